@@ -36,7 +36,7 @@ def imported(source):
             if stem==package: yield from ((f'{package}.{a.name}', star) for a in o.names)
             else: yield stem, star
 
-def own(names): return {o.split('.')[1] for o, _ in names if o.startswith(package+'.')}
+def own(names): return {o.split('.')[1] for o, _ in names if re.match(rf'{package}\.[a-z]', o)}
 
 def test_every_room_has_one_notebook():
     assert None not in ROOMS, 'A numbered notebook has no `#| default_exp`'

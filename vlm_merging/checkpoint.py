@@ -4,7 +4,7 @@
 
 # %% ../nbs/01_checkpoint.ipynb #c004
 from __future__ import annotations
-import hashlib,json,math,os,re
+import hashlib,json,math,re
 from dataclasses import dataclass,field
 from pathlib import Path
 

@@ -7,14 +7,16 @@ from __future__ import annotations
 import copy,functools,hashlib,inspect,re
 from dataclasses import dataclass
 from typing import Annotated,Callable,Literal,get_args,get_origin,get_type_hints
+import numpy as np
 import torch
 from torch import Generator,Tensor
+from torch.nn.functional import hardshrink
 
 # %% auto #0
 __all__ = ['Share', 'Scale', 'FILLED', 'METHODS', 'Elect', 'Divide', 'Knob', 'Method', 'knob_of', 'merge_method', 'linear', 'arc',
-           'slerp', 'task_arithmetic', 'Cut', 'cuts', 'in_bin', 'agreed', 'trims', 'trim', 'ties', 'name_rng', 'flips',
-           'drop', 'dare_linear', 'dare_ties', 'crumbs', 'breadcrumbs', 'drop_by_rank', 'della', 'energies', 'sce',
-           'blockwise']
+           'slerp', 'task_arithmetic', 'Cut', 'just_below', 'bits', 'at_least', 'within', 'guess', 'cuts', 'Tally',
+           'cut_at', 'in_bin', 'agreed', 'trims', 'ties', 'name_rng', 'flips', 'drop', 'dare_linear', 'dare_ties',
+           'crumbs', 'breadcrumbs', 'drop_by_rank', 'della', 'energies', 'sce', 'blockwise']
 
 # %% ../nbs/03_methods.ipynb #c009
 Share = Annotated[float,0.,1.]    # A part of a whole
@@ -146,33 +148,108 @@ class Cut:
     )->Tensor:            # True where kept
         "Which entries of the next block are among the largest"
         if self.equals<0: return size>=self.level
-        mask,tied = size>self.level, size==self.level
-        n = int(tied.sum())
-        if n>self.equals: tied.view(-1)[tied.view(-1).nonzero()[self.equals:]] = False
-        self.equals -= min(n,self.equals)
-        return mask|tied
+        mask = size>self.level
+        mask.view(-1)[self.next_equals(size)] = True
+        return mask
+
+    def trim(self,
+        delta:Tensor,     # The next block, any shape
+    )->Tensor:            # Same shape, zero where not kept
+        "What the largest entries of the next block are"
+        if self.level==0 and self.equals<0: return delta
+        if self.equals<0: return hardshrink(delta,just_below(self.level,delta.dtype))
+        kept = hardshrink(delta,self.level)
+        if self.equals:
+            i = self.next_equals(delta.abs())
+            kept.view(-1)[i] = delta.reshape(-1)[i]
+        return kept
+
+    def next_equals(self, size:Tensor)->Tensor:
+        "Flat indices of entries of just the cut's size that still have a place; takes up those places"
+        i = (size==self.level).view(-1).nonzero()[:max(self.equals,0),0]
+        self.equals -= len(i)
+        return i
+
+def just_below(x:float, dtype:torch.dtype)->float:
+    "The next smaller number of a type"
+    return float(np.nextafter(np.array(x,dtype=str(dtype).removeprefix('torch.')),0))
+
+def bits(t:Tensor)->Tensor:
+    "Magnitudes as integers in the same order"
+    return t.float().contiguous().view(-1).view(torch.int32)
+
+def at_least(i:Tensor, low:int)->int:
+    "How many integers are `low` or more; NumPy counts several times faster than torch on a CPU"
+    return int((i>=low).sum()) if i.is_cuda else np.count_nonzero(i.numpy()>=low)
+
+def within(i:Tensor, low:int, high:int)->Tensor:
+    "The integers from `low` on below `high`; NumPy picks twice as fast as torch on a CPU"
+    if i.is_cuda: return i[(i>=low)&(i<high)].cpu()
+    a = i.numpy()
+    return torch.from_numpy(a[(a>=low)&(a<high)])
+
+def guess(sizes:Tensor, share:float)->tuple[int,int]:
+    "Bounds, as integers, between which the cut should lie, from a sample of magnitudes"
+    i,slack = bits(sizes).sort(descending=True).values,5*(share*(1-share)/len(sizes))**.5+2/len(sizes)
+    place = lambda s: int(i[min(max(int(s*len(i)),0),len(i)-1)])
+    return place(share+slack),place(share-slack)+1
 
 def cuts(
-    blocks:Callable,      # Gives, each time it is called, an iterator over tuples of magnitudes (float, >= 0)
+    sizes:Callable,       # Makes of blocks a tuple of magnitudes for each (float, >= 0)
+    blocks,               # Can be iterated again and again; `sample()`, if it has one, gives some blocks from all over
     keep:tuple,           # For each of the tuple: how many entries to keep
+    n:int,                # Entries in all
 )->list[Cut]:
     "The exact cut that keeps the `keep` largest entries, for several tensors read side by side"
-    bits = lambda t: t.float().contiguous().view(-1).view(torch.int32)
+    if hasattr(blocks,'sample'):
+        few = [torch.cat(ts) for ts in zip(*([t.flatten() for t in ts] for ts in sizes(blocks.sample())))]
+        bounds = [guess(t,k/n) for t,k in zip(few,keep)]
+        if all(high-low<=1<<21 for low,high in bounds):
+            tallies = [Tally(low,high) for low,high in bounds]
+            for ts in sizes(blocks):
+                for tally,t in zip(tallies,ts): tally.add(bits(t))
+            found = [tally.cut(k) for tally,k in zip(tallies,keep)]
+            if all(found): return found
     high = [torch.zeros(1<<15,dtype=torch.int64) for _ in keep]
-    for block in blocks():
-        for h,t in zip(high,block): h += torch.bincount(bits(t)>>16,minlength=1<<15).cpu()
-    bins,spare = zip(*(in_bin(h,k) for h,k in zip(high,keep)))
+    for ts in sizes(blocks):
+        for h,t in zip(high,ts): h += torch.bincount(bits(t)>>16,minlength=1<<15).cpu()
+    bins = [in_bin(h,k) for h,k in zip(high,keep)]
     low = [torch.zeros(1<<16,dtype=torch.int64) for _ in keep]
-    for block in blocks():
-        for h,t,b in zip(low,block,bins):
-            i = bits(t)
-            h += torch.bincount(i[(i>>16)==b]&0xffff,minlength=1<<16).cpu()
-    made = []
-    for h,b,k,s in zip(low,bins,keep,spare):
-        j,left = in_bin(h,s)
-        level = float(torch.tensor((b<<16)|j,dtype=torch.int32).view(torch.float32))
-        made.append(Cut(level, -1 if left==int(h[j]) else left) if k else Cut(float('inf'),0))
-    return made
+    for ts in sizes(blocks):
+        for h,t,(b,_) in zip(low,ts,bins): h += torch.bincount(within(bits(t),b<<16,(b+1)<<16)-(b<<16),minlength=1<<16)
+    return [cut_at(h,b<<16,spare) if k else Cut(float('inf'),0) for h,(b,spare),k in zip(low,bins,keep)]
+
+class Tally:
+    "Counts what lies above a range of integers, and each value within it"
+    def __init__(self, low:int, high:int):
+        self.low,self.high,self.above,self.counts = low,high,0,torch.zeros(high-low,dtype=torch.int64)
+        self.waiting,self.n = torch.empty(1<<18,dtype=torch.int32),0     # one buffer: small pieces would scatter over the heap
+
+    def add(self, i:Tensor):
+        above = at_least(i,self.high)
+        self.above += above
+        if self.high-self.low==1:       # so many equals that the sample met only them
+            self.counts += at_least(i,self.low)-above
+            return
+        for piece in within(i,self.low,self.high).split(len(self.waiting)):
+            if self.n+len(piece)>len(self.waiting): self.count()
+            self.waiting[self.n:self.n+len(piece)] = piece
+            self.n += len(piece)
+
+    def count(self):
+        self.counts += torch.bincount(self.waiting[:self.n]-self.low,minlength=len(self.counts))
+        self.n = 0
+
+    def cut(self, k:int)->Cut|None:
+        "The cut at the k-th largest, if it lies in the range"
+        self.count()
+        if not k: return Cut(float('inf'),0)
+        return cut_at(self.counts,self.low,k-self.above) if self.above<k<=self.above+int(self.counts.sum()) else None
+
+def cut_at(counts:Tensor, low:int, k:int)->Cut:
+    "The cut at the k-th largest of a histogram whose first bin is the integer `low`"
+    j,left = in_bin(counts,k)
+    return Cut(float(torch.tensor(low+j,dtype=torch.int32).view(torch.float32)), -1 if left==int(counts[j]) else left)
 
 def in_bin(
     counts:Tensor,        # A histogram, smallest first
@@ -184,34 +261,30 @@ def in_bin(
     i = min(i,len(counts)-1)
     return len(counts)-1-i, k-int(above[i]-counts[len(counts)-1-i])
 
-# %% ../nbs/03_methods.ipynb #c030
+# %% ../nbs/03_methods.ipynb #c032
 Elect = Literal['unweighted','weighted']
 Divide = Literal['count','weights','none']
 
 def agreed(
-    deltas:tuple,         # Two task vectors, trimmed or thinned
+    deltas:tuple,         # Two task vectors, trimmed or thinned; used up as scratch space
     weights:tuple,        # Their factors
     elect:str,            # `unweighted` or `weighted`: which sum gives the sign
     divide:str,           # `count`, `weights` or `none`: what the weighted sum is divided by
 )->Tensor:                # Same shape
     "Elect a sign for each entry and merge what agrees with it"
     (a,b),(wa,wb) = deltas,weights
-    up = (a+b if elect=='unweighted' else wa*a+wb*b)>=0
-    a,b = (torch.where(up,d.clamp(min=0),d.clamp(max=0)) for d in (a,b))
-    total = wa*a+wb*b
-    if divide=='none': return total
-    if divide=='count': return torch.where((a!=0)&(b!=0),total/2,total)
-    voted = wa*(a!=0)+wb*(b!=0)
-    return torch.where(voted>0,total/voted,0.)
+    votes = a+b if elect=='unweighted' else wa*a+wb*b
+    sign = torch.copysign(torch.ones((),dtype=a.dtype,device=a.device),votes,out=votes)
+    a,b = a.mul_(sign).relu_(),b.mul_(sign).relu_()   # seen from the elected side: what disagrees is negative, and goes
+    if divide=='count': voted = torch.minimum(a,b).sign_().add_(1)
+    if divide=='weights': voted = (wa*a.sign()).add_(wb*b.sign()).clamp_(min=torch.finfo(a.dtype).tiny)
+    total = a.mul_(wa).add_(b.mul_(wb)).mul_(sign)
+    return total if divide=='none' else total.div_(voted)
 
 def trims(blocks, n, *, density, **_):
     "For both task vectors: the cut that keeps the share `density`"
-    sizes = lambda: (((vlm-base).abs(),(llm-base).abs()) for vlm,llm,base in blocks)
-    return cuts(sizes, (int(density*n),)*2)
-
-def trim(delta:Tensor, cut:Cut)->Tensor:
-    "What a cut keeps of a task vector; zero elsewhere"
-    return torch.where(cut.keep(delta.abs()),delta,0.)
+    sizes = lambda blocks: (((vlm-base).abs_(),(llm-base).abs_()) for vlm,llm,base in blocks)
+    return cuts(sizes,blocks,(int(density*n),)*2,n)
 
 @merge_method(look=trims)
 def ties(
@@ -227,10 +300,10 @@ def ties(
     divide:Divide='count', # What the weighted sum is divided by
 )->Tensor:                # Same shape
     "Trim, elect a sign, merge what agrees (Yadav et al. 2023, arXiv:2306.01708)"
-    kept = [trim(d-base,cut) for d,cut in zip((vlm,llm),seen)]
-    return base + agreed(kept,(weight,llm_weight),elect,divide)
+    kept = [cut.trim(d-base) for d,cut in zip((vlm,llm),seen)]
+    return agreed(kept,(weight,llm_weight),elect,divide).add_(base)
 
-# %% ../nbs/03_methods.ipynb #c037
+# %% ../nbs/03_methods.ipynb #c039
 def name_rng(
     seed:int,             # Of the recipe
     name:str,             # Of the tensor, without the stem that differs between layouts
@@ -261,10 +334,11 @@ def drop(
     "Keep a random share of `delta`"
     places = round(density*65536)
     if places==65536: return delta
-    kept = torch.where(flips(delta,rng)<places-32768,delta,0.) if places else torch.zeros_like(delta)
-    return kept*(65536/places) if rescale and places else kept
+    if not places: return torch.zeros_like(delta)
+    kept = delta*(flips(delta,rng)<places-32768)
+    return kept.mul_(65536/places) if rescale else kept
 
-# %% ../nbs/03_methods.ipynb #c039
+# %% ../nbs/03_methods.ipynb #c041
 @merge_method
 def dare_linear(
     vlm:Tensor,           # Any shape
@@ -297,14 +371,14 @@ def dare_ties(
 )->Tensor:                # Same shape
     "Drop and rescale, then elect and merge (Yu et al. 2024 with Yadav et al. 2023)"
     kept = [drop(d-base,density,g,rescale) for d,g in zip((vlm,llm),rng)]
-    return base + agreed(kept,(weight,llm_weight),elect,divide)
+    return agreed(kept,(weight,llm_weight),elect,divide).add_(base)
 
-# %% ../nbs/03_methods.ipynb #c044
+# %% ../nbs/03_methods.ipynb #c046
 def crumbs(blocks, n, *, density, outliers, **_):
     "For both task vectors: the cut below the outliers, and the cut below the crumbs"
-    sizes = lambda: ((a,b,a,b) for a,b in (((vlm-base).abs(),(llm-base).abs()) for vlm,llm,base in blocks))
+    sizes = lambda blocks: ((a,b,a,b) for a,b in (((vlm-base).abs_(),(llm-base).abs_()) for vlm,llm,base in blocks))
     top = int(outliers*n)
-    return cuts(sizes, (top,top)+(min(n,top+int(density*n)),)*2)
+    return cuts(sizes,blocks,(top,top)+(min(n,top+int(density*n)),)*2,n)
 
 @merge_method(look=crumbs)
 def breadcrumbs(
@@ -319,11 +393,10 @@ def breadcrumbs(
     outliers:Share=.01,   # Share of its largest entries that is dropped
 )->Tensor:                # Same shape
     "Task arithmetic without outliers and without small change (Davari and Belilovsky 2024, arXiv:2312.06795)"
-    a,b = (torch.where(inner.keep(d.abs())&~outer.keep(d.abs()),d,0.)
-           for d,outer,inner in zip((vlm-base,llm-base),seen[:2],seen[2:]))
+    a,b = (inner.trim(d)-outer.trim(d) for d,outer,inner in zip((vlm-base,llm-base),seen[:2],seen[2:]))
     return base + weight*a + llm_weight*b
 
-# %% ../nbs/03_methods.ipynb #c048
+# %% ../nbs/03_methods.ipynb #c050
 def drop_by_rank(
     delta:Tensor,         # (rows, columns) or (columns,)
     density:float,        # Mean probability of being kept
@@ -336,7 +409,7 @@ def drop_by_rank(
     rank = delta.abs().argsort(dim=-1,stable=True).argsort(-1)
     p = (density+epsilon*(rank.to(torch.float32)/max(n-1,1)-.5)).clamp(0,1)
     coin = torch.rand(delta.shape,generator=rng).to(delta.device)
-    return torch.where(coin<p,delta/p if rescale else delta,0.).to(delta.dtype)
+    return ((delta/p.clamp(min=1e-9) if rescale else delta)*(coin<p)).to(delta.dtype)
 
 @merge_method(rows=True)
 def della(
@@ -355,16 +428,16 @@ def della(
 )->Tensor:                # Same shape
     "Drop by rank, elect a sign, merge what agrees (Deep et al. 2024, arXiv:2406.11617)"
     kept = [drop_by_rank(d-base,density,epsilon,g,rescale) for d,g in zip((vlm,llm),rng)]
-    return base + agreed(kept,(weight,llm_weight),elect,divide)
+    return agreed(kept,(weight,llm_weight),elect,divide).add_(base)
 
-# %% ../nbs/03_methods.ipynb #c052
+# %% ../nbs/03_methods.ipynb #c054
 def energies(blocks, n, *, density, **_):
     "The cut that selects by difference, and the share of each task vector in the selected energy"
-    cut, = cuts(lambda: (((vlm-llm).abs(),) for vlm,llm,base in blocks), (int(density*n),))
+    cut, = cuts(lambda blocks: (((vlm-llm).abs_(),) for vlm,llm,base in blocks),blocks,(int(density*n),),n)
     once,e = copy.copy(cut),[0.,0.]
     for vlm,llm,base in blocks:
         mask = once.keep((vlm-llm).abs())
-        for i,t in enumerate((vlm,llm)): e[i] += float(torch.where(mask,t-base,0.).double().square().sum())
+        for i,t in enumerate((vlm,llm)): e[i] += float(((t-base)*mask).double().square().sum())
     total = sum(e)
     return cut,tuple(x/total if total else .5 for x in e)
 
@@ -380,10 +453,10 @@ def sce(
     "Select, calculate, erase (Wan et al. 2024, arXiv:2408.07990)"
     cut,weights = seen
     mask = cut.keep((vlm-llm).abs())
-    chosen = tuple(torch.where(mask,d-base,0.) for d in (vlm,llm))
-    return base + agreed(chosen,weights,'unweighted','weights')
+    chosen = tuple((d-base)*mask for d in (vlm,llm))
+    return agreed(chosen,weights,'unweighted','weights').add_(base)
 
-# %% ../nbs/03_methods.ipynb #c058
+# %% ../nbs/03_methods.ipynb #c060
 def blockwise(
     method:Method,        # From `METHODS`
     blocks,               # Can be iterated again and again: tuples of blocks (vlm, llm[, base])

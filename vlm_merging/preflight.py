@@ -4,11 +4,10 @@
 
 # %% ../nbs/02a_preflight.ipynb #c004
 from __future__ import annotations
-import json
 from dataclasses import dataclass
 import numpy as np
 from .checkpoint import FLOATS,Checkpoint,read_json
-from .families import Decoder,Pairing,find_decoder,pair_names,text_config
+from .families import Pairing,find_decoder,pair_names,text_config
 
 # %% auto #0
 __all__ = ['FUSED', 'COMPARED', 'Finding', 'first_few', 'quantized', 'unlike_parts', 'unlike_heads', 'rope', 'unlike_settings',

@@ -5,7 +5,7 @@
 # %% ../nbs/03a_recipe.ipynb #c004
 from __future__ import annotations
 import difflib,json,re
-from dataclasses import asdict,dataclass,field,fields,replace
+from dataclasses import asdict,dataclass,field,fields
 from pathlib import Path
 from .checkpoint import read_json
 from .families import Pair

@@ -4,7 +4,7 @@
 
 # %% ../nbs/01a_writer.ipynb #c004
 from __future__ import annotations
-import errno,fcntl,json,os,shutil,threading
+import errno,fcntl,os,shutil,threading
 from contextlib import contextmanager
 from pathlib import Path
 

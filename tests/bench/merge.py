@@ -9,12 +9,12 @@ makes a synthetic VLM, LLM and base (bfloat16, hidden size 2048, three shards) a
 - the merges, through the public call, with one worker (and linear with two).
 It prints medians of CPU seconds (start-up included), wall seconds and peak resident memory, and the ratios.
 """
-import argparse, json, os, shutil, statistics, subprocess, sys, time
+import argparse, ctypes, json, os, shutil, statistics, subprocess, sys, time
 from pathlib import Path
 
 HIDDEN, MLP, HEADS, VOCAB = 2048, 8192, 16, 24_000
 BUFFER = 1 << 23    # numbers per buffer of the linear floor: 16 MB in bfloat16
-SMALL = 1 << 18     # numbers per block of the TIES floor
+SMALL = 1 << 17     # numbers per block of the TIES floor
 
 
 def shapes(layers):
@@ -73,6 +73,8 @@ def floor(method, where, out):
     "Read, compute, write: nothing else"
     import torch
     torch.set_num_threads(1)
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, 'mallopt'): libc.mallopt(-1, 1 << 27), libc.mallopt(-3, 1 << 25)    # as the merge does
     vlm, llm, base = (ranges(where/w) for w in ('vlm', 'llm', 'base'))
     out.mkdir()
     files = {p: os.open(p, os.O_RDONLY) for d in (vlm, llm, base) for p, _, _ in d.values()}
@@ -110,11 +112,11 @@ def floor(method, where, out):
         for i in range(0, numbers, size):
             k = min(size, numbers-i)
             v, l, b = (t.float() for t in read(spots, i, k))
-            x, y = (torch.where(d.abs() >= c, d, 0.) for d, c in zip((v-b, l-b), cut))
-            up = (x+y) >= 0
-            x, y = (torch.where(up, d.clamp(min=0), d.clamp(max=0)) for d in (x, y))
-            total = 1.6*x+.2*y
-            result[:k] = b+torch.where((x != 0) & (y != 0), total/2, total)
+            x, y = (torch.nn.functional.hardshrink(d, c) for d, c in zip((v-b, l-b), cut))
+            sign = torch.copysign(torch.ones(()), x+y)
+            x, y = (x*sign).relu_(), (y*sign).relu_()
+            both = torch.minimum(x, y).sign_()
+            result[:k] = x.mul_(1.6).add_(y, alpha=.2).div_(both.add_(1)).mul_(sign).add_(b)
             os.pwrite(outs[p], bytes_of[:2*k], at+2*i)
 
 
@@ -153,12 +155,15 @@ def main():
     args = p.parse_args()
     if args.job:
         kind, _, rest = args.job.partition('-')
-        if kind == 'floor': floor(rest, args.inputs, args.out)
+        if kind == 'make':
+            for name, which, prefix in (('base', 0, ''), ('llm', 1, ''), ('vlm', 2, 'language_model.')):
+                make(args.inputs/name, args.layers, which, prefix)
+        elif kind == 'floor': floor(rest, args.inputs, args.out)
         else: ours(kind, args.inputs, args.out, int(rest or 1), args.device)
         return
     where = args.inputs or args.dir/'vlm_merging_bench'
     if not where.exists():
-        for name, which, prefix in (('base', 0, ''), ('llm', 1, ''), ('vlm', 2, 'language_model.')): make(where/name, args.layers, which, prefix)
+        subprocess.run([sys.executable, __file__, '--job', 'make', '--inputs', str(where), '--layers', str(args.layers)], check=True)
     size = sum(f.stat().st_size for f in (where/'vlm').glob('*.safetensors'))
     print(f'{size/1e9:.2f} GB a model; load before: {os.getloadavg()[0]:.2f}; {os.cpu_count()} cores; torch threads 1')
     jobs, got = args.jobs.split(','), {}
