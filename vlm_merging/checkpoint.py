@@ -10,12 +10,13 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['DTYPES', 'FLOATS', 'HEADER_LIMIT', 'WEIGHTS', 'SIDE', 'Entry', 'unique', 'read_json', 'checked_entry', 'read_header',
-           'read_bin', 'weight_files', 'fetch', 'Checkpoint', 'fingerprint', 'fingerprints', 'summary']
+           'read_bin', 'weight_files', 'fetch', 'Checkpoint', 'fingerprint', 'fingerprints', 'readable', 'summary']
 
 # %% ../nbs/01_checkpoint.ipynb #c009
-DTYPES = dict(F64=64, F32=32, F16=16, BF16=16, I64=64, I32=32, I16=16, I8=8, U64=64, U32=32, U16=16, U8=8, BOOL=8,
-              C64=64, F8_E4M3=8, F8_E5M2=8, F8_E8M0=8, F8_E4M3FNUZ=8, F8_E5M2FNUZ=8, F6_E2M3=6, F6_E3M2=6, F4=4)
-FLOATS = dict(BF16='bfloat16', F16='float16', F32='float32', F64='float64')  # Types that can be merged: name in torch
+DTYPES = dict(F64=64, F32=32, F16=16, BF16=16, I64=64, I32=32, I16=16, I8=8,
+              U64=64, U32=32, U16=16, U8=8, BOOL=8, C64=64,
+              F8_E4M3=8, F8_E5M2=8, F8_E8M0=8, F8_E4M3FNUZ=8, F8_E5M2FNUZ=8, F6_E2M3=6, F6_E3M2=6, F4=4)
+FLOATS = dict(BF16='bfloat16', F16='float16', F32='float32', F64='float64')  # Can be merged: name in torch
 
 @dataclass(frozen=True)
 class Entry:
@@ -27,10 +28,14 @@ class Entry:
     start:int           # First byte, counted from the start of the file
 
     @property
-    def numel(self)->int: return math.prod(self.shape)
+    def numel(self)->int:
+        "How many numbers"
+        return math.prod(self.shape)
 
     @property
-    def nbytes(self)->int: return self.numel*DTYPES[self.dtype]//8
+    def nbytes(self)->int:
+        "How many bytes"
+        return self.numel*DTYPES[self.dtype]//8
 
     def rows(self,
         n:int,          # How many rows (first axis) to keep, from the top
@@ -41,7 +46,9 @@ class Entry:
 # %% ../nbs/01_checkpoint.ipynb #c012
 HEADER_LIMIT = 100_000_000    # bytes; the limit of the safetensors format itself
 
-def unique(pairs):
+def unique(
+    pairs,              # `(key, value)` in the order of the text
+):
     "A JSON object in which no key stands twice"
     made = dict(pairs)
     if len(made)<len(pairs): raise ValueError('a name stands twice in it')
@@ -57,20 +64,28 @@ def read_json(
         made = json.loads(path.read_bytes(), object_pairs_hook=unique)
         if not isinstance(made,dict): raise ValueError('it holds no object')
     except (ValueError,RecursionError) as e:
-        raise ValueError(f"{path} cannot be read as JSON: {str(e)[:200] or type(e).__name__}. Download it again.") from None
+        raise ValueError(f"{path} cannot be read as JSON: {str(e)[:200] or type(e).__name__}. "
+                         f"Download it again.") from None
     return made
 
-def checked_entry(name, claim, path, origin):
+def checked_entry(
+    name,               # Of the tensor
+    claim,              # What the header says of it: `dtype`, `shape` and `data_offsets`
+    path,               # The file
+    origin,             # First byte behind the header; offsets count from there
+):
     "One line of a header as `(Entry, end)`; raises ValueError on any claim that cannot be true"
     if not isinstance(claim,dict): raise ValueError(f"{name!r} has no record")
     dtype,shape,where = (claim.get(k) for k in ('dtype','shape','data_offsets'))
-    if not isinstance(dtype,str) or dtype not in DTYPES: raise ValueError(f"{name!r} has the unknown type {str(dtype)[:40]!r}")
+    if not isinstance(dtype,str) or dtype not in DTYPES:
+        raise ValueError(f"{name!r} has the unknown type {str(dtype)[:40]!r}")
     whole = lambda xs: isinstance(xs,list) and all(type(x) is int and 0<=x<2**63 for x in xs)
     if not whole(shape) or len(shape)>32: raise ValueError(f"the shape of {name!r} is not a list of sizes")
     if not whole(where) or len(where)!=2: raise ValueError(f"{name!r} has no pair of offsets")
     bits = math.prod(shape)*DTYPES[dtype]
     if bits%8 or where[1]-where[0]!=bits//8:
-        raise ValueError(f"{name!r} claims {where[1]-where[0]} bytes, but {dtype} {tuple(shape)} takes {bits/8:g}")
+        raise ValueError(f"{name!r} claims {where[1]-where[0]} bytes, "
+                         f"but {dtype} {tuple(shape)} takes {bits/8:g}")
     return Entry(name, dtype, tuple(shape), path, origin+where[0]), origin+where[1]
 
 def read_header(
@@ -92,11 +107,16 @@ def read_header(
         found = [checked_entry(k,v,path,8+n) for k,v in raw.items()]
         end = 8+n
         for entry,stop in sorted(found, key=lambda p: (p[0].start,p[1])):
-            if entry.start!=end: raise ValueError(f"{entry.name!r} {'overlaps another tensor' if entry.start<end else 'leaves a gap before it'}")
+            if entry.start!=end:
+                raise ValueError(
+                    f"{entry.name!r} "
+                    f"{'overlaps another tensor' if entry.start<end else 'leaves a gap before it'}")
             end = stop
-        if end!=size: raise ValueError(f"its tensors end at byte {end}, the file at {size}: it was cut off or added to")
+        if end!=size:
+            raise ValueError(f"its tensors end at byte {end}, the file at {size}: it was cut off or added to")
     except (ValueError,RecursionError) as e:
-        raise ValueError(f"{path} cannot be used: {str(e)[:300] or type(e).__name__}. Download or save it again.") from None
+        raise ValueError(f"{path} cannot be used: {str(e)[:300] or type(e).__name__}. "
+                         f"Download or save it again.") from None
     return {e.name:e for e,_ in found}, meta
 
 # %% ../nbs/01_checkpoint.ipynb #c019
@@ -109,24 +129,31 @@ def read_bin(
     try:
         with FakeTensorMode(): held = torch.load(path, weights_only=True, map_location='cpu')
     except Exception as e:  # the unpickler fails in many ways, all of which mean the same
-        raise ValueError(f"{path} cannot be used: it is not a plain file of tensors ({str(e).splitlines()[0][:120]}). "
+        raise ValueError(f"{path} cannot be used: it is not a plain file of tensors "
+                         f"({str(e).splitlines()[0][:120]}). "
                          f"Only files that `torch.load(weights_only=True)` accepts are read.") from None
     if not isinstance(held,dict) or not all(isinstance(k,str) for k in held):
         raise ValueError(f"{path} cannot be used: it holds no table of named tensors.")
-    names,size = {v:k for k,v in FLOATS.items()} | dict(int64='I64',int32='I32',int16='I16',int8='I8',uint8='U8',bool='BOOL'), path.stat().st_size
+    names,size = {v:k for k,v in FLOATS.items()} | dict(
+        int64='I64',int32='I32',int16='I16',int8='I8',uint8='U8',bool='BOOL'), path.stat().st_size
     found = {}
     for name,t in held.items():
         if not isinstance(t,torch.Tensor): continue
-        at,dtype = getattr(t.untyped_storage(),'_checkpoint_offset',None), names.get(str(t.dtype).removeprefix('torch.'))
+        at,dtype = (getattr(t.untyped_storage(),'_checkpoint_offset',None),
+                    names.get(str(t.dtype).removeprefix('torch.')))
         if at is None or dtype is None or not t.is_contiguous():
-            raise ValueError(f"{path}: {name!r} is stored as {t.dtype} with strides {t.stride()}, which cannot be read in place. "
+            raise ValueError(f"{path}: {name!r} is stored as {t.dtype} with strides {t.stride()}, "
+                             f"which cannot be read in place. "
                              f"Load the model in transformers and save it again as safetensors.")
         found[name] = Entry(name, dtype, tuple(t.shape), path, at+t.storage_offset()*t.element_size())
-        if found[name].start+found[name].nbytes>size: raise ValueError(f"{path} cannot be used: {name!r} lies beyond the end of the file. Download it again.")
+        if found[name].start+found[name].nbytes>size:
+            raise ValueError(f"{path} cannot be used: {name!r} lies beyond the end of the file. "
+                             f"Download it again.")
     return found
 
 # %% ../nbs/01_checkpoint.ipynb #c025
-WEIGHTS = (('model.safetensors.index.json','model.safetensors'), ('pytorch_model.bin.index.json','pytorch_model.bin'))
+WEIGHTS = (('model.safetensors.index.json','model.safetensors'),
+           ('pytorch_model.bin.index.json','pytorch_model.bin'))
 
 def weight_files(
     folder:Path,        # A checkpoint folder
@@ -135,19 +162,25 @@ def weight_files(
     for index,single in WEIGHTS:
         if (folder/index).is_file():
             table = read_json(folder/index).get('weight_map')
-            if not isinstance(table,dict) or not table: raise ValueError(f"{folder/index} has no `weight_map`. Download it again.")
+            if not isinstance(table,dict) or not table:
+                raise ValueError(f"{folder/index} has no `weight_map`. Download it again.")
             for file in set(map(str,table.values())):
                 if not re.fullmatch(r'[\w][\w.\-+ ]*\.(safetensors|bin)',file):
-                    raise ValueError(f"{folder/index} names {file[:80]!r}, which is not a plain weight file of that folder. Do not trust this checkpoint.")
-                if not (folder/file).is_file(): raise ValueError(f"{folder/index} names {file}, which is missing. Download it again.")
+                    raise ValueError(f"{folder/index} names {file[:80]!r}, which is not a plain weight file "
+                                     f"of that folder. Do not trust this checkpoint.")
+                if not (folder/file).is_file():
+                    raise ValueError(f"{folder/index} names {file}, which is missing. Download it again.")
             return sorted(set(table.values())), table
         if (folder/single).is_file(): return [single], None
-    raise ValueError(f"{folder} holds no weights: neither {' nor '.join(n for pair in WEIGHTS for n in pair)} is there. "
-                     f"{'It looks like an adapter: merge it into its base model first. ' if (folder/'adapter_config.json').exists() else ''}"
+    raise ValueError(f"{folder} holds no weights: "
+                     f"neither {' nor '.join(n for pair in WEIGHTS for n in pair)} is there. "
+                     f"""{'It looks like an adapter: merge it into its base model first. '
+                         if (folder/'adapter_config.json').exists() else ''}"""
                      f"Name a folder saved by `save_pretrained`.")
 
 # %% ../nbs/01_checkpoint.ipynb #c028
-SIDE = ('*.json','*.jinja','*.txt','*.model','*.py','*.md','*.tiktoken','LICENSE*','NOTICE*','*/*.json','*/*.jinja','*/*.py')
+SIDE = ('*.json','*.jinja','*.txt','*.model','*.py','*.md','*.tiktoken','LICENSE*','NOTICE*',
+        '*/*.json','*/*.jinja','*/*.py')
 
 def fetch(
     name:str,           # Hub id, `owner/name`
@@ -159,11 +192,13 @@ def fetch(
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=SIDE))
         for index,single in WEIGHTS:
-            files = sorted(set(map(str,(read_json(folder/index).get('weight_map') or {}).values()))) if (folder/index).exists() else [single]
+            files = (sorted(set(map(str,(read_json(folder/index).get('weight_map') or {}).values())))
+                     if (folder/index).exists() else [single])
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*SIDE,*files]))
             if all((folder/f).exists() for f in files): break
     except (HFValidationError,HfHubHTTPError,LocalEntryNotFoundError,OSError) as e:
-        raise ValueError(f"{name} is no folder here and could not be had from the hub: {str(e).strip().splitlines()[0][:200]} "
+        raise ValueError(f"{name} is no folder here and could not be had from the hub: "
+                         f"{str(e).strip().splitlines()[0][:200]} "
                          f"Check the name, log in if it is gated, or give a local folder.") from None
     return folder
 
@@ -197,16 +232,23 @@ class Checkpoint:
         for file in files:
             found = read_bin(folder/file) if file.endswith('.bin') else read_header(folder/file)[0]
             twice = next((n for n in found if n in tensors), None)
-            if twice: raise ValueError(f"{folder}: {twice!r} stands in {tensors[twice].file.name} and again in {file}. Which one counts is not clear: save the model again.")
+            if twice:
+                raise ValueError(f"{folder}: {twice!r} stands in {tensors[twice].file.name} "
+                                 f"and again in {file}. Which one counts is not clear: save the model again.")
             tensors |= found
         for name,file in (table or {}).items():
             if name not in tensors or tensors[name].file.name!=file:
-                raise ValueError(f"{folder}: the index says that {name!r} is in {file}, but it is {'in '+tensors[name].file.name if name in tensors else 'nowhere'}. Download it again.")
+                raise ValueError(
+                    f"{folder}: the index says that {name!r} is in {file}, "
+                    f"but it is {'in '+tensors[name].file.name if name in tensors else 'nowhere'}. "
+                    f"Download it again.")
         if not tensors: raise ValueError(f"{folder} holds no tensors. Download it again.")
         return cls(folder, tuple(files), tensors, read_json(folder/'config.json'), where, revision)
 
     @property
-    def nbytes(self)->int: return sum(e.nbytes for e in self.tensors.values())
+    def nbytes(self)->int:
+        "Bytes of all tensors"
+        return sum(e.nbytes for e in self.tensors.values())
 
 # %% ../nbs/01_checkpoint.ipynb #c036
 def fingerprint(
@@ -216,7 +258,8 @@ def fingerprint(
     "Say which file this is, cheaply or fully"
     size,sha = path.stat().st_size,hashlib.sha256()
     with open(path,'rb') as f:
-        head = min(8+int.from_bytes(f.read(8),'little'), HEADER_LIMIT+8, size) if path.suffix=='.safetensors' else min(1<<16,size)
+        head = (min(8+int.from_bytes(f.read(8),'little'), HEADER_LIMIT+8, size)
+                if path.suffix=='.safetensors' else min(1<<16,size))
         f.seek(0); sha.update(f.read(head))
         for i in range(64):
             f.seek(max(0,(size-4096)*i//63)); sha.update(f.read(4096))
@@ -234,6 +277,14 @@ def fingerprints(
     return {f: fingerprint(checkpoint.path/f, full) for f in ('config.json',*checkpoint.files)}
 
 # %% ../nbs/01_checkpoint.ipynb #c040
+def readable(
+    n:int,              # Bytes
+)->str:
+    "A size as people say it"
+    for unit in ('B','kB','MB','GB'):
+        if n<1000 or unit=='GB': return f'{n:.3g} {unit}' if n<1000 else f'{n:.0f} {unit}'
+        n /= 1000
+
 def summary(
     checkpoint:Checkpoint, # An open checkpoint
 )->str:                 # Several lines of text
@@ -244,5 +295,7 @@ def summary(
         n,params,size = groups.get(key,(0,0,0))
         groups[key] = n+1, params+e.numel, size+e.nbytes
     types = sorted({e.dtype for e in checkpoint.tensors.values()})
-    lines = [f"{checkpoint.source or checkpoint.path}  {checkpoint.config.get('model_type','?')}  {', '.join(types)}  {checkpoint.nbytes/1e9:.3f} GB in {len(checkpoint.files)} file(s)"]
-    return '\n'.join(lines+[f"  {k:<56}{n:>6} tensors {p/1e6:>12.3f} M {b/1e9:>10.4f} GB" for k,(n,p,b) in groups.items()])
+    lines = [f"{checkpoint.source or checkpoint.path}  {checkpoint.config.get('model_type','?')}  "
+             f"{', '.join(types)}  {readable(checkpoint.nbytes)} in {len(checkpoint.files)} file(s)"]
+    return '\n'.join(lines+[f"  {k:<56}{n:>6} tensors {p:>15,} numbers {readable(b):>9}"
+                            for k,(n,p,b) in groups.items()])

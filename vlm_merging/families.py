@@ -21,7 +21,8 @@ def text_config(
 )->dict:
     "The part of a configuration that describes the language model"
     inner = next((config[k] for k in NESTED if isinstance(config.get(k),dict)), config)
-    if complete and not {'num_attention_heads','hidden_size','num_hidden_layers'}<=inner.keys() and inner.get('model_type'):
+    if (complete and not {'num_attention_heads','hidden_size','num_hidden_layers'}<=inner.keys()
+        and inner.get('model_type')):
         from transformers import AutoConfig
         try: inner = AutoConfig.for_model(inner['model_type']).to_dict() | inner
         except (ValueError,KeyError): pass  # a model of its own code: what the file says must do
@@ -29,8 +30,10 @@ def text_config(
 
 # %% ../nbs/02_families.ipynb #c013
 LAYER = re.compile(r'(?P<stem>(?:.*\.)?)(?:layers|blocks)\.(?P<i>\d{1,6})\.(?P<rest>.+)')
-ATTENDS = re.compile(r'(self_attn\.(q|qkv)_proj|attention\.wqkv|att_proj|linear_attn\.in_proj_qkv\w*|cross_attn\.q_proj)\.weight')
-OTHER = re.compile(r'vision|visual|\bvi?t\b|\bvpm\b|image|audio|speech|encoder|tower|resampler|perceiver|qformer|mtp|draft')
+ATTENDS = re.compile(r'(self_attn\.(q|qkv)_proj|attention\.wqkv|att_proj|linear_attn\.in_proj_qkv\w*'
+                     r'|cross_attn\.q_proj)\.weight')
+OTHER = re.compile(r'vision|visual|\bvi?t\b|\bvpm\b|image|audio|speech|encoder|tower|resampler|perceiver'
+                   r'|qformer|mtp|draft')
 
 @dataclass(frozen=True)
 class Decoder:
@@ -43,7 +46,12 @@ class Decoder:
     head:str|None       # and the output head
     width:int           # Hidden size, as the projections say
 
-def first_name(tensors, names): return next((n for n in names if n in tensors), None)
+def first_name(
+    tensors,            # `Entry` by name
+    names,              # Candidates, the best first
+):
+    "The first of the names that is there, or None"
+    return next((n for n in names if n in tensors), None)
 
 def find_decoder(
     tensors:dict,       # `Entry` by name
@@ -52,35 +60,44 @@ def find_decoder(
     "Find the language model by its names; raise ValueError if there is none, or more than one"
     stems = {}
     for name in tensors:
-        if (m:=LAYER.fullmatch(name)): stems.setdefault(m['stem'],{}).setdefault(int(m['i']),{})[m['rest']] = name
-    width = lambda layers: next((tensors[n].shape[-1] for r in layers.values() for k,n in r.items() if ATTENDS.fullmatch(k)), None)
+        if (m:=LAYER.fullmatch(name)):
+            stems.setdefault(m['stem'],{}).setdefault(int(m['i']),{})[m['rest']] = name
+    width = lambda layers: next((tensors[n].shape[-1] for r in layers.values()
+                                 for k,n in r.items() if ATTENDS.fullmatch(k)), None)
     found = {s:layers for s,layers in stems.items() if width(layers) and not OTHER.search(s)}
     text = text_config(config)
     for key,of in (('num_hidden_layers',len),('hidden_size',width)):
-        if len(found)>1 and isinstance(text.get(key),int): found = {s:layers for s,layers in found.items() if of(layers)==text[key]}
+        if len(found)>1 and isinstance(text.get(key),int):
+            found = {s:layers for s,layers in found.items() if of(layers)==text[key]}
     if len(found)!=1:
         seen = ', '.join(sorted(found or stems)) or 'no numbered layers at all'
-        raise ValueError(f"{'Several parts look' if found else 'No part looks'} like the language model of this checkpoint ({seen[:300]}). "
+        raise ValueError(f"{'Several parts look' if found else 'No part looks'} like the language model "
+                         f"of this checkpoint ({seen[:300]}). "
                          f"If it is a new family, add a record to FAMILIES.")
     (stem,layers), = found.items()
     roots = [stem[:i] for i in range(len(stem),-1,-1) if not i or stem[i-1]=='.']
-    return Decoder(stem, dict(sorted(layers.items())), frozenset(i for i,r in layers.items() if any(k.startswith('cross_attn.') for k in r)),
+    return Decoder(stem, dict(sorted(layers.items())),
+        frozenset(i for i,r in layers.items() if any(k.startswith('cross_attn.') for k in r)),
         first_name(tensors, [stem+n for n in ('norm.weight','ln_f.weight')]),
-        first_name(tensors, [stem+n for n in ('embed_tokens.weight','tok_embeddings.weight','wte.embedding','wte.weight')]),
-        first_name(tensors, [r+n for r in roots for n in ('lm_head.weight','output.weight','ff_out.weight')]), width(layers))
+        first_name(tensors, [stem+n for n in ('embed_tokens.weight','tok_embeddings.weight',
+                                              'wte.embedding','wte.weight')]),
+        first_name(tensors, [r+n for r in roots for n in ('lm_head.weight','output.weight','ff_out.weight')]),
+        width(layers))
 
 # %% ../nbs/02_families.ipynb #c019
 @dataclass(frozen=True)
 class Family:
     "What the general rule cannot know about a kind of VLM"
     model_type:str      # As in config.json
-    parts:dict = field(default_factory=dict) # Name in the VLM's layer -> names in the LLM's layer, stacked by rows
+    parts:dict = field(default_factory=dict) # Name in the VLM's layer -> names in the LLM's, stacked by rows
 
-STACKED = {'att_proj': ('self_attn.q_proj','self_attn.k_proj','self_attn.v_proj'), 'attn_out': ('self_attn.o_proj',),
+STACKED = {'att_proj': ('self_attn.q_proj','self_attn.k_proj','self_attn.v_proj'),
+           'attn_out': ('self_attn.o_proj',),
            'ff_proj': ('mlp.up_proj','mlp.gate_proj'), 'ff_out': ('mlp.down_proj',),
            'attn_norm': ('input_layernorm',), 'ff_norm': ('post_attention_layernorm',)}
 FAMILIES = {f.model_type:f for f in (
-    Family('molmo', {f'{k}.{end}': tuple(f'{v}.{end}' for v in vs) for k,vs in STACKED.items() for end in ('weight','bias')}),
+    Family('molmo', {f'{k}.{end}': tuple(f'{v}.{end}' for v in vs)
+                     for k,vs in STACKED.items() for end in ('weight','bias')}),
 )}
 
 # %% ../nbs/02_families.ipynb #c023
@@ -127,19 +144,24 @@ def pair_names(
         for rest,name in rests.items():
             wanted = (rest,) if rest in other else parts.get(rest,(rest,))
             if i in mine.cross: kept[name] = 'cross-attention layer: an LLM has none'
-            elif all(w in other for w in wanted): pair(name, [other[w] for w in wanted], i, module_of(rest), f'layers.{ranks[i]}.{rest}')
+            elif all(w in other for w in wanted):
+                pair(name, [other[w] for w in wanted], i, module_of(rest), f'layers.{ranks[i]}.{rest}')
             elif rest.endswith('inv_freq'): kept[name] = 'a constant, not a weight'
             else:
                 kept[name] = 'no partner in the LLM'
                 lonely.append(name)
     for module in ('norm','embedding','head'):
         name,other = getattr(mine,module), getattr(theirs,module)
-        if module=='head' and name and not other: other = theirs.embedding    # tied: the embedding is the head
+        if module=='head' and name and not other: other = theirs.embedding  # tied: the embedding is the head
         if name and other: pair(name, [other], None, module, 'final_norm' if module=='norm' else module)
     inside = {p.vlm for p in pairs}
     for name in vlm.tensors:
         if name not in inside and name not in kept:
-            kept[name] = 'beside the language model' if not name.startswith(mine.stem) or LAYER.fullmatch(name) else 'no partner in the LLM'
-    unused = {n:('a constant, not a weight' if n.endswith('inv_freq') else 'no partner in the VLM') for n in llm.tensors if n not in taken}
+            kept[name] = ('beside the language model'
+                          if not name.startswith(mine.stem) or LAYER.fullmatch(name)
+                          else 'no partner in the LLM')
+    unused = {n: ('a constant, not a weight' if n.endswith('inv_freq') else 'no partner in the VLM')
+              for n in llm.tensors if n not in taken}
     order = {n:i for i,n in enumerate(vlm.tensors)}
-    return Pairing(tuple(sorted(pairs, key=lambda p: order[p.vlm])), kept, unused, tuple(lonely), len(mine.layers))
+    return Pairing(tuple(sorted(pairs, key=lambda p: order[p.vlm])), kept, unused,
+                   tuple(lonely), len(mine.layers))

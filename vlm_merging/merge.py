@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from . import __version__
-from .checkpoint import FLOATS,Checkpoint,Entry,fingerprints
+from .checkpoint import FLOATS,Checkpoint,Entry,fingerprints,readable
 from .families import Pair
 from .methods import METHODS,Method,blockwise,name_rng
 from .preflight import Finding,check
@@ -89,21 +89,25 @@ def describe(
     plan:Plan,          # From `plan`
 )->str:                 # Several lines
     "A plan in words"
-    r,size = plan.recipe,lambda n: f'{n/1e9:.3f} GB'
-    knobs = ', '.join(f'{k}={v}' for k,v in ({k.name:k.default for k in METHODS[r.method].knobs.values()}|r.knobs).items())
-    lines = [f"{r.method}({knobs}) on layers {r.layers}, parts {r.modules}"+(', with embeddings' if r.embeddings else '')+(', as the paper\'s script ran' if r.as_run else '')]
+    r = plan.recipe
+    set_to = {k.name:k.default for k in METHODS[r.method].knobs.values()}|r.knobs
+    told = [f"{r.method}({', '.join(f'{k}={v}' for k,v in set_to.items())}) on layers {r.layers}, parts {r.modules}"
+            + (', with embeddings' if r.embeddings else '') + (', as the paper\'s script ran' if r.as_run else '')]
     for who in ('vlm','llm','base'):
-        c = getattr(plan,who)
-        if c: lines.append(f"  {who:<5}{c.source}{'@'+c.revision if c.revision and '@' not in c.source else ''}  {c.config.get('model_type','?')}, {len(c.tensors)} tensors, {size(c.nbytes)} in {len(c.files)} file(s)")
+        if not (c:=getattr(plan,who)): continue
+        commit = f'@{c.revision}' if c.revision and '@' not in c.source else ''
+        told.append(f"  {who:<5}{c.source}{commit}  {c.config.get('model_type','?')}, {len(c.tensors)} tensors, "
+                    f"{readable(c.nbytes)} in {len(c.files)} file(s)")
     groups = {}
+    def add(what, why, entry, example):
+        n,size,first = groups.get((what,why),(0,0,example))
+        groups[what,why] = n+1,size+entry.nbytes,first
     for w in plan.merged:
-        key = ('merged',f"{w.pair.module} of {'layers' if w.pair.layer is not None else 'the end'}" if w.pair.module in ('attention','mlp','norm') else w.pair.module)
-        n,b,_ = groups.get(key,(0,0,None)); groups[key] = n+1,b+w.vlm[0].nbytes,f"{w.pair.vlm} with {' + '.join(w.pair.llm)}"
-    for name,reason in plan.kept.items():
-        n,b,first = groups.get(('kept',reason),(0,0,None)); groups['kept',reason] = n+1,b+plan.vlm.tensors[name].nbytes,first or name
-    lines += [f"  {what:<7}{n:>5} tensors {size(b):>11}  {why}  ({example})" for (what,why),(n,b,example) in groups.items()]
-    if plan.merged: lines.append(f"  reads {size(plan.reads)}, writes {size(plan.writes)}; about 0.3 GB of memory at any size of model")
-    return '\n'.join(lines+[f'  {f}' for f in plan.findings])
+        add('merged','final norm' if w.pair.key=='final_norm' else w.pair.module,w.vlm[0],f"{w.pair.vlm} with {' + '.join(w.pair.llm)}")
+    for name,reason in plan.kept.items(): add('kept',reason,plan.vlm.tensors[name],name)
+    told += [f"  {what:<7}{n:>5} tensors {readable(size):>8}  {why}  ({example})" for (what,why),(n,size,example) in groups.items()]
+    if plan.merged: told.append(f"  reads {readable(plan.reads)}, writes {readable(plan.writes)}; takes about 0.3 GB of memory at any size of model")
+    return '\n'.join(told+[f'  {f}' for f in plan.findings])
 
 # %% ../nbs/04_merge.ipynb #c016
 BLOCK = 1<<17           # Numbers per block; a multiple of 4, so that coin flips do not depend on it
@@ -303,7 +307,7 @@ def need_room(parent:Path, plan:Plan, draft:Path)->None:
     "Raise ValueError if the disk cannot hold the output"
     have = sum(p.stat().st_blocks*512 for p in draft.rglob('*') if p.is_file()) if draft.is_dir() else 0
     free = shutil.disk_usage(parent).free
-    if free+have<plan.writes: raise ValueError(f"{parent} has {free/1e9:.2f} GB free, the output takes {plan.writes/1e9:.2f} GB. Make room or choose another output.")
+    if free+have<plan.writes: raise ValueError(f"{parent} has {readable(free)} free, the output takes {readable(plan.writes)}. Make room or choose another output.")
 
 def merge(
     recipe:Recipe,      # What to do

@@ -41,9 +41,11 @@ class Knob:
         "Raise ValueError if `value` cannot be set"
         number = isinstance(value,(int,float)) and not isinstance(value,bool)
         if self.choices and value not in self.choices:
-            raise ValueError(f"{method}: {self.name} is {value!r}; it can be {' or '.join(map(str,self.choices))}.")
+            raise ValueError(f"{method}: {self.name} is {value!r}; "
+                             f"it can be {' or '.join(map(str,self.choices))}.")
         if not self.choices and not (number and self.low<=value<=self.high):
-            raise ValueError(f"{method}: {self.name} is {value!r}; it is a number from {self.low:g} to {self.high:g}.")
+            raise ValueError(f"{method}: {self.name} is {value!r}; "
+                             f"it is a number from {self.low:g} to {self.high:g}.")
 
 @dataclass(frozen=True)
 class Method:
@@ -56,7 +58,11 @@ class Method:
     rows:bool             # Must blocks be whole rows?
     about:str             # Its docstring
 
-def knob_of(p:inspect.Parameter, hint, about:str)->Knob:
+def knob_of(
+    p:inspect.Parameter,  # One parameter behind the `*`
+    hint,                 # Its type: Share, Scale, bool or Literal
+    about:str,            # The comment beside it
+)->Knob:
     "Read one knob from a signature"
     if hint is bool: return Knob(p.name, p.default, choices=(True,False), about=about)
     if get_origin(hint) is Literal: return Knob(p.name, p.default, choices=get_args(hint), about=about)
@@ -68,16 +74,18 @@ def merge_method(
     *,
     look:Callable|None=None, # First pass, `(blocks, n, **knobs)`; what it returns becomes `seen`
     rows:bool=False,      # Does the formula need whole rows?
-)->Callable:              # The formula, which now takes that first look itself where it is called on whole tensors
+)->Callable:              # The formula; called on whole tensors, it now takes that first look itself
     "Enter a function into `METHODS`; its signature says all there is to know"
     if fn is None: return functools.partial(merge_method, look=look, rows=rows)
     signature,hints = inspect.signature(fn), get_type_hints(fn,include_extras=True)
     fills = tuple(n for n,p in signature.parameters.items() if p.kind is not p.KEYWORD_ONLY)
     stray = [n for n in fills if n not in FILLED]
-    if stray: raise TypeError(f"{fn.__name__}: {stray[0]!r} stands before the `*`, where only {', '.join(FILLED)} may. "
-                              f"Knobs come after it.")
+    if stray:
+        raise TypeError(f"{fn.__name__}: {stray[0]!r} stands before the `*`, "
+                        f"where only {', '.join(FILLED)} may. Knobs come after it.")
     about = dict(re.findall(r'(\w+)\s*:[^#\n]*#\s*(.+)', inspect.getsource(fn).split('->')[0]))
-    knobs = {n: knob_of(p,hints[n],about.get(n,'')) for n,p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
+    knobs = {n: knob_of(p,hints[n],about.get(n,''))
+             for n,p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
     METHODS[fn.__name__] = Method(fn.__name__, fn, fills, knobs, look, rows, fn.__doc__ or '')
     @functools.wraps(fn)
     def whole(*args, **kw):
@@ -101,7 +109,13 @@ def linear(
     return (weight*vlm).add_((1-weight)*llm)
 
 # %% ../nbs/03_methods.ipynb #c018
-def arc(blocks, n, *, weight, **_):
+def arc(
+    blocks,               # Can be iterated: pairs (vlm, llm)
+    n,                    # Entries in all
+    *,
+    weight,               # Share of the VLM along the arc
+    **_,
+):
     "Factors of the two tensors that walk the arc between them"
     vv = ll = vl = 0.
     for vlm,llm in blocks:
@@ -164,31 +178,48 @@ class Cut:
             kept.view(-1)[i] = delta.reshape(-1)[i]
         return kept
 
-    def next_equals(self, size:Tensor)->Tensor:
+    def next_equals(self,
+        size:Tensor,      # Magnitudes of the next block, any shape
+    )->Tensor:
         "Flat indices of entries of just the cut's size that still have a place; takes up those places"
         i = (size==self.level).view(-1).nonzero()[:max(self.equals,0),0]
         self.equals -= len(i)
         return i
 
-def just_below(x:float, dtype:torch.dtype)->float:
+def just_below(
+    x:float,              # Positive
+    dtype:torch.dtype,    # A type that NumPy knows
+)->float:
     "The next smaller number of a type"
     return float(np.nextafter(np.array(x,dtype=str(dtype).removeprefix('torch.')),0))
 
-def bits(t:Tensor)->Tensor:
+def bits(
+    t:Tensor,             # Magnitudes, any shape
+)->Tensor:                # int32, flat
     "Magnitudes as integers in the same order"
     return t.float().contiguous().view(-1).view(torch.int32)
 
-def at_least(i:Tensor, low:int)->int:
+def at_least(
+    i:Tensor,             # Integers
+    low:int,              # The smallest that counts
+)->int:
     "How many integers are `low` or more; NumPy counts several times faster than torch on a CPU"
     return int((i>=low).sum()) if i.is_cuda else np.count_nonzero(i.numpy()>=low)
 
-def within(i:Tensor, low:int, high:int)->Tensor:
+def within(
+    i:Tensor,             # Integers
+    low:int,              # The smallest that is picked
+    high:int,             # One past the largest
+)->Tensor:                # On the CPU
     "The integers from `low` on below `high`; NumPy picks twice as fast as torch on a CPU"
     if i.is_cuda: return i[(i>=low)&(i<high)].cpu()
     a = i.numpy()
     return torch.from_numpy(a[(a>=low)&(a<high)])
 
-def guess(sizes:Tensor, share:float)->tuple[int,int]:
+def guess(
+    sizes:Tensor,         # Magnitudes of a sample, flat
+    share:float,          # Share of entries that is kept, 0..1
+)->tuple[int,int]:
     "Bounds, as integers, between which the cut should lie, from a sample of magnitudes"
     i,slack = bits(sizes).sort(descending=True).values,5*(share*(1-share)/len(sizes))**.5+2/len(sizes)
     place = lambda s: int(i[min(max(int(s*len(i)),0),len(i)-1)])
@@ -196,7 +227,7 @@ def guess(sizes:Tensor, share:float)->tuple[int,int]:
 
 def cuts(
     sizes:Callable,       # Makes of blocks a tuple of magnitudes for each (float, >= 0)
-    blocks,               # Can be iterated again and again; `sample()`, if it has one, gives some blocks from all over
+    blocks,               # Can be iterated again and again; `sample()`, if there, gives some from all over
     keep:tuple,           # For each of the tuple: how many entries to keep
     n:int,                # Entries in all
 )->list[Cut]:
@@ -216,16 +247,22 @@ def cuts(
     bins = [in_bin(h,k) for h,k in zip(high,keep)]
     low = [torch.zeros(1<<16,dtype=torch.int64) for _ in keep]
     for ts in sizes(blocks):
-        for h,t,(b,_) in zip(low,ts,bins): h += torch.bincount(within(bits(t),b<<16,(b+1)<<16)-(b<<16),minlength=1<<16)
-    return [cut_at(h,b<<16,spare) if k else Cut(float('inf'),0) for h,(b,spare),k in zip(low,bins,keep)]
+        for h,t,(b,_) in zip(low,ts,bins):
+            h += torch.bincount(within(bits(t),b<<16,(b+1)<<16)-(b<<16),minlength=1<<16)
+    return [cut_at(h,b<<16,spare) if k else Cut(float('inf'),0)
+            for h,(b,spare),k in zip(low,bins,keep)]
 
 class Tally:
     "Counts what lies above a range of integers, and each value within it"
     def __init__(self, low:int, high:int):
         self.low,self.high,self.above,self.counts = low,high,0,torch.zeros(high-low,dtype=torch.int64)
-        self.waiting,self.n = torch.empty(1<<18,dtype=torch.int32),0     # one buffer: small pieces would scatter over the heap
+        # one buffer: small pieces would scatter over the heap
+        self.waiting,self.n = torch.empty(1<<18,dtype=torch.int32),0
 
-    def add(self, i:Tensor):
+    def add(self,
+        i:Tensor,         # Magnitudes of the next block, as `bits` gives them
+    ):
+        "Count the next block"
         above = at_least(i,self.high)
         self.above += above
         if self.high-self.low==1:       # so many equals that the sample met only them
@@ -237,19 +274,28 @@ class Tally:
             self.n += len(piece)
 
     def count(self):
+        "Enter what waits into the histogram"
         self.counts += torch.bincount(self.waiting[:self.n]-self.low,minlength=len(self.counts))
         self.n = 0
 
-    def cut(self, k:int)->Cut|None:
+    def cut(self,
+        k:int,            # How many entries to keep
+    )->Cut|None:
         "The cut at the k-th largest, if it lies in the range"
         self.count()
         if not k: return Cut(float('inf'),0)
-        return cut_at(self.counts,self.low,k-self.above) if self.above<k<=self.above+int(self.counts.sum()) else None
+        return (cut_at(self.counts,self.low,k-self.above)
+                if self.above<k<=self.above+int(self.counts.sum()) else None)
 
-def cut_at(counts:Tensor, low:int, k:int)->Cut:
+def cut_at(
+    counts:Tensor,        # A histogram, one bin for each integer
+    low:int,              # The integer of the first bin
+    k:int,                # Rank from the top
+)->Cut:
     "The cut at the k-th largest of a histogram whose first bin is the integer `low`"
     j,left = in_bin(counts,k)
-    return Cut(float(torch.tensor(low+j,dtype=torch.int32).view(torch.float32)), -1 if left==int(counts[j]) else left)
+    return Cut(float(torch.tensor(low+j,dtype=torch.int32).view(torch.float32)),
+               -1 if left==int(counts[j]) else left)
 
 def in_bin(
     counts:Tensor,        # A histogram, smallest first
@@ -275,13 +321,20 @@ def agreed(
     (a,b),(wa,wb) = deltas,weights
     votes = a+b if elect=='unweighted' else wa*a+wb*b
     sign = torch.copysign(torch.ones((),dtype=a.dtype,device=a.device),votes,out=votes)
-    a,b = a.mul_(sign).relu_(),b.mul_(sign).relu_()   # seen from the elected side: what disagrees is negative, and goes
+    # seen from the elected side: what disagrees is negative, and goes
+    a,b = a.mul_(sign).relu_(),b.mul_(sign).relu_()
     if divide=='count': voted = torch.minimum(a,b).sign_().add_(1)
     if divide=='weights': voted = (wa*a.sign()).add_(wb*b.sign()).clamp_(min=torch.finfo(a.dtype).tiny)
     total = a.mul_(wa).add_(b.mul_(wb)).mul_(sign)
     return total if divide=='none' else total.div_(voted)
 
-def trims(blocks, n, *, density, **_):
+def trims(
+    blocks,               # Can be iterated again and again: (vlm, llm, base)
+    n,                    # Entries in all
+    *,
+    density,              # Share of each task vector that is kept
+    **_,
+):
     "For both task vectors: the cut that keeps the share `density`"
     sizes = lambda blocks: (((vlm-base).abs_(),(llm-base).abs_()) for vlm,llm,base in blocks)
     return cuts(sizes,blocks,(int(density*n),)*2,n)
@@ -374,9 +427,17 @@ def dare_ties(
     return agreed(kept,(weight,llm_weight),elect,divide).add_(base)
 
 # %% ../nbs/03_methods.ipynb #c046
-def crumbs(blocks, n, *, density, outliers, **_):
+def crumbs(
+    blocks,               # Can be iterated again and again: (vlm, llm, base)
+    n,                    # Entries in all
+    *,
+    density,              # Share of each task vector that is kept
+    outliers,             # Share of its largest entries that is dropped
+    **_,
+):
     "For both task vectors: the cut below the outliers, and the cut below the crumbs"
-    sizes = lambda blocks: ((a,b,a,b) for a,b in (((vlm-base).abs_(),(llm-base).abs_()) for vlm,llm,base in blocks))
+    sizes = lambda blocks: ((a,b,a,b) for a,b in (((vlm-base).abs_(),(llm-base).abs_())
+                                                  for vlm,llm,base in blocks))
     top = int(outliers*n)
     return cuts(sizes,blocks,(top,top)+(min(n,top+int(density*n)),)*2,n)
 
@@ -431,7 +492,13 @@ def della(
     return agreed(kept,(weight,llm_weight),elect,divide).add_(base)
 
 # %% ../nbs/03_methods.ipynb #c054
-def energies(blocks, n, *, density, **_):
+def energies(
+    blocks,               # Can be iterated again and again: (vlm, llm, base)
+    n,                    # Entries in all
+    *,
+    density,              # Share of entries selected
+    **_,
+):
     "The cut that selects by difference, and the share of each task vector in the selected energy"
     cut, = cuts(lambda blocks: (((vlm-llm).abs_(),) for vlm,llm,base in blocks),blocks,(int(density*n),),n)
     once,e = copy.copy(cut),[0.,0.]

@@ -26,7 +26,12 @@ class Finding:
 # %% ../nbs/02a_preflight.ipynb #c010
 FUSED = ('qkv_proj','wqkv','gate_up_proj','att_proj','ff_proj','in_proj_qkv')
 
-def first_few(names, n:int=2)->str: return ', '.join(list(names)[:n])+(f' and {len(names)-n} more' if len(names)>n else '')
+def first_few(
+    names,              # Any number of them
+    n:int=2,            # How many to show
+)->str:
+    "Some of the names, and how many more there are"
+    return ', '.join(list(names)[:n])+(f' and {len(names)-n} more' if len(names)>n else '')
 
 def quantized(
     checkpoint:Checkpoint, # An open checkpoint
@@ -34,9 +39,11 @@ def quantized(
 )->list[Finding]:
     "Stop on weights that are packed or quantized"
     config = checkpoint.config
-    odd = [e for e in checkpoint.tensors.values() if e.dtype.startswith(('F8','F6','F4')) or e.name.endswith(('.qweight','.weight_packed','.absmax'))
+    odd = [e for e in checkpoint.tensors.values()
+           if e.dtype.startswith(('F8','F6','F4')) or e.name.endswith(('.qweight','.weight_packed','.absmax'))
            or (e.dtype not in FLOATS and e.name.endswith('proj.weight'))]
-    if not odd and not any(isinstance(c.get('quantization_config'),dict) for c in (config,text_config(config))): return []
+    if not odd and not any(isinstance(c.get('quantization_config'),dict)
+                           for c in (config,text_config(config))): return []
     how = f"{odd[0].name} is stored as {odd[0].dtype}" if odd else 'its config.json has a quantization_config'
     return [Finding('stop', f"The {who} is quantized: {how}.", 'Use the checkpoint it was quantized from.')]
 
@@ -51,40 +58,57 @@ def unlike_parts(
     depth,found = len(mine.layers)-len(mine.cross),[]
     other_size = f"Take the {who} of the size that the VLM was built on."
     if mine.width!=theirs.width:
-        found.append(Finding('stop', f"Hidden size {mine.width} in the VLM, {theirs.width} in the {who}.", other_size))
+        found.append(Finding('stop', f"Hidden size {mine.width} in the VLM, {theirs.width} in the {who}.",
+                             other_size))
     if depth!=len(theirs.layers):
         cross = f" ({len(mine.cross)} cross-attention layers not counted)" if mine.cross else ''
-        return found+[Finding('stop', f"{depth} layers in the VLM{cross}, {len(theirs.layers)} in the {who}.", other_size)]
+        return found+[Finding('stop', f"{depth} layers in the VLM{cross}, {len(theirs.layers)} in the {who}.",
+                              other_size)]
     if found: return found
-    strange = [n for n in paired.unused if any(n in r.values() for r in theirs.layers.values()) and not n.endswith('inv_freq')]
-    said = dict(bias=('biases','Pick an {who} with the same kind of layers.'), norm=('norms','Pick an {who} of the same architecture.'),
+    strange = [n for n in paired.unused
+               if any(n in r.values() for r in theirs.layers.values()) and not n.endswith('inv_freq')]
+    said = dict(bias=('biases','Pick an {who} with the same kind of layers.'),
+                norm=('norms','Pick an {who} of the same architecture.'),
                 expert=('experts','Pick an {who} with the same number and layout of experts.'),
-                fused=('fused matrices','Save one of the two in the layout of the other: fused and split projections do not pair by themselves.'),
+                fused=('fused matrices','Save one of the two in the layout of the other: '
+                                        'fused and split projections do not pair by themselves.'),
                 other=('parts','Pick an {who} of the same architecture.'))
-    kind = lambda n: ('fused' if any(f in n for f in FUSED) else 'expert' if 'expert' in n else 'bias' if n.endswith('.bias') else 'norm' if 'norm' in n else 'other')
+    kind = lambda n: ('fused'  if any(f in n for f in FUSED) else
+                      'expert' if 'expert' in n else
+                      'bias'   if n.endswith('.bias') else
+                      'norm'   if 'norm' in n else 'other')
     lonely,fused = list(paired.lonely),any(kind(n)=='fused' for n in (*paired.lonely,*strange))
     for key,(word,fix) in said.items():
         a,b = ([n for n in names if kind(n)==key] for names in (lonely,strange))
         if fused and key in ('bias','other'): continue    # the other side of the same fact
         for names,has,lacks in ((a,'VLM',who),(b,who,'VLM')):
-            if names: found.append(Finding('stop', f"The {has} has {word} that the {lacks} does not: {first_few(names)}.", fix.format(who=who)))
+            if names:
+                found.append(Finding('stop', f"The {has} has {word} that the {lacks} does not: "
+                                             f"{first_few(names)}.", fix.format(who=who)))
     for p in paired.pairs:
         x,ys = vlm.tensors[p.vlm],[other.tensors[n] for n in p.llm]
         if p.module in ('embedding','head'): continue
         y = (sum(e.shape[0] for e in ys),*ys[0].shape[1:]) if ys[0].shape else ()
         if x.shape!=y:
-            found.append(Finding('stop', f"{p.vlm} is {x.shape}, {' + '.join(p.llm)} in the {who} is {y}.", other_size))
+            found.append(Finding('stop', f"{p.vlm} is {x.shape}, {' + '.join(p.llm)} in the {who} is {y}.",
+                                 other_size))
             break
     return found
 
-def unlike_heads(mine:dict, theirs:dict, who:str)->list[Finding]:
+def unlike_heads(
+    mine:dict,          # Configuration of the VLM's language model
+    theirs:dict,        # Of the other model
+    who:str,            # `LLM` or `base`
+)->list[Finding]:
     "Stop on head counts: equal shapes can hide them"
     found = []
-    for key,word in (('num_attention_heads','attention heads'),('num_key_value_heads','key-value heads'),('head_dim','numbers per head'),
-                     ('num_experts','experts'),('num_local_experts','experts'),('num_experts_per_tok','experts per token')):
+    for key,word in (('num_attention_heads','attention heads'), ('num_key_value_heads','key-value heads'),
+                     ('head_dim','numbers per head'), ('num_experts','experts'),
+                     ('num_local_experts','experts'), ('num_experts_per_tok','experts per token')):
         a,b = (c.get(key) for c in (mine,theirs))
         if isinstance(a,int) and isinstance(b,int) and a!=b:
-            found.append(Finding('stop', f"{a} {word} in the VLM, {b} in the {who}.", f"Pick an {who} of the same architecture."))
+            found.append(Finding('stop', f"{a} {word} in the VLM, {b} in the {who}.",
+                                 f"Pick an {who} of the same architecture."))
     return found
 
 # %% ../nbs/02a_preflight.ipynb #c013
@@ -93,27 +117,44 @@ def rope(
 )->tuple:               # Bases as a sorted tuple, and the kind of scaling
     "How positions are rotated, old or new spelling"
     new = text.get('rope_parameters')
-    groups = ([g for g in new.values() if isinstance(g,dict)] or [new]) if isinstance(new,dict) else [(text.get('rope_scaling') or {})|{'rope_theta': text.get('rope_theta')}]
-    bases = {float(b) for b in [g.get('rope_theta') for g in groups]+[text.get('rope_theta'),text.get('rope_local_base_freq')] if isinstance(b,(int,float))}
+    groups = (([g for g in new.values() if isinstance(g,dict)] or [new]) if isinstance(new,dict)
+              else [(text.get('rope_scaling') or {})|{'rope_theta': text.get('rope_theta')}])
+    bases = {float(b) for b in [g.get('rope_theta') for g in groups]
+                              +[text.get('rope_theta'),text.get('rope_local_base_freq')]
+             if isinstance(b,(int,float))}
     kinds = {g.get('rope_type') or g.get('type') or 'default' for g in groups}-{'mrope'} or {'default'}
     factors = {str(g['factor']) for g in groups if g.get('factor')}
     return tuple(sorted(bases)), ' '.join(sorted(kinds)+sorted(factors))
 
-COMPARED = (('rms_norm_eps','norm epsilon','Small differences are harmless.'), ('layer_norm_eps','norm epsilon','Small differences are harmless.'),
-            ('sliding_window','sliding window','Long inputs behave as in the VLM.'), ('hidden_act','activation','The MLPs were trained for different functions: expect a loss.'),
-            ('hidden_activation','activation','The MLPs were trained for different functions: expect a loss.'),
+COMPARED = (('rms_norm_eps','norm epsilon','Small differences are harmless.'),
+            ('layer_norm_eps','norm epsilon','Small differences are harmless.'),
+            ('sliding_window','sliding window','Long inputs behave as in the VLM.'),
+            ('hidden_act','activation',
+             'The MLPs were trained for different functions: expect a loss.'),
+            ('hidden_activation','activation',
+             'The MLPs were trained for different functions: expect a loss.'),
             ('max_position_embeddings','longest input','The VLM\'s value is kept.'),
-            ('attn_logit_softcapping','attention softcap','Expect a loss.'), ('final_logit_softcapping','logit softcap','The VLM\'s value is kept.'),
+            ('attn_logit_softcapping','attention softcap','Expect a loss.'),
+            ('final_logit_softcapping','logit softcap','The VLM\'s value is kept.'),
             ('model_type','text architecture','Check that both come from one base model.'))
 
-def unlike_settings(mine:dict, theirs:dict, who:str)->list[Finding]:
+def unlike_settings(
+    mine:dict,          # Configuration of the VLM's language model
+    theirs:dict,        # Of the other model
+    who:str,            # `LLM` or `base`
+)->list[Finding]:
     "Warn of configuration values that differ"
     found = []
     (a,ka),(b,kb) = rope(mine),rope(theirs)
     if a and b and a!=b:
-        found.append(Finding('warn', f"Rotation base (rope_theta) {' and '.join(map('{:g}'.format,a))} in the VLM, {' and '.join(map('{:g}'.format,b))} in the {who}.",
-                             'Queries and keys are trained for other angles: expect a loss, or merge the MLPs only.'))
-    if a and b and ka!=kb: found.append(Finding('warn', f"Rotation scaling {ka} in the VLM, {kb} in the {who}.", 'The VLM\'s is kept.'))
+        found.append(Finding('warn', f"Rotation base (rope_theta) "
+                                     f"{' and '.join(map('{:g}'.format,a))} in the VLM, "
+                                     f"{' and '.join(map('{:g}'.format,b))} in the {who}.",
+                             'Queries and keys are trained for other angles: expect a loss, '
+                             'or merge the MLPs only.'))
+    if a and b and ka!=kb:
+        found.append(Finding('warn', f"Rotation scaling {ka} in the VLM, {kb} in the {who}.",
+                             'The VLM\'s is kept.'))
     for key,word,fix in COMPARED:
         x,y = mine.get(key),theirs.get(key)
         if key=='model_type' and isinstance(x,str) and isinstance(y,str):
@@ -137,28 +178,41 @@ def tokens(
     made = {i:s for s,i in vocab.items()} if isinstance(vocab,dict) else {i:e[0] for i,e in enumerate(vocab)}
     return made | {t['id']:t['content'] for t in held.get('added_tokens') or []}
 
-def unlike_words(vlm:Checkpoint, other:Checkpoint, who:str)->list[Finding]:
+def unlike_words(
+    vlm:Checkpoint,     # The VLM
+    other:Checkpoint,   # The LLM or the base
+    who:str,            # `LLM` or `base`
+)->list[Finding]:
     "Warn of vocabularies that differ"
     mine,theirs = (find_decoder(c.tensors,c.config) for c in (vlm,other))
     rows = [c.tensors[d.embedding].shape[0] if d.embedding else None for c,d in ((vlm,mine),(other,theirs))]
     found = []
     if None not in rows and rows[0]!=rows[1]:
         found.append(Finding('warn', f"Vocabulary of {rows[0]} rows in the VLM, {rows[1]} in the {who}.",
-                             'Harmless while embeddings stay the VLM\'s; with `embeddings` only the common rows are merged.'))
+                             'Harmless while embeddings stay the VLM\'s; '
+                             'with `embeddings` only the common rows are merged.'))
     a,b = tokens(vlm),tokens(other)
     if a is not None and b is not None and a!=b:
         apart = [i for i in a.keys()&b.keys() if a[i]!=b[i]]
         if apart:
             i = min(apart)
-            found.append(Finding('warn', f"{len(apart)} of {len(a.keys()&b.keys())} common token numbers stand for other strings, the first is {i}: {a[i]!r} in the VLM, {b[i]!r} in the {who}.",
-                                 'A few special tokens are normal; many mean another tokenizer: do not merge.'))
+            found.append(Finding('warn', f"{len(apart)} of {len(a.keys()&b.keys())} common token numbers "
+                                         f"stand for other strings, the first is {i}: "
+                                         f"{a[i]!r} in the VLM, {b[i]!r} in the {who}.",
+                                 'A few special tokens are normal; many mean another tokenizer: '
+                                 'do not merge.'))
     if bool(mine.head)!=bool(theirs.head):
-        found.append(Finding('warn', f"The {'VLM' if mine.head else who} has an output head of its own, the {who if mine.head else 'VLM'} uses its embeddings (tied).",
+        found.append(Finding('warn', f"The {'VLM' if mine.head else who} has an output head of its own, "
+                                     f"the {who if mine.head else 'VLM'} uses its embeddings (tied).",
                              'Matters only if embeddings are merged.'))
     return found
 
 # %% ../nbs/02a_preflight.ipynb #c020
-def sample(checkpoint:Checkpoint, name:str, n:int=4096)->np.ndarray:
+def sample(
+    checkpoint:Checkpoint, # An open checkpoint
+    name:str,           # Of a tensor of floats
+    n:int=4096,         # How many numbers at most
+)->np.ndarray:          # (n,) or shorter
     "Up to `n` numbers from the middle of a tensor, as float64"
     e = checkpoint.tensors[name]
     width = e.nbytes//max(e.numel,1)
@@ -166,7 +220,8 @@ def sample(checkpoint:Checkpoint, name:str, n:int=4096)->np.ndarray:
     with open(e.file,'rb') as f:
         f.seek(e.start+(e.numel-n)//2*width)
         raw = f.read(n*width)
-    if e.dtype=='BF16': return (np.frombuffer(raw,'<u2').astype(np.uint32)<<16).view(np.float32).astype(np.float64)
+    if e.dtype=='BF16':
+        return (np.frombuffer(raw,'<u2').astype(np.uint32)<<16).view(np.float32).astype(np.float64)
     return np.frombuffer(raw,dict(F16='<f2',F32='<f4',F64='<f8')[e.dtype]).astype(np.float64)
 
 def kinship(
@@ -174,23 +229,39 @@ def kinship(
     other:Checkpoint,   # The LLM or the base
     paired:Pairing,     # Of the two
     matrices:int=8,     # How many matrices to sample, spread over the depth
-)->float:               # Cosine; near 1 for children of one base, near 0 for strangers; NaN if nothing could be compared
+)->float:               # Cosine: near 1 for children of one base, near 0 for strangers; NaN if nothing fits
     "How alike the two models' numbers are, from a few kilobytes"
-    fit = [p for p in paired.pairs if len(p.llm)==1 and p.module in ('attention','mlp') and vlm.tensors[p.vlm].shape==other.tensors[p.llm[0]].shape
-           and len(vlm.tensors[p.vlm].shape)==2 and {vlm.tensors[p.vlm].dtype,other.tensors[p.llm[0]].dtype}<=FLOATS.keys()]
+    fit = [p for p in paired.pairs
+           if len(p.llm)==1 and p.module in ('attention','mlp')
+           and vlm.tensors[p.vlm].shape==other.tensors[p.llm[0]].shape
+           and len(vlm.tensors[p.vlm].shape)==2
+           and {vlm.tensors[p.vlm].dtype,other.tensors[p.llm[0]].dtype}<=FLOATS.keys()]
     picked = fit[::max(1,len(fit)//matrices)][:matrices]
     if not picked: return float('nan')
-    a,b = (np.nan_to_num(np.concatenate(xs)) for xs in zip(*((sample(vlm,p.vlm),sample(other,p.llm[0])) for p in picked)))
+    a,b = (np.nan_to_num(np.concatenate(xs))
+           for xs in zip(*((sample(vlm,p.vlm),sample(other,p.llm[0])) for p in picked)))
     return float(a@b/(np.linalg.norm(a)*np.linalg.norm(b) or 1))
 
-def unlike_origin(vlm:Checkpoint, other:Checkpoint, paired:Pairing, who:str)->list[Finding]:
+def unlike_origin(
+    vlm:Checkpoint,     # The VLM
+    other:Checkpoint,   # The LLM or the base
+    paired:Pairing,     # Of the two
+    who:str,            # `LLM` or `base`
+)->list[Finding]:
     "Warn of strangers and of other number types"
     found,cosine = [],kinship(vlm,other,paired)
-    if cosine<.5: found.append(Finding('warn', f"The VLM and the {who} do not look like relatives: cosine of sampled weights {cosine:.3f}, children of one base have more than 0.9.",
-                                       'Check that both were trained from the same base.'))
-    types = [sorted({c.tensors[n].dtype for n in names}) for c,names in ((vlm,[p.vlm for p in paired.pairs]),(other,[n for p in paired.pairs for n in p.llm]))]
-    if types[0]!=types[1]: found.append(Finding('warn', f"Numbers are {'/'.join(types[0])} in the VLM, {'/'.join(types[1])} in the {who}.",
-                                                'Merged in float32 and stored as in the VLM.'))
+    if cosine<.5:
+        found.append(Finding('warn', f"The VLM and the {who} do not look like relatives: "
+                                     f"cosine of sampled weights {cosine:.3f}, "
+                                     f"children of one base have more than 0.9.",
+                             'Check that both were trained from the same base.'))
+    types = [sorted({c.tensors[n].dtype for n in names})
+             for c,names in ((vlm,[p.vlm for p in paired.pairs]),
+                             (other,[n for p in paired.pairs for n in p.llm]))]
+    if types[0]!=types[1]:
+        found.append(Finding('warn', f"Numbers are {'/'.join(types[0])} in the VLM, "
+                                     f"{'/'.join(types[1])} in the {who}.",
+                             'Merged in float32 and stored as in the VLM.'))
     return found
 
 # %% ../nbs/02a_preflight.ipynb #c022
@@ -206,5 +277,7 @@ def check(
     found = unlike_parts(vlm,other,paired,who)
     mine,theirs = (text_config(c.config,complete=True) for c in (vlm,other))
     found += unlike_heads(mine,theirs,who)
-    if not found: found = unlike_settings(mine,theirs,who)+unlike_words(vlm,other,who)+unlike_origin(vlm,other,paired,who)
+    if not found:
+        found = (unlike_settings(mine,theirs,who)+unlike_words(vlm,other,who)
+                 +unlike_origin(vlm,other,paired,who))
     return paired,found

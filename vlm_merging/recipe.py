@@ -26,10 +26,13 @@ def layer_set(
     made = set()
     for part in text.split(','):
         m = re.fullmatch(r'\s*(\d+)\s*(?:(-)\s*(\d*))?\s*',part)
-        if not m: raise ValueError(f"layers {text!r} cannot be read at {part!r}. Write all, 6-31, 0-5,8 or 6-.")
+        if not m:
+            raise ValueError(f"layers {text!r} cannot be read at {part!r}. Write all, 6-31, 0-5,8 or 6-.")
         first = int(m[1])
         last = int(m[3]) if m[3] else depth-1 if m[2] else first
-        if first>last or last>=depth: raise ValueError(f"layers {text!r}: {part.strip()} is not within the layers 0-{depth-1} of this model.")
+        if first>last or last>=depth:
+            raise ValueError(f"layers {text!r}: {part.strip()} is not within the layers 0-{depth-1} "
+                             f"of this model.")
         made.update(range(first,last+1))
     return frozenset(made)
 
@@ -46,7 +49,7 @@ def at_depth(
     return value[i] if x==i else value[i]+(x-i)*(value[i+1]-value[i])
 
 # %% ../nbs/03a_recipe.ipynb #c015
-AS_RUN = dict(rescale=False, elect='unweighted', divide='count')   # How the paper's published script sets these knobs
+AS_RUN = dict(rescale=False, elect='unweighted', divide='count')   # As the paper's published script sets them
 
 @dataclass(frozen=True)
 class Recipe:
@@ -67,30 +70,43 @@ class Recipe:
             if getattr(self,name) is not None: object.__setattr__(self,name,str(getattr(self,name)))
         if self.method not in METHODS:
             near = difflib.get_close_matches(self.method,METHODS,1)
-            raise ValueError(f"No method {self.method!r}.{f' Did you mean {near[0]}?' if near else ''} There are: {', '.join(METHODS)}. "
-                             f"A new one is a function under `@merge_method`.")
+            raise ValueError(f"No method {self.method!r}.{f' Did you mean {near[0]}?' if near else ''} "
+                             f"There are: {', '.join(METHODS)}. A new one is a function under `@merge_method`.")
         method = METHODS[self.method]
         if 'base' in method.fills and not self.base:
-            raise ValueError(f"{self.method} works with task vectors and needs `base`: the model that both were trained from.")
-        if not isinstance(self.knobs,dict): raise ValueError(f"knobs is {self.knobs!r}; it is a table such as {{'weight': 0.9}}.")
+            raise ValueError(f"{self.method} works with task vectors and needs `base`: "
+                             f"the model that both were trained from.")
+        if not isinstance(self.knobs,dict):
+            raise ValueError(f"knobs is {self.knobs!r}; it is a table such as {{'weight': 0.9}}.")
         for name,value in self.knobs.items():
-            if name not in method.knobs: raise ValueError(f"{self.method} has no knob {name!r}; it has {', '.join(map(repr,method.knobs))}.")
-            if isinstance(value,(list,tuple)) and not value: raise ValueError(f"{self.method}: {name} is an empty list.")
-            for v in value if isinstance(value,(list,tuple)) else [value]: method.knobs[name].check(v,self.method)
+            if name not in method.knobs:
+                raise ValueError(f"{self.method} has no knob {name!r}; "
+                                 f"it has {', '.join(map(repr,method.knobs))}.")
+            if isinstance(value,(list,tuple)) and not value:
+                raise ValueError(f"{self.method}: {name} is an empty list.")
+            for v in value if isinstance(value,(list,tuple)) else [value]:
+                method.knobs[name].check(v,self.method)
         for part in self.parts:
-            if part not in MODULES: raise ValueError(f"modules {self.modules!r}: no part {part!r}. Write all, or some of {','.join(MODULES)}.")
+            if part not in MODULES:
+                raise ValueError(f"modules {self.modules!r}: no part {part!r}. "
+                                 f"Write all, or some of {','.join(MODULES)}.")
         if self.layers!='all':
             for part in self.layers.split(','):
                 if not re.fullmatch(r'\s*\d+\s*(-\s*\d*)?\s*',part): layer_set(self.layers,1)
-        if not isinstance(self.seed,int) or isinstance(self.seed,bool): raise ValueError(f"seed is {self.seed!r}; it is a whole number.")
+        if not isinstance(self.seed,int) or isinstance(self.seed,bool):
+            raise ValueError(f"seed is {self.seed!r}; it is a whole number.")
         if self.as_run:
             if self.method not in ('linear','ties','dare_linear','dare_ties'):
-                raise ValueError(f"as_run: the paper's script has no {self.method}; it has linear, ties, dare_linear and dare_ties.")
+                raise ValueError(f"as_run: the paper's script has no {self.method}; "
+                                 f"it has linear, ties, dare_linear and dare_ties.")
             for k,v in AS_RUN.items():
-                if self.knobs.get(k,v)!=v: raise ValueError(f"as_run sets {k} to {v!r}; leave {k} out or turn as_run off.")
+                if self.knobs.get(k,v)!=v:
+                    raise ValueError(f"as_run sets {k} to {v!r}; leave {k} out or turn as_run off.")
 
     @property
-    def parts(self)->tuple: return MODULES if self.modules=='all' else tuple(p.strip() for p in self.modules.split(','))
+    def parts(self)->tuple:
+        "The parts of a layer that are merged"
+        return MODULES if self.modules=='all' else tuple(p.strip() for p in self.modules.split(','))
 
     @classmethod
     def layer_swap(cls,
@@ -109,16 +125,21 @@ class Recipe:
         "A recipe from a file"
         path = Path(path)
         if path.is_dir(): path = path/'recipe.json'
-        if not path.is_file(): raise ValueError(f"{path} is not there. Name a recipe file, or a merged folder that holds one.")
+        if not path.is_file():
+            raise ValueError(f"{path} is not there. Name a recipe file, or a merged folder that holds one.")
         held = read_json(path)
         held = held.get('recipe',held)
         extra = held.keys()-{f.name for f in fields(cls)}
-        if extra: raise ValueError(f"{path}: a recipe has no {sorted(extra)[0]!r}; it has {', '.join(f.name for f in fields(cls))}.")
+        if extra:
+            raise ValueError(f"{path}: a recipe has no {sorted(extra)[0]!r}; "
+                             f"it has {', '.join(f.name for f in fields(cls))}.")
         if missing:={'vlm','llm'}-held.keys(): raise ValueError(f"{path}: `{sorted(missing)[0]}` is missing.")
         try: return cls(**held)
         except (TypeError,AttributeError) as e: raise ValueError(f"{path} is not a recipe: {e}.") from None
 
-    def dict(self)->dict: return asdict(self)
+    def dict(self)->dict:
+        "The recipe as JSON can hold it"
+        return asdict(self)
 
     def write(self,
         path:str|Path,      # Where to
@@ -140,6 +161,8 @@ class Recipe:
         depth:int,          # Number of layers of the VLM
     )->str:                 # Reason; '' if the pair is merged
         "Why this recipe leaves a pair alone"
-        if pair.module in ('embedding','head'): return '' if self.embeddings else f'{pair.module} stays the VLM\'s'
-        if (depth-1 if pair.layer is None else pair.layer) not in layer_set(self.layers,depth): return f'outside layers {self.layers}'
+        if pair.module in ('embedding','head'):
+            return '' if self.embeddings else f'{pair.module} stays the VLM\'s'
+        if (depth-1 if pair.layer is None else pair.layer) not in layer_set(self.layers,depth):
+            return f'outside layers {self.layers}'
         return '' if pair.module in self.parts else f'not among {self.modules}'

@@ -93,7 +93,11 @@ def floor(method, where, out):
         inner = name.removeprefix('language_model.')
         if not inner.startswith(('model.layers', 'model.norm')):
             moved = 0
-            while moved < n: moved += os.copy_file_range(files[p], outs[p], n-moved, at+moved, at+moved)
+            while moved < n:
+                try: moved += os.copy_file_range(files[p], outs[p], n-moved, at+moved, at+moved)
+                except OSError:     # inputs and outputs on different file systems
+                    k = os.preadv(files[p], [memoryview(rooms[0])[:n-moved]], at+moved)
+                    moved += os.pwrite(outs[p], memoryview(rooms[0])[:k], at+moved)
             continue
         spots, numbers = [vlm[name], llm[inner], base[inner]], n//2
         if method == 'linear':

@@ -1,0 +1,360 @@
+"A merge of files is the merge of the models, in every family and every layout, and the result still sees"
+import json, re
+import pytest, torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers.utils import logging
+from vlm_merging.checkpoint import Checkpoint
+from vlm_merging.families import find_decoder
+from vlm_merging.merge import merge, plan
+from vlm_merging.methods import drop, name_rng
+from vlm_merging.recipe import Recipe
+from vlm_merging.tiny import KINDS, REMOTE, ask_inputs, make_llm, make_trio, make_vlm
+
+torch.set_num_threads(1)
+logging.disable_progress_bar()
+logging.set_verbosity_error()
+ALL = [(kind, layout) for kind,k in KINDS.items() for layout in k.layouts]
+WEIGHTS = re.compile(r'.*\.(safetensors|bin)|.*\.index\.json|README\.md')
+
+
+# --- Independent of the package: transformers opens the models, and the arithmetic is written out
+
+def opened(folder, auto=AutoModelForImageTextToText):
+    "A model, once no name is missing and none is left over"
+    m, info = auto.from_pretrained(folder, output_loading_info=True)
+    assert not [info[k] for k in ('missing_keys', 'unexpected_keys', 'mismatched_keys', 'error_msgs') if info.get(k)]
+    return m.eval()
+
+
+def pairs(vlm, *others):
+    "Parameters of a VLM's layers and final norm with those of LLMs: `(name in the LLM, in the VLM, in the LLMs...)`"
+    mine, theirs = vlm.get_decoder(), [m.get_decoder() for m in others]
+    own = [layer for layer in mine.layers if not any('cross_attn' in n for n,_ in layer.named_parameters())]
+    for i, layers in enumerate(zip(own, *(t.layers for t in theirs), strict=True)):
+        named = [dict(layer.named_parameters()) for layer in layers]
+        assert all(n.keys()==named[0].keys() for n in named)
+        for rest in named[0]: yield f'layers.{i}.{rest}', *(n[rest] for n in named)
+    yield 'final_norm', *(d.norm.weight for d in (mine, *theirs))
+
+
+def line(name, v, l): return .7*v + (1-.7)*l
+
+
+def ties(name, v, l, b):
+    "Keep the largest 40 %, the first among equals; sign of the plain sum; divide by how many agree"
+    a, c = v-b, l-b
+    for d in (a, c):
+        keep = d.abs().flatten().argsort(descending=True, stable=True)[:int(.4*d.numel())]
+        d *= torch.zeros(d.numel()).index_fill(0, keep, 1.).view(d.shape)
+    return b + elected(a, c)
+
+
+def dare_ties(name, v, l, b):
+    a, c = (drop(x-b, .4, g) for x,g in zip((v,l), name_rng(5, name)))
+    return b + elected(a, c)
+
+
+def elected(a, c):
+    sign = torch.where(a+c>=0, 1, -1)
+    agree_a, agree_c = (a.sign()==sign).float(), (c.sign()==sign).float()
+    return (1.5*a*agree_a + .5*c*agree_c) / (agree_a+agree_c).clamp(min=1)
+
+
+@torch.no_grad()
+def mix(vlm, *others, formula=line):
+    "Merge loaded models in memory"
+    for name, mine, *theirs in pairs(vlm, *others):
+        mine.copy_(formula(name, *(p.float() for p in (mine, *theirs))).to(mine.dtype))
+    return vlm
+
+
+@torch.no_grad()
+def said(model, kind):
+    "Logits about a picture; fails unless two words come out"
+    asked = ask_inputs(model, kind)
+    words = model.generate(**asked, max_new_tokens=2, min_new_tokens=2, do_sample=False)
+    assert words.shape[1]==asked['input_ids'].shape[1]+2
+    return model(**asked).logits
+
+
+def same(a, b): return a.dtype==b.dtype and a.shape==b.shape and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+def same_models(one, two):
+    one, two = one.state_dict(), two.state_dict()
+    assert one.keys()==two.keys()
+    assert not [n for n in one if not same(one[n].contiguous(), two[n].contiguous())]
+
+
+def weights(folder):
+    "All tensors of a folder, by whatever its files are called"
+    held = {}
+    for f in sorted(folder.glob('*.safetensors')): held |= load_file(f)
+    for f in sorted(folder.glob('*.bin')): held |= torch.load(f, weights_only=True)
+    return held
+
+
+def sides(folder): return {f.name:f.read_bytes() for f in folder.iterdir() if not WEIGHTS.fullmatch(f.name)}
+
+
+def check_files(merged, vlm, is_merged):
+    "What is not merged is the VLM's, bit for bit; all of the rest has moved; side files travel"
+    after, before = weights(merged), weights(vlm)
+    assert list(after)==list(before)
+    assert all(after[n].dtype==before[n].dtype and after[n].shape==before[n].shape for n in before)
+    assert {n for n in before if not same(after[n], before[n])}=={n for n in before if is_merged(n)}
+    assert {f.name for f in merged.iterdir()}-{f.name for f in vlm.iterdir()}<={'recipe.json', *map(new_name, vlm.iterdir())}
+    side = sides(vlm)
+    assert len(side)>3
+    assert {n:x for n,x in sides(merged).items() if n!='recipe.json'}==side
+
+
+def new_name(f): return re.sub(r'^pytorch_model(.*)\.bin', r'model\1.safetensors', f.name)
+
+
+STEM = re.compile(r'(language_model\.model|model\.language_model|model\.language_model\.model|model\.text_model|model)\.'
+                  r'(layers\.(\d+)\..+|norm\.weight)')
+
+
+def in_text(cross=()):
+    "Is a tensor, by its name, one that a merge reaches?"
+    return lambda name: bool(m:=STEM.fullmatch(name)) and (m[3] is None or int(m[3]) not in cross)
+
+
+# --- Families that transformers opens
+
+@pytest.mark.parametrize('kind,layout', ALL)
+def test_the_merged_file_is_the_merged_model(kind, layout, tmp_path):
+    trio = make_trio(kind, tmp_path, layout=layout)
+    out = merge(Recipe(trio.vlm, trio.llm, knobs=dict(weight=.7)), tmp_path/'out')
+    vlm, merged = opened(trio.vlm), opened(out)
+    before, after = said(vlm, kind), said(merged, kind)
+    assert not torch.equal(before, after)
+    same_models(merged, mix(vlm, opened(trio.llm, AutoModelForCausalLM)))
+    assert torch.equal(after, said(vlm, kind))
+    check_files(out, trio.vlm, in_text(KINDS[kind].own.get('cross_attention_layers', ())))
+
+
+@pytest.mark.parametrize('kind,layout', [('llava', 'new'), ('mllama', 'old'), ('gemma3', 'saved'), ('qwen3_vl', 'saved'),
+                                         ('llava_onevision', 'stray'), ('idefics2', 'saved'), ('qwen2_5_vl', 'new')])
+@pytest.mark.parametrize('formula', [ties, dare_ties], ids=lambda f: f.__name__)
+def test_methods_with_a_base(kind, layout, formula, tmp_path):
+    trio = make_trio(kind, tmp_path, layout=layout)
+    knobs = dict(weight=1.5, llm_weight=.5, density=.4)
+    out = merge(Recipe(*trio, formula.__name__, knobs, seed=5), tmp_path/'out')
+    llm, base = (opened(f, AutoModelForCausalLM) for f in (trio.llm, trio.base))
+    same_models(opened(out), mix(opened(trio.vlm), llm, base, formula=formula))
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_decoder_that_is_found_is_the_one_transformers_has(kind, tmp_path):
+    folder = make_vlm(kind, tmp_path/'vlm')
+    ck, decoder = Checkpoint.open(folder), opened(folder).get_decoder()
+    found = find_decoder(ck.tensors, ck.config)
+    assert (len(found.layers), found.width)==(len(decoder.layers), decoder.config.hidden_size)
+    held = weights(folder)
+    assert same(held[found.norm], decoder.norm.weight.detach())
+    rest, first = next(iter(found.layers[0].items()))
+    assert same(held[first], dict(decoder.layers[0].named_parameters())[rest].detach())
+
+
+def test_llama_3_2_vision_pairs_by_rank(tmp_path):
+    "Marked layers tell where each one of the LLM went: layer i is filled with i + 1"
+    trio = make_trio('mllama', tmp_path)
+    llm = opened(trio.llm, AutoModelForCausalLM)
+    with torch.no_grad():
+        for i, layer in enumerate(llm.model.layers):
+            for p in layer.parameters(): p.fill_(i+1)
+    llm.save_pretrained(tmp_path/'marked')
+    out = weights(merge(Recipe(trio.vlm, tmp_path/'marked', knobs=dict(weight=0.)), tmp_path/'out'))
+    before, stem = weights(trio.vlm), 'language_model.model.layers.'
+    for i, mark in {0:1, 2:2, 3:3, 5:4}.items():    # 1 and 4 look at the picture
+        names = [n for n in out if n.startswith(f'{stem}{i}.')]
+        assert len(names)==9 and all((out[n]==mark).all() for n in names)
+    crossed = [n for n in out if n.startswith((f'{stem}1.', f'{stem}4.'))]
+    assert len(crossed)==26 and any('mlp.up_proj' in n for n in crossed)
+    assert all(same(out[n], before[n]) for n in crossed)
+
+
+# --- Families with code of their own: names and shapes, written down here
+
+def under(stem): return {'': lambda name, llm: llm.get(name.removeprefix(stem)) if name.startswith(stem) else None}
+
+
+def molmo(name, llm):
+    "What Molmo calls a tensor, made from a Qwen2: q, k, v in one; up above gate"
+    if name=='model.transformer.ln_f.weight': return llm['model.norm.weight']
+    m = re.fullmatch(r'model\.transformer\.blocks\.(\d+)\.(\w+)\.(weight|bias)', name)
+    if not m: return None
+    parts = dict(att_proj='self_attn.q_proj self_attn.k_proj self_attn.v_proj', ff_proj='mlp.up_proj mlp.gate_proj',
+                 attn_out='self_attn.o_proj', ff_out='mlp.down_proj', attn_norm='input_layernorm',
+                 ff_norm='post_attention_layernorm')[m[2]]
+    return torch.cat([llm[f'model.layers.{m[1]}.{p}.{m[3]}'] for p in parts.split()])
+
+
+PARTNER = dict(internvl2_llama='language_model.', internvl2_internlm2='language_model.', minicpm_v='llm.', phi3_5_vision='')
+FUSED = dict(internvl2_internlm2='attention.wqkv', phi3_5_vision='mlp.gate_up_proj', molmo='att_proj')
+MERGED = dict(internvl2_llama=4*9+1, internvl2_internlm2=4*7+1, minicpm_v=4*12+1, phi3_5_vision=4*6+1, molmo=4*7+1)
+
+
+def partner(kind, name, llm):
+    "What an LLM has for a tensor of the VLM; None if it is to stay"
+    if kind=='molmo': return molmo(name, llm)
+    bare = name.removeprefix(PARTNER[kind])
+    text = name.startswith(PARTNER[kind]) and re.fullmatch(r'model\.(layers\.\d+\..+|norm\.weight)', bare)
+    return llm[bare] if text else None
+
+
+@pytest.mark.parametrize('shards', [1, 3])
+@pytest.mark.parametrize('kind', REMOTE)
+def test_families_with_code_of_their_own(kind, shards, tmp_path):
+    trio = make_trio(kind, tmp_path, shards=shards)
+    out = merge(Recipe(trio.vlm, trio.llm, knobs=dict(weight=.7)), tmp_path/'out')
+    vlm, llm, merged = map(weights, (trio.vlm, trio.llm, out))
+    theirs = {n:x for n in vlm if (x:=partner(kind, n, llm)) is not None}
+    assert len(theirs)==MERGED[kind]
+    assert any(FUSED.get(kind, 'q_proj') in n for n in theirs)
+    for n,y in theirs.items(): assert same(merged[n], line(n, vlm[n].float(), y.float()).bfloat16()), n
+    check_files(out, trio.vlm, theirs.__contains__)
+    code = {c.split('.')[0]+'.py' for c in REMOTE[kind].code}
+    assert code<=sides(out).keys()
+
+
+@pytest.mark.parametrize('method,formula', [('ties', ties), ('dare_linear', None)])
+def test_stacked_matrices_with_a_base(method, formula, tmp_path):
+    "Molmo's q, k, v: the trim ranks, and the coins fall, over the whole matrix"
+    trio = make_trio('molmo', tmp_path)
+    out = weights(merge(Recipe(*trio, method, dict(weight=1.5, llm_weight=.5, density=.4), seed=5), tmp_path/'out'))
+    vlm, llm, base = map(weights, trio)
+    for i in range(4):
+        n = f'model.transformer.blocks.{i}.att_proj.weight'
+        v, l, b = vlm[n].float(), molmo(n, llm).float(), molmo(n, base).float()
+        if formula: expected = formula(n, v, l, b)
+        else:
+            a, c = (drop(x-b, .4, g) for x,g in zip((v,l), name_rng(5, f'layers.{i}.att_proj.weight')))
+            expected = b + 1.5*a + .5*c
+        assert same(out[n], expected.bfloat16())
+
+
+# --- LLMs as people saved them
+
+ODD_LLMS = dict(bare=dict(prefix=False), tied=dict(tie=True), untied=dict(tie=False), longer=dict(vocab=120),
+    shorter=dict(vocab=70), sharded=dict(shards=3), bin=dict(container='bin'), bins=dict(container='bin', shards=2),
+    bare_bins=dict(prefix=False, container='bin', shards=2), half=dict(dtype='float16'), single=dict(dtype='float32'))
+
+
+def by_llm_name(folder):
+    "Tensors of an LLM, with `model.` whether it was saved so or not"
+    return {n if n.startswith(('model.', 'lm_head')) else f'model.{n}':x for n,x in weights(folder).items()}
+
+
+@pytest.mark.parametrize('kind', ['llava', 'qwen3_vl', 'mllama', 'gemma3'])
+@pytest.mark.parametrize('odd', ODD_LLMS)
+def test_an_llm_as_people_save_it(kind, odd, tmp_path):
+    base = make_llm(kind, tmp_path/'base')
+    llm = make_llm(kind, tmp_path/'llm', near=base, seed=1, **ODD_LLMS[odd])
+    vlm = make_vlm(kind, tmp_path/'vlm', near=base, seed=2)
+    out = merge(Recipe(vlm, llm, knobs=dict(weight=.7)), tmp_path/'out')
+    model, llm = opened(vlm), by_llm_name(llm)
+    for name, mine in pairs(model):
+        mine.data = line(name, mine.float(), llm['model.norm.weight' if name=='final_norm' else f'model.{name}'].float()).to(mine.dtype).detach()
+    same_models(opened(out), model)
+    check_files(out, vlm, in_text(KINDS[kind].own.get('cross_attention_layers', ())))
+
+
+@pytest.mark.parametrize('theirs', ['float16', 'bfloat16', 'float32'])
+@pytest.mark.parametrize('mine', ['float16', 'bfloat16', 'float32'])
+def test_number_types(mine, theirs, tmp_path):
+    base = make_llm('llava', tmp_path/'base', dtype='float32')
+    llm = make_llm('llava', tmp_path/'llm', near=base, seed=1, dtype=theirs)
+    vlm = make_vlm('llava', tmp_path/'vlm', near=base, seed=2, dtype=mine)
+    out = merge(Recipe(vlm, llm, knobs=dict(weight=.7)), tmp_path/'out')
+    model = opened(out)
+    assert {str(p.dtype) for p in model.parameters()}=={f'torch.{mine}'}
+    same_models(model, mix(opened(vlm), opened(llm, AutoModelForCausalLM)))
+
+
+@pytest.mark.parametrize('how', [dict(container='bin'), dict(container='bin', shards=3), dict(shards=4)],
+                         ids=['bin', 'bins', 'shards'])
+@pytest.mark.parametrize('kind', ['llava', 'idefics2'])
+def test_a_vlm_as_people_save_it(kind, how, tmp_path):
+    base = make_llm(kind, tmp_path/'base', dtype='float16')
+    llm = make_llm(kind, tmp_path/'llm', near=base, seed=1, dtype='float16', shards=2)
+    vlm = make_vlm(kind, tmp_path/'vlm', near=base, seed=2, dtype='float16', **how)
+    out = merge(Recipe(vlm, llm, knobs=dict(weight=.7)), tmp_path/'out')
+    model = opened(out)
+    assert said(model, kind).isfinite().all()
+    same_models(model, mix(opened(vlm), opened(llm, AutoModelForCausalLM)))
+    files = {f.name for f in out.iterdir()}
+    assert files=={new_name(f) for f in vlm.iterdir()}|{'recipe.json'}
+    assert not [f for f in files if '.bin' in f]
+    if how.get('shards', 1)>1:
+        index = json.loads((out/'model.safetensors.index.json').read_text())['weight_map']
+        assert index=={n:f.name for f in out.glob('*.safetensors') for n in load_file(f)}
+
+
+# --- Embeddings, if asked for
+
+def rows_merged(v, l):
+    "The rows both have are mixed, the others stay"
+    n = min(len(v), len(l))
+    return torch.cat([line('', v[:n].float(), l[:n].float()).to(v.dtype), v[n:]])
+
+
+@pytest.mark.parametrize('llm_tied', [False, True], ids=['llm_untied', 'llm_tied'])
+@pytest.mark.parametrize('vlm_tied', [False, True], ids=['vlm_untied', 'vlm_tied'])
+@pytest.mark.parametrize('vocab', [60, 96, 130])
+def test_embeddings_merge_the_common_rows(vlm_tied, llm_tied, vocab, tmp_path):
+    base = make_llm('llava', tmp_path/'base', vocab=130)
+    llm = make_llm('llava', tmp_path/'llm', near=base, seed=1, tie=llm_tied, vocab=vocab)
+    vlm = make_vlm('llava', tmp_path/'vlm', near=base, seed=2, tie=vlm_tied)
+    out = merge(Recipe(vlm, llm, knobs=dict(weight=.7), embeddings=True), tmp_path/'out')
+    v, l, m = map(weights, (vlm, llm, out))
+    name, head = 'model.embed_tokens.weight', 'lm_head.weight'
+    stem = 'language_model.'
+    assert same(m[stem+name], rows_merged(v[stem+name], l[name]))
+    assert (stem+head in v)==(not vlm_tied) and (head in l)==(not llm_tied)
+    if not vlm_tied: assert same(m[stem+head], rows_merged(v[stem+head], l[name if llm_tied else head]))
+    inner = in_text()
+    check_files(out, vlm, lambda n: inner(n) or n in (stem+name, stem+head))
+    assert said(opened(out), 'llava').isfinite().all()
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_embeddings_in_every_family(kind, tmp_path):
+    trio = make_trio(kind, tmp_path)
+    out = merge(Recipe(trio.vlm, trio.llm, knobs=dict(weight=.7), embeddings=True), tmp_path/'out')
+    vlm, llm = opened(trio.vlm), opened(trio.llm, AutoModelForCausalLM)
+    tied = KINDS[kind].tie
+    with torch.no_grad():
+        for what in ('get_input_embeddings',) if tied else ('get_input_embeddings', 'get_output_embeddings'):
+            mine, theirs = (getattr(m, what)().weight for m in (vlm, llm))
+            mine.copy_(rows_merged(mine, theirs))
+    same_models(opened(out), mix(vlm, llm))
+
+
+def test_embeddings_with_a_base_of_fewer_rows(tmp_path):
+    base = make_llm('llava', tmp_path/'base', vocab=80)
+    llm, vlm = make_llm('llava', tmp_path/'llm', near=base, seed=1), make_vlm('llava', tmp_path/'vlm', near=base, seed=2)
+    knobs = dict(weight=.7, llm_weight=.2)
+    out = merge(Recipe(vlm, llm, base, 'task_arithmetic', knobs, embeddings=True), tmp_path/'out')
+    v, l, b, m = map(weights, (vlm, llm, base, out))
+    for n in ('model.embed_tokens.weight', 'lm_head.weight'):
+        mine = v['language_model.'+n]
+        x, y, z = (t[:80].float() for t in (mine, l[n], b[n]))
+        assert same(m['language_model.'+n], torch.cat([(z+.7*(x-z)+.2*(y-z)).bfloat16(), mine[80:]]))
+
+
+# --- The plan tells the whole truth
+
+@pytest.mark.parametrize('kind', [*KINDS, *REMOTE])
+def test_every_tensor_is_merged_or_kept_with_a_reason(kind, tmp_path):
+    trio = make_trio(kind, tmp_path)
+    p = plan(Recipe(*trio))
+    done = [w.pair.vlm for w in p.merged]
+    assert sorted([*done, *p.kept])==sorted(weights(trio.vlm))
+    assert all(p.kept.values()) and not p.stops
+    used = {n for w in p.merged for n in w.pair.llm}
+    left = {n for n in weights(trio.llm) if n not in used}
+    assert all(re.search(r'embed|lm_head|^output', n) for n in left)

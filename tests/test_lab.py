@@ -1,0 +1,94 @@
+"The embedded trio: it opens offline, sees but does not reason, and a merge of it reasons about what it sees"
+import json
+import pytest, torch
+from vlm_merging.lab import PLACES, TOPICS, accuracy, answer, ask, lab_folder, questions, scene
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+@pytest.fixture(scope='module')
+def trio():
+    "VLM, its processor, LLM, its tokenizer"
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+    at = lab_folder()
+    return (AutoModelForImageTextToText.from_pretrained(at/'vlm', dtype=torch.float32), AutoProcessor.from_pretrained(at/'vlm'),
+            AutoModelForCausalLM.from_pretrained(at/'llm', dtype=torch.float32), AutoTokenizer.from_pretrained(at/'llm'))
+
+@pytest.fixture(scope='module')
+def asked(): return questions(350, seed=11)
+
+def test_folders_are_complete_and_small():
+    for name in ('vlm', 'llm', 'base'):
+        folder = lab_folder()/name
+        assert {'README.md', 'config.json', 'generation_config.json', 'model.safetensors', 'tokenizer.json',
+                'tokenizer_config.json', 'chat_template.jinja'} <= {p.name for p in folder.iterdir()}
+        assert (folder/'README.md').read_text().startswith('---\nlicense: apache-2.0\n')
+        assert json.loads((folder/'config.json').read_text())['dtype'] == 'bfloat16'
+    assert sum(p.stat().st_size for p in lab_folder().rglob('*') if p.is_file()) < 3_000_000
+
+def test_vlm_sees_but_does_not_reason(trio, asked):
+    vlm, processor, _, _ = trio
+    score = accuracy(asked, answer(vlm, processor, asked))
+    assert score['perception'] >= 95 and score['reasoning'] <= 50
+
+def test_llm_reasons_in_text(trio, asked):
+    _, _, llm, tokenizer = trio
+    some = [q for q in asked if q.kind=='reasoning']
+    assert accuracy(some, answer(llm, tokenizer, some))['reasoning'] >= 85
+
+def test_vlm_needs_the_picture(trio, asked):
+    "With the pictures dealt to the wrong questions, perception is a guess"
+    from dataclasses import replace
+    vlm, processor, _, _ = trio
+    some = [q for q in asked if q.kind=='perception']
+    wrong = [replace(q, image=other.image) for q,other in zip(some, some[7:]+some[:7])]
+    assert accuracy(some, answer(vlm, processor, wrong))['perception'] < 50
+
+def test_half_merge_brings_reasoning(trio, asked):
+    from copy import deepcopy
+    vlm, processor, llm, _ = trio
+    before, both = accuracy(asked, answer(vlm, processor, asked)), deepcopy(vlm)
+    with torch.no_grad():
+        for (name,mine),theirs in zip(both.model.language_model.named_parameters(), llm.model.parameters(), strict=True):
+            if not name.startswith('embed_tokens'): mine.lerp_(theirs, .5)
+    after = accuracy(asked, answer(both, processor, asked))
+    assert after['reasoning'] >= before['reasoning']+10
+    assert after['perception'] >= before['perception']-5
+
+def test_replies_do_not_depend_on_the_batch(trio, asked):
+    vlm, processor, llm, tokenizer = trio
+    assert answer(vlm, processor, asked[:21], batch_size=4) == answer(vlm, processor, asked[:21], batch_size=21)
+    assert answer(llm, tokenizer, asked[:21], batch_size=4) == answer(llm, tokenizer, asked[:21], batch_size=21)
+
+def test_questions_are_seeded_and_splits_are_apart():
+    assert questions(70, seed=5) == questions(70, seed=5) != questions(70, seed=6)
+    a,b = questions(7, seed=5), questions(7, seed=5)
+    assert all(x.image.tobytes()==y.image.tobytes() for x,y in zip(a, b))
+    scenes = {s:{q.scene for q in questions(700, seed=1, split=s)} for s in ('train', 'dev', 'test')}
+    assert not scenes['train']&scenes['test'] and not scenes['dev']&scenes['test'] and not scenes['train']&scenes['dev']
+
+def test_answers_follow_from_the_scene():
+    import numpy as np
+    rng = np.random.default_rng(0)
+    for topic in TOPICS:
+        for _ in range(50):
+            sc = scene(rng)
+            q, steps, a = ask(topic, sc, rng)
+            at = [sc[PLACES.index(w)] for w in q.split() if w in PLACES]
+            n = [m for _,m in at]
+            match topic:
+                case 'number': assert a == str(n[0])
+                case 'color': assert a == at[0][0]
+                case 'where': assert sc[PLACES.index(a)][0] == q.split()[2]
+                case 'plus' | 'sum': assert int(a) == sum(n)
+                case 'minus': assert int(a) == n[0]-n[1] >= 0
+                case 'more': assert (a=='yes') == (n[0]>n[1])
+            assert bool(steps) == (TOPICS[topic]=='reasoning')
+
+def test_an_unknown_split_or_topic_is_a_sentence():
+    with pytest.raises(ValueError, match='There are: test, dev, train'): questions(1, split='validation')
+    with pytest.raises(ValueError, match='There are: number'): questions(1, topics=('shape',))
