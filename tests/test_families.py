@@ -104,7 +104,7 @@ def check_files(merged, vlm, is_merged):
     assert list(after)==list(before)
     assert all(after[n].dtype==before[n].dtype and after[n].shape==before[n].shape for n in before)
     assert {n for n in before if not same(after[n], before[n])}=={n for n in before if is_merged(n)}
-    assert {f.name for f in merged.iterdir()}-{f.name for f in vlm.iterdir()}<={'recipe.json', *map(new_name, vlm.iterdir())}
+    assert {f.name for f in merged.iterdir()}=={new_name(f) for f in vlm.iterdir()}|{'recipe.json'}
     side = sides(vlm)
     assert len(side)>3
     assert {n:x for n,x in sides(merged).items() if n!='recipe.json'}==side
@@ -113,13 +113,13 @@ def check_files(merged, vlm, is_merged):
 def new_name(f): return re.sub(r'^pytorch_model(.*)\.bin', r'model\1.safetensors', f.name)
 
 
-STEM = re.compile(r'(language_model\.model|model\.language_model|model\.language_model\.model|model\.text_model|model)\.'
+STEM = re.compile(r'(?:language_model\.model|model\.language_model(?:\.model)?|model\.text_model|model)\.'
                   r'(layers\.(\d+)\..+|norm\.weight)')
 
 
 def in_text(cross=()):
     "Is a tensor, by its name, one that a merge reaches?"
-    return lambda name: bool(m:=STEM.fullmatch(name)) and (m[3] is None or int(m[3]) not in cross)
+    return lambda name: bool(m:=STEM.fullmatch(name)) and (m[2] is None or int(m[2]) not in cross)
 
 
 # --- Families that transformers opens
@@ -179,9 +179,6 @@ def test_llama_3_2_vision_pairs_by_rank(tmp_path):
 
 # --- Families with code of their own: names and shapes, written down here
 
-def under(stem): return {'': lambda name, llm: llm.get(name.removeprefix(stem)) if name.startswith(stem) else None}
-
-
 def molmo(name, llm):
     "What Molmo calls a tensor, made from a Qwen2: q, k, v in one; up above gate"
     if name=='model.transformer.ln_f.weight': return llm['model.norm.weight']
@@ -193,7 +190,8 @@ def molmo(name, llm):
     return torch.cat([llm[f'model.layers.{m[1]}.{p}.{m[3]}'] for p in parts.split()])
 
 
-PARTNER = dict(internvl2_llama='language_model.', internvl2_internlm2='language_model.', minicpm_v='llm.', phi3_5_vision='')
+PARTNER = dict(internvl2_llama='language_model.', internvl2_internlm2='language_model.', minicpm_v='llm.',
+               phi3_5_vision='')
 FUSED = dict(internvl2_internlm2='attention.wqkv', phi3_5_vision='mlp.gate_up_proj', molmo='att_proj')
 MERGED = dict(internvl2_llama=4*9+1, internvl2_internlm2=4*7+1, minicpm_v=4*12+1, phi3_5_vision=4*6+1, molmo=4*7+1)
 
@@ -249,7 +247,7 @@ def by_llm_name(folder):
     return {n if n.startswith(('model.', 'lm_head')) else f'model.{n}':x for n,x in weights(folder).items()}
 
 
-@pytest.mark.parametrize('kind', ['llava', 'qwen3_vl', 'mllama', 'gemma3'])
+@pytest.mark.parametrize('kind', ['llava', 'qwen3_vl', 'mllama'])
 @pytest.mark.parametrize('odd', ODD_LLMS)
 def test_an_llm_as_people_save_it(kind, odd, tmp_path):
     base = make_llm(kind, tmp_path/'base')
@@ -258,7 +256,8 @@ def test_an_llm_as_people_save_it(kind, odd, tmp_path):
     out = merge(Recipe(vlm, llm, knobs=dict(weight=.7)), tmp_path/'out')
     model, llm = opened(vlm), by_llm_name(llm)
     for name, mine in pairs(model):
-        mine.data = line(name, mine.float(), llm['model.norm.weight' if name=='final_norm' else f'model.{name}'].float()).to(mine.dtype).detach()
+        theirs = llm['model.norm.weight' if name=='final_norm' else f'model.{name}']
+        mine.data = line(name, mine.detach().float(), theirs.float()).to(mine.dtype)
     same_models(opened(out), model)
     check_files(out, vlm, in_text(KINDS[kind].own.get('cross_attention_layers', ())))
 
@@ -286,9 +285,8 @@ def test_a_vlm_as_people_save_it(kind, how, tmp_path):
     model = opened(out)
     assert said(model, kind).isfinite().all()
     same_models(model, mix(opened(vlm), opened(llm, AutoModelForCausalLM)))
-    files = {f.name for f in out.iterdir()}
-    assert files=={new_name(f) for f in vlm.iterdir()}|{'recipe.json'}
-    assert not [f for f in files if '.bin' in f]
+    check_files(out, vlm, in_text())
+    assert not [f for f in out.iterdir() if '.bin' in f.name]
     if how.get('shards', 1)>1:
         index = json.loads((out/'model.safetensors.index.json').read_text())['weight_map']
         assert index=={n:f.name for f in out.glob('*.safetensors') for n in load_file(f)}

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 import numpy as np
 from .checkpoint import FLOATS,Checkpoint,read_json
-from .families import Pairing,find_decoder,pair_names,text_config
+from .families import NESTED,Pairing,find_decoder,pair_names,text_config
 
 # %% auto #0
 __all__ = ['FUSED', 'COMPARED', 'Finding', 'first_few', 'quantized', 'unlike_parts', 'unlike_heads', 'rope', 'unlike_settings',
@@ -158,7 +158,7 @@ def unlike_settings(
     for key,word,fix in COMPARED:
         x,y = mine.get(key),theirs.get(key)
         if key=='model_type' and isinstance(x,str) and isinstance(y,str):
-            if x.split('_')[0].removesuffix('vl')==y.split('_')[0]: continue
+            if x.split('_')[0].replace('mllama','llama')==y.split('_')[0]: continue
         if key=='sliding_window':
             x,y = ((v if c.get('use_sliding_window',True) else None) for v,c in ((x,mine),(y,theirs)))
             if {key}-mine.keys() or {key}-theirs.keys() or x==y: continue
@@ -276,6 +276,7 @@ def check(
     paired = pair_names(vlm,other)
     found = unlike_parts(vlm,other,paired,who)
     mine,theirs = (text_config(c.config,complete=True) for c in (vlm,other))
+    if not any(k in vlm.config for k in NESTED): mine = mine | {'model_type': None}   # flat: the VLM's own, not the text model's
     found += unlike_heads(mine,theirs,who)
     if not found:
         found = (unlike_settings(mine,theirs,who)+unlike_words(vlm,other,who)

@@ -71,7 +71,8 @@ class Recipe:
         if self.method not in METHODS:
             near = difflib.get_close_matches(self.method,METHODS,1)
             raise ValueError(f"No method {self.method!r}.{f' Did you mean {near[0]}?' if near else ''} "
-                             f"There are: {', '.join(METHODS)}. A new one is a function under `@merge_method`.")
+                             f"There are: {', '.join(METHODS)}. "
+                             f"A new one is a function under `@merge_method`.")
         method = METHODS[self.method]
         if 'base' in method.fills and not self.base:
             raise ValueError(f"{self.method} works with task vectors and needs `base`: "
