@@ -332,6 +332,17 @@ def test_embeddings_in_every_family(kind, tmp_path):
     same_models(opened(out), mix(vlm, llm))
 
 
+def test_an_llm_saved_without_its_head_has_none(tmp_path):
+    "It is untied, says its config: its embedding is no head, and the VLM's stays"
+    base = make_llm('llava', tmp_path/'base')
+    llm = make_llm('llava', tmp_path/'llm', near=base, seed=1, prefix=False)
+    vlm = make_vlm('llava', tmp_path/'vlm', near=base, seed=2)
+    out = merge(Recipe(vlm, llm, knobs=dict(weight=.7), embeddings=True), tmp_path/'out')
+    v, l, m = map(weights, (vlm, llm, out))
+    name, head = 'language_model.model.embed_tokens.weight', 'language_model.lm_head.weight'
+    assert same(m[name], rows_merged(v[name], l['embed_tokens.weight'])) and same(m[head], v[head])
+
+
 def test_embeddings_with_a_base_of_fewer_rows(tmp_path):
     base = make_llm('llava', tmp_path/'base', vocab=80)
     llm, vlm = make_llm('llava', tmp_path/'llm', near=base, seed=1), make_vlm('llava', tmp_path/'vlm', near=base, seed=2)

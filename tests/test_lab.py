@@ -33,7 +33,7 @@ def test_folders_are_complete_and_small():
 def test_vlm_sees_but_does_not_reason(trio, asked):
     vlm, processor, _, _ = trio
     score = accuracy(asked, answer(vlm, processor, asked))
-    assert score['perception'] >= 95 and score['reasoning'] <= 50
+    assert score['perception'] >= 95 and score['reasoning'] <= 60
 
 def test_llm_reasons_in_text(trio, asked):
     _, _, llm, tokenizer = trio

@@ -181,7 +181,7 @@ def parser(
             s.add_argument('--out', default='vlm-merging-demo',
                            help='folder for the merged model; default: vlm-merging-demo')
             s.add_argument('--weight', type=float, default=.5, help='share of the VLM; default: 0.5')
-            s.add_argument('-n', type=int, default=200, help='how many questions; default: 200')
+            s.add_argument('-n', type=int, default=210, help='how many questions; default: 210')
     return p
 
 def main(

@@ -400,7 +400,8 @@ def merge(
     if p.stops: raise ValueError(' '.join(f'{f.what} {f.fix}' for f in p.stops))
     inputs = {who:fingerprints(c,sha256) for who in ('vlm','llm','base') if (c:=getattr(p,who))}
     sources = {c.path.resolve() for c in (p.vlm,p.llm,p.base) if c}
-    if out.resolve() in sources: raise ValueError(f"{out} is one of the inputs. Choose another output.")
+    if any(out.resolve().is_relative_to(s) or s.is_relative_to(out.resolve()) for s in sources):
+        raise ValueError(f"{out} is, holds or lies in one of the inputs. Choose another output.")
     if out.parent.is_dir(): need_room(out.parent,p,out.with_name(f'.{out.name}.draft'))
     with drafting(out,key_of(p,inputs,device),overwrite) as draft:
         write_shards(p,draft,workers or min(4,os.cpu_count() or 1),device,allow_nonfinite,progress)
