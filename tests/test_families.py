@@ -23,12 +23,13 @@ WEIGHTS = re.compile(r'.*\.(safetensors|bin)|.*\.index\.json|README\.md')
 def opened(folder, auto=AutoModelForImageTextToText):
     "A model, once no name is missing and none is left over"
     m, info = auto.from_pretrained(folder, output_loading_info=True)
-    assert not [info[k] for k in ('missing_keys', 'unexpected_keys', 'mismatched_keys', 'error_msgs') if info.get(k)]
+    odd = ('missing_keys', 'unexpected_keys', 'mismatched_keys', 'error_msgs')
+    assert not [info[k] for k in odd if info.get(k)]
     return m.eval()
 
 
 def pairs(vlm, *others):
-    "Parameters of a VLM's layers and final norm with those of LLMs: `(name in the LLM, in the VLM, in the LLMs...)`"
+    "Parameters of a VLM's layers and final norm with those of LLMs: `(name in the LLM, VLM's, LLMs'...)`"
     mine, theirs = vlm.get_decoder(), [m.get_decoder() for m in others]
     own = [layer for layer in mine.layers if not any('cross_attn' in n for n,_ in layer.named_parameters())]
     for i, layers in enumerate(zip(own, *(t.layers for t in theirs), strict=True)):
@@ -78,7 +79,9 @@ def said(model, kind):
     return model(**asked).logits
 
 
-def same(a, b): return a.dtype==b.dtype and a.shape==b.shape and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+def same(a, b):
+    "The same bytes, type and shape?"
+    return a.dtype==b.dtype and a.shape==b.shape and torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 
 def same_models(one, two):
@@ -136,8 +139,9 @@ def test_the_merged_file_is_the_merged_model(kind, layout, tmp_path):
     check_files(out, trio.vlm, in_text(KINDS[kind].own.get('cross_attention_layers', ())))
 
 
-@pytest.mark.parametrize('kind,layout', [('llava', 'new'), ('mllama', 'old'), ('gemma3', 'saved'), ('qwen3_vl', 'saved'),
-                                         ('llava_onevision', 'stray'), ('idefics2', 'saved'), ('qwen2_5_vl', 'new')])
+@pytest.mark.parametrize('kind,layout', [
+    ('llava', 'new'), ('mllama', 'old'), ('gemma3', 'saved'), ('qwen3_vl', 'saved'),
+    ('llava_onevision', 'stray'), ('idefics2', 'saved'), ('qwen2_5_vl', 'new')])
 @pytest.mark.parametrize('formula', [ties, dare_ties], ids=lambda f: f.__name__)
 def test_methods_with_a_base(kind, layout, formula, tmp_path):
     trio = make_trio(kind, tmp_path, layout=layout)
@@ -184,16 +188,17 @@ def molmo(name, llm):
     if name=='model.transformer.ln_f.weight': return llm['model.norm.weight']
     m = re.fullmatch(r'model\.transformer\.blocks\.(\d+)\.(\w+)\.(weight|bias)', name)
     if not m: return None
-    parts = dict(att_proj='self_attn.q_proj self_attn.k_proj self_attn.v_proj', ff_proj='mlp.up_proj mlp.gate_proj',
-                 attn_out='self_attn.o_proj', ff_out='mlp.down_proj', attn_norm='input_layernorm',
-                 ff_norm='post_attention_layernorm')[m[2]]
+    parts = dict(att_proj='self_attn.q_proj self_attn.k_proj self_attn.v_proj', attn_out='self_attn.o_proj',
+                 ff_proj='mlp.up_proj mlp.gate_proj', ff_out='mlp.down_proj',
+                 attn_norm='input_layernorm', ff_norm='post_attention_layernorm')[m[2]]
     return torch.cat([llm[f'model.layers.{m[1]}.{p}.{m[3]}'] for p in parts.split()])
 
 
 PARTNER = dict(internvl2_llama='language_model.', internvl2_internlm2='language_model.', minicpm_v='llm.',
                phi3_5_vision='')
 FUSED = dict(internvl2_internlm2='attention.wqkv', phi3_5_vision='mlp.gate_up_proj', molmo='att_proj')
-MERGED = dict(internvl2_llama=4*9+1, internvl2_internlm2=4*7+1, minicpm_v=4*12+1, phi3_5_vision=4*6+1, molmo=4*7+1)
+MERGED = dict(internvl2_llama=4*9+1, internvl2_internlm2=4*7+1, minicpm_v=4*12+1, phi3_5_vision=4*6+1,
+              molmo=4*7+1)
 
 
 def partner(kind, name, llm):
@@ -223,7 +228,8 @@ def test_families_with_code_of_their_own(kind, shards, tmp_path):
 def test_stacked_matrices_with_a_base(method, formula, tmp_path):
     "Molmo's q, k, v: the trim ranks, and the coins fall, over the whole matrix"
     trio = make_trio('molmo', tmp_path)
-    out = weights(merge(Recipe(*trio, method, dict(weight=1.5, llm_weight=.5, density=.4), seed=5), tmp_path/'out'))
+    recipe = Recipe(*trio, method, dict(weight=1.5, llm_weight=.5, density=.4), seed=5)
+    out = weights(merge(recipe, tmp_path/'out'))
     vlm, llm, base = map(weights, trio)
     for i in range(4):
         n = f'model.transformer.blocks.{i}.att_proj.weight'
@@ -237,9 +243,10 @@ def test_stacked_matrices_with_a_base(method, formula, tmp_path):
 
 # --- LLMs as people saved them
 
+BINS = dict(container='bin', shards=2)
 ODD_LLMS = dict(bare=dict(prefix=False), tied=dict(tie=True), untied=dict(tie=False), longer=dict(vocab=120),
-    shorter=dict(vocab=70), sharded=dict(shards=3), bin=dict(container='bin'), bins=dict(container='bin', shards=2),
-    bare_bins=dict(prefix=False, container='bin', shards=2), half=dict(dtype='float16'), single=dict(dtype='float32'))
+    shorter=dict(vocab=70), sharded=dict(shards=3), bin=dict(container='bin'), bins=BINS,
+    bare_bins=BINS | dict(prefix=False), half=dict(dtype='float16'), single=dict(dtype='float32'))
 
 
 def by_llm_name(folder):
@@ -345,7 +352,8 @@ def test_an_llm_saved_without_its_head_has_none(tmp_path):
 
 def test_embeddings_with_a_base_of_fewer_rows(tmp_path):
     base = make_llm('llava', tmp_path/'base', vocab=80)
-    llm, vlm = make_llm('llava', tmp_path/'llm', near=base, seed=1), make_vlm('llava', tmp_path/'vlm', near=base, seed=2)
+    llm = make_llm('llava', tmp_path/'llm', near=base, seed=1)
+    vlm = make_vlm('llava', tmp_path/'vlm', near=base, seed=2)
     knobs = dict(weight=.7, llm_weight=.2)
     out = merge(Recipe(vlm, llm, base, 'task_arithmetic', knobs, embeddings=True), tmp_path/'out')
     v, l, b, m = map(weights, (vlm, llm, base, out))

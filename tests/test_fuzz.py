@@ -1,14 +1,16 @@
 "Ten thousand damaged files: each opens with claims that hold, or is refused in one sentence, soon and in little memory"
 import contextlib, copy, io, json, math, random, re, resource, signal, sys, time, warnings, zipfile, zlib
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import load_file, save
 from vlm_merging.checkpoint import DTYPES, Checkpoint, read_bin, read_header, weight_files
-from vlm_merging.merge import plan
+from vlm_merging.merge import merge, plan
+from vlm_merging.methods import METHODS
 from vlm_merging.recipe import Recipe
 
 
@@ -266,9 +268,9 @@ def write(folder, data):
 
 # Configurations, vocabularies, recipes
 
-WIDTH, ROPE = 16, dict(rope_type='llama3', factor=8., rope_theta=1e4)
+WIDTH, ROPE = 8, dict(rope_type='llama3', factor=8., rope_theta=1e4)
 TEXT = dict(model_type='llama', hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
-            head_dim=8, rope_theta=1e4, rope_scaling=ROPE, rope_parameters=dict(full=ROPE), sliding_window=None,
+            head_dim=4, rope_theta=1e4, rope_scaling=ROPE, rope_parameters=dict(full=ROPE), sliding_window=None,
             use_sliding_window=False, hidden_act='silu', rms_norm_eps=1e-5, max_position_embeddings=256)
 CONFIGS = dict(vlm=dict(model_type='llava', text_config=TEXT, quantization_config=None), llm=TEXT)
 WORDS = [dict(model=dict(type='BPE', vocab=dict(a=0, b=1, c=2)), added_tokens=[dict(id=3, content='<s>')]),
@@ -320,6 +322,39 @@ def test_recipes(pair):
         assert repr(Recipe.read(pair/'again.json'))==repr(made)
         ask(looked_at, made, said=said, longest=10**5)     # it repeats the names that a user gave
     assert said['opens']>50 and len(said)>20, said
+
+REST = ['self_attn.q_proj.weight', 'mlp.up_proj.weight', 'input_layernorm.weight', 'self_attn.q_proj.bias',
+        'self_attn.rotary_emb.inv_freq', 'self_attn.position_ids', 'mlp.experts.gate_up_proj']
+SHAPES = [(), (0,), (1,), (8,), (8, 8), (0, 8), (8, 0), (4, 8), (2, 3, 4), (8, 8, 1), (12, 4)]
+
+def odd_pair(rng, numbers):
+    "A VLM and an LLM of two layers, in which a few tensors are missing or of another shape or type"
+    state = {f'layers.{i}.{n}': ('f4', (8, 8) if 'proj' in n else (8,)) for i in (0, 1) for n in REST[:3]}
+    state |= {'embed_tokens.weight': ('f4', (12, 8)), 'norm.weight': ('f4', (8,))}
+    vlm, llm = dict(state), dict(state)
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        name = rng.choice([f'layers.{rng.randrange(2)}.{rng.choice(REST)}']*4+['embed_tokens.weight', 'norm.weight'])
+        odd = rng.choice(['f4', 'f4', 'f2', 'f8', 'i8', '?']), rng.choice(SHAPES)
+        for who in (vlm, llm) if rng.random()<.7 else (vlm,):
+            if rng.random()<.15: who.pop(name, None)
+            else: who[name] = odd
+    made = lambda stem, x: {stem+n: np.asarray(numbers.standard_normal(s)).astype(t) for n, (t, s) in x.items()}
+    return made('language_model.model.', vlm) | {'vision.w': np.ones(3, 'f4')}, made('model.', llm)
+
+def test_odd_tensors(pair):
+    rng, numbers, said = random.Random(0), np.random.default_rng(0), Counter()
+    for i in range(300):
+        states = odd_pair(rng, numbers)
+        for who, state in zip(('vlm', 'llm'), states): (pair/who/'model.safetensors').write_bytes(save(state))
+        method = rng.choice(list(METHODS))
+        recipe = Recipe(pair/'vlm', pair/'llm', pair/'llm', method=method, embeddings=rng.random()<.5)
+        out = ask(partial(merge, recipe, pair/f'out{i}', workers=1, progress=False), said=said)
+        assert not list(pair.glob('.*'))                         # nothing half-done stays
+        if out is None: continue
+        mine, theirs = load_file(out/'model.safetensors'), states[0]
+        assert {n: (x.dtype, x.shape) for n, x in mine.items()}=={n: (x.dtype, x.shape) for n, x in theirs.items()}
+        for n in plan(recipe).kept: assert mine[n].tobytes()==theirs[n].tobytes(), n
+    assert 100<said['opens']<250 and len(said)>7, said
 
 def test_the_clock_and_the_fence_are_real():
     "Were they not, the tests above would prove nothing about hangs and bursts"

@@ -5,8 +5,9 @@ from peft.utils import merge_utils as peft
 from safetensors.torch import load_file
 from vlm_merging import merge as room
 from vlm_merging.merge import merge
-from vlm_merging.methods import (METHODS, Scale, Share, agreed, blockwise, breadcrumbs, dare_linear, dare_ties,
-    della, drop, drop_by_rank, energies, linear, merge_method, name_rng, sce, slerp, task_arithmetic, ties, trims)
+from vlm_merging.methods import (METHODS, Scale, Share, agreed, blockwise, breadcrumbs, dare_linear,
+    dare_ties, della, drop, drop_by_rank, energies, linear, merge_method, name_rng, sce, slerp,
+    task_arithmetic, ties, trims)
 from vlm_merging.recipe import Recipe
 from vlm_merging.tiny import make_trio
 
@@ -124,7 +125,7 @@ def test_breadcrumbs_by_hand():
 
 
 def test_sce_by_hand():
-    "(2, 2, 0) and (-1, 2, 0): energies 8 and 5; in the first entry the VLM is elected, in the second both agree"
+    "(2, 2, 0) and (-1, 2, 0): energies 8 and 5; the VLM wins the first entry, in the second both agree"
     v, l, b = vec(2., 2., 0.), vec(-1., 2., 0.), torch.zeros(3)
     assert energies([(v, l, b)], 3, density=1.)[1]==pytest.approx((8/13, 5/13))
     torch.testing.assert_close(sce(v, l, b, density=1.), vec(2., 2., 0.))
@@ -159,7 +160,8 @@ def test_weight_1_is_the_vlm_and_weight_0_the_llm(method):
     assert not torch.equal(method(v, l, weight=.5), v)
 
 
-@pytest.mark.parametrize('method', [ties, dare_linear, dare_ties, breadcrumbs, della, sce], ids=lambda m: m.__name__)
+@pytest.mark.parametrize('method', [ties, dare_linear, dare_ties, breadcrumbs, della, sce],
+                         ids=lambda m: m.__name__)
 def test_density_0_is_the_base(method):
     v, l, b = rough()
     how = dict(epsilon=0.) if method is della else dict(outliers=0.) if method is breadcrumbs else {}
@@ -380,7 +382,7 @@ def test_a_method_of_ones_own_may_look_first(methods, trio, tmp_path, monkeypatc
 
 
 def test_methods_are_gone_afterwards():
-    assert not {'louder', 'matched', 'wrong'} & METHODS.keys()
+    assert not {'louder', 'matched', 'wrong', 'loose'} & METHODS.keys()
     with pytest.raises(ValueError, match='No method'): Recipe('v', 'l', method='louder')
 
 
@@ -390,7 +392,7 @@ def test_a_wrong_signature_is_refused_when_written(methods):
         def wrong(vlm, llm, strength): return vlm
     with pytest.raises(TypeError, match='type with bounds'):
         @merge_method
-        def wrong(vlm, llm, *, strength:float=1.): return vlm
+        def loose(vlm, llm, *, strength:float=1.): return vlm
 
 
 # --- As the paper's script ran
@@ -398,7 +400,8 @@ def test_a_wrong_signature_is_refused_when_written(methods):
 def as_run(trio, out, method, knobs):
     "Tensors of the three models in float16, and what a merge made of them, by the LLM's names"
     base = trio.base if 'base' in METHODS[method].fills else None
-    done = load_file(merge(Recipe(trio.vlm, trio.llm, base, method, knobs, as_run=True), out)/'model.safetensors')
+    recipe = Recipe(trio.vlm, trio.llm, base, method, knobs, as_run=True)
+    done = load_file(merge(recipe, out)/'model.safetensors')
     vlm, llm, base = (load_file(f/'model.safetensors') for f in trio)
     for n in llm:
         at = 'language_model.'+n
@@ -441,7 +444,9 @@ def test_as_run_dare_is_the_script_bit_for_bit(method, halves, tmp_path, monkeyp
     def prune(t, density, rescale): return t * torch.bernoulli(torch.full_like(t, density))
     monkeypatch.setattr(peft, 'random_pruning', prune)
     monkeypatch.setattr(torch, 'bernoulli', lambda like: coins.pop(0))
-    for n, v, l, b, done in as_run(halves, tmp_path/'out', method, dict(weight=.9, llm_weight=.2, density=.25)):
-        coins += [drop(torch.ones_like(b), .25, g, rescale=False) for g in name_rng(0, n.removeprefix('model.'))]
+    knobs = dict(weight=.9, llm_weight=.2, density=.25)
+    for n, v, l, b, done in as_run(halves, tmp_path/'out', method, knobs):
+        rng = name_rng(0, n.removeprefix('model.'))
+        coins += [drop(torch.ones_like(b), .25, g, rescale=False) for g in rng]
         theirs = b + getattr(peft, method)([v-b, l-b], torch.tensor([.9, .2]), .25)
         assert torch.equal(done, theirs.half()), n

@@ -4,13 +4,14 @@
 
 # %% ../nbs/01_checkpoint.ipynb #c004
 from __future__ import annotations
-import hashlib,json,math,re
+import hashlib,json,math,re,zipfile
 from dataclasses import dataclass,field
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['DTYPES', 'FLOATS', 'HEADER_LIMIT', 'WEIGHTS', 'SIDE', 'Entry', 'unique', 'read_json', 'checked_entry', 'read_header',
-           'read_bin', 'weight_files', 'fetch', 'Checkpoint', 'fingerprint', 'fingerprints', 'readable', 'summary']
+__all__ = ['DTYPES', 'FLOATS', 'HEADER_LIMIT', 'JSON_LIMIT', 'WEIGHTS', 'SIDE', 'Entry', 'unique', 'read_json', 'checked_entry',
+           'read_header', 'read_bin', 'named_files', 'weight_files', 'fetch', 'Checkpoint', 'fingerprint',
+           'fingerprints', 'stamps', 'readable', 'summary']
 
 # %% ../nbs/01_checkpoint.ipynb #c009
 DTYPES = dict(F64=64, F32=32, F16=16, BF16=16, I64=64, I32=32, I16=16, I8=8,
@@ -44,7 +45,8 @@ class Entry:
         return Entry(self.name, self.dtype, (n,*self.shape[1:]), self.file, self.start)
 
 # %% ../nbs/01_checkpoint.ipynb #c012
-HEADER_LIMIT = 100_000_000    # bytes; the limit of the safetensors format itself
+HEADER_LIMIT = 1<<24    # Bytes of a safetensors header; 100 000 tensors fit, and a hostile one stays cheap
+JSON_LIMIT = 1<<26      # Bytes of any other JSON file or pickle
 
 def unique(
     pairs,              # `(key, value)` in the order of the text
@@ -56,7 +58,7 @@ def unique(
 
 def read_json(
     path:Path,          # A JSON file that should hold an object
-    limit:int=HEADER_LIMIT, # Larger files are refused, in bytes
+    limit:int=JSON_LIMIT, # Larger files are refused, in bytes
 )->dict:
     "A JSON object from disk, or one sentence about what is wrong with it"
     try:
@@ -127,22 +129,27 @@ def read_bin(
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     try:
+        with zipfile.ZipFile(path) as z:
+            if any(i.compress_type!=zipfile.ZIP_STORED for i in z.infolist()): raise ValueError('it is compressed')
+            if any(i.filename.endswith('.pkl') and i.file_size>JSON_LIMIT for i in z.infolist()):
+                raise ValueError('its directory is too large')
         with FakeTensorMode(): held = torch.load(path, weights_only=True, map_location='cpu')
     except Exception as e:  # the unpickler fails in many ways, all of which mean the same
         raise ValueError(f"{path} cannot be used: it is not a plain file of tensors "
-                         f"({str(e).splitlines()[0][:120]}). "
+                         f"({(str(e).splitlines() or [type(e).__name__])[0][:120]}). "
                          f"Only files that `torch.load(weights_only=True)` accepts are read.") from None
-    if not isinstance(held,dict) or not all(isinstance(k,str) for k in held):
+    if not isinstance(held,dict) or not any(isinstance(k,str) and isinstance(t,torch.Tensor) for k,t in held.items()):
         raise ValueError(f"{path} cannot be used: it holds no table of named tensors.")
     names,size = {v:k for k,v in FLOATS.items()} | dict(
         int64='I64',int32='I32',int16='I16',int8='I8',uint8='U8',bool='BOOL'), path.stat().st_size
     found = {}
     for name,t in held.items():
         if not isinstance(t,torch.Tensor): continue
-        at,dtype = (getattr(t.untyped_storage(),'_checkpoint_offset',None),
+        plain = t.layout is torch.strided
+        at,dtype = (getattr(t.untyped_storage(),'_checkpoint_offset',None) if plain else None,
                     names.get(str(t.dtype).removeprefix('torch.')))
         if at is None or dtype is None or not t.is_contiguous():
-            raise ValueError(f"{path}: {name!r} is stored as {t.dtype} with strides {t.stride()}, "
+            raise ValueError(f"{path}: {name!r} is stored as {t.dtype}, {t.layout}{f', strides {t.stride()}' if plain else ''}, "
                              f"which cannot be read in place. "
                              f"Load the model in transformers and save it again as safetensors.")
         found[name] = Entry(name, dtype, tuple(t.shape), path, at+t.storage_offset()*t.element_size())
@@ -155,22 +162,30 @@ def read_bin(
 WEIGHTS = (('model.safetensors.index.json','model.safetensors'),
            ('pytorch_model.bin.index.json','pytorch_model.bin'))
 
+def named_files(
+    index:Path,         # An index file
+)->tuple[list[str],dict]: # File names, and the `name -> file` table
+    "What an index names; only plain files of its own folder"
+    table = read_json(index).get('weight_map')
+    if not isinstance(table,dict) or not table:
+        raise ValueError(f"{index} has no `weight_map`. Download it again.")
+    files = sorted(set(map(str,table.values())))
+    for file in files:
+        if not re.fullmatch(r'[\w][\w.\-+ ]*\.(safetensors|bin)',file):
+            raise ValueError(f"{index} names {file[:80]!r}, which is not a plain weight file of that folder. "
+                             f"Do not trust this checkpoint.")
+    return files, table
+
 def weight_files(
     folder:Path,        # A checkpoint folder
 )->tuple[list[str],dict|None]: # File names, and the index's `name -> file` table if there is one
     "The weight files that count, in the order of their names"
     for index,single in WEIGHTS:
         if (folder/index).is_file():
-            table = read_json(folder/index).get('weight_map')
-            if not isinstance(table,dict) or not table:
-                raise ValueError(f"{folder/index} has no `weight_map`. Download it again.")
-            for file in set(map(str,table.values())):
-                if not re.fullmatch(r'[\w][\w.\-+ ]*\.(safetensors|bin)',file):
-                    raise ValueError(f"{folder/index} names {file[:80]!r}, which is not a plain weight file "
-                                     f"of that folder. Do not trust this checkpoint.")
-                if not (folder/file).is_file():
-                    raise ValueError(f"{folder/index} names {file}, which is missing. Download it again.")
-            return sorted(set(table.values())), table
+            files,table = named_files(folder/index)
+            gone = next((f for f in files if not (folder/f).is_file()), None)
+            if gone: raise ValueError(f"{folder/index} names {gone}, which is missing. Download it again.")
+            return files, table
         if (folder/single).is_file(): return [single], None
     raise ValueError(f"{folder} holds no weights: "
                      f"neither {' nor '.join(n for pair in WEIGHTS for n in pair)} is there. "
@@ -179,8 +194,7 @@ def weight_files(
                      f"Name a folder saved by `save_pretrained`.")
 
 # %% ../nbs/01_checkpoint.ipynb #c028
-SIDE = ('*.json','*.jinja','*.txt','*.model','*.py','*.md','*.tiktoken','LICENSE*','NOTICE*',
-        '*/*.json','*/*.jinja','*/*.py')
+SIDE = ('*.json','*.jinja','*.txt','*.model','*.py','*.md','*.tiktoken','LICENSE*','NOTICE*')
 
 def fetch(
     name:str,           # Hub id, `owner/name`
@@ -192,13 +206,12 @@ def fetch(
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=SIDE))
         for index,single in WEIGHTS:
-            files = (sorted(set(map(str,(read_json(folder/index).get('weight_map') or {}).values())))
-                     if (folder/index).exists() else [single])
+            files = named_files(folder/index)[0] if (folder/index).exists() else [single]
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*SIDE,*files]))
             if all((folder/f).exists() for f in files): break
     except (HFValidationError,HfHubHTTPError,LocalEntryNotFoundError,OSError) as e:
         raise ValueError(f"{name} is no folder here and could not be had from the hub: "
-                         f"{str(e).strip().splitlines()[0][:200]} "
+                         f"{(str(e).strip().splitlines() or [type(e).__name__])[0][:200]} "
                          f"Check the name, log in if it is gated, or give a local folder.") from None
     return folder
 
@@ -265,7 +278,8 @@ def fingerprint(
             f.seek(max(0,(size-4096)*i//63)); sha.update(f.read(4096))
         made = dict(size=size, samples=sha.hexdigest())
         f.seek(0)
-        if re.fullmatch(r'[0-9a-f]{64}',path.resolve().name): made['sha256'] = path.resolve().name
+        blob = path.resolve()
+        if blob.parent.name=='blobs' and re.fullmatch(r'[0-9a-f]{64}',blob.name): made['sha256'] = blob.name
         elif full: made['sha256'] = hashlib.file_digest(f,'sha256').hexdigest()
     return made
 
@@ -275,6 +289,13 @@ def fingerprints(
 )->dict:                # File name -> fingerprint, config.json included
     "The fingerprint of all files that decide a merge"
     return {f: fingerprint(checkpoint.path/f, full) for f in ('config.json',*checkpoint.files)}
+
+def stamps(
+    checkpoint:Checkpoint, # An open checkpoint
+)->dict:                # File name -> size and time of the last change
+    "What tells on this machine that a file was written to: no part of a recipe, but of resuming"
+    found = {f: (checkpoint.path/f).stat() for f in ('config.json',*checkpoint.files)}
+    return {f: [s.st_size,s.st_mtime_ns] for f,s in found.items()}
 
 # %% ../nbs/01_checkpoint.ipynb #c040
 def readable(

@@ -4,14 +4,14 @@
 
 # %% ../nbs/14_cli.ipynb #c004
 from __future__ import annotations
-import argparse,json,shutil,sys,time
+import argparse,json,sys,time
 from dataclasses import fields
 from pathlib import Path
 from . import __version__
 
 # %% auto #0
-__all__ = ['knob_value', 'add_recipe_options', 'recipe_of', 'plan_command', 'merge_command', 'inspect_command', 'demo_command',
-           'parser', 'main']
+__all__ = ['DEMO', 'knob_value', 'add_recipe_options', 'recipe_of', 'plan_command', 'merge_command', 'inspect_command',
+           'demo_command', 'parser', 'main']
 
 # %% ../nbs/14_cli.ipynb #c008
 def knob_value(
@@ -65,7 +65,9 @@ def recipe_of(
     held |= {f.name:v for f in fields(Recipe) if (v:=getattr(args,f.name,None)) is not None}
     given = {k.removeprefix('knob_'):v for k,v in vars(args).items()
              if k.startswith('knob_') and v is not None}
-    held['knobs'] = ({} if args.method else held.get('knobs',{})) | given
+    method = 'linear' if args.layer_swap is not None else args.method
+    if method and args.recipe and method!=Recipe.read(args.recipe).method: held['knobs'] = {}
+    held['knobs'] = held.get('knobs',{})|given
     if args.layer_swap is not None:
         if args.method not in (None,'linear') or args.layers:
             raise ValueError('--layer-swap is linear on the layers behind N: '
@@ -117,6 +119,8 @@ def inspect_command(
     return 0
 
 # %% ../nbs/14_cli.ipynb #c013
+DEMO = 'vlm-merging-demo'     # Written anew each time; any other folder must not exist
+
 def demo_command(
     args,               # What was typed
 )->int:                 # Exit code
@@ -130,7 +134,7 @@ def demo_command(
     lab,out,items = lab_folder(),Path(args.out),questions(args.n,seed=1,split='test')
     recipe = Recipe(lab/'vlm',lab/'llm',knobs={'weight':args.weight})
     print(f'1. What will be merged (vlm-merging plan)\n{str(plan(recipe)).replace(str(lab),"lab")}\n')
-    merged = merge(recipe,out,overwrite=True)
+    merged = merge(recipe,out,overwrite=args.out==DEMO)
     print(f'2. Merged into {out}. '
           f'Now opened with from_pretrained and asked {len(items)} questions about pictures.\n')
     rows = {}
@@ -178,7 +182,7 @@ def parser(
                            help='no progress bar (there is none anyway where the output is not a terminal)')
         if name=='inspect': s.add_argument('folder', help='a folder or hub id')
         if name=='demo':
-            s.add_argument('--out', default='vlm-merging-demo',
+            s.add_argument('--out', default=DEMO,
                            help='folder for the merged model; default: vlm-merging-demo')
             s.add_argument('--weight', type=float, default=.5, help='share of the VLM; default: 0.5')
             s.add_argument('-n', type=int, default=210, help='how many questions; default: 210')

@@ -21,11 +21,13 @@ def text_config(
 )->dict:
     "The part of a configuration that describes the language model"
     inner = next((config[k] for k in NESTED if isinstance(config.get(k),dict)), config)
-    if (complete and not {'num_attention_heads','hidden_size','num_hidden_layers'}<=inner.keys()
-        and inner.get('model_type')):
+    lacks = {'num_attention_heads','hidden_size','num_hidden_layers'}-inner.keys()
+    if complete and inner.get('model_type') and (lacks or not {'rope_theta','rope_parameters'}&inner.keys()):
         from transformers import AutoConfig
-        try: inner = AutoConfig.for_model(inner['model_type']).to_dict() | inner
-        except (ValueError,KeyError): pass  # a model of its own code: what the file says must do
+        try: default = AutoConfig.for_model(inner['model_type']).to_dict()
+        except (ValueError,KeyError,TypeError): return inner  # a model of its own code: what the file says must do
+        if {'rope_theta','rope_scaling'}&inner.keys(): default.pop('rope_parameters',None)    # the old spelling counts
+        inner = default|inner
     return inner
 
 # %% ../nbs/02_families.ipynb #c013
@@ -63,7 +65,8 @@ def find_decoder(
         if (m:=LAYER.fullmatch(name)):
             stems.setdefault(m['stem'],{}).setdefault(int(m['i']),{})[m['rest']] = name
     width = lambda layers: next((tensors[n].shape[-1] for r in layers.values()
-                                 for k,n in r.items() if ATTENDS.fullmatch(k)), None)
+                                 for k,n in r.items() if ATTENDS.fullmatch(k)
+                                 and len(tensors[n].shape)==2), None)
     found = {s:layers for s,layers in stems.items() if width(layers) and not OTHER.search(s)}
     text = text_config(config)
     for key,of in (('num_hidden_layers',len),('hidden_size',width)):
@@ -73,7 +76,7 @@ def find_decoder(
         seen = ', '.join(sorted(found or stems)) or 'no numbered layers at all'
         raise ValueError(f"{'Several parts look' if found else 'No part looks'} like the language model "
                          f"of this checkpoint ({seen[:300]}). "
-                         f"If it is a new family, add a record to FAMILIES.")
+                         f"Its layout is not known here: please report it.")
     (stem,layers), = found.items()
     roots = [stem[:i] for i in range(len(stem),-1,-1) if not i or stem[i-1]=='.']
     return Decoder(stem, dict(sorted(layers.items())),

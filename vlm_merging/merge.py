@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from . import __version__
-from .checkpoint import FLOATS,Checkpoint,Entry,fingerprints,readable
+from .checkpoint import FLOATS,Checkpoint,Entry,fingerprints,readable,stamps
 from .families import Pair
 from .methods import METHODS,Method,blockwise,name_rng
 from .preflight import Finding,check
@@ -35,7 +35,6 @@ class Plan:
     merged:tuple        # `Work`, in the VLM's order
     kept:dict           # Name in the VLM -> reason
     findings:tuple      # Of the checks; stops first
-    depth:int           # Layers of the VLM's language model
 
     @property
     def stops(self)->list:
@@ -75,18 +74,19 @@ def plan(
     recipe:Recipe,      # What to do
 )->Plan:
     "Look before merging: open, check, sort; nothing is written"
-    vlm,llm,base = (Checkpoint.open(w) if w else None for w in (recipe.vlm,recipe.llm,recipe.base))
+    with_base = recipe.base if 'base' in METHODS[recipe.method].fills else None
+    vlm,llm,base = (Checkpoint.open(w) if w else None for w in (recipe.vlm,recipe.llm,with_base))
     paired,found = check(vlm,llm)
     if base:
-        with_base,more = check(vlm,base,'base')
+        of_base,more = check(vlm,base,'base')
         found = sorted(found+more, key=lambda f: f.level!='stop')
     if paired is None or any(f.level=='stop' for f in found):
-        return Plan(recipe,vlm,llm,base,(),{},tuple(found),paired.depth if paired else 0)
-    of_base = {p.vlm:p.llm for p in with_base.pairs} if base else {}
+        return Plan(recipe,vlm,llm,base,(),{},tuple(found))
+    of_base = {p.vlm:p.llm for p in of_base.pairs} if base else {}
     merged,kept = [],dict(paired.kept)
     for p in paired.pairs:
         reason = recipe.leaves(p,paired.depth)
-        if not reason and 'base' in METHODS[recipe.method].fills and p.vlm not in of_base:
+        if not reason and base and p.vlm not in of_base:
             reason = 'no partner in the base'
         if reason: kept[p.vlm] = reason; continue
         sides = [(vlm.tensors[p.vlm],), tuple(llm.tensors[n] for n in p.llm),
@@ -97,7 +97,7 @@ def plan(
         layer = 0 if p.module=='embedding' else p.layer
         merged.append(Work(p,*sides,recipe.knobs_at(layer,paired.depth)))
     if not merged: found.append(Finding('stop','Nothing is left to merge.','Widen `layers` or `modules`.'))
-    return Plan(recipe,vlm,llm,base,tuple(merged),kept,tuple(found),paired.depth)
+    return Plan(recipe,vlm,llm,base,tuple(merged),kept,tuple(found))
 
 # %% ../nbs/04_merge.ipynb #c010
 def describe(
@@ -127,7 +127,7 @@ def describe(
              for (what,why),(n,size,example) in groups.items()]
     if plan.merged:
         told.append(f"  reads {readable(plan.reads)}, writes {readable(plan.writes)}; "
-                    f"takes about 0.3 GB of memory at any size of model")
+                    f"takes some 0.3 GB of memory at any size of model")
     return '\n'.join(told+[f'  {f}' for f in plan.findings])
 
 # %% ../nbs/04_merge.ipynb #c016
@@ -153,11 +153,11 @@ class Source:
         made,begin = [],0
         for e in self.parts:
             a,b = max(i,begin)-begin,min(j,begin+e.numel)-begin
-            if a<b: made.append(self._part(e,a,b,whole=b-a==j-i))
+            if a<b: made.append(self._part(e,a,b))
             begin += e.numel
         return made[0] if len(made)==1 else torch.cat(made)
 
-    def _part(self, e:Entry, a:int, b:int, whole:bool)->Tensor:
+    def _part(self, e:Entry, a:int, b:int)->Tensor:
         width = e.nbytes//e.numel
         need = (b-a)*width
         if len(self.room)<need: self.room = bytearray(need)
@@ -169,8 +169,8 @@ class Source:
                                  f"Start again once nothing writes to it.")
             view,at = view[n:],at+n
         t = torch.frombuffer(self.room,dtype=getattr(torch,FLOATS[e.dtype]),count=b-a
-                             ).to(self.device,self.dtype)
-        return t if whole else t.clone()
+                             )
+        return t.to(self.device,self.dtype,copy=True)
 
 class Blocks:
     "The blocks of the models' tensors side by side; can be gone through again and again"
@@ -206,7 +206,7 @@ def keep_heap()->None:
 def faulty(
     entries,            # `Entry` of each tensor to look at
     files,              # Open file descriptors by path
-)->str|None:
+)->Entry|None:
     "The first entry that holds NaN or Inf"
     for e in entries:
         s = Source((e,),files,'cpu',torch.float64)
@@ -299,11 +299,12 @@ def runs(
 # %% ../nbs/04_merge.ipynb #c023
 def key_of(
     plan:Plan,          # From `plan`
-    inputs:dict,        # Fingerprints by model and file
+    inputs:list,        # Fingerprints and time stamps by model and file
     device:str,         # Where it is computed
+    allow_nonfinite:bool, # Are NaN and Inf written?
 )->str:                 # Hexadecimal digits
     "Names recipe, inputs, program and device; only a draft with the same key is continued"
-    said = [plan.recipe.dict(),inputs,__version__,torch.__version__,device]
+    said = [plan.recipe.dict(),inputs,__version__,torch.__version__,device,allow_nonfinite]
     return hashlib.sha256(json.dumps(said,sort_keys=True).encode()).hexdigest()
 
 def licence(
@@ -311,7 +312,7 @@ def licence(
 )->str:
     "The licence as the model card states it"
     card = checkpoint.path/'README.md'
-    front = (re.match(r'---\n(.*?)\n---',card.read_text(encoding='utf-8',errors='replace'),re.S)
+    front = (re.match(r'---\n(.*?)\n---',card.read_bytes()[:1<<16].decode(errors='replace'),re.S)
              if card.is_file() else None)
     said = {k: re.search(rf'^{k}:\s*[\'"]?([^\n\'"]+)',front[1],re.M) if front else None
             for k in ('license_name','license')}
@@ -323,7 +324,9 @@ def provenance(
     inputs:dict,        # Fingerprints by model and file
 )->dict:
     "What goes into recipe.json"
-    return dict(recipe=plan.recipe.dict(),
+    fixed = {who:f"{c.source.split('@')[0]}@{c.revision}" for who in ('vlm','llm','base')
+             if (c:=getattr(plan,who)) and c.revision}     # the commit, should the branch move on
+    return dict(recipe=plan.recipe.dict()|fixed,
                 inputs={who:dict(source=c.source,revision=c.revision,licence=licence(c),files=inputs[who])
                         for who in ('vlm','llm','base') if (c:=getattr(plan,who))},
                 merged=len(plan.merged), kept=len(plan.kept), warnings=[str(f) for f in plan.findings],
@@ -339,8 +342,9 @@ def card(
     front = ['---','tags: [merge, vlm-merging]','library_name: transformers',
              'pipeline_tag: image-text-to-text']
     if hub: front += ['base_model:']+[f'- {h}' for h in hub]+['base_model_relation: merge']
+    plain = lambda s: re.sub(r'[^ -~]|[|`<>]','?',s)[:80]     # of strangers, for a table
     shown = lambda c: c.source if c.revision else Path(c.source).name
-    rows = [f"| {w} | {shown(c)} | {c.revision or 'a local folder'} | {licence(c)} |" for w,c in sides]
+    rows = [f"| {w} | {shown(c)} | {c.revision or 'a local folder'} | {plain(licence(c))} |" for w,c in sides]
     told = '\n'.join(f'- {f}' for f in plan.findings) or '- none'
     asked = json.dumps({k:v for k,v in r.dict().items() if k not in ('vlm','llm','base')},indent=1)
     front,rows = '\n'.join(front),'\n'.join(rows)
@@ -355,7 +359,7 @@ what the recipe leaves out) are the VLM's, bit for bit.
 
 | role | model | revision | licence as found |
 |---|---|---|---|
-{chr(10).join([rows])}
+{rows}
 
 The licences of all sources apply. The recipe (hashes of the inputs are in `recipe.json`):
 ```json
@@ -403,9 +407,11 @@ def merge(
     if any(out.resolve().is_relative_to(s) or s.is_relative_to(out.resolve()) for s in sources):
         raise ValueError(f"{out} is, holds or lies in one of the inputs. Choose another output.")
     if out.parent.is_dir(): need_room(out.parent,p,out.with_name(f'.{out.name}.draft'))
-    with drafting(out,key_of(p,inputs,device),overwrite) as draft:
+    written = {who:stamps(getattr(p,who)) for who in inputs}
+    key = key_of(p,[inputs,written],device,allow_nonfinite)
+    with drafting(out,key,overwrite) as draft:
         write_shards(p,draft,workers or min(4,os.cpu_count() or 1),device,allow_nonfinite,progress)
-        if {who:fingerprints(getattr(p,who),sha256) for who in inputs}!=inputs:
+        if {who:stamps(getattr(p,who)) for who in inputs}!=written:
             raise ValueError('An input changed while it was read. Start again once nothing writes to it.')
         copy_sides(p.vlm.path,draft)
         sync_text(draft/'recipe.json',json.dumps(provenance(p,inputs),indent=1)+'\n')
@@ -440,21 +446,21 @@ def write_shards(
             def mix(w, to):
                 merge_one(w,method,files,lambda data,at: shard.write(data,to+at),p.recipe.seed,
                           device,dtype,allow_nonfinite,stopped,bar.update)
-                shard.done(str(to),w.vlm[0].nbytes)
+                shard.done(f'merge {to}+{w.vlm[0].nbytes}',w.vlm[0].nbytes)
             def carry(file, src, to, n):
                 if stopped.is_set(): raise KeyboardInterrupt
                 shard.copy(files[file],src,to,n)
                 bar.update(n)
-                shard.done(f'{to}+{n}',n)
+                shard.done(f'copy {to}+{n}',n)
             try:
                 shard.write(s.header,0)
                 jobs = []
                 for e,to in s.places:
                     if e.name not in works: continue
-                    if str(to) in shard.finished: bar.update(works[e.name].vlm[0].nbytes)
+                    if f'merge {to}+{works[e.name].vlm[0].nbytes}' in shard.finished: bar.update(works[e.name].vlm[0].nbytes)
                     else: jobs.append(pool.submit(mix,works[e.name],to))
                 for file,src,to,n in runs(s.places,works):
-                    if f'{to}+{n}' in shard.finished: bar.update(n)
+                    if f'copy {to}+{n}' in shard.finished: bar.update(n)
                     else: jobs.append(pool.submit(carry,file,src,to,n))
                 for j in jobs: j.result()
                 whole = True

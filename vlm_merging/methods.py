@@ -235,7 +235,7 @@ def cuts(
     if hasattr(blocks,'sample'):
         few = [torch.cat(ts) for ts in zip(*([t.flatten() for t in ts] for ts in sizes(blocks.sample())))]
         bounds = [guess(t,k/n) for t,k in zip(few,keep)]
-        if all(high-low<=1<<21 for low,high in bounds):
+        if all(high-low<=1<<19 for low,high in bounds):
             tallies = [Tally(low,high) for low,high in bounds]
             for ts in sizes(blocks):
                 for tally,t in zip(tallies,ts): tally.add(bits(t))
@@ -467,8 +467,10 @@ def drop_by_rank(
 )->Tensor:                # Shape of `delta`
     "Keep a random share of `delta`, large entries more often"
     n = delta.shape[-1]
-    rank = delta.abs().argsort(dim=-1,stable=True).argsort(-1)
-    p = (density+epsilon*(rank.to(torch.float32)/max(n-1,1)-.5)).clamp(0,1)
+    order = delta.abs().argsort(dim=-1,stable=True)
+    places = torch.arange(n,dtype=torch.float32,device=delta.device).expand(delta.shape)
+    rank = torch.empty_like(places,memory_format=torch.contiguous_format).scatter_(-1,order,places)
+    p = (density+epsilon*(rank/max(n-1,1)-.5)).clamp(0,1)
     coin = torch.rand(delta.shape,generator=rng).to(delta.device)
     return ((delta/p.clamp(min=1e-9) if rescale else delta)*(coin<p)).to(delta.dtype)
 

@@ -87,8 +87,13 @@ def unlike_parts(
                                              f"{first_few(names)}.", fix.format(who=who)))
     for p in paired.pairs:
         x,ys = vlm.tensors[p.vlm],[other.tensors[n] for n in p.llm]
-        if p.module in ('embedding','head'): continue
-        y = (sum(e.shape[0] for e in ys),*ys[0].shape[1:]) if ys[0].shape else ()
+        odd = next((e for e in (x,*ys) if e.dtype not in FLOATS), None)
+        if odd:
+            found.append(Finding('stop', f"{odd.name} is stored as {odd.dtype}, which cannot be merged.",
+                                 'Use a checkpoint in float32, float16 or bfloat16.'))
+            break
+        y = (sum(e.shape[0] for e in ys if e.shape),*ys[0].shape[1:]) if ys[0].shape else ()
+        if p.module in ('embedding','head') and x.shape and y: y = (x.shape[0],*y[1:])   # rows may differ
         if x.shape!=y:
             found.append(Finding('stop', f"{p.vlm} is {x.shape}, {' + '.join(p.llm)} in the {who} is {y}.",
                                  other_size))
@@ -116,13 +121,13 @@ def rope(
     text:dict,          # Configuration of a language model
 )->tuple:               # Bases as a sorted tuple, and the kind of scaling
     "How positions are rotated, old or new spelling"
-    new = text.get('rope_parameters')
+    new,old = text.get('rope_parameters'),text.get('rope_scaling')
     groups = (([g for g in new.values() if isinstance(g,dict)] or [new]) if isinstance(new,dict)
-              else [(text.get('rope_scaling') or {})|{'rope_theta': text.get('rope_theta')}])
+              else [old if isinstance(old,dict) else {}])
     bases = {float(b) for b in [g.get('rope_theta') for g in groups]
                               +[text.get('rope_theta'),text.get('rope_local_base_freq')]
-             if isinstance(b,(int,float))}
-    kinds = {g.get('rope_type') or g.get('type') or 'default' for g in groups}-{'mrope'} or {'default'}
+             if isinstance(b,(int,float)) and 0<b<1e30}
+    kinds = {str(g.get('rope_type') or g.get('type') or 'default') for g in groups}-{'mrope'} or {'default'}
     factors = {str(g['factor']) for g in groups if g.get('factor')}
     return tuple(sorted(bases)), ' '.join(sorted(kinds)+sorted(factors))
 
@@ -161,7 +166,7 @@ def unlike_settings(
             if x.split('_')[0].replace('mllama','llama')==y.split('_')[0]: continue
         if key=='sliding_window':
             x,y = ((v if c.get('use_sliding_window',True) else None) for v,c in ((x,mine),(y,theirs)))
-            if {key}-mine.keys() or {key}-theirs.keys() or x==y: continue
+            if key not in mine or key not in theirs or x==y: continue
         elif x is None or y is None or x==y: continue
         found.append(Finding('warn', f"{word} ({key}) {x} in the VLM, {y} in the {who}.", fix))
     return found
@@ -174,9 +179,12 @@ def tokens(
     path = checkpoint.path/'tokenizer.json'
     if not path.is_file(): return None
     held = read_json(path)
-    vocab = (held.get('model') or {}).get('vocab') or {}
-    made = {i:s for s,i in vocab.items()} if isinstance(vocab,dict) else {i:e[0] for i,e in enumerate(vocab)}
-    return made | {t['id']:t['content'] for t in held.get('added_tokens') or []}
+    model,added = held.get('model'),held.get('added_tokens')
+    vocab = model.get('vocab') if isinstance(model,dict) else None
+    made = {i:s for s,i in vocab.items() if isinstance(i,int)} if isinstance(vocab,dict) else {}
+    if isinstance(vocab,list): made = {i:e[0] for i,e in enumerate(vocab) if isinstance(e,list) and e}
+    added = [t for t in added if isinstance(t,dict)] if isinstance(added,list) else []
+    return made | {t['id']:t.get('content') for t in added if isinstance(t.get('id'),int)}
 
 def unlike_words(
     vlm:Checkpoint,     # The VLM
@@ -238,7 +246,7 @@ def kinship(
            and {vlm.tensors[p.vlm].dtype,other.tensors[p.llm[0]].dtype}<=FLOATS.keys()]
     picked = fit[::max(1,len(fit)//matrices)][:matrices]
     if not picked: return float('nan')
-    a,b = (np.nan_to_num(np.concatenate(xs))
+    a,b = (np.nan_to_num(np.concatenate(xs),posinf=0,neginf=0)
            for xs in zip(*((sample(vlm,p.vlm),sample(other,p.llm[0])) for p in picked)))
     return float(a@b/(np.linalg.norm(a)*np.linalg.norm(b) or 1))
 
@@ -275,8 +283,12 @@ def check(
     if found: return None,found
     paired = pair_names(vlm,other)
     found = unlike_parts(vlm,other,paired,who)
+    if 'beside the language model' not in paired.kept.values():
+        found.append(Finding('stop', 'The VLM has nothing beside a language model.',
+                             'Name a VLM; perhaps VLM and LLM are swapped.'))
     mine,theirs = (text_config(c.config,complete=True) for c in (vlm,other))
-    if not any(k in vlm.config for k in NESTED): mine = mine | {'model_type': None}   # flat: the VLM's own, not the text model's
+    if not any(k in vlm.config for k in NESTED):
+        mine = mine | {'model_type': None}   # flat: the VLM's own, not the text model's
     found += unlike_heads(mine,theirs,who)
     if not found:
         found = (unlike_settings(mine,theirs,who)+unlike_words(vlm,other,who)

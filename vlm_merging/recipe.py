@@ -12,27 +12,34 @@ from .families import Pair
 from .methods import METHODS
 
 # %% auto #0
-__all__ = ['MODULES', 'AS_RUN', 'layer_set', 'at_depth', 'Recipe']
+__all__ = ['MODULES', 'AS_RUN', 'layer_ranges', 'layer_set', 'at_depth', 'Recipe']
 
 # %% ../nbs/03a_recipe.ipynb #c008
 MODULES = ('attention','mlp','norm')
 
-def layer_set(
+def layer_ranges(
     text:str,           # `all`, or ranges such as `6-31`, `0-5,8`, `6-`
+)->list:                # Of `(first, last)`; last is None for "to the end"
+    "Read a text that names layers; raise ValueError if it names none"
+    if text=='all': return [(0,None)]
+    made = []
+    for part in text.split(','):
+        m = re.fullmatch(r'\s*(\d{1,6})\s*(?:(-)\s*(\d{0,6}))?\s*',part)
+        if not m or (m[3] and int(m[3])<int(m[1])):
+            raise ValueError(f"layers {text!r} cannot be read at {part!r}. Write all, 6-31, 0-5,8 or 6-.")
+        made.append((int(m[1]),int(m[3]) if m[3] else None if m[2] else int(m[1])))
+    return made
+
+def layer_set(
+    text:str,           # As for `layer_ranges`
     depth:int,          # Number of layers
 )->frozenset:
-    "The layers that a text names"
-    if text=='all': return frozenset(range(depth))
+    "The layers that a text names in a model of that depth"
     made = set()
-    for part in text.split(','):
-        m = re.fullmatch(r'\s*(\d+)\s*(?:(-)\s*(\d*))?\s*',part)
-        if not m:
-            raise ValueError(f"layers {text!r} cannot be read at {part!r}. Write all, 6-31, 0-5,8 or 6-.")
-        first = int(m[1])
-        last = int(m[3]) if m[3] else depth-1 if m[2] else first
-        if first>last or last>=depth:
-            raise ValueError(f"layers {text!r}: {part.strip()} is not within the layers 0-{depth-1} "
-                             f"of this model.")
+    for first,last in layer_ranges(text):
+        last = depth-1 if last is None else last
+        if first>=depth or last>=depth:
+            raise ValueError(f"layers {text!r}: {max(first,last)} is not within the layers 0-{depth-1} of this model.")
         made.update(range(first,last+1))
     return frozenset(made)
 
@@ -67,7 +74,13 @@ class Recipe:
 
     def __post_init__(self):
         for name in ('vlm','llm','base'):
-            if getattr(self,name) is not None: object.__setattr__(self,name,str(getattr(self,name)))
+            value = getattr(self,name)
+            if isinstance(value,Path): object.__setattr__(self,name,str(value))
+            elif not (value and isinstance(value,str) or (name=='base' and value is None)):
+                raise ValueError(f"{name} is {value!r}; name a folder or a hub id.")
+        for name,kind,word in (('method',str,'text'),('layers',str,'text'),('modules',str,'text'),
+                               ('embeddings',bool,'true or false'),('as_run',bool,'true or false')):
+            if not isinstance(getattr(self,name),kind): raise ValueError(f"{name} is {getattr(self,name)!r}; it is {word}.")
         if self.method not in METHODS:
             near = difflib.get_close_matches(self.method,METHODS,1)
             raise ValueError(f"No method {self.method!r}.{f' Did you mean {near[0]}?' if near else ''} "
@@ -83,17 +96,16 @@ class Recipe:
             if name not in method.knobs:
                 raise ValueError(f"{self.method} has no knob {name!r}; "
                                  f"it has {', '.join(map(repr,method.knobs))}.")
-            if isinstance(value,(list,tuple)) and not value:
-                raise ValueError(f"{self.method}: {name} is an empty list.")
+            if isinstance(value,(list,tuple)) and (not value or method.knobs[name].choices):
+                raise ValueError(f"{self.method}: {name} is {value!r}; "
+                                 f"{'a curve needs values' if not value else 'only numbers can follow a curve'}.")
             for v in value if isinstance(value,(list,tuple)) else [value]:
                 method.knobs[name].check(v,self.method)
         for part in self.parts:
             if part not in MODULES:
                 raise ValueError(f"modules {self.modules!r}: no part {part!r}. "
                                  f"Write all, or some of {','.join(MODULES)}.")
-        if self.layers!='all':
-            for part in self.layers.split(','):
-                if not re.fullmatch(r'\s*\d+\s*(-\s*\d*)?\s*',part): layer_set(self.layers,1)
+        layer_ranges(self.layers)
         if not isinstance(self.seed,int) or isinstance(self.seed,bool):
             raise ValueError(f"seed is {self.seed!r}; it is a whole number.")
         if self.as_run:
@@ -130,6 +142,7 @@ class Recipe:
             raise ValueError(f"{path} is not there. Name a recipe file, or a merged folder that holds one.")
         held = read_json(path)
         held = held.get('recipe',held)
+        if not isinstance(held,dict): raise ValueError(f"{path} is not a recipe: `recipe` is no table.")
         extra = held.keys()-{f.name for f in fields(cls)}
         if extra:
             raise ValueError(f"{path}: a recipe has no {sorted(extra)[0]!r}; "

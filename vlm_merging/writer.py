@@ -62,7 +62,10 @@ class Shard:
     ):
         self.path,self.part,self.size,self.journal = path,path.with_name(path.name+'.part'),size,journal
         self.finished,self.waiting,self.fresh,self.lock = set(known),[],0,threading.Lock()
-        if not self.part.exists() or self.part.stat().st_size!=size: self.finished = set()
+        if known and not (self.part.exists() and self.part.stat().st_size==size):
+            self.finished = set()                       # the file is lost, so what the journal says of it is void
+            lines = [l for l in journal.read_text().splitlines() if not l.startswith(path.name+'\t')]
+            sync_text(journal, ''.join(f'{l}\n' for l in lines))
         self.fd = os.open(self.part, os.O_RDWR|os.O_CREAT, 0o666)
         os.ftruncate(self.fd, size)
 
@@ -93,12 +96,12 @@ class Shard:
             if self.fresh>=FLUSH: self._flush()
 
     def _flush(self):
+        pieces,self.waiting,self.fresh = self.waiting,[],0  # if the flush fails, they are not on disk and not noted
         os.fsync(self.fd)
         with open(self.journal,'a') as f:
-            f.write(''.join(f"{self.path.name}\t{p}\n" for p in self.waiting))
+            f.write(''.join(f"{self.path.name}\t{p}\n" for p in pieces))
             f.flush(); os.fsync(f.fileno())
-        self.finished |= set(self.waiting)
-        self.waiting,self.fresh = [],0
+        self.finished |= set(pieces)
 
     def close(self,
         whole:bool,         # Are all pieces there?
@@ -161,11 +164,16 @@ def locked(
 )->int:
     "Make the draft folder and lock it; gives the descriptor that holds the lock"
     while True:
-        draft.mkdir(exist_ok=True)
-        fd = os.open(draft, os.O_RDONLY)
-        try: fcntl.flock(fd, fcntl.LOCK_EX|fcntl.LOCK_NB)
+        try:
+            draft.mkdir(exist_ok=True)
+            fd = os.open(draft, os.O_RDONLY|os.O_DIRECTORY|os.O_NOFOLLOW)
+        except FileNotFoundError: continue      # renamed away just now
         except OSError:
+            raise ValueError(f"{draft} is in the way and is no folder. Remove it, or choose another output.") from None
+        try: fcntl.flock(fd, fcntl.LOCK_EX|fcntl.LOCK_NB)
+        except OSError as e:
             os.close(fd)
+            if not isinstance(e,BlockingIOError): raise
             raise ValueError(f"Another merge is writing to {draft}. "
                              f"Wait for it, or choose another output.") from None
         try:            # the folder may have been renamed away between `mkdir` and the lock
@@ -182,6 +190,8 @@ def drafting(
     "The hidden folder to work in; it becomes `out` when the block ends without an error"
     out = Path(out).expanduser()
     out = out.parent.resolve()/out.name
+    aside = out.with_name(f".{out.name}.old")
+    if aside.exists() and not os.path.lexists(out): aside.rename(out)   # a crash came between two renames
     refuse_existing(out, overwrite)
     if not out.parent.is_dir():
         raise ValueError(f"{out.parent} is not a folder. Make it first, or choose another output.")
@@ -191,6 +201,8 @@ def drafting(
     fd = locked(draft)
     try:
         old = (draft/KEY).read_text() if (draft/KEY).exists() else None
+        if old is None and any(draft.iterdir()):
+            raise ValueError(f"{draft} is in the way and is no draft of a merge. Remove it, or choose another output.")
         if old!=key:
             for p in draft.iterdir(): shutil.rmtree(p) if p.is_dir() else p.unlink()
             sync_text(draft/KEY, key)
@@ -212,7 +224,6 @@ def publish(
     overwrite:bool,     # Replace a folder that an earlier merge made?
 )->None:
     "Give a finished draft its name; an old folder is moved aside first and removed last"
-    for p in (draft/KEY,draft/JOURNAL): p.unlink(missing_ok=True)
     flush_folder(draft)
     refuse_existing(out, overwrite)
     aside = out.with_name(f".{out.name}.old")
@@ -220,6 +231,7 @@ def publish(
     if out.exists(): out.rename(aside)
     draft.rename(out)
     flush_folder(out.parent)
+    for p in (out/KEY,out/JOURNAL): p.unlink(missing_ok=True)
     shutil.rmtree(aside, ignore_errors=True)
 
 # %% ../nbs/01a_writer.ipynb #c025
@@ -229,10 +241,15 @@ STAYS = ('.safetensors','.bin','.pt','.pth','.ckpt','.gguf','.onnx','.onnx_data'
 def side_files(
     folder:Path,        # A checkpoint folder
 )->list[Path]:          # Relative paths, sorted
-    "The files of a checkpoint that are not weights and travel with it"
+    "The files of a checkpoint that are not weights and travel with it; raise ValueError if one points elsewhere"
     found = [p.relative_to(folder) for p in folder.rglob('*') if p.is_file()]
-    return sorted(p for p in found if not p.name.endswith(STAYS) and p.name not in ('README.md','recipe.json')
-                  and not any(part.startswith('.') for part in p.parts))
+    found = sorted(p for p in found if not p.name.endswith(STAYS) and p.name not in ('README.md','recipe.json')
+                   and not any(part.startswith('.') for part in p.parts))
+    homes = [folder.resolve(),folder.parent.parent.resolve()/'blobs']     # the latter in the hub's cache
+    for p in found:
+        if not any((folder/p).resolve().is_relative_to(h) for h in homes):
+            raise ValueError(f"{folder/p} points out of its folder. Replace it by a copy, or do not trust this checkpoint.")
+    return found
 
 def copy_sides(
     src:Path,           # A checkpoint folder

@@ -1,0 +1,742 @@
+"What goes wrong ends in one sentence, leaves the inputs alone and nothing half-done; the same command then goes on"
+import builtins, contextlib, errno, hashlib, io, json, multiprocessing, os, pickle, random, re, resource, shutil
+import signal, subprocess, sys, threading, time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load, save_file
+from vlm_merging import merge as room, writer
+from vlm_merging.checkpoint import Checkpoint, read_header
+from vlm_merging.cli import main
+from vlm_merging.merge import merge, plan
+from vlm_merging.methods import METHODS
+from vlm_merging.recipe import Recipe
+
+TEXT = dict(model_type='llama', hidden_size=16, num_hidden_layers=3, num_attention_heads=2)
+CONFIGS = dict(vlm=dict(model_type='llava', text_config=TEXT), llm=TEXT, base=TEXT)
+STEMS = dict(vlm='language_model.model.', llm='model.', base='model.')
+UP = 'layers.1.mlp.up_proj.weight'                     # The tensor to which things happen
+
+
+# Three small models
+
+def decoder(stem, seed, dtype=torch.bfloat16):
+    "Tensors of a language model of three layers"
+    rng = torch.Generator().manual_seed(seed)
+    sizes = {f'layers.{i}.{n}.weight': s for i in range(3) for n, s in {'self_attn.q_proj': (16, 16),
+             'mlp.up_proj': (64, 16), 'mlp.down_proj': (16, 64), 'input_layernorm': (16,)}.items()}
+    sizes |= {'embed_tokens.weight': (40, 16), 'norm.weight': (16,)}
+    return {stem+n: torch.randn(s, generator=rng).to(dtype) for n, s in sizes.items()}
+
+def write(folder, state, config, shards=1):
+    "A checkpoint folder"
+    folder.mkdir(parents=True)
+    names = [f'model-{i+1:05}-of-{shards:05}.safetensors' for i in range(shards)]
+    where = {n: names[i*shards//len(state)] for i, n in enumerate(state)}
+    if shards==1: save_file(state, folder/'model.safetensors', {'format': 'pt'})
+    else:
+        for f in names: save_file({n: x for n, x in state.items() if where[n]==f}, folder/f, {'format': 'pt'})
+        (folder/'model.safetensors.index.json').write_text(json.dumps(dict(weight_map=where)))
+    (folder/'config.json').write_text(json.dumps(config))
+    return folder
+
+def write_trio(tmp, shards=1, dtype=torch.bfloat16):
+    "A VLM with side files, an LLM and their base, in `tmp/in`; gives a recipe"
+    base = decoder('', 0, dtype)
+    for seed, who in enumerate(STEMS, 1):
+        near = {STEMS[who]+n: x if who=='base' else (x+.1*decoder('', seed)[n]).to(dtype) for n, x in base.items()}
+        if who=='vlm': near = {f'vision.{i}.w': torch.full((9, 9), i).to(dtype) for i in range(3)} | near
+        write(tmp/'in'/who, near, CONFIGS[who], shards)
+    for f in 'chat_template.jinja', 'generation_config.json', 'code/modeling.py':
+        (tmp/'in'/'vlm'/f).parent.mkdir(exist_ok=True)
+        (tmp/'in'/'vlm'/f).write_text('{}')
+    return Recipe(tmp/'in'/'vlm', tmp/'in'/'llm', tmp/'in'/'base', method='dare_ties', knobs=dict(density=.5))
+
+def files(folder):
+    "What is in a folder: hash by name"
+    return {p.relative_to(folder).as_posix(): hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in sorted(folder.rglob('*')) if p.is_file()}
+
+def load_file(path): return load(path.read_bytes())         # no map of a file that is about to change
+
+def names(folder): return {p.name for p in folder.iterdir()}
+
+def a_sentence(text):
+    "Is this what a person can read and act on?"
+    assert '\n' not in text and text.endswith('.') and len(text.split())>5, text
+    assert not re.search(r'Traceback|Error\(|errno|<class', text), text
+    return text
+
+def refused(recipe, out, match, touched=False, **how):
+    "The merge is refused, twice alike: by the call and on the command line; nothing is left, nothing was touched"
+    around, inputs = names(out.parent), {w: files(Path(w)) for w in (recipe.vlm, recipe.llm)}
+    with pytest.raises(ValueError, match=match) as e: merge(recipe, out, progress=False, **how)
+    a_sentence(str(e.value))
+    recipe.write(card := out.parent.parent/'recipe.json')
+    code, said = shell('merge', '--recipe', card, '--out', out, *(['--overwrite'] if how.get('overwrite') else []))
+    assert code==3 and re.search(match, said), said
+    a_sentence(said.splitlines()[-1])
+    assert names(out.parent)==around, 'something was left behind'
+    assert touched or {w: files(Path(w)) for w in inputs}==inputs, 'an input was touched'
+
+def shell(*argv):
+    "Exit code and what was printed to stderr"
+    said = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said): code = main(argv)
+    return code, said.getvalue().strip()
+
+@pytest.fixture
+def out(tmp_path):
+    "Where the result goes, with nothing beside it"
+    (tmp_path/'there').mkdir()
+    return tmp_path/'there'/'out'
+
+@pytest.fixture(scope='module')
+def sharded(tmp_path_factory):
+    "A recipe for three shards, and what an undisturbed merge makes of it"
+    tmp = tmp_path_factory.mktemp('sharded')
+    recipe = write_trio(tmp, shards=3)
+    before = files(tmp/'in')
+    with patched(writer, FLUSH=1): right = files(merge(recipe, tmp/'right'/'out', progress=False)) if (
+        (tmp/'right').mkdir() or True) else None
+    assert len(right)==3+1+1+3+2                       # shards, index, configuration, side files, recipe and card
+    yield recipe, right
+    assert files(tmp/'in')==before, 'an input was touched'
+
+
+# Trouble at a chosen call
+
+CALLS = 'pwrite', 'copy_file_range', 'fsync', 'ftruncate', 'rename', 'unlink', 'mkdir', 'open'
+
+@contextlib.contextmanager
+def patched(where, **new):
+    old = {k: getattr(where, k) for k in new}
+    for k, v in new.items(): setattr(where, k, v)
+    try: yield
+    finally:
+        for k, v in old.items(): setattr(where, k, v)
+
+@contextlib.contextmanager
+def watched(act, calls=CALLS):
+    "Call `act(count, name, call, args)` before each call that changes the disk; gives the list of their names"
+    seen, lock = [], threading.Lock()
+    def wrap(name, call):
+        def wrapped(*args, **kw):
+            if name=='open' and not set('wax+') & set((*args[1:2], kw.get('mode', 'r'), 'r')[0]): return call(*args, **kw)
+            with lock: seen.append(name); n = len(seen)
+            act(n, name, call, args)
+            return call(*args, **kw)
+        return wrapped
+    new = {n: wrap(n, getattr(os, n)) for n in calls if n!='open' and hasattr(os, n)}
+    with patched(os, **new), patched(builtins, open=wrap('open', open) if 'open' in calls else open): yield seen
+
+def calm(*_): pass
+
+def calls_of(recipe, out):
+    "How many calls that change the disk a whole merge makes"
+    with watched(calm) as seen: merge(recipe, out, progress=False)
+    shutil.rmtree(out)
+    return len(seen)
+
+def pieces(draft): return sum(map(len, writer.journal_of(draft/'.journal').values()))
+
+def resumed(recipe, out):
+    "Merge; gives how many pieces were made now"
+    made, done = [], writer.Shard.done
+    with patched(writer.Shard, done=lambda self, *args: (made.append(args), done(self, *args))[1]):
+        merge(recipe, out, progress=False)
+    return len(made)
+
+@pytest.fixture(autouse=True)
+def note_each_piece(monkeypatch): monkeypatch.setattr(writer, 'FLUSH', 1)
+
+
+# Another process, which can be killed
+
+context = multiprocessing.get_context('forkserver' if sys.platform=='linux' else 'spawn')
+context.set_forkserver_preload(['vlm_merging.merge', 'vlm_merging.cli', 'pytest', 'safetensors.torch'])
+
+def child(recipe, out, act, by=merge):
+    "Merge in a process of its own, in which `act` looks on"
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    writer.FLUSH = 1
+    torch.set_num_threads(1)
+    with watched(act):
+        if by is merge: merge(recipe, out, progress=False)
+        else: sys.exit(main(['merge', '--recipe', str(recipe), '--out', str(out)]))
+
+def start(*args):
+    process = context.Process(target=child, args=args)
+    process.start()
+    return process
+
+class Slow:
+    "Each call that changes the disk takes its time"
+    def __init__(self, seconds): self.seconds = seconds
+    def __call__(self, *_): time.sleep(self.seconds)
+
+class Die:
+    "Kill this process at its n-th call; a write is half done then"
+    def __init__(self, n): self.n = n
+    def __call__(self, n, name, call, args):
+        if n!=self.n: return
+        if name=='pwrite': call(args[0], args[1][:len(args[1])//2], args[2])
+        if name=='open': call(*args)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def wait_for(path, process):
+    while not path.exists() and process.is_alive(): time.sleep(.002)
+    return time.time()
+
+
+# Killed
+
+def test_killed_at_twenty_moments(sharded, out):
+    (recipe, right), rng, draft = sharded, random.Random(0), out.with_name('.out.draft')
+    process = start(recipe, out, Slow(.004))           # how long one takes
+    begin = wait_for(draft, process)
+    process.join()
+    whole = time.time()-begin
+    assert files(out)==right
+    total, inside, saved = resumed(recipe, out.with_name('again')), 0, 0
+    for _ in range(20):
+        shutil.rmtree(out)
+        process = start(recipe, out, Slow(.004))
+        wait_for(draft, process)
+        time.sleep(rng.uniform(0, .9*whole))
+        process.kill()
+        process.join()
+        assert names(out.parent) in ({'out', 'again'}, {'.out.draft', 'again'})
+        if out.exists(): assert files(out)==right; continue
+        before, keyed = pieces(draft), (draft/'.key').exists()
+        made = resumed(recipe, out)
+        assert files(out)==right and names(out.parent)=={'out', 'again'}
+        inside += process.exitcode==-signal.SIGKILL and 0<before<total
+        saved += total-made
+        assert made==total-before or not keyed, 'a finished piece was made again'
+    assert inside>=10 and saved>inside, (inside, saved)
+
+def test_killed_at_any_call(sharded, out):
+    recipe, right = sharded
+    for n in range(1, calls_of(recipe, out)+1, 6):
+        process = start(recipe, out, Die(n))
+        process.join()
+        assert process.exitcode==-signal.SIGKILL and names(out.parent)<={'out', '.out.draft'}, n
+        assert not out.exists() or files(out)==right
+        if not out.exists(): merge(recipe, out, progress=False)
+        assert files(out)==right and names(out.parent)=={'out'}, n
+        shutil.rmtree(out)
+
+def test_killed_again_and_again(sharded, out):
+    "Each run adds to the same draft, until it is whole"
+    (recipe, right), draft, held = sharded, out.with_name('.out.draft'), []
+    for _ in range(40):
+        process = start(recipe, out, Die(25))
+        process.join()
+        if process.exitcode==0: break
+        held.append(pieces(draft))
+    assert files(out)==right and held==sorted(held) and len(set(held))>2, held
+
+def test_a_draft_of_another_recipe_or_input_is_not_continued(sharded, tmp_path, out):
+    recipe = write_trio(tmp_path)
+    process = start(recipe, out, Die(30))
+    process.join()
+    assert pieces(out.with_name('.out.draft'))>0
+    with open(Path(recipe.llm)/'model.safetensors', 'r+b') as f: f.seek(-4, 2); f.write(b'\0\x3f\0\x3f')
+    total = resumed(recipe, tmp_path/'fresh')
+    assert resumed(recipe, out)==total and files(out)==files(tmp_path/'fresh') | {'README.md': files(out)['README.md']}
+    assert names(out.parent)=={'out'}
+
+
+# Stopped by hand
+
+def test_ctrl_c(sharded, tmp_path, out):
+    (recipe, right), draft = sharded, out.with_name('.out.draft')
+    recipe.write(tmp_path/'recipe.json')
+    process = start(tmp_path/'recipe.json', out, Slow(.01), main)
+    wait_for(draft/'.journal', process)
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    assert process.exitcode==130 and names(out.parent)=={'.out.draft'}
+    before, code = pieces(draft), shell('merge', '--recipe', tmp_path/'recipe.json', '--out', out)[0]
+    assert before>0 and code==0 and files(out)==right and names(out.parent)=={'out'}
+
+def test_stopped_at_any_call(sharded, out):
+    "An interruption at each step: a piece, a shard, the index, a side file, the recipe, the card, the last rename"
+    recipe, right = sharded
+    def stop_at(k):
+        def act(n, *_):
+            if n==k: raise KeyboardInterrupt
+        return act
+    for k in range(1, calls_of(recipe, out)+1, 4):
+        with watched(stop_at(k)) as seen, contextlib.suppress(KeyboardInterrupt): merge(recipe, out, progress=False)
+        assert len(seen)>=k and names(out.parent)<={'out', '.out.draft'}, seen[-1]
+        assert not out.exists() or files(out)==right, 'half of a result has its name'
+        if not out.exists(): merge(recipe, out, progress=False)
+        assert files(out)==right and names(out.parent)=={'out'}, seen[-1]
+        shutil.rmtree(out)
+
+@pytest.mark.parametrize('step', ['copy_sides', 'sync_text', 'provenance', 'card', 'publish'])
+def test_stopped_at_a_step(sharded, out, step):
+    (recipe, right), where = sharded, writer if step=='publish' else room
+    def stop(*_): raise KeyboardInterrupt
+    with patched(where, **{step: stop}), pytest.raises(KeyboardInterrupt): merge(recipe, out, progress=False)
+    assert names(out.parent)=={'.out.draft'}
+    assert resumed(recipe, out)==0 if step!='sync_text' else True
+    assert files(out)==right and names(out.parent)=={'out'}
+
+
+# No room
+
+FILLED = 'pwrite', 'copy_file_range', 'fsync', 'mkdir', 'open'
+
+def test_the_disk_is_full_from_any_call_on(sharded, tmp_path, out):
+    (recipe, right), draft = sharded, out.with_name('.out.draft')
+    with watched(calm, FILLED) as seen: merge(recipe, out, progress=False)
+    shutil.rmtree(out)
+    recipe.write(tmp_path/'recipe.json')
+    def full_from(k):
+        def act(n, name, call, args):
+            if n>=k: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return act
+    for k in range(1, len(seen)+1, 4):
+        with watched(full_from(k), FILLED): code, said = shell('merge', '--recipe', tmp_path/'recipe.json', '--out', out)
+        assert code==1 and 'No space left on device' in said and said.startswith('vlm-merging: '), (k, said)
+        assert '\n' not in said and not out.exists() and names(out.parent)<={'.out.draft'}, (k, said)
+        if k>10: assert 'make room and run the same again' in said and str(draft) in said, (k, said)
+        kept = pieces(draft) if draft.exists() else 0
+        assert resumed(recipe, out)<=45-kept and files(out)==right and names(out.parent)=={'out'}, k
+        shutil.rmtree(out)
+
+def mounted(folder, *how):
+    "Mount something at a folder until the test ends, or skip"
+    folder.mkdir(exist_ok=True)
+    if sys.platform!='linux' or os.geteuid(): pytest.skip('needs the right to mount')
+    done = subprocess.run(['mount', *how, str(folder)], capture_output=True, text=True)
+    if done.returncode: pytest.skip(f'cannot mount: {done.stderr.strip()}')
+    return contextlib.ExitStack(), folder
+
+@contextlib.contextmanager
+def mount(folder, *how):
+    mounted(folder, *how)
+    try: yield folder
+    finally: subprocess.run(['umount', str(folder)], check=True)
+
+def test_a_disk_that_fills_up(sharded, tmp_path):
+    recipe, right = sharded
+    with mount(tmp_path/'small', '-t', 'tmpfs', '-o', 'size=300k', 'tmpfs') as small:
+        check = room.need_room
+        def fill(*args):                               # after the check another program takes what is free
+            check(*args)
+            (small/'other').write_bytes(bytes(shutil.disk_usage(small).free-16_000))
+        with patched(room, need_room=fill), pytest.raises(OSError, match='No space left on device') as e:
+            merge(recipe, small/'out', progress=False)
+        assert e.value.errno==errno.ENOSPC and 'make room and run the same again' in str(e.value)
+        assert names(small)=={'other', '.out.draft'}
+        (small/'other').unlink()
+        merge(recipe, small/'out', progress=False)
+        assert files(small/'out')==right and names(small)=={'out'}
+        (small/'other').write_bytes(bytes(shutil.disk_usage(small).free-4000))
+        with pytest.raises(ValueError, match='free.*Make room'): merge(recipe, small/'out2', progress=False)
+        assert names(small)=={'out', 'other'}
+
+def test_files_may_not_grow(sharded, out):
+    "A limit that needs no rights to set: the kernel refuses, and the draft stays"
+    recipe, right = sharded
+    process = context.Process(target=limited, args=(recipe, out))
+    process.start(); process.join()
+    assert process.exitcode==27 and names(out.parent)=={'.out.draft'}
+    merge(recipe, out, progress=False)
+    assert files(out)==right
+
+def limited(recipe, out):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
+    try: merge(recipe, out, progress=False)
+    except OSError as e: sys.exit(e.errno if 'make room' in str(e) else 1)
+
+def test_room_is_looked_for_before_the_start(sharded, out, monkeypatch):
+    usage = shutil.disk_usage(out.parent)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage._replace(free=1000))
+    refused(sharded[0], out, 'free.*Make room')
+
+
+# Damaged inputs
+
+def reheaded(path, change):
+    "Write a file's header anew"
+    raw = path.read_bytes()
+    n = int.from_bytes(raw[:8], 'little')
+    table = json.loads(raw[8:8+n])
+    text = change(table)
+    head = (json.dumps(table) if text is None else text).encode()
+    path.write_bytes(len(head).to_bytes(8, 'little')+head+raw[8+n:])
+
+def offsets(a, b=None):
+    "Move the offsets of one tensor, or put it where another one is"
+    def change(table):
+        two = [n for n in table if n.endswith('q_proj.weight')][:2]
+        table[two[0]]['data_offsets'] = table[two[1]]['data_offsets'] if b is None else [
+            x+y for x, y in zip(table[two[0]]['data_offsets'], (a, b))]
+    return lambda p: reheaded(p, change)
+
+def claim(**new): return lambda p: reheaded(p, lambda table: table[next(n for n in table if n.endswith(UP))].update(new))
+def twice(table): return json.dumps(table)[:-1]+', '+json.dumps({n: table[n] for n in table if n.endswith(UP)})[1:]
+def cut(n): return lambda p: os.truncate(p, n if n>=0 else p.stat().st_size+n)
+def grow(p): p.write_bytes(p.read_bytes()+b'\0\0')
+def gap(p): reheaded(p, lambda table: table.pop(next(n for n in table if n.endswith(UP))) and None)
+def long_header(p): p.write_bytes((2**40).to_bytes(8, 'little')+p.read_bytes()[8:])
+def pickled(p): torch.save(load_file(p), p)
+def old_pickled(p): torch.save(load_file(p), p, _use_new_zipfile_serialization=False)
+
+DAMAGE = dict(one_byte_short=(cut(-1), 'cut off'), half=(cut(4000), 'cut off'), seven_bytes=(cut(7), 'does not fit'),
+    empty=(cut(0), 'does not fit'), longer=(grow, 'added to'), long_header=(long_header, 'does not fit'),
+    moved=(offsets(8, 8), 'gap|overlaps'), beyond=(offsets(2**40, 2**40), 'gap|cut off'), overlap=(offsets(0), 'overlaps'),
+    backwards=(offsets(0, -2**20), 'offsets'), gap=(gap, 'gap'), twice=(lambda p: reheaded(p, twice), 'twice'),
+    larger=(claim(shape=[64, 17]), 'claims'), other_type=(claim(dtype='F32'), 'claims'), no_type=(claim(dtype='Q4'), 'type'),
+    endless=(claim(shape=[2**62]*30), 'claims'), pickle=(pickled, 'pickle'), old_pickle=(old_pickled, 'pickle'))
+
+@pytest.mark.parametrize('what', DAMAGE)
+def test_damaged_weights(what, tmp_path, out):
+    recipe, (damage, match) = write_trio(tmp_path), DAMAGE[what]
+    for who in ('vlm', 'llm', 'base') if what in ('one_byte_short', 'overlap') else [random.Random(what).choice(list(STEMS))]:
+        path = tmp_path/'in'/who/'model.safetensors'
+        whole = path.read_bytes()
+        damage(path)
+        refused(recipe, out, f'{re.escape(str(path))}.*({match})')
+        path.write_bytes(whole)
+
+def indexed(change):
+    "Change an index, as text or as its `weight_map`"
+    def act(folder):
+        path = folder/'model.safetensors.index.json'
+        held = json.loads(path.read_text())
+        path.write_text(json.dumps(held) if (text := change(held['weight_map'])) is None else text)
+    return act
+
+def named(file): return indexed(lambda where: where.update({list(where)[-1]: file}))
+def elsewhere(where): where.update({list(where)[0]: list(where.values())[-1]})
+def unknown(where): where['nobody.weight'] = list(where.values())[0]
+def repeated(folder):
+    first, last = sorted(folder.glob('*.safetensors'))[::2]
+    state = load_file(last)
+    save_file(state | dict([next(iter(load_file(first).items()))]), last)
+
+INDEXES = dict(missing=(named('model-9.safetensors'), 'missing'), escape=(named('../escape.safetensors'), 'not a plain'),
+    absolute=(named('/escape.safetensors'), 'not a plain'), hidden=(named('.escape.safetensors'), 'not a plain'),
+    other_kind=(named('model.gguf'), 'not a plain'), below=(named('sub/escape.safetensors'), 'not a plain'),
+    dots=(named('..safetensors'), 'not a plain'), number=(named(5), 'not a plain'), list=(named([]), 'not a plain'),
+    elsewhere=(indexed(elsewhere), 'index says'), unknown=(indexed(unknown), 'nowhere'), repeated=(repeated, 'again in'),
+    no_map=(indexed(lambda where: '{}'), 'weight_map'), no_json=(indexed(lambda where: '{"weight_map": '), 'JSON'),
+    a_list=(indexed(lambda where: '[]'), 'object'), twice=(indexed(lambda where: '{"a": 1, "a": 2}'), 'twice'))
+
+@pytest.mark.parametrize('what', INDEXES)
+def test_damaged_indexes(what, tmp_path, out):
+    recipe, (damage, match) = write_trio(tmp_path, shards=3), INDEXES[what]
+    vlm = tmp_path/'in'/'vlm'
+    (vlm/'sub').mkdir()
+    for p in (vlm.parent, vlm/'sub'): shutil.copy(vlm/'model-00001-of-00003.safetensors', p/'escape.safetensors')
+    damage(vlm)
+    refused(recipe, out, f'{re.escape(str(vlm))}.*({match})')
+
+def test_folders_that_are_no_checkpoint(tmp_path, out):
+    recipe = write_trio(tmp_path)
+    llm = Path(recipe.llm)
+    (llm/'config.json').rename(tmp_path/'config.json')
+    refused(recipe, out, 'no config.json')
+    for text in '{', '[]', '{"a": 1, "a": 2}', '\ufeff{}', '['*10**5:
+        (llm/'config.json').write_text(text)
+        refused(recipe, out, 'config.json cannot be read')
+    (llm/'config.json').write_bytes(b'\xff\xfe')
+    refused(recipe, out, 'config.json cannot be read')
+    shutil.move(tmp_path/'config.json', llm/'config.json')
+    (llm/'model.safetensors').unlink()
+    refused(recipe, out, 'holds no weights')
+    (llm/'adapter_config.json').write_text('{}')
+    refused(recipe, out, 'adapter')
+    refused(Recipe(recipe.vlm, recipe.vlm+'/config.json'), out, 'not a folder') if False else None
+    with pytest.raises(ValueError, match='not a folder'): merge(Recipe(recipe.vlm, tmp_path/'nobody'), out)
+
+class Trap:
+    "Unpickling this leaves a file behind"
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return Path.touch, (self.path,)
+
+@pytest.mark.parametrize('kind', ['zip', 'plain', 'inside'])
+def test_a_pickle_never_runs(kind, tmp_path, out):
+    recipe, trap = write_trio(tmp_path), tmp_path/'sprung'
+    llm = Path(recipe.llm)
+    state = load_file(llm/'model.safetensors')
+    (llm/'model.safetensors').unlink()
+    if kind=='plain': (llm/'pytorch_model.bin').write_bytes(pickle.dumps(Trap(trap)))
+    else: torch.save(state | {'x': Trap(trap)} if kind=='inside' else Trap(trap), llm/'pytorch_model.bin')
+    refused(recipe, out, re.escape(str(llm/'pytorch_model.bin')))
+    shutil.move(llm/'pytorch_model.bin', llm/'model.safetensors')
+    refused(recipe, out, re.escape(str(llm/'model.safetensors')))
+    assert not trap.exists()
+    torch.load(llm/'model.safetensors', weights_only=False) if kind!='plain' else pickle.loads((llm/'model.safetensors').read_bytes())
+    assert trap.exists(), 'it was no trap'
+
+
+# Numbers that are none
+
+def poke(folder, name, value, at=7):
+    "Write a number into a tensor on disk"
+    e = read_header(folder/'model.safetensors')[0][name]
+    raw = value.view(torch.uint8).numpy().tobytes()
+    with open(e.file, 'r+b') as f: f.seek(e.start+at*len(raw)); f.write(raw)
+
+@pytest.mark.parametrize('who', STEMS)
+@pytest.mark.parametrize('method', METHODS)
+def test_nan_and_inf_are_named(method, who, tmp_path, out):
+    write_trio(tmp_path)
+    folders = [tmp_path/'in'/w for w in STEMS]
+    recipe, name = Recipe(*folders, method=method), STEMS[who]+UP
+    if who=='base' and 'base' not in METHODS[method].fills:
+        poke(tmp_path/'in'/who, name, torch.tensor([torch.nan]).bfloat16())
+        merge(recipe, out, progress=False)             # not read, so not minded
+        return
+    for value in torch.nan, torch.inf, -torch.inf:
+        poke(tmp_path/'in'/who, name, torch.tensor([value]).bfloat16(), at=random.Random(method).randrange(1024))
+        refused(recipe, out, f'{re.escape(name)} in .*{who}.*NaN or Inf.*allow_nonfinite')
+    merge(recipe, out, allow_nonfinite=True, progress=False)
+    merged = load_file(out/'model.safetensors')
+    assert [n for n, x in merged.items() if not x.isfinite().all()]==[STEMS['vlm']+UP]
+
+def test_numbers_that_do_not_fit(tmp_path, out):
+    write_trio(tmp_path, dtype=torch.float16)
+    folders = [tmp_path/'in'/w for w in STEMS]
+    recipe = Recipe(*folders, method='task_arithmetic', knobs=dict(weight=3.))
+    poke(folders[0], STEMS['vlm']+UP, torch.tensor([6e4]).half())
+    refused(recipe, out, f'{re.escape(UP)}.*do not fit F16')
+    merge(recipe, out, allow_nonfinite=True, progress=False)
+    x = load_file(out/'model.safetensors')[STEMS['vlm']+UP].flatten()
+    assert x[7]==torch.inf and x.isfinite().sum()==len(x)-1
+
+def test_nan_in_what_is_not_merged_travels(tmp_path, out):
+    recipe = write_trio(tmp_path)
+    poke(Path(recipe.vlm), 'vision.1.w', torch.tensor([torch.nan]).bfloat16())
+    merge(recipe, out, progress=False)
+    assert load_file(out/'model.safetensors')['vision.1.w'].isnan().sum()==1
+
+
+# Others at work
+
+def test_two_merges_to_one_target(sharded, out):
+    recipe, right = sharded
+    first = start(recipe, out, Slow(.01))
+    wait_for(out.with_name('.out.draft')/'.key', first)
+    for other in recipe, Recipe(recipe.vlm, recipe.llm, knobs=dict(weight=.3)):
+        with pytest.raises(ValueError, match='Another merge is writing') as e: merge(other, out, progress=False)
+        a_sentence(str(e.value))
+    assert first.is_alive()
+    first.join()
+    assert first.exitcode==0 and files(out)==right and names(out.parent)=={'out'}
+
+def test_many_merges_to_one_target(sharded, out):
+    recipe, right = sharded
+    all_ = [start(recipe, out, Slow(.002)) for _ in range(5)]
+    for p in all_: p.join()
+    assert sum(p.exitcode==0 for p in all_)==1 and files(out)==right and names(out.parent)=={'out'}
+
+def test_somebody_else_makes_the_target_meanwhile(sharded, out):
+    recipe, sides = sharded[0], room.copy_sides
+    def meanwhile(*args):
+        sides(*args)
+        out.mkdir()
+        (out/'mine').write_text('mine')
+    with patched(room, copy_sides=meanwhile), pytest.raises(ValueError, match='already there'):
+        merge(recipe, out, progress=False)
+    assert names(out)=={'mine'} and names(out.parent)=={'out'}
+
+@pytest.mark.parametrize('as_link', [False, True])
+def test_a_hidden_folder_of_somebody_else_is_left_alone(sharded, tmp_path, out, as_link):
+    draft, mine = out.with_name('.out.draft'), tmp_path/'mine'
+    mine.mkdir()
+    (mine/'precious').write_text('mine')
+    draft.symlink_to(mine) if as_link else mine.rename(draft)
+    refused(sharded[0], out, '.out.draft')
+    assert (draft/'precious').read_text()=='mine'
+
+CHANGES = dict(shrinks=lambda p: os.truncate(p, p.stat().st_size//3), is_replaced=lambda p: replaced(p),
+               changes=lambda p: poke(p.parent, next(n for n in load_file(p) if 'vision' in n or UP in n),
+                                      torch.tensor([9.]).bfloat16(), at=3),
+               grows=grow)
+def replaced(p):
+    shutil.copy(p, new := p.with_name('new'))
+    with open(new, 'r+b') as f: f.seek(-2, 2); f.write(b'\0\0')
+    new.rename(p)
+
+@pytest.mark.parametrize('big', [False, True], ids=['small', 'big'])
+@pytest.mark.parametrize('who', ['vlm', 'llm'])
+@pytest.mark.parametrize('what', CHANGES)
+def test_an_input_that_changes_while_it_is_read(what, who, big, tmp_path, out):
+    recipe, once, one = write_trio(tmp_path), [], room.merge_one
+    path = tmp_path/'in'/who/'model.safetensors'
+    if big: save_file({'vision.big': torch.ones(2_000_001).bfloat16()} | load_file(path), path)
+    def meanwhile(*args, **kw):
+        if not once: once.append(CHANGES[what](path))
+        return one(*args, **kw)
+    with patched(room, merge_one=meanwhile), pytest.raises(ValueError, match='became shorter|changed') as e:
+        merge(recipe, out, progress=False, workers=1)
+    a_sentence(str(e.value))
+    assert once and not names(out.parent)
+
+
+# Targets
+
+def test_a_target_that_exists(sharded, tmp_path, out):
+    recipe, inside = sharded[0], tmp_path/'inside'
+    out.write_text('mine')
+    for how in {}, {'overwrite': True}: refused(recipe, out, 'already there|was not made by', **how)
+    out.unlink()
+    for to in (inside, tmp_path/'nowhere'):            # a link is not followed, wherever it leads
+        inside.mkdir(exist_ok=True)
+        (inside/'recipe.json').write_text('{}')
+        out.symlink_to(to)
+        for how in {}, {'overwrite': True}: refused(recipe, out, 'already there|was not made by', **how)
+        assert names(inside)=={'recipe.json'}
+        out.unlink()
+    out.mkdir()
+    refused(recipe, out, 'already there')
+    (out/'mine').write_text('mine')
+    for how in {}, {'overwrite': True}: refused(recipe, out, 'already there|was not made by', **how)
+    assert (out/'mine').read_text()=='mine'
+
+def test_overwriting_replaces_all_or_nothing(sharded, tmp_path, out):
+    recipe, right = sharded
+    other = Recipe(recipe.vlm, recipe.llm, knobs=dict(weight=.3))
+    merge(other, out, progress=False)
+    (out/'stale').write_text('of the old one')
+    old = files(out)
+    bad = write_trio(tmp_path)
+    poke(Path(bad.llm), STEMS['llm']+UP, torch.tensor([torch.nan]).bfloat16())
+    refused(bad, out, 'NaN', overwrite=True)
+    assert files(out)==old
+    with watched(calm) as seen: merge(recipe, out, overwrite=True, progress=False)
+    assert files(out)==right and names(out.parent)=={'out'}
+    for n in range(len(seen)-8, len(seen)+1):          # killed around the exchange
+        shutil.rmtree(out)
+        merge(other, out, progress=False)
+        (out/'stale').write_text('of the old one')
+        process = context.Process(target=overwriting, args=(recipe, out, n))
+        process.start(); process.join()
+        assert process.exitcode==-signal.SIGKILL
+        held = [files(p) for p in out.parent.iterdir() if p.name!='.out.draft']
+        assert old in held or right in held, 'neither the old nor the new one is whole'
+        merge(recipe, out, overwrite=True, progress=False)
+        assert files(out)==right and names(out.parent)=={'out'}, n
+
+def overwriting(recipe, out, n):
+    writer.FLUSH = 1
+    with watched(Die(n)): merge(recipe, out, overwrite=True, progress=False)
+
+def test_targets_among_the_inputs(sharded, out):
+    recipe = sharded[0]
+    vlm = Path(recipe.vlm)
+    for to in vlm/'out', Path(recipe.llm)/'code'/'out': refused_quietly(recipe, to, 'inputs|not a folder')
+    refused_quietly(recipe, vlm, 'already there|inputs')
+    refused_quietly(recipe, vlm.parent, 'already there')
+    merge(recipe, out, progress=False)
+    again = Recipe(out, recipe.llm)
+    before = files(out)
+    for to in out, out/'code'/'out': 
+        with pytest.raises(ValueError, match='inputs'): merge(again, to, overwrite=True, progress=False)
+    (out.parent/'link').symlink_to(out)
+    with pytest.raises(ValueError, match='inputs|not made by'): merge(again, out.parent/'link', overwrite=True, progress=False)
+    assert files(out)==before
+
+def refused_quietly(recipe, to, match):
+    with pytest.raises(ValueError, match=match) as e: merge(recipe, to, progress=False)
+    a_sentence(str(e.value))
+
+def test_a_folder_that_cannot_be_written_to(sharded, tmp_path, out):
+    recipe = sharded[0]
+    refused(recipe, out.parent/'no'/'out', 'not a folder') if False else None
+    refused_quietly(recipe, out.parent/'no'/'out', 'is not a folder')
+    (out.parent/'file').write_text('')
+    refused_quietly(recipe, out.parent/'file'/'out', 'is not a folder')
+    with patched(os, access=lambda path, how: False): refused(recipe, out, 'cannot be written to')
+    if os.geteuid():
+        out.parent.chmod(0o500)
+        try: refused(recipe, out, 'cannot be written to')
+        finally: out.parent.chmod(0o700)
+
+def test_a_disk_that_is_read_only(sharded, tmp_path):
+    (tmp_path/'disk').mkdir()
+    with mount(tmp_path/'disk', '-t', 'tmpfs', '-o', 'ro,size=1m', 'tmpfs') as disk:
+        refused(sharded[0], disk/'out', 'cannot be written to')
+
+
+# Files as they should be
+
+@pytest.mark.parametrize('mask', [0o022, 0o077, 0o002])
+def test_modes_follow_the_umask(mask, tmp_path, out):
+    recipe = write_trio(tmp_path, shards=3)
+    for p in (tmp_path/'in').rglob('*'): p.chmod(0o500 if p.is_dir() else 0o400)
+    old = os.umask(mask)
+    try: merge(recipe, out, progress=False)
+    finally:
+        os.umask(old)
+        for p in (tmp_path/'in').rglob('*'): p.chmod(0o700)
+    for p in (out, *out.rglob('*')):
+        assert p.stat().st_mode&0o777==(0o777 if p.is_dir() else 0o666)&~mask, p
+
+def test_links_of_a_hub_cache_become_files(sharded, tmp_path, out):
+    recipe, right = sharded
+    blobs, snapshots = tmp_path/'blobs', {}
+    blobs.mkdir()
+    for who in 'vlm', 'llm', 'base':
+        folder = snapshots[who] = tmp_path/'snapshots'/who
+        for f, sha in files(Path(getattr(recipe, who))).items():
+            shutil.copy(Path(getattr(recipe, who))/f, blobs/sha)
+            (folder/f).parent.mkdir(parents=True, exist_ok=True)
+            (folder/f).symlink_to(os.path.relpath(blobs/sha, (folder/f).parent))
+    (snapshots['vlm']/'gone.json').symlink_to('nowhere')
+    merge(Recipe(*snapshots.values(), method=recipe.method, knobs=recipe.knobs), out, progress=False)
+    assert not any(p.is_symlink() for p in out.rglob('*'))
+    told = {'recipe.json', 'README.md'}
+    assert {f: h for f, h in files(out).items() if f not in told}=={f: h for f, h in right.items() if f not in told}
+    for f, said in json.loads((out/'recipe.json').read_text())['inputs']['vlm']['files'].items():
+        assert said['sha256']==files(Path(recipe.vlm))[f]
+
+def raw_file(path, tensors, pad, metadata):
+    "A safetensors file in our own order: tensors as `(name, type, shape, bytes)`, names in reverse"
+    table, at = {}, 0
+    for n, dtype, shape, data in tensors:
+        table[n] = dict(dtype=dtype, shape=shape, data_offsets=[at, at+len(data)])
+        at += len(data)
+    head = json.dumps({'__metadata__': metadata} | dict(reversed(table.items())), ensure_ascii=False).encode()+b' '*pad
+    path.write_bytes(len(head).to_bytes(8, 'little')+head+b''.join(d for *_, d in tensors))
+    return head
+
+def test_what_is_not_merged_comes_out_bit_for_bit(tmp_path, out):
+    recipe, rng = write_trio(tmp_path), random.Random(0)
+    path = Path(recipe.vlm)/'model.safetensors'
+    mine = [(n, 'BF16', list(x.shape), x.view(torch.uint8).numpy().tobytes()) for n, x in load_file(path).items()]
+    layer = STEMS['vlm']+'layers.1.'
+    odd = [('empty', 'F32', [0, 3], 0), ('scalar', 'F16', [], 2), ('counter', 'I64', [], 8), ('mask', 'BOOL', [3], 3),
+           ('größe.名前', 'U8', [7], 7), ('wide', 'F64', [2], 16), ('', 'I8', [1], 1), (layer+'rotary_emb.inv_freq', 'F32', [4], 16),
+           (layer+'position_ids', 'I64', [3], 24), (layer+'none', 'BF16', [0], 0)]
+    mine += [(n, t, s, rng.randbytes(k) if t!='BOOL' else bytes([0, 1, 1])) for n, t, s, k in odd]
+    rng.shuffle(mine)
+    head = raw_file(path, mine, 3, {'format': 'pt', 'note': 'größer 名前 \n'})
+    theirs = load_file(Path(recipe.llm)/'model.safetensors')
+    theirs |= {'model.layers.1.position_ids': torch.arange(3), 'model.layers.1.none': torch.zeros(0).bfloat16()}
+    save_file(theirs, Path(recipe.llm)/'model.safetensors')
+    save_file(theirs, Path(recipe.base)/'model.safetensors')
+    before, kept = path.read_bytes(), plan(recipe).kept
+    merge(recipe, out, progress=False)
+    after = (out/'model.safetensors').read_bytes()
+    assert {n for n, *_ in odd}<=kept.keys() and after[:8+len(head)]==before[:8+len(head)] and len(after)==len(before)
+    for n, e in Checkpoint.open(recipe.vlm).tensors.items():
+        one, two = (x[e.start:e.start+e.nbytes] for x in (before, after))
+        assert (one==two)==(n in kept), n
+    assert load_file(out/'model.safetensors').keys()=={n for n, *_ in mine}
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.float16])
+def test_every_floating_type_is_merged(dtype, tmp_path, out):
+    recipe = write_trio(tmp_path, dtype=dtype)
+    merge(recipe, out, progress=False)
+    merged, vlm = load_file(out/'model.safetensors'), load_file(Path(recipe.vlm)/'model.safetensors')
+    assert merged[STEMS['vlm']+UP].dtype==dtype and not torch.equal(merged[STEMS['vlm']+UP], vlm[STEMS['vlm']+UP])
