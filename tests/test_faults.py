@@ -1,6 +1,6 @@
-"What goes wrong ends in one sentence, leaves the inputs alone and nothing half-done; the same command then goes on"
-import builtins, contextlib, errno, hashlib, io, json, multiprocessing, os, pickle, random, re, resource, shutil
-import signal, subprocess, sys, threading, time
+"What goes wrong ends in one sentence, leaves inputs alone and nothing half-done; the same command goes on"
+import builtins, contextlib, errno, hashlib, io, json, multiprocessing, os, random, re, resource, shutil
+import signal, subprocess, sys, threading, time, warnings
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from vlm_merging.merge import merge, plan
 from vlm_merging.methods import METHODS
 from vlm_merging.recipe import Recipe
 
-TEXT = dict(model_type='llama', hidden_size=16, num_hidden_layers=3, num_attention_heads=2)
+TEXT = dict(model_type='llama', hidden_size=16, num_hidden_layers=3, num_attention_heads=2, rope_theta=1e4)
 CONFIGS = dict(vlm=dict(model_type='llava', text_config=TEXT), llm=TEXT, base=TEXT)
 STEMS = dict(vlm='language_model.model.', llm='model.', base='model.')
 UP = 'layers.1.mlp.up_proj.weight'                     # The tensor to which things happen
@@ -45,7 +45,8 @@ def write_trio(tmp, shards=1, dtype=torch.bfloat16):
     "A VLM with side files, an LLM and their base, in `tmp/in`; gives a recipe"
     base = decoder('', 0, dtype)
     for seed, who in enumerate(STEMS, 1):
-        near = {STEMS[who]+n: x if who=='base' else (x+.1*decoder('', seed)[n]).to(dtype) for n, x in base.items()}
+        away = decoder('', seed)
+        near = {STEMS[who]+n: x if who=='base' else (x+.1*away[n]).to(dtype) for n, x in base.items()}
         if who=='vlm': near = {f'vision.{i}.w': torch.full((9, 9), i).to(dtype) for i in range(3)} | near
         write(tmp/'in'/who, near, CONFIGS[who], shards)
     for f in 'chat_template.jinja', 'generation_config.json', 'code/modeling.py':
@@ -68,17 +69,19 @@ def a_sentence(text):
     assert not re.search(r'Traceback|Error\(|errno|<class', text), text
     return text
 
-def refused(recipe, out, match, touched=False, **how):
-    "The merge is refused, twice alike: by the call and on the command line; nothing is left, nothing was touched"
-    around, inputs = names(out.parent), {w: files(Path(w)) for w in (recipe.vlm, recipe.llm)}
-    with pytest.raises(ValueError, match=match) as e: merge(recipe, out, progress=False, **how)
+def refused(recipe, out, match, **how):
+    "Call and command line refuse the merge alike; nothing is left, nothing was touched"
+    around = names(out.parent)
+    inputs = {w: files(Path(w)) for w in (recipe.vlm, recipe.llm, recipe.base) if w}
+    with pytest.raises(ValueError, match=match) as e: merge(recipe, out, **how)
     a_sentence(str(e.value))
     recipe.write(card := out.parent.parent/'recipe.json')
-    code, said = shell('merge', '--recipe', card, '--out', out, *(['--overwrite'] if how.get('overwrite') else []))
+    flags = ['--overwrite'] if how.get('overwrite') else []
+    code, said = shell('merge', '--recipe', card, '--out', out, *flags)
     assert code==3 and re.search(match, said), said
     a_sentence(said.splitlines()[-1])
     assert names(out.parent)==around, 'something was left behind'
-    assert touched or {w: files(Path(w)) for w in inputs}==inputs, 'an input was touched'
+    assert {w: files(Path(w)) for w in inputs}==inputs, 'an input was touched'
 
 def shell(*argv):
     "Exit code and what was printed to stderr"
@@ -98,16 +101,16 @@ def sharded(tmp_path_factory):
     tmp = tmp_path_factory.mktemp('sharded')
     recipe = write_trio(tmp, shards=3)
     before = files(tmp/'in')
-    with patched(writer, FLUSH=1): right = files(merge(recipe, tmp/'right'/'out', progress=False)) if (
-        (tmp/'right').mkdir() or True) else None
-    assert len(right)==3+1+1+3+2                       # shards, index, configuration, side files, recipe and card
+    (tmp/'there').mkdir()
+    right = files(merge(recipe, tmp/'there'/'out'))
+    assert len(right)==3+1+1+3+2       # shards, index, configuration, side files, recipe and card
     yield recipe, right
     assert files(tmp/'in')==before, 'an input was touched'
 
 
 # Trouble at a chosen call
 
-CALLS = 'pwrite', 'copy_file_range', 'fsync', 'ftruncate', 'rename', 'unlink', 'mkdir', 'open'
+CALLS = 'pwrite', 'copy_file_range', 'fsync', 'ftruncate', 'rename', 'unlink', 'mkdir', 'rmdir', 'open'
 
 @contextlib.contextmanager
 def patched(where, **new):
@@ -119,23 +122,25 @@ def patched(where, **new):
 
 @contextlib.contextmanager
 def watched(act, calls=CALLS):
-    "Call `act(count, name, call, args)` before each call that changes the disk; gives the list of their names"
+    "`act(count, name, call, args)` is called before each call that changes the disk; gives their names"
     seen, lock = [], threading.Lock()
     def wrap(name, call):
         def wrapped(*args, **kw):
-            if name=='open' and not set('wax+') & set((*args[1:2], kw.get('mode', 'r'), 'r')[0]): return call(*args, **kw)
+            mode = args[1] if name=='open' and len(args)>1 else kw.get('mode', 'r')
+            if name=='open' and not set('wax+') & set(mode): return call(*args, **kw)
             with lock: seen.append(name); n = len(seen)
             act(n, name, call, args)
             return call(*args, **kw)
         return wrapped
     new = {n: wrap(n, getattr(os, n)) for n in calls if n!='open' and hasattr(os, n)}
-    with patched(os, **new), patched(builtins, open=wrap('open', open) if 'open' in calls else open): yield seen
+    opens = wrap('open', open) if 'open' in calls else open
+    with patched(os, **new), patched(builtins, open=opens): yield seen
 
 def calm(*_): pass
 
 def calls_of(recipe, out):
     "How many calls that change the disk a whole merge makes"
-    with watched(calm) as seen: merge(recipe, out, progress=False)
+    with watched(calm) as seen: merge(recipe, out)
     shutil.rmtree(out)
     return len(seen)
 
@@ -145,7 +150,7 @@ def resumed(recipe, out):
     "Merge; gives how many pieces were made now"
     made, done = [], writer.Shard.done
     with patched(writer.Shard, done=lambda self, *args: (made.append(args), done(self, *args))[1]):
-        merge(recipe, out, progress=False)
+        merge(recipe, out)
     return len(made)
 
 @pytest.fixture(autouse=True)
@@ -162,9 +167,11 @@ def child(recipe, out, act, by=merge):
     signal.signal(signal.SIGINT, signal.default_int_handler)
     writer.FLUSH = 1
     torch.set_num_threads(1)
-    with watched(act):
-        if by is merge: merge(recipe, out, progress=False)
-        else: sys.exit(main(['merge', '--recipe', str(recipe), '--out', str(out)]))
+    listdir = os.listdir                               # in the order that is worst for what marks a draft
+    with watched(act), patched(os, listdir=lambda *args: sorted(listdir(*args))):
+        if by is main: sys.exit(main(['merge', '--recipe', str(recipe), '--out', str(out)]))
+        try: merge(recipe, out)
+        except ValueError: sys.exit(3)
 
 def start(*args):
     process = context.Process(target=child, args=args)
@@ -215,7 +222,7 @@ def test_killed_at_twenty_moments(sharded, out):
         inside += process.exitcode==-signal.SIGKILL and 0<before<total
         saved += total-made
         assert made==total-before or not keyed, 'a finished piece was made again'
-    assert inside>=10 and saved>inside, (inside, saved)
+    assert inside>=3 and saved>inside, (inside, saved)     # how many depends on the load of the machine
 
 def test_killed_at_any_call(sharded, out):
     recipe, right = sharded
@@ -224,7 +231,7 @@ def test_killed_at_any_call(sharded, out):
         process.join()
         assert process.exitcode==-signal.SIGKILL and names(out.parent)<={'out', '.out.draft'}, n
         assert not out.exists() or files(out)==right
-        if not out.exists(): merge(recipe, out, progress=False)
+        if not out.exists(): merge(recipe, out)
         assert files(out)==right and names(out.parent)=={'out'}, n
         shutil.rmtree(out)
 
@@ -245,8 +252,34 @@ def test_a_draft_of_another_recipe_or_input_is_not_continued(sharded, tmp_path, 
     assert pieces(out.with_name('.out.draft'))>0
     with open(Path(recipe.llm)/'model.safetensors', 'r+b') as f: f.seek(-4, 2); f.write(b'\0\x3f\0\x3f')
     total = resumed(recipe, tmp_path/'fresh')
-    assert resumed(recipe, out)==total and files(out)==files(tmp_path/'fresh') | {'README.md': files(out)['README.md']}
+    assert resumed(recipe, out)==total
+    (tmp_path/'fresh'/'README.md').write_bytes((out/'README.md').read_bytes())         # it says its name
+    assert files(out)==files(tmp_path/'fresh')
     assert names(out.parent)=={'out'}
+
+
+def test_killed_while_a_draft_is_started_over(tmp_path, out):
+    "The draft of another recipe is taken away; whatever is left of it then is still known as a draft"
+    recipe = write_trio(tmp_path)
+    other = Recipe(recipe.vlm, recipe.llm, knobs=dict(weight=.3))
+    right = files(merge(other, out))
+    for n in range(1, 10):
+        shutil.rmtree(out)
+        for how, k in (recipe, 40), (other, n): start(how, out, Die(k)).join()
+        merge(other, out)
+        assert files(out)==right and names(out.parent)=={'out'}, n
+
+def test_killed_while_a_refused_draft_is_taken_away(tmp_path, out):
+    recipe, found = write_trio(tmp_path), set()
+    poke(Path(recipe.llm), STEMS['llm']+'norm.weight', torch.tensor([torch.nan]).bfloat16())
+    with watched(calm) as seen, pytest.raises(ValueError, match='NaN'): merge(recipe, out)
+    for n in range(len(seen)-8, len(seen)+1):
+        process = start(recipe, out, Die(n))
+        process.join()
+        found.add(process.exitcode)
+        with pytest.raises(ValueError, match='NaN'): merge(recipe, out)
+        assert not names(out.parent), n
+    assert -signal.SIGKILL in found
 
 
 # Stopped by hand
@@ -263,17 +296,17 @@ def test_ctrl_c(sharded, tmp_path, out):
     assert before>0 and code==0 and files(out)==right and names(out.parent)=={'out'}
 
 def test_stopped_at_any_call(sharded, out):
-    "An interruption at each step: a piece, a shard, the index, a side file, the recipe, the card, the last rename"
+    "At each step: a piece, a shard, the index, a side file, the recipe, the card, the last rename"
     recipe, right = sharded
     def stop_at(k):
         def act(n, *_):
             if n==k: raise KeyboardInterrupt
         return act
     for k in range(1, calls_of(recipe, out)+1, 4):
-        with watched(stop_at(k)) as seen, contextlib.suppress(KeyboardInterrupt): merge(recipe, out, progress=False)
+        with watched(stop_at(k)) as seen, contextlib.suppress(KeyboardInterrupt): merge(recipe, out)
         assert len(seen)>=k and names(out.parent)<={'out', '.out.draft'}, seen[-1]
         assert not out.exists() or files(out)==right, 'half of a result has its name'
-        if not out.exists(): merge(recipe, out, progress=False)
+        if not out.exists(): merge(recipe, out)
         assert files(out)==right and names(out.parent)=={'out'}, seen[-1]
         shutil.rmtree(out)
 
@@ -281,9 +314,9 @@ def test_stopped_at_any_call(sharded, out):
 def test_stopped_at_a_step(sharded, out, step):
     (recipe, right), where = sharded, writer if step=='publish' else room
     def stop(*_): raise KeyboardInterrupt
-    with patched(where, **{step: stop}), pytest.raises(KeyboardInterrupt): merge(recipe, out, progress=False)
+    with patched(where, **{step: stop}), pytest.raises(KeyboardInterrupt): merge(recipe, out)
     assert names(out.parent)=={'.out.draft'}
-    assert resumed(recipe, out)==0 if step!='sync_text' else True
+    assert resumed(recipe, out)==0, 'a finished piece was made again'
     assert files(out)==right and names(out.parent)=={'out'}
 
 
@@ -293,7 +326,7 @@ FILLED = 'pwrite', 'copy_file_range', 'fsync', 'mkdir', 'open'
 
 def test_the_disk_is_full_from_any_call_on(sharded, tmp_path, out):
     (recipe, right), draft = sharded, out.with_name('.out.draft')
-    with watched(calm, FILLED) as seen: merge(recipe, out, progress=False)
+    with watched(calm, FILLED) as seen: total = resumed(recipe, out)
     shutil.rmtree(out)
     recipe.write(tmp_path/'recipe.json')
     def full_from(k):
@@ -301,25 +334,23 @@ def test_the_disk_is_full_from_any_call_on(sharded, tmp_path, out):
             if n>=k: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return act
     for k in range(1, len(seen)+1, 4):
-        with watched(full_from(k), FILLED): code, said = shell('merge', '--recipe', tmp_path/'recipe.json', '--out', out)
+        with watched(full_from(k), FILLED):
+            code, said = shell('merge', '--recipe', tmp_path/'recipe.json', '--out', out)
         assert code==1 and 'No space left on device' in said and said.startswith('vlm-merging: '), (k, said)
         assert '\n' not in said and not out.exists() and names(out.parent)<={'.out.draft'}, (k, said)
-        if k>10: assert 'make room and run the same again' in said and str(draft) in said, (k, said)
+        if k>1: assert 'make room and run the same again' in said and str(draft) in said, (k, said)
         kept = pieces(draft) if draft.exists() else 0
-        assert resumed(recipe, out)<=45-kept and files(out)==right and names(out.parent)=={'out'}, k
+        assert resumed(recipe, out)==total-kept, f'{k}: a finished piece was made again'
+        assert files(out)==right and names(out.parent)=={'out'}, k
         shutil.rmtree(out)
 
-def mounted(folder, *how):
-    "Mount something at a folder until the test ends, or skip"
+@contextlib.contextmanager
+def mount(folder, *how):
+    "Something mounted at a folder; skips where that is not allowed"
     folder.mkdir(exist_ok=True)
     if sys.platform!='linux' or os.geteuid(): pytest.skip('needs the right to mount')
     done = subprocess.run(['mount', *how, str(folder)], capture_output=True, text=True)
     if done.returncode: pytest.skip(f'cannot mount: {done.stderr.strip()}')
-    return contextlib.ExitStack(), folder
-
-@contextlib.contextmanager
-def mount(folder, *how):
-    mounted(folder, *how)
     try: yield folder
     finally: subprocess.run(['umount', str(folder)], check=True)
 
@@ -331,14 +362,14 @@ def test_a_disk_that_fills_up(sharded, tmp_path):
             check(*args)
             (small/'other').write_bytes(bytes(shutil.disk_usage(small).free-16_000))
         with patched(room, need_room=fill), pytest.raises(OSError, match='No space left on device') as e:
-            merge(recipe, small/'out', progress=False)
+            merge(recipe, small/'out')
         assert e.value.errno==errno.ENOSPC and 'make room and run the same again' in str(e.value)
         assert names(small)=={'other', '.out.draft'}
         (small/'other').unlink()
-        merge(recipe, small/'out', progress=False)
+        merge(recipe, small/'out')
         assert files(small/'out')==right and names(small)=={'out'}
         (small/'other').write_bytes(bytes(shutil.disk_usage(small).free-4000))
-        with pytest.raises(ValueError, match='free.*Make room'): merge(recipe, small/'out2', progress=False)
+        with pytest.raises(ValueError, match='free.*Make room'): merge(recipe, small/'out2')
         assert names(small)=={'out', 'other'}
 
 def test_files_may_not_grow(sharded, out):
@@ -347,12 +378,12 @@ def test_files_may_not_grow(sharded, out):
     process = context.Process(target=limited, args=(recipe, out))
     process.start(); process.join()
     assert process.exitcode==27 and names(out.parent)=={'.out.draft'}
-    merge(recipe, out, progress=False)
+    merge(recipe, out)
     assert files(out)==right
 
 def limited(recipe, out):
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
-    try: merge(recipe, out, progress=False)
+    try: merge(recipe, out)
     except OSError as e: sys.exit(e.errno if 'make room' in str(e) else 1)
 
 def test_room_is_looked_for_before_the_start(sharded, out, monkeypatch):
@@ -372,34 +403,38 @@ def reheaded(path, change):
     head = (json.dumps(table) if text is None else text).encode()
     path.write_bytes(len(head).to_bytes(8, 'little')+head+raw[8+n:])
 
-def offsets(a, b=None):
-    "Move the offsets of one tensor, or put it where another one is"
-    def change(table):
-        two = [n for n in table if n.endswith('q_proj.weight')][:2]
-        table[two[0]]['data_offsets'] = table[two[1]]['data_offsets'] if b is None else [
-            x+y for x, y in zip(table[two[0]]['data_offsets'], (a, b))]
-    return lambda p: reheaded(p, change)
+def of_up(change):
+    "Change what a header says of one tensor"
+    return lambda p: reheaded(p, lambda table: change(table, next(n for n in table if n.endswith(UP))))
 
-def claim(**new): return lambda p: reheaded(p, lambda table: table[next(n for n in table if n.endswith(UP))].update(new))
-def twice(table): return json.dumps(table)[:-1]+', '+json.dumps({n: table[n] for n in table if n.endswith(UP)})[1:]
+def claim(table, n, **new): table[n] |= new
+def moved(a, b):
+    def change(table, n):
+        first, last = table[n]['data_offsets']
+        claim(table, n, data_offsets=[first+a, last+b])
+    return of_up(change)
+def says(**new): return of_up(lambda table, n: claim(table, n, **new))
+gap, twin = of_up(lambda table, n: table.pop(n) and None), of_up(lambda table, n: table.update(twin=table[n]))
+twice = of_up(lambda table, n: json.dumps(table)[:-1]+', '+json.dumps({n: table[n]})[1:])
 def cut(n): return lambda p: os.truncate(p, n if n>=0 else p.stat().st_size+n)
 def grow(p): p.write_bytes(p.read_bytes()+b'\0\0')
-def gap(p): reheaded(p, lambda table: table.pop(next(n for n in table if n.endswith(UP))) and None)
 def long_header(p): p.write_bytes((2**40).to_bytes(8, 'little')+p.read_bytes()[8:])
 def pickled(p): torch.save(load_file(p), p)
 def old_pickled(p): torch.save(load_file(p), p, _use_new_zipfile_serialization=False)
 
-DAMAGE = dict(one_byte_short=(cut(-1), 'cut off'), half=(cut(4000), 'cut off'), seven_bytes=(cut(7), 'does not fit'),
-    empty=(cut(0), 'does not fit'), longer=(grow, 'added to'), long_header=(long_header, 'does not fit'),
-    moved=(offsets(8, 8), 'gap|overlaps'), beyond=(offsets(2**40, 2**40), 'gap|cut off'), overlap=(offsets(0), 'overlaps'),
-    backwards=(offsets(0, -2**20), 'offsets'), gap=(gap, 'gap'), twice=(lambda p: reheaded(p, twice), 'twice'),
-    larger=(claim(shape=[64, 17]), 'claims'), other_type=(claim(dtype='F32'), 'claims'), no_type=(claim(dtype='Q4'), 'type'),
-    endless=(claim(shape=[2**62]*30), 'claims'), pickle=(pickled, 'pickle'), old_pickle=(old_pickled, 'pickle'))
+DAMAGE = dict(
+    one_byte_short=(cut(-1), 'cut off'), half=(cut(4000), 'cut off'), longer=(grow, 'added to'),
+    seven_bytes=(cut(7), 'not fit'), empty=(cut(0), 'not fit'), long_header=(long_header, 'not fit'),
+    moved=(moved(8, 8), 'gap|overlaps'), beyond=(moved(2**40, 2**40), 'gap|cut off'), gap=(gap, 'gap'),
+    backwards=(moved(0, -2**20), 'offsets'), overlap=(twin, 'overlaps'), twice=(twice, 'twice'),
+    larger=(says(shape=[64, 17]), 'claims'), other_type=(says(dtype='F32'), 'claims'),
+    no_type=(says(dtype='Q4'), 'type'), endless=(says(shape=[2**62]*30), 'claims'),
+    pickle=(pickled, 'pickle'), old_pickle=(old_pickled, 'pickle'))
 
 @pytest.mark.parametrize('what', DAMAGE)
 def test_damaged_weights(what, tmp_path, out):
     recipe, (damage, match) = write_trio(tmp_path), DAMAGE[what]
-    for who in ('vlm', 'llm', 'base') if what in ('one_byte_short', 'overlap') else [random.Random(what).choice(list(STEMS))]:
+    for who in STEMS if what in ('one_byte_short', 'overlap') else [random.Random(what).choice(list(STEMS))]:
         path = tmp_path/'in'/who/'model.safetensors'
         whole = path.read_bytes()
         damage(path)
@@ -422,20 +457,25 @@ def repeated(folder):
     state = load_file(last)
     save_file(state | dict([next(iter(load_file(first).items()))]), last)
 
-INDEXES = dict(missing=(named('model-9.safetensors'), 'missing'), escape=(named('../escape.safetensors'), 'not a plain'),
-    absolute=(named('/escape.safetensors'), 'not a plain'), hidden=(named('.escape.safetensors'), 'not a plain'),
-    other_kind=(named('model.gguf'), 'not a plain'), below=(named('sub/escape.safetensors'), 'not a plain'),
-    dots=(named('..safetensors'), 'not a plain'), number=(named(5), 'not a plain'), list=(named([]), 'not a plain'),
-    elsewhere=(indexed(elsewhere), 'index says'), unknown=(indexed(unknown), 'nowhere'), repeated=(repeated, 'again in'),
-    no_map=(indexed(lambda where: '{}'), 'weight_map'), no_json=(indexed(lambda where: '{"weight_map": '), 'JSON'),
-    a_list=(indexed(lambda where: '[]'), 'object'), twice=(indexed(lambda where: '{"a": 1, "a": 2}'), 'twice'))
+PLAIN = 'not a plain'
+INDEXES = dict(
+    missing=(named('model-9.safetensors'), 'missing'), other_kind=(named('model.gguf'), PLAIN),
+    escape=(named('../escape.safetensors'), PLAIN), absolute=(named('/escape.safetensors'), PLAIN),
+    hidden=(named('.escape.safetensors'), PLAIN), below=(named('sub/escape.safetensors'), PLAIN),
+    dots=(named('..safetensors'), PLAIN), number=(named(5), PLAIN), list=(named([]), PLAIN),
+    elsewhere=(indexed(elsewhere), 'index says'), unknown=(indexed(unknown), 'nowhere'),
+    repeated=(repeated, 'again in'), no_map=(indexed(lambda where: '{}'), 'weight_map'),
+    no_json=(indexed(lambda where: '{"weight_map": '), 'JSON'),
+    a_list=(indexed(lambda where: '[]'), 'object'),
+    twice=(indexed(lambda where: '{"a": 1, "a": 2}'), 'twice'))
 
 @pytest.mark.parametrize('what', INDEXES)
 def test_damaged_indexes(what, tmp_path, out):
     recipe, (damage, match) = write_trio(tmp_path, shards=3), INDEXES[what]
     vlm = tmp_path/'in'/'vlm'
     (vlm/'sub').mkdir()
-    for p in (vlm.parent, vlm/'sub'): shutil.copy(vlm/'model-00001-of-00003.safetensors', p/'escape.safetensors')
+    for folder in vlm.parent, vlm/'sub':
+        shutil.copy(vlm/'model-00001-of-00003.safetensors', folder/'escape.safetensors')
     damage(vlm)
     refused(recipe, out, f'{re.escape(str(vlm))}.*({match})')
 
@@ -454,27 +494,28 @@ def test_folders_that_are_no_checkpoint(tmp_path, out):
     refused(recipe, out, 'holds no weights')
     (llm/'adapter_config.json').write_text('{}')
     refused(recipe, out, 'adapter')
-    refused(Recipe(recipe.vlm, recipe.vlm+'/config.json'), out, 'not a folder') if False else None
-    with pytest.raises(ValueError, match='not a folder'): merge(Recipe(recipe.vlm, tmp_path/'nobody'), out)
+    for nobody in tmp_path/'nobody', llm/'config.json', '~nobody/model', 'x'*5000:
+        refused_quietly(Recipe(recipe.vlm, nobody), out, 'not a folder')
 
 class Trap:
     "Unpickling this leaves a file behind"
     def __init__(self, path): self.path = path
     def __reduce__(self): return Path.touch, (self.path,)
 
-@pytest.mark.parametrize('kind', ['zip', 'plain', 'inside'])
+@pytest.mark.parametrize('kind', ['zip', 'inside', 'old'])
 def test_a_pickle_never_runs(kind, tmp_path, out):
     recipe, trap = write_trio(tmp_path), tmp_path/'sprung'
     llm = Path(recipe.llm)
     state = load_file(llm/'model.safetensors')
     (llm/'model.safetensors').unlink()
-    if kind=='plain': (llm/'pytorch_model.bin').write_bytes(pickle.dumps(Trap(trap)))
-    else: torch.save(state | {'x': Trap(trap)} if kind=='inside' else Trap(trap), llm/'pytorch_model.bin')
+    made = state | {'x': Trap(trap)} if kind=='inside' else Trap(trap)
+    torch.save(made, llm/'pytorch_model.bin', _use_new_zipfile_serialization=kind!='old')
     refused(recipe, out, re.escape(str(llm/'pytorch_model.bin')))
     shutil.move(llm/'pytorch_model.bin', llm/'model.safetensors')
     refused(recipe, out, re.escape(str(llm/'model.safetensors')))
     assert not trap.exists()
-    torch.load(llm/'model.safetensors', weights_only=False) if kind!='plain' else pickle.loads((llm/'model.safetensors').read_bytes())
+    shutil.copy(llm/'model.safetensors', tmp_path/'copy.bin')
+    torch.load(tmp_path/'copy.bin', weights_only=False)
     assert trap.exists(), 'it was no trap'
 
 
@@ -494,12 +535,14 @@ def test_nan_and_inf_are_named(method, who, tmp_path, out):
     recipe, name = Recipe(*folders, method=method), STEMS[who]+UP
     if who=='base' and 'base' not in METHODS[method].fills:
         poke(tmp_path/'in'/who, name, torch.tensor([torch.nan]).bfloat16())
-        merge(recipe, out, progress=False)             # not read, so not minded
+        merge(recipe, out)             # not read, so not minded
         return
+    at = random.Random(method).randrange(1024)
     for value in torch.nan, torch.inf, -torch.inf:
-        poke(tmp_path/'in'/who, name, torch.tensor([value]).bfloat16(), at=random.Random(method).randrange(1024))
+        warnings.simplefilter('error')                 # and numpy does not grumble besides
+        poke(tmp_path/'in'/who, name, torch.tensor([value]).bfloat16(), at)
         refused(recipe, out, f'{re.escape(name)} in .*{who}.*NaN or Inf.*allow_nonfinite')
-    merge(recipe, out, allow_nonfinite=True, progress=False)
+    merge(recipe, out, allow_nonfinite=True)
     merged = load_file(out/'model.safetensors')
     assert [n for n, x in merged.items() if not x.isfinite().all()]==[STEMS['vlm']+UP]
 
@@ -509,14 +552,14 @@ def test_numbers_that_do_not_fit(tmp_path, out):
     recipe = Recipe(*folders, method='task_arithmetic', knobs=dict(weight=3.))
     poke(folders[0], STEMS['vlm']+UP, torch.tensor([6e4]).half())
     refused(recipe, out, f'{re.escape(UP)}.*do not fit F16')
-    merge(recipe, out, allow_nonfinite=True, progress=False)
+    merge(recipe, out, allow_nonfinite=True)
     x = load_file(out/'model.safetensors')[STEMS['vlm']+UP].flatten()
     assert x[7]==torch.inf and x.isfinite().sum()==len(x)-1
 
 def test_nan_in_what_is_not_merged_travels(tmp_path, out):
     recipe = write_trio(tmp_path)
     poke(Path(recipe.vlm), 'vision.1.w', torch.tensor([torch.nan]).bfloat16())
-    merge(recipe, out, progress=False)
+    merge(recipe, out)
     assert load_file(out/'model.safetensors')['vision.1.w'].isnan().sum()==1
 
 
@@ -527,7 +570,7 @@ def test_two_merges_to_one_target(sharded, out):
     first = start(recipe, out, Slow(.01))
     wait_for(out.with_name('.out.draft')/'.key', first)
     for other in recipe, Recipe(recipe.vlm, recipe.llm, knobs=dict(weight=.3)):
-        with pytest.raises(ValueError, match='Another merge is writing') as e: merge(other, out, progress=False)
+        with pytest.raises(ValueError, match='Another merge is writing') as e: merge(other, out)
         a_sentence(str(e.value))
     assert first.is_alive()
     first.join()
@@ -546,17 +589,25 @@ def test_somebody_else_makes_the_target_meanwhile(sharded, out):
         out.mkdir()
         (out/'mine').write_text('mine')
     with patched(room, copy_sides=meanwhile), pytest.raises(ValueError, match='already there'):
-        merge(recipe, out, progress=False)
+        merge(recipe, out)
     assert names(out)=={'mine'} and names(out.parent)=={'out'}
 
-@pytest.mark.parametrize('as_link', [False, True])
-def test_a_hidden_folder_of_somebody_else_is_left_alone(sharded, tmp_path, out, as_link):
-    draft, mine = out.with_name('.out.draft'), tmp_path/'mine'
-    mine.mkdir()
-    (mine/'precious').write_text('mine')
-    draft.symlink_to(mine) if as_link else mine.rename(draft)
-    refused(sharded[0], out, '.out.draft')
-    assert (draft/'precious').read_text()=='mine'
+@pytest.mark.parametrize('kind', ['folder', 'link', 'file'])
+@pytest.mark.parametrize('name', ['.out.draft', '.out.old'])
+def test_what_somebody_else_keeps_under_a_hidden_name_is_left_alone(sharded, tmp_path, out, name, kind):
+    mine = tmp_path/'mine'
+    if kind=='file': mine.write_text('mine')
+    else:
+        mine.mkdir()
+        (mine/'precious').write_text('mine')
+    if kind=='link': out.with_name(name).symlink_to(mine)
+    else: mine.rename(out.with_name(name))
+    if name=='.out.draft': refused(sharded[0], out, '.out.draft')
+    else:
+        with contextlib.suppress(ValueError): merge(sharded[0], out)
+        assert not out.exists() or files(out)==sharded[1]
+    held = out.with_name(name)
+    assert (held if kind=='file' else held/'precious').read_text()=='mine'
 
 CHANGES = dict(shrinks=lambda p: os.truncate(p, p.stat().st_size//3), is_replaced=lambda p: replaced(p),
                changes=lambda p: poke(p.parent, next(n for n in load_file(p) if 'vision' in n or UP in n),
@@ -574,11 +625,12 @@ def test_an_input_that_changes_while_it_is_read(what, who, big, tmp_path, out):
     recipe, once, one = write_trio(tmp_path), [], room.merge_one
     path = tmp_path/'in'/who/'model.safetensors'
     if big: save_file({'vision.big': torch.ones(2_000_001).bfloat16()} | load_file(path), path)
+    os.utime(path, (10**9, 10**9))
     def meanwhile(*args, **kw):
         if not once: once.append(CHANGES[what](path))
         return one(*args, **kw)
     with patched(room, merge_one=meanwhile), pytest.raises(ValueError, match='became shorter|changed') as e:
-        merge(recipe, out, progress=False, workers=1)
+        merge(recipe, out, workers=1)
     a_sentence(str(e.value))
     assert once and not names(out.parent)
 
@@ -606,30 +658,30 @@ def test_a_target_that_exists(sharded, tmp_path, out):
 def test_overwriting_replaces_all_or_nothing(sharded, tmp_path, out):
     recipe, right = sharded
     other = Recipe(recipe.vlm, recipe.llm, knobs=dict(weight=.3))
-    merge(other, out, progress=False)
+    merge(other, out)
     (out/'stale').write_text('of the old one')
     old = files(out)
     bad = write_trio(tmp_path)
     poke(Path(bad.llm), STEMS['llm']+UP, torch.tensor([torch.nan]).bfloat16())
     refused(bad, out, 'NaN', overwrite=True)
     assert files(out)==old
-    with watched(calm) as seen: merge(recipe, out, overwrite=True, progress=False)
+    with watched(calm) as seen: merge(recipe, out, overwrite=True)
     assert files(out)==right and names(out.parent)=={'out'}
     for n in range(len(seen)-8, len(seen)+1):          # killed around the exchange
         shutil.rmtree(out)
-        merge(other, out, progress=False)
+        merge(other, out)
         (out/'stale').write_text('of the old one')
         process = context.Process(target=overwriting, args=(recipe, out, n))
         process.start(); process.join()
         assert process.exitcode==-signal.SIGKILL
         held = [files(p) for p in out.parent.iterdir() if p.name!='.out.draft']
         assert old in held or right in held, 'neither the old nor the new one is whole'
-        merge(recipe, out, overwrite=True, progress=False)
+        merge(recipe, out, overwrite=True)
         assert files(out)==right and names(out.parent)=={'out'}, n
 
 def overwriting(recipe, out, n):
     writer.FLUSH = 1
-    with watched(Die(n)): merge(recipe, out, overwrite=True, progress=False)
+    with watched(Die(n)): merge(recipe, out, overwrite=True)
 
 def test_targets_among_the_inputs(sharded, out):
     recipe = sharded[0]
@@ -637,22 +689,21 @@ def test_targets_among_the_inputs(sharded, out):
     for to in vlm/'out', Path(recipe.llm)/'code'/'out': refused_quietly(recipe, to, 'inputs|not a folder')
     refused_quietly(recipe, vlm, 'already there|inputs')
     refused_quietly(recipe, vlm.parent, 'already there')
-    merge(recipe, out, progress=False)
+    merge(recipe, out)
     again = Recipe(out, recipe.llm)
     before = files(out)
     for to in out, out/'code'/'out': 
-        with pytest.raises(ValueError, match='inputs'): merge(again, to, overwrite=True, progress=False)
+        with pytest.raises(ValueError, match='inputs'): merge(again, to, overwrite=True)
     (out.parent/'link').symlink_to(out)
-    with pytest.raises(ValueError, match='inputs|not made by'): merge(again, out.parent/'link', overwrite=True, progress=False)
+    with pytest.raises(ValueError, match='inputs|made by'): merge(again, out.parent/'link', overwrite=True)
     assert files(out)==before
 
 def refused_quietly(recipe, to, match):
-    with pytest.raises(ValueError, match=match) as e: merge(recipe, to, progress=False)
+    with pytest.raises(ValueError, match=match) as e: merge(recipe, to)
     a_sentence(str(e.value))
 
 def test_a_folder_that_cannot_be_written_to(sharded, tmp_path, out):
     recipe = sharded[0]
-    refused(recipe, out.parent/'no'/'out', 'not a folder') if False else None
     refused_quietly(recipe, out.parent/'no'/'out', 'is not a folder')
     (out.parent/'file').write_text('')
     refused_quietly(recipe, out.parent/'file'/'out', 'is not a folder')
@@ -663,7 +714,6 @@ def test_a_folder_that_cannot_be_written_to(sharded, tmp_path, out):
         finally: out.parent.chmod(0o700)
 
 def test_a_disk_that_is_read_only(sharded, tmp_path):
-    (tmp_path/'disk').mkdir()
     with mount(tmp_path/'disk', '-t', 'tmpfs', '-o', 'ro,size=1m', 'tmpfs') as disk:
         refused(sharded[0], disk/'out', 'cannot be written to')
 
@@ -675,7 +725,7 @@ def test_modes_follow_the_umask(mask, tmp_path, out):
     recipe = write_trio(tmp_path, shards=3)
     for p in (tmp_path/'in').rglob('*'): p.chmod(0o500 if p.is_dir() else 0o400)
     old = os.umask(mask)
-    try: merge(recipe, out, progress=False)
+    try: merge(recipe, out)
     finally:
         os.umask(old)
         for p in (tmp_path/'in').rglob('*'): p.chmod(0o700)
@@ -693,10 +743,11 @@ def test_links_of_a_hub_cache_become_files(sharded, tmp_path, out):
             (folder/f).parent.mkdir(parents=True, exist_ok=True)
             (folder/f).symlink_to(os.path.relpath(blobs/sha, (folder/f).parent))
     (snapshots['vlm']/'gone.json').symlink_to('nowhere')
-    merge(Recipe(*snapshots.values(), method=recipe.method, knobs=recipe.knobs), out, progress=False)
+    merge(Recipe(*snapshots.values(), method=recipe.method, knobs=recipe.knobs), out)
     assert not any(p.is_symlink() for p in out.rglob('*'))
     told = {'recipe.json', 'README.md'}
-    assert {f: h for f, h in files(out).items() if f not in told}=={f: h for f, h in right.items() if f not in told}
+    same = {f for f in right if files(out)[f]==right[f]}
+    assert files(out).keys()==right.keys() and same>=right.keys()-told
     for f, said in json.loads((out/'recipe.json').read_text())['inputs']['vlm']['files'].items():
         assert said['sha256']==files(Path(recipe.vlm))[f]
 
@@ -706,37 +757,50 @@ def raw_file(path, tensors, pad, metadata):
     for n, dtype, shape, data in tensors:
         table[n] = dict(dtype=dtype, shape=shape, data_offsets=[at, at+len(data)])
         at += len(data)
-    head = json.dumps({'__metadata__': metadata} | dict(reversed(table.items())), ensure_ascii=False).encode()+b' '*pad
+    table = {'__metadata__': metadata} | dict(reversed(table.items()))
+    head = json.dumps(table, ensure_ascii=False).encode()+b' '*pad
     path.write_bytes(len(head).to_bytes(8, 'little')+head+b''.join(d for *_, d in tensors))
     return head
 
 def test_what_is_not_merged_comes_out_bit_for_bit(tmp_path, out):
     recipe, rng = write_trio(tmp_path), random.Random(0)
     path = Path(recipe.vlm)/'model.safetensors'
-    mine = [(n, 'BF16', list(x.shape), x.view(torch.uint8).numpy().tobytes()) for n, x in load_file(path).items()]
-    layer = STEMS['vlm']+'layers.1.'
-    odd = [('empty', 'F32', [0, 3], 0), ('scalar', 'F16', [], 2), ('counter', 'I64', [], 8), ('mask', 'BOOL', [3], 3),
-           ('größe.名前', 'U8', [7], 7), ('wide', 'F64', [2], 16), ('', 'I8', [1], 1), (layer+'rotary_emb.inv_freq', 'F32', [4], 16),
-           (layer+'position_ids', 'I64', [3], 24), (layer+'none', 'BF16', [0], 0)]
+    mine = [(n, 'BF16', list(x.shape), x.view(torch.uint8).numpy().tobytes())
+            for n, x in load_file(path).items()]
+    odd = [('empty', 'F32', [0, 3], 0), ('scalar', 'F16', [], 2), ('position_ids', 'I64', [], 8),
+           ('mask', 'BOOL', [3], 3), ('größe.名前', 'U8', [7], 7), ('wide', 'F64', [2], 16), ('', 'I8', [1], 1),
+           (STEMS['vlm']+'layers.1.self_attn.rotary_emb.inv_freq', 'F32', [4], 16)]
     mine += [(n, t, s, rng.randbytes(k) if t!='BOOL' else bytes([0, 1, 1])) for n, t, s, k in odd]
     rng.shuffle(mine)
     head = raw_file(path, mine, 3, {'format': 'pt', 'note': 'größer 名前 \n'})
-    theirs = load_file(Path(recipe.llm)/'model.safetensors')
-    theirs |= {'model.layers.1.position_ids': torch.arange(3), 'model.layers.1.none': torch.zeros(0).bfloat16()}
-    save_file(theirs, Path(recipe.llm)/'model.safetensors')
-    save_file(theirs, Path(recipe.base)/'model.safetensors')
     before, kept = path.read_bytes(), plan(recipe).kept
-    merge(recipe, out, progress=False)
+    merge(recipe, out)
     after = (out/'model.safetensors').read_bytes()
-    assert {n for n, *_ in odd}<=kept.keys() and after[:8+len(head)]==before[:8+len(head)] and len(after)==len(before)
+    assert {n for n, *_ in odd}<=kept.keys() and len(after)==len(before)
+    assert after[:8+len(head)]==before[:8+len(head)]
     for n, e in Checkpoint.open(recipe.vlm).tensors.items():
         one, two = (x[e.start:e.start+e.nbytes] for x in (before, after))
         assert (one==two)==(n in kept), n
     assert load_file(out/'model.safetensors').keys()=={n for n, *_ in mine}
 
+BUFFERS = torch.arange(3), torch.tensor([True, False]), torch.zeros(0).bfloat16(), torch.zeros(0, 16)
+@pytest.mark.parametrize('odd', BUFFERS)
+@pytest.mark.parametrize('method', METHODS)
+def test_a_buffer_inside_a_layer(method, odd, tmp_path, out):
+    "Whole numbers, truth values and empty tensors cannot be merged: they stay, or a sentence refuses them"
+    write_trio(tmp_path)
+    for who in STEMS:
+        path = tmp_path/'in'/who/'model.safetensors'
+        save_file(load_file(path) | {STEMS[who]+'layers.1.buffer': odd}, path)
+    recipe = Recipe(*(tmp_path/'in'/who for who in STEMS), method=method)
+    if plan(recipe).stops: return refused(recipe, out, 'layers.1.buffer')
+    merge(recipe, out)
+    assert torch.equal(load_file(out/'model.safetensors')[STEMS['vlm']+'layers.1.buffer'], odd)
+
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.float16])
 def test_every_floating_type_is_merged(dtype, tmp_path, out):
     recipe = write_trio(tmp_path, dtype=dtype)
-    merge(recipe, out, progress=False)
+    merge(recipe, out)
     merged, vlm = load_file(out/'model.safetensors'), load_file(Path(recipe.vlm)/'model.safetensors')
-    assert merged[STEMS['vlm']+UP].dtype==dtype and not torch.equal(merged[STEMS['vlm']+UP], vlm[STEMS['vlm']+UP])
+    one, two = (x[STEMS['vlm']+UP] for x in (merged, vlm))
+    assert one.dtype==two.dtype==dtype and not torch.equal(one, two)

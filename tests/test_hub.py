@@ -1,13 +1,13 @@
-"A hub of our own on a loopback port: what is asked of it, what stays in the cache, and what is said when it refuses"
-import hashlib, json, os, re, socket, subprocess, sys, threading
+"A hub of our own on a loopback port: what is asked of it, what is kept, and what is said when it refuses"
+import hashlib, io, json, os, re, socket, subprocess, sys, threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save
 
-project = Path(__file__).resolve().parent.parent
 NOW, OLD = 'a'*40, 'b'*40                              # Two commits
 
 
@@ -16,12 +16,12 @@ NOW, OLD = 'a'*40, 'b'*40                              # Two commits
 def decoder(stem, seed):
     "Names and numbers of a language model of two layers"
     rng = np.random.default_rng(seed)
-    sizes = {f'{stem}layers.{i}.{n}.weight': s for i in (0, 1)
-             for n, s in {'self_attn.q_proj': (8, 8), 'mlp.up_proj': (16, 8), 'input_layernorm': (8,)}.items()}
+    layer = {'self_attn.q_proj': (8, 8), 'mlp.up_proj': (16, 8), 'input_layernorm': (8,)}
+    sizes = {f'{stem}layers.{i}.{n}.weight': s for i in (0, 1) for n, s in layer.items()}
     sizes[f'{stem}embed_tokens.weight'] = 16, 8
     return {n: rng.standard_normal(s).astype('f4') for n, s in sizes.items()}
 
-TEXT = dict(model_type='llama', hidden_size=8, num_hidden_layers=2, num_attention_heads=2)
+TEXT = dict(model_type='llama', hidden_size=8, num_hidden_layers=2, num_attention_heads=2, rope_theta=1e4)
 
 def sharded(tensors, stem='model', end='safetensors'):
     "Two shards and their index, as bytes by name"
@@ -30,21 +30,23 @@ def sharded(tensors, stem='model', end='safetensors'):
     made = {f: save({t: x for t, x in tensors.items() if where[t]==f}) for f in names}
     return made | {f'{stem}.{end}.index.json': json.dumps(dict(weight_map=where)).encode()}
 
+def unneeded(*names): return {n: b'unneeded' for n in names}
+
 def vlm_files(seed):
     tensors = decoder('language_model.model.', seed) | {'vision.w': np.ones((4, 4), 'f4')}
     config = json.dumps(dict(model_type='llava', text_config=TEXT)).encode()
-    return sharded(tensors) | {'config.json': config, 'chat_template.jinja': b'{{ messages }}',
-        'README.md': b'---\nlicense: apache-2.0\n---\n# A VLM\n', 'code/modeling.py': b'# nothing\n',
-        'consolidated.safetensors': b'unneeded', 'pytorch_model.bin': b'unneeded', 'optimizer.pt': b'unneeded',
-        'original/consolidated.00.pth': b'unneeded', 'picture.png': b'unneeded', '.gitattributes': b'unneeded',
-        'onnx/model.onnx': b'unneeded', 'onnx/model.safetensors': b'unneeded'}
+    return sharded(tensors) | unneeded('consolidated.safetensors', 'pytorch_model.bin', 'optimizer.pt',
+        'original/consolidated.00.pth', 'picture.png', '.gitattributes', 'onnx/model.safetensors') | {
+        'config.json': config, 'chat_template.jinja': b'{{ messages }}', 'code/modeling.py': b'# nothing\n',
+        'README.md': b'---\nlicense: apache-2.0\n---\n# A VLM\n'}
 
 def llm_files(seed):
-    return {'config.json': json.dumps(TEXT).encode(), 'model.safetensors': save(decoder('model.', seed)),
-            'README.md': b'---\nlicense: mit\n---\n', 'pytorch_model.bin': b'unneeded', 'model.gguf': b'unneeded'}
+    return unneeded('pytorch_model.bin', 'model.gguf') | {'model.safetensors': save(decoder('model.', seed)),
+        'config.json': json.dumps(TEXT).encode(), 'README.md': b'---\nlicense: mit\n---\n'}
 
 BIG = '.safetensors', '.bin', '.pt', '.pth', '.onnx', '.gguf'
-REPOS = {'maker/vlm': {NOW: vlm_files(1), OLD: vlm_files(2)}, 'maker/llm': {NOW: llm_files(3), OLD: llm_files(4)},
+REPOS = {'maker/vlm': {NOW: vlm_files(1), OLD: vlm_files(2)},
+         'maker/llm': {NOW: llm_files(3), OLD: llm_files(4)},
          'maker/base': {NOW: {'README.md': b'empty', 'config.json': b'{}'}}}
 REFS = {'main': NOW, 'v1': OLD, NOW: NOW, OLD: OLD}
 def sha256(data): return hashlib.sha256(data).hexdigest()
@@ -61,7 +63,8 @@ class Answer(BaseHTTPRequestHandler):
 
     def send(self, code, data=b'', **headers):
         self.send_response(code)
-        for k, v in {'Content-Length': len(data), **headers}.items(): self.send_header(k.replace('_', '-'), str(v))
+        for k, v in {'Content-Length': len(data), **headers}.items():
+            self.send_header(k.replace('_', '-'), str(v))
         self.end_headers()
         if self.command!='HEAD': self.wfile.write(data)
 
@@ -82,7 +85,9 @@ class Answer(BaseHTTPRequestHandler):
         if m[2]=='resolve': return self.file(files.get(m[4]), m[4], REFS[m[3]])
         if m[2]=='revision':
             told = dict(id=m[1], sha=REFS[m[3]], siblings=[dict(rfilename=f) for f in files])
-        else: told = [dict(type='file', path=f, size=len(x), oid=oid(x), **self.lfs(f, x)) for f, x in files.items()]
+        else:
+            told = [dict(type='file', path=f, size=len(x), oid=oid(x), **self.lfs(f, x))
+                    for f, x in files.items()]
         self.send(200, json.dumps(told).encode(), Content_Type='application/json')
 
     def lfs(self, name, data):
@@ -112,13 +117,15 @@ class Hub(ThreadingHTTPServer):
     daemon_threads = True
     def __init__(self):
         super().__init__(('127.0.0.1', 0), Answer)
-        self.asked, self.blobs, self.breaks, self.address = [], {}, False, f'http://127.0.0.1:{self.server_port}'
+        self.asked, self.blobs, self.breaks = [], {}, False
+        self.address = f'http://127.0.0.1:{self.server_port}'
 
     def fetched(self):
         "The files that were downloaded since the last question, by name"
         files = {sha256(x): f for repo in REPOS.values() for fs in repo.values() for f, x in fs.items()}
-        got = {re.sub(r'/[\w-]+/[\w-]+/resolve/\w+/', '', p) for c, p in self.asked if c=='GET' and '/resolve/' in p}
-        got |= {files[p[5:]] for c, p in self.asked if c=='GET' and p.startswith('/lfs/')}
+        paths = [p for c, p in self.asked if c=='GET']
+        got = {re.sub(r'/[\w-]+/[\w-]+/resolve/\w+/', '', p) for p in paths if '/resolve/' in p}
+        got |= {files[p[5:]] for p in paths if p.startswith('/lfs/')}
         self.asked.clear()
         return got
 
@@ -136,9 +143,9 @@ def hub():
 def python(tmp, address, code, *args, offline=False):
     "Run `code` as a user of that hub, whose cache is in `tmp`"
     env = {k: v for k, v in os.environ.items() if not k.startswith(('HF_', 'HUGGING'))}
-    env |= dict(HF_ENDPOINT=address, HF_HOME=str(tmp/'home'), HF_HUB_DISABLE_XET='1', HF_HUB_DOWNLOAD_TIMEOUT='3',
-                HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_DISABLE_PROGRESS_BARS='1', NO_PROXY='127.0.0.1,localhost',
-                PYTHONPATH=os.pathsep.join(sys.path))
+    env |= dict(HF_ENDPOINT=address, HF_HOME=str(tmp/'home'), HF_HUB_DISABLE_XET='1',
+                HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_DISABLE_PROGRESS_BARS='1', HF_HUB_DOWNLOAD_TIMEOUT='3',
+                NO_PROXY='127.0.0.1,localhost', PYTHONPATH=os.pathsep.join(sys.path))
     if offline: env['HF_HUB_OFFLINE'] = '1'
     return subprocess.run([sys.executable, '-c', code, *map(str, args)], env=env, cwd=tmp, timeout=100,
                           capture_output=True, text=True)
@@ -147,7 +154,8 @@ OPEN = '''import sys, json; from vlm_merging.checkpoint import Checkpoint
 made = []
 for name in sys.argv[1:]:
     c = Checkpoint.open(name)
-    made.append(dict(path=str(c.path), files=c.files, revision=c.revision, source=c.source, names=sorted(c.tensors)))
+    made.append(dict(path=str(c.path), files=c.files, revision=c.revision, source=c.source,
+                     names=sorted(c.tensors)))
 assert 'torch' not in sys.modules; print(json.dumps(made))'''
 COMMAND = 'from vlm_merging.cli import main; raise SystemExit(main())'
 
@@ -157,7 +165,7 @@ def opened(tmp, address, *names, **kw):
     return json.loads(done.stdout)
 
 def refused(tmp, address, name, **kw):
-    "What `inspect` says of a name it cannot have: one line (the hub's own client may say more before), exit code 3"
+    "What `inspect` says of a name it cannot have: one line, after those of the hub's own client; exit code 3"
     done = python(tmp, address, COMMAND, 'inspect', name, **kw)
     assert done.returncode==3 and not done.stdout and 'Traceback' not in done.stderr, done.stdout+done.stderr
     said, = (line for line in done.stderr.splitlines() if line.startswith('vlm-merging: '))
@@ -165,7 +173,9 @@ def refused(tmp, address, name, **kw):
     assert name in said.replace('--', '/'), said
     return said
 
-SIDES = {'config.json', 'README.md', 'chat_template.jinja', 'code/modeling.py', 'model.safetensors.index.json'}
+SIDES = {'config.json', 'README.md', 'chat_template.jinja', 'code/modeling.py',
+         'model.safetensors.index.json'}
+SINGLE = 'model.safetensors'
 SHARDS = {'model-00001-of-00002.safetensors', 'model-00002-of-00002.safetensors'}
 
 
@@ -183,17 +193,14 @@ def test_a_revision_is_a_tag_or_a_commit(hub, tmp_path):
     tag, commit, now = opened(tmp_path, hub.address, 'maker/llm@v1', f'maker/llm@{OLD}', 'maker/llm')
     assert tag['revision']==commit['revision']==OLD!=now['revision']
     assert tag['path']==commit['path']!=now['path']
-    read = lambda c: (Path(c['path'])/'model.safetensors').read_bytes()
-    assert (read(tag), read(now))==(REPOS['maker/llm'][OLD]['model.safetensors'], REPOS['maker/llm'][NOW]['model.safetensors'])
+    for c, commit in (tag, OLD), (now, NOW):
+        assert (Path(c['path'])/SINGLE).read_bytes()==REPOS['maker/llm'][commit][SINGLE]
     assert opened(tmp_path, hub.address, 'maker/llm@v1', offline=True)[0]['revision']==OLD
 
 def test_weights_in_bin_files_are_found(hub, tmp_path, monkeypatch):
-    import io, torch
-    def saved(x): torch.save({k: torch.tensor(v) for k, v in x.items()}, made := io.BytesIO()); return made.getvalue()
-    one = saved(decoder('model.', 5))
-    files = {'config.json': json.dumps(TEXT).encode(), 'pytorch_model.bin': one, 'training_args.bin': b'unneeded',
-             'tf_model.h5': b'unneeded'}
-    monkeypatch.setitem(REPOS, 'maker/bin', {NOW: files})
+    torch.save({k: torch.tensor(v) for k, v in decoder('model.', 5).items()}, made := io.BytesIO())
+    files = {'config.json': json.dumps(TEXT).encode(), 'pytorch_model.bin': made.getvalue()}
+    monkeypatch.setitem(REPOS, 'maker/bin', {NOW: files | unneeded('training_args.bin', 'tf_model.h5')})
     code = OPEN.replace("assert 'torch' not in sys.modules; ", '')
     done = python(tmp_path, hub.address, code, 'maker/bin')
     assert not done.returncode, done.stderr
@@ -218,10 +225,10 @@ def test_without_a_hub_what_is_cached_still_opens(hub, tmp_path):
 def test_a_download_that_breaks_off_goes_on(hub, tmp_path):
     hub.breaks = True
     refused(tmp_path, hub.address, 'maker/llm')
-    refused(tmp_path, hub.address, 'maker/llm', offline=True)         # the cache holds half of it, and says so
+    refused(tmp_path, hub.address, 'maker/llm', offline=True)        # half a file does not count
     hub.breaks = False
     llm, = opened(tmp_path, hub.address, 'maker/llm')
-    assert (Path(llm['path'])/'model.safetensors').read_bytes()==REPOS['maker/llm'][NOW]['model.safetensors']
+    assert (Path(llm['path'])/SINGLE).read_bytes()==REPOS['maker/llm'][NOW][SINGLE]
 
 def test_a_merge_says_which_revisions_went_in(hub, tmp_path):
     out = tmp_path/'merged'
@@ -229,8 +236,9 @@ def test_a_merge_says_which_revisions_went_in(hub, tmp_path):
     done = python(tmp_path, hub.address, COMMAND, *how)
     assert not done.returncode, done.stderr
     told = json.loads((out/'recipe.json').read_text())
-    assert (told['recipe']['vlm'], told['recipe']['llm'])==('maker/vlm', 'maker/llm@v1')
-    for who, repo, commit, licence in ('vlm', 'maker/vlm', NOW, 'apache-2.0'), ('llm', 'maker/llm', OLD, 'mit'):
+    assert (told['recipe']['vlm'], told['recipe']['llm'])==(f'maker/vlm@{NOW}', f'maker/llm@{OLD}')
+    sources = ('vlm', 'maker/vlm', NOW, 'apache-2.0'), ('llm', 'maker/llm', OLD, 'mit')
+    for who, repo, commit, licence in sources:
         said = told['inputs'][who]
         assert (said['revision'], said['licence'])==(commit, licence)
         for f in set(said['files'])-{'config.json'}:           # the hub knows the hash, so it costs nothing
@@ -240,10 +248,11 @@ def test_a_merge_says_which_revisions_went_in(hub, tmp_path):
     assert re.search(r'base_model:\n- maker/vlm\n- maker/llm\nbase_model_relation: merge', front)
     assert NOW in card and OLD in card and 'apache-2.0' in card and 'mit' in card
     assert str(tmp_path) not in card+json.dumps(told)
-    assert {p.relative_to(out).as_posix() for p in out.rglob('*') if p.is_file()}==SIDES | SHARDS | {'recipe.json'}
+    there = {p.relative_to(out).as_posix() for p in out.rglob('*') if p.is_file()}
+    assert there==SIDES | SHARDS | {'recipe.json'}
     assert not any(p.is_symlink() for p in out.rglob('*'))
     assert {p.name for p in tmp_path.iterdir()}=={'home', 'merged'}
-    same = tmp_path/'same'                                     # and what it says makes the same model again, offline
+    same = tmp_path/'same'                                     # it makes the same model again, offline
     done = python(tmp_path, hub.address, COMMAND, 'merge', '--recipe', out, '--out', same, offline=True)
     assert not done.returncode, done.stderr
     for f in SHARDS: assert (same/f).read_bytes()==(out/f).read_bytes()

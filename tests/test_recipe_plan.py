@@ -98,10 +98,10 @@ def test_layer_swap_is_the_rule_of_the_paper(kind, last, tmp_path):
         assert torch.equal(out[at], v[at] if keep else line(v[at], l[n], .85)), n
 
 
-@pytest.mark.parametrize('layers', ['4', '0-4', '3-9', '2-1', '9-'])
+@pytest.mark.parametrize('layers', ['4', '0-4', '3-9', '9-'])
 def test_layers_that_are_not_there(layers, trio):
-    with pytest.raises(ValueError, match='0-3'): plan(Recipe(trio.vlm, trio.llm, layers=layers))
-    with pytest.raises(ValueError, match='0-3'): layer_set(layers, 4)
+    with pytest.raises(ValueError, match='0-3|2-1'): plan(Recipe(trio.vlm, trio.llm, layers=layers))
+    with pytest.raises(ValueError, match='0-3|2-1'): layer_set(layers, 4)
 
 
 # --- What stops
@@ -502,10 +502,12 @@ TIES, DARE = dict(method='ties', base='b'), dict(method='dare_ties', base='b')
 
 @pytest.mark.parametrize('wrong,message', [
     (dict(knobs=dict(wieght=1)), "no knob 'wieght'"), (dict(knobs=dict(weight=2)), 'from 0 to 1'),
-    (dict(knobs=dict(weight=[])), 'empty'), (dict(knobs=dict(weight=True)), 'from 0 to 1'),
+    (dict(knobs=dict(weight=[])), r'weight is \[\]'),
+    (dict(knobs=dict(weight=True)), 'from 0 to 1'),
     (dict(method='tie'), 'Did you mean ties'), (dict(method='ties'), 'needs `base`'),
     (dict(seed='1'), 'seed'),
-    (dict(layers='one'), 'cannot be read'), (dict(layers=''), 'cannot be read'), (dict(layers=5), 'layers'),
+    (dict(layers='one'), 'cannot be read'), (dict(layers=''), 'cannot be read'),
+    (dict(layers='2-1'), 'cannot be read'), (dict(layers=5), 'layers'),
     (dict(modules='mlp,'), 'no part'), (TIES | dict(knobs=dict(elect='loudly')), 'unweighted or weighted'),
     (TIES | dict(knobs=dict(elect=['weighted', 'unweighted'])), 'elect'),
     (DARE | dict(knobs=dict(rescale=[True, False])), 'rescale'),

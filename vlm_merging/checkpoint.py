@@ -4,14 +4,14 @@
 
 # %% ../nbs/01_checkpoint.ipynb #c004
 from __future__ import annotations
-import hashlib,json,math,re,zipfile
+import hashlib,json,math,os,re,zipfile
 from dataclasses import dataclass,field
 from pathlib import Path
 
 # %% auto #0
 __all__ = ['DTYPES', 'FLOATS', 'HEADER_LIMIT', 'JSON_LIMIT', 'WEIGHTS', 'SIDE', 'Entry', 'unique', 'read_json', 'checked_entry',
-           'read_header', 'read_bin', 'named_files', 'weight_files', 'fetch', 'Checkpoint', 'fingerprint',
-           'fingerprints', 'stamps', 'readable', 'summary']
+           'read_header', 'record_places', 'read_bin', 'named_files', 'weight_files', 'fetch', 'Checkpoint',
+           'fingerprint', 'fingerprints', 'stamps', 'readable', 'summary']
 
 # %% ../nbs/01_checkpoint.ipynb #c009
 DTYPES = dict(F64=64, F32=32, F16=16, BF16=16, I64=64, I32=32, I16=16, I8=8,
@@ -63,7 +63,9 @@ def read_json(
     "A JSON object from disk, or one sentence about what is wrong with it"
     try:
         if path.stat().st_size>limit: raise ValueError('it is too large')
-        made = json.loads(path.read_bytes(), object_pairs_hook=unique)
+        raw = path.read_bytes().decode('utf-8')
+        made = json.loads(raw, object_pairs_hook=unique)
+        if re.search(r'\\u[dD][89a-fA-F]',raw): json.dumps(made,ensure_ascii=False).encode() # no half characters
         if not isinstance(made,dict): raise ValueError('it holds no object')
     except (ValueError,RecursionError) as e:
         raise ValueError(f"{path} cannot be read as JSON: {str(e)[:200] or type(e).__name__}. "
@@ -77,17 +79,18 @@ def checked_entry(
     origin,             # First byte behind the header; offsets count from there
 ):
     "One line of a header as `(Entry, end)`; raises ValueError on any claim that cannot be true"
-    if not isinstance(claim,dict): raise ValueError(f"{name!r} has no record")
+    if not isinstance(claim,dict): raise ValueError(f"{name[:80]!r} has no record")
     dtype,shape,where = (claim.get(k) for k in ('dtype','shape','data_offsets'))
     if not isinstance(dtype,str) or dtype not in DTYPES:
-        raise ValueError(f"{name!r} has the unknown type {str(dtype)[:40]!r}")
+        raise ValueError(f"{name[:80]!r} has the unknown type {str(dtype)[:40]!r}")
     whole = lambda xs: isinstance(xs,list) and all(type(x) is int and 0<=x<2**63 for x in xs)
-    if not whole(shape) or len(shape)>32: raise ValueError(f"the shape of {name!r} is not a list of sizes")
-    if not whole(where) or len(where)!=2: raise ValueError(f"{name!r} has no pair of offsets")
+    if not whole(shape) or len(shape)>32:
+        raise ValueError(f"the shape of {name[:80]!r} is not a list of sizes")
+    if not whole(where) or len(where)!=2: raise ValueError(f"{name[:80]!r} has no pair of offsets")
     bits = math.prod(shape)*DTYPES[dtype]
     if bits%8 or where[1]-where[0]!=bits//8:
-        raise ValueError(f"{name!r} claims {where[1]-where[0]} bytes, "
-                         f"but {dtype} {tuple(shape)} takes {bits/8:g}")
+        raise ValueError(f"{name[:80]!r} claims {where[1]-where[0]} bytes, "
+                         f"but {dtype} {tuple(shape)} takes {min(bits,1<<99)/8:g}")
     return Entry(name, dtype, tuple(shape), path, origin+where[0]), origin+where[1]
 
 def read_header(
@@ -102,16 +105,18 @@ def read_header(
                 f.seek(0)
                 if f.read(2) in (b'\x80\x02',b'PK'): raise ValueError('it is a pickle, not safetensors')
                 raise ValueError('its header does not fit in the file')
-            raw = json.loads(f.read(n), object_pairs_hook=unique)
+            raw = json.loads(f.read(n).decode('utf-8'), object_pairs_hook=unique)
         if not isinstance(raw,dict): raise ValueError('its header is not an object')
-        meta = raw.pop('__metadata__',None) or {}
-        if not isinstance(meta,dict): raise ValueError('its metadata is not an object')
+        meta = raw.pop('__metadata__',{})
+        if not isinstance(meta,dict) or not all(isinstance(v,str) for v in meta.values()):
+            raise ValueError('its metadata is not a table of texts')
+        for text in (*raw,*meta,*meta.values()): text.encode()      # half characters are refused
         found = [checked_entry(k,v,path,8+n) for k,v in raw.items()]
         end = 8+n
         for entry,stop in sorted(found, key=lambda p: (p[0].start,p[1])):
             if entry.start!=end:
                 raise ValueError(
-                    f"{entry.name!r} "
+                    f"{entry.name[:80]!r} "
                     f"{'overlaps another tensor' if entry.start<end else 'leaves a gap before it'}")
             end = stop
         if end!=size:
@@ -122,6 +127,18 @@ def read_header(
     return {e.name:e for e,_ in found}, meta
 
 # %% ../nbs/01_checkpoint.ipynb #c019
+def record_places(
+    path:Path,          # A zip archive
+)->dict:                # First byte -> size, of each record
+    "Where the records of an archive lie"
+    made = {}
+    with zipfile.ZipFile(path) as z, open(path,'rb') as f:
+        for i in z.infolist():
+            f.seek(i.header_offset+26)
+            name,extra = (int.from_bytes(f.read(2),'little') for _ in range(2))
+            made[i.header_offset+30+name+extra] = i.file_size
+    return made
+
 def read_bin(
     path:Path,          # A file made by `torch.save` (1.6 or later)
 )->dict:                # Entries by name
@@ -130,31 +147,35 @@ def read_bin(
     from torch._subclasses.fake_tensor import FakeTensorMode
     try:
         with zipfile.ZipFile(path) as z:
-            if any(i.compress_type!=zipfile.ZIP_STORED for i in z.infolist()): raise ValueError('it is compressed')
+            if any(i.compress_type!=zipfile.ZIP_STORED for i in z.infolist()):
+                raise ValueError('it is compressed')
             if any(i.filename.endswith('.pkl') and i.file_size>JSON_LIMIT for i in z.infolist()):
                 raise ValueError('its directory is too large')
+        records = record_places(path)
         with FakeTensorMode(): held = torch.load(path, weights_only=True, map_location='cpu')
     except Exception as e:  # the unpickler fails in many ways, all of which mean the same
         raise ValueError(f"{path} cannot be used: it is not a plain file of tensors "
                          f"({(str(e).splitlines() or [type(e).__name__])[0][:120]}). "
                          f"Only files that `torch.load(weights_only=True)` accepts are read.") from None
-    if not isinstance(held,dict) or not any(isinstance(k,str) and isinstance(t,torch.Tensor) for k,t in held.items()):
+    if not isinstance(held,dict) or not any(isinstance(k,str) and isinstance(t,torch.Tensor)
+                                            for k,t in held.items()):
         raise ValueError(f"{path} cannot be used: it holds no table of named tensors.")
-    names,size = {v:k for k,v in FLOATS.items()} | dict(
-        int64='I64',int32='I32',int16='I16',int8='I8',uint8='U8',bool='BOOL'), path.stat().st_size
+    names = {v:k for k,v in FLOATS.items()} | dict(
+        int64='I64',int32='I32',int16='I16',int8='I8',uint8='U8',bool='BOOL')
     found = {}
     for name,t in held.items():
-        if not isinstance(t,torch.Tensor): continue
+        if not isinstance(t,torch.Tensor) or not isinstance(name,str): continue
         plain = t.layout is torch.strided
         at,dtype = (getattr(t.untyped_storage(),'_checkpoint_offset',None) if plain else None,
                     names.get(str(t.dtype).removeprefix('torch.')))
         if at is None or dtype is None or not t.is_contiguous():
-            raise ValueError(f"{path}: {name!r} is stored as {t.dtype}, {t.layout}{f', strides {t.stride()}' if plain else ''}, "
+            raise ValueError(f"{path}: {name[:80]!r} is stored as {t.dtype}, {t.layout}"
+                             f"{f', strides {t.stride()}' if plain else ''}, "
                              f"which cannot be read in place. "
                              f"Load the model in transformers and save it again as safetensors.")
         found[name] = Entry(name, dtype, tuple(t.shape), path, at+t.storage_offset()*t.element_size())
-        if found[name].start+found[name].nbytes>size:
-            raise ValueError(f"{path} cannot be used: {name!r} lies beyond the end of the file. "
+        if found[name].start+found[name].nbytes>at+records.get(at,-1):
+            raise ValueError(f"{path} cannot be used: {name[:80]!r} is not where the archive says. "
                              f"Download it again.")
     return found
 
@@ -171,7 +192,7 @@ def named_files(
         raise ValueError(f"{index} has no `weight_map`. Download it again.")
     files = sorted(set(map(str,table.values())))
     for file in files:
-        if not re.fullmatch(r'[\w][\w.\-+ ]*\.(safetensors|bin)',file):
+        if not re.fullmatch(r'\w[\w.\-+ ]{0,200}\.(safetensors|bin)',file,re.ASCII):
             raise ValueError(f"{index} names {file[:80]!r}, which is not a plain weight file of that folder. "
                              f"Do not trust this checkpoint.")
     return files, table
@@ -202,16 +223,15 @@ def fetch(
 )->Path:                # A folder in the hub's cache
     "Download what a merge needs of a hub repository: the weights that count and the small files"
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError,HfHubHTTPError,LocalEntryNotFoundError
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=SIDE))
         for index,single in WEIGHTS:
             files = named_files(folder/index)[0] if (folder/index).exists() else [single]
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*SIDE,*files]))
             if all((folder/f).exists() for f in files): break
-    except (HFValidationError,HfHubHTTPError,LocalEntryNotFoundError,OSError) as e:
-        raise ValueError(f"{name} is no folder here and could not be had from the hub: "
-                         f"{(str(e).strip().splitlines() or [type(e).__name__])[0][:200]} "
+    except Exception as e:      # of the hub, its client or the network: all mean that the files are not here
+        raise ValueError(f"{name}{f'@{revision}' if revision else ''} is no folder here and could not be had "
+                         f"from the hub: {' '.join(str(e).split())[:300] or type(e).__name__} "
                          f"Check the name, log in if it is gated, or give a local folder.") from None
     return folder
 
@@ -231,11 +251,14 @@ class Checkpoint:
     )->Checkpoint:
         "Read the headers of every weight file; raise ValueError with one sentence if anything is wrong"
         where = str(where)
-        folder,revision = Path(where).expanduser(),''
-        if not folder.is_dir():
+        revision = ''
+        try: folder = Path(where).expanduser()
+        except RuntimeError: folder = Path(where)       # `~` of nobody
+        if not os.path.isdir(folder):       # False, not an error, for impossible names
             name,_,asked = where.partition('@')
             if not re.fullmatch(r'[\w\-.]+/[\w\-.]+',name) or name.startswith('.'):
-                raise ValueError(f"{where} is not a folder. Give a folder, or a hub id such as owner/name.")
+                raise ValueError(f"{where[:200]} is not a folder. "
+                                 f"Give a folder, or a hub id such as owner/name.")
             folder = fetch(name, asked or None)
             revision = folder.name if re.fullmatch(r'[0-9a-f]{40}',folder.name) else asked
         if not (folder/'config.json').is_file():
@@ -246,13 +269,13 @@ class Checkpoint:
             found = read_bin(folder/file) if file.endswith('.bin') else read_header(folder/file)[0]
             twice = next((n for n in found if n in tensors), None)
             if twice:
-                raise ValueError(f"{folder}: {twice!r} stands in {tensors[twice].file.name} "
+                raise ValueError(f"{folder}: {twice[:80]!r} stands in {tensors[twice].file.name} "
                                  f"and again in {file}. Which one counts is not clear: save the model again.")
             tensors |= found
         for name,file in (table or {}).items():
             if name not in tensors or tensors[name].file.name!=file:
                 raise ValueError(
-                    f"{folder}: the index says that {name!r} is in {file}, "
+                    f"{folder}: the index says that {name[:80]!r} is in {file}, "
                     f"but it is {'in '+tensors[name].file.name if name in tensors else 'nowhere'}. "
                     f"Download it again.")
         if not tensors: raise ValueError(f"{folder} holds no tensors. Download it again.")

@@ -164,7 +164,7 @@ def parser(
     sub = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
     for name,run in (('plan',plan_command), ('merge',merge_command),
                      ('inspect',inspect_command), ('demo',demo_command)):
-        s = sub.add_parser(name, help=run.__doc__, description=run.__doc__)
+        s = sub.add_parser(name, allow_abbrev=False, help=run.__doc__, description=run.__doc__)
         s.set_defaults(run=run)
         if name in ('plan','merge') and command==name: add_recipe_options(s)
         if name=='merge':

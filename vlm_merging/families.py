@@ -25,8 +25,8 @@ def text_config(
     if complete and inner.get('model_type') and (lacks or not {'rope_theta','rope_parameters'}&inner.keys()):
         from transformers import AutoConfig
         try: default = AutoConfig.for_model(inner['model_type']).to_dict()
-        except (ValueError,KeyError,TypeError): return inner  # a model of its own code: what the file says must do
-        if {'rope_theta','rope_scaling'}&inner.keys(): default.pop('rope_parameters',None)    # the old spelling counts
+        except (ValueError,KeyError,TypeError): return inner  # a model of its own code: the file must do
+        if {'rope_theta','rope_scaling'}&inner.keys(): default.pop('rope_parameters',None)  # the old spelling
         inner = default|inner
     return inner
 
@@ -136,7 +136,7 @@ def pair_names(
 )->Pairing:
     "Pair the language model of a VLM with an LLM, name by name"
     mine,theirs = (find_decoder(c.tensors, c.config) for c in (vlm,llm))
-    parts = getattr(FAMILIES.get(vlm.config.get('model_type')),'parts',{})
+    parts = getattr(FAMILIES.get(str(vlm.config.get('model_type'))),'parts',{})
     pairs,kept,lonely,taken = [],{},[],set()
     def pair(name, partners, layer, module, key):
         pairs.append(Pair(name, tuple(partners), layer, module, key))
@@ -155,8 +155,10 @@ def pair_names(
                 lonely.append(name)
     for module in ('norm','embedding','head'):
         name,other = getattr(mine,module), getattr(theirs,module)
-        if module=='head' and name and not other: other = theirs.embedding  # tied: the embedding is the head
-        if name and other: pair(name, [other], None, module, 'final_norm' if module=='norm' else module)
+        tied = text_config(llm.config).get('tie_word_embeddings',theirs.stem!='')   # without prefix, heads are lost
+        if module=='head' and not other and tied: other = theirs.embedding          # the embedding is the head
+        if name and other and vlm.tensors[name].shape and llm.tensors[other].shape:
+            pair(name, [other], None, module, 'final_norm' if module=='norm' else module)
     inside = {p.vlm for p in pairs}
     for name in vlm.tensors:
         if name not in inside and name not in kept:

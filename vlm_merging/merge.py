@@ -74,8 +74,8 @@ def plan(
     recipe:Recipe,      # What to do
 )->Plan:
     "Look before merging: open, check, sort; nothing is written"
-    with_base = recipe.base if 'base' in METHODS[recipe.method].fills else None
-    vlm,llm,base = (Checkpoint.open(w) if w else None for w in (recipe.vlm,recipe.llm,with_base))
+    vlm,llm,base = (Checkpoint.open(w) if w else None for w in (recipe.vlm,recipe.llm,recipe.base))
+    works_with_base = 'base' in METHODS[recipe.method].fills
     paired,found = check(vlm,llm)
     if base:
         of_base,more = check(vlm,base,'base')
@@ -86,17 +86,17 @@ def plan(
     merged,kept = [],dict(paired.kept)
     for p in paired.pairs:
         reason = recipe.leaves(p,paired.depth)
-        if not reason and base and p.vlm not in of_base:
+        if not reason and works_with_base and p.vlm not in of_base:
             reason = 'no partner in the base'
         if reason: kept[p.vlm] = reason; continue
         sides = [(vlm.tensors[p.vlm],), tuple(llm.tensors[n] for n in p.llm),
-                 tuple(base.tensors[n] for n in of_base.get(p.vlm,())) if base else ()]
+                 tuple(base.tensors[n] for n in of_base.get(p.vlm,())) if works_with_base else ()]
         if p.module in ('embedding','head'):
             rows = min(es[0].shape[0] for es in sides if es)
             sides = [common(es,rows) for es in sides]
         layer = 0 if p.module=='embedding' else p.layer
         merged.append(Work(p,*sides,recipe.knobs_at(layer,paired.depth)))
-    if not merged: found.append(Finding('stop','Nothing is left to merge.','Widen `layers` or `modules`.'))
+    if not merged: found.insert(0,Finding('stop','Nothing is left to merge.','Widen `layers` or `modules`.'))
     return Plan(recipe,vlm,llm,base,tuple(merged),kept,tuple(found))
 
 # %% ../nbs/04_merge.ipynb #c010
@@ -226,6 +226,7 @@ def merge_one(
 )->None:
     "Merge one tensor block by block; raise ValueError by name if NaN or Inf turns up"
     entry = work.vlm[0]
+    if not entry.numel: return
     sides = [es for who,es in (('vlm',work.vlm),('llm',work.llm),('base',work.base)) if who in method.fills]
     step,columns = (BLOCK if device=='cpu' else BLOCK_GPU),None
     if method.rows:
@@ -457,7 +458,8 @@ def write_shards(
                 jobs = []
                 for e,to in s.places:
                     if e.name not in works: continue
-                    if f'merge {to}+{works[e.name].vlm[0].nbytes}' in shard.finished: bar.update(works[e.name].vlm[0].nbytes)
+                    n = works[e.name].vlm[0].nbytes
+                    if f'merge {to}+{n}' in shard.finished: bar.update(n)
                     else: jobs.append(pool.submit(mix,works[e.name],to))
                 for file,src,to,n in runs(s.places,works):
                     if f'copy {to}+{n}' in shard.finished: bar.update(n)

@@ -321,8 +321,8 @@ def agreed(
     (a,b),(wa,wb) = deltas,weights
     votes = a+b if elect=='unweighted' else wa*a+wb*b
     sign = torch.copysign(torch.ones((),dtype=a.dtype,device=a.device),votes,out=votes)
-    # seen from the elected side: what disagrees is negative, and goes
-    a,b = a.mul_(sign).relu_(),b.mul_(sign).relu_()
+    # seen from the elected side: what disagrees is negative, and goes; sums in float32
+    a,b = (d.float().mul_(sign).relu_() for d in (a,b))
     if divide=='count': voted = torch.minimum(a,b).sign_().add_(1)
     if divide=='weights': voted = (wa*a.sign()).add_(wb*b.sign()).clamp_(min=torch.finfo(a.dtype).tiny)
     total = a.mul_(wa).add_(b.mul_(wb)).mul_(sign)
@@ -406,7 +406,7 @@ def dare_linear(
 )->Tensor:                # Same shape
     "Drop and rescale, then task arithmetic (Yu et al. 2024, arXiv:2311.03099)"
     a,b = (drop(d-base,density,g,rescale) for d,g in zip((vlm,llm),rng))
-    return base + weight*a + llm_weight*b
+    return (weight*a.float() + llm_weight*b.float()).add_(base)     # in float32, also where `a` is not
 
 @merge_method
 def dare_ties(

@@ -10,8 +10,8 @@ from .checkpoint import FLOATS,Checkpoint,read_json
 from .families import NESTED,Pairing,find_decoder,pair_names,text_config
 
 # %% auto #0
-__all__ = ['FUSED', 'COMPARED', 'Finding', 'first_few', 'quantized', 'unlike_parts', 'unlike_heads', 'rope', 'unlike_settings',
-           'tokens', 'unlike_words', 'sample', 'kinship', 'unlike_origin', 'check']
+__all__ = ['FUSED', 'COMPARED', 'Finding', 'first_few', 'an', 'quantized', 'unlike_parts', 'unlike_heads', 'rope',
+           'unlike_settings', 'tokens', 'unlike_words', 'sample', 'kinship', 'unlike_origin', 'beside', 'check']
 
 # %% ../nbs/02a_preflight.ipynb #c007
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ def first_few(
     "Some of the names, and how many more there are"
     return ', '.join(list(names)[:n])+(f' and {len(names)-n} more' if len(names)>n else '')
 
+def an(who:str)->str: return f"{'an' if who[0] in 'AELIO' else 'a'} {who}"
+
 def quantized(
     checkpoint:Checkpoint, # An open checkpoint
     who:str,            # `VLM`, `LLM` or `base`, for the message
@@ -40,7 +42,8 @@ def quantized(
     "Stop on weights that are packed or quantized"
     config = checkpoint.config
     odd = [e for e in checkpoint.tensors.values()
-           if e.dtype.startswith(('F8','F6','F4')) or e.name.endswith(('.qweight','.weight_packed','.absmax'))
+           if e.dtype.startswith(('F8_','F6_')) or e.dtype=='F4'
+           or e.name.endswith(('.qweight','.weight_packed','.absmax'))
            or (e.dtype not in FLOATS and e.name.endswith('proj.weight'))]
     if not odd and not any(isinstance(c.get('quantization_config'),dict)
                            for c in (config,text_config(config))): return []
@@ -67,12 +70,12 @@ def unlike_parts(
     if found: return found
     strange = [n for n in paired.unused
                if any(n in r.values() for r in theirs.layers.values()) and not n.endswith('inv_freq')]
-    said = dict(bias=('biases','Pick an {who} with the same kind of layers.'),
-                norm=('norms','Pick an {who} of the same architecture.'),
-                expert=('experts','Pick an {who} with the same number and layout of experts.'),
+    said = dict(bias=('biases','Pick {a_who} with the same kind of layers.'),
+                norm=('norms','Pick {a_who} of the same architecture.'),
+                expert=('experts','Pick {a_who} with the same number and layout of experts.'),
                 fused=('fused matrices','Save one of the two in the layout of the other: '
                                         'fused and split projections do not pair by themselves.'),
-                other=('parts','Pick an {who} of the same architecture.'))
+                other=('parts','Pick {a_who} of the same architecture.'))
     kind = lambda n: ('fused'  if any(f in n for f in FUSED) else
                       'expert' if 'expert' in n else
                       'bias'   if n.endswith('.bias') else
@@ -84,7 +87,7 @@ def unlike_parts(
         for names,has,lacks in ((a,'VLM',who),(b,who,'VLM')):
             if names:
                 found.append(Finding('stop', f"The {has} has {word} that the {lacks} does not: "
-                                             f"{first_few(names)}.", fix.format(who=who)))
+                                             f"{first_few(names)}.", fix.format(a_who=an(who))))
     for p in paired.pairs:
         x,ys = vlm.tensors[p.vlm],[other.tensors[n] for n in p.llm]
         odd = next((e for e in (x,*ys) if e.dtype not in FLOATS), None)
@@ -113,7 +116,7 @@ def unlike_heads(
         a,b = (c.get(key) for c in (mine,theirs))
         if isinstance(a,int) and isinstance(b,int) and a!=b:
             found.append(Finding('stop', f"{a} {word} in the VLM, {b} in the {who}.",
-                                 f"Pick an {who} of the same architecture."))
+                                 f"Pick {an(who)} of the same architecture."))
     return found
 
 # %% ../nbs/02a_preflight.ipynb #c013
@@ -127,8 +130,9 @@ def rope(
     bases = {float(b) for b in [g.get('rope_theta') for g in groups]
                               +[text.get('rope_theta'),text.get('rope_local_base_freq')]
              if isinstance(b,(int,float)) and 0<b<1e30}
-    kinds = {str(g.get('rope_type') or g.get('type') or 'default') for g in groups}-{'mrope'} or {'default'}
-    factors = {str(g['factor']) for g in groups if g.get('factor')}
+    kinds = {str(g.get('rope_type') or g.get('type') or 'default') for g in groups}
+    kinds = kinds-{'mrope','default'} or {'default'}
+    factors = {f'{x:g}' for x in (g.get('factor') for g in groups) if isinstance(x,(int,float)) and abs(x)<1e30}
     return tuple(sorted(bases)), ' '.join(sorted(kinds)+sorted(factors))
 
 COMPARED = (('rms_norm_eps','norm epsilon','Small differences are harmless.'),
@@ -193,7 +197,8 @@ def unlike_words(
 )->list[Finding]:
     "Warn of vocabularies that differ"
     mine,theirs = (find_decoder(c.tensors,c.config) for c in (vlm,other))
-    rows = [c.tensors[d.embedding].shape[0] if d.embedding else None for c,d in ((vlm,mine),(other,theirs))]
+    rows = [(c.tensors[d.embedding].shape or (None,))[0] if d.embedding else None
+            for c,d in ((vlm,mine),(other,theirs))]
     found = []
     if None not in rows and rows[0]!=rows[1]:
         found.append(Finding('warn', f"Vocabulary of {rows[0]} rows in the VLM, {rows[1]} in the {who}.",
@@ -273,6 +278,11 @@ def unlike_origin(
     return found
 
 # %% ../nbs/02a_preflight.ipynb #c022
+def beside(checkpoint:Checkpoint)->bool:
+    "Is there more in a checkpoint than a language model?"
+    d = find_decoder(checkpoint.tensors,checkpoint.config)
+    return any(not n.startswith(d.stem) and n!=d.head for n in checkpoint.tensors)
+
 def check(
     vlm:Checkpoint,     # The VLM
     other:Checkpoint,   # What it is merged with, or the base
@@ -283,9 +293,9 @@ def check(
     if found: return None,found
     paired = pair_names(vlm,other)
     found = unlike_parts(vlm,other,paired,who)
-    if 'beside the language model' not in paired.kept.values():
-        found.append(Finding('stop', 'The VLM has nothing beside a language model.',
-                             'Name a VLM; perhaps VLM and LLM are swapped.'))
+    if not beside(vlm) and beside(other):
+        found.append(Finding('stop', f"The VLM has nothing beside a language model, but the {who} has.",
+                             'VLM and LLM may be swapped.'))
     mine,theirs = (text_config(c.config,complete=True) for c in (vlm,other))
     if not any(k in vlm.config for k in NESTED):
         mine = mine | {'model_type': None}   # flat: the VLM's own, not the text model's

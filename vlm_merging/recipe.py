@@ -4,7 +4,7 @@
 
 # %% ../nbs/03a_recipe.ipynb #c004
 from __future__ import annotations
-import difflib,json,re
+import difflib,json,os,re
 from dataclasses import asdict,dataclass,field,fields
 from pathlib import Path
 from .checkpoint import read_json
@@ -39,7 +39,8 @@ def layer_set(
     for first,last in layer_ranges(text):
         last = depth-1 if last is None else last
         if first>=depth or last>=depth:
-            raise ValueError(f"layers {text!r}: {max(first,last)} is not within the layers 0-{depth-1} of this model.")
+            raise ValueError(f"layers {text!r}: {max(first,last)} is not within the layers 0-{depth-1} "
+                             f"of this model.")
         made.update(range(first,last+1))
     return frozenset(made)
 
@@ -80,7 +81,8 @@ class Recipe:
                 raise ValueError(f"{name} is {value!r}; name a folder or a hub id.")
         for name,kind,word in (('method',str,'text'),('layers',str,'text'),('modules',str,'text'),
                                ('embeddings',bool,'true or false'),('as_run',bool,'true or false')):
-            if not isinstance(getattr(self,name),kind): raise ValueError(f"{name} is {getattr(self,name)!r}; it is {word}.")
+            if not isinstance(getattr(self,name),kind):
+                raise ValueError(f"{name} is {getattr(self,name)!r}; it is {word}.")
         if self.method not in METHODS:
             near = difflib.get_close_matches(self.method,METHODS,1)
             raise ValueError(f"No method {self.method!r}.{f' Did you mean {near[0]}?' if near else ''} "
@@ -92,13 +94,16 @@ class Recipe:
                              f"the model that both were trained from.")
         if not isinstance(self.knobs,dict):
             raise ValueError(f"knobs is {self.knobs!r}; it is a table such as {{'weight': 0.9}}.")
+        lists = {k:list(v) if isinstance(v,tuple) else v for k,v in self.knobs.items()}     # as JSON has them
+        object.__setattr__(self,'knobs',lists)
         for name,value in self.knobs.items():
             if name not in method.knobs:
                 raise ValueError(f"{self.method} has no knob {name!r}; "
                                  f"it has {', '.join(map(repr,method.knobs))}.")
             if isinstance(value,(list,tuple)) and (not value or method.knobs[name].choices):
-                raise ValueError(f"{self.method}: {name} is {value!r}; "
-                                 f"{'a curve needs values' if not value else 'only numbers can follow a curve'}.")
+                raise ValueError(f"{self.method}: {name} is {value!r}, "
+                                 f"{'an empty list; a curve needs values' if not value else ''}"
+                                 f"{'but only numbers can follow a curve' if value else ''}.")
             for v in value if isinstance(value,(list,tuple)) else [value]:
                 method.knobs[name].check(v,self.method)
         for part in self.parts:
@@ -137,15 +142,15 @@ class Recipe:
     )->Recipe:
         "A recipe from a file"
         path = Path(path)
-        if path.is_dir(): path = path/'recipe.json'
-        if not path.is_file():
+        if os.path.isdir(path): path = path/'recipe.json'
+        if not os.path.isfile(path):
             raise ValueError(f"{path} is not there. Name a recipe file, or a merged folder that holds one.")
         held = read_json(path)
         held = held.get('recipe',held)
         if not isinstance(held,dict): raise ValueError(f"{path} is not a recipe: `recipe` is no table.")
         extra = held.keys()-{f.name for f in fields(cls)}
         if extra:
-            raise ValueError(f"{path}: a recipe has no {sorted(extra)[0]!r}; "
+            raise ValueError(f"{path}: a recipe has no {sorted(extra)[0][:80]!r}; "
                              f"it has {', '.join(f.name for f in fields(cls))}.")
         if missing:={'vlm','llm'}-held.keys(): raise ValueError(f"{path}: `{sorted(missing)[0]}` is missing.")
         try: return cls(**held)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['FLUSH', 'KEY', 'JOURNAL', 'STAYS', 'copy_range', 'write_at', 'Shard', 'flush_folder', 'journal_of', 'sync_text',
-           'refuse_existing', 'locked', 'drafting', 'publish', 'side_files', 'copy_sides']
+           'is_merge', 'remove_merge', 'refuse_existing', 'locked', 'drafting', 'publish', 'side_files', 'copy_sides']
 
 # %% ../nbs/01a_writer.ipynb #c008
 def copy_range(
@@ -63,7 +63,7 @@ class Shard:
         self.path,self.part,self.size,self.journal = path,path.with_name(path.name+'.part'),size,journal
         self.finished,self.waiting,self.fresh,self.lock = set(known),[],0,threading.Lock()
         if known and not (self.part.exists() and self.part.stat().st_size==size):
-            self.finished = set()                       # the file is lost, so what the journal says of it is void
+            self.finished = set()           # the file is lost, so what the journal says of it is void
             lines = [l for l in journal.read_text().splitlines() if not l.startswith(path.name+'\t')]
             sync_text(journal, ''.join(f'{l}\n' for l in lines))
         self.fd = os.open(self.part, os.O_RDWR|os.O_CREAT, 0o666)
@@ -96,8 +96,8 @@ class Shard:
             if self.fresh>=FLUSH: self._flush()
 
     def _flush(self):
-        pieces,self.waiting,self.fresh = self.waiting,[],0  # if the flush fails, they are not on disk and not noted
-        os.fsync(self.fd)
+        pieces,self.waiting,self.fresh = self.waiting,[],0
+        os.fsync(self.fd)       # if this fails, the pieces are not on disk and not noted
         with open(self.journal,'a') as f:
             f.write(''.join(f"{self.path.name}\t{p}\n" for p in pieces))
             f.flush(); os.fsync(f.fileno())
@@ -145,6 +145,20 @@ def sync_text(
     with open(path,'w',encoding='utf-8') as f:
         f.write(text); f.flush(); os.fsync(f.fileno())
 
+def is_merge(
+    path:Path,          # Any path
+)->bool:
+    "Is this a folder that an earlier merge made?"
+    return path.is_dir() and not path.is_symlink() and (path/'recipe.json').is_file()
+
+def remove_merge(
+    folder:Path,        # A folder that an earlier merge made
+)->None:
+    "Remove it, what marks it as ours last, so that the rest of an interrupted removal is known"
+    for p in folder.iterdir():
+        if p.name!='recipe.json': shutil.rmtree(p) if p.is_dir() else p.unlink()
+    shutil.rmtree(folder)
+
 def refuse_existing(
     out:Path,           # The folder that shall appear
     overwrite:bool,     # May a folder that an earlier merge made be replaced?
@@ -154,8 +168,7 @@ def refuse_existing(
         raise ValueError(f"{out} is already there and is left as it is. "
                          f"Choose another name, or allow it to be overwritten.")
     if overwrite and os.path.lexists(out) and not (
-            out.is_dir() and not out.is_symlink()
-            and ((out/'recipe.json').exists() or not any(out.iterdir()))):
+            is_merge(out) or (out.is_dir() and not out.is_symlink() and not any(out.iterdir()))):
         raise ValueError(f"{out} was not made by vlm_merging (it has no recipe.json), "
                          f"so it is not overwritten. Choose another name.")
 
@@ -168,8 +181,10 @@ def locked(
             draft.mkdir(exist_ok=True)
             fd = os.open(draft, os.O_RDONLY|os.O_DIRECTORY|os.O_NOFOLLOW)
         except FileNotFoundError: continue      # renamed away just now
-        except OSError:
-            raise ValueError(f"{draft} is in the way and is no folder. Remove it, or choose another output.") from None
+        except OSError as e:
+            if e.errno not in (errno.EEXIST,errno.ENOTDIR,errno.ELOOP): raise
+            raise ValueError(f"{draft} is in the way and is no folder. "
+                             f"Remove it, or choose another output.") from None
         try: fcntl.flock(fd, fcntl.LOCK_EX|fcntl.LOCK_NB)
         except OSError as e:
             os.close(fd)
@@ -191,7 +206,7 @@ def drafting(
     out = Path(out).expanduser()
     out = out.parent.resolve()/out.name
     aside = out.with_name(f".{out.name}.old")
-    if aside.exists() and not os.path.lexists(out): aside.rename(out)   # a crash came between two renames
+    if is_merge(aside) and not os.path.lexists(out): aside.rename(out)  # a crash came between two renames
     refuse_existing(out, overwrite)
     if not out.parent.is_dir():
         raise ValueError(f"{out.parent} is not a folder. Make it first, or choose another output.")
@@ -201,12 +216,15 @@ def drafting(
     fd = locked(draft)
     try:
         old = (draft/KEY).read_text() if (draft/KEY).exists() else None
-        if old is None and any(draft.iterdir()):
-            raise ValueError(f"{draft} is in the way and is no draft of a merge. Remove it, or choose another output.")
+        if old is None and any(draft.iterdir()) and not (draft/'recipe.json').exists():
+            raise ValueError(f"{draft} is in the way and is no draft of a merge. "
+                             f"Remove it, or choose another output.")
         if old!=key:
             for p in draft.iterdir(): shutil.rmtree(p) if p.is_dir() else p.unlink()
             sync_text(draft/KEY, key)
-        try: yield draft
+        try:
+            yield draft
+            publish(draft, out, overwrite)
         except ValueError:
             shutil.rmtree(draft, ignore_errors=True)
             raise
@@ -215,7 +233,6 @@ def drafting(
             raise OSError(e.errno, f"{os.strerror(e.errno)} while writing {out}. "
                                    f"What is done is kept in {draft}: make room and "
                                    f"run the same again to go on, or delete that folder") from None
-        publish(draft, out, overwrite)
     finally: os.close(fd)
 
 def publish(
@@ -224,15 +241,18 @@ def publish(
     overwrite:bool,     # Replace a folder that an earlier merge made?
 )->None:
     "Give a finished draft its name; an old folder is moved aside first and removed last"
-    flush_folder(draft)
     refuse_existing(out, overwrite)
     aside = out.with_name(f".{out.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
-    if out.exists(): out.rename(aside)
+    if out.exists():
+        if os.path.lexists(aside) and not is_merge(aside):
+            raise ValueError(f"{aside} is in the way. Remove it, or choose another output.")
+        if is_merge(aside): remove_merge(aside)
+        out.rename(aside)
+    for p in (draft/JOURNAL,draft/KEY): p.unlink(missing_ok=True)
+    flush_folder(draft)
     draft.rename(out)
     flush_folder(out.parent)
-    for p in (out/KEY,out/JOURNAL): p.unlink(missing_ok=True)
-    shutil.rmtree(aside, ignore_errors=True)
+    if is_merge(aside): remove_merge(aside)
 
 # %% ../nbs/01a_writer.ipynb #c025
 STAYS = ('.safetensors','.bin','.pt','.pth','.ckpt','.gguf','.onnx','.onnx_data','.msgpack','.h5',
@@ -241,14 +261,16 @@ STAYS = ('.safetensors','.bin','.pt','.pth','.ckpt','.gguf','.onnx','.onnx_data'
 def side_files(
     folder:Path,        # A checkpoint folder
 )->list[Path]:          # Relative paths, sorted
-    "The files of a checkpoint that are not weights and travel with it; raise ValueError if one points elsewhere"
+    "The files that travel with a checkpoint: not its weights; raise ValueError if one points elsewhere"
     found = [p.relative_to(folder) for p in folder.rglob('*') if p.is_file()]
-    found = sorted(p for p in found if not p.name.endswith(STAYS) and p.name not in ('README.md','recipe.json')
+    found = sorted(p for p in found if not p.name.endswith(STAYS)
+                   and p.name not in ('README.md','recipe.json')
                    and not any(part.startswith('.') for part in p.parts))
     homes = [folder.resolve(),folder.parent.parent.resolve()/'blobs']     # the latter in the hub's cache
     for p in found:
         if not any((folder/p).resolve().is_relative_to(h) for h in homes):
-            raise ValueError(f"{folder/p} points out of its folder. Replace it by a copy, or do not trust this checkpoint.")
+            raise ValueError(f"{folder/p} points out of its folder. "
+                             f"Replace it by a copy, or do not trust this checkpoint.")
     return found
 
 def copy_sides(
