@@ -65,7 +65,8 @@ def read_json(
         if path.stat().st_size>limit: raise ValueError('it is too large')
         raw = path.read_bytes().decode('utf-8')
         made = json.loads(raw, object_pairs_hook=unique)
-        if re.search(r'\\u[dD][89a-fA-F]',raw): json.dumps(made,ensure_ascii=False).encode() # no half characters
+        if re.search(r'\\u[dD][89a-fA-F]',raw):
+            json.dumps(made,ensure_ascii=False).encode()    # half characters are refused
         if not isinstance(made,dict): raise ValueError('it holds no object')
     except (ValueError,RecursionError) as e:
         raise ValueError(f"{path} cannot be read as JSON: {str(e)[:200] or type(e).__name__}. "

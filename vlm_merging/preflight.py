@@ -132,7 +132,8 @@ def rope(
              if isinstance(b,(int,float)) and 0<b<1e30}
     kinds = {str(g.get('rope_type') or g.get('type') or 'default') for g in groups}
     kinds = kinds-{'mrope','default'} or {'default'}
-    factors = {f'{x:g}' for x in (g.get('factor') for g in groups) if isinstance(x,(int,float)) and abs(x)<1e30}
+    factors = {f'{x:g}' for x in (g.get('factor') for g in groups)
+               if isinstance(x,(int,float)) and abs(x)<1e30}
     return tuple(sorted(bases)), ' '.join(sorted(kinds)+sorted(factors))
 
 COMPARED = (('rms_norm_eps','norm epsilon','Small differences are harmless.'),
