@@ -245,6 +245,15 @@ def test_killed_again_and_again(sharded, out):
         held.append(pieces(draft))
     assert files(out)==right and held==sorted(held) and len(set(held))>2, held
 
+@pytest.mark.parametrize('harm', [Path.unlink, lambda p: os.truncate(p, 100), lambda p: p.write_bytes(b'')])
+def test_a_draft_that_lost_what_it_notes_as_finished(sharded, out, harm):
+    (recipe, right), draft = sharded, out.with_name('.out.draft')
+    start(recipe, out, Die(25)).join()
+    assert pieces(draft)>0
+    harm(next(draft.glob('*.part')))
+    merge(recipe, out)
+    assert files(out)==right and names(out.parent)=={'out'}
+
 def test_a_draft_of_another_recipe_or_input_is_not_continued(sharded, tmp_path, out):
     recipe = write_trio(tmp_path)
     process = start(recipe, out, Die(30))
@@ -671,7 +680,7 @@ def test_overwriting_replaces_all_or_nothing(sharded, tmp_path, out):
         shutil.rmtree(out)
         merge(other, out)
         (out/'stale').write_text('of the old one')
-        process = context.Process(target=overwriting, args=(recipe, out, n))
+        process = context.Process(target=overwriting, args=(recipe, out, Die(n)))
         process.start(); process.join()
         assert process.exitcode==-signal.SIGKILL
         held = [files(p) for p in out.parent.iterdir() if p.name!='.out.draft']
@@ -679,9 +688,24 @@ def test_overwriting_replaces_all_or_nothing(sharded, tmp_path, out):
         merge(recipe, out, overwrite=True)
         assert files(out)==right and names(out.parent)=={'out'}, n
 
-def overwriting(recipe, out, n):
+def overwriting(recipe, out, act):
     writer.FLUSH = 1
-    with watched(Die(n)): merge(recipe, out, overwrite=True)
+    with watched(act): merge(recipe, out, overwrite=True)
+
+def linger(n, name, *_):
+    "Take a long time over each rename"
+    if name=='rename': time.sleep(.3)
+
+def test_the_moment_of_the_exchange_belongs_to_one_merge(sharded, out):
+    recipe, right = sharded
+    other = Recipe(recipe.vlm, recipe.llm, knobs=dict(weight=.3))
+    merge(other, out)
+    process = context.Process(target=overwriting, args=(recipe, out, linger))
+    process.start()
+    while process.is_alive() and out.exists(): time.sleep(.002)
+    with pytest.raises(ValueError, match='Another merge is writing'): merge(other, out, overwrite=True)
+    process.join()
+    assert process.exitcode==0 and files(out)==right and names(out.parent)=={'out'}
 
 def test_targets_among_the_inputs(sharded, out):
     recipe = sharded[0]

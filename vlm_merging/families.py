@@ -155,8 +155,8 @@ def pair_names(
                 lonely.append(name)
     for module in ('norm','embedding','head'):
         name,other = getattr(mine,module), getattr(theirs,module)
-        tied = text_config(llm.config).get('tie_word_embeddings',theirs.stem!='') # no prefix: the head is lost
-        if module=='head' and not other and tied: other = theirs.embedding        # the embedding is the head
+        tied = text_config(llm.config).get('tie_word_embeddings',theirs.stem!='') # no prefix: no head
+        if module=='head' and not other and tied: other = theirs.embedding  # the embedding is the head
         if name and other and vlm.tensors[name].shape and llm.tensors[other].shape:
             pair(name, [other], None, module, 'final_norm' if module=='norm' else module)
     inside = {p.vlm for p in pairs}

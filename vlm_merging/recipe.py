@@ -98,7 +98,7 @@ class Recipe:
         object.__setattr__(self,'knobs',lists)
         for name,value in self.knobs.items():
             if name not in method.knobs:
-                raise ValueError(f"{self.method} has no knob {name!r}; "
+                raise ValueError(f"{self.method} has no knob {str(name)[:80]!r}; "
                                  f"it has {', '.join(map(repr,method.knobs))}.")
             if isinstance(value,(list,tuple)) and (not value or method.knobs[name].choices):
                 raise ValueError(f"{self.method}: {name} is {value!r}, "

@@ -10,7 +10,8 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['FLUSH', 'KEY', 'JOURNAL', 'STAYS', 'copy_range', 'write_at', 'Shard', 'flush_folder', 'journal_of', 'sync_text',
-           'is_merge', 'remove_merge', 'refuse_existing', 'locked', 'drafting', 'publish', 'side_files', 'copy_sides']
+           'is_merge', 'empty', 'remove', 'refuse_existing', 'locked', 'drafting', 'publish', 'side_files',
+           'copy_sides']
 
 # %% ../nbs/01a_writer.ipynb #c008
 def copy_range(
@@ -151,13 +152,22 @@ def is_merge(
     "Is this a folder that an earlier merge made?"
     return path.is_dir() and not path.is_symlink() and (path/'recipe.json').is_file()
 
-def remove_merge(
-    folder:Path,        # A folder that an earlier merge made
+def empty(
+    folder:Path,        # A folder of ours
+    mark:str,           # The file that marks it as ours: it goes last or stays
 )->None:
-    "Remove it, what marks it as ours last, so that the rest of an interrupted removal is known"
+    "Remove all but the mark, so that an interrupted removal is known for what it is"
     for p in folder.iterdir():
-        if p.name!='recipe.json': shutil.rmtree(p) if p.is_dir() else p.unlink()
-    shutil.rmtree(folder)
+        if p.name!=mark: shutil.rmtree(p) if p.is_dir() and not p.is_symlink() else p.unlink()
+
+def remove(
+    folder:Path,        # A folder of ours
+    mark:str,           # The file that marks it as ours
+)->None:
+    "Remove a folder, its mark last"
+    empty(folder,mark)
+    (folder/mark).unlink(missing_ok=True)
+    folder.rmdir()
 
 def refuse_existing(
     out:Path,           # The folder that shall appear
@@ -205,8 +215,6 @@ def drafting(
     "The hidden folder to work in; it becomes `out` when the block ends without an error"
     out = Path(out).expanduser()
     out = out.parent.resolve()/out.name
-    aside = out.with_name(f".{out.name}.old")
-    if is_merge(aside) and not os.path.lexists(out): aside.rename(out)  # a crash came between two renames
     refuse_existing(out, overwrite)
     if not out.parent.is_dir():
         raise ValueError(f"{out.parent} is not a folder. Make it first, or choose another output.")
@@ -215,18 +223,21 @@ def drafting(
     draft = out.with_name(f".{out.name}.draft")
     fd = locked(draft)
     try:
+        aside = out.with_name(f".{out.name}.old")
+        if is_merge(aside) and not os.path.lexists(out): aside.rename(out)  # a crash came between two renames
         old = (draft/KEY).read_text() if (draft/KEY).exists() else None
         if old is None and any(draft.iterdir()) and not (draft/'recipe.json').exists():
             raise ValueError(f"{draft} is in the way and is no draft of a merge. "
                              f"Remove it, or choose another output.")
         if old!=key:
-            for p in draft.iterdir(): shutil.rmtree(p) if p.is_dir() else p.unlink()
+            (draft/KEY).touch()
+            empty(draft, KEY)
             sync_text(draft/KEY, key)
         try:
             yield draft
             publish(draft, out, overwrite)
         except ValueError:
-            shutil.rmtree(draft, ignore_errors=True)
+            remove(draft, KEY)
             raise
         except OSError as e:
             if e.errno not in (errno.ENOSPC,errno.EDQUOT,errno.EIO,errno.EFBIG): raise
@@ -244,15 +255,16 @@ def publish(
     refuse_existing(out, overwrite)
     aside = out.with_name(f".{out.name}.old")
     if out.exists():
-        if os.path.lexists(aside) and not is_merge(aside):
+        if is_merge(aside): remove(aside, 'recipe.json')
+        elif aside.is_dir() and not aside.is_symlink() and not any(aside.iterdir()): aside.rmdir()
+        elif os.path.lexists(aside):
             raise ValueError(f"{aside} is in the way. Remove it, or choose another output.")
-        if is_merge(aside): remove_merge(aside)
         out.rename(aside)
     for p in (draft/JOURNAL,draft/KEY): p.unlink(missing_ok=True)
     flush_folder(draft)
     draft.rename(out)
     flush_folder(out.parent)
-    if is_merge(aside): remove_merge(aside)
+    if is_merge(aside): remove(aside, 'recipe.json')
 
 # %% ../nbs/01a_writer.ipynb #c025
 STAYS = ('.safetensors','.bin','.pt','.pth','.ckpt','.gguf','.onnx','.onnx_data','.msgpack','.h5',
