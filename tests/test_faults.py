@@ -194,35 +194,30 @@ class Die:
 
 def wait_for(path, process):
     while not path.exists() and process.is_alive(): time.sleep(.002)
-    return time.time()
 
 
 # Killed
 
 def test_killed_at_twenty_moments(sharded, out):
     (recipe, right), rng, draft = sharded, random.Random(0), out.with_name('.out.draft')
-    process = start(recipe, out, Slow(.004))           # how long one takes
-    begin = wait_for(draft, process)
-    process.join()
-    whole = time.time()-begin
-    assert files(out)==right
     total, inside, saved = resumed(recipe, out.with_name('again')), 0, 0
     for _ in range(20):
-        shutil.rmtree(out)
-        process = start(recipe, out, Slow(.004))
+        process, moment = start(recipe, out, Slow(.004)), rng.random()*total
         wait_for(draft, process)
-        time.sleep(rng.uniform(0, .9*whole))
+        while process.is_alive() and draft.exists() and pieces(draft)<moment: time.sleep(.002)
+        time.sleep(rng.uniform(0, .01))
         process.kill()
         process.join()
         assert names(out.parent) in ({'out', 'again'}, {'.out.draft', 'again'})
-        if out.exists(): assert files(out)==right; continue
-        before, keyed = pieces(draft), (draft/'.key').exists()
-        made = resumed(recipe, out)
+        if not out.exists():
+            before, keyed = pieces(draft), (draft/'.key').exists()
+            made = resumed(recipe, out)
+            inside += process.exitcode==-signal.SIGKILL and 0<before<total
+            saved += total-made
+            assert made==total-before or not keyed, 'a finished piece was made again'
         assert files(out)==right and names(out.parent)=={'out', 'again'}
-        inside += process.exitcode==-signal.SIGKILL and 0<before<total
-        saved += total-made
-        assert made==total-before or not keyed, 'a finished piece was made again'
-    assert inside>=3 and saved>inside, (inside, saved)     # how many depends on the load of the machine
+        shutil.rmtree(out)
+    assert inside>=10 and saved>inside, (inside, saved)
 
 def test_killed_at_any_call(sharded, out):
     recipe, right = sharded

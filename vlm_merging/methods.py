@@ -235,7 +235,7 @@ def cuts(
     if hasattr(blocks,'sample'):
         few = [torch.cat(ts) for ts in zip(*([t.flatten() for t in ts] for ts in sizes(blocks.sample())))]
         bounds = [guess(t,k/n) for t,k in zip(few,keep)]
-        if all(high-low<=1<<19 for low,high in bounds):
+        if all(high-low<=1<<21 for low,high in bounds):
             tallies = [Tally(low,high) for low,high in bounds]
             for ts in sizes(blocks):
                 for tally,t in zip(tallies,ts): tally.add(bits(t))
