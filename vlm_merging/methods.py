@@ -388,8 +388,8 @@ def drop(
     places = round(density*65536)
     if places==65536: return delta
     if not places: return torch.zeros_like(delta)
-    kept = delta*(flips(delta,rng)<places-32768)
-    return kept.mul_(65536/places) if rescale else kept
+    kept = (flips(delta,rng)<places-32768).to(delta.dtype)  # cheaper than to multiply by yes and no
+    return kept.mul_(65536/places if rescale else 1).mul_(delta)
 
 # %% ../nbs/03_methods.ipynb #c041
 @merge_method
