@@ -62,11 +62,12 @@ def recipe_of(
     "The recipe that a command line describes; raise ValueError if it describes none"
     from vlm_merging.recipe import Recipe
     held = Recipe.read(args.recipe).dict() if args.recipe else {}
+    before = held.get('method')
     held |= {f.name:v for f in fields(Recipe) if (v:=getattr(args,f.name,None)) is not None}
     given = {k.removeprefix('knob_'):v for k,v in vars(args).items()
              if k.startswith('knob_') and v is not None}
     method = 'linear' if args.layer_swap is not None else args.method
-    if method and args.recipe and method!=Recipe.read(args.recipe).method: held['knobs'] = {}
+    if method and method!=before: held['knobs'] = {}
     held['knobs'] = held.get('knobs',{})|given
     if args.layer_swap is not None:
         if args.method not in (None,'linear') or args.layers:

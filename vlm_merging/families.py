@@ -120,7 +120,13 @@ class Pairing:
     kept:dict           # Name in the VLM -> reason
     unused:dict         # Name in the LLM -> reason
     lonely:tuple        # Decoder tensors of the VLM that should have had a partner
-    depth:int           # Number of layers of the VLM's language model, cross layers included
+    mine:Decoder        # Where the VLM keeps its language model
+    theirs:Decoder      # And where the LLM does
+
+    @property
+    def depth(self)->int:
+        "Number of layers of the VLM's language model, cross layers included"
+        return len(self.mine.layers)
 
 def module_of(
     rest:str,           # Name behind the layer number
@@ -169,4 +175,4 @@ def pair_names(
               for n in llm.tensors if n not in taken}
     order = {n:i for i,n in enumerate(vlm.tensors)}
     return Pairing(tuple(sorted(pairs, key=lambda p: order[p.vlm])), kept, unused,
-                   tuple(lonely), len(mine.layers))
+                   tuple(lonely), mine, theirs)

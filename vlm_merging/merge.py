@@ -20,9 +20,9 @@ from .recipe import Recipe
 from .writer import JOURNAL,Shard,copy_sides,drafting,journal_of,refuse_existing,sync_text
 
 # %% auto #0
-__all__ = ['BLOCK', 'BLOCK_GPU', 'M_TRIM', 'M_MMAP', 'RUN', 'Plan', 'Work', 'common', 'plan', 'describe', 'Source', 'Blocks',
-           'keep_heap', 'faulty', 'merge_one', 'OutShard', 'out_shard', 'runs', 'key_of', 'licence', 'provenance',
-           'card', 'need_room', 'merge', 'write_shards', 'index_text']
+__all__ = ['BLOCK', 'BLOCK_GPU', 'M_TRIM', 'M_MMAP', 'RUN', 'Plan', 'Work', 'plan', 'describe', 'Source', 'Blocks', 'keep_heap',
+           'faulty', 'merge_one', 'OutShard', 'out_shard', 'runs', 'key_of', 'licence', 'provenance', 'card',
+           'need_room', 'merge', 'write_shards', 'index_text']
 
 # %% ../nbs/04_merge.ipynb #c009
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ class Plan:
     merged:tuple        # `Work`, in the VLM's order
     kept:dict           # Name in the VLM -> reason
     findings:tuple      # Of the checks; stops first
+
+    @property
+    def sides(self)->dict:
+        "The open checkpoints by role"
+        return {who:c for who in ('vlm','llm','base') if (c:=getattr(self,who))}
 
     @property
     def stops(self)->list:
@@ -62,14 +67,6 @@ class Work:
     base:tuple          # Entries of the base; empty without one
     knobs:dict          # As set at this layer
 
-def common(
-    entries,            # `Entry` of each part
-    rows:int,           # How many rows to keep, from the top
-)->tuple:
-    "Entries of one tensor, cut to its first `rows` rows"
-    return ((entries[0].rows(min(rows,entries[0].shape[0])),) if len(entries)==1 and entries[0].shape
-            else tuple(entries))
-
 def plan(
     recipe:Recipe,      # What to do
 )->Plan:
@@ -93,7 +90,7 @@ def plan(
                  tuple(base.tensors[n] for n in of_base.get(p.vlm,())) if works_with_base else ()]
         if p.module in ('embedding','head'):
             rows = min(es[0].shape[0] for es in sides if es)
-            sides = [common(es,rows) for es in sides]
+            sides = [tuple(e.rows(rows) for e in es) for es in sides]
         layer = 0 if p.module=='embedding' else p.layer
         merged.append(Work(p,*sides,recipe.knobs_at(layer,paired.depth)))
     if not merged: found.insert(0,Finding('stop','Nothing is left to merge.','Widen `layers` or `modules`.'))
@@ -110,8 +107,7 @@ def describe(
             f"on layers {r.layers}, parts {r.modules}"
             + (', with embeddings' if r.embeddings else '')
             + (', as the paper\'s script ran' if r.as_run else '')]
-    for who in ('vlm','llm','base'):
-        if not (c:=getattr(plan,who)): continue
+    for who,c in plan.sides.items():
         commit = f'@{c.revision}' if c.revision and '@' not in c.source else ''
         told.append(f"  {who:<5}{c.source}{commit}  {c.config.get('model_type','?')}, "
                     f"{len(c.tensors)} tensors, {readable(c.nbytes)} in {len(c.files)} file(s)")
@@ -325,11 +321,11 @@ def provenance(
     inputs:dict,        # Fingerprints by model and file
 )->dict:
     "What goes into recipe.json"
-    fixed = {who:f"{c.source.split('@')[0]}@{c.revision}" for who in ('vlm','llm','base')
-             if (c:=getattr(plan,who)) and c.revision}     # the commit, should the branch move on
+    fixed = {who:f"{c.source.split('@')[0]}@{c.revision}" for who,c in plan.sides.items()
+             if c.revision}     # the commit, should the branch move on
     return dict(recipe=plan.recipe.dict()|fixed,
                 inputs={who:dict(source=c.source,revision=c.revision,licence=licence(c),files=inputs[who])
-                        for who in ('vlm','llm','base') if (c:=getattr(plan,who))},
+                        for who,c in plan.sides.items()},
                 merged=len(plan.merged), kept=len(plan.kept), warnings=[str(f) for f in plan.findings],
                 versions=dict(vlm_merging=__version__,torch=str(torch.__version__)))
 
@@ -338,7 +334,7 @@ def card(
     name:str,           # Of the merged folder
 )->str:                 # Markdown
     "A model card: recipe, sources, licences"
-    r,sides = plan.recipe,[(w,c) for w in ('vlm','llm','base') if (c:=getattr(plan,w))]
+    r,sides = plan.recipe,plan.sides.items()
     hub = [c.source.split('@')[0] for _,c in sides if c.revision]
     front = ['---','tags: [merge, vlm-merging]','library_name: transformers',
              'pipeline_tag: image-text-to-text']
@@ -403,16 +399,16 @@ def merge(
                          f"Use cpu{', or cuda' if torch.cuda.is_available() else ''}.")
     p = plan(recipe)
     if p.stops: raise ValueError(' '.join(f'{f.what} {f.fix}' for f in p.stops))
-    inputs = {who:fingerprints(c,sha256) for who in ('vlm','llm','base') if (c:=getattr(p,who))}
-    sources = {c.path.resolve() for c in (p.vlm,p.llm,p.base) if c}
+    inputs = {who:fingerprints(c,sha256) for who,c in p.sides.items()}
+    sources = {c.path.resolve() for c in p.sides.values()}
     if any(out.resolve().is_relative_to(s) or s.is_relative_to(out.resolve()) for s in sources):
         raise ValueError(f"{out} is, holds or lies in one of the inputs. Choose another output.")
     if out.parent.is_dir(): need_room(out.parent,p,out.with_name(f'.{out.name}.draft'))
-    written = {who:stamps(getattr(p,who)) for who in inputs}
+    written = {who:stamps(c) for who,c in p.sides.items()}
     key = key_of(p,[inputs,written],device,allow_nonfinite)
     with drafting(out,key,overwrite) as draft:
         write_shards(p,draft,workers or min(4,os.cpu_count() or 1),device,allow_nonfinite,progress)
-        if {who:stamps(getattr(p,who)) for who in inputs}!=written:
+        if {who:stamps(c) for who,c in p.sides.items()}!=written:
             raise ValueError('An input changed while it was read. Start again once nothing writes to it.')
         copy_sides(p.vlm.path,draft)
         sync_text(draft/'recipe.json',json.dumps(provenance(p,inputs),indent=1)+'\n')
@@ -433,7 +429,7 @@ def write_shards(
     dtype = torch.float16 if p.recipe.as_run else torch.float32
     shards = [out_shard(p.vlm,f) for f in p.vlm.files]
     known,stopped = journal_of(draft/JOURNAL),threading.Event()
-    paths = {e.file for c in (p.vlm,p.llm,p.base) if c for e in c.tensors.values()}
+    paths = {e.file for c in p.sides.values() for e in c.tensors.values()}
     files = {f:os.open(f,os.O_RDONLY) for f in paths}
     bar = tqdm(total=p.writes,unit='B',unit_scale=True,unit_divisor=1000,desc='merging',
                disable=None if progress is None else not progress)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 import numpy as np
 from .checkpoint import FLOATS,Checkpoint,read_json
-from .families import NESTED,Pairing,find_decoder,pair_names,text_config
+from .families import NESTED,Decoder,Pairing,pair_names,text_config
 
 # %% auto #0
 __all__ = ['FUSED', 'COMPARED', 'Finding', 'first_few', 'an', 'quantized', 'unlike_parts', 'unlike_heads', 'rope',
@@ -33,7 +33,11 @@ def first_few(
     "Some of the names, and how many more there are"
     return ', '.join(list(names)[:n])+(f' and {len(names)-n} more' if len(names)>n else '')
 
-def an(who:str)->str: return f"{'an' if who[0] in 'AELIO' else 'a'} {who}"
+def an(
+    who:str,            # `LLM` or `base`
+)->str:
+    "With its article"
+    return f"{'an' if who[0] in 'AELIO' else 'a'} {who}"
 
 def quantized(
     checkpoint:Checkpoint, # An open checkpoint
@@ -57,7 +61,7 @@ def unlike_parts(
     who:str,            # `LLM` or `base`
 )->list[Finding]:
     "Stop on layers, parts or shapes that have no counterpart"
-    mine,theirs = (find_decoder(c.tensors,c.config) for c in (vlm,other))
+    mine,theirs = paired.mine,paired.theirs
     depth,found = len(mine.layers)-len(mine.cross),[]
     other_size = f"Take the {who} of the size that the VLM was built on."
     if mine.width!=theirs.width:
@@ -194,10 +198,11 @@ def tokens(
 def unlike_words(
     vlm:Checkpoint,     # The VLM
     other:Checkpoint,   # The LLM or the base
+    paired:Pairing,     # Of the two
     who:str,            # `LLM` or `base`
 )->list[Finding]:
     "Warn of vocabularies that differ"
-    mine,theirs = (find_decoder(c.tensors,c.config) for c in (vlm,other))
+    mine,theirs = paired.mine,paired.theirs
     rows = [(c.tensors[d.embedding].shape or (None,))[0] if d.embedding else None
             for c,d in ((vlm,mine),(other,theirs))]
     found = []
@@ -279,10 +284,12 @@ def unlike_origin(
     return found
 
 # %% ../nbs/02a_preflight.ipynb #c022
-def beside(checkpoint:Checkpoint)->bool:
+def beside(
+    checkpoint:Checkpoint, # An open checkpoint
+    decoder:Decoder,    # Its language model
+)->bool:
     "Is there more in a checkpoint than a language model?"
-    d = find_decoder(checkpoint.tensors,checkpoint.config)
-    return any(not n.startswith(d.stem) and n!=d.head for n in checkpoint.tensors)
+    return any(not n.startswith(decoder.stem) and n!=decoder.head for n in checkpoint.tensors)
 
 def check(
     vlm:Checkpoint,     # The VLM
@@ -294,7 +301,7 @@ def check(
     if found: return None,found
     paired = pair_names(vlm,other)
     found = unlike_parts(vlm,other,paired,who)
-    if not beside(vlm) and beside(other):
+    if not beside(vlm,paired.mine) and beside(other,paired.theirs):
         found.append(Finding('stop', f"The VLM has nothing beside a language model, but the {who} has.",
                              'VLM and LLM may be swapped.'))
     mine,theirs = (text_config(c.config,complete=True) for c in (vlm,other))
@@ -302,6 +309,6 @@ def check(
         mine = mine | {'model_type': None}   # flat: the VLM's own, not the text model's
     found += unlike_heads(mine,theirs,who)
     if not found:
-        found = (unlike_settings(mine,theirs,who)+unlike_words(vlm,other,who)
+        found = (unlike_settings(mine,theirs,who)+unlike_words(vlm,other,paired,who)
                  +unlike_origin(vlm,other,paired,who))
     return paired,found

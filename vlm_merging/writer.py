@@ -10,7 +10,7 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['FLUSH', 'KEY', 'JOURNAL', 'STAYS', 'copy_range', 'write_at', 'Shard', 'flush_folder', 'journal_of', 'sync_text',
-           'is_merge', 'empty', 'remove', 'refuse_existing', 'locked', 'drafting', 'publish', 'side_files',
+           'is_merge', 'is_empty', 'empty', 'remove', 'refuse_existing', 'locked', 'drafting', 'publish', 'side_files',
            'copy_sides']
 
 # %% ../nbs/01a_writer.ipynb #c008
@@ -152,6 +152,12 @@ def is_merge(
     "Is this a folder that an earlier merge made?"
     return path.is_dir() and not path.is_symlink() and (path/'recipe.json').is_file()
 
+def is_empty(
+    path:Path,          # Any path
+)->bool:
+    "Is this a folder with nothing in it?"
+    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+
 def empty(
     folder:Path,        # A folder of ours
     mark:str,           # The file that marks it as ours: it goes last or stays
@@ -178,7 +184,7 @@ def refuse_existing(
         raise ValueError(f"{out} is already there and is left as it is. "
                          f"Choose another name, or allow it to be overwritten.")
     if overwrite and os.path.lexists(out) and not (
-            is_merge(out) or (out.is_dir() and not out.is_symlink() and not any(out.iterdir()))):
+            is_merge(out) or is_empty(out)):
         raise ValueError(f"{out} was not made by vlm_merging (it has no recipe.json), "
                          f"so it is not overwritten. Choose another name.")
 
@@ -256,7 +262,7 @@ def publish(
     aside = out.with_name(f".{out.name}.old")
     if out.exists():
         if is_merge(aside): remove(aside, 'recipe.json')
-        elif aside.is_dir() and not aside.is_symlink() and not any(aside.iterdir()): aside.rmdir()
+        elif is_empty(aside): aside.rmdir()
         elif os.path.lexists(aside):
             raise ValueError(f"{aside} is in the way. Remove it, or choose another output.")
         out.rename(aside)
