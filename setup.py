@@ -11,6 +11,8 @@ about = config['DEFAULT']
 def lines(key): return [o.strip() for o in about[key].splitlines() if o.strip()]
 
 pythons = [f'Programming Language :: Python :: 3.{n}' for n in range(11, 15)]
+extras = {key.removesuffix('_requirements'): lines(key) for key in about
+          if key.endswith('_requirements') and key!='dev_requirements'}
 readme = here/'README.md'
 
 setup(
@@ -30,7 +32,7 @@ setup(
     package_data={about['lib_name']: ['data/**']},
     include_package_data=False,
     install_requires=lines('requirements'),
-    extras_require={'dev': lines('dev_requirements')},
+    extras_require={**extras, 'dev': [*lines('dev_requirements'), *sum(extras.values(), [])]},
     entry_points={'console_scripts': lines('console_scripts'),
                   'nbdev': [f"{about['lib_name']}={about['lib_name']}._modidx:d"]},
     zip_safe=False,

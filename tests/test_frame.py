@@ -33,7 +33,8 @@ def test_every_requirement_has_a_tested_version():
     def name(o): return re.split(r'[<>=!~ ;\[]', o)[0].lower().replace('-', '_')
     tested = [o for o in (project/'constraints.txt').read_text().splitlines() if o and o[0]!='#']
     assert all(re.fullmatch(r'[\w.-]+==[\w.]+', o) for o in tested)
-    assert {name(o) for o in lines('requirements') | lines('dev_requirements')} <= {name(o) for o in tested}
+    assert {name(o) for key in ('requirements', 'serving_requirements', 'xlsx_requirements', 'dev_requirements')
+            for o in lines(key)} <= {name(o) for o in tested}
     assert {o for o in lines('dev_requirements') if '==' in o} <= set(tested)
 
 def test_importing_the_package_is_light():
