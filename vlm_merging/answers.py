@@ -5,11 +5,12 @@
 # %% ../nbs/08c_answers.ipynb #c003
 from __future__ import annotations
 import math,re
-from .values import CONSTANTS,FUNCTIONS,leading,number,plain,quantity,same_number
+from .values import CONSTANTS,FUNCTIONS,UNITS,leading,number,plain,quantity,same_number
 
 # %% auto #0
-__all__ = ['NAMED', 'RELATION', 'POINTS', 'FUNCTION', 'TURNED', 'split_top', 'brackets', 'coordinates', 'variables', 'at_points',
-           'same_formula', 'sides', 'equation', 'same_relation', 'bare', 'unlabelled', 'same', 'listed', 'same_part']
+__all__ = ['NAMED', 'RELATION', 'POINTS', 'FUNCTION', 'TURNED', 'UNITLESS', 'split_top', 'brackets', 'coordinates', 'variables',
+           'at_points', 'same_formula', 'sides', 'equation', 'same_relation', 'bare', 'unlabelled', 'unitless', 'same',
+           'listed', 'same_part']
 
 # %% ../nbs/08c_answers.ipynb #c006
 NAMED = re.compile('|'.join([*FUNCTIONS,*CONSTANTS,'deg']))
@@ -47,7 +48,7 @@ def coordinates(
         if c in '([': opened.append(i)
         elif c in ')]' and opened:
             at = opened.pop()
-            parts = brackets(text[at:i+1]) if ',' in text[at:i] else None
+            parts = brackets(text[at:i+1]) if ',' in text[at:i] and text[i+1:i+3].strip()[:1]!='=' else None
             if not parts or not all(p and not re.search('[a-zA-Z]{2,}',re.sub(NAMED,'',p)) for p in parts[2:]): continue
             if out and text[last:at].strip()=='U': out[-1] += ' U '+text[at:i+1]
             else: out.append(text[at:i+1])
@@ -137,6 +138,15 @@ def unlabelled(
     m = re.match(r'^(?:[A-Za-z .]{1,60}= ?|[A-Za-z]{3,20}: ?|[A-Za-z]\w* ?= ?|\([a-z] ?, ?[a-z]\) ?= ?|y ?= ?sin x ?= ?)(?=[^=])(.*)$',text)
     return m[1].strip() if m else text
 
+UNITLESS = re.compile(rf"[ (]*\\b(?:square |sq |cubic )?(?:units?|{'|'.join(sorted((u for u in UNITS if len(u)>1 and u.isalpha()),key=len,reverse=True))})s?"
+                      r'(?: ?\^ ?[23])?\)?$',re.I)
+
+def unitless(
+    text:str,           # As `plain` gives it
+)->str:
+    "Without a unit at the end: what stands before it is a formula"
+    return UNITLESS.sub('',text)
+
 def same(
     answer:str,         # As picked from a reply
     gold:str,           # As published
@@ -166,7 +176,7 @@ def same(
             return 'same ratio or time' if [int(x[:9]) for x in a.split(':')]==[int(x[:9]) for x in g.split(':')] else None
         by,of = number(a),[float(x[:9]) for x in g.split(':')]
         return 'same ratio' if by and len(of)==2 and of[1] and math.isclose(by,of[0]/of[1],rel_tol=1e-9) else None
-    if same_formula(a,g): return 'same expression'
+    if same_formula(unitless(a),unitless(g)): return 'same expression'
     of = listed(g)
     if len(of)>1 or g[0]=='[':
         by = listed(a)

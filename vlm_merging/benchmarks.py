@@ -4,14 +4,14 @@
 
 # %% ../nbs/08_benchmarks.ipynb #c003
 from __future__ import annotations
-import base64,binascii,hashlib,io
+import base64,binascii,hashlib,io,json
 from collections.abc import Callable
 from dataclasses import dataclass,field
 from pathlib import Path
 from PIL import Image
 
 # %% auto #0
-__all__ = ['BENCHMARKS', 'Picture', 'Item', 'Benchmark']
+__all__ = ['BENCHMARKS', 'Picture', 'Item', 'row_of', 'Benchmark', 'metric_of']
 
 # %% ../nbs/08_benchmarks.ipynb #c005
 @dataclass(frozen=True)
@@ -21,19 +21,20 @@ class Picture:
     name:str='image'    # Whose picture it is, for messages: 'MathVista row 3'
 
     def bytes(self)->bytes:
-        "The encoded file"
+        "The encoded file; raise ValueError if there is none"
         made = self.source() if callable(self.source) else self.source
         if isinstance(made,Image.Image):
             held = io.BytesIO()
             made.save(held,'PNG')
             return held.getvalue()
         if isinstance(made,(bytes,bytearray,memoryview)): return bytes(made)
-        try:
-            if isinstance(made,Path): return made.read_bytes()
-            return base64.b64decode(''.join(made.removeprefix('data:').rpartition(',')[2].split()),validate=True)
-        except OSError as e: raise ValueError(f"{self.name}: cannot read {made}: {e.strerror or e}.") from None
-        except (binascii.Error,AttributeError,ValueError):
-            raise ValueError(f"{self.name}: the image is no base64 text but {str(made)[:40]!r}.") from None
+        if isinstance(made,Path):
+            try: return made.read_bytes()
+            except OSError as e: raise ValueError(f"{self.name}: cannot read {made} ({e.strerror or e}).") from None
+        if not isinstance(made,str) or not made.strip(): raise ValueError(f"{self.name}: there is no image.")
+        try: return base64.b64decode(''.join(made.rpartition('base64,')[2].split()),validate=True)
+        except (binascii.Error,ValueError):
+            raise ValueError(f"{self.name}: the image is no base64 text but {made[:40]!r}.") from None
 
     def open(self)->Image.Image:
         "The decoded image, RGB; raise ValueError if it is broken"
@@ -62,7 +63,24 @@ class Item:
     precision:int|None=None # Decimal places that count
     unit:str|None=None  # Of the gold
     tags:dict=field(default_factory=dict) # category, task, skills, ... : text or list of texts
+    benchmark:str=''    # Name of its record, or of its file
+    split:str=''        # Part of the benchmark
+    metric:str|None=None # Rule of scoring, where it is not the benchmark's
+    question_for_eval:str|None=None # What a judge may compare with, where it is not `question`
 
+def row_of(
+    item:Item,
+)->dict:                # Columns of the question side of a reply table
+    "An item as the columns that travel with its replies"
+    own = dict(benchmark=item.benchmark or None,split=item.split or None,index=item.id,group=item.group,question=item.question,
+               question_for_eval=item.question_for_eval,
+               choices=json.dumps(item.choices,ensure_ascii=False) if item.choices else None,answer=item.answer,
+               answer_option=item.answer_option,question_type=item.question_type,answer_type=item.answer_type,
+               precision=item.precision,unit=item.unit,metric=item.metric or metric_of(item.benchmark))
+    def text(v): return v if v is None or isinstance(v,str) else json.dumps(v,ensure_ascii=False)
+    return own|{k:text(v) for k,v in item.tags.items() if k not in own}
+
+# %% ../nbs/08_benchmarks.ipynb #c008
 @dataclass(frozen=True)
 class Benchmark:
     "Where a benchmark is and how its rows are read"
@@ -73,3 +91,12 @@ class Benchmark:
     metric:str='answer' # Rule of scoring, by name
 
 BENCHMARKS:dict[str,Benchmark] = {}
+
+def metric_of(
+    name:str,           # As it stands in the column `benchmark`: also `MathVista_MINI`, `mmstar`
+)->str:                 # Name of a rule; 'answer' if the benchmark is not known
+    "Which rule scores a benchmark"
+    def bare(t): return ''.join(c for c in t.lower() if c.isalnum())
+    hits = [b for b in BENCHMARKS if bare(name).startswith(bare(b))]
+    return BENCHMARKS[max(hits,key=len)].metric if hits else 'answer'
+for name in 'MathVista MathVerse MathVision MMStar DynaMath'.split(): BENCHMARKS[name] = Benchmark(name,'','',dict,name.lower())

@@ -6,12 +6,12 @@
 from __future__ import annotations
 import json,re
 from dataclasses import dataclass
-from .values import braced,quantity
+from .values import braced,plain,quantity
 
 # %% auto #0
-__all__ = ['HEAD', 'TAIL', 'REFUSAL', 'BREAK', 'MARKER', 'CONCLUSION', 'STOP', 'ASKED', 'RESULT', 'readable_part', 'looping',
-           'unclosed', 'cut_off', 'refused', 'Pick', 'sentences', 'boxed', 'field', 'marked', 'words_of', 'asked_for',
-           'result', 'joined', 'finals']
+__all__ = ['HEAD', 'TAIL', 'REFUSAL', 'BREAK', 'MARKER', 'CONCLUSION', 'HEADING', 'STOP', 'ASKED', 'RESULT', 'readable_part',
+           'looping', 'unclosed', 'cut_off', 'refused', 'Pick', 'sentences', 'boxed', 'field', 'tagged', 'marked',
+           'words_of', 'asked_for', 'result', 'alone', 'joined', 'finals']
 
 # %% ../nbs/08e_passages.ipynb #c007
 HEAD,TAIL = 2_000,8_000        # Characters of a long reply that are read: from the beginning, from the end
@@ -110,12 +110,21 @@ def field(
     m = re.match(r'"((?:[^"\\]|\\.)*)"?|([^,}\n]+)',rest)
     return (m[1] if m[1] is not None else m[2]).replace('\\"','"').strip() if m else None
 
+def tagged(
+    text:str,           # A reply
+)->str|None:
+    "What stands in the last `<answer>...</answer>`, as models write that were trained with rewards"
+    found = re.findall(r'<answer>\s*((?:(?!</?answer>).){1,2000}?)\s*(?:</answer>|$)',text,re.I|re.S)
+    return found[-1] if found else None
+
+HEADING = re.compile(r'(?:^|\n)[ #*_]*(?:(?:the )?(?:final|short) )?answer[ *_:]*\n\s*',re.I)
+
 def marked(
     text:str,           # A reply
 )->list[str]:           # The last first
-    "What follows each `the answer is`"
+    "What follows each `the answer is`, and what stands below the heading `Final answer`"
     out = []
-    for m in reversed(list(MARKER.finditer(text))):
+    for m in sorted([*MARKER.finditer(text),*HEADING.finditer(text)],key=lambda m: m.end(),reverse=True):
         part = sentences(text[m.end():][:400].lstrip(' *:\n'))
         if part and re.search(r'\w',part[0]): out.append(part[0])
     return out
@@ -150,6 +159,13 @@ def result(
     m = RESULT.search(sentence)
     return bool(m and quantity(m[1] or m[2]))
 
+def alone(
+    sentence:str,
+)->bool:
+    "Is a line nothing but a number, with at most a unit?"
+    it = quantity(sentence) if len(sentence)<60 else None
+    return bool(it) and len(it.rest)<12 and not re.search(r'[a-z]{4} |[=:]',plain(sentence))
+
 def joined(
     parts:list[str],    # Sentences
     i:int,              # Which
@@ -169,11 +185,14 @@ def finals(
     "The passages where a final answer may stand"
     parts = sentences(reply)
     if not parts: return
-    if len(reply)<60 and len(parts)==1: yield Pick(reply,'exact','the whole reply')
+    spans = marked(reply)
+    if (span:=tagged(reply)): yield Pick(span,'exact','the answer tag')
+    if len(reply)<60 and len(parts)==1 and not spans: yield Pick(reply,'exact','the whole reply')
     if (span:=boxed(reply)): yield Pick(span,'exact','boxed')
     if (span:=field(reply)): yield Pick(span,'exact','the field of a JSON reply')
-    for span in marked(reply): yield Pick(span,'pattern','behind "the answer is"')
+    for span in spans: yield Pick(span,'pattern','behind "the answer is"')
     if len(parts)==1: yield Pick(parts[0],'pattern','the only sentence')
+    if alone(parts[-1]): yield Pick(parts[-1],'pattern','the last line, which is nothing but a value')
     at = [i for i,s in enumerate(parts) if CONCLUSION.search(s)]
     if at and at[-1]<len(parts)-1 and result(parts[-1]): yield Pick(parts[-1],'pattern','the last sentence, which ends in a result')
     for i in reversed(at): yield Pick(joined(parts,i),'pattern','a conclusion')

@@ -7,13 +7,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from .values import SPELLED,leading,plain,quantity
-from .answers import coordinates,equation,listed,same,sides,variables
+from .answers import coordinates,equation,listed,same,sides,unitless,unlabelled,variables
 from .passages import Pick,finals,sentences,words_of
 
 # %% auto #0
-__all__ = ['NUMBER', 'ADVERB', 'COPULA', 'WEAK', 'RANGE', 'RANGED', 'CLAUSE', 'TERM', 'COMPUTED', 'ROUNDED', 'OPTION',
-           'FORMULA_TERM', 'FORMULA', 'Found', 'computed', 'numbers', 'pick_number', 'letter_in', 'options', 'worded',
-           'gold_letters', 'option_in', 'formulas', 'shape', 'shaped', 'pick_value', 'pick_option']
+__all__ = ['NUMBER', 'ADVERB', 'COPULA', 'WEAK', 'RANGE', 'RANGED', 'CLAUSE', 'TERM', 'COMPUTED', 'ROUNDED', 'AFTER', 'OPTION',
+           'FORMULA_TERM', 'FORMULA', 'SAID', 'Found', 'computed', 'numbers', 'pick_number', 'letter_in', 'options',
+           'worded', 'gold_letters', 'option_in', 'formulas', 'shape', 'shaped', 'pick_text', 'pick_value',
+           'pick_option']
 
 # %% ../nbs/08f_picking.ipynb #c007
 NUMBER = re.compile(rf'(?<![\w.,^])[-+]?(?:\$ ?)?(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?![\w]*:\w)'
@@ -96,6 +97,8 @@ def pick_number(
     return None if f.ranged else f.text
 
 # %% ../nbs/08f_picking.ipynb #c011
+AFTER = r'(?:is|are|because|since|as|for|which|and|with|in|where|according|based|matches|best|shows?|option|choice|would|must|has)\b'
+
 def letter_in(
     span:str,           # The final passage of a reply
     letters:str,        # Those that stand for an option, such as `ABCD`
@@ -105,6 +108,9 @@ def letter_in(
     L = f'[{letters}]'
     whole = re.fullmatch(rf'\W*(?:(?:the )?(?:correct |right |best )?(?:option|choice|answer|letter)\b(?: is)?)?\W*({L})\W*',s,re.I)
     if whole: return whole[1].upper()
+    s = re.sub(rf"\bA(?= (?!{AFTER})[a-z])",'a',s)             # `A cat` is no option
+    if right:=re.findall(rf"\b(?:(?:option|choice|answer|letter) )?\(?({L})\)? (?:is|must be|would be|seems) (?:indeed |therefore )?(?:the )?(?:most )?"
+                         r'(?:correct|right|best|accurate|appropriate|answer)\b',s): return right[-1]
     for rule in (rf'^[\W]*({L})\s*(?:[):\]]|\.(?!\d*[A-Z]\.))', rf'^\(({L})\)', rf'^({L})\s*[-–—]\s',
                  rf'\b(?:option|choice|answer|letter)s?\b(?:[ ,]*(?:is|would be|should be|must be|letter|option|choice))*[ :("\'\[]*({L})(?![\w\'’])'
                  rf'(?!\s+(?:is|are|has|was)\b.*\b(?:incorrect|wrong))'):
@@ -153,7 +159,7 @@ def option_in(
 )->int|None:            # Which; None: none, or several
     "The one option whose text a passage gives"
     values = [quantity(c) for c in choices]
-    if all(v is not None and not re.search('[a-z]{4}',v.rest) for v in values):
+    if all(v is not None and not re.match(r'[-:]|.*[a-z]{4}',v.rest) for v in values):
         told = pick_number(span)
         equal = [i for i,c in enumerate(choices) if told is not None and same(told,c)]
         return equal[0] if len(equal)==1 else None
@@ -185,6 +191,7 @@ def shape(
     if of and re.fullmatch('[xy]',of[0]): return 'relation'
     if len(listed(g))>1: return 'list'
     if quantity(g): return 'number'
+    g = unitless(unlabelled(g))
     return 'formula' if variables(g) and re.search(r'[-+*/^\d(]',g) else 'text'
 
 def shaped(
@@ -205,17 +212,32 @@ def shaped(
         if len(listed(s))==of: return s
         m = re.findall(r'(?:-?\d[\d.]*(?:\s*(?:,|;|and|or|,\s*and)\s*))+-?\d[\d.]*|\[[^\[\]]*\]',s)
         return m[-1] if m else None
-    g = plain(gold)
+    g = unitless(unlabelled(plain(gold)))
     if kind=='formula':
         parts = [p.strip() for r in formulas(s) for p in r.split('=') if p.strip()]
         runs = [p for p in parts if variables(p)==variables(g)]
     else:
-        of = sides(g)
+        of = sides(plain(gold))
         names = variables(of[0] if equation(of) or not variables(of[2]) else of[2])
         runs = [r for r in formulas(s) if variables(r)>=names and re.search('[<>]' if of[1]!='=' else '=',r)]
     if not runs: return None
     if kind=='relation' and (m:=re.match(r'^(.*?)=.*=(?=[^=]+$)(.*)$',runs[-1])): return f'{m[1]}={m[2]}'
     return runs[-1]
+
+SAID = re.compile(r'\b(?:is|are|was|were|be|equals|get|have|find|obtain|conclude|says?|reads?|called|named)(?: that)?(?: the)?\b|[:=]',re.I)
+
+def pick_text(
+    passages:list[Pick], # As `finals` gives them
+    words:int=3,        # Of the gold answer: a longer one is looked for as a whole
+)->Pick:
+    "The words that a reply gives as its answer"
+    if not passages: return Pick('','none','an empty reply')
+    p = passages[0]
+    if p.reason.endswith(('boxed','tag','reply')) and p.reason!='the whole reply': return p
+    if p.reason=='behind "the answer is"' or words>4: return p
+    said = list(SAID.finditer(p.text))
+    rest = p.text[said[-1].end():].strip(' .*:$') if said else ''
+    return Pick(rest,p.tier,p.reason) if rest and len(rest.split())<=words+3 else p
 
 def pick_value(
     reply:str,
@@ -226,7 +248,7 @@ def pick_value(
     "The number, formula, list or coordinates that a reply gives as its answer"
     kind = shape(gold)
     passages = list(finals(reply,question))
-    if kind=='text': return passages[0] if passages else Pick('','none','an empty reply')
+    if kind=='text': return pick_text(passages,len(gold.split()))
     if kind!='number':
         for p in passages:
             if (s:=shaped(p.text,kind,gold)) is not None: return Pick(s,p.tier,p.reason)

@@ -66,10 +66,10 @@ def plain(
     text:str,           # An answer, in LaTeX, Unicode or words
 )->str:                 # The same on one line of ASCII
     "One spelling for what LaTeX, Unicode and words spell differently"
-    text = text[-2000:]
+    text = re.sub(r'(?<![\w)*])\*\*(?=[^\s*])([^*\n]{1,300})(?<=\S)\*\*(?![\w*])',r'\1',text[-2000:])
     if '\\' in text:
         text = re.sub(r'\\[,;:! ]|\\\\|\\[()\[\]]',' ',text.replace(r'\$','$').replace(r'\%','%').replace(r'\*','*'))
-        text = re.sub(r'\^\s*\{?\s*\\(?:circ|degree)\b\s*\}?',' deg ',text)
+        text = re.sub(r'\^\s*\{?\s*\\(?:circ|degree)(?![a-z])\s*\}?',' deg ',text)
         if 'frac' in text or 'sqrt' in text: text = re.sub(r'(?<=\d)(?=\s*\\[dt]?frac)',' ',expand(text))
         text = re.sub(STYLES+r'\s*\{([^{}]*)\}',r' \1',text)
         text = re.sub(STYLES,'',text)
