@@ -135,10 +135,10 @@ def unlabelled(
     text:str,           # As `plain` gives it
 )->str:                 # What stands behind a name and `=`
     "Without `Area =`, `domain:`, `x =` or `(x, y) =`"
-    m = re.match(r'^(?:[A-Za-z .]{1,60}= ?|[A-Za-z]{3,20}: ?|[A-Za-z]\w* ?= ?|\([a-z] ?, ?[a-z]\) ?= ?|y ?= ?sin x ?= ?)(?=[^=])(.*)$',text)
+    m = re.match(r'^(?:[A-Za-z .]{1,60}= ?|[A-Za-z]{3,20}: ?|[A-Za-z]\w* ?= ?|\([a-z]\w? ?, ?[a-z]\w?\) ?= ?|y ?= ?sin x ?= ?)(?=[^=])(.*)$',text)
     return m[1].strip() if m else text
 
-UNITLESS = re.compile(rf"[ (]*\\b(?:square |sq |cubic )?(?:units?|{'|'.join(sorted((u for u in UNITS if len(u)>1 and u.isalpha()),key=len,reverse=True))})s?"
+UNITLESS = re.compile(rf"[ (]*\b(?:square |sq |cubic )?(?:units?|{'|'.join(sorted((u for u in UNITS if len(u)>1 and u.isalpha()),key=len,reverse=True))})s?"
                       r'(?: ?\^ ?[23])?\)?$',re.I)
 
 def unitless(
@@ -158,6 +158,8 @@ def same(
     if not g or not a: return None
     if bare(a)==bare(g): return 'same text'
     if how:=same_relation(a,g): return how
+    named = [m[1] for t in (a,g) if (m:=re.match(r'([xyz]) ?=[^=]',t))]
+    if len(named)==2 and named[0]!=named[1]: return None
     if (of:=sides(g)) and equation(of): return None
     a,g = unlabelled(a),unlabelled(unlabelled(g))
     if bare(a)==bare(g): return 'same text'
@@ -170,7 +172,12 @@ def same(
         return 'same union' if len(by)==len(of) and all(same(x,y) for x,y in zip(by,of)) else None
     if groups:=coordinates(g) if re.search('[a-z]{4}',g) else None:
         by = coordinates(a)
-        return 'same intervals' if len(by)==len(groups) and all(same(x,y) for x,y in zip(by,groups)) else None
+        left = list(by) if len(by)==len(groups) else []
+        for y in groups:
+            hit = next((x for x in left if same(x,y)),None)
+            if hit is None: return None
+            left.remove(hit)
+        return 'same intervals'
     if re.fullmatch(r'\d+(?: ?: ?\d+)+',g):
         if re.fullmatch(r'\d+(?: ?: ?\d+)+',a):
             return 'same ratio or time' if [int(x[:9]) for x in a.split(':')]==[int(x[:9]) for x in g.split(':')] else None

@@ -12,9 +12,9 @@ from .picking import worded
 from .values import plain
 
 # %% auto #0
-__all__ = ['NOTHING', 'LETTERS', 'SMALL', 'Mark', 'marked_as', 'infer_option', 'by_option', 'number_of', 'mathvista_strict',
-           'mathvision_strict', 'mathverse_strict', 'short_answer', 'dynamath_strict', 'mm_math', 'golds',
-           'share_or_number', 'relaxed', 'edits', 'anls', 'normal', 'vqa', 'contains', 'yesno', 'same_text',
+__all__ = ['NOTHING', 'LETTERS', 'SMALL', 'DAYS', 'Mark', 'marked_as', 'infer_option', 'by_option', 'number_of',
+           'mathvista_strict', 'mathvision_strict', 'mathverse_strict', 'short_answer', 'dynamath_strict', 'mm_math',
+           'golds', 'share_or_number', 'relaxed', 'edits', 'anls', 'normal', 'vqa', 'contains', 'yesno', 'same_text',
            'answer_of']
 
 # %% ../nbs/08g_metrics.ipynb #c007
@@ -40,7 +40,7 @@ def marked_as(
 LETTERS = 'ABCDEFGHIJ'
 
 def infer_option(
-    reply:str,
+    reply:str,          # Of a model
     choices:tuple,       # Texts in letter order
 )->str|None:             # A letter; None: none, or several
     "The rule of VLMEvalKit"
@@ -54,9 +54,9 @@ def infer_option(
     return held[0] if len(held)==1 else None
 
 def by_option(
-    reply:str,
+    reply:str,          # Of a model
     letter:str,          # Of the right option
-    choices:tuple,
+    choices:tuple,      # Texts in letter order
 )->Mark:
     "Right if `infer_option` finds the letter"
     l = infer_option(reply,choices)
@@ -64,7 +64,7 @@ def by_option(
 
 # %% ../nbs/08g_metrics.ipynb #c013
 def number_of(
-    text:str,
+    text:str,           # Any text
     kind:type=float,     # float or int
 )->float|None:           # None: Python reads no number
     "What Python's own int() or float() reads"
@@ -73,8 +73,8 @@ def number_of(
     return made if math.isfinite(made) else None
 
 def mathvista_strict(
-    reply:str,
-    gold:str,
+    reply:str,          # Of a model
+    gold:str,           # As published
     answer_type:str|None=None, # integer, float or text
     **_)->Mark:
     "A free answer must be nothing but a number"
@@ -97,7 +97,7 @@ def mathverse_strict(reply:str,gold:str,**_)->Mark:
 
 # %% ../nbs/08g_metrics.ipynb #c017
 def short_answer(
-    reply:str,
+    reply:str,          # Of a model
 )->str|None:             # None: no JSON object with this field
     "The field `short answer` as the reference of DynaMath reads it"
     text = reply[reply.find('{'):reply.rfind('}')+1].replace('\\','')
@@ -108,8 +108,8 @@ def short_answer(
     return told if isinstance(told,str) else json.dumps(told)
 
 def dynamath_strict(
-    reply:str,
-    gold:str,
+    reply:str,          # Of a model
+    gold:str,           # As published
     answer_type:str|None=None, # float, multiple choice or text
     **_)->Mark:
     "The rule of DynaMath's evaluation"
@@ -124,8 +124,8 @@ def dynamath_strict(
 
 # %% ../nbs/08g_metrics.ipynb #c021
 def mm_math(
-    reply:str,
-    gold:str,
+    reply:str,          # Of a model
+    gold:str,           # As published
     **_)->Mark:
     "The rule of MM-Math: all parts, in any order, within 0.0101"
     told = re.findall(r'\\boxed\{((?:[^{}]|\{(?:[^{}]|\{[^{}]{0,200}\}){0,50}\}){0,300})\}',reply)
@@ -155,7 +155,7 @@ def golds(
     return [gold]
 
 def share_or_number(
-    text:str,
+    text:str,           # Any text
 )->float|None:
     "A number; with a percent sign, its hundredth"
     text = text.strip().rstrip('.').replace(',','').lstrip('$')
@@ -163,8 +163,8 @@ def share_or_number(
     return x/100 if x is not None and text.endswith('%') else x
 
 def relaxed(
-    reply:str,
-    gold:str,
+    reply:str,          # Of a model
+    gold:str,           # As published
     **_)->Mark:
     "Relaxed accuracy: a number within 5%, another text equal without case (ChartQA)"
     x,y = share_or_number(reply),share_or_number(gold)
@@ -173,8 +173,8 @@ def relaxed(
 
 # %% ../nbs/08g_metrics.ipynb #c029
 def edits(
-    a:str,
-    b:str,
+    a:str,              # One text
+    b:str,              # The other
 )->int:
     "Edit distance of Levenshtein"
     row = list(range(len(b)+1))
@@ -184,7 +184,7 @@ def edits(
     return row[-1]
 
 def anls(
-    reply:str,
+    reply:str,          # Of a model
     gold:str,            # One answer or a JSON list
     **_)->Mark:
     "Normalised Levenshtein similarity to the nearest gold answer, 0 below one half (DocVQA)"
@@ -198,14 +198,14 @@ def anls(
 SMALL = dict(zip('zero one two three four five six seven eight nine ten'.split(),map(str,range(11))),none='0')
 
 def normal(
-    text:str,
+    text:str,           # Any text
 )->str:
     "Lower case, digits for small numbers, no articles, no punctuation, as VQA does"
     text = re.sub(r"(?<=\d),(?=\d)|(?<!\d)\.|\.(?!\d)|[;/\[\]\"{}()=+\\_><@`?!']",'',text.lower().replace('\n',' '))
     return ' '.join(SMALL.get(w,w) for w in re.sub(r'[,:-]',' ',text).split() if w not in ('a','an','the'))
 
 def vqa(
-    reply:str,
+    reply:str,          # Of a model
     gold:str,            # JSON list of the answers of several people
     **_)->Mark:
     "VQA accuracy: the mean of min(1, matches/3) over all ways to leave one person out (TextVQA)"
@@ -217,7 +217,7 @@ def vqa(
 
 # %% ../nbs/08g_metrics.ipynb #c037
 def contains(
-    reply:str,
+    reply:str,          # Of a model
     gold:str,            # One answer or a JSON list
     tags:dict={},        # A formula (`category` says so) is compared without spaces
     **_)->Mark:
@@ -228,7 +228,7 @@ def contains(
     return marked_as(hit is not None,hit or reply.strip()[:100],'contained' if hit else 'not contained')
 
 def yesno(
-    reply:str,
+    reply:str,          # Of a model
     gold:str,            # yes or no
     **_)->Mark:
     "The first `yes` or `no` of the reply (POPE); `not` stands for no"
@@ -238,17 +238,19 @@ def yesno(
     return marked_as(told==gold.strip().lower(),told,'first yes or no')
 
 # %% ../nbs/08g_metrics.ipynb #c041
+DAYS = frozenset('jan feb mar apr jun jul aug sep oct nov dec mon tue wed thu fri sat sun'.split()) # `July` and `Jul`
+
 def same_text(
-    answer:str,
-    gold:str,
+    answer:str,         # As picked from a reply
+    gold:str,           # As published
 )->str|None:             # In what they agree; None: they do not
     "Compare two short texts without case, punctuation, articles and plural"
-    def words(t): return [w for w in worded(t).split() if w not in ('a','an','the')]
+    def words(t): return [w[:3] if w[:3] in DAYS and len(w)>3 else w for w in worded(t).split() if w not in ('a','an','the')]
     return 'same words' if words(gold) and words(answer)==words(gold) else None
 
 def answer_of(
     reply:str,           # As `readable_part` gives it
-    question:str='',
+    question:str='',    # As asked
 )->str:
     "What the metrics for short replies compare: the passage that is marked, or a short reply itself, or the first final passage"
     picks = list(finals(reply,question))

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from .values import braced,plain,quantity
 
 # %% auto #0
-__all__ = ['HEAD', 'TAIL', 'REFUSAL', 'BREAK', 'MARKER', 'CONCLUSION', 'HEADING', 'STOP', 'ASKED', 'RESULT', 'readable_part',
-           'looping', 'unclosed', 'cut_off', 'refused', 'Pick', 'sentences', 'boxed', 'field', 'tagged', 'marked',
-           'words_of', 'asked_for', 'result', 'alone', 'joined', 'finals']
+__all__ = ['HEAD', 'TAIL', 'REFUSAL', 'BREAK', 'MARKER', 'CONCLUSION', 'HEADING', 'STOP', 'ASKED', 'RESULT', 'CHECK',
+           'readable_part', 'looping', 'unclosed', 'cut_off', 'refused', 'Pick', 'sentences', 'boxed', 'field',
+           'tagged', 'marked', 'words_of', 'asked_for', 'result', 'alone', 'joined', 'before_check', 'finals']
 
 # %% ../nbs/08e_passages.ipynb #c007
 HEAD,TAIL = 2_000,8_000        # Characters of a long reply that are read: from the beginning, from the end
@@ -19,7 +19,8 @@ HEAD,TAIL = 2_000,8_000        # Characters of a long reply that are read: from 
 def readable_part(
     text:str,           # A reply of any length
 )->str:
-    "The beginning and the end of a reply, without control characters"
+    "The beginning and the end of a reply, without what it thinks aloud in `<think>` and without control characters"
+    if (said:=text.rpartition('</think>')[2]).strip(): text = said
     if len(text)>HEAD+TAIL: text = text[:HEAD]+'\n'+text[-TAIL:]
     return re.sub(r'[\x00-\x08\x0b-\x1f\x7f-\x9f]|_x000D_|<<[^<>\n]{1,60}>>',' ',text).strip()
 
@@ -52,8 +53,10 @@ def cut_off(
     finish:str|None=None, # Why the model stopped, where known: `length` says that it was cut
 )->bool:
     "Does the reply break off?"
-    if finish=='length': return True
-    if finish or len(text)<1000: return False
+    if finish=='length' or '<think>' in text and '</think>' not in text: return True
+    if finish: return False
+    if re.search(r'[=+*/×÷(]\s*$',text[-20:]) and not text.endswith('**'): return True
+    if len(text)<1000: return False
     last = text.rstrip().rsplit('\n\n',1)[-1][-1500:]
     if unclosed(last): return True
     line = last.rsplit('\n',1)[-1]
@@ -82,7 +85,7 @@ MARKER = re.compile(r'(?:(?:final|correct|right|best|closest|extracted|short)[ *
                     r'(?:[ *]+(?:choice|option|letter|value))?'
                     r'(?:(?: to (?:the|this) (?:question|problem|nearest \w+)| (?:here|therefore|then|for [^.:\n]{1,60}|from the (?:options|choices|given)[^.:\n]{0,40}))?,?'
                     r'[ *]*(?::|=|\b(?:is|are|would be|should be|will be|must be|as|was)\b(?: (?:option|choice|letter|therefore|thus|then|approximately|about|indeed|simply))*)'
-                    r'|(?= \(?[A-H]\b))[ *:]*',re.I)
+                    r'|(?= \(?[A-H]\b))[ *:]*|(?:答案|정답|답)\s*(?:是|为|選|选|은|는|[::：])+\s*|(?:故|应|因此|所以)?选择?(?=\s*[A-H(（])',re.I)
 CONCLUSION = re.compile(r'\b(?:therefore|thus|hence|consequently|so|accordingly|in conclusion|in summary|finally|this means|which means|we get|we have|we find|leaving|'
                         r'equals|left with)\b',re.I)
 
@@ -113,9 +116,9 @@ def field(
 def tagged(
     text:str,           # A reply
 )->str|None:
-    "What stands in the last `<answer>...</answer>`, as models write that were trained with rewards"
-    found = re.findall(r'<answer>\s*((?:(?!</?answer>).){1,2000}?)\s*(?:</answer>|$)',text,re.I|re.S)
-    return found[-1] if found else None
+    "What stands in the last `<answer>...</answer>` or behind `####` on the last line, as models write that were trained to"
+    found = re.findall(r'<answer>\s*((?:(?!</?answer>).){1,2000}?)\s*(?:</answer>|$)|\n#### *(-?[$\d][^\n]{0,40})\s*$',text,re.I|re.S)
+    return ''.join(found[-1]) if found else None
 
 HEADING = re.compile(r'(?:^|\n)[ #*_]*(?:(?:the )?(?:final|short) )?answer[ *_:]*\n\s*',re.I)
 
@@ -134,7 +137,7 @@ STOP = frozenset('the a an of is are was were in on at to and or for by with fro
                  'there it its as be your you please answer question final value end provide unit image figure shown'.split())
 
 def words_of(
-    text:str,
+    text:str,           # Any text
 )->set[str]:
     "Content words, without endings of the plural"
     return {w.rstrip('s') for w in re.findall(r'[a-z]{2,}',text.lower()) if w not in STOP}
@@ -143,24 +146,24 @@ ASKED = re.compile(r"\b(?:what(?: is|'s| was| are| were| will be)? (?:the )?|whi
                    r'((?:(?!of\b|in\b|for\b|is\b|are\b|does\b|do\b|to\b|did\b|was\b|were\b|that\b|between\b|would\b|will\b|has\b|have\b)[a-z-]+ ?){1,5})',re.I)
 
 def asked_for(
-    question:str,
+    question:str,       # As asked
 )->str|None:            # None: not found
     "The noun that the question asks for: `difference` in `What is the difference of ...?`"
     found = ASKED.findall(question)
     words = [w.rstrip('s') for w in re.findall(r'[a-z]{3,}',found[-1].lower()) if w not in STOP] if found else []
     return words[-1] if words else None
 
-RESULT = re.compile(r'(?:(?<![<>!])=|≈|\\approx)([^=≈]{1,80})$|\b(?:is|equals|being) (?:approximately |about |equal to )?([-$]{0,2} ?\d[\d,.]*[^=\d]{0,20})$')
+RESULT = re.compile(r'(?:(?<![<>!])=|≈|→|⇒|\\approx)([^=≈→⇒]{1,80})$|\b(?:is|equals|being) (?:approximately |about |equal to )?([-$]{0,2} ?\d[\d,.]*[^=\d]{0,20})$')
 
 def result(
-    sentence:str,
+    sentence:str,       # A sentence of a reply
 )->bool:
     "Does a sentence end in `= 7` or `is 7 cm`?"
     m = RESULT.search(sentence)
     return bool(m and quantity(m[1] or m[2]))
 
 def alone(
-    sentence:str,
+    sentence:str,       # A sentence of a reply
 )->bool:
     "Is a line nothing but a number, with at most a unit?"
     it = quantity(sentence) if len(sentence)<60 else None
@@ -178,23 +181,34 @@ def joined(
         out += '\n'+parts[i]
     return out
 
+CHECK = re.compile(r"^(?:to (?:verify|check|confirm)|let(?:'s| us) (?:verify|check|double.check|confirm)|we can (?:verify|check|confirm))\b",re.I)
+
+def before_check(
+    parts:list[str],    # Sentences
+)->list[str]:           # Without a check at the end that concludes nothing
+    "What is said before `To verify this, ...`"
+    at = next((i for i,s in enumerate(parts) if i and CHECK.search(s)),None)
+    return parts if at is None or any(CONCLUSION.search(s) for s in parts[at+1:]) else parts[:at]
+
 def finals(
     reply:str,          # As `readable_part` gives it
     question:str='',    # As asked
 ):                      # Picks, the surest first
     "The passages where a final answer may stand"
-    parts = sentences(reply)
+    parts = before_check(sentences(reply))
     if not parts: return
     spans = marked(reply)
     if (span:=tagged(reply)): yield Pick(span,'exact','the answer tag')
-    if len(reply)<60 and len(parts)==1 and not spans: yield Pick(reply,'exact','the whole reply')
     if (span:=boxed(reply)): yield Pick(span,'exact','boxed')
+    if len(reply)<60 and len(parts)==1 and not spans: yield Pick(reply,'exact','the whole reply')
     if (span:=field(reply)): yield Pick(span,'exact','the field of a JSON reply')
     for span in spans: yield Pick(span,'pattern','behind "the answer is"')
     if len(parts)==1: yield Pick(parts[0],'pattern','the only sentence')
+    bold = re.findall(r'\*\*([^*\n]{1,40})\*\*',parts[-1])
+    if bold and alone(bold[-1]): yield Pick(bold[-1],'pattern','the last value in bold')
     if alone(parts[-1]): yield Pick(parts[-1],'pattern','the last line, which is nothing but a value')
     at = [i for i,s in enumerate(parts) if CONCLUSION.search(s)]
-    if at and at[-1]<len(parts)-1 and result(parts[-1]): yield Pick(parts[-1],'pattern','the last sentence, which ends in a result')
+    if (not at or at[-1]<len(parts)-1) and result(parts[-1]): yield Pick(parts[-1],'pattern','the last sentence, which ends in a result')
     for i in reversed(at): yield Pick(joined(parts,i),'pattern','a conclusion')
     head = asked_for(question)
     for i in range(len(parts)-1,-1,-1):

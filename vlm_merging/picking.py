@@ -12,9 +12,9 @@ from .passages import Pick,finals,sentences,words_of
 
 # %% auto #0
 __all__ = ['NUMBER', 'ADVERB', 'COPULA', 'WEAK', 'RANGE', 'RANGED', 'CLAUSE', 'TERM', 'COMPUTED', 'ROUNDED', 'AFTER', 'OPTION',
-           'FORMULA_TERM', 'FORMULA', 'SAID', 'Found', 'computed', 'numbers', 'pick_number', 'letter_in', 'options',
-           'worded', 'gold_letters', 'option_in', 'formulas', 'shape', 'shaped', 'pick_text', 'pick_value',
-           'pick_option']
+           'NEGATED', 'SO', 'FORMULA_TERM', 'FORMULA', 'SAID', 'Found', 'computed', 'numbers', 'pick_number',
+           'letter_in', 'options', 'worded', 'gold_letters', 'named', 'equal_option', 'sequence_option', 'option_in',
+           'formulas', 'shape', 'shaped', 'pick_text', 'onward', 'pick_value', 'other_value', 'pick_option']
 
 # %% ../nbs/08f_picking.ipynb #c007
 NUMBER = re.compile(rf'(?<![\w.,^])[-+]?(?:\$ ?)?(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?![\w]*:\w)'
@@ -23,8 +23,8 @@ ADVERB = (r'[ $\\(\[*:]*(?:(?:now|also|approximately|about|around|exactly|only|j
           r'a total of|the number|at|[a-z] =|\$)[ $*]*)*$')
 COPULA = re.compile(r'(?:(?<!which )(?<!that )\b(?:is|being|are|was|were|equals?|be|becomes|leaves|leaving|left with)\b|=|≈|\\approx)'+ADVERB,re.I)
 WEAK = re.compile(r'\b(?:has|have|had|contains?|shows?|reads?|costs?|spent|spend|takes?|gives?|total of|value of|occurs)\b'+ADVERB,re.I)
-RANGE = re.compile(r'^\s*(?:%|°|years?|years? old|people|passengers)?\s*(?:(?<! )[-–](?! )|to\b|and\b)\s*-?\$?\d',re.I)
-RANGED = re.compile(r'\d\S*\s*\bto\s*$|\bbetween\b.{0,20}\band\s*$',re.I)
+RANGE = re.compile(r'^\s*(?:%|°|years?|years? old|people|passengers)?\s*(?:(?<! )[-–](?! )|to\b|and\b|(?:, ?[\d.]+ ?)*,? ?or\b)\s*-?\$?\d',re.I)
+RANGED = re.compile(r'\d\S*\s*\b(?:to|or)\s*$|\bbetween\b.{0,20}\band\s*$',re.I)
 CLAUSE = re.compile(r',\s|[;:]\s|\.\s|\.$|\b(?:and|with|which|that|for|in|because|since|left|from|on|of|than)\b')
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Found:
     quoted:bool          # Does the question name it?
     ranged:bool          # Is it one end of a range?
 
-TERM = r'(?:\d[\d,]*\.?\d*|\.\d+|sqrt|\bpi\b|[-+*/^()])'
+TERM = r'(?:\d[\d,]*\.?\d*|\.\d+|sqrt|\bpi\b|\b(?:sin|cos|tan|ln|log)\b|[-+*/^()])'
 COMPUTED = re.compile(rf'(?<![\w.,)]){TERM}(?:\s*{TERM})*')
 
 def computed(
@@ -46,7 +46,7 @@ def computed(
     out = []
     for m in COMPUTED.finditer(sentence):
         s = m[0].rstrip(' +-*/^(')
-        if not re.search(r'[/^]|sqrt|pi',s) or not re.search(r'\d|pi',s): continue
+        if not re.search(r'[/^]|sqrt|pi|sin|cos|tan|ln|log',s) or not re.search(r'\d|pi',s): continue
         while s.count(')')>s.count('(') and s.endswith(')'): s = s[:-1].rstrip()
         if s.startswith('(') and s.count('(')>s.count(')'): continue
         got = leading(s)
@@ -75,17 +75,18 @@ def numbers(
 ROUNDED = re.compile(r'\b(?:approximately|about|roughly|nearly|around)\s*$')
 
 def pick_number(
-    sentence:str,
+    sentence:str,       # A sentence of a reply
     question:str='',    # As asked
     whole:bool=False,   # Must it be a whole number, if the sentence has one?
     sure:bool=False,    # Only a number that follows `is` or `=`?
 )->str|None:            # None: none, or a range
     "The number that a sentence gives as its answer"
-    sentence = plain(sentence)
+    sentence = re.sub(r'(?<=[\w)]) \([^()=]*=[^()]*[a-z]{3}[^()]*\)$','',plain(sentence))
     last = re.split(r'(?<![<>!=])=(?!=)',sentence)
-    if len(last)>1 and quantity(last[-1]) is not None: return last[-1].strip()
+    if len(last)>1 and not re.search(r'\b(?:is|are|equals)\b',last[-1]) and quantity(last[-1]) is not None: return last[-1].strip()
     how_many = re.search(r'how many (?:\w+ )??(\w{3,}?)s?\b(?= |$)',question,re.I)
     found = numbers(sentence,question,how_many and how_many[1])
+    if how_many and all(f.quoted for f in found) and re.match(r'\W*(?:(?:therefore|thus|so|hence|there)\W+(?:is|are)? *)*(?:no|none)\b',sentence,re.I): return '0'
     if not found: return None
     if whole: found = [f for f in found if re.match(r'\W*(?:\d[\d,]*(?!\.?\d)|[a-z])',f.text,re.I)] or found
     new = [f for f in found if not f.quoted] or found
@@ -112,7 +113,7 @@ def letter_in(
     if right:=re.findall(rf"\b(?:(?:option|choice|answer|letter) )?\(?({L})\)? (?:is|must be|would be|seems) (?:indeed |therefore )?(?:the )?(?:most )?"
                          r'(?:correct|right|best|accurate|appropriate|answer)\b',s): return right[-1]
     for rule in (rf'^[\W]*({L})\s*(?:[):\]]|\.(?!\d*[A-Z]\.))', rf'^\(({L})\)', rf'^({L})\s*[-–—]\s',
-                 rf'\b(?:option|choice|answer|letter)s?\b(?:[ ,]*(?:is|would be|should be|must be|letter|option|choice))*[ :("\'\[]*({L})(?![\w\'’])'
+                 rf'\b(?i:option|choice|answer|letter)s?\b(?:[ ,]*(?:is|would be|should be|must be|letter|option|choice))*[ :("\'\[]*({L})(?![\w\'’])'
                  rf'(?!\s+(?:is|are|has|was)\b.*\b(?:incorrect|wrong))'):
         if found:=re.findall(rule,s): return found[-1]
     inside = set(re.findall(rf'\(({L})\)',s))
@@ -136,11 +137,11 @@ def options(
     return tuple(o.strip(' \n,;') for o in found) if len(found)>1 else ()
 
 def worded(
-    text:str,
+    text:str,           # Any text
 )->str:
     "Words in lower case and singular with single spaces, for finding one text in another"
     return ' '.join(w[:-1] if w[-1]=='s' and len(w)>3 else w for w in
-                    re.findall(r"[^\W_]+(?:[.,:/^*]\d+)*|[-+](?=\d)|[%°$]",plain(text).casefold()))
+                    re.findall(r"[^\W_]+(?:[.,:/^*]\d+)*|[-+](?=\d)|[%°$]",re.sub(r'(?<=[\d%]) ?- ?(?=\d)','-',plain(text).casefold())))
 
 def gold_letters(
     gold:str,           # As published: `C`, `(C)`, `A and C`, or the text of an option
@@ -152,21 +153,57 @@ def gold_letters(
     equal = [i for i,c in enumerate(choices) if same(c,gold)]
     return 'ABCDEFGHIJ'[equal[0]] if len(equal)==1 else ''
 
+def named(
+    span:str,           # A passage of a reply
+    choices:tuple,      # Texts in letter order
+)->list[int]:           # One that is part of another counts only by itself
+    "The options whose texts a passage contains"
+    s = f' {worded(span)} '
+    hits = {i:w for i,c in enumerate(choices) if (w:=worded(c)) and f' {w} ' in s}
+    return [i for i,w in hits.items() if not any(w!=v and f' {w} ' in f' {v} ' for v in hits.values())]
+
+def equal_option(
+    told:str|None,      # What a passage gives as its answer
+    choices:tuple,      # Texts in letter order
+)->int|None:            # Which; None: none, or several
+    "The option that is the same number or formula, before one that is the same when rounded"
+    how = {i:h for i,c in enumerate(choices) if told and (h:=same(told,c))}
+    equal = [i for i,h in how.items() if 'rounded' not in h] or list(how)
+    return equal[0] if len(equal)==1 else None
+
+def sequence_option(
+    span:str,           # A passage of a reply
+    choices:tuple,      # Texts in letter order, such as `5-2-3-1-4`, `K and R`, `2 cm, 3 cm, 5 cm`
+)->int|None:            # Which; None: none, or several
+    "The option with the same numbers and letters, in this order or, if the order decides nothing, in any"
+    def parts(t): return re.findall(r'\d+(?:\.\d+)?|\b[A-Z]\b',plain(t))
+    told,of = parts(span),[parts(c) for c in choices]
+    if len(told)<2 or any(len(p)<2 for p in of): return None
+    if len({tuple(sorted(p)) for p in of})==len(of) and not any(':' in c for c in choices): told,of = sorted(told),[sorted(p) for p in of]
+    return of.index(told) if of.count(told)==1 else None
+
+NEGATED = re.compile(r"\b(?:not|isn't|aren't|wasn't|rather than|rul(?:es|ing) out|instead of|neither|unlike)\b[^,.;:]{0,40}?(?=[,.;:]|\b(?:but|so|and)\b|$)",re.I)
+SO = re.compile(r'\b(?:so|but|therefore|hence|thus)\b[ ,]*',re.I)
+
 def option_in(
     span:str,           # A passage of a reply
     choices:tuple,      # Texts in letter order
-    question:str='',
+    question:str='',    # As asked
 )->int|None:            # Which; None: none, or several
     "The one option whose text a passage gives"
+    if (i:=sequence_option(span,choices)) is not None: return i
     values = [quantity(c) for c in choices]
-    if all(v is not None and not re.match(r'[-:]|.*[a-z]{4}',v.rest) for v in values):
-        told = pick_number(span)
-        equal = [i for i,c in enumerate(choices) if told is not None and same(told,c)]
-        return equal[0] if len(equal)==1 else None
-    s = f' {worded(span)} '
-    hits = [(i,w) for i,c in enumerate(choices) if (w:=worded(c)) and f' {w} ' in s]
-    hits = [(i,w) for i,w in hits if not any(w!=v and f' {w} ' in f' {v} ' for _,v in hits)]
-    return hits[0][0] if len(hits)==1 else None
+    if any(coordinates(c) for c in choices): span = re.sub(r'\bthe origin\b','(0, 0)',span)
+    if all(v is not None and not re.match(r'%?[-:]|.*[a-z]{4}',v.rest) for v in values):
+        return equal_option(pick_number(span),choices)
+    hits = named(span,choices)
+    if len(hits)>1: hits = named(NEGATED.sub(' ',span),choices) or hits
+    if len(hits)>1 and (clause:=SO.split(span)[-1])!=span: return option_in(clause,choices,question)
+    if hits: return hits[0] if len(hits)==1 else None
+    if not any(re.search(r'[\d\\^=<>]',c) for c in choices): return None
+    s = plain(span)
+    told = (equal_option(t,choices) for t in (pick_number(s),re.split('(?<![<>!])=',s)[-1],*formulas(s)[-1:],*coordinates(s)[-1:]))
+    return next((i for i in told if i is not None),None)
 
 # %% ../nbs/08f_picking.ipynb #c015
 FORMULA_TERM = r'(?:\d[\d,]*\.?\d*|\.\d+|sqrt|sin|cos|tan|ln|log|pi|inf|deg|(?<![a-zA-Z])(?:[a-zA-Z]|xy|[A-Z]{2,3})(?![a-zA-Z])|(?<=\d)[a-z](?![a-zA-Z])|[-+*/^()|<>=!]|\[|\])'
@@ -202,7 +239,7 @@ def shaped(
     "The last thing of a kind in a passage"
     s = plain(sentence)
     if kind=='coordinates':
-        found,many = coordinates(s),len(coordinates(plain(gold)))
+        found,many = coordinates(re.sub(r'\bthe origin\b','(0,0)',s)),len(coordinates(plain(gold)))
         return '; '.join(found[-many:]) if found else None
     if kind=='ratio':
         found = re.findall(r'(?<![\d:])\d{1,9}(?: ?: ?\d{1,9})+(?![\d:])|\b\d{1,9} to \d{1,9}\b',s)
@@ -239,9 +276,16 @@ def pick_text(
     rest = p.text[said[-1].end():].strip(' .*:$') if said else ''
     return Pick(rest,p.tier,p.reason) if rest and len(rest.split())<=words+3 else p
 
+def onward(
+    p:Pick,             # What was taken
+    reply:str,          # Of a model
+)->Pick:
+    "A passage with what follows it: two intervals may stand on two lines"
+    return Pick(reply[max(reply.rfind(p.text),0):][:600],p.tier,p.reason)
+
 def pick_value(
-    reply:str,
-    question:str='',
+    reply:str,          # Of a model
+    question:str='',    # As asked
     gold:str='0',       # As published: only its kind is looked at, and which variables it has
     whole:bool=False,   # Is a whole number asked for?
 )->Pick:
@@ -250,9 +294,10 @@ def pick_value(
     passages = list(finals(reply,question))
     if kind=='text': return pick_text(passages,len(gold.split()))
     if kind!='number':
-        for p in passages:
-            if (s:=shaped(p.text,kind,gold)) is not None: return Pick(s,p.tier,p.reason)
-        for p in [Pick(s,'fallback','an earlier sentence') for s in reversed(sentences(reply))]:
+        tries = passages+[Pick(s,'fallback','an earlier sentence') for s in reversed(sentences(reply))]
+        many = len(coordinates(plain(gold))) if kind=='coordinates' else 1
+        if many>1: tries = [p for t in tries for p in (t,onward(t,reply)) if len(coordinates(plain(p.text)))>=many] or tries
+        for p in tries:
             if (s:=shaped(p.text,kind,gold)) is not None: return Pick(s,p.tier,p.reason)
     about = [p for p in passages if p.reason.startswith('the last sentence about')]
     surely = [(p,False) for p in passages if p.tier!='fallback' and p not in about]+[(p,True) for p in about]
@@ -260,10 +305,19 @@ def pick_value(
         if (n:=pick_number(p.text,question,whole,sure)) is not None: return Pick(n,p.tier,p.reason)
     return Pick('','none',f'no {kind} found')
 
-def pick_option(
-    reply:str,
+def other_value(
+    span:str,           # What a reply marked as its answer
     choices:tuple,      # Texts in letter order
-    question:str='',
+)->str|None:            # None: it is one of the options, or they are no numbers
+    "The number in a passage, if all options are numbers and none is this one"
+    told = pick_number(span)
+    if told is None or not all(quantity(c) for c in choices): return None
+    return None if any(same(told,c) for c in choices) else told
+
+def pick_option(
+    reply:str,          # Of a model
+    choices:tuple,      # Texts in letter order
+    question:str='',    # As asked
 )->Pick:                # `text` is the letter
     "The option that a reply chooses"
     letters = 'ABCDEFGHIJ'[:len(choices) or 5]
@@ -271,14 +325,17 @@ def pick_option(
     for p in spans:
         if p.tier=='fallback': break
         if p.reason=='the only sentence' or p.reason=='a conclusion':
-            if not re.search(r'\b(?:option|choice|answer)\b|\([A-J]\)|^\W*[A-J]\W*$',p.text): continue
+            if not re.search(r'\b(?i:option|choice|answer)\b|\([A-J]\)|^\W*[A-J]\W*$',p.text): continue
         if (l:=letter_in(p.text,letters)): return Pick(l,p.tier,f'letter: {p.reason}')
     lines = sentences(reply)
+    if lines and (m:=re.search(rf'(?:\b(?:is|be|choose|select|pick|remains)[ :]+|[→⇒]\s*)(?:option |choice )?\(?([{letters}])\)?[ .!]*$',lines[-1])):
+        return Pick(m[1],'pattern','letter at the end of the last sentence')
     for s in reversed(lines):
         m = re.match(rf'\W*\(?([{letters}])\s*(?:[):]|\.(?!\w))|^\W*([{letters}])\W*$',s)
         if m: return Pick(m[1] or m[2],'pattern','letter at the beginning of a line')
         break
     for p in spans:
+        if p.reason in ('boxed','the answer tag') and (told:=other_value(p.text,choices)): return Pick(told,p.tier,'a value that is none of the options')
         if (i:=option_in(p.text,choices,question)) is not None: return Pick(letters[i],'pattern' if p.tier!='fallback' else p.tier,f'option text: {p.reason}')
     i = option_in(reply,choices,question)
     if i is not None: return Pick(letters[i],'fallback','the only option that the reply names')

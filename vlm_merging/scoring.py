@@ -39,10 +39,10 @@ def choices_of(
     return tuple(map(str,value)) if not isinstance(value,str) else _read_choices(value[:20_000])
 
 # %% ../nbs/09_scoring.ipynb #c011
-SURE = ('boxed','the answer tag','the field of a JSON reply','behind "the answer is"','the whole reply')
+SURE = ('boxed','the answer tag','the field of a JSON reply','behind "the answer is"')
 
 def wants_letter(
-    row:dict,
+    row:dict,           # Of a reply table
 )->bool:
     "Is it a multiple-choice question?"
     kind = row.get('question_type') or row.get('answer_type')
@@ -69,9 +69,9 @@ def by_letter(
     return Mark(float(p.text==gold),p.text,p.tier,p.reason)
 
 def by_value(
-    row:dict,
-    reply:str,
-    algebra:Algebra,
+    row:dict,           # Of a reply table
+    reply:str,          # Of a model
+    algebra:Algebra,    # For what our own grammar cannot read
 )->Mark:
     "Score a free answer"
     question,gold = row['question'],row['answer']
@@ -85,10 +85,10 @@ def by_value(
 
 # %% ../nbs/09_scoring.ipynb #c015
 def offline(
-    row:dict,
+    row:dict,           # Of a reply table
     reply:str,           # As `readable_part` gives it
-    choices:tuple,
-    algebra:Algebra,
+    choices:tuple,      # Texts in letter order
+    algebra:Algebra,    # For what our own grammar cannot read
 )->Mark:
     "The general rule"
     mark = by_letter(row,reply,choices) if wants_letter(row) else None
@@ -119,8 +119,8 @@ SHORT = ('relaxed','anls','vqa')                       # Compare the final passa
 WHOLE = ('contains','yesno')                           # The same in both protocols
 
 def relaxed_number(
-    row:dict,
-    reply:str,
+    row:dict,           # Of a reply table
+    reply:str,          # Of a model
 )->Mark:
     "Relaxed accuracy of the number that a long reply gives"
     p = pick_value(reply,row['question'],row['answer'])
@@ -132,8 +132,8 @@ def mark_of(
     row:dict,            # Of a reply table
     reply:str,           # As `readable_part` gives it
     metric:str,          # Key of `RULES`
-    strict:bool,
-    algebra:Algebra,
+    strict:bool,        # The official rule?
+    algebra:Algebra,    # For what our own grammar cannot read
 )->Mark:
     "Score one reply"
     choices = choices_of(row.get('choices'))
@@ -162,9 +162,9 @@ OUTPUTS = dict(correct=pl.Boolean,value=pl.Float64,picked=pl.String,tier=pl.Stri
                length=pl.Int64,protocol=pl.String)
 
 def outcome_of(
-    prediction:str,
-    mark:Mark,
-    finish:str|None,
+    prediction:str,     # The reply
+    mark:Mark,          # How it was scored
+    finish:str|None,    # Why the model stopped: `length` if it was cut
 )->str:                  # answered, refused, loop, cut-off, empty or no answer
     "How a reply ended"
     reply = readable_part(prediction)
@@ -178,9 +178,9 @@ def outcome_of(
 
 # %% ../nbs/09_scoring.ipynb #c027
 def score_row(
-    row:dict,
+    row:dict,           # Of a reply table
     protocol:str,        # Key of `PROTOCOLS`
-    algebra:Algebra,
+    algebra:Algebra,    # For what our own grammar cannot read
 )->dict:                 # Columns of `OUTPUTS`
     "Score one row, whatever it holds"
     prediction = row.get('prediction') or ''
@@ -221,6 +221,7 @@ def score(
     if protocol not in PROTOCOLS: raise ValueError(f"No protocol is named {protocol!r}; there are {', '.join(PROTOCOLS)}.")
     rows = tidy(frame)
     with Algebra() as algebra:
+        if any(beyond(g) for g in rows['answer'].unique().drop_nulls()): algebra.start() # Before the clock of a row runs
         made = pl.DataFrame([score_row(r,protocol,algebra) for r in rows.iter_rows(named=True)],schema=OUTPUTS)
     keys = [pl.col(c) if c in frame.columns else pl.lit(None,pl.String).alias(c) for c in KEYS]
     tags = [c for c in frame.columns if c not in (*KEYS,*LEFT_OUT,*OUTPUTS) and not c.startswith(('judge','adjudicated'))]

@@ -9,19 +9,19 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 # %% auto #0
-__all__ = ['SIGNS', 'COMMANDS', 'SIGN', 'STYLES', 'TOKEN', 'FUNCTIONS', 'CONSTANTS', 'LIMITS', 'UNITS', 'MANY', 'UNIT', 'LABEL',
-           'ABOUT', 'ONES', 'TENS', 'SPELLED', 'braced', 'expand', 'plain', 'Unreadable', 'Reader', 'leading', 'number',
-           'unit_of', 'Quantity', 'quantity', 'spelled', 'decimals', 'same_number']
+__all__ = ['SIGNS', 'COMMANDS', 'SIGN', 'STYLES', 'TOKEN', 'FUNCTIONS', 'CONSTANTS', 'LIMITS', 'UNITS', 'MANY', 'UNIT', 'SYMBOL',
+           'SYMBOLS', 'LABEL', 'ABOUT', 'ONES', 'TENS', 'PARTS', 'SPELLED', 'braced', 'expand', 'plain', 'Unreadable',
+           'Reader', 'leading', 'number', 'unit_of', 'Quantity', 'quantity', 'spelled', 'decimals', 'same_number']
 
 # %% ../nbs/08b_values.ipynb #c007
 SIGNS = {'−':'-','–':'-','—':'-','×':'*','·':'*','⋅':'*','∙':'*','÷':'/','√':'sqrt ','π':' pi ','≤':'<=','≥':'>=','≠':'!=',
          '∞':' inf ','∪':' U ','²':'^2','³':'^3','°':' deg ','º':' deg ','˚':' deg ','掳':' deg ','，':',','：':':','（':'(','）':')',
-         '≈':'=','∶':':','½':'(1/2)','¼':'(1/4)','¾':'(3/4)','⅓':'(1/3)','⅔':'(2/3)','∠':' ','\u200b':'','\xa0':' ',
+         '≈':'=','→':'=','⇒':'=','∶':':','½':'(1/2)','¼':'(1/4)','¾':'(3/4)','⅓':'(1/3)','⅔':'(2/3)','∠':' ','\u200b':'','\xa0':' ',
          '“':'"','”':'"','’':"'",'‘':"'",'´':"'"}
 COMMANDS = {'cdot':'*','times':'*','div':'/','pi':' pi ','leq':'<=','le':'<=','leqslant':'<=','geq':'>=','ge':'>=',
             'geqslant':'>=','neq':'!=','ne':'!=','infty':' inf ','cup':' U ','approx':'=','circ':' deg ','degree':' deg ',
             'pm':'+-','angle':' ','left':'','right':'','quad':' ','qquad':' ','displaystyle':'','cos':' cos ','sin':' sin ',
-            'tan':' tan ','ln':' ln ','log':' log ','therefore':' ','lt':'<','gt':'>','colon':':','ldots':'...','dots':'...'}
+            'tan':' tan ','ln':' ln ','log':' log ','therefore':' ','lt':'<','gt':'>','tg':' tan ','textdollar':'$','dollar':'$','colon':':','ldots':'...','dots':'...'}
 SIGN = re.compile('|'.join(map(re.escape,SIGNS)))
 STYLES = r'\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|operatorname|mbox|boxed|bold|rm|bf|boldsymbol)\b'
 
@@ -190,13 +190,17 @@ def unit_of(
     power = int(m[3] or {'s':2,'c':3}.get((m[1] or ' ')[0],1))
     return named and (f'{named[0]}^{power}',named[1]**power)
 
+SYMBOL = r'(?:[kcm]?m|[km]?g|[mk]?[LlVWNJA]|k?Pa|[km]?Hz|mol|min|rad|[sht]|hr|mi|ft|lb|K|C|F|T)(?:\^\(?-?\d\)?)?'
+SYMBOLS = re.compile(rf'{SYMBOL}(?: ?[*/ ] ?{SYMBOL})+\W*$|[VNWJAKCFT]\W*$')   # `N*s`, `m/s^2`, `V`: no variables
+
 @dataclass(frozen=True)
 class Quantity:
     "A number as written, with what stands behind it"
-    value:float
+    value:float          # With `million` and the like
     unit:tuple|None      # (what, scale)
     digits:int|None      # Decimals as written; None: an expression, exact
     rest:str             # All that stands behind the number
+    times:float=1.       # What `million` behind it stands for; `value` holds it
 
 LABEL = re.compile(r'^[^=<>]{0,60}=\s*(?=[^=])')
 ABOUT = re.compile(r'^(?:(?:is|are|was|about|around|approximately|approx|roughly|nearly|almost|exactly|only|just|a total of|of|the|at|'
@@ -214,18 +218,19 @@ def quantity(
     made = leading(text) or spelled(text)
     if made is None: return None
     value,rest = made
-    if re.match('[a-zA-Z](?![a-zA-Z])',rest) and not unit_of(rest): return None
-    word = re.match(r'[a-z]+',rest.lower())
+    if re.match('[a-zA-Z](?![a-zA-Z])',rest) and not unit_of(rest) and not SYMBOLS.match(rest): return None
+    word,times = re.match(r'[a-z]+',rest.lower()),1.
     if word and word[0] in MANY and (word[0]!='k' or rest[:1]=='k' and text[:-len(rest)][-1:].isdigit()):
-        value,rest = value*MANY[word[0]],rest[word.end():].strip()
+        times,rest = MANY[word[0]],rest[word.end():].strip()
     m = re.match(r'-? *(?:\d{1,3}(?:,\d{3})+|\d*)(?:\.(\d*))?(?! *[\d/^*(+])',text)
     alone = m and leading(m[0])
     exact = not (alone and alone[0]==value)
-    return Quantity(value,unit_of(rest),None if exact else len(m[1] or ''),rest)
+    return Quantity(value*times,unit_of(rest),None if exact or times>1 else len(m[1] or ''),rest,times)
 
 ONES = {w:i for i,w in enumerate('zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen '
                                  'sixteen seventeen eighteen nineteen'.split())}
 TENS = {w:10*(i+2) for i,w in enumerate('twenty thirty forty fifty sixty seventy eighty ninety'.split())}
+PARTS = dict(half=2,third=3,quarter=4,fourth=4,fifth=5,sixth=6,seventh=7,eighth=8,ninth=9,tenth=10,twelfth=12)
 SPELLED = re.compile(rf'(?:({"|".join(TENS)})(?:[- ]({"|".join(list(ONES)[1:10])}))?|({"|".join(sorted(ONES,key=len)[::-1])}))'
                      r'(?: (hundred)\b)?(?![a-z])',re.I)
 
@@ -236,12 +241,13 @@ def spelled(
     m = SPELLED.match(text)
     if not m: return None
     tens,one,alone,hundred = (g and g.lower() for g in m.groups())
-    value = TENS[tens]+ONES.get(one,0) if tens else ONES[alone]
-    return float(value*(100 if hundred else 1)),text[m.end():].strip()
+    value = (TENS[tens]+ONES.get(one,0) if tens else ONES[alone])*(100 if hundred else 1)
+    part = re.match(rf"[ -]({'|'.join(PARTS)})s?\b",text[m.end():],re.I)
+    return float(value)/(PARTS[part[1].lower()] if part else 1),text[m.end()+(part.end() if part else 0):].strip()
 
 # %% ../nbs/08b_values.ipynb #c019
 def decimals(
-    x:float,
+    x:float,            # A number
     digits:int,         # Decimals
 )->int:                 # In units of the last decimal, halves away from zero
     "Round as people do"
@@ -258,6 +264,7 @@ def same_number(
         value *= a.unit[1]/g.unit[1]
         return 'same quantity in another unit' if math.isclose(value,gold,rel_tol=1e-6) else None
     if value==gold: return 'same number'
+    if a.times>=1e3 and g.times==1 and value/a.times==gold: return 'same number, counted in thousands or millions'
     if max(abs(value),abs(gold))>=1e15 or math.inf in (abs(value),abs(gold)): return None
     if math.isclose(value,gold,rel_tol=1e-9,abs_tol=1e-12): return 'same number'
     if precision is not None and a.digits is not None and decimals(value,precision)==decimals(gold,precision):
