@@ -4,7 +4,7 @@
 
 # %% ../nbs/08e_passages.ipynb #c004
 from __future__ import annotations
-import json,re
+import re
 from dataclasses import dataclass
 from .values import braced,plain,quantity
 

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from .values import SPELLED,leading,plain,quantity
 from .answers import coordinates,equation,listed,same,sides,unitless,unlabelled,variables
-from .passages import Pick,finals,sentences,words_of
+from .passages import Pick,finals,sentences
 
 # %% auto #0
 __all__ = ['NUMBER', 'ADVERB', 'COPULA', 'WEAK', 'RANGE', 'RANGED', 'CLAUSE', 'TERM', 'COMPUTED', 'ROUNDED', 'AFTER', 'OPTION',
