@@ -9,7 +9,7 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['COMMANDS', 'read_table', 'write_table', 'read_scores', 'prepare_options', 'prepare_command', 'ask_options',
-           'asker_of', 'ask_command', 'score_options', 'score_command', 'accuracy_said', 'compare_options',
+           'only_one', 'asker_of', 'ask_command', 'score_options', 'score_command', 'accuracy_said', 'compare_options',
            'compare_command', 'comparison_charts']
 
 # %% ../nbs/13a_commands.ipynb #c007
@@ -108,15 +108,23 @@ def ask_options(
     p.add_argument('--out',type=Path,metavar='RUN',help='folder of the run; made, or gone on with')
     p.add_argument('--run',help='name in tables; default: that of the folder')
 
+def only_one(
+    served:list[str],   # Names of models
+)->str:
+    "The model of a server that has just one; raise ValueError if it has more, or does not tell"
+    if len(served)==1: return served[0]
+    raise ValueError(f"--model is missing. The server has {', '.join(served) or 'no list of its models'}: name the one to ask.")
+
 def asker_of(
     args,               # What was typed
 ):
     "The model that a command line names; raise ValueError if it names none"
-    if not args.model: raise ValueError('--model is missing. Name a folder or hub id, or with --endpoint the name that is served.')
     if args.endpoint:
         from vlm_merging.endpoint import Endpoint
-        return Endpoint(args.endpoint,args.model,weights=args.weights,concurrency=args.batch_size,max_tokens=args.max_new_tokens,
+        model = args.model or only_one(Endpoint(args.endpoint,'').served())
+        return Endpoint(args.endpoint,model,weights=args.weights,concurrency=args.batch_size,max_tokens=args.max_new_tokens,
                         temperature=args.temperature,system=args.system)
+    if not args.model: raise ValueError('--model is missing. Name a folder or hub id, or a server with --endpoint.')
     if args.weights: raise ValueError('--weights goes with --endpoint: a folder says itself what its weights are.')
     from vlm_merging.models import open_model
     return open_model(args.model,args.dtype,args.device,args.trust_remote_code,batch_size=args.batch_size,
@@ -137,7 +145,7 @@ def ask_command(
         for told in found.problems: print(f'vlm-merging: {told}',file=sys.stderr)
         items += found
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore',UserWarning)            # `report` says the same
+        warnings.filterwarnings('ignore',r'\d+ of \d+ items have a reply') # `report` says the same
         held = evaluate(items,asker_of(args),args.out,args.run)
     print(report(args.out))
     print(f'Next: vlm-merging score {args.out} --out {args.out}.parquet')
