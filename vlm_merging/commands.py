@@ -106,7 +106,7 @@ def ask_options(
     how.add_argument('--batch-size',type=int,default=8,help='questions at a time, or in flight; default: 8')
     how.add_argument('--system',help='a system message')
     p.add_argument('--out',type=Path,metavar='RUN',help='folder of the run; made, or gone on with')
-    p.add_argument('--run',help='name in tables; default: that of the folder')
+    p.add_argument('--run',dest='run_name',metavar='NAME',help='name in tables; default: that of the folder')
 
 def only_one(
     served:list[str],   # Names of models
@@ -146,7 +146,7 @@ def ask_command(
         items += found
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore',r'\d+ of \d+ items have a reply') # `report` says the same
-        held = evaluate(items,asker_of(args),args.out,args.run)
+        held = evaluate(items,asker_of(args),args.out,args.run_name)
     print(report(args.out))
     print(f'Next: vlm-merging score {args.out} --out {args.out}.parquet')
     return 0 if held.height==len(items) else 4
@@ -200,7 +200,7 @@ def accuracy_said(
     for r in rows: by.setdefault((r['benchmark'],r['run']),{})[r['what']] = r
     out = []
     for (benchmark,run),what in by.items():
-        a,beside = what['accuracy'],[f"{k.replace('_',' ')} {what[k]['value']:.1%}" for k in ('answered','loop','cut_off','worst case') if k in what]
+        a,beside = what['accuracy'],[f"{k} {what[k]['value']:.1%}" for k in ('answered','loop','cut-off','worst case') if k in what]
         said = f"{a['value']:.1%} (95% {a['low']:.1%} to {a['high']:.1%}) of {a['n']}" if a['value'] is not None else 'no score'
         out.append(f"{benchmark}, {run}: {said}; {', '.join(beside)}")
     return '\n'.join(out)
@@ -239,13 +239,13 @@ def comparison_charts(
     by:tuple=(),        # Tags
 ):
     "Scores, items won and lost, and accuracy against length, on one page"
-    import altair as alt,polars as pl
-    from vlm_merging.charts import length_chart,pairs_chart,scores_chart
+    import polars as pl
+    from vlm_merging.charts import length_chart,pairs_chart,scores_chart,together
     from vlm_merging.stats import by_length,summary
     sums = summary([a,b],by)
     tags = ['all',*(t for t in ('split',*by) if table.filter(pl.col('tag')==t,pl.col('n')>0).height)]
     made = [draw(t,tag=tag) for tag in tags for draw,t in ((scores_chart,sums),(pairs_chart,table))]
     if 'length' in a.columns and 'length' in b.columns: made.append(length_chart(by_length([a,b])))
-    return alt.vconcat(*made,spacing=36).resolve_scale(color='independent',shape='independent',size='independent')
+    return together(*made)
 
 COMMANDS = {name:(globals()[f'{name}_command'],globals()[f'{name}_options']) for name in ('prepare','ask','score','compare')}

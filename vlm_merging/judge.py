@@ -13,7 +13,7 @@ from .benchmarks import Item
 from .evaluate import evaluate
 from .passages import readable_part
 from .picking import options
-from .values import SPELLED
+from .values import SPELLED,spelled
 from .scoring import LETTERS,choices_of,score,score_row,tidy,wants_letter
 
 # %% auto #0
@@ -51,8 +51,8 @@ def invented(
 )->list[str]:           # Empty: nothing
     "Numbers that the judge names and the reply does not hold"
     held = set(re.findall(r'\d+(?:\.\d+)?',reply.replace(',','')))
-    new = [n for n in re.findall(r'\d+(?:\.\d+)?',told.replace(',','')) if n not in held]
-    return [] if SPELLED.search(reply) else new
+    held |= {f'{spelled(m[0])[0]:g}' for m in SPELLED.finditer(reply)}
+    return [n for n in re.findall(r'\d+(?:\.\d+)?',told.replace(',','')) if n not in held]
 
 # %% ../nbs/10b_judge.ipynb #c014
 UNSURE = ('fallback','none')     # Tiers that a judge is asked about

@@ -15,7 +15,7 @@ from .values import plain
 __all__ = ['NOTHING', 'LETTERS', 'SMALL', 'DAYS', 'Mark', 'marked_as', 'infer_option', 'by_option', 'number_of',
            'mathvista_strict', 'mathvision_strict', 'mathverse_strict', 'short_answer', 'dynamath_strict', 'mm_math',
            'golds', 'share_or_number', 'relaxed', 'edits', 'anls', 'normal', 'vqa', 'contains', 'yesno', 'same_text',
-           'answer_of']
+           'same_items', 'answer_of']
 
 # %% ../nbs/08g_metrics.ipynb #c007
 @dataclass(frozen=True)
@@ -247,6 +247,14 @@ def same_text(
     "Compare two short texts without case, punctuation, articles and plural"
     def words(t): return [w[:3] if w[:3] in DAYS and len(w)>3 else w for w in worded(t).split() if w not in ('a','an','the')]
     return 'same words' if words(gold) and words(answer)==words(gold) else None
+
+def same_items(
+    answer:str,          # As picked from a reply
+    gold:str,            # As published, with commas between the items
+)->str|None:             # In what they agree; None: they do not
+    "Compare two lists of texts, in any order"
+    def items(t): return sorted(' '.join(worded(p).split()) for p in re.split(r',|;|\band\b|\|',t) if p.strip())
+    return 'same items' if items(gold) and items(answer)==items(gold) else None
 
 def answer_of(
     reply:str,           # As `readable_part` gives it

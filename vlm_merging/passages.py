@@ -83,7 +83,7 @@ class Pick:
 BREAK = re.compile(r'(?<=[.!?。])(?<!\b[A-H]\.)(?<!\d\.)\s+|(?<=\d\.)\s+(?=[A-Z\n])|\n+')
 MARKER = re.compile(r'(?:(?:final|correct|right|best|closest|extracted|short)[ *]+)*\b(?:answer|option|choice|final value|result)\b'
                     r'(?:[ *]+(?:choice|option|letter|value))?'
-                    r'(?:(?: to (?:the|this) (?:question|problem|nearest \w+)| (?:here|therefore|then|for [^.:\n]{1,60}|from the (?:options|choices|given)[^.:\n]{0,40}))?,?'
+                    r'(?:(?: (?:closest )?to (?:the|this|that|it)(?: (?:question|problem|value|number|nearest \w+))?| (?:here|therefore|then|for [^.:\n]{1,60}|from the (?:options|choices|given)[^.:\n]{0,40}))?,?'
                     r'[ *]*(?::|=|\b(?:is|are|would be|should be|will be|must be|as|was)\b(?: (?:option|choice|letter|therefore|thus|then|approximately|about|indeed|simply))*)'
                     r'|(?= \(?[A-H]\b))[ *:]*|(?:答案|정답|답)\s*(?:是|为|選|选|은|는|[::：])+\s*|(?:故|应|因此|所以)?选择?(?=\s*[A-H(（])',re.I)
 CONCLUSION = re.compile(r'\b(?:therefore|thus|hence|consequently|so|accordingly|in conclusion|in summary|finally|this means|which means|we get|we have|we find|leaving|'

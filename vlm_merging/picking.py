@@ -82,6 +82,8 @@ def pick_number(
 )->str|None:            # None: none, or a range
     "The number that a sentence gives as its answer"
     sentence = re.sub(r'(?<=[\w)]) \([^()=]*=[^()]*[a-z]{3}[^()]*\)$','',plain(sentence))
+    reason = re.search(r',? (?:because|since|as (?:the|there|it|we|they)) .*$',sentence)
+    if reason and re.search(r'\d',sentence[:reason.start()]): sentence = sentence[:reason.start()]
     last = re.split(r'(?<![<>!=])=(?!=)',sentence)
     if len(last)>1 and not re.search(r'\b(?:is|are|equals)\b',last[-1]) and quantity(last[-1]) is not None: return last[-1].strip()
     how_many = re.search(r'how many (?:\w+ )??(\w{3,}?)s?\b(?= |$)',question,re.I)
@@ -106,6 +108,7 @@ def letter_in(
 )->str|None:
     "The option letter that a passage names"
     s = re.sub(r'\\(?:text|mathrm|mathbf|textbf|boxed|rm|bf)\b|[*_`${}]|\\[\[\]()]','',span[:400]).strip()
+    s = re.sub(r'(?<![A-Za-z])([A-J])(?:번|입니다|이다|です)+',r'\1',s)      # Stand close to the letter in Korean and Japanese
     L = f'[{letters}]'
     whole = re.fullmatch(rf'\W*(?:(?:the )?(?:correct |right |best )?(?:option|choice|answer|letter)\b(?: is)?)?\W*({L})\W*',s,re.I)
     if whole: return whole[1].upper()
@@ -118,7 +121,7 @@ def letter_in(
         if found:=re.findall(rule,s): return found[-1]
     inside = set(re.findall(rf'\(({L})\)',s))
     if len(inside)==1: return inside.pop()
-    if m:=re.search(rf'\b(?:is|are|be|as)[ :("\']*({L})\b[ )"\'.]*(?:$|[,;])',s): return m[1]
+    if m:=re.search(rf'\b(?:is|are|be|as)[ :("\']*({L})\b[ )"\'.]*(?:$|[,;:])',s): return m[1]
 
 OPTION = re.compile(r'(?:^|\n|(?<=\s))\(?([A-J])\s*[).:、．：]\s*')
 

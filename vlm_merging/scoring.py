@@ -11,7 +11,7 @@ from .algebra import Algebra,beyond
 from .answers import same
 from .benchmarks import metric_of
 from .metrics import (LETTERS,Mark,anls,answer_of,by_option,contains,dynamath_strict,golds,mathverse_strict,
-    mathvision_strict,mathvista_strict,mm_math,number_of,relaxed,same_text,share_or_number,vqa,yesno)
+    mathvision_strict,mathvista_strict,mm_math,number_of,relaxed,same_items,same_text,share_or_number,vqa,yesno)
 from .passages import cut_off,looping,readable_part,refused
 from .picking import gold_letters,options,pick_option,pick_value,shape
 
@@ -80,6 +80,7 @@ def by_value(
     p = pick_value(reply,question,gold,row.get('answer_type')=='integer')
     how = same(p.text,gold,row.get('precision'),exact='exact' in asked.lower() or 'in terms of' in asked)
     if not how and shape(gold)=='text': how = same_text(p.text,gold)
+    if not how and row.get('answer_type')=='list': how = same_items(p.text,gold)
     if not how and p.text and beyond(gold): how = 'same formula (math-verify)' if algebra.same(p.text,gold) else None
     return Mark(float(bool(how)),p.text,p.tier,f'{p.reason}; {how}' if how else p.reason)
 
@@ -155,7 +156,7 @@ def mark_of(
 PROTOCOLS = dict(offline='offline-1',strict='strict-1')
 KEYS = ('benchmark','split','run','index','group')
 INPUTS = ('question','question_for_eval','choices','answer','answer_option','question_type','answer_type','precision','unit',
-          'prediction','finish','metric')
+          'prediction','finish','metric','category')
 LEFT_OUT = ('question','question_for_eval','choices','prediction','answer_option','question_type','answer_type','precision',
             'unit','finish','metric','key','error','query','seconds')
 OUTPUTS = dict(correct=pl.Boolean,value=pl.Float64,picked=pl.String,tier=pl.String,reason=pl.String,outcome=pl.String,
@@ -208,7 +209,7 @@ def tidy(
         if c not in frame.columns: return pl.lit(None,pl.String).alias(c)
         if c=='precision': return pl.col(c).cast(pl.Float64,strict=False).cast(pl.Int64,strict=False)
         if frame.schema[c].is_nested():
-            if c!='choices': raise ValueError(f"Column {c} holds {frame.schema[c]}, where one text a row is needed.")
+            if c not in ('choices','category'): raise ValueError(f"Column {c} holds {frame.schema[c]}, where one text a row is needed.")
             return pl.col(c)
         return pl.col(c).cast(pl.String)
     return frame.select(typed(c) for c in dict.fromkeys((*KEYS,*INPUTS)))

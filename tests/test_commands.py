@@ -1,0 +1,98 @@
+"From a benchmark to a verdict by the shell alone, on models that are made on the spot; and what is refused on the way"
+import io,json,subprocess,sys
+import polars as pl,pytest
+from vlm_merging.cli import main
+from vlm_merging.commands import read_table,write_table
+from vlm_merging.lab import lab_folder,questions
+from vlm_merging.merge import merge
+from vlm_merging.recipe import Recipe
+
+def png(image):
+    held = io.BytesIO()
+    image.save(held,'PNG')
+    return held.getvalue()
+
+@pytest.fixture
+def call(capsys):
+    def run(*argv):
+        capsys.readouterr()
+        try: code = main([*map(str,argv)])
+        except SystemExit as e: code = e.code
+        return code,*capsys.readouterr()
+    return run
+
+@pytest.fixture(scope='module')
+def room(tmp_path_factory):
+    "A merged lab model, and questions in the shape of a benchmark of the hub"
+    out = tmp_path_factory.mktemp('room')
+    merge(Recipe(lab_folder()/'vlm',lab_folder()/'llm',knobs=dict(weight=.25)),out/'merged')
+    rows = [dict(type='human_test' if q.kind=='perception' else 'augmented_test',question=q.ask,answer=q.answer,
+                 image=dict(bytes=png(q.image),path=f'{q.id}.png')) for q in questions(84,5)]
+    (out/'hub'/'data').mkdir(parents=True)
+    pl.DataFrame(rows).write_parquet(out/'hub'/'data'/'test-00000-of-00001.parquet')
+    pl.DataFrame([dict(index=q.id,question=q.ask,image=png(q.image),answer=q.answer,category=q.kind) for q in questions(84,5)]).write_parquet(out/'own.parquet')
+    return out
+
+def test_prepare_ask_score_compare_chart(room,call,tmp_path):
+    code,out,err = call('prepare','ChartQA','--from',room/'hub','--to',tmp_path/'data')
+    assert code==0 and 'ChartQA' in out, err
+    for name,model in (('before',lab_folder()/'vlm'),('after',room/'merged')):
+        code,out,err = call('ask','--model',model,'--benchmark','ChartQA',room/'own.parquet','--data',tmp_path/'data','--max-new-tokens',20,
+                            '--batch-size',32,'--out',tmp_path/name)
+        assert code==0 and '168 of 168 items have a reply' in out, err
+    lines = (tmp_path/'after'/'replies.jsonl').read_text().splitlines()
+    (tmp_path/'after'/'replies.jsonl').write_text('\n'.join(lines[:100])+'\n'+lines[100][:40])       # Killed in mid-line
+    assert call('ask','--model',room/'merged','--benchmark','ChartQA',room/'own.parquet','--data',tmp_path/'data','--max-new-tokens',20,
+                '--batch-size',32,'--out',tmp_path/'after')[0]==0
+    assert read_table(tmp_path/'after').height==168
+    code,out,err = call('score',tmp_path/'after','--out',tmp_path/'after.parquet')
+    assert code==0 and 'own, after' in out and '95%' in out and not err, err
+    code,out,err = call('compare',tmp_path/'before',tmp_path/'after.parquet','--by','category','--out',tmp_path/'table.csv','--chart',tmp_path/'page.html')
+    assert code==0 and 'after against before, 168 items of 2 benchmarks' in out, err
+    assert 'reasoning' in out and 'perception' in out
+    page = (tmp_path/'page.html').read_text()
+    assert 'cdn' not in page.lower().split('<body')[0][:2000] and '<script src' not in page
+    assert pl.read_csv(tmp_path/'table.csv').filter(tag='category',where='reasoning')['n'].to_list()==[48]
+
+def test_the_program_in_a_process_of_its_own(room,tmp_path):
+    code = 'import sys; from vlm_merging.cli import main; sys.exit(main())'
+    table = pl.DataFrame([dict(benchmark='MathVista',run='a',index=str(i),question='How many?',answer='7',prediction='So it is 7.') for i in range(3)])
+    table.write_parquet(tmp_path/'t.parquet')
+    done = subprocess.run([sys.executable,'-c',code,'score',str(tmp_path/'t.parquet'),'--out',str(tmp_path/'s.jsonl')],capture_output=True,text=True,timeout=120)
+    assert done.returncode==0 and 'MathVista, a: 100.0%' in done.stdout and not done.stderr
+    made = pl.read_ndjson(tmp_path/'s.jsonl')
+    assert made.columns[:5]==['benchmark','split','run','index','group'] and {'correct','picked','tier','reason'}<={*made.columns}
+
+@pytest.mark.parametrize('argv,said',[
+    (['ask','--out','x'],'--benchmark is missing'), (['ask','--benchmark','MathVista'],'--out is missing'),
+    (['ask','--benchmark','nothing','--out','x'],'nothing'), (['score','gone.parquet'],'is not there'),
+    (['score','OWN','--out','x.txt'],'written as'), (['score','OWN'],'no column prediction'),
+    (['compare','OWN','OWN'],'no column prediction'), (['prepare','Nothing'],'MathVista'),
+    (['ask','--benchmark','OWN','--out','x'],'--model is missing'), (['ask','--benchmark','OWN','--out','x','--model','gone/model'],'gone/model'),
+    (['score','OWN','--protocol','judge'],'go together')])
+def test_what_is_refused(room,call,tmp_path,monkeypatch,argv,said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('VLM_MERGING_DATA',str(tmp_path/'data'))
+    code,out,err = call(*[room/'own.parquet' if a=='OWN' else a for a in argv])
+    assert code==3 and said in err and 'Traceback' not in err and len(err.strip().splitlines())==1, err
+
+def test_prepare_lists_what_there_is(call):
+    code,out,_ = call('prepare')
+    assert code==0 and all(name in out for name in ('MathVista','MathVerse','MathVision','DynaMath','MMStar','POPE','K-MMStar'))
+
+def test_a_table_is_written_whole_or_not_at_all(tmp_path,monkeypatch):
+    frame = pl.DataFrame(dict(a=['1']))
+    write_table(frame,tmp_path/'t.csv')
+    def torn(self,path): open(path,'w').write('half'); raise OSError(28,'No space left on device')
+    monkeypatch.setattr(pl.DataFrame,'write_csv',torn)
+    with pytest.raises(OSError): write_table(pl.DataFrame(dict(a=['2'])),tmp_path/'t.csv')
+    assert [p.name for p in tmp_path.iterdir()]==['t.csv'] and (tmp_path/'t.csv').read_text()=='a\n1\n'
+
+@pytest.mark.parametrize('kind',['csv','jsonl','parquet'])
+def test_scores_survive_a_round_trip(tmp_path,kind,call):
+    rows = [dict(benchmark='b',run=r,index=str(i),answer='7',prediction=p,category='x') for r,p in (('a','7'),('b','8')) for i in range(9)]
+    for r in 'ab':
+        (tmp_path/f'{r}.jsonl').write_text(''.join(json.dumps(o)+'\n' for o in rows if o['run']==r))
+        assert call('score',tmp_path/f'{r}.jsonl','--out',tmp_path/f'{r}.{kind}')[0]==0
+    if kind!='jsonl': assert call('compare',tmp_path/'a.jsonl',tmp_path/'b.jsonl')[1]==call('compare',tmp_path/f'a.{kind}',tmp_path/f'b.{kind}')[1]
+    assert 'worse' in call('compare',tmp_path/f'a.{kind}',tmp_path/f'b.{kind}')[1]
