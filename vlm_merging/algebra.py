@@ -19,7 +19,8 @@ def beyond(
     "Is this mathematics that our own grammar cannot read?"
     g = plain(gold)
     words = re.sub(r'\\(?:begin|end|text|mathrm)\{[^{}]*\}|\\[a-zA-Z]+','',gold)
-    if not re.search(r'\\[a-z]|[\^_=!|]',gold) or re.search('[a-zA-Z]{4}',words) or 'deg' in g or quantity(g) or coordinates(g) or brackets(g): return False
+    if not re.search(r'\\[a-z]|[\^_=!|]',gold) or re.search('[a-zA-Z]{4}',words) or 'deg' in g: return False
+    if quantity(g) or coordinates(g) or brackets(g): return False
     of = sides(g)
     text = f'({of[0]})-({of[2]})' if of else unlabelled(g)
     names = sorted(variables(text))

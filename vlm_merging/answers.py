@@ -135,11 +135,12 @@ def unlabelled(
     text:str,           # As `plain` gives it
 )->str:                 # What stands behind a name and `=`
     "Without `Area =`, `domain:`, `x =` or `(x, y) =`"
-    m = re.match(r'^(?:[A-Za-z .]{1,60}= ?|[A-Za-z]{3,20}: ?|[A-Za-z]\w* ?= ?|\([a-z]\w? ?, ?[a-z]\w?\) ?= ?|y ?= ?sin x ?= ?)(?=[^=])(.*)$',text)
+    m = re.match(r'^(?:[A-Za-z .]{1,60}= ?|[A-Za-z]{3,20}: ?|[A-Za-z]\w* ?= ?|\([a-z]\w? ?, ?[a-z]\w?\) ?= ?|y ?= ?sin x ?= ?)'
+                 r'(?=[^=])(.*)$',text)
     return m[1].strip() if m else text
 
-UNITLESS = re.compile(rf"[ (]*\b(?:square |sq |cubic )?(?:units?|{'|'.join(sorted((u for u in UNITS if len(u)>1 and u.isalpha()),key=len,reverse=True))})s?"
-                      r'(?: ?\^ ?[23])?\)?$',re.I)
+_NAMES = '|'.join(sorted((u for u in UNITS if len(u)>1 and u.isalpha()),key=len,reverse=True))
+UNITLESS = re.compile(rf'[ (]*\b(?:square |sq |cubic )?(?:units?|{_NAMES})s?(?: ?\^ ?[23])?\)?$',re.I)
 
 def unitless(
     text:str,           # As `plain` gives it

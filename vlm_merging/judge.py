@@ -12,7 +12,7 @@ from .algebra import Algebra
 from .benchmarks import Item
 from .evaluate import evaluate
 from .passages import readable_part
-from .picking import options
+from .choosing import options
 from .values import SPELLED,spelled
 from .scoring import LETTERS,choices_of,score,score_row,tidy,wants_letter
 
@@ -67,7 +67,8 @@ def judged(
     "Score replies, and ask a judge about those that no rule reads surely"
     scores = score(frame)
     rows = tidy(frame).to_dicts()
-    unsure = (scores['tier'].is_in(UNSURE) & scores['outcome'].is_in(['answered','no answer']) & scores['correct'].is_not_null()).arg_true()
+    ended = scores['outcome'].is_in(['answered','no answer']) & scores['correct'].is_not_null()
+    unsure = (ended & scores['tier'].is_in(UNSURE)).arg_true()
     items = {i:judge_item({**rows[i],'question':rows[i]['question'] or ''}) for i in unsure}
     told = {}
     if items:
@@ -83,8 +84,10 @@ def judged(
 def _read(row, told, before, algebra):
     "What changes in a score through what the judge said"
     if told is None or not told.strip(): return dict(reason='judge failed; '+before['reason'])
-    if NONE.match(told): return dict(correct=False,value=0.,picked='',tier='judge',reason='judge: no final answer',outcome='no answer')
-    if new := invented(told,row['prediction'] or ''): return dict(reason=f"judge put aside, since the reply has no {', '.join(new[:3])}; {before['reason']}")
+    if NONE.match(told):
+        return dict(correct=False,value=0.,picked='',tier='judge',reason='judge: no final answer',outcome='no answer')
+    if new := invented(told,row['prediction'] or ''):
+        return dict(reason=f"judge put aside, since the reply has no {', '.join(new[:3])}; {before['reason']}")
     made = score_row({**row,'prediction':told.strip()},'offline',algebra)
     return {k:made[k] for k in ('correct','value','picked')} | dict(tier='judge',reason='judge: '+told.strip()[:100],outcome='answered')
 

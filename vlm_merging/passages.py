@@ -83,10 +83,13 @@ class Pick:
 BREAK = re.compile(r'(?<=[.!?。])(?<!\b[A-H]\.)(?<!\d\.)\s+|(?<=\d\.)\s+(?=[A-Z\n])|\n+')
 MARKER = re.compile(r'(?:(?:final|correct|right|best|closest|extracted|short)[ *]+)*\b(?:answer|option|choice|final value|result)\b'
                     r'(?:[ *]+(?:choice|option|letter|value))?'
-                    r'(?:(?: (?:closest )?to (?:the|this|that|it)(?: (?:question|problem|value|number|nearest \w+))?| (?:here|therefore|then|for [^.:\n]{1,60}|from the (?:options|choices|given)[^.:\n]{0,40}))?,?'
-                    r'[ *]*(?::|=|\b(?:is|are|would be|should be|will be|must be|as|was)\b(?: (?:option|choice|letter|therefore|thus|then|approximately|about|indeed|simply))*)'
+                    r'(?:(?: (?:closest )?to (?:the|this|that|it)(?: (?:question|problem|value|number|nearest \w+))?'
+                    r'| (?:here|therefore|then|for [^.:\n]{1,60}|from the (?:options|choices|given)[^.:\n]{0,40}))?,?'
+                    r'[ *]*(?::|=|\b(?:is|are|would be|should be|will be|must be|as|was)\b'
+                    r'(?: (?:option|choice|letter|therefore|thus|then|approximately|about|indeed|simply))*)'
                     r'|(?= \(?[A-H]\b))[ *:]*|(?:答案|정답|답)\s*(?:是|为|選|选|은|는|[::：])+\s*|(?:故|应|因此|所以)?选择?(?=\s*[A-H(（])',re.I)
-CONCLUSION = re.compile(r'\b(?:therefore|thus|hence|consequently|so|accordingly|in conclusion|in summary|finally|this means|which means|we get|we have|we find|leaving|'
+CONCLUSION = re.compile(r'\b(?:therefore|thus|hence|consequently|so|accordingly|in conclusion|in summary|finally|this means|'
+                        r'which means|we get|we have|we find|leaving|'
                         r'equals|left with)\b',re.I)
 
 def sentences(
@@ -117,7 +120,8 @@ def tagged(
     text:str,           # A reply
 )->str|None:
     "What stands in the last `<answer>...</answer>` or behind `####` on the last line, as models write that were trained to"
-    found = re.findall(r'<answer>\s*((?:(?!</?answer>).){1,2000}?)\s*(?:</answer>|$)|\n#### *(-?[$\d][^\n]{0,40})\s*$',text,re.I|re.S)
+    tag,mark = r'<answer>\s*((?:(?!</?answer>).){1,2000}?)\s*(?:</answer>|$)',r'\n#### *(-?[$\d][^\n]{0,40})\s*$'
+    found = re.findall(f'{tag}|{mark}',text,re.I|re.S)
     return ''.join(found[-1]) if found else None
 
 HEADING = re.compile(r'(?:^|\n)[ #*_]*(?:(?:the )?(?:final|short) )?answer[ *_:]*\n\s*',re.I)
@@ -142,8 +146,9 @@ def words_of(
     "Content words, without endings of the plural"
     return {w.rstrip('s') for w in re.findall(r'[a-z]{2,}',text.lower()) if w not in STOP}
 
-ASKED = re.compile(r"\b(?:what(?: is|'s| was| are| were| will be)? (?:the )?|which |how many |how much |find (?:the )?|determine (?:the )?|calculate (?:the )?)"
-                   r'((?:(?!of\b|in\b|for\b|is\b|are\b|does\b|do\b|to\b|did\b|was\b|were\b|that\b|between\b|would\b|will\b|has\b|have\b)[a-z-]+ ?){1,5})',re.I)
+ASKED = re.compile(r"\b(?:what(?: is|'s| was| are| were| will be)? (?:the )?|which |how many |how much "
+                   r'|find (?:the )?|determine (?:the )?|calculate (?:the )?)'
+                   r'((?:(?!(?:of|in|for|is|are|does|do|to|did|was|were|that|between|would|will|has|have)\b)[a-z-]+ ?){1,5})',re.I)
 
 def asked_for(
     question:str,       # As asked
@@ -153,7 +158,8 @@ def asked_for(
     words = [w.rstrip('s') for w in re.findall(r'[a-z]{3,}',found[-1].lower()) if w not in STOP] if found else []
     return words[-1] if words else None
 
-RESULT = re.compile(r'(?:(?<![<>!])=|≈|→|⇒|\\approx)([^=≈→⇒]{1,80})$|\b(?:is|equals|being) (?:approximately |about |equal to )?([-$]{0,2} ?\d[\d,.]*[^=\d]{0,20})$')
+RESULT = re.compile(r'(?:(?<![<>!])=|≈|→|⇒|\\approx)([^=≈→⇒]{1,80})$'
+                    r'|\b(?:is|equals|being) (?:approximately |about |equal to )?([-$]{0,2} ?\d[\d,.]*[^=\d]{0,20})$')
 
 def result(
     sentence:str,       # A sentence of a reply
@@ -181,7 +187,7 @@ def joined(
         out += '\n'+parts[i]
     return out
 
-CHECK = re.compile(r"^(?:to (?:verify|check|confirm)|let(?:'s| us) (?:verify|check|double.check|confirm)|we can (?:verify|check|confirm))\b",re.I)
+CHECK = re.compile(r"^(?:to|let's|let us|we can) (?:verify|check|double.check|confirm)\b",re.I)
 
 def before_check(
     parts:list[str],    # Sentences

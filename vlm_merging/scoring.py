@@ -13,7 +13,8 @@ from .benchmarks import metric_of
 from .metrics import (LETTERS,Mark,anls,answer_of,by_option,contains,dynamath_strict,golds,mathverse_strict,
     mathvision_strict,mathvista_strict,mm_math,number_of,relaxed,same_items,same_text,share_or_number,vqa,yesno)
 from .passages import cut_off,looping,readable_part,refused
-from .picking import gold_letters,options,pick_option,pick_value,shape
+from .choosing import gold_letters,options,pick_option
+from .picking import pick_value,shape
 
 # %% auto #0
 __all__ = ['SURE', 'RULES', 'SHORT', 'WHOLE', 'PROTOCOLS', 'KEYS', 'INPUTS', 'LEFT_OUT', 'OUTPUTS', 'choices_of', 'wants_letter',

@@ -21,7 +21,8 @@ SIGNS = {'−':'-','–':'-','—':'-','×':'*','·':'*','⋅':'*','∙':'*','÷
 COMMANDS = {'cdot':'*','times':'*','div':'/','pi':' pi ','leq':'<=','le':'<=','leqslant':'<=','geq':'>=','ge':'>=',
             'geqslant':'>=','neq':'!=','ne':'!=','infty':' inf ','cup':' U ','approx':'=','circ':' deg ','degree':' deg ',
             'pm':'+-','angle':' ','left':'','right':'','quad':' ','qquad':' ','displaystyle':'','cos':' cos ','sin':' sin ',
-            'tan':' tan ','ln':' ln ','log':' log ','therefore':' ','lt':'<','gt':'>','tg':' tan ','textdollar':'$','dollar':'$','colon':':','ldots':'...','dots':'...'}
+            'tan':' tan ','ln':' ln ','log':' log ','therefore':' ','lt':'<','gt':'>','tg':' tan ',
+            'textdollar':'$','dollar':'$','colon':':','ldots':'...','dots':'...'}
 SIGN = re.compile('|'.join(map(re.escape,SIGNS)))
 STYLES = r'\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|operatorname|mbox|boxed|bold|rm|bf|boldsymbol)\b'
 
@@ -75,8 +76,9 @@ def plain(
         text = re.sub(STYLES,'',text)
         text = re.sub(r'\\([a-zA-Z]+)',lambda m: COMMANDS.get(m[1],m[1]),text)
     text = SIGN.sub(lambda m: SIGNS[m[0]],text)
-    text = re.sub(r'\^\{(\w+)\}',r'^\1',text.replace('{,}',',')).translate({ord('{'):'(',ord('}'):')',ord('$'):' $ ' if re.search(r'\$\s?\d',text)
-                                                and text.count('$')%2 else ' ',ord('~'):' ',ord('\\'):' '})
+    dollar = ' $ ' if re.search(r'\$\s?\d',text) and text.count('$')%2 else ' '         # Money, or mathematics?
+    text = re.sub(r'\^\{(\w+)\}',r'^\1',text.replace('{,}',','))
+    text = text.translate({ord('{'):'(',ord('}'):')',ord('$'):dollar,ord('~'):' ',ord('\\'):' '})
     text = re.sub(r'\*\*(?!\s*[\d(])|`|[*_]{2,}$|^[*_]{2,}','',text)
     return ' '.join(text.split()).lstrip(' ,;:').rstrip(' .,;:')
 
