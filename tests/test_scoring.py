@@ -10,6 +10,9 @@ DEV = Path(__file__).resolve().parents[2]/'shared'/'eval_data'/'dev'
 KINDS = [dict(question='How many?',answer='7',answer_type='integer'),dict(question='Find x.',answer=r'\frac{\pi}{2}'),
          dict(question='Which?',answer='B',choices='["red","blue"]',question_type='multi_choice'),
          dict(question='Where?',answer='(3,-4)'),dict(question='What is f?',answer='y=2x^2+5'),dict(question='Who?',answer='a cat'),
+         dict(question='Which?',answer='B',choices='["x^2","x^3","\\\\frac{1}{x}","10^10^10"]',question_type='multi_choice'),
+         dict(question='Which?',answer='3,5',metric='mm_math'),dict(question='Which?',answer='["a","b"]',metric='anls'),
+         dict(question='Is it?',answer='yes'),dict(question='Where?',answer='domain: (1,2) and range: [3,4)'),
          dict(question='Matrix?',answer=r'\begin{pmatrix}1\\2\end{pmatrix}'),dict(question='List.',answer='3, 5')]
 HOSTILE = ['','\0\1\2',' '*100_000,'9'*2_000_000,'('*50_000,'{'*50_000,'\\frac'*20_000,'\\frac{1}{'*20_000,'\\sqrt{'*20_000,'\\boxed{'*20_000,
            '10^10^10','\\boxed{10^{10^{10^{10}}}}','\\boxed{'+'9^'*500+'9}','\\boxed{'+'9!'*200+'}','the answer is '*20_000,'the answer is: ('*9_000,
@@ -18,6 +21,8 @@ HOSTILE = ['','\0\1\2',' '*100_000,'9'*2_000_000,'('*50_000,'{'*50_000,'\\frac'*
            'a.'*50_000,'\n'*100_000,'So '*30_000,'x^2+'*20_000,'twenty-'*20_000,'\u202e'*1000+'7','٣'*5000,'𝟛'*5000,'½'*5000,'²'*5000,
            'is is is '*10_000,'and '*30_000,'sin'*20_000,'pi'*20_000,'e'*5000+'^'+'9'*5000,'1e999999','nan','inf','-inf','0x41','1_000',
            '\ud800','['*3000+']'*3000,'('*3000+')'*3000,'(1,'*3000+'2)'*3000,'**'*20_000,'_'*50_000,'<<'*20_000,': '*30_000,'; '*30_000,
+           '답은 x '*2000,'정답은 '*2000,'The answer is x. '*600,'the answer is 7, '*900,'Therefore, x = 7. '*500,'\\boxed{1} '*100_000,'$1'*300_000,'{'*1_000_000,
+           '1:2 '*5000,'minus '*9000,'not '*9000,'<think>'*5000,'<answer>'*5000,'#### '*5000,'wait, '*9000,'A or '*9000,'7 ('*9000,'7-'*9000,'x = 1, y = '*3000,
            'U '*20_000,'(1,2) U '*5_000,'to 3 '*20_000,'3:'*20_000,'Choices: A. '*9_000,'\\text{'*20_000,'\\left('*20_000,'%'*50_000]
 
 def one(reply,kind,protocol='offline',**more): return score(pl.DataFrame([dict(prediction=reply,**kind,**more)]),protocol).row(0,named=True)
@@ -30,10 +35,11 @@ def slowest(replies):
         for reply in replies:
             for kind in KINDS:
                 for protocol in PROTOCOLS:
+                    algebra.ready()
                     start = time.perf_counter()
                     made = score_row(dict(prediction=reply,**kind),protocol,algebra)
                     worst = max(worst,(time.perf_counter()-start,f'{reply[:30]!r} for {kind["answer"]}'))
-                    assert made['tier'] in ('exact','pattern','fallback','none') and not (made['reason'] or '').startswith('cannot be scored')
+                    assert made['tier'] in ('exact','pattern','fallback','none') and 'cannot be read' not in made['reason']
     return worst
 
 def test_hostile_replies_neither_hang_nor_crash():
@@ -47,10 +53,10 @@ def test_hostile_replies_neither_hang_nor_crash():
 def test_any_text_is_scored(text):
     class Never:
         def same(self,*_): return None
-    for kind in KINDS[:-2]:
+    for kind in [k for k in KINDS if k['answer'] not in (KINDS[-1]['answer'],KINDS[-2]['answer'])]:
         for protocol in PROTOCOLS:
             made = score_row(dict(prediction=text,**kind),protocol,Never())
-            assert made['correct'] is not None and not made['reason'].startswith('cannot be scored'), made['reason']
+            assert made['correct'] is not None and 'cannot be read' not in made['reason'], made['reason']
 
 @given(st.sampled_from(sorted(RULES)),st.text(max_size=60),st.text(min_size=1,max_size=60))
 @settings(max_examples=150,deadline=1500,suppress_health_check=list(HealthCheck))
@@ -59,7 +65,7 @@ def test_every_rule_takes_every_gold(metric,reply,gold):
         def same(self,*_): return None
     for protocol in PROTOCOLS:
         made = score_row(dict(prediction=reply,question='What?',answer=gold,metric=metric),protocol,Never())
-        assert made['correct'] in (True,False,None) and not made['reason'].startswith('cannot be scored'), made['reason']
+        assert made['correct'] in (True,False,None) and 'cannot be read' not in made['reason'], made['reason']
 
 @given(st.integers(-10**6,10**6),st.sampled_from(['{}','The answer is {}.','So we get $x = {}$.','\\boxed{{{}}}','**Answer:** {}',
                                                  'It is {} cm long.','{{"solution": "long", "short answer": "{}"}}','Therefore, x = {}']))
@@ -77,7 +83,7 @@ def test_a_letter_is_found_in_every_form(letter,form):
 
 def test_scoring_works_in_a_thread():
     told = []
-    t = threading.Thread(target=lambda: told.append(one(r'\boxed{\begin{bmatrix}1\\2\end{bmatrix}}',KINDS[6])['correct']))
+    t = threading.Thread(target=lambda: told.append(one(r'\boxed{\begin{bmatrix}1\\2\end{bmatrix}}',KINDS[-2])['correct']))
     t.start(); t.join(60)
     assert told==[True]
 
@@ -122,3 +128,47 @@ def test_agreement_with_the_verdicts(name,least,protocol):
     assert 100*(both['truth']==both['got']).mean()>=least
     off = both.group_by('run').agg(off=100*(pl.col('got').mean()-pl.col('truth').mean()),one=100/pl.len())
     assert all(math.fabs(o)<=max(.6,one+1e-9) for _,o,one in off.rows())       # One row of 121 is 0.83 points
+
+def test_a_table_of_mixed_numbers_is_read_as_it_was_written(tmp_path):
+    (tmp_path/'t.jsonl').write_text(''.join(f'{{"answer": {a}, "prediction": "{a}", "answer_type": "integer", "metric": "mathvista"}}\n' for a in ('5','1998'))
+                                    +'{"answer": 2.5, "prediction": "2.5", "answer_type": "float", "metric": "mathvista"}\n')
+    for protocol in PROTOCOLS: assert score(pl.read_ndjson(tmp_path/'t.jsonl'),protocol)['correct'].all()
+
+def test_many_options():
+    choices = json.dumps([f'thing {i}' for i in range(14)])
+    made = [one(r,dict(question='Which?',choices=choices,answer='L',question_type='multi_choice'))['correct'] for r in ('L','The answer is (L).','thing 11','K')]
+    assert made==[True,True,True,False]
+
+def test_a_fault_of_ours_costs_one_reply_a_point_and_no_more(monkeypatch):
+    import vlm_merging.scoring as room
+    def broken(*_): raise IndexError('of ours')
+    monkeypatch.setattr(room,'pick_value',broken)
+    made = score(pl.DataFrame(dict(answer=['7','B'],prediction=['7','B'],choices=[None,'["a","b"]'],question_type=['free_form','multi_choice'])))
+    assert made['correct'].to_list()==[False,True] and 'IndexError' in made['reason'][0]
+
+def test_a_child_that_dies_is_replaced():
+    with Algebra() as algebra:
+        assert algebra.same('x(x+1)','x^2+x')
+        algebra.child.kill(); algebra.child.wait()
+        assert algebra.same('x(x+1)','x^2+x') is None
+        assert algebra.ready().same('x(x+1)','x^2+x')
+
+def test_short_answers_in_a_sentence_count_as_short_answers():
+    for metric,gold,reply in (('relaxed','Blue','The bar is blue.'),('anls','["14 May 1999","May 14, 1999"]','The date is May 14, 1999.'),
+                              ('vqa',json.dumps(['nokia']*8+['samsung']*2),'The brand of the phone is Nokia.'),('yesno','no',"I don't see any dog."),
+                              ('relaxed','42','The total is about 43 percent.')):
+        assert one(reply,dict(question='What?',answer=gold,metric=metric))['value']==1, reply
+        assert one(reply,dict(question='What?',answer=gold,metric=metric),'strict')['value']<1, reply
+
+@pytest.mark.parametrize('reply,right',[('Hence B.',1),('Therefore, B.',1),("It's B.",1),('Ans: B',1),('B\n\nExplanation: four sides.',1),('Answer: B or D',0),
+    ('The correct answer is B. Wait, it has six sides, so D.',0),('A or B',0),('B. square\n\nExplanation: unlike A. triangle.',1),('정답은 B입니다.',1),('Not A. Not C either. Hence B.',1),
+    ('답은 A가 아니라 B입니다',1),('<think>A?</think>B',1),('Option D is wrong. The answer is (B).',1),('It must be B because of the sides.',1),('B is the correct answer.',1)])
+def test_letters_in_many_styles(reply,right):
+    assert one(reply,dict(question='Which?',choices='["triangle","square","circle","hexagon"]',answer='B',question_type='multi_choice'))['correct']==bool(right)
+
+@pytest.mark.parametrize('reply,gold,right',[('3 + 4 = 7 so 8','8',1),('3 + 4 = 7 so 8','7',0),('The answer is 7, not 10.','7',1),('7 or 8','7',0),('$15k','15000',1),('1\\frac{1}{2}','1.5',1),
+    ('1\\frac{1}{2}','0.5',0),('It is 1 234 567.','1234567',1),('x = 7 (since x>0, we reject x = -9)','7',1),('minus 5','-5',1),('Total: 7\n\nNote: this assumes 2 rows.','7',1),
+    ('So 7. To verify, 3 + 3 = 6.','7',1),('4 + 4 =','4',0),('2/3','0.67',1),('about 5 m/s','5',1),('9 > 1 so yes','yes',1),('#### 7','7',1),('The angle is 60°.','\\frac{\\pi}{3}',1),
+    ('None.','0',0),('between 5 and 7','5',0),('x ≤ 2','(-\\infty,2]',1),('x = 1, y = -4','(1,-4)',1),('It is at the bottom left','bottom-left',1)])
+def test_values_in_many_styles(reply,gold,right):
+    assert one(reply,dict(question='Find it.',answer=gold))['correct']==bool(right)

@@ -4,7 +4,7 @@
 
 # %% ../nbs/08d_algebra.ipynb #c004
 from __future__ import annotations
-import json,queue,re,subprocess,sys,threading
+import contextlib,json,queue,re,subprocess,sys,threading
 from pathlib import Path
 from .answers import at_points,brackets,coordinates,sides,unlabelled,variables
 from .values import plain,quantity
@@ -70,7 +70,7 @@ class Algebra:
     def __init__(self,
         seconds:float=.7, # For one question
     ):
-        self.seconds,self.child,self.said,self.lock = seconds,None,None,threading.Lock()
+        self.seconds,self.child,self.said,self.lock,self.ended = seconds,None,None,threading.Lock(),False
     def __enter__(self): return self
     def __exit__(self,*_): self.close()
     def start(self):
@@ -92,11 +92,15 @@ class Algebra:
             raise RuntimeError("math-verify does not start in a process of its own: try `python -c 'import math_verify'` to see why.")
     def close(self):
         "End the child"
-        if self.child is None: return
-        self.child.kill()
-        self.child.stdin.close()
-        self.child.wait()
-        self.child = None
+        child,self.child = self.child,None
+        if child is None: return
+        child.kill()
+        with contextlib.suppress(OSError): child.stdin.close()         # It may have ended before
+        child.wait()
+    def ready(self):
+        "Itself; a child that was ended has been replaced by then, outside the time of any row"
+        if self.ended: self.ended = False; self.start()
+        return self
     def same(self,
         answer:str,     # As picked from a reply
         gold:str,       # As published
@@ -109,5 +113,5 @@ class Algebra:
                 self.child.stdin.flush()
                 line = self.said.get(timeout=self.seconds)
             except (queue.Empty,OSError): line = ''
-            if not line: self.close()
+            if not line: self.close(); self.ended = True
             return json.loads(line) if line else None

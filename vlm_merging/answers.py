@@ -10,7 +10,7 @@ from .values import CONSTANTS,FUNCTIONS,UNITS,leading,number,plain,quantity,same
 # %% auto #0
 __all__ = ['NAMED', 'RELATION', 'POINTS', 'FUNCTION', 'TURNED', 'UNITLESS', 'split_top', 'brackets', 'coordinates', 'variables',
            'at_points', 'same_formula', 'sides', 'equation', 'same_relation', 'bare', 'unlabelled', 'unitless', 'same',
-           'listed', 'same_part']
+           'listed', 'same_part', 'same_angle']
 
 # %% ../nbs/08c_answers.ipynb #c006
 NAMED = re.compile('|'.join([*FUNCTIONS,*CONSTANTS,'deg']))
@@ -163,9 +163,11 @@ def same(
     if len(named)==2 and named[0]!=named[1]: return None
     if (of:=sides(g)) and equation(of): return None
     a,g = unlabelled(a),unlabelled(unlabelled(g))
+    g = re.sub(r'^\[([^\[\],]+)\]$',r'\1',g)
     if bare(a)==bare(g): return 'same text'
     if (of:=brackets(g)):
         by = brackets(a)
+        if of[:2]==['[',']'] and len(of)!=4: return same(a[1:-1] if by else a,g[1:-1],precision) # No interval: a list
         if by is None or len(by)!=len(of) or by[:2]!=of[:2]: return None
         return 'same coordinates or interval' if all(same_part(x,y,a,g) for x,y in zip(by[2:],of[2:])) else None
     if ' U ' in g:
@@ -179,23 +181,33 @@ def same(
             if hit is None: return None
             left.remove(hit)
         return 'same intervals'
+    if re.fullmatch(r'\d+ ?: ?\d+',a) and (y:=number(g)) is not None:
+        x,z = (float(t[:9]) for t in a.split(':'))
+        return 'same ratio' if z and math.isclose(x/z,y,rel_tol=1e-9) else None
     if re.fullmatch(r'\d+(?: ?: ?\d+)+',g):
         if re.fullmatch(r'\d+(?: ?: ?\d+)+',a):
-            return 'same ratio or time' if [int(x[:9]) for x in a.split(':')]==[int(x[:9]) for x in g.split(':')] else None
+            x,y = ([int(p[:9]) for p in t.split(':')] for t in (a,g))
+            clock = re.search(r':\d\d$',g)
+            equal = x==y or len(x)==len(y)==2 and not clock and x[0]*y[1]==x[1]*y[0]!=0
+            return 'same ratio or time' if equal else None
         by,of = number(a),[float(x[:9]) for x in g.split(':')]
         return 'same ratio' if by and len(of)==2 and of[1] and math.isclose(by,of[0]/of[1],rel_tol=1e-9) else None
     if same_formula(unitless(a),unitless(g)): return 'same expression'
     of = listed(g)
-    if len(of)>1 or g[0]=='[':
+    if len(of)>1:
         by = listed(a)
         if len(by)!=len(of): return None
+        if len(of)>30: return 'same list' if sorted(map(bare,by))==sorted(map(bare,of)) else None
         left = list(of)
         for x in by:
             hit = next((y for y in left if same(x,y,precision)),None)
             if hit is None: return None
             left.remove(hit)
         return 'same list'
+    if re.fullmatch(r'-?\d+,\d{1,2}',a) and number(g) is not None: a = a.replace(',','.')    # A decimal comma
+    if how:=same_angle(a,g,a,g): return how
     x,y = quantity(a),quantity(g)
+    if x and re.match(r'or -?\d',x.rest): return None
     if exact and y and y.digits is None and x and x.digits: return None
     return same_number(x,y,precision) if x and y else None
 
@@ -214,7 +226,14 @@ def same_part(
     *whole:str,         # Both answers
 )->str|None:
     "Compare one coordinate; an angle may be in degrees here and in radians there"
-    if how:=same(a,g): return how
+    return same(a,g) or same_angle(a,g,*whole)
+
+def same_angle(
+    a:str,              # Part of an answer, or all of it
+    g:str,              # Part of the gold answer, or all of it
+    *whole:str,         # Both answers: one says degrees, the other pi
+)->str|None:            # In what they agree; None: they do not
+    "Compare degrees with radians"
     x,y = quantity(a),quantity(g)
     degrees,pi = ['deg' in o for o in whole],[' pi' in f' {o}' for o in whole]
     if not x or not y or not (degrees[0] and pi[1] or degrees[1] and pi[0]): return None

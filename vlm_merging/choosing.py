@@ -9,37 +9,46 @@ from .values import plain,quantity
 from .answers import coordinates,same
 from .passages import Pick,finals,sentences
 from .picking import formulas,pick_number
+from .benchmarks import LETTERS
 
 # %% auto #0
-__all__ = ['AFTER', 'OPTION', 'NEGATED', 'SO', 'letter_in', 'options', 'worded', 'gold_letters', 'named', 'equal_option',
-           'sequence_option', 'option_in', 'other_value', 'pick_option']
+__all__ = ['LEAD', 'CHOSEN', 'AFTER', 'OPTION', 'NEGATED', 'SO', 'letter_in', 'options', 'worded', 'gold_letters', 'named',
+           'equal_option', 'sequence_option', 'option_in', 'other_value', 'pick_option']
 
 # %% ../nbs/08g_choosing.ipynb #c007
+LEAD = r"(?i:\b(?:so|hence|thus|therefore|it's|it is|it must be|must be|choose|pick|select|selected|go with|conclude|fits|remains|is|be)[ ,:]+|[→⇒]\s*)"
+CHOSEN = re.compile(rf'\b(?i:option|choice|answer|ans)\b|\([A-Z]\)|^\W*[A-Z]\W*$|{LEAD}(?:option |choice |letter )?[("\']*[A-Z][)"\' .!]*(?:$|,? (?:because|since))')
 AFTER = r'(?:is|are|because|since|as|for|which|and|with|in|where|according|based|matches|best|shows?|option|choice|would|must|has)\b'
 
 def letter_in(
     span:str,           # The final passage of a reply
     letters:str,        # Those that stand for an option, such as `ABCD`
-)->str|None:
+)->str|None:            # Two letters, if it cannot decide
     "The option letter that a passage names"
     s = re.sub(r'\\(?:text|mathrm|mathbf|textbf|boxed|rm|bf)\b|[*_`${}]|\\[\[\]()]','',span[:400]).strip()
-    s = re.sub(r'(?<![A-Za-z])([A-J])(?:번|입니다|이다|です)+',r'\1',s)      # Stand close to the letter in Korean and Japanese
+    s = re.sub(r'[A-Z](?:가|이) 아니\S*','',s)                  # `Not A`, in Korean
+    s = re.sub(r'(?<![A-Za-z])([A-Z])(?:번|입니다|이다|です)+',r'\1',s)      # Stand close to the letter in Korean and Japanese
     L = f'[{letters}]'
-    whole = re.fullmatch(rf'\W*(?:(?:the )?(?:correct |right |best )?(?:option|choice|answer|letter)\b(?: is)?)?\W*({L})\W*',s,re.I)
+    whole = re.fullmatch(rf'\W*(?:(?:the )?(?:correct |right |best |final )?(?:option|choice|answer|letter|ans|selected)\b(?: is)?)?\W*({L})\W*',s,re.I)
     if whole: return whole[1].upper()
+    both = re.match(rf'\W*({L})\)?\s*(?:,|or|and|/|&)\s*\(?({L})(?![\w\'’.):])',s)
+    if both: return both[1]+both[2]                             # Two letters are no single option
     s = re.sub(rf"\bA(?= (?!{AFTER})[a-z])",'a',s)             # `A cat` is no option
     right = re.findall(rf'\b(?:(?:option|choice|answer|letter) )?\(?({L})\)? (?:is|must be|would be|seems) (?:indeed |therefore )?'
-                       r'(?:the )?(?:most )?(?:correct|right|best|accurate|appropriate|answer)\b',s)
-    if right: return right[-1]
+                       r'(?:the )?(?:most )?(?:correct|right|best|accurate|appropriate|answer)\b'
+                       rf'|\b({L}) (?:matches|fits) (?:best|the)\b',s)
+    if right: return ''.join(right[-1])
     for rule in (rf'^[\W]*({L})\s*(?:[):\]]|\.(?!\d*[A-Z]\.))', rf'^\(({L})\)', rf'^({L})\s*[-–—]\s', rf'^({L}) \(',
                  rf'\b(?i:option|choice|answer|letter)s?\b(?:[ ,]*(?:is|would be|should be|must be|letter|option|choice))*'
                  rf'[ :("\'\[]*({L})(?![\w\'’])(?!\s+(?:is|are|has|was)\b.*\b(?:incorrect|wrong))'):
         if found:=re.findall(rule,s): return found[-1]
+    whole = re.sub(r',? (?:because|since|as) .*$','',s)
+    if end:=re.search(rf'{LEAD}(?:option |choice |letter )?[("\']*({L})[)"\' .!]*$',whole): return end[1]
     inside = set(re.findall(rf'\(({L})\)',s))
     if len(inside)==1: return inside.pop()
     if m:=re.search(rf'\b(?:is|are|be|as)[ :("\']*({L})\b[ )"\'.]*(?:$|[,;:])',s): return m[1]
 
-OPTION = re.compile(r'(?:^|\n|(?<=\s))\(?([A-J])\s*[).:、．：]\s*')
+OPTION = re.compile(r'(?:^|\n|(?<=\s))\(?([A-Z])\s*[).:、．：]\s*')
 
 def options(
     question:str,       # As asked
@@ -69,10 +78,10 @@ def gold_letters(
     choices:tuple=(),   # Texts in letter order
 )->str:                 # In order; empty: neither
     "The letters of the right options"
-    letters = re.findall('[A-J]',gold) if re.fullmatch(r'(?:[\s(),;.]|and|[A-J](?![a-z]))+',gold) else []
+    letters = re.findall('[A-Z]',gold) if re.fullmatch(r'(?:[\s(),;.]|and|[A-Z](?![A-Za-z]))+',gold) else []
     if letters: return ''.join(sorted(set(letters)))
     equal = [i for i,c in enumerate(choices) if same(c,gold)]
-    return 'ABCDEFGHIJ'[equal[0]] if len(equal)==1 else ''
+    return LETTERS[equal[0]] if len(equal)==1 else ''
 
 def named(
     span:str,           # A passage of a reply
@@ -143,19 +152,22 @@ def pick_option(
     question:str='',    # As asked
 )->Pick:                # `text` is the letter
     "The option that a reply chooses"
-    letters = 'ABCDEFGHIJ'[:len(choices) or 5]
+    letters = LETTERS[:len(choices) or 5]
     spans = list(finals(reply,question))
     for p in spans:
         if p.tier=='fallback': break
         if p.reason=='the only sentence' or p.reason=='a conclusion':
-            if not re.search(r'\b(?i:option|choice|answer)\b|\([A-J]\)|^\W*[A-J]\W*$',p.text): continue
+            if not CHOSEN.search(p.text): continue
         if (l:=letter_in(p.text,letters)): return Pick(l,p.tier,f'letter: {p.reason}')
-    lines = sentences(reply)
-    last,L = (sentences(reply) or [''])[-1],f'[{letters}]'
-    if m:=re.search(rf'(?:\b(?:is|be|choose|select|pick|remains)[ :]+|[→⇒]\s*)(?:option |choice )?\(?({L})\)?[ .!]*$',last):
+    lines,L = sentences(reply) or [''],f'[{letters}]'
+    last = lines[-1]
+    if m:=re.search(rf'{LEAD}(?:option |choice |letter )?\(?({L})\)?[ .!]*$',last):
         return Pick(m[1],'pattern','letter at the end of the last sentence')
     if m:=re.match(rf'\W*\(?({L})\s*(?:[):]|\.(?!\w))|^\W*({L})\W*$',last):
         return Pick(m[1] or m[2],'pattern','letter at the beginning of a line')
+    heads = [m[1] for s in re.split(r'\n|(?<=\.)\s+(?=\(?[A-Z][).])',reply) if (m:=re.match(rf'\W*\(?({L})(?:[):.](?!\w)|\W*$)',s))]
+    if len(heads)==1 and re.match(rf'\W*\(?{L}(?:[):.](?!\w)|\W*(?:\n|$))',reply):
+        return Pick(heads[0],'pattern','letter at the beginning of the reply')
     for p in spans:
         if p.reason in ('boxed','the answer tag') and (told:=other_value(p.text,choices)):
             return Pick(told,p.tier,'a value that is none of the options')

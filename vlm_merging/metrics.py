@@ -7,12 +7,13 @@ from __future__ import annotations
 import json,math,re
 from dataclasses import dataclass
 from .answers import same
+from .benchmarks import LETTERS
 from .passages import finals
 from .choosing import worded
 from .values import plain
 
 # %% auto #0
-__all__ = ['NOTHING', 'LETTERS', 'SMALL', 'DAYS', 'Mark', 'marked_as', 'infer_option', 'by_option', 'number_of',
+__all__ = ['NOTHING', 'SMALL', 'LITTLE', 'DAYS', 'Mark', 'marked_as', 'infer_option', 'by_option', 'number_of',
            'mathvista_strict', 'mathvision_strict', 'mathverse_strict', 'short_answer', 'dynamath_strict', 'mm_math',
            'golds', 'share_or_number', 'relaxed', 'edits', 'anls', 'normal', 'vqa', 'contains', 'yesno', 'same_text',
            'same_items', 'answer_of']
@@ -37,8 +38,6 @@ def marked_as(
     return Mark(float(right),picked,'exact',reason)
 
 # %% ../nbs/08h_metrics.ipynb #c010
-LETTERS = 'ABCDEFGHIJ'
-
 def infer_option(
     reply:str,          # Of a model
     choices:tuple,       # Texts in letter order
@@ -48,7 +47,6 @@ def infer_option(
     words = re.sub(r'[.()\[\],:;!*#{}]',' ',reply).split()
     named = [l for l in letters if l in words]
     if len(named)==1: return named[0]
-    if named: return None
     text = reply.lower()
     held = [l for l,c in zip(letters,choices) if c.strip() and c.lower() in text]
     return held[0] if len(held)==1 else None
@@ -77,9 +75,9 @@ def mathvista_strict(
     gold:str,           # As published
     answer_type:str|None=None, # integer, float or text
     **_)->Mark:
-    "A free answer must be nothing but a number"
+    "A free answer must be nothing but a number; texts and lists are never right"
     kind = {'integer':int,'float':float}.get(answer_type)
-    if kind is None: return marked_as(reply.strip()==gold,reply) if reply.strip()==gold else NOTHING
+    if kind is None: return NOTHING                     # The script compares with `None`
     x = number_of(reply,kind)
     if x is None: return NOTHING
     return marked_as(x==number_of(gold),reply)
@@ -128,11 +126,12 @@ def mm_math(
     gold:str,           # As published
     **_)->Mark:
     "The rule of MM-Math: all parts, in any order, within 0.0101"
-    told = re.findall(r'\\boxed\{((?:[^{}]|\{(?:[^{}]|\{[^{}]{0,200}\}){0,50}\}){0,300})\}',reply)
-    if not told: told = re.findall(r'\$([^$]{1,200})\$',reply.strip().rpartition('\n')[2])
+    reply = reply[-4000:]
+    told = re.findall(r'\\boxed\{((?:[^{}]|\{(?:[^{}]|\{[^{}]{0,200}\}){0,50}\}){0,300})\}',reply)[-20:]
+    if not told: told = re.findall(r'\$([^$]{1,200})\$',reply.strip().rpartition('\n')[2])[-20:]
     if not told: return NOTHING
     def parts(text): return [plain(p) for p in re.split(r',(?!\d{3}\b)|;|，|；',text) if p.strip()]
-    left,right = [p for t in told for p in parts(t)],parts(gold.replace('$',''))
+    left,right = [p for t in told for p in parts(t)][-40:],parts(gold.replace('$',''))[:40]
     def near(a,g):
         if a==g or same(a,g): return True
         x,y = number_of(a),number_of(g)
@@ -156,18 +155,20 @@ def golds(
 
 def share_or_number(
     text:str,           # Any text
+    lenient:bool=False, # Look over `$`, thousands separators and a full stop?
 )->float|None:
     "A number; with a percent sign, its hundredth"
-    text = text.strip().rstrip('.').replace(',','').lstrip('$')
+    if lenient: text = text.strip().rstrip('.').replace(',','').lstrip('$')
     x = number_of(text.rstrip('%'))
     return x/100 if x is not None and text.endswith('%') else x
 
 def relaxed(
     reply:str,          # Of a model
     gold:str,           # As published
+    lenient:bool=False, # As for `share_or_number`
     **_)->Mark:
     "Relaxed accuracy: a number within 5%, another text equal without case (ChartQA)"
-    x,y = share_or_number(reply),share_or_number(gold)
+    x,y = share_or_number(reply,lenient),share_or_number(gold,lenient)
     if x is not None and y: return marked_as(abs(x-y)<=.05*abs(y)+1e-12,reply.strip(),'within 5%')
     return marked_as(reply.strip().lower().rstrip('.')==gold.strip().lower(),reply.strip(),'text')
 
@@ -201,8 +202,11 @@ def normal(
     text:str,           # Any text
 )->str:
     "Lower case, digits for small numbers, no articles, no punctuation, as VQA does"
-    text = re.sub(r"(?<=\d),(?=\d)|(?<!\d)\.|\.(?!\d)|[;/\[\]\"{}()=+\\_><@`?!']",'',text.lower().replace('\n',' '))
-    return ' '.join(SMALL.get(w,w) for w in re.sub(r'[,:-]',' ',text).split() if w not in ('a','an','the'))
+    text = text.lower().replace('\n',' ').strip()
+    for c in ';/[]"{}()=+\\_-><@`,?!':                  # A sign within a word parts it, one beside a space goes
+        if c in text: text = text.replace(c,'' if f'{c} ' in text or f' {c}' in text or re.search(r'\d,\d',text) else ' ')
+    text = re.sub(r'(?!<=\d)(\.)(?!\d)','',text)
+    return ' '.join(SMALL.get(w,w) for w in text.split() if w not in ('a','an','the'))
 
 def vqa(
     reply:str,          # Of a model
@@ -229,15 +233,17 @@ def contains(
 
 def yesno(
     reply:str,          # Of a model
-    gold:str,            # yes or no
+    gold:str,           # yes or no
+    lenient:bool=False, # Take the first of several, and `not` for no?
     **_)->Mark:
-    "The first `yes` or `no` of the reply (POPE); `not` stands for no"
-    m = re.search(r'\b(yes|no|not)\b',reply.lower())
-    if not m: return Mark(0.,'','none','neither yes nor no')
-    told = 'yes' if m[1]=='yes' else 'no'
-    return marked_as(told==gold.strip().lower(),told,'first yes or no')
+    "Either `yes` or `no` in the reply, and not both, as VLMEvalKit reads POPE"
+    found = re.findall(r"\byes\b|\bno\b"+(r"|\bnot\b|n't\b" if lenient else ''),reply.lower())
+    told = {'yes' if f=='yes' else 'no' for f in (found[:1] if lenient else found)}
+    if len(told)!=1: return Mark(0.,'','none','neither yes nor no' if not told else 'both yes and no')
+    return marked_as(gold.strip().lower() in told,*told,'yes or no')
 
 # %% ../nbs/08h_metrics.ipynb #c041
+LITTLE = ('a','an','the','at','in','on')
 DAYS = frozenset('jan feb mar apr jun jul aug sep oct nov dec mon tue wed thu fri sat sun'.split()) # `July` and `Jul`
 
 def same_text(
@@ -245,7 +251,7 @@ def same_text(
     gold:str,           # As published
 )->str|None:             # In what they agree; None: they do not
     "Compare two short texts without case, punctuation, articles and plural"
-    def words(t): return [w[:3] if w[:3] in DAYS and len(w)>3 else w for w in worded(t).split() if w not in ('a','an','the')]
+    def words(t): return [w[:3] if w[:3] in DAYS and len(w)>3 else w for w in worded(t).split() if w not in LITTLE]
     return 'same words' if words(gold) and words(answer)==words(gold) else None
 
 def same_items(

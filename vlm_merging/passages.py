@@ -6,11 +6,11 @@
 from __future__ import annotations
 import re
 from dataclasses import dataclass
-from .values import braced,plain,quantity
+from .values import braced,in_time,plain,quantity
 
 # %% auto #0
-__all__ = ['HEAD', 'TAIL', 'REFUSAL', 'BREAK', 'MARKER', 'CONCLUSION', 'HEADING', 'STOP', 'ASKED', 'RESULT', 'CHECK',
-           'readable_part', 'looping', 'unclosed', 'cut_off', 'refused', 'Pick', 'sentences', 'boxed', 'field',
+__all__ = ['HEAD', 'TAIL', 'REFUSAL', 'BREAK', 'MARKER', 'CONCLUSION', 'MOST', 'HEADING', 'STOP', 'ASKED', 'RESULT', 'TURN',
+           'CHECK', 'readable_part', 'looping', 'unclosed', 'cut_off', 'refused', 'Pick', 'sentences', 'boxed', 'field',
            'tagged', 'marked', 'words_of', 'asked_for', 'result', 'alone', 'joined', 'before_check', 'finals']
 
 # %% ../nbs/08e_passages.ipynb #c007
@@ -55,7 +55,7 @@ def cut_off(
     "Does the reply break off?"
     if finish=='length' or '<think>' in text and '</think>' not in text: return True
     if finish: return False
-    if re.search(r'[=+*/×÷(]\s*$',text[-20:]) and not text.endswith('**'): return True
+    if re.search(r'[=+×÷]\s*$',text[-20:]): return True
     if len(text)<1000: return False
     last = text.rstrip().rsplit('\n\n',1)[-1][-1500:]
     if unclosed(last): return True
@@ -80,14 +80,15 @@ class Pick:
     tier:str             # exact, pattern, fallback or none
     reason:str           # Why this passage
 
-BREAK = re.compile(r'(?<=[.!?。])(?<!\b[A-H]\.)(?<!\d\.)\s+|(?<=\d\.)\s+(?=[A-Z\n])|\n+')
+BREAK = re.compile(r'(?<=[A-H]\.)\s+(?=(?:Wait|Actually|However|But|Therefore|So|Thus|Hence|Because|Since|The)\b)|(?<=[.!?。])(?<!\b[A-H]\.)(?<!\d\.)\s+|(?<=\d\.)\s+(?=[A-Z\n])|\n+')
 MARKER = re.compile(r'(?:(?:final|correct|right|best|closest|extracted|short)[ *]+)*\b(?:answer|option|choice|final value|result)\b'
                     r'(?:[ *]+(?:choice|option|letter|value))?'
                     r'(?:(?: (?:closest )?to (?:the|this|that|it)(?: (?:question|problem|value|number|nearest \w+))?'
                     r'| (?:here|therefore|then|for [^.:\n]{1,60}|from the (?:options|choices|given)[^.:\n]{0,40}))?,?'
                     r'[ *]*(?::|=|\b(?:is|are|would be|should be|will be|must be|as|was)\b'
                     r'(?: (?:option|choice|letter|therefore|thus|then|approximately|about|indeed|simply))*)'
-                    r'|(?= \(?[A-H]\b))[ *:]*|(?:答案|정답|답)\s*(?:是|为|選|选|은|는|[::：])+\s*|(?:故|应|因此|所以)?选择?(?=\s*[A-H(（])',re.I)
+                    r'|(?= \(?[A-H]\b))[ *:]*|(?:答案|정답|답)\s*(?:是|为|選|选|은|는|[::：])+\s*|(?:故|应|因此|所以)?选择?(?=\s*[A-H(（])'
+                    r'|(?:respuesta(?: correcta)? es|antwort (?:ist|lautet)|réponse est|答えは)[ :]*',re.I)
 CONCLUSION = re.compile(r'\b(?:therefore|thus|hence|consequently|so|accordingly|in conclusion|in summary|finally|this means|'
                         r'which means|we get|we have|we find|leaving|'
                         r'equals|left with)\b',re.I)
@@ -124,6 +125,7 @@ def tagged(
     found = re.findall(f'{tag}|{mark}',text,re.I|re.S)
     return ''.join(found[-1]) if found else None
 
+MOST = 12                      # Passages of one kind that are looked at, from the end
 HEADING = re.compile(r'(?:^|\n)[ #*_]*(?:(?:the )?(?:final|short) )?answer[ *_:]*\n\s*',re.I)
 
 def marked(
@@ -131,9 +133,11 @@ def marked(
 )->list[str]:           # The last first
     "What follows each `the answer is`, and what stands below the heading `Final answer`"
     out = []
-    for m in sorted([*MARKER.finditer(text),*HEADING.finditer(text)],key=lambda m: m.end(),reverse=True):
-        part = sentences(text[m.end():][:400].lstrip(' *:\n'))
-        if part and re.search(r'\w',part[0]): out.append(part[0])
+    found = sorted([*MARKER.finditer(text),*HEADING.finditer(text)],key=lambda m: m.end(),reverse=True)
+    for m in found[:MOST]:
+        in_time()
+        part = sentences(text[m.end():][:400].lstrip(' *:\n').partition(';')[0])
+        if part and re.search(r'\w',part[0]) and part[0] not in out: out.append(part[0])
     return out
 
 # %% ../nbs/08e_passages.ipynb #c015
@@ -181,18 +185,20 @@ def joined(
 )->str:
     "A sentence that ends in a colon goes on in the formulas behind it"
     out = parts[i]
-    while out.rstrip(' *').endswith(':') or '=' in out and i+1<len(parts) and '=' in parts[i+1] and len(words_of(parts[i+1]))<3:
+    while len(out)<2000 and (out.rstrip(' *').endswith(':') or '=' in out and i+1<len(parts) and '=' in parts[i+1]
+                             and len(words_of(parts[i+1]))<3):
         i += 1
         if i>=len(parts): break
         out += '\n'+parts[i]
     return out
 
-CHECK = re.compile(r"^(?:to|let's|let us|we can) (?:verify|check|double.check|confirm)\b",re.I)
+TURN = re.compile(r"^(?:but )?(?:wait|hold on|actually|hmm|no,|on second thought|correction|sorry)\b",re.I)
+CHECK = re.compile(r"^(?:to|let's|let us|we can) (?:verify|check|double.check|confirm)\b|^[(*]*(?:please )?note\b",re.I)
 
 def before_check(
     parts:list[str],    # Sentences
 )->list[str]:           # Without a check at the end that concludes nothing
-    "What is said before `To verify this, ...`"
+    "What is said before `To verify this, ...` or `Note: ...`"
     at = next((i for i,s in enumerate(parts) if i and CHECK.search(s)),None)
     return parts if at is None or any(CONCLUSION.search(s) for s in parts[at+1:]) else parts[:at]
 
@@ -206,8 +212,11 @@ def finals(
     spans = marked(reply)
     if (span:=tagged(reply)): yield Pick(span,'exact','the answer tag')
     if (span:=boxed(reply)): yield Pick(span,'exact','boxed')
-    if len(reply)<60 and len(parts)==1 and not spans: yield Pick(reply,'exact','the whole reply')
+    if len(reply)<60 and len(parts)==1 and not spans: yield Pick(parts[0],'exact','the whole reply')
     if (span:=field(reply)): yield Pick(span,'exact','the field of a JSON reply')
+    if (turn:=next((i for i in range(len(parts)-1,0,-1) if TURN.search(parts[i])),None)) and not marked('\n'.join(parts[turn:])):
+        for i in range(len(parts)-1,turn-1,-1):                # It changes its mind, and marks no answer after that
+            if CONCLUSION.search(parts[i]): yield Pick(joined(parts,i),'pattern','a conclusion after a second thought')
     for span in spans: yield Pick(span,'pattern','behind "the answer is"')
     if len(parts)==1: yield Pick(parts[0],'pattern','the only sentence')
     bold = re.findall(r'\*\*([^*\n]{1,40})\*\*',parts[-1])
@@ -215,8 +224,8 @@ def finals(
     if alone(parts[-1]): yield Pick(parts[-1],'pattern','the last line, which is nothing but a value')
     at = [i for i,s in enumerate(parts) if CONCLUSION.search(s)]
     if (not at or at[-1]<len(parts)-1) and result(parts[-1]): yield Pick(parts[-1],'pattern','the last sentence, which ends in a result')
-    for i in reversed(at): yield Pick(joined(parts,i),'pattern','a conclusion')
+    for i in at[:-MOST-1:-1]: yield Pick(joined(parts,i),'pattern','a conclusion')
     head = asked_for(question)
-    for i in range(len(parts)-1,-1,-1):
-        if head and head in words_of(parts[i]): yield Pick(joined(parts,i),'pattern',f'the last sentence about the {head}')
+    for i in [i for i,s in enumerate(parts) if head and head in words_of(s)][:-MOST-1:-1]:
+        yield Pick(joined(parts,i),'pattern',f'the last sentence about the {head}')
     for s in parts[::-1][:3]: yield Pick(s,'fallback','one of the last sentences')

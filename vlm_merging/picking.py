@@ -11,13 +11,13 @@ from .answers import coordinates,equation,listed,sides,unitless,unlabelled,varia
 from .passages import Pick,finals,sentences
 
 # %% auto #0
-__all__ = ['NUMBER', 'ADVERB', 'COPULA', 'WEAK', 'RANGE', 'NONE', 'RANGED', 'CLAUSE', 'TERM', 'COMPUTED', 'ROUNDED',
-           'FORMULA_TERM', 'FORMULA', 'SAID', 'Found', 'computed', 'numbers', 'pick_number', 'formulas', 'shape',
-           'shaped', 'pick_text', 'onward', 'pick_value']
+__all__ = ['NUMBER', 'ADVERB', 'COPULA', 'WEAK', 'RANGE', 'NONE', 'SO', 'NOT', 'WHEN', 'BESIDE', 'AGAINST', 'RANGED', 'CLAUSE',
+           'TERM', 'COMPUTED', 'ROUNDED', 'FORMULA_TERM', 'FORMULA', 'YES', 'SAID', 'Found', 'computed', 'numbers',
+           'pick_number', 'formulas', 'shape', 'as_brackets', 'shaped', 'pick_text', 'onward', 'pick_value']
 
 # %% ../nbs/08f_picking.ipynb #c007
-NUMBER = re.compile(rf'(?<![\w.,^])[-+]?(?:\$ ?)?(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?![\w]*:\w)'
-                    rf'|\b{SPELLED.pattern}',re.I)
+NUMBER = re.compile(rf'(?<![\w.,^:])(?:(?:minus|negative) )?[-+]?(?:\$ ?)?(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?![\w]*:\w)'
+                    rf'|\b(?:(?:minus|negative) )?{SPELLED.pattern}',re.I)
 ADVERB = (r'[ $\\(\[*:]*(?:(?:now|also|approximately|about|around|exactly|only|just|therefore|thus|then|equal to|given by|'
           r'a total of|the number|at|[a-z] =|\$)[ $*]*)*$')
 COPULA = re.compile(r'(?:(?<!which )(?<!that )\b(?:is|being|are|was|were|equals?|be|becomes|leaves|leaving|left with)\b'
@@ -25,7 +25,12 @@ COPULA = re.compile(r'(?:(?<!which )(?<!that )\b(?:is|being|are|was|were|equals?
 WEAK = re.compile(r'\b(?:has|have|had|contains?|shows?|reads?|costs?|spent|spend|takes?|gives?|total of|value of|occurs)\b'+ADVERB,re.I)
 RANGE = re.compile(r'^\s*(?:%|°|years?|years? old|people|passengers)?\s*'
                    r'(?:(?<! )[-–](?! )|to\b|and\b|(?:, ?[\d.]+ ?)*,? ?or\b)\s*-?\$?\d',re.I)
-NONE = re.compile(r'\W*(?:(?:therefore|thus|so|hence|there)\W+(?:is|are)? *)*(?:no|none)\b',re.I)
+NONE = re.compile(r'\W*(?:(?:therefore|thus|so|hence|there|i|we)\W+(?:is|are|see|can see|find|count)? *)*(?:no|none)\b',re.I)
+SO = re.compile(r'^.*\b(?:so|therefore|thus|hence)\b[ ,]*(.*)$',re.S)
+NOT = re.compile(r',? (?:and )?(?:not|rather than|instead of|but not|unlike) [^,;]*$',re.I)
+WHEN = re.compile(r' (?:when|if|for|where) [a-z] ?(?:is|=|equals) ?[-\d.]+$')
+BESIDE = re.compile(r'\b(?:in|by|since|during|on)\s*$',re.I)             # Before a year, mostly
+AGAINST = re.compile(r'\b(?:from|than|over|above|below|under|before|after|of the)\s*$',re.I)
 RANGED = re.compile(r'\d\S*\s*\b(?:to|or)\s*$|\bbetween\b.{0,20}\band\s*$',re.I)
 CLAUSE = re.compile(r',\s|[;:]\s|\.\s|\.$|\b(?:and|with|which|that|for|in|because|since|left|from|on|of|than)\b')
 
@@ -34,7 +39,7 @@ class Found:
     "A number in a sentence"
     text:str             # With what follows
     at:int               # Where it begins
-    direct:int           # 2: it follows `is` or `=`; 1: `has` or `value of`; 0: neither
+    direct:int           # 2: it follows `is` or `=`; 1: `has` or `value of`; 0: neither; below: `in` a year, `than` another
     quoted:bool          # Does the question name it?
     ranged:bool          # Is it one end of a range?
 
@@ -68,10 +73,11 @@ def numbers(
     out = []
     for start,end in sorted(spans):
         before,after,it = sentence[:start],sentence[end:],sentence[start:end]
-        direct = 2*bool(COPULA.search(before[-60:])) or int(bool(WEAK.search(before[-60:])))
+        near = before[-60:]
+        direct = 2 if COPULA.search(near) else 1 if WEAK.search(near) else -2 if AGAINST.search(near) else -bool(BESIDE.search(near))
         if counted and re.match(rf'(?: of the| of these)?(?: \w+)?? {counted}',after,re.I): direct = 2
         out.append(Found(it+CLAUSE.split(after[:60])[0],start,direct,it.lstrip('+-$ ').replace(',','').lower() in known,
-                         bool(RANGED.search(before[-60:]) or RANGE.match(after) and not re.match(r'\s*and',after))))
+                         bool(RANGED.search(near) or RANGE.match(after) and not re.match(r'\s*and',after))))
     return out
 
 ROUNDED = re.compile(r'\b(?:approximately|about|roughly|nearly|around)\s*$')
@@ -83,23 +89,26 @@ def pick_number(
     sure:bool=False,    # Only a number that follows `is` or `=`?
 )->str|None:            # None: none, or a range
     "The number that a sentence gives as its answer"
-    sentence = re.sub(r'(?<=[\w)]) \([^()=]*=[^()]*[a-z]{3}[^()]*\)$','',plain(sentence))
+    sentence = re.sub(r'(?<=[\w)]) ?\((?=[^()]*[a-z]{3})(?=[^()]*=)[^()]*\)$','',plain(sentence).rstrip('! '))
+    if (m:=SO.match(sentence)) and (NUMBER.search(m[1]) or computed(m[1])): sentence = m[1]
     reason = re.search(r',? (?:because|since|as (?:the|there|it|we|they)) .*$',sentence)
-    if reason and re.search(r'\d',sentence[:reason.start()]): sentence = sentence[:reason.start()]
+    for tail in (reason,NOT.search(sentence),WHEN.search(sentence)):
+        if tail and NUMBER.search(sentence[:tail.start()]): sentence = sentence[:tail.start()]
     last = re.split(r'(?<![<>!=])=(?!=)',sentence)
-    if len(last)>1 and not re.search(r'\b(?:is|are|equals)\b',last[-1]) and quantity(last[-1]): return last[-1].strip()
+    if len(last)>1 and not re.search(r'\b(?:is|are|equals)\b',last[-1]) and (it:=quantity(last[-1])):
+        return None if re.match(r'or -?\d',it.rest) else last[-1].strip()
     how_many = re.search(r'how many (?:\w+ )??(\w{3,}?)s?\b(?= |$)',question,re.I)
     found = numbers(sentence,question,how_many and how_many[1])
     if how_many and all(f.quoted for f in found) and NONE.match(sentence): return '0'
-    if not found: return None
-    if whole: found = [f for f in found if re.match(r'\W*(?:\d[\d,]*(?!\.?\d)|[a-z])',f.text,re.I)] or found
+    if not found: return (re.findall(r'(?<![\d:])\d{1,9} ?: ?\d{1,9}(?![\d:])',sentence) or [None])[-1]
+    if whole: found = [f for f in found if re.match(r'\W*(?:\d[\d,]*(?!\.?\d)|\d[\d.]* (?:thou|m|b)|[a-z])',f.text,re.I)] or found
     new = [f for f in found if not f.quoted] or found
     best = max(f.direct for f in new)
     if sure and best<2: return None
     f = [f for f in new if f.direct==best][-1]
     rounded = [r for r in new if r.at>f.at and ROUNDED.search(sentence[:r.at])]
     if rounded and re.search(r'pi|sqrt|/',f.text): f = rounded[-1]
-    return None if f.ranged else f.text
+    return None if f.ranged else f.text.strip()
 
 # %% ../nbs/08f_picking.ipynb #c011
 FORMULA_TERM = (r'(?:\d[\d,]*\.?\d*|\.\d+|sqrt|sin|cos|tan|ln|log|pi|inf|deg|(?<![a-zA-Z])(?:[a-zA-Z]|xy|[A-Z]{2,3})(?![a-zA-Z])'
@@ -113,12 +122,15 @@ def formulas(
     out = [re.sub(r'^(?:[aAI] )+|[\s(]*$','',m[0]).strip() for m in FORMULA.finditer(sentence)]
     return [s+')'*(s.count('(')-s.count(')')) if s.count('(')>s.count(')') else s for s in out if s]
 
+YES = ('yes','no','true','false')
+
 def shape(
     gold:str,           # As published
-)->str:                 # 'number', 'ratio', 'coordinates', 'relation', 'formula', 'list' or 'text'
+)->str:                 # 'number', 'ratio', 'coordinates', 'relation', 'formula', 'list', 'yes or no' or 'text'
     "What kind of thing to look for in a reply"
     g = plain(gold)
     if coordinates(g): return 'coordinates'
+    if g.lower() in YES: return 'yes or no'
     if re.fullmatch(r'\d+(?: ?: ?\d+)+',g): return 'ratio'
     of = sides(g)
     if of and (of[1]!='=' or variables(of[2]) and not quantity(of[2]) or equation(of)): return 'relation'
@@ -127,6 +139,18 @@ def shape(
     if quantity(g): return 'number'
     g = unitless(unlabelled(g))
     return 'formula' if variables(g) and re.search(r'[-+*/^\d(]',g) else 'text'
+
+def as_brackets(
+    sentence:str,       # As `plain` gives it
+)->str|None:            # Coordinates, or an interval; None: neither is told
+    "What `x = 1, y = -4` or `x <= 2` would be in brackets"
+    point = re.findall(r'\bx ?= ?(-?[\d./]+)[ ,;and]+y ?= ?(-?[\d./]+)',sentence)
+    if point: return f'({point[-1][0]}, {point[-1][1]})'
+    side = re.findall(r'(?<![<>=] )\b[a-z] ?([<>]=?) ?(-?[\d./]+)(?! ?[<>])',sentence)
+    if len(side)!=1: return None
+    sign,end = side[0]
+    shut = '=' in sign
+    return f"(- inf , {end}{']' if shut else ')'}" if sign[0]=='<' else f"{'[' if shut else '('}{end}, inf )"
 
 def shaped(
     sentence:str,       # A passage of a reply
@@ -137,7 +161,10 @@ def shaped(
     s = plain(sentence)
     if kind=='coordinates':
         found,many = coordinates(re.sub(r'\bthe origin\b','(0,0)',s)),len(coordinates(plain(gold)))
-        return '; '.join(found[-many:]) if found else None
+        return '; '.join(found[-many:]) if found else as_brackets(s) if many==1 else None
+    if kind=='yes or no':
+        said = re.findall(r'\b(?:yes|no|true|false)\b(?! (?:evidence|information|way|one))',s.lower())
+        return said and (said[0] if s.lower().startswith(said[0]) else said[-1]) or None
     if kind=='ratio':
         found = re.findall(r'(?<![\d:])\d{1,9}(?: ?: ?\d{1,9})+(?![\d:])|\b\d{1,9} to \d{1,9}\b',s)
         return found[-1].replace(' to ',':') if found else None
@@ -170,6 +197,7 @@ def pick_text(
     p = passages[0]
     if p.reason.endswith(('boxed','tag','reply')) and p.reason!='the whole reply': return p
     if p.reason=='behind "the answer is"' or words>4: return p
+    if (m:=SO.match(p.text)) and m[1].strip(' .'): p = Pick(m[1],p.tier,p.reason)
     said = list(SAID.finditer(p.text))
     rest = p.text[said[-1].end():].strip(' .*:$') if said else ''
     return Pick(rest,p.tier,p.reason) if rest and len(rest.split())<=words+3 else p

@@ -9,19 +9,23 @@ from functools import lru_cache
 import polars as pl
 from .algebra import Algebra,beyond
 from .answers import same
-from .benchmarks import metric_of
-from .metrics import (LETTERS,Mark,anls,answer_of,by_option,contains,dynamath_strict,golds,mathverse_strict,
-    mathvision_strict,mathvista_strict,mm_math,number_of,relaxed,same_items,same_text,share_or_number,vqa,yesno)
-from .passages import cut_off,looping,readable_part,refused
+from .benchmarks import LETTERS,metric_of
+from .metrics import (Mark,anls,answer_of,by_option,contains,dynamath_strict,golds,mathverse_strict,
+    mathvision_strict,mathvista_strict,mm_math,number_of,relaxed,same_items,same_text,vqa,yesno)
+from .passages import cut_off,finals,looping,readable_part,refused
 from .choosing import gold_letters,options,pick_option
-from .picking import pick_value,shape
+from .picking import pick_text,pick_value,shape
+from .values import Late,limit,number,unit_of
 
 # %% auto #0
-__all__ = ['SURE', 'RULES', 'SHORT', 'WHOLE', 'PROTOCOLS', 'KEYS', 'INPUTS', 'LEFT_OUT', 'OUTPUTS', 'choices_of', 'wants_letter',
-           'right_letter', 'by_letter', 'by_value', 'offline', 'relaxed_number', 'mark_of', 'outcome_of', 'score_row',
-           'tidy', 'score', 'problems']
+__all__ = ['SURE', 'LATE', 'RULES', 'SHORT', 'PROTOCOLS', 'SECONDS', 'KEYS', 'INPUTS', 'LEFT_OUT', 'OUTPUTS', 'BadRow',
+           'choices_of', 'wants_letter', 'right_letter', 'by_letter', 'by_value', 'offline', 'short', 'mark_of',
+           'outcome_of', 'score_row', 'tidy', 'score', 'problems']
 
 # %% ../nbs/09_scoring.ipynb #c007
+class BadRow(ValueError):
+    "A row that cannot have a score, whatever was replied"
+
 @lru_cache(maxsize=4096)
 def _read_choices(text):
     for read in (json.loads,ast.literal_eval):
@@ -29,7 +33,7 @@ def _read_choices(text):
         except (ValueError,SyntaxError,RecursionError,MemoryError): continue
         if isinstance(made,dict): made = list(made.values())
         if isinstance(made,(list,tuple)): return tuple(map(str,made))
-    raise ValueError(f"the choices are neither a JSON list nor an object: {text[:60]!r}.")
+    raise BadRow(f"the choices are neither a JSON list nor an object: {text[:60]!r}")
 
 def choices_of(
     value,               # Cell of the column `choices`
@@ -69,6 +73,8 @@ def by_letter(
     p = pick_option(reply,choices,row['question'])
     return Mark(float(p.text==gold),p.text,p.tier,p.reason)
 
+LATE = 'not decided in time, counted as not right'
+
 def by_value(
     row:dict,           # Of a reply table
     reply:str,          # Of a model
@@ -77,12 +83,17 @@ def by_value(
     "Score a free answer"
     question,gold = row['question'],row['answer']
     if len(set(lines:=gold.split('\n')))==1: gold = lines[0]       # Published twice
-    asked = row.get('question_for_eval') or question
+    asked,unit = row.get('question_for_eval') or question,row.get('unit')
+    if row.get('answer_type')=='list' and gold[:1]+gold[-1:]=='[]': gold = gold[1:-1]
+    if unit and number(gold) is not None and unit_of(unit): gold = f'{gold} {unit}'
     p = pick_value(reply,question,gold,row.get('answer_type')=='integer')
     how = same(p.text,gold,row.get('precision'),exact='exact' in asked.lower() or 'in terms of' in asked)
     if not how and shape(gold)=='text': how = same_text(p.text,gold)
     if not how and row.get('answer_type')=='list': how = same_items(p.text,gold)
-    if not how and p.text and beyond(gold): how = 'same formula (math-verify)' if algebra.same(p.text,gold) else None
+    if not how and p.text and beyond(gold):
+        told = algebra.same(p.text,gold)
+        if told is None: return Mark(0.,p.text,p.tier,f'{p.reason}; {LATE}')
+        how = 'same formula (math-verify)' if told else None
     return Mark(float(bool(how)),p.text,p.tier,f'{p.reason}; {how}' if how else p.reason)
 
 # %% ../nbs/09_scoring.ipynb #c015
@@ -117,18 +128,23 @@ RULES = dict(mathvista=_strict_option(mathvista_strict),mathvision=_strict_optio
              mathverse=_plain(mathverse_strict),dynamath=_plain(dynamath_strict),mm_math=_plain(mm_math),
              relaxed=_plain(relaxed),anls=_plain(anls),vqa=_plain(vqa),
              contains=_plain(contains),yesno=_plain(yesno))
-SHORT = ('relaxed','anls','vqa')                       # Compare the final passage of a long reply
-WHOLE = ('contains','yesno')                           # The same in both protocols
+SHORT = dict(relaxed=relaxed,anls=anls,vqa=vqa)        # Made for short replies
 
-def relaxed_number(
+def short(
     row:dict,           # Of a reply table
-    reply:str,          # Of a model
+    reply:str,          # As `readable_part` gives it
+    metric:str,         # One of `SHORT`
 )->Mark:
-    "Relaxed accuracy of the number that a long reply gives"
-    p = pick_value(reply,row['question'],row['answer'])
-    number = re.match(r'[-$\d.,]*\d%?',p.text)
-    told = relaxed(number[0] if number else p.text,row['answer'])
-    return Mark(told.value,p.text,p.tier,f'{p.reason}; {told.reason}')
+    "The best of three readings: the reply itself, its final passage, and what that passage says behind `is`"
+    rule,question,gold = SHORT[metric],row['question'],row['answer']
+    first,spans = pick_value(reply,question,golds(gold)[0]),list(finals(reply,question))
+    words = pick_text(spans,len(golds(gold)[0].split())).text
+    value = re.match(r'([-$\d.,]*\d) *(%|percent)?',first.text)
+    tries = {reply:'the whole reply',answer_of(reply,question):'the final passage',first.text:first.reason,
+             words.rstrip(' .'):'the final words',**({value[1]:first.reason,value[1]+'%'*bool(value[2]):first.reason} if value else {})}
+    marks = [(rule(reply=t,gold=gold,lenient=True),why) for t,why in tries.items() if t]
+    mark,why = max(marks,key=lambda m: m[0].value,default=(Mark(0.,'','none','an empty reply'),''))
+    return Mark(mark.value,mark.picked,mark.tier,f'{why}; {mark.reason}')
 
 def mark_of(
     row:dict,            # Of a reply table
@@ -142,10 +158,9 @@ def mark_of(
     if not choices and wants_letter(row):
         choices = options(row['question']) or options(row.get('question_for_eval') or '')
     if strict: return RULES[metric](row,row['prediction'],choices)
-    if metric in WHOLE: return RULES[metric](row,reply,choices)
-    if metric in SHORT:
-        if metric=='relaxed' and shape(row['answer'])=='number' and share_or_number(reply) is None: return relaxed_number(row,reply)
-        return RULES[metric](row,answer_of(reply,row['question']),choices)
+    if metric=='contains': return RULES[metric](row,reply,choices)
+    if metric=='yesno': return yesno(reply,row['answer'],lenient=True)
+    if metric in SHORT: return short(row,reply,metric)
     mark = offline(row,reply,choices,algebra)
     if metric in ('dynamath','mm_math') and not mark.value and mark.tier!='none' and not wants_letter(row):
         x,y = (number_of(t) for t in (mark.picked,row['answer']))
@@ -155,10 +170,11 @@ def mark_of(
 
 # %% ../nbs/09_scoring.ipynb #c023
 PROTOCOLS = dict(offline='offline-1',strict='strict-1')
+SECONDS = .6             # For one row, beside what math-verify takes
 KEYS = ('benchmark','split','run','index','group')
 INPUTS = ('question','question_for_eval','choices','answer','answer_option','question_type','answer_type','precision','unit',
           'prediction','finish','metric','category')
-LEFT_OUT = ('question','question_for_eval','choices','prediction','answer_option','question_type','answer_type','precision',
+LEFT_OUT = ('question_for_eval','choices','answer_option','question_type','answer_type','precision',
             'unit','finish','metric','key','error','query','seconds')
 OUTPUTS = dict(correct=pl.Boolean,value=pl.Float64,picked=pl.String,tier=pl.String,reason=pl.String,outcome=pl.String,
                length=pl.Int64,protocol=pl.String)
@@ -191,8 +207,11 @@ def score_row(
     if not (row.get('answer') or '').strip(): mark = Mark(None,'','none','there is no gold answer')
     elif metric not in RULES: mark = Mark(None,'','none',f"there is no rule named {metric!r}; there are {', '.join(RULES)}")
     else:
-        try: mark = mark_of(row,readable_part(prediction),metric,protocol=='strict',algebra)
-        except (ValueError,TypeError,ArithmeticError,RecursionError) as e: mark = Mark(None,'','none',f'cannot be scored: {e}')
+        try:
+            with limit(SECONDS): mark = mark_of(row,readable_part(prediction),metric,protocol=='strict',algebra)
+        except BadRow as e: mark = Mark(None,'','none',str(e))
+        except Late: mark = Mark(0.,'','none',LATE)
+        except Exception as e: mark = Mark(0.,'','none',f'the reply cannot be read ({type(e).__name__}: {str(e)[:80]})') # A fault of ours
     value = mark.value
     return dict(correct=None if value is None else value>=.5,value=value,picked=mark.picked[:500],tier=mark.tier,reason=mark.reason,
                 outcome=outcome_of(prediction,mark,row.get('finish')),length=len(prediction),protocol=PROTOCOLS[protocol])
@@ -212,19 +231,21 @@ def tidy(
         if frame.schema[c].is_nested():
             if c not in ('choices','category'): raise ValueError(f"Column {c} holds {frame.schema[c]}, where one text a row is needed.")
             return pl.col(c)
+        if frame.schema[c].is_float():                       # `5.0` was 5 before a table of mixed numbers was read
+            return pl.when(pl.col(c)==pl.col(c).round()).then(pl.col(c).cast(pl.Int64,strict=False).cast(pl.String)).otherwise(pl.col(c).cast(pl.String))
         return pl.col(c).cast(pl.String)
     return frame.select(typed(c) for c in dict.fromkeys((*KEYS,*INPUTS)))
 
 def score(
     frame:pl.DataFrame,  # A reply table: one row a reply
     protocol:str='offline', # offline or strict
-)->pl.DataFrame:         # Keys and tags, then `answer` and the columns of `OUTPUTS`, in the order of `frame`
+)->pl.DataFrame:         # Keys, question, answer, reply, tags and the columns of `OUTPUTS`, in the order of `frame`
     "Score replies; raise ValueError if a column is missing"
     if protocol not in PROTOCOLS: raise ValueError(f"No protocol is named {protocol!r}; there are {', '.join(PROTOCOLS)}.")
     rows = tidy(frame)
     with Algebra() as algebra:
         if any(beyond(g) for g in rows['answer'].unique().drop_nulls()): algebra.start() # Before the clock of a row runs
-        made = pl.DataFrame([score_row(r,protocol,algebra) for r in rows.iter_rows(named=True)],schema=OUTPUTS)
+        made = pl.DataFrame([score_row(r,protocol,algebra.ready()) for r in rows.iter_rows(named=True)],schema=OUTPUTS)
     keys = [pl.col(c) if c in frame.columns else pl.lit(None,pl.String).alias(c) for c in KEYS]
     tags = [c for c in frame.columns if c not in (*KEYS,*LEFT_OUT,*OUTPUTS) and not c.startswith(('judge','adjudicated'))]
     return frame.select(*keys,*tags).hstack(made)
@@ -244,6 +265,8 @@ def problems(
     if scores.height and scores['index'].null_count()<scores.height:
         twice = scores.select(keys).is_duplicated()
         if twice.any(): out.append(f"The same {', '.join(keys)} more than once, {rows(twice)}: keep one of each before you compare.")
+    late = scores['reason'].str.contains(LATE,literal=True)
+    if late.any(): out.append(f"A formula could not be compared in time, {rows(late)}: counted as not right.")
     empty = scores['outcome']=='empty'
     if empty.any(): out.append(f"An empty reply, {rows(empty)}: counted as not right.")
     return out

@@ -4,19 +4,21 @@ r"""`1/2`, `0.5`, `\frac{1}{2}` and `0.50 cm` against the gold answer `0.5`: rea
 
 # %% ../nbs/08b_values.ipynb #c004
 from __future__ import annotations
-import math,re
+import math,re,threading,time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 
 # %% auto #0
 __all__ = ['SIGNS', 'COMMANDS', 'SIGN', 'STYLES', 'TOKEN', 'FUNCTIONS', 'CONSTANTS', 'LIMITS', 'UNITS', 'MANY', 'UNIT', 'SYMBOL',
-           'SYMBOLS', 'LABEL', 'ABOUT', 'ONES', 'TENS', 'PARTS', 'SPELLED', 'braced', 'expand', 'plain', 'Unreadable',
-           'Reader', 'leading', 'number', 'unit_of', 'Quantity', 'quantity', 'spelled', 'decimals', 'same_number']
+           'THOUSANDS', 'SYMBOLS', 'LABEL', 'ABOUT', 'ONES', 'TENS', 'PARTS', 'SPELLED', 'braced', 'expand', 'plain',
+           'Late', 'limit', 'in_time', 'Unreadable', 'Reader', 'leading', 'number', 'unit_of', 'Quantity', 'quantity',
+           'spelled', 'decimals', 'same_number']
 
 # %% ../nbs/08b_values.ipynb #c007
 SIGNS = {'−':'-','–':'-','—':'-','×':'*','·':'*','⋅':'*','∙':'*','÷':'/','√':'sqrt ','π':' pi ','≤':'<=','≥':'>=','≠':'!=',
          '∞':' inf ','∪':' U ','²':'^2','³':'^3','°':' deg ','º':' deg ','˚':' deg ','掳':' deg ','，':',','：':':','（':'(','）':')',
-         '≈':'=','→':'=','⇒':'=','∶':':','½':'(1/2)','¼':'(1/4)','¾':'(3/4)','⅓':'(1/3)','⅔':'(2/3)','∠':' ','\u200b':'','\xa0':' ',
+         '≈':'=','→':'=','⇒':'=','∶':':','½':' 1/2 ','¼':' 1/4 ','¾':' 3/4 ','⅓':' 1/3 ','⅔':' 2/3 ','∠':' ','\u200b':'','\xa0':' ',
          '“':'"','”':'"','’':"'",'‘':"'",'´':"'"}
 COMMANDS = {'cdot':'*','times':'*','div':'/','pi':' pi ','leq':'<=','le':'<=','leqslant':'<=','geq':'>=','ge':'>=',
             'geqslant':'>=','neq':'!=','ne':'!=','infty':' inf ','cup':' U ','approx':'=','circ':' deg ','degree':' deg ',
@@ -71,7 +73,7 @@ def plain(
     if '\\' in text:
         text = re.sub(r'\\[,;:! ]|\\\\|\\[()\[\]]',' ',text.replace(r'\$','$').replace(r'\%','%').replace(r'\*','*'))
         text = re.sub(r'\^\s*\{?\s*\\(?:circ|degree)(?![a-z])\s*\}?',' deg ',text)
-        if 'frac' in text or 'sqrt' in text: text = re.sub(r'(?<=\d)(?=\s*\\[dt]?frac)',' ',expand(text))
+        if 'frac' in text or 'sqrt' in text: text = expand(re.sub(r'(?<=\d)(?=\s*\\[dt]?frac)',' ',text))
         text = re.sub(STYLES+r'\s*\{([^{}]*)\}',r' \1',text)
         text = re.sub(STYLES,'',text)
         text = re.sub(r'\\([a-zA-Z]+)',lambda m: COMMANDS.get(m[1],m[1]),text)
@@ -83,6 +85,25 @@ def plain(
     return ' '.join(text.split()).lstrip(' ,;:').rstrip(' .,;:')
 
 # %% ../nbs/08b_values.ipynb #c011
+class Late(Exception):
+    "The time for a row is over"
+
+_clock = threading.local()
+
+@contextmanager
+def limit(
+    seconds:float,      # From now on, in this thread
+):
+    "Within this block reading raises `Late` when the time is over: in any thread, and without signals"
+    before,_clock.ends = getattr(_clock,'ends',None),time.monotonic()+seconds
+    try: yield
+    finally: _clock.ends = before
+
+def in_time()->None:
+    "Raise `Late` if the time of the block around is over"
+    if (ends:=getattr(_clock,'ends',None)) and time.monotonic()>ends: raise Late
+
+# %% ../nbs/08b_values.ipynb #c015
 TOKEN = re.compile(r'\s*(\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+\.?\d*|\.\d+|[a-zA-Z]+|\S)')
 FUNCTIONS = dict(sqrt=math.sqrt,sin=math.sin,cos=math.cos,tan=math.tan,ln=math.log,log=math.log10,exp=math.exp,abs=abs)
 CONSTANTS = dict(pi=math.pi,inf=math.inf)
@@ -103,17 +124,28 @@ class Reader:
     def take(self,*tokens):
         if self.token in tokens: was = self.token; self.next(); return was
     def sum(self):
+        in_time()
         self.depth += 1
         if self.depth>LIMITS['depth']: raise Unreadable
         made = self.product()
-        while op:=self.take('+','-'): made = made+self.product() if op=='+' else made-self.product()
+        while self.token in ('+','-') and (right:=self.attempt(self.term)) is not None: made += right
         self.depth -= 1
         return made
+    def term(self):
+        op = self.take('+','-')
+        return self.product() if op=='+' else -self.product()
+    def attempt(self,read):
+        "What `read` gives, or None with nothing taken where a word follows: `7-year-old` and `7 (about)` begin with 7"
+        word = re.match(r'[-+(] ?([a-zA-Z]{3,})',self.text[self.start:].lstrip())
+        if not word or self.known(word[1]): return read()
+        held = self.at,self.start,self.token,self.depth
+        try: return read()
+        except Unreadable: self.at,self.start,self.token,self.depth = held
     def product(self):
         made = self.signed()
         while True:
             if op:=self.take('*','/'): made = made*self.signed() if op=='*' else made/self.signed()
-            elif self.starts(): made *= self.power()
+            elif self.starts() and (right:=self.attempt(self.power)) is not None: made *= right
             else: return made
     def starts(self):
         "Does a factor begin here, without a sign for times? A number does only behind a bracket or a name"
@@ -169,7 +201,7 @@ def number(
     made = leading(plain(text))
     return made[0] if made and not made[1] else None
 
-# %% ../nbs/08b_values.ipynb #c015
+# %% ../nbs/08b_values.ipynb #c019
 def _units(**kinds): return {name:(kind,scale) for kind,of in kinds.items() for names,scale in of for name in names.split()}
 UNITS = _units(
     length=[('mm millimeter millimetre',.001),('cm centimeter centimetre',.01),('dm decimeter',.1),('m meter metre 米',1.),
@@ -179,7 +211,7 @@ UNITS = _units(
     volume=[('ml milliliter millilitre',.001),('l liter litre',1.)],
     angle=[('deg degree',1.),('rad radian',180/math.pi)],
     share=[('% percent percentage',.01)])
-MANY = dict(thousand=1e3,k=1e3,million=1e6,billion=1e9,trillion=1e12,dozen=12.)
+MANY = dict(thousand=1e3,k=1e3,m=1e6,million=1e6,billion=1e9,trillion=1e12,dozen=12.)
 UNIT = re.compile(r'(square|sq|cubic|cu)?[ .]*([a-z%米]+)(?: ?\^ ?\(?([23]))?(?! *(?:/|per\b))')
 
 def unit_of(
@@ -193,6 +225,7 @@ def unit_of(
     return named and (f'{named[0]}^{power}',named[1]**power)
 
 SYMBOL = r'(?:[kcm]?m|[km]?g|[mk]?[LlVWNJA]|k?Pa|[km]?Hz|mol|min|rad|[sht]|hr|mi|ft|lb|K|C|F|T)(?:\^\(?-?\d\)?)?'
+THOUSANDS = re.compile(r'[kKM](?![\w/^*])')                       # `15k`, `$1.5M`
 SYMBOLS = re.compile(rf'{SYMBOL}(?: ?[*/ ] ?{SYMBOL})+\W*$|[VNWJAKCFT]\W*$')   # `N*s`, `m/s^2`, `V`: no variables
 
 @dataclass(frozen=True)
@@ -217,12 +250,14 @@ def quantity(
     while m:=LABEL.match(text): text = text[m.end():]
     text = re.sub(r'^- ?(\$|€|£|¥) ?(?=\d)','-',text)
     text = ABOUT.sub('',text)
-    made = leading(text) or spelled(text)
+    text = re.sub(r'^(?:minus|negative) (?=[\w$.])','-',re.sub(r'(?<=\d)[ \u202f](?=\d{3}(?!\d))','',text),flags=re.I)
+    text = re.sub(r'^(-?\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})(?![\w.])',r'\1*10^\2',text)
+    made = leading(text) or spelled(text) or spelled(text[1:],-1 if text[:1]=='-' else 0)
     if made is None: return None
     value,rest = made
-    if re.match('[a-zA-Z](?![a-zA-Z])',rest) and not unit_of(rest) and not SYMBOLS.match(rest): return None
+    if re.match('[a-zA-Z](?![a-zA-Z])',rest) and not unit_of(rest) and not SYMBOLS.match(rest) and not THOUSANDS.match(rest): return None
     word,times = re.match(r'[a-z]+',rest.lower()),1.
-    if word and word[0] in MANY and (word[0]!='k' or rest[:1]=='k' and text[:-len(rest)][-1:].isdigit()):
+    if word and word[0] in MANY and (word[0] not in 'km' or THOUSANDS.match(rest) and text[:-len(rest)][-1:].isdigit()):
         times,rest = MANY[word[0]],rest[word.end():].strip()
     m = re.match(r'-? *(?:\d{1,3}(?:,\d{3})+|\d*)(?:\.(\d*))?(?! *[\d/^*(+])',text)
     alone = m and leading(m[0])
@@ -238,16 +273,17 @@ SPELLED = re.compile(rf'(?:({"|".join(TENS)})(?:[- ]({"|".join(list(ONES)[1:10])
 
 def spelled(
     text:str,           # An answer
+    sign:int=1,         # -1 behind a minus; 0: nothing can be spelled there
 )->tuple[float,str]|None: # The value, and the text behind it
     "A number below a thousand written as words, at the beginning of `text`"
-    m = SPELLED.match(text)
+    m = SPELLED.match(text) if sign else None
     if not m: return None
     tens,one,alone,hundred = (g and g.lower() for g in m.groups())
-    value = (TENS[tens]+ONES.get(one,0) if tens else ONES[alone])*(100 if hundred else 1)
+    value = sign*(TENS[tens]+ONES.get(one,0) if tens else ONES[alone])*(100 if hundred else 1)
     part = re.match(rf"[ -]({'|'.join(PARTS)})s?\b",text[m.end():],re.I)
     return float(value)/(PARTS[part[1].lower()] if part else 1),text[m.end()+(part.end() if part else 0):].strip()
 
-# %% ../nbs/08b_values.ipynb #c019
+# %% ../nbs/08b_values.ipynb #c023
 def decimals(
     x:float,            # A number
     digits:int,         # Decimals
@@ -276,5 +312,6 @@ def same_number(
     if g.digits is None and a.digits and a.digits>1 and decimals(value,a.digits)==decimals(gold,a.digits):
         return 'same number, rounded'
     share = [q.unit and q.unit[0]=='share^1' for q in (a,g)]
+    if share==[True,False] and a.digits and decimals(value,a.digits)==decimals(100*gold,a.digits): return 'same share, rounded'
     if share[0]!=share[1] and math.isclose(value*(.01 if share[0] else 1),gold*(.01 if share[1] else 1),rel_tol=1e-9):
         return 'same share'
