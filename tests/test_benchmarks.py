@@ -575,10 +575,10 @@ def test_prepare_from_the_hub_notes_the_commit(tmp_path, monkeypatch):
 @pytest.mark.parametrize('fault', [OSError(28, 'No space left on device'), KeyboardInterrupt()])
 def test_prepare_interrupted(tmp_path, monkeypatch, fault):
     mirror, place, placed = vista_mirror(tmp_path/'m'), preparing._place, []
-    def failing(path, out, to):
+    def failing(path, out, to, link):
         if placed: raise fault
         placed.append(to)
-        return place(path, out, to)
+        return place(path, out, to, link)
     monkeypatch.setattr(preparing, '_place', failing)
     with pytest.raises((ValueError, KeyboardInterrupt)) as e: prepare('MathVista', tmp_path/'out', 'test', mirror)
     if isinstance(fault, OSError): assert 'No space left on device' in said(e)
@@ -587,6 +587,11 @@ def test_prepare_interrupted(tmp_path, monkeypatch, fault):
     assert not list((tmp_path/'out').rglob('*.part'))
     prepare('MathVista', tmp_path/'out', 'test', mirror)
     assert len(load('MathVista', 'test', folder=tmp_path/'out'))==2
+
+def test_files_of_the_user_are_copied(tmp_path):
+    mirror = vista_mirror(tmp_path/'m')
+    prepare('MathVista', tmp_path/'out', source=mirror)
+    assert all(f.stat().st_nlink==1 for f in (tmp_path/'out').rglob('*') if f.is_file())
 
 def test_where_links_do_not_work_files_are_copied(tmp_path, monkeypatch):
     def refuse(*a, **k): raise OSError(18, 'Invalid cross-device link')

@@ -45,6 +45,13 @@ def test_a_chart_has_a_message_and_units_and_fetches_nothing(name):
     assert len(json.dumps(spec))<30_000
     assert len(set(spec['title']['text'] if isinstance(spec['title']['text'],list) else [spec['title']['text']]))<4
 
+def test_a_title_leaves_names_as_they_are():
+    a,b = (scores(r,benchmark='mine',shift=s) for r,s in (('a',0),('b',2)))
+    sweep = summary(pl.concat([a.with_columns(run=pl.lit('0.5')),b.with_columns(run=pl.lit('1'))]),'category').with_columns(weight=pl.col('run').cast(pl.Float64))
+    for chart in (lengthening_chart(compare(a,b,'category')),weights_chart(sweep,'category')):
+        assert chart.to_dict()['title']['text'][0].startswith('mine: ')
+    assert weights_chart(sweep).to_dict()['title']['text'][0].startswith('Highest at')
+
 @pytest.mark.parametrize('name',ALL)
 def test_a_chart_is_drawn_without_network(name,tmp_path):
     text = save(ALL[name](),tmp_path/'x.svg').read_text()
@@ -114,7 +121,7 @@ def test_the_message_says_what_the_table_says():
         return text if isinstance(text,str) else ' '.join(text)
     assert told(scores_chart(SUMMARY))=='Toy, accuracy: a 50.0%, b 50.0%'
     assert told(pairs_chart(PAIRS,'category'))=='Toy: b against a, better on 0, worse on 0 of 2 (p < .05, corrected)'
-    assert told(weights_chart(SWEEP,'category')).startswith('Toy: highest at ')
+    assert told(weights_chart(SWEEP,'category')).startswith('Toy: Highest at ')
     assert told(scores_chart(SUMMARY,title='Mine'))=='Mine'
     best = SWEEP.filter(tag='all',what='accuracy').sort('value')['weight'][-1]
     assert told(weights_chart(SWEEP)).startswith('Highest at ') and best in (0,.25,.5,.75,1)

@@ -96,3 +96,78 @@ def test_scores_survive_a_round_trip(tmp_path,kind,call):
         assert call('score',tmp_path/f'{r}.jsonl','--out',tmp_path/f'{r}.{kind}')[0]==0
     if kind!='jsonl': assert call('compare',tmp_path/'a.jsonl',tmp_path/'b.jsonl')[1]==call('compare',tmp_path/f'a.{kind}',tmp_path/f'b.{kind}')[1]
     assert 'worse' in call('compare',tmp_path/f'a.{kind}',tmp_path/f'b.{kind}')[1]
+
+def test_result_tables_of_vlmevalkit_are_known_by_their_names(tmp_path):
+    "In a fresh process, where no other room has filled the list of benchmarks"
+    (tmp_path/'llava_POPE.tsv').write_text('index\tquestion\tanswer\tprediction\n1\tIs there a dog?\tYes\tYes, there is a dog.\n2\tA cat?\tNo\tNo.\n')
+    (tmp_path/'llava_ChartQA_TEST.csv').write_text('index,question,answer,prediction\n1,Which?,Blue,The bar is blue.\n')
+    code = 'import sys; from vlm_merging.cli import main; sys.exit(main())'
+    for name,said in (('llava_POPE.tsv','POPE, llava: 100.0%'),('llava_ChartQA_TEST.csv','ChartQA, llava: 100.0%')):
+        done = subprocess.run([sys.executable,'-c',code,'score',str(tmp_path/name)],capture_output=True,text=True,timeout=120)
+        assert done.returncode==0 and said in done.stdout, done.stdout+done.stderr
+
+def test_rows_without_gold_do_not_hide_the_others(tmp_path,call):
+    rows = [dict(benchmark='a',run='r',index=str(i),answer='7',prediction='7') for i in range(3)]+[dict(benchmark='b',run='r',index='1',answer=None,prediction='7')]
+    pl.DataFrame(rows).write_parquet(tmp_path/'t.parquet')
+    code,out,err = call('score',tmp_path/'t.parquet')
+    assert code==0 and 'a, r: 100.0%' in out and 'b, r: no score' in out and 'row 4' in err
+
+def test_two_runs_of_one_name(tmp_path,call):
+    for folder,p in (('v1','7'),('v2','8')):
+        (tmp_path/folder).mkdir()
+        pl.DataFrame([dict(benchmark='b',run='vlm',index=str(i),answer='7',prediction=p) for i in range(12)]).write_parquet(tmp_path/folder/'vlm.parquet')
+    code,out,err = call('compare',tmp_path/'v1'/'vlm.parquet',tmp_path/'v2'/'vlm.parquet','--chart',tmp_path/'p.html')
+    assert code==0 and 'v2' in out and 'v1' in out and (tmp_path/'p.html').is_file(), err
+
+def test_targets_are_checked_before_the_work(tmp_path,call):
+    rows = [dict(benchmark='b',run='vlm',index='1',answer='7',prediction='7')]
+    pl.DataFrame(rows).write_parquet(tmp_path/'t.parquet')
+    code,out,err = call('compare',tmp_path/'t.parquet',tmp_path/'t.parquet','--out',tmp_path/'c.csv','--chart',tmp_path/'none'/'p.html')
+    assert code==3 and 'no folder' in err and not (tmp_path/'c.csv').exists()
+    assert call('score',tmp_path/'t.parquet','--out',tmp_path)[0]==3
+
+def test_lists_become_text_in_csv(tmp_path):
+    made = write_table(pl.DataFrame(dict(skills=[['a','b'],None],n=[1,2])),tmp_path/'t.csv')
+    assert read_table(made)['skills'].to_list()==['["a", "b"]',None]
+
+def test_semicolons_are_told(tmp_path,call):
+    (tmp_path/'t.csv').write_text('index;answer;prediction\n1;7;7\n')
+    code,_,err = call('score',tmp_path/'t.csv')
+    assert code==3 and "';'" in err and 'commas' in err
+
+@pytest.mark.parametrize('argv,said',[(['--out','FILE'],'is a file'),(['--out','x','--batch-size','0'],'--batch-size is 0'),(['--out','x','--temperature','-1'],'--temperature is -1')])
+def test_settings_are_checked_before_the_model_is_opened(room,call,tmp_path,argv,said):
+    (tmp_path/'file').write_text('')
+    code,_,err = call('ask','--benchmark',room/'own.parquet','--model',lab_folder()/'vlm',*[tmp_path/'file' if a=='FILE' else a for a in argv])
+    assert code==3 and said in err
+
+def test_a_bad_line_does_not_stop_the_others(tmp_path,call):
+    (tmp_path/'t.jsonl').write_text('{"index": "1", "answer": "7", "prediction": "7"}\n{"index": "2", "ans\n{"index": "3", "answer": "7", "prediction": "8"}\n')
+    code,out,err = call('score',tmp_path/'t.jsonl')
+    assert code==0 and 'of 2;' in out and 'line 2: no JSON object' in err
+    (tmp_path/'t.csv').write_bytes(b'index,answer,prediction\n1,7,7\n2,7,7,8\n3,9,8\n')
+    code,out,err = call('score',tmp_path/'t.csv')
+    assert code==0 and 'of 2;' in out and 'row 2: more cells' in err, err
+
+def test_other_questions_under_the_same_numbers_are_told(tmp_path,call):
+    for name,ask in (('a','Is it red?'),('b','Is it blue?')):
+        pl.DataFrame([dict(benchmark='yn',run=name,index=str(i),question=ask,answer='yes',prediction='yes') for i in range(20)]).write_parquet(tmp_path/f'{name}.parquet')
+    assert '20 of 20 questions were put in other words' in call('compare',tmp_path/'a.parquet',tmp_path/'b.parquet')[1]
+
+def test_an_unfinished_run_is_told(room,call,tmp_path):
+    argv = ['ask','--model',lab_folder()/'vlm','--benchmark',room/'own.parquet','--max-new-tokens',4,'--out',tmp_path/'run']
+    assert call(*argv)[0]==0
+    lines = (tmp_path/'run'/'replies.jsonl').read_text().splitlines(True)
+    (tmp_path/'run'/'replies.jsonl').write_text(''.join(lines[:30]))
+    code,out,err = call('score',tmp_path/'run')
+    assert code==0 and '30 of 84 items have a reply' in err and '54 were not asked yet' in err
+
+def test_a_folder_without_replies_may_begin_anew(room,call,tmp_path):
+    argv = ['ask','--benchmark',room/'own.parquet','--model',lab_folder()/'vlm','--out',tmp_path/'run','--max-new-tokens']
+    call(*argv,4)
+    (tmp_path/'run'/'replies.jsonl').write_text('')
+    assert call(*argv,5)[0]==0 and call(*argv,6)[0]==3
+
+def test_a_device_that_is_not_there(room,call,tmp_path):
+    code,_,err = call('ask','--model',lab_folder()/'vlm','--benchmark',room/'own.parquet','--out',tmp_path/'run','--device','cuda7')
+    assert code==3 and 'cuda7' in err and 'Traceback' not in err

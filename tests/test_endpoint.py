@@ -27,7 +27,10 @@ class Scripted(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(held)
     def do_GET(self):
+        time.sleep(self.server.wait)
+        if self.server.status!=200: return self.send(self.server.status, dict(error='no'))
         if self.server.models is None: return self.send(404, dict(detail='Not Found'))
+        if self.server.models!=['tiny']: return self.send(200, self.server.models)
         self.send(200, dict(object='list', data=[dict(id=m, object='model', created=0, owned_by='me') for m in self.server.models]))
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
@@ -50,6 +53,7 @@ class Quiet(ThreadingHTTPServer):
 def server():
     s = Quiet(('127.0.0.1',0), Scripted)
     s.script,s.seen,s.lock,s.models,s.now,s.most = defaultdict(list),defaultdict(list),threading.Lock(),['tiny'],0,0
+    s.status,s.wait = 200,0
     t = threading.Thread(target=s.serve_forever, kwargs=dict(poll_interval=.01), daemon=True)
     t.start()
     yield s
@@ -177,7 +181,7 @@ def test_it_works_inside_a_running_loop(tiny):
 
 def test_through_the_loop_failures_are_asked_again(server, tiny, tmp_path):
     server.script |= {'3':[STUMBLES['500']]*9, '5':[STUMBLES['cut'],STUMBLES['429']]}
-    items = [Item(f'{i}',f'{i}') for i in range(8)]
+    items,tiny = [Item(f'{i}',f'{i}') for i in range(8)],replace(tiny, weights='w')
     with pytest.warns(UserWarning, match='7 of 8 items have a reply'): evaluate(items, tiny, tmp_path/'run')
     assert 'No reply in 4 tries, the last time: status 500' in report(tmp_path/'run')
     server.script.clear(); server.seen.clear()
@@ -203,6 +207,42 @@ def test_replies_are_kept_under_weights_or_else_under_the_address(tmp_path):
     named = [replace(o, weights=lab_folder()/'vlm').about for o in (a,b)]
     assert named[0]==named[1] and named[0]['weights']==weights_hash(Checkpoint.open(lab_folder()/'vlm'))
     assert replace(a, weights='merge of May').about['weights']=='merge of May'
+
+def test_replies_of_weights_that_nobody_named_are_not_gone_on_with_in_silence(server, tiny, tmp_path, recwarn):
+    items = [Item(f'{i}',f'{i}') for i in range(4)]
+    evaluate(items[:2], tiny, tmp_path/'run')
+    evaluate(items, replace(tiny, weights='A'), tmp_path/'named')
+    evaluate(items, replace(tiny, weights='A'), tmp_path/'named')
+    evaluate(items, lambda item: 'x', tmp_path/'mine', run='mine'); evaluate(items, lambda item: 'x', tmp_path/'mine', run='mine')
+    assert not recwarn.list
+    assert json.loads((tmp_path/'run'/'run.json').read_text())['about']['weights'] is None
+    with pytest.warns(UserWarning, match='goes on with 2 replies of weights that nobody named.*--weights') as told: evaluate(items, tiny, tmp_path/'run')
+    assert len(told)==1 and __file__==told[0].filename
+    evaluate([Item('0','another question')], tiny, tmp_path/'run')   # None of the replies is taken
+    assert not [w for w in recwarn.list if 'nobody named' in str(w.message)]
+    with pytest.raises(ValueError, match='another configuration: weights is null there and "A" here'): evaluate(items, replace(tiny, weights='A'), tmp_path/'run')
+
+@pytest.mark.parametrize('body', [None, dict(object='list', data=None), dict(models=['tiny']), [], b'null', b'<html>hi</html>', dict(object='list', data=['tiny'])])
+def test_a_server_without_a_list_has_none(server, tiny, body):
+    server.models = body
+    assert tiny.served()==[]
+
+def test_a_list_that_cannot_be_had_is_a_sentence(server, tiny, monkeypatch):
+    server.status = 401
+    with pytest.raises(ValueError, match=r'http://127.0.0.1:\d+/v1 refuses .*status 401.*OPENAI_API_KEY'): tiny.served()
+    server.status = 405
+    assert tiny.served()==[]
+    for status in (429,500,503):
+        server.status = status
+        with pytest.raises(ValueError, match=f'status {status}.*Try again'): tiny.served()
+    server.status,server.wait = 200,.6
+    start = time.monotonic()
+    with pytest.raises(ValueError, match='no list of its models within 0.2 s'): replace(tiny, timeout=.2).served()
+    assert time.monotonic()-start<.5
+    import socket
+    with socket.socket() as s:
+        s.bind(('127.0.0.1',0))
+        with pytest.raises(ValueError, match='cannot be reached.*Start the server'): replace(tiny, base_url=f'127.0.0.1:{s.getsockname()[1]}').served()
 
 def test_without_openai_it_is_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, 'openai', None)

@@ -1,5 +1,5 @@
 "A run survives what happens to runs, a failure is no answer, and a model replies the same in any batch"
-import json, os, signal, subprocess, sys, time, warnings
+import json, os, random, signal, subprocess, sys, time, warnings
 from dataclasses import replace
 
 import polars as pl
@@ -266,9 +266,9 @@ def test_a_reader_beside_a_writer_sees_whole_lines(tmp_path):
 # ---- Models ----
 
 torch = pytest.importorskip('torch')
-from vlm_merging.checkpoint import Checkpoint
+from vlm_merging.checkpoint import FLOATS, Checkpoint
 from vlm_merging.lab import lab_folder, questions
-from vlm_merging.models import open_model, weights_hash
+from vlm_merging.models import WHOLE, open_model, weights_hash
 
 @pytest.fixture(scope='module', autouse=True)
 def one_thread():
@@ -408,6 +408,55 @@ def test_weights_have_one_hash_wherever_they_lie_and_two_merges_have_two(tmp_pat
     (there/'recipe.json').unlink()
     (there/'chat_template.jinja').write_text('{{ messages }}')
     assert of(there)!=here
+
+def moved(entry, held, at=None):
+    "Bytes of a tensor with .5 added to all its numbers, or to the one at `at`"
+    x = torch.frombuffer(bytearray(held), dtype=getattr(torch,FLOATS[entry.dtype]))
+    x[slice(None) if at is None else at] += .5
+    return x.view(torch.uint8).numpy().tobytes()
+
+@pytest.mark.parametrize('model', ['lab','qwen2_vl','qwen2_vl bin'])
+def test_no_tensor_changes_without_another_hash(tmp_path, model):
+    from vlm_merging.tiny import make_vlm
+    kind,*container = model.split()
+    folder = copied(tmp_path) if kind=='lab' else make_vlm(kind, tmp_path/'vlm', shards=2, **dict(zip(['container'],container)))
+    checkpoint = Checkpoint.open(folder)
+    assert len(checkpoint.tensors)>20
+    seen,rng = {weights_hash(checkpoint)},random.Random(0)
+    for name,e in checkpoint.tensors.items():
+        places = [None,rng.randrange(e.numel)] if e.nbytes<=WHOLE else [None]
+        with open(e.file,'r+b') as f:
+            f.seek(e.start)
+            held = f.read(e.nbytes)
+            for at in places:
+                f.seek(e.start); f.write(moved(e,held,at)); f.flush()
+                made = weights_hash(checkpoint)
+                assert made not in seen, f'{name} {at}'
+                seen.add(made)
+            f.seek(e.start); f.write(held)
+    assert weights_hash(checkpoint) in seen
+
+def test_what_a_hash_of_samples_cannot_see(tmp_path):
+    from safetensors.torch import save_file
+    def folder(name, x, **more):
+        (tmp_path/name).mkdir()
+        (tmp_path/name/'config.json').write_text('{}')
+        save_file(dict(w=x)|more, tmp_path/name/'model.safetensors')
+        return Checkpoint.open(tmp_path/name)
+    x,one,sparse,row = torch.zeros(1_000_000),torch.zeros(1_000_000),torch.zeros(1_000_000),torch.zeros(1_000_000)
+    one[3001] = 1.                                              # Between two samples
+    sparse[torch.randperm(1_000_000, generator=torch.Generator().manual_seed(0))[:10_000]] = 1. # One number in a hundred
+    row[:1000] = 1.
+    plain,hid,*seen = (folder(n,o) for n,o in dict(plain=x,one=one,sparse=sparse,row=row).items())
+    assert weights_hash(hid)==weights_hash(plain) and weights_hash(hid,full=True)!=weights_hash(plain,full=True)
+    assert len({weights_hash(o) for o in (plain,*seen)})==3
+    shaped,named = folder('shaped',x.view(1000,1000)),folder('named',x[:999_999],v=x[:1].clone())
+    assert len({weights_hash(o) for o in (plain,shaped,named)})==3
+
+def test_weights_in_one_file_or_in_many_have_one_hash(tmp_path):
+    from vlm_merging.tiny import make_vlm
+    one,two = (Checkpoint.open(make_vlm('qwen2_vl', tmp_path/f'{n}', shards=n)) for n in (1,2))
+    assert len(two.files)==2 and weights_hash(one)==weights_hash(two) and weights_hash(one,full=True)==weights_hash(two,full=True)
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device on this machine')
 def test_a_gpu_replies_too_and_lives_through_real_want_of_memory(asked, alone):

@@ -1,10 +1,11 @@
 "Statistics: against scipy and hand-worked cases, calibration by simulation, tables of every kind, the real replies"
-import time
+import ast,io,time,tokenize
 from pathlib import Path
 import numpy as np,polars as pl,pytest
 from scipy import stats as scipy_stats
-from vlm_merging.compare import COLUMNS,compare,detectable,difference,holm,items_needed,matched,mcnemar,p_said,points,sign_flip,verdict
+from vlm_merging.compare import COLUMNS,compare,detectable,difference,holm,items_needed,matched,mcnemar,sign_flip
 from vlm_merging.stats import by_length,checked,interval,listed,resampled,summary,wilson,worst_case
+from vlm_merging.words import p_said,points,verdict
 
 DEV = Path(__file__).resolve().parents[2]/'shared'/'eval_data'/'dev'
 
@@ -157,10 +158,39 @@ def test_an_item_counts_under_each_of_its_skills_and_none_is_lost():
 
 def test_worst_case_and_average_of_dynamath():
     t = table([True,True,True,False,False,False],group=list('112233'))
-    at = dict(summary(t).select('what','value').iter_rows())
+    at = dict(summary(t,variants=dict(toy=2)).select('what','value').iter_rows())
     assert at['accuracy']==.5 and at['worst case']==pytest.approx(1/3)
     assert worst_case(t)['correct'].to_list()==[True,False,False]
     assert compare(worst_case(t),worst_case(t.with_columns(run=pl.lit('b'),correct=True)))['difference'][0]==pytest.approx(2/3)
+
+def dynamath(variants,right=lambda i,v: True,questions=10,**more):
+    "`variants` of each of some questions"
+    keys = [(i,v) for i in range(questions) for v in range(variants)]
+    return table([right(i,v) for i,v in keys],benchmark='DynaMath',group=[str(i) for i,_ in keys],variant=[str(v) for _,v in keys])
+
+def worst(t,**more): return summary(t,**more).filter(what='worst case')
+
+def test_the_worst_case_wants_all_variants():
+    assert worst(dynamath(10,lambda i,v: i>0 or v>0)).row(0,named=True)|dict(low=0,high=0)==dict(
+        run='a',benchmark='DynaMath',tag='all',where='all',what='worst case',value=.9,low=0,high=0,n=10,clusters=10,method='Wilson')
+    for some in (1,2,9): assert not worst(dynamath(some)).height             # Ten questions in one variant are not all right
+    t = dynamath(10,lambda i,v: i>1)
+    cut = t.filter(~pl.col('index').is_in(['5','99'])).with_columns(correct=pl.when(pl.col('index')!='35').then('correct'))
+    row = worst(cut).row(0,named=True)                          # Of 0 and 9 a variant is missing, of 3 a gold answer
+    assert row['n']==7 and row['value']==pytest.approx(6/7) and row['method']=='Wilson; 3 questions without all 10 variants left out'
+    assert worst(cut,by='variant')['tag'].to_list()==['all']
+    assert worst_case(cut).height==7 and worst_case(t).height==10
+    made = compare(worst_case(t),worst_case(cut.with_columns(run=pl.lit('b')))).row(0,named=True)
+    assert (made['n'],made['only_a'])==(7,3)
+
+def test_the_worst_case_of_other_benchmarks():
+    for name in ('MathVerse','DocVQA','POPE'): assert not worst(dynamath(10).with_columns(benchmark=pl.lit(name))).height
+    mine = dynamath(3,lambda i,v: i!=4).with_columns(benchmark=pl.lit('Mine'))
+    assert worst(mine,variants=dict(Mine=3))['value'].to_list()==[.9] and not worst(mine,variants=dict(Mine=4)).height
+    lost = mine.filter(pl.col('index')!='0')
+    assert worst_case(lost).height==9                            # As many variants as the question that has most
+    with pytest.raises(ValueError,match='Mine: no question has all 4 variants'): worst_case(mine,dict(Mine=4))
+    with pytest.raises(ValueError,match='Toy: no question has 2 variants or more'): worst_case(table([True]*10))
 
 def test_the_worst_variant_may_be_another_one_in_the_other_run():
     a = table([True,False,True,True],group=list('1122'),answer=list('1234'))
@@ -299,6 +329,16 @@ def test_verdicts_in_words():
     rows = case(22,6,272,category=kinds).with_columns(pl.lit(.03).alias('p'),p_holm=pl.when(tag='category').then(.06).otherwise(.03))
     assert 'Toy, Math VQA' in verdict(rows) and 'does not survive correction (p = .060 over 2 values of category)' in verdict(rows)
 
+def test_a_name_stays_as_it_was_written():
+    for won,lost,same,words in ((30,0,270,'- digits is better'),(0,30,270,'- digits is worse'),(60,53,187,'- No evidence of a change on digits ('),
+                                (0,0,300,'- No item was scored differently on digits ('),(1,0,5,'- digits: too few items to say')):
+        assert words in verdict(case(won,lost,same,benchmark='digits'))
+    weak = case(22,6,272,benchmark='digits').with_columns(p=.03,p_holm=.06)
+    assert '- digits +5.3 points' in verdict(weak)
+    some = table([True]*9,benchmark='digits')
+    b = pl.concat([some,table([None]*9,benchmark='mine')],how='vertical_relaxed').with_columns(run=pl.lit('b'))
+    assert '- mine: nothing to compare' in verdict(compare(pl.concat([some,table([True]*9,benchmark='mine')]),b))
+
 def test_words_for_numbers():
     assert [points(x) for x in (.0431,-.026,0,.0004,-.0004)]==['+4.3','-2.6','0.0','0.0','0.0'] and points(.5,False)=='50.0'
     assert [p_said(p) for p in (.0494,.0497,.14,.9999,.0001)]==['p = .049','p = .0497','p = .14','p = 1','p < .001']
@@ -340,6 +380,17 @@ def test_the_verdict_wants_the_table_of_compare():
     with pytest.raises(ValueError,match='no column'): verdict(pl.DataFrame(dict(run=['a'])))
     with pytest.raises(ValueError,match='empty'): verdict(pl.DataFrame(schema=COLUMNS))
 
+# The house
+
+@pytest.mark.parametrize('name',['models','evaluate','endpoint','stats','compare','words','charts'])
+def test_every_parameter_of_a_public_function_is_explained(name):
+    text = (Path(__file__).resolve().parents[1]/'vlm_merging'/f'{name}.py').read_text(encoding='utf-8')
+    said = {t.start[0] for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type==tokenize.COMMENT}
+    bare = [f'{f.name}({p.arg})' for f in ast.walk(ast.parse(text)) if isinstance(f,ast.FunctionDef) and ast.get_docstring(f) and f.name[0]!='_'
+            for p in [*f.args.args,*f.args.kwonlyargs,*filter(None,(f.args.vararg,f.args.kwarg))]
+            if p.arg not in ('self','cls') and (p.lineno not in said or p.lineno==f.lineno)]
+    assert not bare,f"{name}: {', '.join(bare)}"
+
 # Real replies
 
 @pytest.mark.skipif(not DEV.is_dir(),reason='the replies of shared/eval_data/dev are not here')
@@ -353,6 +404,7 @@ def test_real_replies_give_a_sober_verdict():
     a,b = (scores.filter(run=r) for r in ('dart_base','dart_merged0.9'))
     made = compare(a,b,'category')
     said = verdict(made)
+    assert worst_case(scores.filter(benchmark='DynaMath'))['items'].unique().to_list()==[10]
     assert 'DynaMath: too few items to say' in said and 'share only 30 of 410 items' in said
     verse = made.filter(benchmark='MathVerse',tag='all').row(0,named=True)
     assert verse['clusters']==315 and verse['n']==1575 and verse['test']=='sign flip by cluster, exact'

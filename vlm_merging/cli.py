@@ -128,6 +128,7 @@ def demo_command(
 )->int:                 # Exit code
     "Merge the embedded trio, ask it questions, and show what the merge did"
     from vlm_merging.lab import accuracy,answer,lab_folder,questions,right
+    if args.n<4: raise ValueError(f'-n is {args.n}; four questions are the least, so that both kinds are asked.')
     from vlm_merging.merge import merge,plan
     from vlm_merging.recipe import Recipe
     from transformers import AutoModelForImageTextToText,AutoProcessor

@@ -4,18 +4,21 @@
 
 # %% ../nbs/13a_commands.ipynb #c004
 from __future__ import annotations
-import argparse,os,sys
+import argparse,json,os,sys
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['COMMANDS', 'read_table', 'write_table', 'read_scores', 'prepare_options', 'prepare_command', 'ask_options',
-           'only_one', 'asker_of', 'ask_command', 'score_options', 'score_command', 'accuracy_said', 'compare_options',
-           'compare_command', 'comparison_charts']
+__all__ = ['TABLES', 'COMMANDS', 'read_table', 'ready_to_write', 'write_table', 'read_scores', 'prepare_options',
+           'prepare_command', 'ask_options', 'only_one', 'asker_of', 'ask_command', 'score_options', 'score_command',
+           'accuracy_said', 'compare_options', 'compare_command', 'comparison_charts']
 
 # %% ../nbs/13a_commands.ipynb #c007
+TABLES = ('.parquet','.jsonl','.csv')
+
 def read_table(
     path:str|Path,      # parquet, jsonl, csv, xlsx, tsv, json, or the folder of a run
-):                      # A polars frame, of replies, or of scores
+    problems:list|None=None, # Sentences about rows that are left out are put here
+):                      # A polars frame, of replies or of scores
     "Read a table; raise ValueError with one sentence if it is none"
     import polars as pl
     path = Path(path).expanduser()
@@ -27,12 +30,25 @@ def read_table(
     if kind in ('.xlsx','.xls','.tsv','.json'):
         from vlm_merging.imports import import_replies
         return import_replies(path)
-    read = {'.parquet':pl.read_parquet,'.jsonl':lambda p: pl.read_ndjson(p,infer_schema_length=None),'.ndjson':pl.read_ndjson,
-            '.csv':lambda p: pl.read_csv(p,infer_schema=False)}.get(kind)
-    if read is None: raise ValueError(f'{path.name}: a table is read from .parquet, .jsonl, .csv, .xlsx, .tsv or .json.')
-    try: return read(path)
-    except (pl.exceptions.PolarsError,OSError) as e:
-        raise ValueError(f"{path} cannot be read as {kind[1:]}: {' '.join(str(e).split())[:200]}.") from None
+    if kind not in TABLES: raise ValueError(f'{path.name}: a table is read from .parquet, .jsonl, .csv, .xlsx, .tsv or .json.')
+    from vlm_merging.readers import IMAGES,rows_in
+    rows = [r for _,r in rows_in(path,[] if problems is None else problems)]
+    table = pl.DataFrame(rows,infer_schema_length=None,strict=False) if rows else pl.read_parquet(path) if kind=='.parquet' else pl.DataFrame()
+    table = table.drop(IMAGES,strict=False)
+    if kind=='.csv' and not {'benchmark','run'} & {*table.columns}:
+        from vlm_merging.imports import import_replies,named_in
+        if named_in(path)[1]: return import_replies(path)
+    return table
+
+def ready_to_write(
+    path:Path|None,     # Where something shall appear; None: nowhere
+    kinds:tuple,        # Endings that can be written
+)->None:
+    "Raise ValueError, before any work is done, if a file cannot appear there"
+    if path is None: return
+    if path.suffix.lower() not in kinds: raise ValueError(f"{path.name}: this is written as {', '.join(kinds)}.")
+    if not path.parent.is_dir(): raise ValueError(f'There is no folder {path.parent} to write {path.name} in.')
+    if path.is_dir(): raise ValueError(f'{path} is a folder. Name a file.')
 
 def write_table(
     frame,              # A polars frame
@@ -40,12 +56,15 @@ def write_table(
 )->Path:
     "Write a table, whole or not at all"
     path = Path(path).expanduser()
-    write = {'.parquet':'write_parquet','.jsonl':'write_ndjson','.csv':'write_csv'}.get(path.suffix.lower())
-    if write is None: raise ValueError(f'{path.name}: a table is written as .parquet, .jsonl or .csv.')
-    if not path.parent.is_dir(): raise ValueError(f'There is no folder {path.parent} to write {path.name} in.')
+    ready_to_write(path,TABLES)
+    kind = path.suffix.lower()
+    if kind=='.csv':                                         # A cell of csv holds no list
+        import polars as pl
+        frame = frame.with_columns(pl.col(c).map_elements(lambda v: json.dumps(v.to_list() if isinstance(v,pl.Series) else v,ensure_ascii=False),
+                                                          return_dtype=pl.String) for c,t in frame.schema.items() if t.is_nested())
     draft = path.with_name(f'.{path.name}.{os.getpid()}.part')
     try:
-        getattr(frame,write)(draft)
+        getattr(frame,{'.parquet':'write_parquet','.jsonl':'write_ndjson','.csv':'write_csv'}[kind])(draft)
         with open(draft,'rb') as f: os.fsync(f.fileno())
         os.replace(draft,path)
     finally: draft.unlink(missing_ok=True)
@@ -54,10 +73,11 @@ def write_table(
 def read_scores(
     path:str|Path,      # As for `read_table`
     protocol:str='offline', # If it holds replies
+    problems:list|None=None, # As for `read_table`
 ):                      # A polars frame
     "A score table: as it is, or made of replies"
     from vlm_merging.scoring import score
-    frame = read_table(path)
+    frame = read_table(path,problems)
     return frame if 'correct' in frame.columns else score(frame,protocol)
 
 # %% ../nbs/13a_commands.ipynb #c011
@@ -90,7 +110,7 @@ def ask_options(
     who = p.add_argument_group('who')
     who.add_argument('--model',help='folder or hub id; with --endpoint the name under which it is served')
     who.add_argument('--endpoint',metavar='URL',help='an OpenAI-compatible server, such as http://127.0.0.1:8000/v1')
-    who.add_argument('--weights',help='with --endpoint: folder or name of the weights that are served')
+    who.add_argument('--weights',help='with --endpoint: folder of the weights that are served, or a name for them (which is believed)')
     who.add_argument('--dtype',choices=('bfloat16','float16','float32'),help='default: bfloat16 on a GPU, float32 on a CPU')
     who.add_argument('--device',help='cuda, cuda:1, mps or cpu; default: the best there is')
     who.add_argument('--trust-remote-code',action='store_true',help='run code that the checkpoint brings along')
@@ -127,6 +147,9 @@ def asker_of(
     if not args.model: raise ValueError('--model is missing. Name a folder or hub id, or a server with --endpoint.')
     if args.weights: raise ValueError('--weights goes with --endpoint: a folder says itself what its weights are.')
     from vlm_merging.models import open_model
+    if not sys.stderr.isatty():
+        from transformers.utils import logging
+        logging.disable_progress_bar()
     return open_model(args.model,args.dtype,args.device,args.trust_remote_code,batch_size=args.batch_size,
                       max_new_tokens=args.max_new_tokens,temperature=args.temperature,system=args.system)
 
@@ -136,20 +159,26 @@ def ask_command(
     "Ask a model every question, and keep each reply at once"
     import warnings
     from vlm_merging.evaluate import evaluate,report
+    from vlm_merging.readers import IMAGES
     from vlm_merging.sources import load
     if not args.benchmark: raise ValueError('--benchmark is missing. Name a prepared benchmark, or a table with question, image and answer.')
     if not args.out: raise ValueError('--out is missing. Name the folder of the run.')
-    items = []
+    if args.out.is_file(): raise ValueError(f'{args.out} is a file. Name a folder for the run.')
+    for name,least in (('max_new_tokens',1),('batch_size',1),('temperature',0)):
+        if getattr(args,name)<least: raise ValueError(f"--{name.replace('_','-')} is {getattr(args,name)}; the least is {least}.")
+    items,left = [],0
     for name in args.benchmark:
         found = load(name,args.split,args.n,args.seed,folder=args.data)
         for told in found.problems: print(f'vlm-merging: {told}',file=sys.stderr)
-        items += found
+        if os.path.isfile(name) and not any(i.images for i in found):
+            print(f"vlm-merging: {name}: no row has a picture; pictures are read from the columns {', '.join(IMAGES)}.",file=sys.stderr)
+        items,left = items+found,left+found.left
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore',r'\d+ of \d+ items have a reply') # `report` says the same
         held = evaluate(items,asker_of(args),args.out,args.run_name)
     print(report(args.out))
     print(f'Next: vlm-merging score {args.out} --out {args.out}.parquet')
-    return 0 if held.height==len(items) else 4
+    return 0 if held.height==len(items) and not left else 4
 
 # %% ../nbs/13a_commands.ipynb #c017
 def score_options(
@@ -157,7 +186,7 @@ def score_options(
 )->None:
     "Options of `score`"
     p.add_argument('table',metavar='TABLE',help='replies: parquet, jsonl, csv, the folder of a run, or a result table of VLMEvalKit')
-    p.add_argument('--out',type=Path,metavar='SCORES',help='the score table that shall appear: .parquet, .jsonl or .csv')
+    p.add_argument('--out',type=Path,metavar='SCORES',help='write the scores there, anew if it is there: .parquet, .jsonl or .csv')
     p.add_argument('--protocol',choices=('offline','strict','judge'),default='offline',
                    help='offline reads the reply; strict is the official rule without a judge; default: offline')
     p.add_argument('--judge',metavar='URL',help='an OpenAI-compatible server; the judge never sees the question')
@@ -169,10 +198,14 @@ def score_command(
 )->int:                 # Exit code
     "Score replies, and print accuracy with intervals and what is wrong with the table"
     from vlm_merging.scoring import problems,score
-    if args.out and args.out.suffix.lower() not in ('.parquet','.jsonl','.csv'):
-        raise ValueError(f'{args.out.name}: a table is written as .parquet, .jsonl or .csv.')
+    ready_to_write(args.out,TABLES)
     if (args.protocol=='judge')!=bool(args.judge): raise ValueError('--protocol judge and --judge URL go together.')
-    frame = read_table(args.table)
+    left = []
+    frame = read_table(args.table,left)
+    if Path(args.table).is_dir():
+        from vlm_merging.evaluate import report
+        told = report(args.table)
+        if not told.startswith(f'{frame.height} of {frame.height} '): print(f'vlm-merging: {told}',file=sys.stderr)
     if args.judge:
         from vlm_merging.endpoint import Endpoint
         from vlm_merging.judge import judge_report,judged
@@ -182,7 +215,7 @@ def score_command(
         print(judge_report(scores))
     else: scores = score(frame,args.protocol)
     if args.out: write_table(scores,args.out)
-    for told in problems(scores): print(f'vlm-merging: {told}',file=sys.stderr)
+    for told in [*left,*problems(scores)]: print(f'vlm-merging: {told}',file=sys.stderr)
     print(accuracy_said(scores))
     return 0
 
@@ -200,8 +233,8 @@ def accuracy_said(
     for r in rows: by.setdefault((r['benchmark'],r['run']),{})[r['what']] = r
     out = []
     for (benchmark,run),what in by.items():
-        a,beside = what['accuracy'],[f"{k} {what[k]['value']:.1%}" for k in ('answered','loop','cut-off','worst case') if k in what]
-        said = f"{a['value']:.1%} (95% {a['low']:.1%} to {a['high']:.1%}) of {a['n']}" if a['value'] is not None else 'no score'
+        a,beside = what.get('accuracy'),[f"{k} {what[k]['value']:.1%}" for k in ('answered','loop','cut-off','worst case') if k in what]
+        said = f"{a['value']:.1%} (95% {a['low']:.1%} to {a['high']:.1%}) of {a['n']}" if a and a['value'] is not None else 'no score'
         out.append(f"{benchmark}, {run}: {said}; {', '.join(beside)}")
     return '\n'.join(out)
 
@@ -212,24 +245,32 @@ def compare_options(
     "Options of `compare`"
     p.add_argument('before',metavar='RUN_A',help='folder of a run, or a table of replies or scores')
     p.add_argument('after',metavar='RUN_B',help='the same of the run that is compared with it')
-    p.add_argument('--by',nargs='*',metavar='TAG',help='split by these tags; default: category, where there is one')
+    p.add_argument('--by',metavar='TAG,...',help='split by these tags; default: category, where there is one')
     p.add_argument('--protocol',choices=('offline','strict'),default='offline',help='for replies that are not scored yet')
-    p.add_argument('--out',type=Path,metavar='TABLE',help='the comparison as a table: .parquet, .jsonl or .csv')
+    p.add_argument('--out',type=Path,metavar='TABLE',help='write the comparison there, anew if it is there: .parquet, .jsonl or .csv')
     p.add_argument('--chart',type=Path,metavar='PAGE',help='a page with charts (.html), or one chart (.svg, .png)')
 
 def compare_command(
     args,               # What was typed
 )->int:                 # Exit code
     "Compare two runs item by item, and say in words what the numbers allow to say"
-    from vlm_merging.compare import compare,verdict
-    a,b = (read_scores(p,args.protocol) for p in (args.before,args.after))
-    by = tuple(args.by) if args.by is not None else tuple(t for t in ('category',) if t in a.columns and t in b.columns)
+    from vlm_merging.compare import compare
+    from vlm_merging.words import verdict
+    import polars as pl
+    ready_to_write(args.out,TABLES)
+    ready_to_write(args.chart,('.html','.svg','.png'))
+    left = []
+    a,b = (read_scores(p,args.protocol,left) for p in (args.before,args.after))
+    for told in left: print(f'vlm-merging: {told}',file=sys.stderr)
+    if 'run' in a.columns and 'run' in b.columns and a['run'].unique().to_list()==b['run'].unique().to_list():
+        a,b = (t.with_columns(run=pl.lit(str(p))) for t,p in ((a,args.before),(b,args.after)))   # Told apart by where they lie
+    by = tuple(t for t in args.by.split(',') if t) if args.by is not None else tuple(t for t in ('category',) if t in a.columns and t in b.columns)
     table = compare(a,b,by)
+    print(verdict(table))
     if args.out: write_table(table,args.out)
     if args.chart:
         from vlm_merging.charts import save
         save(comparison_charts(table,a,b,by),args.chart)
-    print(verdict(table))
     return 0
 
 def comparison_charts(

@@ -61,7 +61,7 @@ class Endpoint:
     base_url:str         # 'http://127.0.0.1:8000/v1'; '/v1' is added if there is no path
     model:str            # Name under which it is served
     api_key:str|None=field(default=None,repr=False) # None: the variable OPENAI_API_KEY, if there is one
-    weights:str|Path|None=None # Folder or hub id that is served, or any name for its weights
+    weights:str|Path|None=None # Folder that is served, or any name for its weights; None: not known
     concurrency:int=8    # Questions in flight
     max_tokens:int|None=1024 # Tokens of a reply, at most; None: the server's limit
     temperature:float|None=0 # 0: greedy; None: not sent
@@ -89,7 +89,7 @@ class Endpoint:
     @property
     def about(self)->dict:
         "All that decides what it replies, as far as one can know: replies are kept under this"
-        where = dict(weights=self._weights) if self.weights else dict(url=self.url,model=self.model)
+        where = dict(weights=self._weights) if self.weights else dict(weights=None,url=self.url,model=self.model)
         return where|dict(system=self.system,max_tokens=self.max_tokens,temperature=self.temperature,top_p=self.top_p,
                           seed=self.seed,extra=self.extra)
 
@@ -107,11 +107,22 @@ class Endpoint:
         return openai.OpenAI(base_url=self.url,api_key=key,timeout=openai.Timeout(self.timeout,connect=min(10.,self.timeout)),
                              max_retries=0)
 
-    def served(self)->list[str]: # Empty if the server does not tell
-        "Names of the models that the server has"
+    def served(self)->list[str]: # Empty if the server answers, but has no list
+        "Names of the models that the server has; raise ValueError if it cannot be asked"
+        wait,client = min(self.timeout,30.),self._client
         import openai
-        try: return [m.id for m in self._client.models.list().data]
+        try: return [m.id for m in client.models.list(timeout=wait).data]
+        except openai.APITimeoutError: raise ValueError(f'{self.url} gave no list of its models within {wait:g} s.') from None
+        except openai.APIConnectionError as e: raise ValueError(self._nobody(e)) from None
+        except openai.APIStatusError as e:
+            why = f"{self.url} refuses to name its models, with status {e.status_code}"
+            if e.status_code in (401,403): raise ValueError(f'{why}. Check the key (OPENAI_API_KEY).') from None
+            if e.status_code==429 or e.status_code>=500 and e.status_code!=501: raise ValueError(f'{why}. Try again later.') from None
+            return []
         except (openai.OpenAIError,ValueError,AttributeError,TypeError): return []
+
+    def _nobody(self, trouble): return (f'{self.url} cannot be reached ({trouble.__cause__ or trouble}). '
+                                        f'Start the server, or correct the address.')
 
     def __call__(self,
         item:Item,      # What is asked
@@ -164,14 +175,14 @@ class Endpoint:
             except openai.APIConnectionError as e:
                 why = f'the connection was lost ({type(e.__cause__).__name__})'
                 if type(e.__cause__).__name__=='ConnectError' and (n==self.tries or not heard.is_set()):
-                    raise _Stop(f'{self.url} cannot be reached ({e.__cause__}). '
-                                f'Start the server, or correct the address.') from None
+                    raise _Stop(self._nobody(e)) from None
             except openai.APIStatusError as e:
                 heard.set()
                 code,words,told = e.status_code,' '.join(e.response.text.split())[:300],e.response.headers.get('retry-after')
                 why = f'status {code}: {words}'
                 if code in (401,403,404) or code==400 and any(f'{q}{self.model}{q}' in words for q in '\'"`'):
-                    there = [] if code in (401,403) else self.served()
+                    try: there = [] if code in (401,403) else self.served()
+                    except ValueError: there = []
                     if there and self.model not in there:
                         raise _Stop(f"{self.url} does not serve {self.model!r}, but {', '.join(there[:10])} ({why}).") from None
                     raise _Stop(f'{self.url} refuses with {why}. Check the address, the key (OPENAI_API_KEY) '

@@ -167,8 +167,9 @@ def settle(
     run:str,            # Name in tables
     about:dict,         # All that decides a reply
     how:dict,           # Circumstances
+    asked:int,          # How many items are asked
 )->None:
-    "Write the configuration down, or refuse if another one is there"
+    "Write the configuration down, or refuse if replies of another one are there"
     path,about = out/'run.json',json.loads(json.dumps(about,default=str))
     if path.is_file():
         try: held = json.loads(path.read_text(encoding='utf-8'))
@@ -178,13 +179,15 @@ def settle(
         raise ValueError(f"{out} is no folder of a run, but holds {', '.join(strange[:3])}. Choose another folder.")
     else: held = dict(run=run,about=about,sessions=[])
     told = differences(held['about'],about)+[f"the run is called {held['run']!r} there and {run!r} here"]*(held['run']!=run)
-    if told: raise ValueError(f"{out} holds replies of another configuration: {'; '.join(told[:5])}. "
+    if told and not read_lines(out/'replies.jsonl')[0]: held = dict(run=run,about=about,sessions=[])   # Nothing was said yet
+    elif told: raise ValueError(f"{out} holds replies of another configuration: {'; '.join(told[:5])}. "
                               f"Choose another folder, or the settings it was begun with.")
     now = dict(started=time.strftime('%Y-%m-%d %H:%M:%S'),platform=platform.platform(),versions=versions(),
                how=json.loads(json.dumps(how,default=str)))
     if held['sessions'] and (moved := differences(held['sessions'][-1]['versions'],now['versions'])):
         warnings.warn(f"{out} was begun with other packages: {'; '.join(moved)}. Replies may differ in rare cases.",stacklevel=3)
-    _replace(path,json.dumps(held|dict(sessions=[*held['sessions'],now]),indent=1)+'\n')
+    held |= dict(asked=max(asked,held.get('asked',0)),sessions=[*held['sessions'],now])
+    _replace(path,json.dumps(held,indent=1)+'\n')
 
 # %% ../nbs/10_evaluate.ipynb #c025
 HOPELESS = 20           # Failures without a single reply after which a run stops
@@ -229,7 +232,7 @@ def _answers(ask, items):
 
 def evaluate(
     items:Iterable[Item], # What to ask; ids differ within benchmark and split
-    ask:Callable,       # Item -> text; may have `many(items)`, which yields replies, and `about`, which tells what decides them
+    ask:Callable,       # Item -> text; may have `many(items)`, which yields replies, and `about`, a dict of what decides them
     out:str|Path,       # Folder of the run; made if it is not there, gone on with if it is
     run:str|None=None,  # Name in tables; None: name of the folder. Needed if `ask` has no `about`
     progress:bool|None=None, # Show a bar with the time left? None: only on a terminal
@@ -244,7 +247,7 @@ def evaluate(
     run = run or out.resolve().name
     out.mkdir(parents=True,exist_ok=True)
     with _sole(out):
-        settle(out,run,about,getattr(ask,'how',{}))
+        settle(out,run,about,getattr(ask,'how',{}),len(items))
         mend(out/'replies.jsonl')
         stored = {_place(r):r for r in read_lines(out/'replies.jsonl')[0]}
         held,todo,failed,lines = {},{},{},Lines(out/'replies.jsonl')
@@ -257,6 +260,9 @@ def evaluate(
                 if old.get('key')!=row['key']: todo[place] = item,row,n; continue
                 held[place] = row|{k:old.get(k) for k in ('prediction','finish','seconds')}
                 if {k:v for k,v in held[place].items() if v is not None}!=old: lines.add(held[place]) # gold or tags were mended
+            if held and about.get('weights','')is None:
+                warnings.warn(f"{out} goes on with {len(held)} {'reply' if len(held)==1 else 'replies'} of weights that nobody named: if others "
+                              f"are asked by now, choose another folder, and name what is asked with `weights` (--weights).",stacklevel=2)
             lost = 0
             with tqdm(total=len(items),initial=len(items)-len(todo),desc='asking',unit='item',
                       disable=None if progress is None else not progress) as bar:
@@ -293,7 +299,9 @@ def report(
     table,out = replies(out),Path(out).expanduser()
     failed,bad = read_lines(out/'failures.jsonl')[0],read_lines(out/'replies.jsonl')[1]
     def named(rows): return f"({', '.join(str(r['index']) for r in rows[:5])}{', ...' if len(rows)>5 else ''})"
-    told = [f"{table.height} of {table.height+len(failed)} items have a reply."]
+    asked = max(json.loads((out/'run.json').read_text(encoding='utf-8')).get('asked',0),table.height+len(failed))
+    told = [f"{table.height} of {asked} items have a reply."]
+    if rest := asked-table.height-len(failed): told.append(f"{rest} were not asked yet; the same again goes on with them.")
     for what,held in (('empty',pl.col('prediction').str.strip_chars()==''),('cut at the limit of new tokens',pl.col('finish')=='length')):
         if rows := table.filter(held).to_dicts():
             told.append(f"{len(rows)} of the replies {'are' if len(rows)>1 else 'is'} {what} {named(rows)}.")

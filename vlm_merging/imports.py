@@ -7,7 +7,8 @@ from __future__ import annotations
 import json,re,warnings
 from pathlib import Path
 import polars as pl
-from .benchmarks import Item,metric_of,options_of,record_of,row_of,text_of
+from .benchmarks import Item,metric_of,options_of,row_of,text_of
+from .prepare import record_of               # From there, since that room has all records
 from .evaluate import COLUMNS,reply_table
 
 # %% auto #0

@@ -6,13 +6,15 @@
 from __future__ import annotations
 import hashlib,io,json,time,zlib
 from collections import deque
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from PIL import Image
-from .checkpoint import Checkpoint,fingerprints
+from .checkpoint import Checkpoint
 
 # %% auto #0
-__all__ = ['SMALL', 'Reply', 'weights_hash', 'chat', 'opened', 'pixels', 'short_of_memory', 'LocalModel', 'open_model']
+__all__ = ['SMALL', 'BLOCK', 'BLOCKS', 'WHOLE', 'Reply', 'sampled', 'weights_hash', 'chat', 'opened', 'pixels', 'short_of_memory',
+           'LocalModel', 'open_model']
 
 # %% ../nbs/06_models.ipynb #c010
 @dataclass(frozen=True)
@@ -26,14 +28,33 @@ class Reply:
 
 # %% ../nbs/06_models.ipynb #c014
 SMALL = ('.json','.jinja','.txt','.model','.tiktoken','.py')
+BLOCK,BLOCKS = 1<<12,16 # Bytes of a sample; samples of a large tensor
+WHOLE = BLOCK*BLOCKS    # Bytes up to which all of a tensor is hashed
+
+def sampled(
+    size:int,           # Bytes of a tensor
+    full:bool=False,    # All of it, whatever its size?
+)->list[tuple[int,int]]: # First byte and number of bytes of each part
+    "Which parts of a tensor are hashed"
+    step = 1<<24
+    if full or size<=WHOLE: return [(i,min(step,size-i)) for i in range(0,size,step)]
+    return [((size-BLOCK)*i//(BLOCKS-1),BLOCK) for i in range(BLOCKS)]
 
 def weights_hash(
     checkpoint:Checkpoint, # An open checkpoint
+    full:bool=False,    # Hash every byte of every tensor?
 )->str:                 # 24 hexadecimal digits
     "What tells one checkpoint from another, wherever it lies and whatever it is called"
-    folder,held = checkpoint.path,hashlib.sha256()
-    for file,print_ in sorted(fingerprints(checkpoint).items()):
-        held.update(f"{file} {print_['size']} {print_['samples']}\n".encode())
+    folder,parts,held = checkpoint.path,{},hashlib.sha256(b'full' if full else b'samples')
+    with ExitStack() as stack:
+        disk = {file:stack.enter_context(open(folder/file,'rb',buffering=0)) for file in checkpoint.files}
+        for e in sorted(checkpoint.tensors.values(),key=lambda e: (e.file,e.start)):    # In the order of the disk
+            parts[e.name] = hashlib.sha256()
+            for start,size in sampled(e.nbytes,full):
+                disk[e.file.name].seek(e.start+start)
+                parts[e.name].update(disk[e.file.name].read(size))
+    for name,e in sorted(checkpoint.tensors.items()):
+        held.update(json.dumps([name,e.dtype,e.shape,parts[name].hexdigest()]).encode())
     for p in sorted(folder.iterdir()):
         if p.suffix in SMALL and p.is_file() and not p.name.endswith('.index.json') and p.name!='recipe.json':
             held.update(f'{p.name} {hashlib.sha256(p.read_bytes()).hexdigest()}\n'.encode())
@@ -42,7 +63,7 @@ def weights_hash(
         held.update(json.dumps([made.get('recipe'),made.get('inputs')],sort_keys=True).encode())
     return held.hexdigest()[:24]
 
-# %% ../nbs/06_models.ipynb #c018
+# %% ../nbs/06_models.ipynb #c021
 def chat(
     question:str,       # As it is sent
     images:int,         # How many pictures go with it
@@ -71,7 +92,7 @@ def pixels(
         raise ValueError(f"{getattr(picture,'name','image')}: the image cannot be decoded "
                          f"({str(e).partition(' <')[0][:120]}).") from None
 
-# %% ../nbs/06_models.ipynb #c022
+# %% ../nbs/06_models.ipynb #c025
 def short_of_memory(
     trouble:BaseException, # What was raised
 )->bool:
@@ -195,7 +216,7 @@ class LocalModel:
             replies.append(Reply(item.id,text,round(each,4),'length' if stop is None else 'stop'))
         return replies
 
-# %% ../nbs/06_models.ipynb #c025
+# %% ../nbs/06_models.ipynb #c028
 def open_model(
     where:str|Path,      # Folder or hub id of a VLM, or of a text model
     dtype:str|None=None, # 'bfloat16', 'float16' or 'float32'; None: bfloat16 (else float16) on a GPU, float32 on a CPU
@@ -231,7 +252,10 @@ def open_model(
                          f"Write the checkpoint again.")
     if vlm and not hasattr(processor,'image_processor'):
         raise ValueError(f"{where} is a VLM without preprocessor_config.json. Copy that file from the model it was made of.")
-    made = LocalModel(model.to(device).eval(),processor,weights_hash(checkpoint),str(where),**asking)
+    try: model = model.to(device).eval()
+    except (RuntimeError,AssertionError,NotImplementedError) as e:
+        raise ValueError(f"{where} cannot be brought to the device {device!r}: {' '.join(str(e).split()).partition('. ')[0][:160]}.") from e
+    made = LocalModel(model,processor,weights_hash(checkpoint),str(where),**asking)
     if not (processor.chat_template or made.tokenizer.chat_template):
         raise ValueError(f"{where} has no chat template, so how it wants to be asked is not known. "
                          f"Copy chat_template.jinja from the model it was made of.")

@@ -75,17 +75,20 @@ def _from_hub(record,pattern,revision):
     wanted = [pattern,'README.md']
     try: return Path(snapshot_download(record.source,repo_type='dataset',revision=revision,allow_patterns=wanted))
     except Exception as e:      # of the hub, its client or the network: all mean that the files are not here
-        raise ValueError(f"{record.name} is not prepared, and {record.source}@{revision[:12]} could not be had from the hub: "
-                         f"{' '.join(str(e).split())[:200] or type(e).__name__} Run `prepare` where there is a network and "
-                         f"copy the folder, or name files that you have: prepare({record.name!r}, source='folder').") from None
+        why = ' '.join(str(e).split()).partition('. ')[0].rstrip('.')[:160] or type(e).__name__
+        raise ValueError(f"{record.name} is not prepared, and {record.source}@{revision[:12]} could not be had from the hub: {why}. "
+                         f"Prepare it where there is a network and copy the folder, or name files that you have "
+                         f"(`--from FOLDER` in the shell, `source='folder'` in Python).") from None
 
-def _place(path,out,to):
-    "Link or copy a file to its place, whole or not at all"
+def _place(path,out,to,link):
+    "Link (a file of the hub's cache) or copy (a file of the user's) to its place, whole or not at all"
     to.parent.mkdir(parents=True,exist_ok=True)
     draft = to.with_name(f'.{to.name}.{os.getpid()}.part')
     try:
         draft.unlink(missing_ok=True)
-        try: os.link(path.resolve(),draft)
+        try:
+            if not link: raise OSError
+            os.link(path.resolve(),draft)
         except OSError: shutil.copyfile(path,draft)
         about = dict(bytes=draft.stat().st_size,sha256=_sha256(draft))
         os.replace(draft,to)
@@ -113,7 +116,7 @@ def prepare(
     if not files: raise ValueError(f"{got} holds no file {pattern} of {record.name} ({split}){_near(got)}.")
     base = got.parent if got.is_file() else got
     try:
-        placed = dict(_place(f,out,out/f.relative_to(base)) for f in files)
+        placed = dict(_place(f,out,out/f.relative_to(base),source is None) for f in files)
         hub = source is None
         note = dict(files=placed,source=record.source if hub else 'local',commit=got.name if hub else None,
                     revision=wanted if hub else None,licence=record.licence)

@@ -75,7 +75,13 @@ def subset(
 # %% ../nbs/08a_sources.ipynb #c016
 class Items(list):
     "Items, and what could not be made of the table"
-    def __init__(self,items=(),problems=()): super().__init__(items); self.problems = list(problems)
+    def __init__(self,
+        items=(),           # `Item`s
+        problems=(),        # Sentences
+        left:int=0,         # How many rows made no item
+    ):
+        super().__init__(items)
+        self.problems,self.left = list(problems),left
     def __repr__(self):
         told = ''.join(f'\n- {p}' for p in self.problems)
         return f"{len(self)} item{'s'[:len(self)!=1]}{f'; problems:{told}' if told else ''}"
@@ -161,7 +167,7 @@ def load(
 )->Items:               # A list with `.problems`: sentences about rows that are left out
     "Questions as items; raise ValueError or LookupError with one sentence if there are none"
     table = table_of(what,split,benchmark,name,folder)
-    problems,items,seen,first = [],[],set(),0
+    problems,items,seen,first,left_out = [],[],set(),0,0
     for held in table.files:
         frame = not isinstance(held,Path)
         file = 'the table' if frame else held.name
@@ -172,10 +178,10 @@ def load(
         made,left = _made(numbered,table,file,Path() if frame else held.parent,first,word)
         new,twice = _unique(made,seen,file,word)
         if not made: raise ValueError(f"{left[0]} Its columns are {', '.join(numbered[0][1])[:200]}.")
-        items,problems,first = items+new,problems+left+twice,first+len(numbered)
+        items,problems,first,left_out = items+new,problems+left+twice,first+len(numbered),left_out+len(numbered)-len(new)
     items = [replace(i,benchmark=table.name,split=i.split or table.split) for i in items]
     if table.part:
         there = list(dict.fromkeys(i.split for i in items))
         items = [i for i in items if i.split==table.part]
         if not items: raise LookupError(f"No row is of the split {table.part!r}; there are {', '.join(map(repr,there[:12]))}.")
-    return Items(subset(items,n,seed) if n is not None else items,problems)
+    return Items(subset(items,n,seed) if n is not None else items,problems,left_out)
