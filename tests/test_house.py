@@ -1,5 +1,5 @@
 "The house stands: imports go downward, light rooms stay light, and the package needs only what it asks for"
-import ast, json, re, subprocess, sys
+import ast, io, json, re, subprocess, sys, tokenize
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -87,3 +87,14 @@ for o in {light}:
     if heavy: sys.exit(f"{{o}} brings in {{heavy}}")'''
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert not done.returncode, done.stderr
+
+@pytest.mark.parametrize('module', [o for o in MODULES if number(o)>='06'])
+def test_every_parameter_of_a_public_function_is_explained(module):
+    text = module_text(module)
+    said = {t.start[0] for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type==tokenize.COMMENT}
+    public = [f for f in ast.parse(text).body if isinstance(f, ast.FunctionDef) and f.name[0]!='_']
+    assert all(map(ast.get_docstring, public))
+    bare = [f'{f.name}({p.arg})' for f in public
+            for p in [*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs, *filter(None, (f.args.vararg, f.args.kwarg))]
+            if p.lineno not in said or p.lineno==f.lineno]
+    assert not bare, f'{module}: {", ".join(bare)}'

@@ -51,7 +51,7 @@ class Picture:
         return hashlib.sha256(self.bytes()).hexdigest()
 
 def pictures(
-    row:dict,
+    row:dict,           # Of a table
     *columns:str,       # Where an image may stand; the first that is there is taken
 )->tuple[Picture,...]:  # Empty: there is no image
     "The images of a raw row, of whatever kind"
@@ -81,7 +81,7 @@ class Item:
     question_for_eval:str|None=None # What a judge may compare with, where it is not `question`
 
 def row_of(
-    item:Item,
+    item:Item,          # A question
 )->dict:                # Columns of the question side of a reply table
     "An item as the columns that travel with its replies"
     own = dict(benchmark=item.benchmark or None,split=item.split or None,index=item.id,group=item.group,
@@ -151,7 +151,7 @@ def text_of(
     return text if text.strip() else None
 
 def cell(
-    row:dict,
+    row:dict,           # Of a table
     *columns:str,       # The first one that holds something is taken
 )->str:
     "The text of a cell that must be there; raise ValueError if it is not"
@@ -171,7 +171,7 @@ def unpacked(
     return value
 
 def options_of(
-    row:dict,
+    row:dict,           # Of a table
     *columns:str,       # Where a list of options may stand
 )->tuple[str,...]:      # Empty: there are none
     "Options from a list, its text, or the columns A, B, C, ..."
@@ -184,8 +184,8 @@ def options_of(
     return tuple(o or '' for o in lettered)
 
 def lettered(
-    question:str,
-    choices:tuple,
+    question:str,       # Text above the options
+    choices:tuple,      # Texts in letter order
     mark:str='({}) {}', # How an option is written: letter, text
 )->str:
     "A question with its options, one a line"

@@ -23,10 +23,10 @@ def _kind(choices): return 'multi_choice' if choices else 'free_form'
 
 def mathvista_prompt(
     question:str,       # Bare
-    choices:tuple,
+    choices:tuple,      # Texts in letter order
     answer_type:str,    # 'integer', 'float', 'text' or 'list'
     precision:int|None, # Decimal places, for 'float'
-    unit:str|None,
+    unit:str|None,      # Of the answer
 )->str:
     "The prompt of MathVista, which names the form of the answer"
     if choices: form = f'and {LETTER}, at'

@@ -31,8 +31,8 @@ NOTHING = Mark(0.,'','none','the official rule finds no answer without a judge')
 
 def marked_as(
     right:bool|float,    # 0 to 1
-    picked:str,
-    reason:str='official rule',
+    picked:str,         # What was looked at
+    reason:str='official rule', # On what ground
 )->Mark:
     "A mark of a rule that looks at the whole reply"
     return Mark(float(right),picked,'exact',reason)
@@ -74,7 +74,8 @@ def mathvista_strict(
     reply:str,          # Of a model
     gold:str,           # As published
     answer_type:str|None=None, # integer, float or text
-    **_)->Mark:
+    **_,                # What other rules need
+)->Mark:
     "A free answer must be nothing but a number; texts and lists are never right"
     kind = {'integer':int,'float':float}.get(answer_type)
     if kind is None: return NOTHING                     # The script compares with `None`
@@ -82,14 +83,22 @@ def mathvista_strict(
     if x is None: return NOTHING
     return marked_as(x==number_of(gold),reply)
 
-def mathvision_strict(reply:str,gold:str,**_)->Mark:
+def mathvision_strict(
+    reply:str,          # Of a model
+    gold:str,           # As published
+    **_,                # What other rules need
+)->Mark:
     "Equal in lower case, or as numbers within 1e-6"
     a,g = reply.strip().lower(),gold.strip().lower()
     x,y = number_of(a),number_of(g)
     if a!=g and (x is None or y is None): return NOTHING
     return marked_as(a==g or abs(x-y)<1e-6,reply.strip())
 
-def mathverse_strict(reply:str,gold:str,**_)->Mark:
+def mathverse_strict(
+    reply:str,          # Of a model
+    gold:str,           # As published
+    **_,                # What other rules need
+)->Mark:
     "Equal as text"
     return marked_as(1,reply.strip()) if reply.strip()==gold.strip() else NOTHING
 
@@ -109,7 +118,8 @@ def dynamath_strict(
     reply:str,          # Of a model
     gold:str,           # As published
     answer_type:str|None=None, # float, multiple choice or text
-    **_)->Mark:
+    **_,                # What other rules need
+)->Mark:
     "The rule of DynaMath's evaluation"
     told = short_answer(reply)
     if told is None: return NOTHING
@@ -124,7 +134,8 @@ def dynamath_strict(
 def mm_math(
     reply:str,          # Of a model
     gold:str,           # As published
-    **_)->Mark:
+    **_,                # What other rules need
+)->Mark:
     "The rule of MM-Math: all parts, in any order, within 0.0101"
     reply = reply[-4000:]
     told = re.findall(r'\\boxed\{((?:[^{}]|\{(?:[^{}]|\{[^{}]{0,200}\}){0,50}\}){0,300})\}',reply)[-20:]
@@ -166,7 +177,8 @@ def relaxed(
     reply:str,          # Of a model
     gold:str,           # As published
     lenient:bool=False, # As for `share_or_number`
-    **_)->Mark:
+    **_,                # What other rules need
+)->Mark:
     "Relaxed accuracy: a number within 5%, another text equal without case (ChartQA)"
     x,y = share_or_number(reply,lenient),share_or_number(gold,lenient)
     if x is not None and y: return marked_as(abs(x-y)<=.05*abs(y)+1e-12,reply.strip(),'within 5%')
@@ -187,7 +199,8 @@ def edits(
 def anls(
     reply:str,          # Of a model
     gold:str,            # One answer or a JSON list
-    **_)->Mark:
+    **_,                # What other rules need
+)->Mark:
     "Normalised Levenshtein similarity to the nearest gold answer, 0 below one half (DocVQA)"
     a,best = ' '.join(reply.lower().split())[:500],0.
     for g in golds(gold):
@@ -211,7 +224,8 @@ def normal(
 def vqa(
     reply:str,          # Of a model
     gold:str,            # JSON list of the answers of several people
-    **_)->Mark:
+    **_,                # What other rules need
+)->Mark:
     "VQA accuracy: the mean of min(1, matches/3) over all ways to leave one person out (TextVQA)"
     a,of = normal(reply),[normal(g) for g in golds(gold)]
     if len(of)<2: return marked_as(a==of[0],a,'the only gold answer')
@@ -224,7 +238,8 @@ def contains(
     reply:str,          # Of a model
     gold:str,            # One answer or a JSON list
     tags:dict={},        # A formula (`category` says so) is compared without spaces
-    **_)->Mark:
+    **_,                # What other rules need
+)->Mark:
     "Is a gold answer part of the reply? (OCRBench)"
     formula = 'mathematical' in str(tags.get('category','')).lower()
     def form(t): return re.sub(r'\s+','',t) if formula else t.lower().strip().replace('\n',' ')
@@ -235,7 +250,8 @@ def yesno(
     reply:str,          # Of a model
     gold:str,           # yes or no
     lenient:bool=False, # Take the first of several, and `not` for no?
-    **_)->Mark:
+    **_,                # What other rules need
+)->Mark:
     "Either `yes` or `no` in the reply, and not both, as VLMEvalKit reads POPE"
     found = re.findall(r"\byes\b|\bno\b"+(r"|\bnot\b|n't\b" if lenient else ''),reply.lower())
     told = {'yes' if f=='yes' else 'no' for f in (found[:1] if lenient else found)}

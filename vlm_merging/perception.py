@@ -31,8 +31,8 @@ def inline_options(
     return bare.strip(),tuple(rest[a:b].strip() for a,b in zip(starts,[*ends[1:],len(rest)]))
 
 def mcq(
-    question:str,
-    choices:tuple,
+    question:str,       # Text above the options
+    choices:tuple,      # Texts in letter order
 )->str:
     "A multiple-choice prompt as LLaVA's is: options as A., B., ..., then how to answer"
     return lettered(question,choices,'{}. {}')+'\n'+DIRECTLY

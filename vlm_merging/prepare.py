@@ -24,7 +24,7 @@ def data_root()->Path:
     return Path(held).expanduser() if held else Path.home()/'.cache'/'vlm_merging'/'benchmarks'
 
 def pattern_of(
-    record:Benchmark,
+    record:Benchmark,   # Of a benchmark
     split:str|None=None, # None: the default split
 )->tuple[str,str]:      # Pattern of the files; part of them that the split is, empty for all
     "Which files hold a split; raise LookupError if there is no such split"
@@ -35,8 +35,8 @@ def pattern_of(
     return pattern,part
 
 def matching(
-    record:Benchmark,
-    split:str,
+    record:Benchmark,   # Of a benchmark
+    split:str,          # Of the record
     folder:Path,        # A snapshot of the hub, or any folder
 )->list[Path]:          # Sorted
     "The files of a split in a folder: as on the hub, else by their names, else as a table of VLMEvalKit"

@@ -18,7 +18,7 @@ __all__ = ['BLOCK', 'LONG', 'IMAGES', 'READERS', 'POINTER', 'inside', 'Cell', 't
 
 # %% ../nbs/08a_readers.ipynb #c008
 def inside(
-    folder:Path,
+    folder:Path,        # That must not be left
     name:str,           # Relative path
 )->Path:
     "A file inside a folder; raise ValueError if the name leads out of it"
@@ -66,7 +66,7 @@ IMAGES = ('image','images','image_path','decoded_image','img','picture','file_na
 
 def told_rows(
     rows:list[int],     # Numbers of rows or lines
-    word:str='row',
+    word:str='row',     # What a row is called: row or line
 )->str:
     "The numbers in words, at most eight"
     more = f' and {len(rows)-8} more' if len(rows)>8 else ''

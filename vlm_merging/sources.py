@@ -55,7 +55,7 @@ def own_row(
 
 # %% ../nbs/08a_sources.ipynb #c012
 def subset(
-    items:list[Item],
+    items:list[Item],   # Of one or several benchmarks
     n:int,              # How many; whole groups are taken as long as they fit, and one at least
     seed:int=0,         # Another number, another choice
 )->list[Item]:          # In the order of `items`
@@ -97,10 +97,10 @@ class Table:
 
 def table_of(
     what,               # Path, name or polars frame
-    split:str|None,
-    benchmark:str|None,
-    name:str|None,
-    folder:Path|str|None,
+    split:str|None,     # As for `load`
+    benchmark:str|None, # As for `load`
+    name:str|None,      # As for `load`
+    folder:Path|str|None,# As for `load`
 )->Table:
     "Find out what is meant; raise ValueError or LookupError if nothing is"
     record = record_of(benchmark) if benchmark else None

@@ -12,8 +12,8 @@ from functools import lru_cache
 # %% auto #0
 __all__ = ['SIGNS', 'COMMANDS', 'SIGN', 'STYLES', 'TOKEN', 'FUNCTIONS', 'CONSTANTS', 'LIMITS', 'UNITS', 'MANY', 'UNIT', 'SYMBOL',
            'THOUSANDS', 'SYMBOLS', 'LABEL', 'ABOUT', 'ONES', 'TENS', 'PARTS', 'SPELLED', 'braced', 'expand', 'plain',
-           'Late', 'limit', 'in_time', 'Unreadable', 'Reader', 'leading', 'number', 'unit_of', 'Quantity', 'quantity',
-           'spelled', 'decimals', 'same_number']
+           'Late', 'limit', 'in_time', 'Unreadable', 'leading', 'number', 'unit_of', 'Quantity', 'quantity', 'spelled',
+           'decimals', 'same_number']
 
 # %% ../nbs/08b_values.ipynb #c007
 SIGNS = {'−':'-','–':'-','—':'-','×':'*','·':'*','⋅':'*','∙':'*','÷':'/','√':'sqrt ','π':' pi ','≤':'<=','≥':'>=','≠':'!=',
@@ -112,7 +112,7 @@ LIMITS = dict(length=400,depth=40)     # Of an expression: characters, brackets 
 class Unreadable(ValueError):
     "Not an expression of this grammar"
 
-class Reader:
+class _Reader:
     "Reads one expression from the left, computing as it goes, and stops where the grammar ends"
     def __init__(self,text,names):
         self.text,self.names,self.at,self.depth,self.token = text,names,0,0,''
@@ -189,7 +189,7 @@ def leading(
     text = text[:LIMITS['length']]
     text = re.sub(r'(?<![\d.)(/^*])(\d+) +(?:(\d+)/(\d+)|\(\((\d+)\)/\((\d+)\)\))(?!\d)',
                   lambda m: f'({m[1]}+{m[2] or m[4]}/{m[3] or m[5]})',text)
-    r = Reader(text,names)
+    r = _Reader(text,names)
     try: made = r.sum()
     except (Unreadable,ValueError,ArithmeticError,TypeError,RecursionError): return None
     return None if isinstance(made,complex) or made!=made else (made,text[r.start:].strip())

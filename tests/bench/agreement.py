@@ -1,9 +1,9 @@
 """Agreement of the offline scorer with the verdicts of a judge, and its speed.
 
-    python tests/bench/agreement.py ../shared/eval_data/dev        # a folder of parquet files with verdicts
+    python tests/bench/agreement.py FOLDER [--show]        # of parquet files with verdicts; with the rows that disagree
 
 The truth is `adjudicated_correct` where a reader ruled, else `judge_correct`. DynaMath has its own string rule there, so it is
-compared with the protocol `strict`. The reference of the speed is one pass that only reads the column and takes its length.
+compared with the protocol `strict`.
 """
 import sys,time
 from pathlib import Path
@@ -23,7 +23,9 @@ def scored(folder):
     return out
 
 if __name__=='__main__':
-    made = scored(next(a for a in sys.argv[1:] if a!='--show'))
+    folder = next((a for a in sys.argv[1:] if a!='--show'),None)
+    if folder is None: sys.exit(__doc__)
+    made = scored(folder)
     rows = wrong = 0
     print(f"{'benchmark':12}{'rows':>6}{'wrong':>7}{'agreement %':>13}{'ms a row':>10}   off by run (points)")
     for name,(d,s,seconds) in made.items():
