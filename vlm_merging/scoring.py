@@ -51,7 +51,7 @@ def wants_letter(
 )->bool:
     "Is it a multiple-choice question?"
     kind = row.get('question_type') or row.get('answer_type')
-    return kind in ('multi_choice','multiple choice') if kind else bool(row.get('choices'))
+    return re.sub('[- ]','_',kind) in ('multi_choice','multiple_choice') if kind else bool(row.get('choices'))
 
 def right_letter(
     row:dict,            # Of a reply table
