@@ -68,7 +68,7 @@ def serve():
 class Algebra:
     "A process that compares formulas, each within `seconds`"
     def __init__(self,
-        seconds:float=.7, # For one question
+        seconds:float=.5, # For one question
     ):
         self.seconds,self.child,self.said,self.lock,self.ended = seconds,None,None,threading.Lock(),False
     def __enter__(self): return self

@@ -238,6 +238,7 @@ def evaluate(
     progress:bool|None=None, # Show a bar with the time left? None: only on a terminal
 )->pl.DataFrame:        # A reply table in the order of `items`, without those that failed
     "Ask every item that has no reply yet, and keep each reply at once"
+    if isinstance(items,(str,Path)): raise ValueError(f'{str(items)!r} is a name, where items are needed: load({str(items)!r}).')
     items,out,about = list(items),Path(out).expanduser(),getattr(ask,'about',None)
     rows = checked(items)
     if about is None:

@@ -170,7 +170,7 @@ def mark_of(
 
 # %% ../nbs/09_scoring.ipynb #c023
 PROTOCOLS = dict(offline='offline-1',strict='strict-1')
-SECONDS = .6             # For one row, beside what math-verify takes
+SECONDS = .4             # For one row, beside what math-verify takes
 KEYS = ('benchmark','split','run','index','group')
 INPUTS = ('question','question_for_eval','choices','answer','answer_option','question_type','answer_type','precision','unit',
           'prediction','finish','metric','category')
@@ -221,6 +221,7 @@ def tidy(
     frame:pl.DataFrame,  # A reply table with at least `prediction` and `answer`
 )->pl.DataFrame:
     "The columns that scoring reads, in their types; absent ones are null"
+    if not isinstance(frame,pl.DataFrame): raise ValueError(f'{str(frame)[:60]!r} is no table. Read it first, as with replies(folder) or pl.read_parquet(file).')
     missing = [c for c in ('prediction','answer') if c not in frame.columns]
     if missing:
         raise ValueError(f"The table has no column {' and no column '.join(missing)}; it has {', '.join(frame.columns[:20])}. "

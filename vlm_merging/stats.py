@@ -5,6 +5,7 @@
 # %% ../nbs/11_stats.ipynb #c004
 from __future__ import annotations
 import ast,json
+from pathlib import Path
 import numpy as np
 import polars as pl
 
@@ -31,6 +32,7 @@ def checked(
     *need:str,          # Columns that must be there beside `correct`
 )->pl.DataFrame:        # Keys as text, `correct`, `value`, `outcome`, `length`, ...; and `cluster`
     "One frame in the types that statistics needs; raise ValueError, with row numbers, if it cannot be had"
+    if isinstance(scores,(str,Path)): raise ValueError(f'{scores} is a path, where a table of scores is needed. Read it, and score it if it holds replies.')
     if not isinstance(scores,pl.DataFrame): scores = pl.concat(scores,how='diagonal_relaxed')
     missing = [c for c in ('correct',*need) if c not in scores.columns]
     if missing:
@@ -160,8 +162,10 @@ def tags_of(
     by = (by,) if isinstance(by,str) else tuple(by)
     lost = [t for t in by if t not in frame.columns]
     if lost:
+        own = (*KEYS,*TEXTS,*NUMBERS,'correct','reason','cluster','here','state','asked_otherwise','question','prediction')
+        tags = [c for c in frame.columns if c not in own and not c.endswith('_b')]
         raise ValueError(f"The score table has no column {' and no column '.join(lost)} to split by; "
-                         f"it has {', '.join(frame.columns[:24])}.")
+                         f"its tags are {', '.join(tags[:24]) or 'none'}.")
     return by
 
 # %% ../nbs/11_stats.ipynb #c030
