@@ -172,3 +172,33 @@ def test_letters_in_many_styles(reply,right):
     ('None.','0',0),('between 5 and 7','5',0),('x ≤ 2','(-\\infty,2]',1),('x = 1, y = -4','(1,-4)',1),('It is at the bottom left','bottom-left',1)])
 def test_values_in_many_styles(reply,gold,right):
     assert one(reply,dict(question='Find it.',answer=gold))['correct']==bool(right)
+
+GOLDS = ['7','0.5','-3','15,017','42.2%','20-40','1995-1998','2 hours 30 minutes','5 ft 7 in','3 cm and 5 cm',r'\frac{1}{2}',r'2\sqrt{3}',r'\frac{\pi}{3}','(3,-4)','[2,5)',
+         r'2 \leq x < 5','1<x<3',r'(-\infty,2]',r'(-\infty,1)\cup(3,\infty)','y=2x+1','x^2+y^2=25','2x+3','3, 5','1:64','10:15','yes','blue','bottom-left','35°','12 cm^2','±3']
+
+@pytest.mark.parametrize('gold',GOLDS)
+@pytest.mark.parametrize('form',['{}','The answer is {}.','\\boxed{{{}}}','So the answer is **{}**.','<answer>{}</answer>','Let us see.\n\n### Final Answer\n\n{}'])
+def test_a_reply_that_says_the_gold_answer_is_right(gold,form):
+    assert one(form.format(gold),dict(question='Find it.',answer=gold))['correct']
+
+@pytest.mark.parametrize('gold,reply',[('20-40','-20'),('20-40','10-30'),(r'2 \leq x < 5','2'),(r'2 \leq x < 5','[2,7)'),('1<x<3','x>1'),('2 hours 30 minutes','2 hours'),('5 ft 7 in','5 ft'),
+    ('3 cm and 5 cm','3 cm'),('12 kg','12 km'),('7:00 PM','7:00 AM'),('15','The answer is 14, which is 1 less than 15.'),('42','It is not 42.')])
+def test_what_is_near_the_gold_answer_is_not_right(gold,reply):
+    assert not one(reply,dict(question='Find it.',answer=gold))['correct']
+
+@pytest.mark.parametrize('reply,letter',[('A. 12\nB. 15\nC. 18\nD. 21',''),('A. 12 - incorrect\nB. 15 - incorrect\nC. 18 - correct\nD. 21 - incorrect','C'),('Options: A B C D',''),
+    ("It can't be B because 3+5+7 is not 15; I choose C.",'C'),('We can rule out A, C, and D.','B'),('Only C fits.','C'),('My guess: C','C'),('That leaves C.','C'),('故选：C．','C'),('La respuesta correcta es la C.','C'),
+    ('C, since B is impossible.','C'),('I would choose C over B.','C')])
+def test_letters_among_others(reply,letter):
+    assert one(reply,dict(question='What is the perimeter?',choices='["12","15","18","21"]',answer='C',question_type='multi_choice'))['picked']==letter
+
+def test_too_many_options_are_a_fault_of_the_row():
+    made = one('A',dict(question='Which?',choices=json.dumps([str(i) for i in range(30)]),answer='A',question_type='multi_choice'))
+    assert made['correct'] is None and '30 options' in made['reason']
+    assert one('B',dict(question='Which?',choices=json.dumps(['x'*30_000,'y']),answer='B',question_type='multi_choice'))['correct']
+
+def test_thousands_of_golds_stay_within_the_time():
+    for metric in ('anls','contains','vqa'):
+        start = time.perf_counter()
+        one('words of a reply '*20,dict(question='What?',answer=json.dumps([f'gold answer number {i} '*12 for i in range(3000)]),metric=metric))
+        assert time.perf_counter()-start<1.5, metric

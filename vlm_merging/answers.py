@@ -8,9 +8,9 @@ import math,re
 from .values import CONSTANTS,FUNCTIONS,UNITS,leading,number,plain,quantity,same_number
 
 # %% auto #0
-__all__ = ['NAMED', 'RELATION', 'POINTS', 'FUNCTION', 'TURNED', 'UNITLESS', 'split_top', 'brackets', 'coordinates', 'variables',
-           'at_points', 'same_formula', 'sides', 'equation', 'same_relation', 'bare', 'unlabelled', 'unitless', 'same',
-           'listed', 'same_part', 'same_angle']
+__all__ = ['NAMED', 'RELATION', 'POINTS', 'FUNCTION', 'TURNED', 'CHAIN', 'ENDS', 'UNITLESS', 'split_top', 'brackets',
+           'coordinates', 'variables', 'at_points', 'same_formula', 'sides', 'equation', 'same_relation', 'interval',
+           'ends', 'bare', 'unlabelled', 'unitless', 'same', 'listed', 'same_part', 'same_angle']
 
 # %% ../nbs/08c_answers.ipynb #c006
 NAMED = re.compile('|'.join([*FUNCTIONS,*CONSTANTS,'deg']))
@@ -125,6 +125,25 @@ def same_relation(
     x,y = (left[0],left[2]) if left[1]==right[1] else (left[2],left[0])
     if same_formula(f'({x})-({y})',f'({right[0]})-({right[2]})'): return 'same inequality'
 
+CHAIN = re.compile(r'([^<>=,;]+?) ?(<=?|>=?) ?[a-zA-Z] ?(<=?|>=?) ?([^<>=,;]+?)')
+ENDS = re.compile(r'[$]?(-?\d[\d,]*\.?\d*) ?%? ?(?:-|to) ?[$]?(\d[\d,]*\.?\d*) ?%?(?: [a-z]+)?')
+
+def interval(
+    text:str,           # As `plain` gives it
+)->str|None:            # None: it is no chain
+    "`2 <= x < 5` in brackets"
+    m = CHAIN.fullmatch(text)
+    if not m or m[2][0]!=m[3][0]: return None
+    low,opens,closes,high = (m[1],m[2],m[3],m[4]) if m[2][0]=='<' else (m[4],m[3],m[2],m[1])
+    return f"{'[' if '=' in opens else '('}{low}, {high}{']' if '=' in closes else ')'}"
+
+def ends(
+    text:str,           # As `plain` gives it
+)->tuple|None:          # None: it is no range
+    "The two ends of a range such as `20-40` or `10 to 30`"
+    m = ENDS.fullmatch(text)
+    return tuple(float(e.replace(',','').rstrip('.')) for e in m.groups()) if m else None
+
 def bare(
     text:str,           # As `plain` gives it
 )->str:
@@ -158,6 +177,10 @@ def same(
     a,g = plain(answer),plain(gold)
     if not g or not a: return None
     if bare(a)==bare(g): return 'same text'
+    if of:=ends(g): return 'same range' if ends(a)==of else None
+    a,g = interval(a) or a,interval(g) or g
+    half = [m[1] for t in (a,g) if (m:=re.search(r'\d ?([ap])\.?m\b',t.lower()))]
+    if len(half)==2 and half[0]!=half[1]: return None           # Morning or afternoon
     if how:=same_relation(a,g): return how
     named = [m[1] for t in (a,g) if (m:=re.match(r'([xyz]) ?=[^=]',t))]
     if len(named)==2 and named[0]!=named[1]: return None

@@ -12,8 +12,9 @@ from .picking import formulas,pick_number
 from .benchmarks import LETTERS
 
 # %% auto #0
-__all__ = ['LEAD', 'CHOSEN', 'AFTER', 'OPTION', 'NEGATED', 'SO', 'letter_in', 'options', 'worded', 'gold_letters', 'named',
-           'equal_option', 'sequence_option', 'option_in', 'other_value', 'pick_option']
+__all__ = ['LEAD', 'CHOSEN', 'AFTER', 'OPTION', 'NEGATED', 'SO', 'TICK', 'CROSS', 'letter_in', 'options', 'worded',
+           'gold_letters', 'named', 'equal_option', 'sequence_option', 'option_in', 'other_value', 'only_letter',
+           'pick_option']
 
 # %% ../nbs/08g_choosing.ipynb #c007
 LEAD = r"(?i:\b(?:so|hence|thus|therefore|it's|it is|it must be|must be|choose|pick|select|selected|go with|conclude|fits|remains|is|be)[ ,:]+|[→⇒]\s*)"
@@ -31,6 +32,12 @@ def letter_in(
     L = f'[{letters}]'
     whole = re.fullmatch(rf'\W*(?:(?:the )?(?:correct |right |best |final )?(?:option|choice|answer|letter|ans|selected)\b(?: is)?)?\W*({L})\W*',s,re.I)
     if whole: return whole[1].upper()
+    if gone:=re.search(rf'(?i:rul\w* out|eliminat\w*|exclud\w*) (?:options? )?({L}(?:(?:,? and |,? or |, ){L})+)(?![\w\'’])',s):
+        left = set(letters)-set(re.findall(L,gone[1]))
+        if len(left)==1: return left.pop()                      # All others are ruled out
+    s = re.sub(rf'\b{L}(?:(?:,? and |,? or |, |/| ){L}\b){{2,}}','',s)      # `A, B, C, D` chooses none
+    s = re.sub(rf"(?i:can't be|cannot be|isn't|is not|\bnot|don't choose|do not choose|anything but|rather than|\bover|instead of|unlike|except) "
+               rf"(?:option )?\(?{L}\)?(?![\w'’])",'',s)
     both = re.match(rf'\W*({L})\)?\s*(?:,|or|and|/|&)\s*\(?({L})(?![\w\'’.):])',s)
     if both: return both[1]+both[2]                             # Two letters are no single option
     s = re.sub(rf"\bA(?= (?!{AFTER})[a-z])",'a',s)             # `A cat` is no option
@@ -89,7 +96,7 @@ def named(
 )->list[int]:           # One that is part of another counts only by itself
     "The options whose texts a passage contains"
     s = f' {worded(span)} '
-    hits = {i:w for i,c in enumerate(choices) if (w:=worded(c)) and f' {w} ' in s}
+    hits = {i:w for i,c in enumerate(choices) if (w:=re.sub('^(?:the|an?) (?=.)','',worded(c))) and f' {w} ' in s}
     return [i for i,w in hits.items() if not any(w!=v and f' {w} ' in f' {v} ' for v in hits.values())]
 
 def equal_option(
@@ -146,6 +153,19 @@ def other_value(
     if told is None or not all(quantity(c) for c in choices): return None
     return None if any(same(told,c) for c in choices) else told
 
+TICK = re.compile(r'✓|✔|✅|(?<!in)(?<!not )\b(?:correct|right|true|yes)\b',re.I)
+CROSS = re.compile(r'✗|✘|❌|\b(?:incorrect|wrong|false|not|no)\b',re.I)
+
+def only_letter(
+    sentence:str,       # A short one
+    letters:str,        # Of the options
+)->str|None:            # None: none, or several
+    "The one capital letter of a sentence that can be an option"
+    s = re.sub(r',? (?:because|since|as) .*$','',sentence)
+    found = set(re.findall(rf"(?<![A-Za-z'’\\$])([{letters}])(?![A-Za-z'’=+*/^(]| [-=+<>]| (?!{AFTER})[a-z]+ (?:is|are|has))",s))
+    if 'A' in found and re.search(rf'\bA(?= (?!{AFTER})[a-z])',s): found.discard('A')
+    return found.pop() if len(found)==1 else None
+
 def pick_option(
     reply:str,          # Of a model
     choices:tuple,      # Texts in letter order
@@ -163,15 +183,23 @@ def pick_option(
     last = lines[-1]
     if m:=re.search(rf'{LEAD}(?:option |choice |letter )?\(?({L})\)?[ .!]*$',last):
         return Pick(m[1],'pattern','letter at the end of the last sentence')
-    if m:=re.match(rf'\W*\(?({L})\s*(?:[):]|\.(?!\w))|^\W*({L})\W*$',last):
+    starts = {m[1]:s for s in re.split(r'\n|(?<=[.!?])\s+(?=\(?[A-Z][).:])',reply) if (m:=re.match(rf'\W*\(?({L})\s*(?:[):]|\.(?!\w))',s))}
+    if len(starts)>2:                                           # It goes through the options
+        ticked = [l for l,s in starts.items() if TICK.search(s) and not CROSS.search(s)]
+        if len(ticked)==1: return Pick(ticked[0],'pattern','the one option that is called correct')
+        if last in starts.values(): return Pick('','none','it lists the options and chooses none')
+    elif m:=re.match(rf'\W*\(?({L})\s*(?:[):]|\.(?!\w))|^\W*({L})\W*$',last):
         return Pick(m[1] or m[2],'pattern','letter at the beginning of a line')
     heads = [m[1] for s in re.split(r'\n|(?<=\.)\s+(?=\(?[A-Z][).])',reply) if (m:=re.match(rf'\W*\(?({L})(?:[):.](?!\w)|\W*$)',s))]
     if len(heads)==1 and re.match(rf'\W*\(?{L}(?:[):.](?!\w)|\W*(?:\n|$))',reply):
         return Pick(heads[0],'pattern','letter at the beginning of the reply')
     for p in spans:
-        if p.reason in ('boxed','the answer tag') and (told:=other_value(p.text,choices)):
-            return Pick(told,p.tier,'a value that is none of the options')
         if (i:=option_in(p.text,choices)) is not None:
             return Pick(letters[i],p.tier if p.tier=='fallback' else 'pattern',f'option text: {p.reason}')
+        if p.reason in ('boxed','the answer tag') and (told:=other_value(p.text,choices)):
+            return Pick(told,p.tier,'a value that is none of the options')
+    plain_words = not any(re.search(r'\b[A-Z]\b',c) for c in choices)   # `Bird C` is the name of an option, not of its letter
+    if plain_words and len(last)<60 and (l:=only_letter(re.sub(rf"(?i:can't be|cannot be|\\bnot|don't choose|over|than|unlike) {L}(?![A-Za-z])",'',last),letters)):
+        return Pick(l,'pattern','the only letter of the last sentence')
     i = option_in(reply,choices)
     return Pick('','none','no option found') if i is None else Pick(letters[i],'fallback','the only option that the reply names')

@@ -9,8 +9,8 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['TABLES', 'COMMANDS', 'read_table', 'ready_to_write', 'write_table', 'read_scores', 'prepare_options',
-           'prepare_command', 'ask_options', 'only_one', 'asker_of', 'ask_command', 'score_options', 'score_command',
-           'accuracy_said', 'compare_options', 'compare_command', 'comparison_charts']
+           'prepare_command', 'ask_options', 'only_one', 'asker_of', 'ask_command', 'score_options', 'unfinished',
+           'score_command', 'accuracy_said', 'compare_options', 'compare_command', 'comparison_charts']
 
 # %% ../nbs/13a_commands.ipynb #c007
 TABLES = ('.parquet','.jsonl','.csv')
@@ -35,7 +35,7 @@ def read_table(
     rows = [r for _,r in rows_in(path,[] if problems is None else problems)]
     table = pl.DataFrame(rows,infer_schema_length=None,strict=False) if rows else pl.read_parquet(path) if kind=='.parquet' else pl.DataFrame()
     table = table.drop(IMAGES,strict=False)
-    if kind=='.csv' and not {'benchmark','run'} & {*table.columns}:
+    if not {'benchmark','run'} & {*table.columns}:
         from vlm_merging.imports import import_replies,named_in
         if named_in(path)[1]: return import_replies(path)
     return table
@@ -193,6 +193,16 @@ def score_options(
     p.add_argument('--judge-model',metavar='NAME',help='name under which the judge is served')
     p.add_argument('--judge-cache',type=Path,metavar='FOLDER',help='default: TABLE.judge')
 
+def unfinished(
+    path:str|Path,      # Perhaps the folder of a run
+)->list[str]:           # Empty: nothing is missing, or it is a table
+    "What a run lacks, in a sentence"
+    if not Path(path).is_dir(): return []
+    from vlm_merging.evaluate import report
+    told = report(path)
+    done,_,all_ = told.split(' ',3)[:3]
+    return [] if done==all_ else [f'{path}: {told} What is there is no random part of it.']
+
 def score_command(
     args,               # What was typed
 )->int:                 # Exit code
@@ -202,16 +212,13 @@ def score_command(
     if (args.protocol=='judge')!=bool(args.judge): raise ValueError('--protocol judge and --judge URL go together.')
     left = []
     frame = read_table(args.table,left)
-    if Path(args.table).is_dir():
-        from vlm_merging.evaluate import report
-        told = report(args.table)
-        if not told.startswith(f'{frame.height} of {frame.height} '): print(f'vlm-merging: {told}',file=sys.stderr)
+    left += unfinished(args.table)
     if args.judge:
         from vlm_merging.endpoint import Endpoint
         from vlm_merging.judge import judge_report,judged
         if not args.judge_model: raise ValueError('--judge-model is missing. Name the model that shall judge.')
         cache = args.judge_cache or Path(str(args.table).rstrip('/')+'.judge')
-        scores = judged(frame,Endpoint(args.judge,args.judge_model,max_tokens=64),cache)
+        scores = judged(frame,Endpoint(args.judge,args.judge_model,max_tokens=512),cache)
         print(judge_report(scores))
     else: scores = score(frame,args.protocol)
     if args.out: write_table(scores,args.out)
@@ -255,17 +262,23 @@ def compare_command(
 )->int:                 # Exit code
     "Compare two runs item by item, and say in words what the numbers allow to say"
     from vlm_merging.compare import compare
+    from vlm_merging.stats import VARIANTS,worst_case
     from vlm_merging.words import verdict
     import polars as pl
     ready_to_write(args.out,TABLES)
     ready_to_write(args.chart,('.html','.svg','.png'))
     left = []
     a,b = (read_scores(p,args.protocol,left) for p in (args.before,args.after))
-    for told in left: print(f'vlm-merging: {told}',file=sys.stderr)
+    for told in [*left,*unfinished(args.before),*unfinished(args.after)]: print(f'vlm-merging: {told}',file=sys.stderr)
     if 'run' in a.columns and 'run' in b.columns and a['run'].unique().to_list()==b['run'].unique().to_list():
         a,b = (t.with_columns(run=pl.lit(str(p))) for t,p in ((a,args.before),(b,args.after)))   # Told apart by where they lie
-    by = tuple(t for t in args.by.split(',') if t) if args.by is not None else tuple(t for t in ('category',) if t in a.columns and t in b.columns)
+    by = tuple(t.strip() for t in args.by.split(',') if t.strip()) if args.by is not None else tuple(t for t in ('category',) if t in a.columns and t in b.columns)
     table = compare(a,b,by)
+    for name in {n.lower() for n in VARIANTS}&set(table['benchmark'].str.to_lowercase()):        # All variants of a question right
+        try: worst = [worst_case(t.filter(pl.col('benchmark').str.to_lowercase()==name)) for t in (a,b)]
+        except ValueError: continue                                  # No question is there with all its variants
+        worst = [t.with_columns(benchmark=pl.col('benchmark')+', worst case') for t in worst]
+        if {*worst[0]['index']}&{*worst[1]['index']}: table = pl.concat([table,compare(*worst)])
     print(verdict(table))
     if args.out: write_table(table,args.out)
     if args.chart:

@@ -12,12 +12,12 @@ from .algebra import Algebra
 from .benchmarks import Item
 from .evaluate import evaluate
 from .passages import readable_part
-from .choosing import options
+from .choosing import named,options
 from .values import SPELLED,spelled
 from .scoring import LETTERS,choices_of,score,score_row,tidy,wants_letter
 
 # %% auto #0
-__all__ = ['PROMPT', 'NONE', 'UNSURE', 'judge_item', 'invented', 'judged', 'judge_report']
+__all__ = ['PROMPT', 'NONE', 'ORDER', 'UNSURE', 'judge_item', 'invented', 'judged', 'judge_report']
 
 # %% ../nbs/10b_judge.ipynb #c006
 PROMPT = '''Below is a text in which somebody answers a question that you cannot see. Copy the final answer that the text states, \
@@ -45,11 +45,17 @@ def judge_item(
 # %% ../nbs/10b_judge.ipynb #c010
 NONE = re.compile(r'\W*(?:none|no (?:final )?answer)\W*$',re.I)
 
+ORDER = re.compile(r'\b(?:first|second|third|fourth|fifth|last)\b',re.I)
+
 def invented(
     told:str,           # By the judge
     reply:str,          # What it read
+    choices:tuple=(),   # Texts in letter order
 )->list[str]:           # Empty: nothing
-    "Numbers that the judge names and the reply does not hold"
+    "Numbers and letters that the judge names and the reply does not hold"
+    if m:=re.fullmatch(r'\W*([A-Z])\W*',told):
+        held = re.search(rf'(?<![A-Za-z]){m[1]}(?![A-Za-z])',reply) or ORDER.search(reply) or LETTERS.index(m[1]) in named(reply,choices)
+        return [] if held else [m[1]]
     held = set(re.findall(r'\d+(?:\.\d+)?',reply.replace(',','')))
     held |= {f'{spelled(m[0])[0]:g}' for m in SPELLED.finditer(reply)}
     return [n for n in re.findall(r'\d+(?:\.\d+)?',told.replace(',','')) if n not in held]
@@ -86,7 +92,8 @@ def _read(row, told, before, algebra):
     if told is None or not told.strip(): return dict(reason='judge failed; '+before['reason'])
     if NONE.match(told):
         return dict(correct=False,value=0.,picked='',tier='judge',reason='judge: no final answer',outcome='no answer')
-    if new := invented(told,row['prediction'] or ''):
+    choices = choices_of(row.get('choices')) or options(row.get('question') or '')
+    if new := invented(told,row['prediction'] or '',choices):
         return dict(reason=f"judge put aside, since the reply has no {', '.join(new[:3])}; {before['reason']}")
     made = score_row({**row,'prediction':told.strip()},'offline',algebra)
     return {k:made[k] for k in ('correct','value','picked')} | dict(tier='judge',reason='judge: '+told.strip()[:100],outcome='answered')

@@ -10,7 +10,7 @@ from .answers import same
 from .benchmarks import LETTERS
 from .passages import finals
 from .choosing import worded
-from .values import plain
+from .values import in_time,plain
 
 # %% auto #0
 __all__ = ['NOTHING', 'SMALL', 'LITTLE', 'DAYS', 'Mark', 'marked_as', 'infer_option', 'by_option', 'number_of',
@@ -160,7 +160,7 @@ def golds(
     "Every accepted answer"
     if gold.lstrip()[:1]=='[':
         try: made = json.loads(gold)
-        except ValueError: return [gold]
+        except (ValueError,RecursionError): return [gold]
         if isinstance(made,list) and made: return [str(g) for g in made]
     return [gold]
 
@@ -191,6 +191,7 @@ def edits(
 )->int:
     "Edit distance of Levenshtein"
     row = list(range(len(b)+1))
+    in_time()
     for i,x in enumerate(a,1):
         diagonal,row[0] = row[0],i
         for j,y in enumerate(b,1): diagonal,row[j] = row[j],min(row[j]+1,row[j-1]+1,diagonal+(x!=y))
@@ -203,7 +204,7 @@ def anls(
 )->Mark:
     "Normalised Levenshtein similarity to the nearest gold answer, 0 below one half (DocVQA)"
     a,best = ' '.join(reply.lower().split())[:500],0.
-    for g in golds(gold):
+    for g in dict.fromkeys(golds(gold)):
         g = ' '.join(g.lower().split())[:500]
         if len(a)<=2*len(g): best = max(best,1-edits(a,g)/max(len(a),len(g),1))
     return marked_as(best if best>=.5 else 0.,reply.strip()[:500],'edit distance')
@@ -243,7 +244,8 @@ def contains(
     "Is a gold answer part of the reply? (OCRBench)"
     formula = 'mathematical' in str(tags.get('category','')).lower()
     def form(t): return re.sub(r'\s+','',t) if formula else t.lower().strip().replace('\n',' ')
-    hit = next((g for g in golds(gold) if form(g) and form(g) in form(reply)),None)
+    text = form(reply)
+    hit = next((g for g in golds(gold) if form(g) and form(g) in text),None)
     return marked_as(hit is not None,hit or reply.strip()[:100],'contained' if hit else 'not contained')
 
 def yesno(

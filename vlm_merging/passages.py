@@ -193,7 +193,7 @@ def joined(
     return out
 
 TURN = re.compile(r"^(?:but )?(?:wait|hold on|actually|hmm|no,|on second thought|correction|sorry)\b",re.I)
-CHECK = re.compile(r"^(?:to|let's|let us|we can) (?:verify|check|double.check|confirm)\b|^[(*]*(?:please )?note\b",re.I)
+CHECK = re.compile(r"^(?:to|let's|let us|we can) (?:verify|check|double.check|confirm)\b|^(?:check|verification) ?:|^[(*]*(?:please )?note\b",re.I)
 
 def before_check(
     parts:list[str],    # Sentences

@@ -7,16 +7,19 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from .values import SPELLED,leading,plain,quantity
-from .answers import coordinates,equation,listed,sides,unitless,unlabelled,variables
+from .answers import ENDS,bare,coordinates,ends,equation,interval,listed,sides,unitless,unlabelled,variables
 from .passages import Pick,finals,sentences
 
 # %% auto #0
-__all__ = ['NUMBER', 'ADVERB', 'COPULA', 'WEAK', 'RANGE', 'NONE', 'SO', 'NOT', 'WHEN', 'BESIDE', 'AGAINST', 'RANGED', 'CLAUSE',
-           'TERM', 'COMPUTED', 'ROUNDED', 'FORMULA_TERM', 'FORMULA', 'YES', 'SAID', 'Found', 'computed', 'numbers',
-           'pick_number', 'formulas', 'shape', 'as_brackets', 'shaped', 'pick_text', 'onward', 'pick_value']
+__all__ = ['COMPOUND', 'NUMBER', 'ADVERB', 'COPULA', 'WEAK', 'RANGE', 'NONE', 'SO', 'NOT', 'WHEN', 'BESIDE', 'AGAINST', 'RANGED',
+           'CLAUSE', 'TERM', 'COMPUTED', 'ROUNDED', 'FORMULA_TERM', 'FORMULA', 'YES', 'SAID', 'FIRST', 'Found',
+           'computed', 'numbers', 'pick_number', 'formulas', 'shape', 'as_brackets', 'shaped', 'pick_text', 'onward',
+           'pick_value']
 
 # %% ../nbs/08f_picking.ipynb #c007
-NUMBER = re.compile(rf'(?<![\w.,^:])(?:(?:minus|negative) )?[-+]?(?:\$ ?)?(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?![\w]*:\w)'
+COMPOUND = (r'\d+ ?(?:hours?|hrs?|h|feet|ft|lbs?|minutes?|min)[ ,]*(?:and )?'
+            r'\d+ ?(?:minutes?|min|seconds?|sec|inches|inch|in|oz)\b')
+NUMBER = re.compile(rf'(?<![A-Za-z0-9_.,^:]){COMPOUND}|(?<![A-Za-z0-9_.,^:])(?:(?:minus|negative) )?[-+]?(?:\$ ?)?(?:\d{{1,3}}(?:,\d{{3}})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?![\w]*:\w)'
                     rf'|\b(?:(?:minus|negative) )?{SPELLED.pattern}',re.I)
 ADVERB = (r'[ $\\(\[*:]*(?:(?:now|also|approximately|about|around|exactly|only|just|therefore|thus|then|equal to|given by|'
           r'a total of|the number|at|[a-z] =|\$)[ $*]*)*$')
@@ -74,6 +77,7 @@ def numbers(
     for start,end in sorted(spans):
         before,after,it = sentence[:start],sentence[end:],sentence[start:end]
         near = before[-60:]
+        if re.search(r"(?:\bnot|n't)(?: equal(?: to)?)? *$",near): continue
         direct = 2 if COPULA.search(near) else 1 if WEAK.search(near) else -2 if AGAINST.search(near) else -bool(BESIDE.search(near))
         if counted and re.match(rf'(?: of the| of these)?(?: \w+)?? {counted}',after,re.I): direct = 2
         out.append(Found(it+CLAUSE.split(after[:60])[0],start,direct,it.lstrip('+-$ ').replace(',','').lower() in known,
@@ -90,6 +94,7 @@ def pick_number(
 )->str|None:            # None: none, or a range
     "The number that a sentence gives as its answer"
     sentence = re.sub(r'(?<=[\w)]) ?\((?=[^()]*[a-z]{3})(?=[^()]*=)[^()]*\)$','',plain(sentence).rstrip('! '))
+    sentence = re.sub(r'(?<![\d.,] )(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d.,]| \d)',lambda m: m[0].replace(' ',''),sentence)
     if (m:=SO.match(sentence)) and (NUMBER.search(m[1]) or computed(m[1])): sentence = m[1]
     reason = re.search(r',? (?:because|since|as (?:the|there|it|we|they)) .*$',sentence)
     for tail in (reason,NOT.search(sentence),WHEN.search(sentence)):
@@ -126,11 +131,13 @@ YES = ('yes','no','true','false')
 
 def shape(
     gold:str,           # As published
-)->str:                 # 'number', 'ratio', 'coordinates', 'relation', 'formula', 'list', 'yes or no' or 'text'
+)->str:                 # 'number', 'ratio', 'coordinates', 'relation', 'formula', 'list', 'range', 'yes or no' or 'text'
     "What kind of thing to look for in a reply"
     g = plain(gold)
-    if coordinates(g): return 'coordinates'
+    if coordinates(g) or interval(g): return 'coordinates'
+    if ends(g): return 'range'
     if g.lower() in YES: return 'yes or no'
+    if re.search(r'\d ?[ap]\.?m\b',g.lower()): return 'text'         # A time of day
     if re.fullmatch(r'\d+(?: ?: ?\d+)+',g): return 'ratio'
     of = sides(g)
     if of and (of[1]!='=' or variables(of[2]) and not quantity(of[2]) or equation(of)): return 'relation'
@@ -146,6 +153,10 @@ def as_brackets(
     "What `x = 1, y = -4` or `x <= 2` would be in brackets"
     point = re.findall(r'\bx ?= ?(-?[\d./]+)[ ,;and]+y ?= ?(-?[\d./]+)',sentence)
     if point: return f'({point[-1][0]}, {point[-1][1]})'
+    chain = [m[0].strip() for m in re.finditer(r'-?[\w./^()]+ ?[<>]=? ?[a-zA-Z] ?[<>]=? ?-?[\w./^()]+',sentence)]
+    if chain: return interval(chain[-1].rstrip('.'))
+    both = re.findall(r'\b([a-z]) ?(>=?) ?(-?[\d./]+) and \1 ?(<=?) ?(-?[\d./]+)',sentence)
+    if both: return interval(f"{both[-1][2]} {both[-1][1].replace('>','<')} {both[-1][0]} {both[-1][3]} {both[-1][4]}".rstrip('.'))
     side = re.findall(r'(?<![<>=] )\b[a-z] ?([<>]=?) ?(-?[\d./]+)(?! ?[<>])',sentence)
     if len(side)!=1: return None
     sign,end = side[0]
@@ -160,8 +171,11 @@ def shaped(
     "The last thing of a kind in a passage"
     s = plain(sentence)
     if kind=='coordinates':
-        found,many = coordinates(re.sub(r'\bthe origin\b','(0,0)',s)),len(coordinates(plain(gold)))
+        found,many = coordinates(re.sub(r'\bthe origin\b','(0,0)',s)),len(coordinates(plain(gold))) or 1
         return '; '.join(found[-many:]) if found else as_brackets(s) if many==1 else None
+    if kind=='range':
+        found = [m[0] for m in re.finditer(ENDS,s) if ends(m[0].strip())]
+        return found[-1].strip() if found else None
     if kind=='yes or no':
         said = re.findall(r'\b(?:yes|no|true|false)\b(?! (?:evidence|information|way|one))',s.lower())
         return said and (said[0] if s.lower().startswith(said[0]) else said[-1]) or None
@@ -191,15 +205,18 @@ SAID = re.compile(r'\b(?:is|are|was|were|be|equals|get|have|find|obtain|conclude
 def pick_text(
     passages:list[Pick], # As `finals` gives them
     words:int=3,        # Of the gold answer: a longer one is looked for as a whole
+    commas:bool=False,  # May the answer hold some?
 )->Pick:
     "The words that a reply gives as its answer"
     if not passages: return Pick('','none','an empty reply')
     p = passages[0]
     if p.reason.endswith(('boxed','tag','reply')) and p.reason!='the whole reply': return p
+    if not commas and p.reason=='behind "the answer is"': return Pick(re.split(r', (?=[a-z])',p.text)[0],p.tier,p.reason)
     if p.reason=='behind "the answer is"' or words>4: return p
     if (m:=SO.match(p.text)) and m[1].strip(' .'): p = Pick(m[1],p.tier,p.reason)
     said = list(SAID.finditer(p.text))
     rest = p.text[said[-1].end():].strip(' .*:$') if said else ''
+    if not commas: rest = re.split(r', (?=[a-z])',rest)[0]
     return Pick(rest,p.tier,p.reason) if rest and len(rest.split())<=words+3 else p
 
 def onward(
@@ -208,6 +225,9 @@ def onward(
 )->Pick:
     "A passage with what follows it: two intervals may stand on two lines"
     return Pick(reply[max(reply.rfind(p.text),0):][:600],p.tier,p.reason)
+
+FIRST = re.compile(r'[$ ]*(-?[$\d][\d,.]*\d|-?\d)(?: ?[a-z%°]+)?(?=(?:,? (?:which|as|since|because|with|out of|for)\b'
+                   r'| ?[(\[][^()\[\]]*[)\]]\W*$|;))')            # `15, which is ...`, `15 (12+3)`
 
 def pick_value(
     reply:str,          # Of a model
@@ -218,7 +238,8 @@ def pick_value(
     "The number, formula, list or coordinates that a reply gives as its answer"
     kind = shape(gold)
     passages = list(finals(reply,question))
-    if kind=='text': return pick_text(passages,len(gold.split()))
+    if passages and bare(plain(passages[0].text))==bare(plain(gold)): return passages[0]   # The whole passage, whatever its kind
+    if kind=='text': return pick_text(passages,len(gold.split()),',' in gold)
     if kind!='number':
         tries = passages+[Pick(s,'fallback','an earlier sentence') for s in reversed(sentences(reply))]
         many = len(coordinates(plain(gold))) if kind=='coordinates' else 1
@@ -228,5 +249,7 @@ def pick_value(
     about = [p for p in passages if p.reason.startswith('the last sentence about')]
     surely = [(p,False) for p in passages if p.tier!='fallback' and p not in about]+[(p,True) for p in about]
     for p,sure in surely+[(p,False) for p in about+passages]:
-        if (n:=pick_number(p.text,question,whole,sure)) is not None: return Pick(n,p.tier,p.reason)
+        if p.reason=='behind "the answer is"' and (m:=FIRST.match(plain(p.text))): return Pick(m[1],p.tier,p.reason)
+        if (n:=pick_number(p.text,question,whole,sure)) is not None:
+            return Pick(n,'pattern' if p.tier=='exact' and not quantity(p.text) else p.tier,p.reason)
     return Pick('','none',f'no {kind} found')

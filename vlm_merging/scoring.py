@@ -41,7 +41,7 @@ def choices_of(
     "Read a cell with options; raise ValueError if it holds something else"
     if value is None or isinstance(value,str) and not value.strip(): return ()
     if isinstance(value,dict): value = list(value.values())
-    return tuple(map(str,value)) if not isinstance(value,str) else _read_choices(value[:20_000])
+    return tuple(map(str,value)) if not isinstance(value,str) else _read_choices(value)
 
 # %% ../nbs/09_scoring.ipynb #c011
 SURE = ('boxed','the answer tag','the field of a JSON reply','behind "the answer is"')
@@ -58,6 +58,7 @@ def right_letter(
     choices:tuple,       # Texts in letter order; empty: not known
 )->str|Mark:             # Letters; a mark without a value: it is none of the options; empty: nothing says which options there are
     "The letter of the gold answer"
+    if len(choices)>len(LETTERS): raise BadRow(f'there are {len(choices)} options, and letters for {len(LETTERS)}')
     gold = row.get('answer_option') or gold_letters(row['answer'],choices)
     if not choices or gold and gold[-1]<=LETTERS[len(choices)-1]: return gold
     return Mark(None,'','none',f"the gold answer {row['answer'][:40]!r} is none of the {len(choices)} choices")
@@ -85,6 +86,7 @@ def by_value(
     if len(set(lines:=gold.split('\n')))==1: gold = lines[0]       # Published twice
     asked,unit = row.get('question_for_eval') or question,row.get('unit')
     if row.get('answer_type')=='list' and gold[:1]+gold[-1:]=='[]': gold = gold[1:-1]
+    if 'in degrees' in asked and number(gold) is not None: gold = f'{gold} degrees'
     if unit and number(gold) is not None and unit_of(unit): gold = f'{gold} {unit}'
     p = pick_value(reply,question,gold,row.get('answer_type')=='integer')
     how = same(p.text,gold,row.get('precision'),exact='exact' in asked.lower() or 'in terms of' in asked)
@@ -266,6 +268,8 @@ def problems(
     if scores.height and scores['index'].null_count()<scores.height:
         twice = scores.select(keys).is_duplicated()
         if twice.any(): out.append(f"The same {', '.join(keys)} more than once, {rows(twice)}: keep one of each before you compare.")
+    fault = scores['reason'].str.starts_with('the reply cannot be read')
+    if fault.any(): out.append(f"A fault of this package, please report it, {rows(fault)}: {scores.filter(fault)['reason'][0]}.")
     late = scores['reason'].str.contains(LATE,literal=True)
     if late.any(): out.append(f"A formula could not be compared in time, {rows(late)}: counted as not right.")
     empty = scores['outcome']=='empty'

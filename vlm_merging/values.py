@@ -16,7 +16,7 @@ __all__ = ['SIGNS', 'COMMANDS', 'SIGN', 'STYLES', 'TOKEN', 'FUNCTIONS', 'CONSTAN
            'decimals', 'same_number']
 
 # %% ../nbs/08b_values.ipynb #c007
-SIGNS = {'−':'-','–':'-','—':'-','×':'*','·':'*','⋅':'*','∙':'*','÷':'/','√':'sqrt ','π':' pi ','≤':'<=','≥':'>=','≠':'!=',
+SIGNS = {'−':'-','–':'-','—':'-','±':'+-','×':'*','·':'*','⋅':'*','∙':'*','÷':'/','√':'sqrt ','π':' pi ','≤':'<=','≥':'>=','≠':'!=',
          '∞':' inf ','∪':' U ','²':'^2','³':'^3','°':' deg ','º':' deg ','˚':' deg ','掳':' deg ','，':',','：':':','（':'(','）':')',
          '≈':'=','→':'=','⇒':'=','∶':':','½':' 1/2 ','¼':' 1/4 ','¾':' 3/4 ','⅓':' 1/3 ','⅔':' 2/3 ','∠':' ','\u200b':'','\xa0':' ',
          '“':'"','”':'"','’':"'",'‘':"'",'´':"'"}
@@ -77,7 +77,7 @@ def plain(
         text = re.sub(STYLES+r'\s*\{([^{}]*)\}',r' \1',text)
         text = re.sub(STYLES,'',text)
         text = re.sub(r'\\([a-zA-Z]+)',lambda m: COMMANDS.get(m[1],m[1]),text)
-    text = SIGN.sub(lambda m: SIGNS[m[0]],text)
+    text = re.sub(r'(?<=\d) ?[xX] ?(?=10\s*(?:\^|\*\*))','*',SIGN.sub(lambda m: SIGNS[m[0]],text))
     dollar = ' $ ' if re.search(r'\$\s?\d',text) and text.count('$')%2 else ' '         # Money, or mathematics?
     text = re.sub(r'\^\{(\w+)\}',r'^\1',text.replace('{,}',','))
     text = text.translate({ord('{'):'(',ord('}'):')',ord('$'):dollar,ord('~'):' ',ord('\\'):' '})
@@ -255,6 +255,7 @@ def quantity(
     made = leading(text) or spelled(text) or spelled(text[1:],-1 if text[:1]=='-' else 0)
     if made is None: return None
     value,rest = made
+    if re.match('[<>]',rest): return None                     # `2 < x < 5`
     if re.match('[a-zA-Z](?![a-zA-Z])',rest) and not unit_of(rest) and not SYMBOLS.match(rest) and not THOUSANDS.match(rest): return None
     word,times = re.match(r'[a-z]+',rest.lower()),1.
     if word and word[0] in MANY and (word[0] not in 'km' or THOUSANDS.match(rest) and text[:-len(rest)][-1:].isdigit()):
@@ -262,7 +263,12 @@ def quantity(
     m = re.match(r'-? *(?:\d{1,3}(?:,\d{3})+|\d*)(?:\.(\d*))?(?! *[\d/^*(+])',text)
     alone = m and leading(m[0])
     exact = not (alone and alone[0]==value)
-    return Quantity(value*times,unit_of(rest),None if exact or times>1 else len(m[1] or ''),rest,times)
+    unit = unit_of(rest)
+    more = unit and re.match(r'[ (]*[a-z]+[ ,]*(and )?(?=\d)',rest)
+    if more and (part:=quantity(rest[more.end():])) and part.unit and part.unit[0]==unit[0]:
+        if part.unit[1]>=unit[1]: return None                 # `3 cm and 5 cm` are two
+        return Quantity(value*times+part.value*part.unit[1]/unit[1],unit,None,part.rest)
+    return Quantity(value*times,unit,None if exact or times>1 else len(m[1] or ''),rest,times)
 
 ONES = {w:i for i,w in enumerate('zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen '
                                  'sixteen seventeen eighteen nineteen'.split())}
@@ -301,6 +307,7 @@ def same_number(
     if a.unit and g.unit and a.unit[0]==g.unit[0] and a.unit[1]!=g.unit[1]:
         value *= a.unit[1]/g.unit[1]
         return 'same quantity in another unit' if math.isclose(value,gold,rel_tol=1e-6) else None
+    if a.unit and g.unit and a.unit[0][:4]!=g.unit[0][:4] and not {'volu','leng'}>={a.unit[0][:4],g.unit[0][:4]}: return None # Kilograms are no kilometres
     if value==gold: return 'same number'
     if a.times>=1e3 and g.times==1 and value/a.times==gold: return 'same number, counted in thousands or millions'
     if max(abs(value),abs(gold))>=1e15 or math.inf in (abs(value),abs(gold)): return None
