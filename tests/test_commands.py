@@ -171,3 +171,19 @@ def test_a_folder_without_replies_may_begin_anew(room,call,tmp_path):
 def test_a_device_that_is_not_there(room,call,tmp_path):
     code,_,err = call('ask','--model',lab_folder()/'vlm','--benchmark',room/'own.parquet','--out',tmp_path/'run','--device','cuda7')
     assert code==3 and 'cuda7' in err and 'Traceback' not in err
+
+def test_compare_tells_unfinished_runs(room,call,tmp_path):
+    for name in 'ab':
+        call('ask','--model',lab_folder()/'vlm','--benchmark',room/'own.parquet','--max-new-tokens',4,'--out',tmp_path/name)
+        lines = (tmp_path/name/'replies.jsonl').read_text().splitlines(True)
+        (tmp_path/name/'replies.jsonl').write_text(''.join(lines[:30]))
+    code,out,err = call('compare',tmp_path/'a',tmp_path/'b')
+    assert code==0 and err.count('30 of 84 items have a reply')==2 and 'no random part' in err
+
+def test_compare_tells_the_worst_case_of_dynamath(tmp_path,call):
+    for run,wrong in (('a',3),('b',0)):
+        pl.DataFrame([dict(benchmark='DynaMath',run=run,index=str(1000*v+q),group=str(q),answer='7',prediction='8' if v==0 and q<wrong*4 else '7')
+                      for q in range(20) for v in range(10)]).write_parquet(tmp_path/f'{run}.parquet')
+    out = call('compare',tmp_path/'a.parquet',tmp_path/'b.parquet','--out',tmp_path/'t.csv')[1]
+    assert 'DynaMath, worst case is better: +60.0' in out
+    assert pl.read_csv(tmp_path/'t.csv')['benchmark'].to_list()==['DynaMath','DynaMath, worst case']
