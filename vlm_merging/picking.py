@@ -70,7 +70,7 @@ def numbers(
 )->list[Found]:
     "Every number of a sentence"
     head = asked_for(question) if question else None           # `a difference of 7`
-    year = bool(re.search(r'\b(?:which|what|in what|in which) year\b',question,re.I))
+    year = bool(re.search(r'\b(?:which|what|what is the) year\b',question,re.I))
     known = set(re.findall(r'\d+(?:\.\d+)?|[a-z]+',question.lower()))
     special = computed(sentence)
     spans = [(at,at+len(s)) for at,s in special]
@@ -81,7 +81,8 @@ def numbers(
         near = before[-60:]
         if re.search(r"(?:\bnot|n't)(?: equal(?: to)?)? *$",near): continue
         direct = 2 if COPULA.search(near) else 1 if WEAK.search(near) else -2 if AGAINST.search(near) else -bool(BESIDE.search(near))
-        if head and re.search(rf'\b{head}s? of (?:about |exactly )?$',near) or year and re.fullmatch(r'(?:1[5-9]|20)\d\d',it): direct = max(direct,2)
+        if head and re.search(rf'\b{head}s? of (?:about |exactly )?$',near) or (
+                year and not AGAINST.search(near) and re.fullmatch(r'(?:1[5-9]|20)\d\d',it)): direct = max(direct,2)
         if counted and re.match(rf'(?: of the| of these)?(?: \w+)?? {counted}',after,re.I): direct = 2
         out.append(Found(it+CLAUSE.split(after[:60])[0],start,direct,it.lstrip('+-$ ').replace(',','').lower() in known,
                          bool(RANGED.search(near) or RANGE.match(after) and not re.match(r'\s*and',after))))
