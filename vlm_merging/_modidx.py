@@ -106,6 +106,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'vlm_merging.choosing.other_value': ('choosing.html#other_value', 'vlm_merging/choosing.py'),
                                       'vlm_merging.choosing.pick_option': ('choosing.html#pick_option', 'vlm_merging/choosing.py'),
                                       'vlm_merging.choosing.sequence_option': ('choosing.html#sequence_option', 'vlm_merging/choosing.py'),
+                                      'vlm_merging.choosing.undenied': ('choosing.html#undenied', 'vlm_merging/choosing.py'),
                                       'vlm_merging.choosing.worded': ('choosing.html#worded', 'vlm_merging/choosing.py')},
             'vlm_merging.cli': { 'vlm_merging.cli.add_recipe_options': ('cli.html#add_recipe_options', 'vlm_merging/cli.py'),
                                  'vlm_merging.cli.demo_command': ('cli.html#demo_command', 'vlm_merging/cli.py'),

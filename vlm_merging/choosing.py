@@ -12,7 +12,7 @@ from .picking import formulas,pick_number
 from .benchmarks import LETTERS
 
 # %% auto #0
-__all__ = ['LEAD', 'CHOSEN', 'AFTER', 'OPTION', 'NEGATED', 'SO', 'TICK', 'CROSS', 'letter_in', 'options', 'worded',
+__all__ = ['LEAD', 'CHOSEN', 'AFTER', 'OPTION', 'NEGATED', 'SO', 'TICK', 'CROSS', 'undenied', 'letter_in', 'options', 'worded',
            'gold_letters', 'named', 'equal_option', 'sequence_option', 'option_in', 'other_value', 'only_letter',
            'pick_option']
 
@@ -20,6 +20,14 @@ __all__ = ['LEAD', 'CHOSEN', 'AFTER', 'OPTION', 'NEGATED', 'SO', 'TICK', 'CROSS'
 LEAD = r"(?i:\b(?:so|hence|thus|therefore|it's|it is|it must be|must be|choose|pick|select|selected|go with|conclude|fits|remains|is|be)[ ,:]+|[→⇒]\s*)"
 CHOSEN = re.compile(rf'\b(?i:option|choice|answer|ans)\b|\([A-Z]\)|^\W*[A-Z]\W*$|{LEAD}(?:option |choice |letter )?[("\']*[A-Z][)"\' .!]*(?:$|,? (?:because|since))')
 AFTER = r'(?:is|are|because|since|as|for|which|and|with|in|where|according|based|matches|best|shows?|option|choice|would|must|has)\b'
+
+def undenied(
+    text:str,           # A passage of a reply
+    letters:str,        # Those that stand for an option
+)->str:
+    "Without letters that are named only to be turned down: `not B`, `C over B`"
+    return re.sub(rf"(?i:can't be|cannot be|isn't|is not|\bnot|don't choose|do not choose|anything but|rather than|\bover|\bthan|instead of|"
+                  rf"unlike|except) (?:option )?\(?[{letters}]\)?(?![\w'’])",'',text)
 
 def letter_in(
     span:str,           # The final passage of a reply
@@ -36,8 +44,7 @@ def letter_in(
         left = set(letters)-set(re.findall(L,gone[1]))
         if len(left)==1: return left.pop()                      # All others are ruled out
     s = re.sub(rf'\b{L}(?:(?:,? and |,? or |, |/| ){L}\b){{2,}}','',s)      # `A, B, C, D` chooses none
-    s = re.sub(rf"(?i:can't be|cannot be|isn't|is not|\bnot|don't choose|do not choose|anything but|rather than|\bover|instead of|unlike|except) "
-               rf"(?:option )?\(?{L}\)?(?![\w'’])",'',s)
+    s = undenied(s,letters)
     both = re.match(rf'\W*({L})\)?\s*(?:,|or|and|/|&)\s*\(?({L})(?![\w\'’.):])',s)
     if both: return both[1]+both[2]                             # Two letters are no single option
     s = re.sub(rf"\bA(?= (?!{AFTER})[a-z])",'a',s)             # `A cat` is no option
@@ -199,7 +206,7 @@ def pick_option(
         if p.reason in ('boxed','the answer tag') and (told:=other_value(p.text,choices)):
             return Pick(told,p.tier,'a value that is none of the options')
     plain_words = not any(re.search(r'\b[A-Z]\b',c) for c in choices)   # `Bird C` is the name of an option, not of its letter
-    if plain_words and len(last)<60 and (l:=only_letter(re.sub(rf"(?i:can't be|cannot be|\\bnot|don't choose|over|than|unlike) {L}(?![A-Za-z])",'',last),letters)):
+    if plain_words and len(last)<60 and (l:=only_letter(undenied(last,letters),letters)):
         return Pick(l,'pattern','the only letter of the last sentence')
     i = option_in(reply,choices)
     return Pick('','none','no option found') if i is None else Pick(letters[i],'fallback','the only option that the reply names')

@@ -15,6 +15,7 @@ from .metrics import (Mark,anls,answer_of,by_option,contains,dynamath_strict,gol
 from .passages import cut_off,finals,looping,readable_part,refused
 from .choosing import gold_letters,options,pick_option
 from .picking import pick_text,pick_value,shape
+from .readers import told_rows
 from .values import Late,limit,number,unit_of
 
 # %% auto #0
@@ -258,9 +259,7 @@ def problems(
     scores:pl.DataFrame, # As `score` gives it
 )->list[str]:            # One sentence a kind; empty: nothing to report
     "What is wrong with rows of a score table, with their numbers"
-    def rows(held):
-        at = [str(i+1) for i in held.arg_true().to_list()]
-        return f"{'row' if len(at)==1 else 'rows'} {', '.join(at[:8])}{f' and {len(at)-8} more' if len(at)>8 else ''}"
+    def rows(held): return told_rows([i+1 for i in held.arg_true()])
     out,keys = [],[c for c in ('benchmark','split','run','index') if scores[c].null_count()<scores.height]
     unread = scores['correct'].is_null()
     for why in scores.filter(unread)['reason'].unique(maintain_order=True)[:8]:

@@ -8,6 +8,7 @@ import ast,json
 from pathlib import Path
 import numpy as np
 import polars as pl
+from .readers import told_rows
 
 # %% auto #0
 __all__ = ['KEYS', 'TRUTH', 'TEXTS', 'NUMBERS', 'Z', 'RESAMPLES', 'FEW', 'OUTCOMES', 'YESNO', 'VARIANTS', 'COLUMNS', 'EDGES',
@@ -23,9 +24,7 @@ def rows_said(
     held:pl.Series,     # One truth value a row
 )->str:
     "`row 3`, or `rows 3, 7 and 2 more`; the first row is 1"
-    at = [str(i+1) for i in held.fill_null(False).arg_true().to_list()]
-    more = f' and {len(at)-8} more' if len(at)>8 else ''
-    return f"{'row' if len(at)==1 else 'rows'} {', '.join(at[:8])}{more}"
+    return told_rows([i+1 for i in held.fill_null(False).arg_true()])
 
 def checked(
     scores,             # A score table, or a list of them

@@ -252,7 +252,7 @@ def quantity(
     text = ABOUT.sub('',text)
     text = re.sub(r'^(?:minus|negative) (?=[\w$.])','-',re.sub(r'(?<=\d)[ \u202f](?=\d{3}(?!\d))','',text),flags=re.I)
     text = re.sub(r'^(-?\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})(?![\w.])',r'\1*10^\2',text)
-    made = leading(text) or spelled(text) or spelled(text[1:],-1 if text[:1]=='-' else 0)
+    made = leading(text) or spelled(text) or (spelled(text[1:],-1) if text[:1]=='-' else None)
     if made is None: return None
     value,rest = made
     if re.match('[<>]',rest): return None                     # `2 < x < 5`
@@ -279,10 +279,10 @@ SPELLED = re.compile(rf'(?:({"|".join(TENS)})(?:[- ]({"|".join(list(ONES)[1:10])
 
 def spelled(
     text:str,           # An answer
-    sign:int=1,         # -1 behind a minus; 0: nothing can be spelled there
+    sign:int=1,         # -1 behind a minus
 )->tuple[float,str]|None: # The value, and the text behind it
     "A number below a thousand written as words, at the beginning of `text`"
-    m = SPELLED.match(text) if sign else None
+    m = SPELLED.match(text)
     if not m: return None
     tens,one,alone,hundred = (g and g.lower() for g in m.groups())
     value = sign*(TENS[tens]+ONES.get(one,0) if tens else ONES[alone])*(100 if hundred else 1)
