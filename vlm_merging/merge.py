@@ -21,8 +21,8 @@ from .writer import JOURNAL,Shard,copy_sides,drafting,journal_of,refuse_existing
 
 # %% auto #0
 __all__ = ['BLOCK', 'BLOCK_GPU', 'M_TRIM', 'M_MMAP', 'RUN', 'Plan', 'Work', 'plan', 'describe', 'Source', 'Blocks', 'keep_heap',
-           'faulty', 'merge_one', 'OutShard', 'out_shard', 'runs', 'key_of', 'licence', 'provenance', 'card',
-           'need_room', 'merge', 'write_shards', 'index_text']
+           'faulty', 'merged_blocks', 'merge_one', 'OutShard', 'out_shard', 'runs', 'key_of', 'licence', 'provenance',
+           'card', 'need_room', 'merge', 'write_shards', 'index_text']
 
 # %% ../nbs/04_merge.ipynb #c009
 @dataclass(frozen=True)
@@ -66,6 +66,12 @@ class Work:
     llm:tuple           # Entries of the LLM, stacked by rows
     base:tuple          # Entries of the base; empty without one
     knobs:dict          # As set at this layer
+
+    def sides(self,
+        method:Method,  # From `METHODS`
+    )->list:            # Of tuples of entries
+        "What goes into the method: of the VLM, the LLM and the base, as far as it takes them"
+        return [es for who,es in (('vlm',self.vlm),('llm',self.llm),('base',self.base)) if who in method.fills]
 
 def plan(
     recipe:Recipe,      # What to do
@@ -208,6 +214,24 @@ def faulty(
         s = Source((e,),files,'cpu',torch.float64)
         if any(not s.read(i,min(i+BLOCK,e.numel)).isfinite().all() for i in range(0,e.numel,BLOCK)): return e
 
+def merged_blocks(
+    work:Work,          # Which settings
+    method:Method,      # From `METHODS`
+    source,             # Entries of one side -> what `read(i, j)` gives their numbers, such as a `Source`
+    seed:int=0,         # Of the recipe
+    device:str='cpu',   # Where to compute
+):                      # Tensors of the stored type, flat, one after the other
+    "Merge one tensor block by block"
+    entry = work.vlm[0]
+    step,columns = (BLOCK if device=='cpu' else BLOCK_GPU),None
+    if method.rows:
+        columns = entry.shape[-1] if entry.shape else 1
+        step = max(1,step//columns)*columns
+    blocks = Blocks([source(es) for es in work.sides(method)],entry.numel,step,columns)
+    rng = name_rng(seed,work.pair.key) if 'rng' in method.fills else None
+    for block in blockwise(method,blocks,entry.numel,rng,**work.knobs):
+        yield block.to(getattr(torch,FLOATS[entry.dtype])).flatten()
+
 def merge_one(
     work:Work,          # Which byte ranges, which settings
     method:Method,      # From `METHODS`
@@ -223,19 +247,11 @@ def merge_one(
     "Merge one tensor block by block; raise ValueError by name if NaN or Inf turns up"
     entry = work.vlm[0]
     if not entry.numel: return
-    sides = [es for who,es in (('vlm',work.vlm),('llm',work.llm),('base',work.base)) if who in method.fills]
-    step,columns = (BLOCK if device=='cpu' else BLOCK_GPU),None
-    if method.rows:
-        columns = entry.shape[-1] if entry.shape else 1
-        step = max(1,step//columns)*columns
-    blocks = Blocks([Source(es,files,device,dtype) for es in sides],entry.numel,step,columns)
-    rng = name_rng(seed,work.pair.key) if 'rng' in method.fills else None
-    stored,at = getattr(torch,FLOATS[entry.dtype]),0
-    for block in blockwise(method,blocks,entry.numel,rng,**work.knobs):
+    at = 0
+    for made in merged_blocks(work,method,lambda es: Source(es,files,device,dtype),seed,device):
         if stopped is not None and stopped.is_set(): raise KeyboardInterrupt
-        made = block.to(stored).flatten()
         if not allow_nonfinite and not made.sum(dtype=torch.float32).isfinite() and not made.isfinite().all():
-            bad = faulty([e for es in sides for e in es],files)
+            bad = faulty([e for es in work.sides(method) for e in es],files)
             if bad:
                 raise ValueError(f"{bad.name} in {bad.file} holds NaN or Inf. "
                                  f"Take a sound copy, or allow it with `allow_nonfinite`.")
