@@ -18,7 +18,8 @@ from .writer import flush_folder,sync_text
 
 # %% auto #0
 __all__ = ['SYNC_LINES', 'SYNC_SECONDS', 'COLUMNS', 'PACKAGES', 'HOPELESS', 'key_of', 'Lines', 'read_lines', 'mend',
-           'reply_table', 'replies', 'differences', 'versions', 'settle', 'one_by_one', 'checked', 'evaluate', 'report']
+           'reply_table', 'replies', 'differences', 'sole', 'replace_text', 'versions', 'settle', 'one_by_one',
+           'checked', 'evaluate', 'report']
 
 # %% ../nbs/10_evaluate.ipynb #c009
 def key_of(
@@ -135,17 +136,22 @@ def differences(
     return out
 
 @contextmanager
-def _sole(out):
+def sole(
+    out:Path,           # Folder of a run
+):
     "Hold the folder, so that only one process writes to it"
     fd = os.open(out/'.lock',os.O_RDWR|os.O_CREAT,0o666)
     try:
         try: fcntl.flock(fd,fcntl.LOCK_EX|fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"Another process is asking for {out}. Wait for it, or choose another folder.") from None
+            raise ValueError(f"Another process is writing to {out}. Wait for it, or choose another folder.") from None
         yield
     finally: os.close(fd)
 
-def _replace(path, text):
+def replace_text(
+    path:Path,          # File that shall appear, or be another
+    text:str,           # All of it
+)->None:
     "Write a small file whole or not at all"
     draft = path.with_name(f'.{path.name}.part')
     sync_text(draft,text)
@@ -187,7 +193,7 @@ def settle(
     if held['sessions'] and (moved := differences(held['sessions'][-1]['versions'],now['versions'])):
         warnings.warn(f"{out} was begun with other packages: {'; '.join(moved)}. Replies may differ in rare cases.",stacklevel=3)
     held |= dict(asked=max(asked,held.get('asked',0)),sessions=[*held['sessions'],now])
-    _replace(path,json.dumps(held,indent=1)+'\n')
+    replace_text(path,json.dumps(held,indent=1)+'\n')
 
 # %% ../nbs/10_evaluate.ipynb #c025
 HOPELESS = 20           # Failures without a single reply after which a run stops
@@ -247,7 +253,7 @@ def evaluate(
         about = dict(ask=run)
     run = run or out.resolve().name
     out.mkdir(parents=True,exist_ok=True)
-    with _sole(out):
+    with sole(out):
         settle(out,run,about,getattr(ask,'how',{}),len(items))
         mend(out/'replies.jsonl')
         stored = {_place(r):r for r in read_lines(out/'replies.jsonl')[0]}
@@ -291,7 +297,7 @@ def _note_failures(path, failed, held):
     "Write the failures down; those of other items stay"
     rows = [r for r in read_lines(path)[0] if _place(r) not in held and _place(r) not in failed]
     rows += [{k:r[k] for k in ('benchmark','split','index','row','error') if r.get(k) is not None} for r in failed.values()]
-    if rows or path.exists(): _replace(path,''.join(json.dumps(r,ensure_ascii=False)+'\n' for r in rows))
+    if rows or path.exists(): replace_text(path,''.join(json.dumps(r,ensure_ascii=False)+'\n' for r in rows))
 
 def report(
     out:str|Path,       # Folder of a run

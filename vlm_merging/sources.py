@@ -9,13 +9,14 @@ from dataclasses import dataclass,replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 import polars as pl
-from .benchmarks import (BENCHMARKS,Benchmark,DIRECTLY,Item,LETTERS,cell,lettered,options_of,pictures,record_of,tags_of,
-                                    text_of,unpacked)
+from .benchmarks import (BENCHMARKS,Benchmark,DIRECTLY,Item,LETTERS,Picture,cell,lettered,options_of,pictures,record_of,
+                                    tags_of,text_of,unpacked)
+from .lab import questions
 from .prepare import pattern_of,prepared
 from .readers import IMAGES,READERS,pictures_at,rows_in,told_rows
 
 # %% auto #0
-__all__ = ['KNOWN', 'own_row', 'subset', 'Items', 'Table', 'table_of', 'load']
+__all__ = ['KNOWN', 'own_row', 'subset', 'Items', 'Table', 'table_of', 'lab_items', 'load']
 
 # %% ../nbs/08a_sources.ipynb #c008
 KNOWN = ('question','answer','choices','options','index','id','group','answer_option','question_type','answer_type',
@@ -156,8 +157,17 @@ def _unique(numbered,seen,file,word):
     told = f"{file} {told_rows(twice,word)}: the index stands in an earlier row already; that one counts."
     return out,[told] if twice else []
 
+def lab_items(
+    n:int=420,          # How many; all topics in turn
+    seed:int=0,         # Same seed, same questions
+    split:str='test',   # 'test' to report, 'dev' to choose
+)->list[Item]:          # Tags: category (perception or reasoning) and topic
+    "Questions about the pictures of the embedded lab"
+    return [Item(q.id,q.ask,q.answer,(Picture(q.image,q.id),),benchmark='lab',split=split,tags=dict(category=q.kind,topic=q.topic))
+            for q in questions(n,seed,split)]
+
 def load(
-    what:Path|str|pl.DataFrame, # A table, or the name of a prepared benchmark
+    what:Path|str|pl.DataFrame, # A table, the name of a prepared benchmark, or 'lab': questions for the embedded models
     split:str|None=None, # Part of it; None: the default split of a benchmark, all of a table
     n:int|None=None,    # Take a fixed part of about so many items; None: all
     seed:int=0,         # Of that part; shared by all runs
@@ -166,6 +176,7 @@ def load(
     folder:Path|str|None=None, # Where prepared benchmarks lie; None: `data_root()`
 )->Items:               # A list with `.problems`: sentences about rows that are left out
     "Questions as items; raise ValueError or LookupError with one sentence if there are none"
+    if isinstance(what,str) and what=='lab': return Items(lab_items(n or 420,seed,split or 'test'))
     table = table_of(what,split,benchmark,name,folder)
     problems,items,seen,first,left_out = [],[],set(),0,0
     for held in table.files:
