@@ -47,7 +47,7 @@ def notebooks():
 
 def tests():
     "Do the other tests pass?"
-    if call(sys.executable, '-m', 'pytest', '-n', 2): return 'A test fails. It stands above.'
+    if call(sys.executable, '-m', 'pytest', '-n', 2, '--dist', 'loadgroup'): return 'A test fails. It stands above.'
 
 CHECKS = dict(clean=clean, export=export, lint=lint, docs=docs, notebooks=notebooks, tests=tests)
 

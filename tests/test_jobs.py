@@ -1,0 +1,81 @@
+"Parts appear whole or not at all, are not made twice, and are the same from a Ray cluster"
+import os
+
+import polars as pl
+import pytest
+
+from vlm_merging import jobs
+from vlm_merging.jobs import carry_out
+from vlm_merging.lab import lab_folder
+from vlm_merging.sources import load
+from vlm_merging.sweep import sweep
+
+pytestmark = pytest.mark.xdist_group('ray')           # One cluster for all of them
+
+def squares(i): return pl.DataFrame(dict(i=[i], square=[i*i]))
+def failing(i): raise ValueError(f'Part {i} cannot be made. Leave it out.')
+def pids(i): return pl.DataFrame(dict(i=[i], pid=[os.getpid()]))
+JOBS = {f'part-{i}': (i,) for i in range(5)}
+
+@pytest.fixture(scope='module')
+def cluster():
+    "A local Ray with two workers"
+    ray = pytest.importorskip('ray')
+    os.environ['RAY_USAGE_STATS_ENABLED'] = '0'
+    ray.init(num_cpus=2, include_dashboard=False, logging_level='ERROR', log_to_driver=False,
+             runtime_env=dict(env_vars=dict(PYTHONPATH=os.path.dirname(__file__))))
+    yield 'local'
+    ray.shutdown()
+
+def test_a_name_that_leaves_the_folder_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='no name for a part'): carry_out(squares, {'../x': (1,)}, tmp_path/'run', {})
+
+def test_a_folder_of_something_else_is_refused(tmp_path):
+    (tmp_path/'notes.txt').write_text('mine')
+    with pytest.raises(ValueError, match='no folder of a run, but holds notes.txt'): carry_out(squares, JOBS, tmp_path, {})
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name[0]!='.')==['notes.txt']
+
+def test_two_processes_do_not_share_a_folder(tmp_path):
+    from vlm_merging.evaluate import sole
+    (tmp_path/'run').mkdir()
+    with sole(tmp_path/'run'), pytest.raises(ValueError, match='Another process'): carry_out(squares, JOBS, tmp_path/'run', {})
+
+def test_a_part_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def full(self, path): path.write_bytes(b'half'); raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(pl.DataFrame, 'write_parquet', full)
+    with pytest.raises(OSError): carry_out(squares, JOBS, tmp_path/'run', {})
+    assert not list((tmp_path/'run'/'parts').glob('part*'))
+
+def test_ray_makes_the_same_files(tmp_path, cluster):
+    here, there = (carry_out(squares, JOBS, tmp_path/n, dict(a=1), ray=r) for n, r in (('here', None), ('there', cluster)))
+    assert here.equals(there)
+    for p in sorted((tmp_path/'here').rglob('*.*')):
+        if p.suffix in ('.parquet', '.json'): assert p.read_bytes()==(tmp_path/'there'/p.relative_to(tmp_path/'here')).read_bytes()
+
+def test_ray_works_in_two_other_processes(tmp_path, cluster):
+    made = carry_out(pids, {f'part-{i}': (i,) for i in range(16)}, tmp_path/'run', {}, ray=cluster)
+    assert os.getpid() not in made['pid'] and made['pid'].n_unique()==2
+
+def test_an_error_on_ray_is_the_same_sentence(tmp_path, cluster):
+    with pytest.raises(ValueError, match='Part . cannot be made. Leave it out.'): carry_out(failing, JOBS, tmp_path/'run', {}, ray=cluster)
+
+def test_a_run_begun_here_is_finished_on_ray(tmp_path, cluster):
+    first = {k: JOBS[k] for k in list(JOBS)[:2]}
+    carry_out(pids, first, tmp_path/'run', {})
+    made = carry_out(pids, JOBS, tmp_path/'run', {}, ray=cluster)
+    assert made['pid'].to_list()[:2]==[os.getpid()]*2 and os.getpid() not in made['pid'].to_list()[2:]
+
+def test_a_sweep_on_ray_gives_the_same_table(tmp_path, cluster):
+    lab, items = lab_folder(), load('lab', n=14, split='dev')
+    how = dict(weights=[.8, .5], items=items, max_new_tokens=12)
+    here, there = (sweep(lab/'vlm', lab/'llm', out=tmp_path/n, ray=r, **how) for n, r in (('here', None), ('there', cluster)))
+    assert here.equals(there)
+
+def test_without_ray_a_sentence_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs.importlib.util, 'find_spec', lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install 'vlm_merging\[ray\]'"): carry_out(squares, JOBS, tmp_path/'run', {}, ray='local')
+
+def test_no_cluster_at_an_address_is_one_sentence(tmp_path):
+    ray = pytest.importorskip('ray')
+    if ray.is_initialized(): ray.shutdown()
+    with pytest.raises(ValueError, match='No Ray cluster answers'): carry_out(squares, JOBS, tmp_path/'run', {}, ray='auto')
