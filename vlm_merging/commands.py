@@ -9,8 +9,9 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['TABLES', 'COMMANDS', 'read_table', 'ready_to_write', 'write_table', 'read_scores', 'prepare_options',
-           'prepare_command', 'ask_options', 'only_one', 'asker_of', 'ask_command', 'score_options', 'unfinished',
-           'score_command', 'accuracy_said', 'compare_options', 'compare_command', 'comparison_charts']
+           'prepare_command', 'add_questions', 'ask_options', 'only_one', 'asker_of', 'questions_of', 'ask_command',
+           'score_options', 'unfinished', 'score_command', 'accuracy_said', 'compare_options', 'compare_command',
+           'comparison_charts']
 
 # %% ../nbs/13a_commands.ipynb #c007
 TABLES = ('.parquet','.jsonl','.csv')
@@ -103,6 +104,18 @@ def prepare_command(
     return 0
 
 # %% ../nbs/13a_commands.ipynb #c014
+def add_questions(
+    p:argparse.ArgumentParser, # Of a command
+)->None:
+    "Options that name questions"
+    what = p.add_argument_group('what')
+    what.add_argument('--benchmark',nargs='+',metavar='NAME',
+                      help='prepared benchmarks, or tables of your own; lab: questions for the embedded models')
+    what.add_argument('--split',help='default: the one that is usually reported')
+    what.add_argument('-n',type=int,help='a fixed part of about so many items, the same for every run')
+    what.add_argument('--seed',type=int,default=0,help='of that part; default: 0')
+    what.add_argument('--data',type=Path,metavar='FOLDER',help='where prepared benchmarks lie')
+
 def ask_options(
     p:argparse.ArgumentParser, # Of the command
 )->None:
@@ -114,12 +127,7 @@ def ask_options(
     who.add_argument('--dtype',choices=('bfloat16','float16','float32'),help='default: bfloat16 on a GPU, float32 on a CPU')
     who.add_argument('--device',help='cuda, cuda:1, mps or cpu; default: the best there is')
     who.add_argument('--trust-remote-code',action='store_true',help='run code that the checkpoint brings along')
-    what = p.add_argument_group('what')
-    what.add_argument('--benchmark',nargs='+',metavar='NAME',help='prepared benchmarks, or tables of your own')
-    what.add_argument('--split',help='default: the one that is usually reported')
-    what.add_argument('-n',type=int,help='a fixed part of about so many items, the same for every run')
-    what.add_argument('--seed',type=int,default=0,help='of that part; default: 0')
-    what.add_argument('--data',type=Path,metavar='FOLDER',help='where prepared benchmarks lie')
+    add_questions(p)
     how = p.add_argument_group('how')
     how.add_argument('--max-new-tokens',type=int,default=1024,help='of a reply; default: 1024')
     how.add_argument('--temperature',type=float,default=0,help='default: 0, which is greedy')
@@ -153,19 +161,12 @@ def asker_of(
     return open_model(args.model,args.dtype,args.device,args.trust_remote_code,batch_size=args.batch_size,
                       max_new_tokens=args.max_new_tokens,temperature=args.temperature,system=args.system)
 
-def ask_command(
-    args,               # What was typed
-)->int:                 # Exit code: 4 if some items failed
-    "Ask a model every question, and keep each reply at once"
-    import warnings
-    from vlm_merging.evaluate import evaluate,report
+def questions_of(
+    args,               # What was typed: benchmark, split, n, seed, data
+)->tuple[list,int]:     # Items; how many rows made none
+    "The items that a command line names; what is wrong with their tables is printed"
     from vlm_merging.readers import IMAGES
     from vlm_merging.sources import load
-    if not args.benchmark: raise ValueError('--benchmark is missing. Name a prepared benchmark, or a table with question, image and answer.')
-    if not args.out: raise ValueError('--out is missing. Name the folder of the run.')
-    if args.out.is_file(): raise ValueError(f'{args.out} is a file. Name a folder for the run.')
-    for name,least in (('max_new_tokens',1),('batch_size',1),('temperature',0)):
-        if getattr(args,name)<least: raise ValueError(f"--{name.replace('_','-')} is {getattr(args,name)}; the least is {least}.")
     items,left = [],0
     for name in args.benchmark:
         found = load(name,args.split,args.n,args.seed,folder=args.data)
@@ -173,6 +174,20 @@ def ask_command(
         if os.path.isfile(name) and not any(i.images for i in found):
             print(f"vlm-merging: {name}: no row has a picture; pictures are read from the columns {', '.join(IMAGES)}.",file=sys.stderr)
         items,left = items+found,left+found.left
+    return items,left
+
+def ask_command(
+    args,               # What was typed
+)->int:                 # Exit code: 4 if some items failed
+    "Ask a model every question, and keep each reply at once"
+    import warnings
+    from vlm_merging.evaluate import evaluate,report
+    if not args.benchmark: raise ValueError('--benchmark is missing. Name a prepared benchmark, or a table with question, image and answer.')
+    if not args.out: raise ValueError('--out is missing. Name the folder of the run.')
+    if args.out.is_file(): raise ValueError(f'{args.out} is a file. Name a folder for the run.')
+    for name,least in (('max_new_tokens',1),('batch_size',1),('temperature',0)):
+        if getattr(args,name)<least: raise ValueError(f"--{name.replace('_','-')} is {getattr(args,name)}; the least is {least}.")
+    items,left = questions_of(args)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore',r'\d+ of \d+ items have a reply') # `report` says the same
         held = evaluate(items,asker_of(args),args.out,args.run_name)

@@ -135,7 +135,8 @@ def run(
     items = sorted(items,key=lambda i: (i.benchmark,i.split,bool(i.images),len(i.question)))    # Of one length in one part
     weights = {n:weights_hash(Checkpoint.open(w)) for n,w in (models|({'other':other} if other else {})).items()}
     masked = {n:[asdict(m) for m in probes.masks(opened_once(str(w),wanted).model,parts,how,layers)] for n,w in models.items()}
-    about = dict(what='probe',weights=weights,masks=masked,measures=list(measures),asking=asking,items=[key_of(i,{}) for i in items])
+    same = {k:v for k,v in asking.items() if k not in ('batch_size','device')}     # These change no result
+    about = dict(what='probe',weights=weights,masks=masked,measures=list(measures),asking=same,items=[key_of(i,{}) for i in items])
     reference = items[::max(1,len(items)//REFERENCE)] if 'mean' in how else []
     for k in range(0,len(items),PART):
         for n,(name,where) in enumerate(models.items()):

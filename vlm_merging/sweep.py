@@ -175,7 +175,8 @@ def sweep(
     try:
         if out is None: return sweep_table(scored(pl.concat([ask_mixture(*j) for j in jobs.values()]),items,score),by)
         held = {who:weights_hash(Checkpoint.open(recipe[who])) for who in ('vlm','llm','base') if recipe[who]}
-        about = dict(what='sweep',recipe={k:v for k,v in recipe.items() if k not in ('vlm','llm','base')},weights=held,tries=tries,asking=asking,
+        about = dict(what='sweep',recipe={k:v for k,v in recipe.items() if k not in ('vlm','llm','base')},weights=held,tries=tries,
+                     asking={k:v for k,v in asking.items() if k not in ('batch_size','device')},     # These change no reply
                      items=[key_of(i,{}) for i in items])
         return sweep_table(scored(carry_out(ask_mixture,jobs,out,about,ray,progress),items,score),by)
     finally: mixer_of.cache_clear()
