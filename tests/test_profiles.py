@@ -3,7 +3,7 @@ import time
 import numpy as np,polars as pl,pytest
 from vlm_merging.compare import difference,sign_flip
 from vlm_merging.profiles import differences,flip_chance,profile_change,profile_table
-from vlm_merging.verdicts import change_verdict,depth_table,profile_verdict,ranges_said
+from vlm_merging.verdicts import change_verdict,depth_table,layers_said,profile_verdict
 
 def probe(cost,n=60,model='m',measure='likelihood',seed=0,noise=.3,**more):
     "A probe table: `cost` is what masking each layer costs, nats (or the share of items lost)"
@@ -161,7 +161,7 @@ def test_the_verdict_claims_nothing_of_noise():
         assert 'likely to be missed' in said
     assert claims<=6                                             # 40 families at .05
     assert 'Give the table' in str(pytest.raises(ValueError,profile_verdict,pl.DataFrame(dict(a=[1]))).value)
-    assert ranges_said([3,1,2,9])=='layers 1-3, 9' and ranges_said([4])=='layer 4'
+    assert layers_said([3,1,2,9])=='layers 1-3, 9' and layers_said([4])=='layer 4'
 
 def test_a_large_profile_takes_seconds():
     n,depth,ways = 1000,24,6

@@ -6,7 +6,8 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 from vlm_merging import weights
 from vlm_merging.checkpoint import Checkpoint
-from vlm_merging.diagnose import LEVELS, THRESHOLDS, Diagnosis, Threshold, diagnose, from_weights, ranges_said
+from vlm_merging.diagnose import LEVELS, THRESHOLDS, Diagnosis, Threshold, diagnose, from_weights
+from vlm_merging.families import ranges_said
 from vlm_merging.families import pair_names
 from vlm_merging.lab import lab_folder
 from vlm_merging.merge import Work

@@ -7,12 +7,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 import polars as pl
 from .checkpoint import Checkpoint
+from .families import ranges_said
 from .preflight import Finding,check,tokens
 from .weights import by_layer,by_module,left_out,lineage,opened,weight_stats
 
 # %% auto #0
-__all__ = ['LEVELS', 'THRESHOLDS', 'SHOWN', 'Threshold', 'Reason', 'ranges_said', 'from_findings', 'from_weights', 'Diagnosis',
-           'table_said', 'told', 'nearest_said', 'diagnose']
+__all__ = ['LEVELS', 'THRESHOLDS', 'SHOWN', 'Threshold', 'Reason', 'from_findings', 'from_weights', 'Diagnosis', 'table_said',
+           'told', 'nearest_said', 'diagnose']
 
 # %% ../nbs/05a_diagnose.ipynb #c008
 LEVELS = ('no merge possible','expect a loss','doubtful','nothing speaks against it')
@@ -59,16 +60,6 @@ class Reason:
     sure:str='low'      # `high`, `medium` or `low`
 
     def __str__(self): return f"{self.level or 'remark'}: {self.what} [{self.source}]"
-
-def ranges_said(
-    layers,             # Whole numbers in order
-)->str:                 # `0-4, 8`
-    "Layers as people say them"
-    runs = []
-    for i in layers:
-        if runs and runs[-1][1]==i-1: runs[-1][1] = i
-        else: runs.append([i,i])
-    return ', '.join(f'{a}-{b}' if a<b else f'{a}' for a,b in runs)
 
 def from_findings(
     findings,           # Of `check`

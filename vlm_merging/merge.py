@@ -20,9 +20,9 @@ from .recipe import Recipe
 from .writer import JOURNAL,Shard,copy_sides,drafting,journal_of,refuse_existing,sync_text
 
 # %% auto #0
-__all__ = ['BLOCK', 'BLOCK_GPU', 'M_TRIM', 'M_MMAP', 'RUN', 'Plan', 'Work', 'plan', 'describe', 'Source', 'Blocks', 'keep_heap',
-           'faulty', 'merged_blocks', 'merge_one', 'OutShard', 'out_shard', 'runs', 'key_of', 'licence', 'provenance',
-           'card', 'need_room', 'merge', 'write_shards', 'index_text']
+__all__ = ['BLOCK', 'BLOCK_GPU', 'M_TRIM', 'M_MMAP', 'RUN', 'Plan', 'Work', 'work_of', 'plan', 'describe', 'Source', 'Blocks',
+           'keep_heap', 'faulty', 'merged_blocks', 'merge_one', 'OutShard', 'out_shard', 'runs', 'key_of', 'licence',
+           'provenance', 'card', 'need_room', 'merge', 'write_shards', 'index_text']
 
 # %% ../nbs/04_merge.ipynb #c009
 @dataclass(frozen=True)
@@ -73,6 +73,22 @@ class Work:
         "What goes into the method: of the VLM, the LLM and the base, as far as it takes them"
         return [es for who,es in (('vlm',self.vlm),('llm',self.llm),('base',self.base)) if who in method.fills]
 
+def work_of(
+    pair:Pair,          # Names, layer and module
+    vlm:Checkpoint,     # The VLM
+    llm:Checkpoint,     # The LLM
+    base:Checkpoint|None=None, # If it takes part
+    names:tuple=(),     # The partners in the base
+    knobs:dict|None=None, # As set at this layer
+)->Work:                # Embedding and head: the rows that all have
+    "The byte ranges of a pair"
+    sides = [(vlm.tensors[pair.vlm],),tuple(llm.tensors[n] for n in pair.llm),
+             tuple(base.tensors[n] for n in names) if base else ()]
+    if pair.module in ('embedding','head'):
+        rows = min(es[0].shape[0] for es in sides if es)
+        sides = [tuple(e.rows(rows) for e in es) for es in sides]
+    return Work(pair,*sides,knobs or {})
+
 def plan(
     recipe:Recipe,      # What to do
 )->Plan:
@@ -92,13 +108,8 @@ def plan(
         if not reason and works_with_base and p.vlm not in of_base:
             reason = 'no partner in the base'
         if reason: kept[p.vlm] = reason; continue
-        sides = [(vlm.tensors[p.vlm],), tuple(llm.tensors[n] for n in p.llm),
-                 tuple(base.tensors[n] for n in of_base.get(p.vlm,())) if works_with_base else ()]
-        if p.module in ('embedding','head'):
-            rows = min(es[0].shape[0] for es in sides if es)
-            sides = [tuple(e.rows(rows) for e in es) for es in sides]
-        layer = 0 if p.module=='embedding' else p.layer
-        merged.append(Work(p,*sides,recipe.knobs_at(layer,paired.depth)))
+        knobs = recipe.knobs_at(0 if p.module=='embedding' else p.layer,paired.depth)
+        merged.append(work_of(p,vlm,llm,base if works_with_base else None,of_base.get(p.vlm,()),knobs))
     if not merged: found.insert(0,Finding('stop','Nothing is left to merge.','Widen `layers` or `modules`.'))
     return Plan(recipe,vlm,llm,base,tuple(merged),kept,tuple(found))
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 from statistics import NormalDist
 import numpy as np
 import polars as pl
+from .families import ranges_said
 from .profiles import COLUMNS,MEASURES,NAMED,PLACE,drawn_counts,probed,squares,summed_by,tags_in
 from .stats import FEW,RESAMPLES,Z,places
 from .words import NAMES,points
 
 # %% auto #0
-__all__ = ['DEPTHS', 'depth_table', 'ranges_said', 'size_said', 'unseen_change', 'place_layers', 'profile_verdict',
+__all__ = ['DEPTHS', 'depth_table', 'layers_said', 'size_said', 'unseen_change', 'place_layers', 'profile_verdict',
            'change_verdict']
 
 # %% ../nbs/11d_verdicts.ipynb #c011
@@ -59,15 +60,11 @@ def depth_table(
     return pl.DataFrame(out,schema=DEPTHS)
 
 # %% ../nbs/11d_verdicts.ipynb #c017
-def ranges_said(
+def layers_said(
     layers,             # Numbers
 )->str:
     "`layers 0-2, 5`"
-    runs = []
-    for l in sorted(set(layers)):
-        if runs and runs[-1][-1]==l-1: runs[-1].append(l)
-        else: runs.append([l])
-    return f"layer{'s'*(sum(map(len,runs))>1)} "+', '.join(f'{r[0]}-{r[-1]}' if r[1:] else str(r[0]) for r in runs)
+    return f"layer{'s'*(len(layers:=set(layers))>1)} {ranges_said(layers)}"
 
 def size_said(
     change:float,       # Nats, or a share
@@ -96,7 +93,7 @@ def place_layers(
     tested = [r for r in rows if r['p_holm'] is not None]
     if not tested: return 'no item has a score both times, so nothing can be said'
     hurt,help_ = ([r for r in tested if r['p_holm']<.05 and s*r['change']<0 and not r['low']<=0<=r['high']] for s in (1,-1))
-    def named(some): return ranges_said(r['layer'] for r in some) if all(r['layers']==str(r['layer']) and not r['heads'] for r in some) else \
+    def named(some): return layers_said(r['layer'] for r in some) if all(r['layers']==str(r['layer']) and not r['heads'] for r in some) else \
         f"{len(some)} of them ({', '.join(r['layers']+(' head '+r['heads'] if r['heads'] else '') for r in some[:6])}{', ...' if some[6:] else ''})"
     out = []
     if hurt:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from .checkpoint import DTYPES,FLOATS,Checkpoint
-from .merge import BLOCK,Blocks,Source,Work,faulty,keep_heap
+from .merge import BLOCK,Blocks,Source,Work,faulty,keep_heap,work_of
 from .methods import name_rng
 from .families import Pair
 from .preflight import check
@@ -46,12 +46,7 @@ def paired_work(
     works,out = [],dict(paired.kept)
     for p in paired.pairs:
         if base is not None and p.vlm not in of_base: out[p.vlm] = 'no partner in the base'; continue
-        sides = [(vlm.tensors[p.vlm],), tuple(llm.tensors[n] for n in p.llm),
-                 tuple(base.tensors[n] for n in of_base[p.vlm]) if base is not None else ()]
-        if p.module in ('embedding','head'):
-            rows = min(es[0].shape[0] for es in sides if es)
-            sides = [tuple(e.rows(rows) for e in es) for es in sides]
-        works.append(Work(p,*sides,{}))
+        works.append(work_of(p,vlm,llm,base,of_base.get(p.vlm,())))
     return works,out,paired.unused
 
 def left_out(
