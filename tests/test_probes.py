@@ -1,8 +1,8 @@
 "Masks and reads on every pico family, against models that were edited by hand"
 import copy
 import pytest, torch
-from vlm_merging.probes import (PARTS, WAYS, Mask, adds, applied, around, attending, child, decoder_layers, masked, masks,
-                                means)
+from vlm_merging.parts import adds, around, attending, child, decoder_layers
+from vlm_merging.probes import PARTS, WAYS, Mask, applied, masked, masks, means
 from vlm_merging.tiny import KINDS, ask_inputs, llm_config, vlm_config
 
 CLOSE = dict(atol=2e-5, rtol=1e-4)

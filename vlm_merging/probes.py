@@ -4,60 +4,23 @@
 
 # %% ../nbs/07_probes.ipynb #c004
 from __future__ import annotations
-import copy,sys
 from contextlib import ExitStack,contextmanager
 from dataclasses import dataclass
 from functools import partial
 import torch
 from torch import Tensor,nn
-from .families import OTHER
+from .families import ranges_said
+from .parts import (adds,around,attending,child,chosen,constants,decoder_layers,first,head_count,heads_out,partners,stream,swapped,
+                               transplants)
 from .recipe import layer_set
 
 # %% auto #0
-__all__ = ['PARTS', 'WAYS', 'NAMED', 'decoder_layers', 'child', 'adds', 'Mask', 'named_layers', 'heads_out', 'head_count',
-           'masks', 'around', 'chosen', 'stream', 'first', 'put', 'put_heads', 'attend', 'attending', 'level',
-           'swapped', 'parameters', 'constants', 'partners', 'transplants', 'pieces', 'applied', 'masked', 'means']
+__all__ = ['PARTS', 'WAYS', 'Mask', 'named_layers', 'masks', 'put', 'put_heads', 'level', 'pieces', 'applied', 'masked', 'means']
 
 # %% ../nbs/07_probes.ipynb #c010
 PARTS = ('layer','attention','mlp','head')
 WAYS = ('skip','zero','mean','uniform','constant','weights')
-NAMED = dict(attention=('self_attn','cross_attn','linear_attn','attention'),
-             mlp=('mlp','feed_forward','block_sparse_moe'),
-             out=('o_proj','out_proj','wo','dense'))   # What a part is called in its layer, or in its attention
 
-def decoder_layers(
-    model,              # From `from_pretrained`: a VLM, or a text model
-)->nn.ModuleList:       # The layers of its language model, in order
-    "Find the layers of the language model; raise ValueError if there are none, or more than one list of them"
-    decoder = model.get_decoder() if hasattr(model,'get_decoder') else model
-    found = {n:m for n,m in decoder.named_modules() if isinstance(m,nn.ModuleList) and len(m)
-             and n.split('.')[-1] in ('layers','blocks','h') and not OTHER.search(n)}
-    found = {n:m for n,m in found.items() if not any(n.startswith(f'{o}.') for o in found)}
-    if len(found)>1 and hasattr(getattr(model,'config',None),'get_text_config'):
-        depth = getattr(model.config.get_text_config(),'num_hidden_layers',None)
-        found = {n:m for n,m in found.items() if len(m)==depth} or found
-    if len(found)!=1:
-        raise ValueError(f"{type(model).__name__} has {', '.join(found) or 'no list of decoder layers'}, and one list of "
-                         f"decoder layers is needed. Pass the language model alone.")
-    return next(iter(found.values()))
-
-def child(
-    module:nn.Module,   # A layer, or the attention of one
-    what:str,           # A key of `NAMED`
-)->nn.Module|None:      # None: it has no such part
-    "A part of a module, whatever its family calls it"
-    return next((m for n in NAMED.get(what,()) if isinstance(m:=getattr(module,n,None),nn.Module)),None)
-
-def adds(
-    layer:nn.Module,    # Of `decoder_layers`
-    part:str,           # 'attention' or 'mlp'
-)->nn.Module|None:      # The part, or the norm behind it
-    "The module whose output is added to the residual stream"
-    both = ('post_attention_layernorm','post_feedforward_layernorm')   # Together they are norms of outputs
-    own = both if all(hasattr(layer,n) for n in both) else ('post_self_attn_layernorm','post_mlp_layernorm')
-    return child(layer,part) and getattr(layer,own[part=='mlp'],None) or child(layer,part)
-
-# %% ../nbs/07_probes.ipynb #c014
 @dataclass(frozen=True)
 class Mask:
     "What is masked, and how; checked when it is made"
@@ -87,11 +50,7 @@ class Mask:
     @property
     def where(self)->str:
         "The layers in short: 12 or 0-5,8"
-        runs = []
-        for i in self.layers:
-            if runs and runs[-1][1]==i-1: runs[-1][1] = i
-            else: runs.append([i,i])
-        return ','.join(f'{a}' if a==b else f'{a}-{b}' for a,b in runs)
+        return ranges_said(self.layers,',')
 
     @property
     def rides(self)->bool:
@@ -108,24 +67,6 @@ def named_layers(
     if wanted[-1]>=depth: raise ValueError(f"layer {wanted[-1]} is not within the layers 0-{depth-1} of this model.")
     return list(wanted)
 
-def heads_out(
-    layer:nn.Module,    # Of `decoder_layers`
-)->nn.Module|None:      # None: no heads, or not before a projection of their own
-    "The output projection, into which the heads of an attention go side by side"
-    attention = child(layer,'attention')
-    return None if attention is None or attention is getattr(layer,'linear_attn',None) else child(attention,'out')
-
-def head_count(
-    model,              # From `from_pretrained`
-)->int:
-    "Number of query heads; raise ValueError if it is not known"
-    owners = [child(layer,'attention') for layer in decoder_layers(model) if heads_out(layer) is not None][:1]
-    owners = [getattr(o,'config',None) for o in owners]+owners+[model.config]
-    names = ('num_attention_heads','num_heads')
-    made = next((n for o in owners for k in names if isinstance(n:=getattr(o,k,None),int)),None)
-    if made is None: raise ValueError(f"{type(model).__name__} does not say how many heads it has. Mask its attention.")
-    return made
-
 def masks(
     model,              # From `from_pretrained`
     parts=('layer',),   # Some of `PARTS`
@@ -139,42 +80,7 @@ def masks(
     return [Mask((i,),part,way,h) for i in named_layers(layers,len(decoder_layers(model))) for part in parts for way in how
             for h in ([(j,) for j in heads] if part=='head' else [()])]
 
-# %% ../nbs/07_probes.ipynb #c017
-@contextmanager
-def around(
-    module:nn.Module,   # Whose forward is changed
-    do,                 # Called as `do(forward,*args,**kwargs)`; its result is the module's output
-):
-    "Put a function around a module's forward; the one put last has the last word"
-    held = module.__dict__.get('forward')
-    module.forward = partial(do,module.forward)
-    try: yield
-    finally:
-        if held is None: del module.forward
-        else: module.forward = held
-
-def chosen(
-    h:Tensor,           # (batch, ...)
-    rows,               # Slice or list of batch rows; None: all
-)->Tensor:              # Boolean, (batch, 1, ...)
-    "Which rows are meant"
-    at = torch.full(h.shape[:1],rows is None,device=h.device)
-    if rows is not None: at[rows] = True
-    return at.view(-1,*[1]*(h.dim()-1))
-
-def stream(
-    args:tuple,         # Positional arguments of a layer
-    kwargs:dict,        # Its other arguments
-)->Tensor:              # (batch, positions, hidden)
-    "The residual stream as it enters a layer"
-    return args[0] if args else kwargs['hidden_states']
-
-def first(
-    out,                # What a module returns
-)->Tensor:              # (batch, positions, hidden)
-    "The tensor, or the first of a tuple"
-    return out[0] if isinstance(out,tuple) else out
-
+# %% ../nbs/07_probes.ipynb #c013
 def put(
     rows,               # Slice or list of batch rows; None: all
     value,              # 'skip', 'zero', or the mean: (hidden,)
@@ -204,51 +110,7 @@ def put_heads(
     which = torch.tensor([i in heads for i in range(n)],device=h.device)[:,None]
     return forward(torch.where(chosen(h,rows)&which,torch.as_tensor(value).to(h),h).flatten(-2))
 
-# %% ../nbs/07_probes.ipynb #c022
-def attend(
-    module:nn.Module,   # An attention
-    *args,              # Query, key, value, mask
-    **kwargs,           # Scaling and so on
-):
-    "What `transformers` finds under our names: it passes on to what was put around this attention"
-    return module.config.attend(module,*args,**kwargs)
-
-@contextmanager
-def attending(
-    module:nn.Module,   # The attention of a layer
-    do,                 # Called as `do(function,module,query,key,value,mask,**kwargs)` in place of the function
-):
-    "Put a function around the attention function of one module; raise ValueError if it has an attention of its own"
-    from transformers import AttentionInterface
-    config,file,ran = getattr(module,'config',None),sys.modules[type(module).__module__],[]
-    trouble = (f"{type(module).__name__} does not call an attention function of transformers, so it cannot be made uniform "
-               f"or read. Take skip or mean.")
-    if config is None: raise ValueError(trouble)
-    name = config._attn_implementation or 'eager'
-    function = getattr(config,'attend',None)
-    if not function:
-        known = getattr(file,'ALL_ATTENTION_FUNCTIONS',AttentionInterface())
-        function = known[name] if name in known else getattr(file,'eager_attention_forward',None)
-        name = f'vlm_merging_{name}'           # Still tells what it is: some modules look for 'flash' in it
-        AttentionInterface.register(name,attend)
-    if not function: raise ValueError(trouble)
-    mine = copy.copy(config)
-    for k in mine.sub_configs: setattr(mine,k,copy.copy(getattr(mine,k,None)))   # The next line sets it there too
-    mine._attn_implementation = name
-    def counted(*args,**kwargs):
-        ran.append(1)
-        return do(function,*args,**kwargs)
-    mine.attend = counted
-    def checked(forward,*args,**kwargs):
-        ran.clear()
-        out = forward(*args,**kwargs)
-        if not ran: raise ValueError(trouble)
-        return out
-    with around(module,checked):
-        module.config = mine
-        try: yield
-        finally: module.config = config
-
+# %% ../nbs/07_probes.ipynb #c018
 def level(
     rows,               # Slice or list of batch rows; None: all
     heads:tuple,        # Head numbers; () for all
@@ -266,85 +128,7 @@ def level(
     if heads: which[:] = torch.tensor([i in heads for i in range(len(which))])
     return function(module,query.masked_fill(chosen(query,rows)&which[:,None,None],0),*args,**kwargs)
 
-# %% ../nbs/07_probes.ipynb #c028
-@contextmanager
-def swapped(
-    layer:nn.Module,    # Of `decoder_layers`
-    values:dict,        # Name behind the layer -> tensor that stands in for the parameter; no gradient reaches it
-):
-    "Other parameters in a layer, for a while"
-    tables = {n:layer.get_submodule(n.rpartition('.')[0])._parameters for n in values}
-    held = {n:t[n.rpartition('.')[2]] for n,t in tables.items()}
-    def put_in(these):
-        for n,p in these.items(): tables[n][n.rpartition('.')[2]] = p
-    try:
-        put_in({n:nn.Parameter(x,requires_grad=False) for n,x in values.items()})
-        yield
-    finally: put_in(held)
-
-def parameters(
-    layer:nn.Module,    # Of `decoder_layers`
-    part:str,           # 'layer', 'attention' or 'mlp'
-    where:str,          # For messages
-)->dict:                # Name behind the layer -> parameter
-    "The parameters of a part; raise ValueError if other numbers cannot stand in for them"
-    found,module = dict(layer.named_parameters(remove_duplicate=False)),child(layer,part)
-    if part!='layer': found = {n:p for n,p in found.items() if getattr(layer,n.split('.')[0]) is module}
-    plain = (torch.float16,torch.bfloat16,torch.float32,torch.float64)
-    odd = next((n for n,p in found.items() if p.is_meta or p.dtype not in plain or type(p.data) is not Tensor),None)
-    if odd or not any(p.dim()>1 for p in found.values()):
-        raise ValueError(f"{where}: {odd or 'its matrices'} cannot be replaced, being quantised, offloaded or spread "
-                         f"over devices. Open the model whole and unquantised, or take skip or mean.")
-    return found
-
-def constants(
-    layer:nn.Module,    # Of `decoder_layers`
-    part:str,           # 'layer', 'attention' or 'mlp'
-    where:str,          # For messages
-)->dict:                # Name behind the layer -> tensor
-    "Matrices of 1/N and biases of 0; norms are left out"
-    made = {}
-    for name,p in parameters(layer,part,where).items():
-        owner = type(layer.get_submodule(name.rpartition('.')[0])).__name__.lower()
-        if p.dim()>2:
-            raise ValueError(f"{where}: {name} is a stack of {len(p)} matrices (experts), and which way they lie is not "
-                             f"known. Take skip or mean.")
-        if p.dim()==2: made[name] = torch.full_like(p.data,1/p.shape[1])
-        elif name.endswith('bias') and 'norm' not in owner: made[name] = torch.zeros_like(p.data)
-    return made
-
-def partners(
-    model,              # Whose layers are masked
-    other,              # Whose parameters come in
-)->dict:                # Layer number -> layer of `other`
-    "Pair the layers of two models; raise ValueError if they do not pair"
-    mine,theirs = decoder_layers(model),decoder_layers(other)
-    crosses = [[hasattr(layer,'cross_attn') for layer in layers] for layers in (mine,theirs)]
-    if crosses[0]==crosses[1]: return dict(enumerate(theirs))
-    own,new = ([i for i,x in enumerate(cross) if not x] for cross in crosses)
-    if len(own)!=len(new):
-        raise ValueError(f"This model has {len(own)} self-attention layers, `other` {len(new)}: different sizes of model. "
-                         f"Pass a model of the same size.")
-    return {i:theirs[j] for i,j in zip(own,new)}
-
-def transplants(
-    layer:nn.Module,    # Of `decoder_layers`
-    donor:nn.Module|None, # Its partner in the other model
-    part:str,           # 'layer', 'attention' or 'mlp'
-    where:str,          # For messages
-)->dict:                # Name behind the layer -> tensor
-    "The parameters of the same part of another model"
-    if donor is None: raise ValueError(f"{where} is a cross-attention layer, and `other` has none. Leave it out.")
-    mine,theirs = parameters(layer,part,where),parameters(donor,'layer',f'{where} of `other`')
-    for name,p in mine.items():
-        if name not in theirs:
-            raise ValueError(f"{where}: `other` has no {name}. Pass a model with the same kind of layers.")
-        if theirs[name].shape!=p.shape:
-            raise ValueError(f"{where}: {name} is {tuple(p.shape)}, in `other` {tuple(theirs[name].shape)}: different "
-                             f"sizes of model. Pass a model of the same size.")
-    return {n:theirs[n].data.to(p.device,p.dtype) for n,p in mine.items()}
-
-# %% ../nbs/07_probes.ipynb #c030
+# %% ../nbs/07_probes.ipynb #c023
 def pieces(
     model,              # From `from_pretrained`
     mask:Mask,          # What is masked
@@ -412,7 +196,7 @@ def masked(
     mask = Mask(named_layers(layer,len(decoder_layers(model))),part,how,() if heads is None else heads)
     with applied(model,mask,means,other,rows): yield model
 
-# %% ../nbs/07_probes.ipynb #c041
+# %% ../nbs/07_probes.ipynb #c034
 def means(
     model,              # From `from_pretrained`
     batches,            # Inputs, each given to `model(**batch)`

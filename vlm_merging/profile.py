@@ -129,12 +129,16 @@ def run(
     from vlm_merging import probes
     from vlm_merging.checkpoint import Checkpoint
     from vlm_merging.models import weights_hash
+    from vlm_merging.parts import partners
     items,jobs,wanted = list(items),{},json.dumps(asking,sort_keys=True)
     checked(items)
     if ('weights' in how)!=bool(other): raise ValueError("The way 'weights' and a model whose weights come in (other) go together.")
     items = sorted(items,key=lambda i: (i.benchmark,i.split,bool(i.images),len(i.question)))    # Of one length in one part
     weights = {n:weights_hash(Checkpoint.open(w)) for n,w in (models|({'other':other} if other else {})).items()}
-    masked = {n:[asdict(m) for m in probes.masks(opened_once(str(w),wanted).model,parts,how,layers)] for n,w in models.items()}
+    def fit(model):     # Cross-attention layers have no partner in an LLM
+        known = partners(model,opened_once(str(other),wanted).model) if other else {}
+        return [asdict(m) for m in probes.masks(model,parts,how,layers) if m.how!='weights' or m.layers[0] in known]
+    masked = {n:fit(opened_once(str(w),wanted).model) for n,w in models.items()}
     same = {k:v for k,v in asking.items() if k not in ('batch_size','device')}     # These change no result
     about = dict(what='probe',weights=weights,masks=masked,measures=list(measures),asking=same,items=[key_of(i,{}) for i in items])
     reference = items[::max(1,len(items)//REFERENCE)] if 'mean' in how else []

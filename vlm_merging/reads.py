@@ -9,7 +9,8 @@ from functools import partial
 import polars as pl
 import torch
 from torch import Tensor,nn
-from .probes import adds,around,attending,child,decoder_layers,first,level,named_layers,stream
+from .parts import adds,around,attending,child,decoder_layers,first,stream
+from .probes import level,named_layers
 
 # %% auto #0
 __all__ = ['NORMS', 'image_positions', 'unpadded', 'last_positions', 'read_states', 'residual_norms', 'logit_lens',

@@ -4,13 +4,13 @@
                                   [--device cpu] [--rounds 1] [--only likelihood,riding,seldom,worst]
 
 A random Llama (with --llava: a LLaVA with a CLIP tower around it) is made in memory and masked at every layer, attention and MLP.
-CPU seconds of this process, or seconds on the clock on a GPU; both ways in one run, and their results are compared. Where others use
-the machine, seconds move by a fifth from minute to minute: take the best of some rounds, and look at `work`, which does not move: tokens
-that went through decoder layers, as a ratio. The floor for masks of one layer is (L+1)/2L = 0.52 at 24 layers; the unmasked pass and the
-checks of the first batch come on top.
+CPU seconds of this process, or seconds on the clock on a GPU; both ways in one run, and their results are compared. `work` is the ratio
+of tokens that went through decoder layers, which no load on the machine can change. The floor for masks of one layer is (L+1)/2L = 0.52
+at 24 layers; the unmasked pass and the checks of the first batch come on top. Where others use the machine, seconds move by a third from
+minute to minute: so the likelihood is timed mask by mask, the two ways in turns; for replies take the best of some --rounds.
 
-likelihood  all masks, one batch after the other
-riding      the same with a few items in a batch that has room for three times as many: masks ride beside each other
+likelihood  all masks on one batch, the unmasked pass and both checks included
+riding      the same with a third of the items, so that three masks ride beside each other
 seldom      generation where masks seldom change a reply: each layer adds next to nothing
 worst       generation where every mask changes every reply
 """
@@ -25,7 +25,7 @@ from transformers import (CLIPImageProcessor,CLIPVisionConfig,LlamaConfig,LlamaF
 from transformers.utils import logging
 from vlm_merging.models import LocalModel
 from vlm_merging.probes import decoder_layers,masks
-from vlm_merging.reuse import effects
+from vlm_merging.reuse import answer_ids,effects,prompt_inputs,record,run,said,taught,under
 
 WORDS = 2000
 CHAT = ("{% for m in messages %}{% if m.content is string %}{{ m.content }} {% else %}{% for p in m.content %}"
@@ -89,6 +89,29 @@ def counted(model):
     finally:
         for h in hooks: h.remove()
 
+def in_turns(o, what, who, items, room):
+    "One batch of `effects`, layer by layer, the two ways in turns"
+    clock = time.process_time if o.device=='cpu' else time.perf_counter
+    def timed(do):
+        start,made = clock(),do()
+        if o.device!='cpu': torch.cuda.synchronize()
+        return clock()-start,made
+    model,every,work = who.model,masks(who.model,('layer','mlp','attention')),{}
+    ids = [answer_ids(who,i,i.answer) for i in items]
+    with torch.inference_mode():
+        full,keep = taught(model,prompt_inputs(who,items,[list(i.images) for i in items]),ids),1+max(map(len,ids))
+        run(model,full,keep)                                                                        # Warm
+        (fast,held),(plain,_) = timed(lambda: record(model,full,keep)),timed(lambda: run(model,full,keep))
+        fast,slow,off,few,many = fast+2*plain,2*plain,0.,3.*o.layers,2.*o.layers                    # Two checks; unmasked pass and one
+        for layer in range(o.layers):
+            group = [m for m in every if m.layers==(layer,)]
+            f,a = timed(lambda: dict(under(model,full,keep,group,held,room)))
+            s,b = timed(lambda: dict(under(model,full,keep,group)))
+            off = max(off,*(float((said(a[k],ids)-said(b[k],ids)).sum(-1).abs().max()) for k in a))
+            fast,slow,few,many = fast+f,slow+s,few+len(group)*(o.layers-layer),many+len(group)*o.layers
+    assert off<1e-3, f'{what}: the two ways differ by {off}'
+    print(f'{what:11}{len(items):6}{len(every):7}{slow:10.1f}{fast:9.1f}{fast/slow:8.3f}{few/many:8.3f}   largest difference {off:.1e} nats',flush=True)
+
 def compare(o, what, who, items, measure, batch):
     every = masks(who.model,('layer','mlp','attention'))
     timed(o,asker=who,items=items[:1],masks=every[:1],measures=measure)                 # Warm
@@ -103,8 +126,7 @@ def compare(o, what, who, items, measure, batch):
     off = (a['after']-b['after']).abs().max()
     same = a.drop('before','after').equals(b.drop('before','after'))
     assert same and off<1e-3, f'{what}: the two ways differ'
-    note = f'largest difference {off:.1e} nats' if measure=='likelihood' else \
-        f"replies identical; {100*(a['reply_before']!=a['reply_after']).mean():.0f}% changed by their mask"
+    note = f"replies identical; {100*(a['reply_before']!=a['reply_after']).mean():.0f}% changed by their mask"
     print(f'{what:11}{len(items):6}{len(every):7}{slow:10.1f}{fast:9.1f}{fast/slow:8.3f}{few/many:8.3f}   {note}',flush=True)
 
 if __name__=='__main__':
@@ -120,7 +142,7 @@ if __name__=='__main__':
     only,items = o.only.split(','),questions(o)
     print(f'{o.layers} layers, hidden {o.hidden}, {"LLaVA" if o.llava else "Llama"}, {o.device}; floor {(o.layers+1)/(2*o.layers):.3f}')
     print(f"{'':11}{'items':>6}{'masks':>7}{'scratch s':>10}{'reuse s':>9}{'ratio':>8}{'work':>8}")
-    if 'likelihood' in only: compare(o,'likelihood',asker(o,False),items,'likelihood',o.batch)
-    if 'riding' in only: compare(o,'riding',asker(o,False),items[:max(1,o.batch//3)],'likelihood',o.batch)
+    if 'likelihood' in only: in_turns(o,'likelihood',asker(o,False),items[:o.batch],o.batch)
+    if 'riding' in only: in_turns(o,'riding',asker(o,False),items[:max(1,o.batch//3)],o.batch+1)
     if 'seldom' in only: compare(o,'seldom',asker(o,True),items,'answer',o.batch)
     if 'worst' in only: compare(o,'worst',asker(o,False),items,'answer',o.batch)
