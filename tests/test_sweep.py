@@ -1,0 +1,77 @@
+"The search of a weight: which is best, is it distinguishable, and what agreement says without labels"
+from dataclasses import replace
+
+import polars as pl
+import pytest
+
+from vlm_merging.lab import lab_folder
+from vlm_merging.merge import merge
+from vlm_merging.models import open_model
+from vlm_merging.recipe import Recipe
+from vlm_merging.sources import load
+from vlm_merging.sweep import agreement, mixtures, sweep, sweep_table, sweep_verdict
+
+LAB = lab_folder()
+HOW = dict(max_new_tokens=16, batch_size=42)
+
+def table(weights, right, said=None, n=40):
+    "Scores of made-up mixtures: `right[w]` is how many of the first items are right, `said[w]` what all replies are"
+    rows = [dict(benchmark='toy', split='test', run=f'weight {w}', index=str(i), group=None, answer='1', prediction=(said or {}).get(w, str(w)),
+                 correct=i<right[w], value=float(i<right[w]), outcome='answered', length=1, protocol='own', weight=w, layers='all', modules='all')
+            for w in weights for i in range(n)]
+    return pl.DataFrame(rows, schema_overrides=dict(group=pl.String))
+
+def test_the_best_is_told_from_the_rest_only_where_it_can_be():
+    made = sweep_table(table([.3, .5, .7], {.3: 5, .5: 30, .7: 29}), resamples=500)
+    rows = {r['run']: r for r in made.filter(what='accuracy', tag='all').to_dicts()}
+    assert [rows[f'weight {w}']['best'] for w in (.3, .5, .7)]==[False, True, False]
+    assert rows['weight 0.3']['p_best']<.001 and rows['weight 0.7']['p_best']==1 and rows['weight 0.5']['p_best'] is None
+    said = sweep_verdict(made)
+    assert 'best of 3 is weight 0.5' in said and 'not distinguishable from it: weight 0.7.' in said and '40 items' in said
+
+def test_agreement_knows_its_neighbours():
+    said = {.1: 'a', .2: 'b', .3: 'b', .4: 'b', .5: 'c'}
+    along = agreement(table(list(said), dict.fromkeys(said, 1), said, n=3)).group_by('weight').agg(pl.col('value').mean()).sort('weight')
+    assert along.rows()==[(.2, .5), (.3, 1), (.4, .5)]
+    made = sweep_table(table(list(said), dict.fromkeys(said, 1), said, n=3), resamples=100)
+    assert made.filter(what='agreement', best=True)['run'].to_list()==['weight 0.3']
+
+def test_ranges_are_neighbours_only_of_their_own_kind():
+    one = table([.1, .2, .3], dict.fromkeys((.1, .2, .3), 1), n=2)
+    both = pl.concat([one, one.with_columns(layers=pl.lit('2-'), prediction=pl.lit('same'), run=pl.col('run')+', layers 2-')])
+    along = agreement(both)
+    assert along.filter(layers='all')['value'].to_list()==[0, 0] and along.filter(layers='2-')['value'].to_list()==[1, 1]
+
+def test_a_sweep_says_what_merges_on_disk_say(tmp_path):
+    items = load('lab', n=14, split='dev')
+    sweep(LAB/'vlm', LAB/'llm', [.6, .2], items, out=tmp_path/'run', **HOW)
+    for n, weight in enumerate((.6, .2)):
+        out = merge(Recipe(LAB/'vlm', LAB/'llm', knobs={'weight': weight}), tmp_path/f'{n}')
+        asked = {r.id: r.text for r in open_model(out, **HOW).many(items)}
+        part = pl.read_parquet(tmp_path/'run'/'parts'/f'mixture-{n:03}.parquet')
+        assert dict(part.select('index', 'prediction').iter_rows())==asked
+
+def test_methods_with_task_vectors_curves_and_modules():
+    items = load('lab', n=7, split='dev')
+    made = sweep(LAB/'vlm', LAB/'llm', [.9, [1., .2]], items, base=LAB/'base', method='ties', knobs=dict(density=.5), modules=['mlp', 'all'], by='category', **HOW)
+    assert made.filter(what='accuracy', tag='all')['run'].to_list()==['weight 0.9, modules mlp', 'weight [1.0, 0.2], modules mlp', 'weight 0.9', 'weight [1.0, 0.2]']
+    assert not made.filter(what='agreement').height                   # Curves have no order, and one number no neighbours
+
+def test_nobody_knows_the_answers():
+    items = [replace(i, answer=None) for i in load('lab', n=7, split='dev')]
+    said = sweep_verdict(sweep(LAB/'vlm', LAB/'llm', [.8, .5, .2], items, **HOW))
+    assert 'best of' not in said and 'without labels' in said
+
+def test_an_own_score_decides():
+    items = load('lab', n=7, split='dev')
+    made = sweep(LAB/'vlm', LAB/'llm', [.9, .3], items, lambda item, text: float('so' in text.split()), **HOW)
+    assert made.filter(what='accuracy', tag='all', best=True)['run'].to_list()==['weight 0.3']     # It works things out in words
+
+@pytest.mark.parametrize('how, said', [(dict(weights=[]), 'no weight to try'), (dict(weights=[1.2]), 'weight'), (dict(weights=[.5], method='ties'), 'needs `base`'),
+                                       (dict(weights=[.5], layers='9-'), 'not within'), (dict(weights=[.5], ray='local'), 'needs a folder'),
+                                       (dict(weights=[.5], llm='nowhere'), 'not a folder')])
+def test_what_cannot_be_swept_is_one_sentence(how, said):
+    with pytest.raises(ValueError, match=said): sweep(**dict(vlm=LAB/'vlm', llm=LAB/'llm', items=load('lab', n=7))|how)
+
+def test_mixtures_are_named_once():
+    assert [m['run'] for m in mixtures([.5, .5, .7], ['all', '2-'])]==['weight 0.5', 'weight 0.7', 'weight 0.5, layers 2-', 'weight 0.7, layers 2-']
