@@ -39,7 +39,7 @@ def test_two_models_and_other_weights(tmp_path):
 
 def test_it_goes_on_where_it_was_and_refuses_other_settings(tmp_path, monkeypatch):
     from vlm_merging import profile as room
-    items, asked, once = load('lab', n=40, split='dev'), [], room.probe_part
+    items, asked, once = load('lab', n=80, split='dev'), [], room.probe_part
     def counted(*args):
         asked.append(len(args[2]))
         if len(asked)==2: raise KeyboardInterrupt
@@ -48,16 +48,16 @@ def test_it_goes_on_where_it_was_and_refuses_other_settings(tmp_path, monkeypatc
     how = dict(layers='2', parts=('mlp',), **HOW)
     with pytest.raises(KeyboardInterrupt): run({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how)
     rows = run({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how)
-    assert asked==[16, 16, 16, 8] and rows['index'].n_unique()==40
+    assert asked==[32, 32, 32, 16] and rows['index'].n_unique()==80
     assert run({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how|dict(batch_size=3)).equals(rows)    # Nothing is asked again
     for other in (dict(how=('mean',)), dict(layers='3'), dict(measures=('answer',)), dict(max_new_tokens=5)):
         with pytest.raises(ValueError, match='begun with other settings'): run({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how|other)
-    with pytest.raises(ValueError, match='begun with other settings'): run({'VLM': LAB/'vlm'}, items[:39], tmp_path/'run', **how)
+    with pytest.raises(ValueError, match='begun with other settings'): run({'VLM': LAB/'vlm'}, items[:79], tmp_path/'run', **how)
 
 @pytest.mark.xdist_group('ray')
 def test_ray_makes_the_same_files(tmp_path):
     ray = pytest.importorskip('ray')
-    items, how = load('lab', n=32, split='dev'), dict(layers='1', parts=('attention',), how=('uniform',), **HOW)
+    items, how = load('lab', n=64, split='dev'), dict(layers='1', parts=('attention',), how=('uniform',), **HOW)
     here = run({'VLM': LAB/'vlm'}, items, tmp_path/'here', **how)
     if not ray.is_initialized(): ray.init(num_cpus=2, include_dashboard=False, logging_level='ERROR', log_to_driver=False)
     there = run({'VLM': LAB/'vlm'}, items, tmp_path/'there', ray='local', **how)

@@ -13,8 +13,8 @@ from PIL import Image
 from .checkpoint import Checkpoint
 
 # %% auto #0
-__all__ = ['SMALL', 'BLOCK', 'BLOCKS', 'WHOLE', 'Reply', 'sampled', 'weights_hash', 'chat', 'opened', 'pixels', 'short_of_memory',
-           'LocalModel', 'open_model']
+__all__ = ['SMALL', 'BLOCK', 'BLOCKS', 'WHOLE', 'Reply', 'sampled', 'weights_hash', 'chat', 'opened', 'pixels', 'written',
+           'prompt_inputs', 'ends', 'short_of_memory', 'LocalModel', 'open_model']
 
 # %% ../nbs/06_models.ipynb #c010
 @dataclass(frozen=True)
@@ -93,6 +93,39 @@ def pixels(
                          f"({str(e).partition(' <')[0][:120]}).") from None
 
 # %% ../nbs/06_models.ipynb #c025
+def written(
+    asker,              # A `LocalModel`
+    item,               # Has `question` and `images`
+    answer:str|None=None, # What the model is taken to have said; None: it is its turn
+)->str:                 # As the chat template writes it
+    "A conversation as text"
+    turns = chat(item.question,len(item.images),asker.sees,asker.system)
+    if answer is not None:
+        turns = [*turns,dict(role='assistant',content=[dict(type='text',text=answer)] if asker.sees else answer)]
+    return asker.processor.apply_chat_template(turns,tokenize=False,add_generation_prompt=answer is None)
+
+def prompt_inputs(
+    asker,              # A `LocalModel`
+    items,              # Each has `question` and `images`
+    images:list,        # Decoded pictures of each item
+)->dict:                # `input_ids` (items, tokens), padded on the left, and what else the model wants
+    "What a batch of questions is to the model, as when it is asked"
+    import torch
+    model,tokenizer,texts = asker.model,asker.tokenizer,[written(asker,i) for i in items]
+    more = dict(images=images) if images[0] else {}
+    if tokenizer.bos_token and texts[0].startswith(tokenizer.bos_token): more['add_special_tokens'] = False
+    inputs = asker.processor(text=texts,padding=True,return_tensors='pt',**more)
+    return {k:v.to(model.device,model.dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v
+            for k,v in inputs.items()}
+
+def ends(
+    asker,              # A `LocalModel`
+)->set[int]:
+    "The tokens that end a reply"
+    known = asker.model.generation_config.eos_token_id
+    known = asker.tokenizer.eos_token_id if known is None else known
+    return set(known if isinstance(known,list) else [known])
+
 def short_of_memory(
     trouble:BaseException, # What was raised
 )->bool:
@@ -153,7 +186,7 @@ class LocalModel:
         "Ask many questions in batches that fit"
         jobs,broken = [],[]
         for item in items:
-            try: jobs.append((bool(item.images),self._cost(item),item))
+            try: jobs.append((bool(item.images),self.cost(item),item))
             except ValueError as e: broken.append(Reply(item.id,'',error=str(e)))
         queue,room,alone = deque(sorted(jobs,key=lambda j: j[:2],reverse=True)),float('inf'),0
         while queue:
@@ -174,8 +207,10 @@ class LocalModel:
                 if not memory: alone = len(ready)
         yield from broken
 
-    def _cost(self, item):
-        "About how many tokens a question takes, its reply included"
+    def cost(self,
+        item,           # Has `question` and `images`
+    )->int:
+        "About how many tokens a question takes, its reply included; raise ValueError if the model cannot be shown its pictures"
         if item.images and not self.sees: raise ValueError(f'{self.name} is a text model and cannot be shown pictures.')
         return len(self.tokenizer(item.question)['input_ids'])+sum(map(pixels,item.images))//784+self.max_new_tokens
 
@@ -194,25 +229,17 @@ class LocalModel:
     def _generate(self, items, images):
         "One batch"
         import torch
-        start,tokenizer,settings = time.perf_counter(),self.tokenizer,self.model.generation_config
-        texts = [self.processor.apply_chat_template(chat(i.question,len(i.images),self.sees,self.system),tokenize=False,
-                                                    add_generation_prompt=True) for i in items]
-        more = dict(images=images) if images[0] else {}
-        if tokenizer.bos_token and texts[0].startswith(tokenizer.bos_token): more['add_special_tokens'] = False
-        inputs = self.processor(text=texts,padding=True,return_tensors='pt',**more)
-        inputs = {k:v.to(self.model.device,self.model.dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v
-                  for k,v in inputs.items()}
+        start,inputs = time.perf_counter(),prompt_inputs(self,items,images)
         sampling = dict(do_sample=False,temperature=None,top_p=None,top_k=None)
         if self.temperature:
             sampling = dict(do_sample=True,temperature=self.temperature,top_p=self.top_p,top_k=0)
             torch.manual_seed(zlib.crc32(f'{self.seed} {[i.id for i in items]}'.encode()))
         with torch.inference_mode(): made = self.model.generate(**inputs,max_new_tokens=self.max_new_tokens,**sampling)
-        ends = settings.eos_token_id if settings.eos_token_id is not None else tokenizer.eos_token_id
-        ends = set(ends if isinstance(ends,list) else [ends])
+        stops = ends(self)
         each,replies = (time.perf_counter()-start)/len(items),[]
         for item,ids in zip(items,made[:,inputs['input_ids'].shape[1]:].tolist(),strict=True):
-            stop = next((k for k,t in enumerate(ids) if t in ends),None)
-            text = tokenizer.decode(ids[:stop],skip_special_tokens=True)
+            stop = next((k for k,t in enumerate(ids) if t in stops),None)
+            text = self.tokenizer.decode(ids[:stop],skip_special_tokens=True)
             replies.append(Reply(item.id,text,round(each,4),'length' if stop is None else 'stop'))
         return replies
 

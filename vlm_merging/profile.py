@@ -34,9 +34,8 @@ def means_of(
     items,              # The reference set; the first `REFERENCE` are taken
 )->dict:                # For `effects` and `masked`
     "What each part adds on average while it reads questions, for the way 'mean'"
-    from vlm_merging.models import opened
+    from vlm_merging.models import opened,prompt_inputs
     from vlm_merging.probes import means
-    from vlm_merging.reuse import prompt_inputs
     some,step = list(items)[:REFERENCE],asker.batch_size
     batches = [[i for i in some if bool(i.images)==sees] for sees in (True,False)]
     parts = [b[k:k+step] for b in batches for k in range(0,len(b),step)]
@@ -68,7 +67,7 @@ def profile_rows(
     "One row an item, mask and measure"
     from dataclasses import replace
     from vlm_merging import probes
-    from vlm_merging.reuse import effects
+    from vlm_merging.effects import effects
     items,models = list(items),models if isinstance(models,dict) else {models.name:models}
     checked(items)
     made = []
@@ -79,7 +78,7 @@ def profile_rows(
     return pl.concat(made,how='diagonal_relaxed')
 
 # %% ../nbs/13_profile.ipynb #c015
-PART = 16               # Items of a part
+PART = 32               # Items of a part: what is lost when a run is stopped
 
 @lru_cache(maxsize=2)
 def opened_once(
@@ -105,7 +104,7 @@ def probe_part(
     "Some items of one model under all masks"
     from dataclasses import replace
     from vlm_merging.probes import Mask
-    from vlm_merging.reuse import effects
+    from vlm_merging.effects import effects
     how = json.dumps(asking,sort_keys=True)
     asker,some = opened_once(where,how),[Mask(**m) for m in masked]
     key = where,how,tuple(i.id for i in reference)

@@ -23,9 +23,11 @@ from tokenizers import Tokenizer,models,pre_tokenizers
 from transformers import (CLIPImageProcessor,CLIPVisionConfig,LlamaConfig,LlamaForCausalLM,LlavaConfig,LlavaForConditionalGeneration,
                           LlavaProcessor,PreTrainedTokenizerFast)
 from transformers.utils import logging
-from vlm_merging.models import LocalModel
-from vlm_merging.probes import decoder_layers,masks
-from vlm_merging.reuse import answer_ids,effects,prompt_inputs,record,run,said,taught,under
+from vlm_merging.effects import effects
+from vlm_merging.models import LocalModel,prompt_inputs
+from vlm_merging.parts import decoder_layers
+from vlm_merging.probes import masks
+from vlm_merging.reuse import answer_ids,record,run,said,taught,under
 
 WORDS = 2000
 CHAT = ("{% for m in messages %}{% if m.content is string %}{{ m.content }} {% else %}{% for p in m.content %}"
