@@ -115,7 +115,7 @@ def test_a_reply_is_in_the_file_at_once_and_flushed_in_batches(tmp_path, monkeyp
 
 def test_only_one_process_writes(tmp_path):
     def ask(item):
-        with pytest.raises(ValueError, match='Another process is asking'): evaluate(items_of(2), Canned(), tmp_path/'run')
+        with pytest.raises(ValueError, match='Another process is writing'): evaluate(items_of(2), Canned(), tmp_path/'run')
         return 'x'
     assert evaluate(items_of(2), ask, tmp_path/'run', run='r').height==2
 

@@ -1,5 +1,5 @@
 "Parts appear whole or not at all, are not made twice, and are the same from a Ray cluster"
-import os
+import os, sys
 
 import polars as pl
 import pytest
@@ -7,6 +7,7 @@ import pytest
 from vlm_merging import jobs
 from vlm_merging.jobs import carry_out
 from vlm_merging.lab import lab_folder
+from vlm_merging.profile import run
 from vlm_merging.sources import load
 from vlm_merging.sweep import sweep
 
@@ -20,10 +21,10 @@ JOBS = {f'part-{i}': (i,) for i in range(5)}
 @pytest.fixture(scope='module')
 def cluster():
     "A local Ray with two workers"
-    ray = pytest.importorskip('ray')
-    os.environ['RAY_USAGE_STATS_ENABLED'] = '0'
-    ray.init(num_cpus=2, include_dashboard=False, logging_level='ERROR', log_to_driver=False,
-             runtime_env=dict(env_vars=dict(PYTHONPATH=os.path.dirname(__file__))))
+    pytest.importorskip('ray')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('PYTHONPATH', os.path.dirname(__file__))   # Its workers find the functions of this file
+        ray = jobs.cluster('local', 2)
     yield 'local'
     ray.shutdown()
 
@@ -71,8 +72,18 @@ def test_a_sweep_on_ray_gives_the_same_table(tmp_path, cluster):
     here, there = (sweep(lab/'vlm', lab/'llm', out=tmp_path/n, ray=r, **how) for n, r in (('here', None), ('there', cluster)))
     assert here.equals(there)
 
+def test_a_probe_on_ray_makes_the_same_files(tmp_path, cluster):
+    items, how = load('lab', n=64, split='dev'), dict(layers='1', parts=('attention',), how=('uniform',), batch_size=16)
+    here = run({'VLM': lab_folder()/'vlm'}, items, tmp_path/'here', **how)
+    there = run({'VLM': lab_folder()/'vlm'}, items, tmp_path/'there', ray=cluster, **how)
+    assert here.equals(there)
+    names = [sorted(p.name for p in (tmp_path/w/'parts').iterdir()) for w in ('here', 'there')]
+    assert names[0]==names[1]==['model-0-part-0000.parquet', 'model-0-part-0001.parquet']
+    assert all((tmp_path/'here'/'parts'/n).read_bytes()==(tmp_path/'there'/'parts'/n).read_bytes() for n in names[0])
+
 def test_without_ray_a_sentence_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setattr(jobs.importlib.util, 'find_spec', lambda name: None)
+    monkeypatch.delitem(sys.modules, 'ray', raising=False)
     with pytest.raises(ValueError, match=r"pip install 'vlm_merging\[ray\]'"): carry_out(squares, JOBS, tmp_path/'run', {}, ray='local')
 
 def test_no_cluster_at_an_address_is_one_sentence(tmp_path):

@@ -54,18 +54,6 @@ def test_it_goes_on_where_it_was_and_refuses_other_settings(tmp_path, monkeypatc
         with pytest.raises(ValueError, match='begun with other settings'): run({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how|other)
     with pytest.raises(ValueError, match='begun with other settings'): run({'VLM': LAB/'vlm'}, items[:79], tmp_path/'run', **how)
 
-@pytest.mark.xdist_group('ray')
-def test_ray_makes_the_same_files(tmp_path):
-    ray = pytest.importorskip('ray')
-    items, how = load('lab', n=64, split='dev'), dict(layers='1', parts=('attention',), how=('uniform',), **HOW)
-    here = run({'VLM': LAB/'vlm'}, items, tmp_path/'here', **how)
-    if not ray.is_initialized(): ray.init(num_cpus=2, include_dashboard=False, logging_level='ERROR', log_to_driver=False)
-    there = run({'VLM': LAB/'vlm'}, items, tmp_path/'there', ray='local', **how)
-    assert here.equals(there)
-    names = [sorted(p.name for p in (tmp_path/w/'parts').iterdir()) for w in ('here', 'there')]
-    assert names[0]==names[1]==['model-0-part-0000.parquet', 'model-0-part-0001.parquet']
-    assert all((tmp_path/'here'/'parts'/n).read_bytes()==(tmp_path/'there'/'parts'/n).read_bytes() for n in names[0])
-
 def test_an_own_score_and_an_own_target(vlm):
     items = load('lab', n=14, split='dev')
     table = profile(vlm, items, [Mask((0,))], lambda item, text: float('yes' in text), measures=('answer',))

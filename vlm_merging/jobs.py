@@ -4,7 +4,7 @@
 
 # %% ../nbs/10d_jobs.ipynb #c004
 from __future__ import annotations
-import importlib.util,json,os,re
+import importlib.util,json,os,re,sys
 from collections.abc import Callable
 from pathlib import Path
 import polars as pl
@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from .evaluate import differences,replace_text,sole
 
 # %% auto #0
-__all__ = ['write_part', 'read_part', 'settle', 'here', 'on_ray', 'carry_out']
+__all__ = ['write_part', 'read_part', 'settle', 'here', 'cluster', 'on_ray', 'carry_out']
 
 # %% ../nbs/10d_jobs.ipynb #c007
 def write_part(
@@ -56,22 +56,32 @@ def here(
     "Make parts one after the other in this process"
     for name,args in jobs.items(): yield name,work(*args)
 
-def on_ray(
-    work:Callable,      # A function of a module: arguments of a part -> frame
-    jobs:dict,          # Name -> arguments
-    address:str,        # Of a cluster, 'auto', or 'local': start one on this machine
-):                      # Yields (name, frame) as they are done
-    "Make parts on a Ray cluster; each takes one core, and one GPU where the cluster has any"
+def cluster(
+    address:str,        # 'local': start one on this machine; 'auto' or an address: join that
+    cores:int|None=None, # Of a local one; None: all
+):                      # The module `ray`
+    "Start Ray, or join it; raise ValueError in a sentence if that fails"
     if importlib.util.find_spec('ray') is None:
         raise ValueError("Ray is not installed: pip install 'vlm_merging[ray]'. Or leave out --ray.")
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED','0')
     import ray
-    mine = not ray.is_initialized()
-    try:
-        if mine: ray.init(None if address=='local' else address,include_dashboard=False if address=='local' else None,
-                          logging_level='ERROR',log_to_driver=False)
-    except (ConnectionError,ValueError,RuntimeError) as e:
-        raise ValueError(f"No Ray cluster answers at {address!r}: {' '.join(str(e).split())[:200]}") from None
+    how = dict(include_dashboard=False,num_cpus=cores) if address=='local' else dict(address=address)
+    for attempt in range(3):
+        try: ray.init(**how,logging_level='ERROR',log_to_driver=False)
+        except Exception as e: # of many kinds, one of them plain `Exception`: a busy machine did not start it within 30 s
+            if address=='local' and attempt<2 and 'timed out' in str(e): continue
+            raise ValueError(f"No Ray cluster answers at {address!r}: {' '.join(str(e).split())[:200]}") from None
+        return ray
+
+def on_ray(
+    work:Callable,      # A function of a module: arguments of a part -> frame
+    jobs:dict,          # Name -> arguments
+    address:str,        # As for `cluster`; a Ray that runs already in this process is taken as it is
+):                      # Yields (name, frame) as they are done
+    "Make parts on a Ray cluster; each takes one core, and one GPU where the cluster has any"
+    running = sys.modules.get('ray')
+    running = running if running and running.is_initialized() else None
+    ray = running or cluster(address)
     try:
         task = ray.remote(num_cpus=1,num_gpus=1 if ray.cluster_resources().get('GPU') else 0)(work)
         waiting = {task.remote(*args):name for name,args in jobs.items()}
@@ -81,7 +91,7 @@ def on_ray(
             try: yield name,ray.get(ready[0])
             except ray.exceptions.RayTaskError as e: raise e.cause from None
     finally:
-        if mine: ray.shutdown()
+        if not running: ray.shutdown()
 
 def carry_out(
     work:Callable,      # A function of a module: arguments of a part -> polars frame
