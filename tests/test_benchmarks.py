@@ -609,3 +609,11 @@ def test_patterns():
     assert pattern_of(BENCHMARKS['MathVerse'], 'Text_Lite')==('testmini.parquet', 'Text_Lite')
     for b in BENCHMARKS.values():
         for s in b.splits: assert pattern_of(b, s)[0]
+
+
+def test_what_a_model_should_say_can_be_said():
+    "The letter where it is asked for one; of several accepted answers the first; never JSON"
+    from vlm_merging.benchmarks import Item, right_answer
+    assert right_answer(Item('1', 'Q', 'blue', choices=('red', 'blue'), answer_option='B'))=='B'
+    assert right_answer(Item('2', 'Q', '["seven", "7"]', answer_type='any of'))=='seven'
+    assert right_answer(Item('3', 'Q', 'blue'))=='blue' and right_answer(Item('4', 'Q')) is None

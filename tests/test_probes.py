@@ -1,7 +1,7 @@
 "Masks and reads on every pico family, against models that were edited by hand"
 import copy
 import pytest, torch
-from vlm_merging.parts import adds, around, attending, child, decoder_layers
+from vlm_merging.parts import adds, attending, child, decoder_layers
 from vlm_merging.probes import PARTS, WAYS, Mask, applied, masked, masks, means
 from vlm_merging.tiny import KINDS, ask_inputs, llm_config, vlm_config
 

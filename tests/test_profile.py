@@ -1,5 +1,4 @@
 "Probe runs: parts, resume, Ray, weights of another model, and the same numbers as in memory"
-import polars as pl
 import pytest
 
 from vlm_merging.lab import lab_folder
@@ -50,9 +49,12 @@ def test_it_goes_on_where_it_was_and_refuses_other_settings(tmp_path, monkeypatc
     rows = run({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how)
     assert asked==[32, 32, 32, 16] and rows['index'].n_unique()==80
     assert run({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how|dict(batch_size=3)).equals(rows)    # Nothing is asked again
-    for other in (dict(how=('mean',)), dict(layers='3'), dict(measures=('answer',)), dict(max_new_tokens=5)):
+    for other in (dict(how=('mean',)), dict(layers='3'), dict(measures=('answer',)), dict(max_new_tokens=5), dict(target='reply')):
         with pytest.raises(ValueError, match='begun with other settings'): run({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how|other)
     with pytest.raises(ValueError, match='begun with other settings'): run({'VLM': LAB/'vlm'}, items[:79], tmp_path/'run', **how)
+    with pytest.raises(ValueError, match='hash_of_questions'): run({'VLM': LAB/'vlm'}, load('lab', n=80, seed=1, split='dev'), tmp_path/'run', **how)
+    both = run({'VLM': LAB/'vlm', 'base': merge(Recipe(LAB/'vlm', LAB/'llm'), tmp_path/'merged')}, items, tmp_path/'run', **how)
+    assert asked[4:]==[32, 32, 16] and both.filter(model='VLM').equals(rows) and both.height==2*rows.height       # A model can be added
 
 def test_an_own_score_and_an_own_target(vlm):
     items = load('lab', n=14, split='dev')
@@ -75,3 +77,29 @@ def test_what_cannot_be_probed_is_one_sentence(tmp_path):
         with pytest.raises(ValueError, match=said): run({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how, **HOW)
     with pytest.raises(ValueError, match='no items'): run({'VLM': LAB/'vlm'}, [], tmp_path/'run')
     assert not (tmp_path/'run'/'parts').exists() or not list((tmp_path/'run'/'parts').iterdir())
+
+def test_items_that_cannot_be_asked_are_counted_and_stop_nothing(tmp_path):
+    from dataclasses import replace
+    from vlm_merging.profiles import profile_table
+    from vlm_merging.verdicts import profile_verdict
+    items = load('lab', n=33, split='dev')
+    items = sorted(items, key=lambda i: (i.benchmark, i.split, bool(i.images), len(i.question)))
+    items[32] = replace(items[32], answer=None)                       # Alone in its part
+    how = dict(layers='1', parts=('mlp',), **HOW)
+    with pytest.warns(UserWarning, match='left out'): rows = run({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how)
+    assert rows.height==33 and rows['after'].null_count()==1
+    assert run({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how).equals(rows)
+    assert 'Left out: 1 of 33 scores' in profile_verdict(profile_table(rows))
+
+def test_a_model_can_be_measured_by_its_own_replies(tmp_path, vlm):
+    items = load('lab', n=7, split='dev')
+    own = profile_rows(vlm, items, [Mask((5,), 'mlp')], target='reply')
+    gold = profile_rows(vlm, items, [Mask((5,), 'mlp')])
+    wrong = [offline(i, vlm(i))==0 for i in items]
+    assert all((a>b)==w for a, b, w in zip(own['before'], gold['before'], wrong) if w)
+
+def test_pictures_are_not_shown_to_a_text_model_and_models_in_memory_not_to_run(tmp_path, vlm):
+    with pytest.raises(ValueError, match='is a text model'): run({'LLM': LAB/'llm'}, load('lab', n=7), tmp_path/'run')
+    with pytest.raises(ValueError, match='model in memory'): run({'a': vlm}, load('lab', n=7), tmp_path/'run')
+    with pytest.raises(ValueError, match='no open model'): profile(str(LAB/'vlm'), load('lab', n=7))
+    with pytest.raises(ValueError, match='is a name'): profile(vlm, 'lab')

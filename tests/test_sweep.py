@@ -9,7 +9,7 @@ from vlm_merging.merge import merge
 from vlm_merging.models import open_model
 from vlm_merging.recipe import Recipe
 from vlm_merging.sources import load
-from vlm_merging.sweep import agreement, mixtures, sweep, sweep_table, sweep_verdict
+from vlm_merging.sweep import against_best, agreement, mixtures, sweep, sweep_table, sweep_verdict
 
 LAB = lab_folder()
 HOW = dict(max_new_tokens=16, batch_size=42)
@@ -27,7 +27,7 @@ def test_the_best_is_told_from_the_rest_only_where_it_can_be():
     assert [rows[f'weight {w}']['best'] for w in (.3, .5, .7)]==[False, True, False]
     assert rows['weight 0.3']['p_best']<.001 and rows['weight 0.7']['p_best']==1 and rows['weight 0.5']['p_best'] is None
     said = sweep_verdict(made)
-    assert 'best of 3 is weight 0.5' in said and 'not distinguishable from it: weight 0.7.' in said and '40 items' in said
+    assert 'best of 3 is weight 0.5' in said and 'Not distinguishable from it: weight 0.7. Worse beyond chance: weight 0.3.' in said and '40 items' in said
 
 def test_agreement_knows_its_neighbours():
     said = {.1: 'a', .2: 'b', .3: 'b', .4: 'b', .5: 'c'}
@@ -45,10 +45,11 @@ def test_ranges_are_neighbours_only_of_their_own_kind():
 def test_a_sweep_says_what_merges_on_disk_say(tmp_path):
     items = load('lab', n=14, split='dev')
     sweep(LAB/'vlm', LAB/'llm', [.6, .2], items, out=tmp_path/'run', **HOW)
+    parts = pl.concat([pl.read_parquet(p) for p in (tmp_path/'run'/'parts').iterdir()])
     for n, weight in enumerate((.6, .2)):
         out = merge(Recipe(LAB/'vlm', LAB/'llm', knobs={'weight': weight}), tmp_path/f'{n}')
         asked = {r.id: r.text for r in open_model(out, **HOW).many(items)}
-        part = pl.read_parquet(tmp_path/'run'/'parts'/f'mixture-{n:03}.parquet')
+        part = parts.filter(weight=weight)
         assert dict(part.select('index', 'prediction').iter_rows())==asked
 
 def test_methods_with_task_vectors_curves_and_modules():
@@ -59,8 +60,9 @@ def test_methods_with_task_vectors_curves_and_modules():
 
 def test_nobody_knows_the_answers():
     items = [replace(i, answer=None) for i in load('lab', n=7, split='dev')]
-    said = sweep_verdict(sweep(LAB/'vlm', LAB/'llm', [.8, .5, .2], items, **HOW))
-    assert 'best of' not in said and 'without labels' in said
+    said = sweep_verdict(sweep(LAB/'vlm', LAB/'llm', [.8, .6, .4, .2], items, **HOW))
+    assert 'best of' not in said and 'without labels, replies agree most' in said
+    assert 'Nothing can be said' in sweep_verdict(sweep(LAB/'vlm', LAB/'llm', [.8, .5, .2], items, **HOW))
 
 def test_an_own_score_decides():
     items = load('lab', n=7, split='dev')
@@ -75,3 +77,27 @@ def test_what_cannot_be_swept_is_one_sentence(how, said):
 
 def test_mixtures_are_named_once():
     assert [m['run'] for m in mixtures([.5, .5, .7], ['all', '2-'])]==['weight 0.5', 'weight 0.7', 'weight 0.5, layers 2-', 'weight 0.7, layers 2-']
+
+def test_ranges_that_read_alike_are_two_mixtures_and_a_folder_can_grow(tmp_path):
+    items, how = load('lab', n=7, split='dev'), dict(out=tmp_path/'run', **HOW)
+    both = sweep(LAB/'vlm', LAB/'llm', [.2], items, layers=['0,7', '0-7'], **how)
+    assert both.filter(what='accuracy', tag='all')['run'].to_list()==['weight 0.2, layers 0,7', 'weight 0.2, layers 0-7']
+    alone = sweep(LAB/'vlm', LAB/'llm', [.2], items, layers=['0,7'], **how)
+    assert alone.filter(what='accuracy', tag='all')['value'].to_list()==both.filter(what='accuracy', tag='all')['value'].to_list()[:1]
+    sweep(LAB/'vlm', LAB/'llm', [.2, [.9, .8, .7, .6, .5, .4, .3, .2]*5], items, **how)
+    assert len(list((tmp_path/'run'/'parts').iterdir()))==4
+
+def test_other_models_or_questions_are_refused(tmp_path):
+    how = dict(out=tmp_path/'run', **HOW)
+    sweep(LAB/'vlm', LAB/'llm', [.2], load('lab', n=7, split='dev'), **how)
+    for llm, items in ((LAB/'base', load('lab', n=7, split='dev')), (LAB/'llm', load('lab', n=7, seed=1, split='dev'))):
+        with pytest.raises(ValueError, match='begun with other settings'): sweep(LAB/'vlm', llm, [.2], items, **how)
+
+def test_the_best_of_many_alike_is_not_called_better():
+    import numpy as np
+    wrong = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        scores = pl.concat([table([w], {w: 0}, n=60).with_columns(correct=pl.Series(rng.random(60)<.5)).with_columns(value=pl.col('correct').cast(float)) for w in (.1, .3, .5, .7, .9)])
+        wrong += any(p is not None and p<.05 for _, p in against_best(scores, 200).values())
+    assert wrong<=5

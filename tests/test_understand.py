@@ -1,7 +1,6 @@
 "diagnose and probe from the shell: what they print, write and refuse, with a stand-in for the models, and once on the lab"
 import argparse,sys,types
 import numpy as np,polars as pl,pytest
-from vlm_merging import understand
 from vlm_merging.lab import lab_folder
 from vlm_merging.merge import merge
 from vlm_merging.recipe import Recipe

@@ -6,13 +6,12 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 from vlm_merging import weights
 from vlm_merging.checkpoint import Checkpoint
-from vlm_merging.diagnose import LEVELS, THRESHOLDS, Diagnosis, Threshold, diagnose, from_weights
-from vlm_merging.families import ranges_said
-from vlm_merging.families import pair_names
+from vlm_merging.diagnose import LEVELS, THRESHOLDS, Diagnosis, Threshold, diagnose
+from vlm_merging.families import pair_names, ranges_said
 from vlm_merging.lab import lab_folder
 from vlm_merging.merge import Work
 from vlm_merging.tiny import KINDS, REMOTE, make_llm, make_trio, make_vlm
-from vlm_merging.weights import (METRICS, by_layer, by_module, left_out, leading, lineage, long, overlap_of, paired_work, step_of,
+from vlm_merging.weights import (METRICS, by_layer, by_module, left_out, leading, lineage, long, overlap_of, step_of,
                                  sums_of, top_energy, weight_stats)
 
 torch.set_num_threads(1)

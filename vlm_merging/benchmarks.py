@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL import Image,ImageOps
 
 # %% auto #0
-__all__ = ['BENCHMARKS', 'METRICS', 'LETTERS', 'DIRECTLY', 'Picture', 'pictures', 'Item', 'row_of', 'Benchmark', 'metric_of',
-           'record_of', 'text_of', 'cell', 'unpacked', 'options_of', 'lettered', 'tags_of']
+__all__ = ['BENCHMARKS', 'METRICS', 'LETTERS', 'DIRECTLY', 'Picture', 'pictures', 'Item', 'right_answer', 'row_of', 'Benchmark',
+           'metric_of', 'record_of', 'text_of', 'cell', 'unpacked', 'options_of', 'lettered', 'tags_of']
 
 # %% ../nbs/08_benchmarks.ipynb #c007
 @dataclass(frozen=True)
@@ -80,6 +80,14 @@ class Item:
     metric:str|None=None # Rule of scoring, where it is not the benchmark's
     question_for_eval:str|None=None # What a judge may compare with, where it is not `question`
 
+def right_answer(
+    item:Item,          # A question
+)->str|None:            # None: not published
+    "What a model should say: the letter where it is asked for one, the first of several accepted answers, else the gold"
+    if item.choices and item.answer_option: return item.answer_option
+    if item.answer_type=='any of' and (item.answer or '').lstrip()[:1]=='[': return str((json.loads(item.answer) or [''])[0])
+    return item.answer
+
 def row_of(
     item:Item,          # A question
 )->dict:                # Columns of the question side of a reply table
@@ -91,7 +99,7 @@ def row_of(
                precision=item.precision,unit=item.unit,metric=item.metric or metric_of(item.benchmark))
     return own|{k:text_of(v) for k,v in item.tags.items() if k not in own}
 
-# %% ../nbs/08_benchmarks.ipynb #c014
+# %% ../nbs/08_benchmarks.ipynb #c015
 @dataclass(frozen=True)
 class Benchmark:
     "Where a benchmark is and how its rows are read"
@@ -134,7 +142,7 @@ def record_of(
     raise LookupError(f"No benchmark is named {name!r}. There are: {', '.join(BENCHMARKS)}. "
                       f"A table of your own is read by its path: load('mine.csv').")
 
-# %% ../nbs/08_benchmarks.ipynb #c018
+# %% ../nbs/08_benchmarks.ipynb #c019
 LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
 DIRECTLY = "Answer with the option's letter from the given choices directly."
 

@@ -259,8 +259,9 @@ def weights_chart(
     labels = sorted(set(rows['label']),key=first.index)
     rows = rows.rename({'label':'kind'})
     if title is None:
-        best = {k:rows.filter(kind=k).sort('value',maintain_order=True)['weight'][-1] for k in labels}
-        title = about(rows)+'Highest'+','.join(f' at {w:g} for {k}' for k,w in best.items())
+        best = {k:rows.filter(kind=k).filter(pl.col('value')==pl.col('value').max())['weight'].to_list() for k in labels}
+        title = about(rows)+'Highest'+','.join(f" at {' and '.join(f'{w:g}' for w in ws)} for {k}" if len(ws)<4 else f' at {len(ws)} weights alike for {k}'
+                                               for k,ws in best.items())
     color,shape = told_apart('kind',labels)
     base = alt.Chart(rows.select('kind','weight','value','low','high','n'),width=460,height=260).encode(
         x=alt.X('weight:Q',title=axis,scale=alt.Scale(zero=False,nice=False),

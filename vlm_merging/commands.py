@@ -167,6 +167,7 @@ def questions_of(
     "The items that a command line names; what is wrong with their tables is printed"
     from vlm_merging.readers import IMAGES
     from vlm_merging.sources import load
+    if args.n is not None and args.n<1: raise ValueError(f'-n is {args.n}; the least is 1.')
     items,left = [],0
     for name in args.benchmark:
         found = load(name,args.split,args.n,args.seed,folder=args.data)

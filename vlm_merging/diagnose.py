@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import polars as pl
 from .checkpoint import Checkpoint
 from .families import ranges_said
-from .preflight import Finding,check,tokens
+from .preflight import beside,check,tokens
 from .weights import by_layer,by_module,left_out,lineage,opened,weight_stats
 
 # %% auto #0
@@ -38,6 +38,8 @@ THRESHOLDS = dict(
         'destroy the model. Ours'),
     against=Threshold(-.3,'cosine of task vectors, whole model: doubtful below',
         'lab trio that merges well: -0.10. Ours, a margin without a measured loss'),
+    between=Threshold(-.9,'cosine of task vectors: the base lies between the two models below',
+        'seen from a mixture of the two, they lie in opposite directions: -1. By construction'),
     same_way=Threshold(.7,'cosine of task vectors, whole model: the base may not be theirs above',
         'task vectors taken from a base that is not theirs share that detour: 0.99 for a stranger. Ours'),
     chance=Threshold(4.,'cosine times the square root of the count of numbers: doubtful if not beyond +-',
@@ -123,7 +125,9 @@ def from_weights(
     if ratio>t['uneven'].value:
         add('',f"The {longer}'s task vector is {ratio:.1f} times as long as the {short}'s: "
                f"it rules what is merged at equal weights.",'uneven')
-    if cosine<t['against'].value:
+    if cosine<t['between'].value:
+        add(LEVELS[2],f"The base lies on the line between the two (cosine {cosine:.2f}): it is a mixture of them, not their parent.",'between','high')
+    elif cosine<t['against'].value:
         add(LEVELS[2],f"The task vectors point against each other (cosine {cosine:.2f}).",'against')
     if cosine>t['same_way'].value:
         add('',f"The task vectors point the same way (cosine {cosine:.2f}): the two have an ancestor nearer "
@@ -182,6 +186,8 @@ def told(
     lines = [f"Verdict: {d.verdict} (how sure: {d.sure})."]
     lines += [f'- {r}' for r in d.reasons]
     if d.verdict==LEVELS[3]:
+        lines.append(f"Looked at: names, shapes and configuration (rotation base, vocabulary), kinship, length of the difference in every layer"
+                     f"{', direction of both task vectors' if d.base else ''}. The thresholds rest on few pairs, hence how sure.")
         lines.append('That is no promise: gains in the literature are 1-3 points and mostly inside the noise. '
                      'Measure before and after.')
     if d.stats is not None and not d.base:
@@ -193,6 +199,7 @@ def told(
         what = f'task vectors from {d.base}' if d.base else 'LLM - VLM'
         lines += ['',f"By module ({what}; top1: share of energy in the top 1% of entries):"]
         lines += table_said(d.modules.filter(part='all'),('module',*SHOWN))
+        if 'rank' in d.stats.columns: lines.append(f"  Subspaces of rank {d.stats['rank'].max()}: overlap of the leading directions, beside that of chance.")
         lines += ['','By layer:']+table_said(d.layers,('layer',*SHOWN))
     if d.lineage is not None:
         lines += ['','Candidate bases, the nearest first:']
@@ -207,8 +214,10 @@ def nearest_said(
 )->list[Reason]:        # Remarks
     "What the candidate bases tell"
     made,by = [],'the lengths below'
-    fits = kin.drop_nulls('far')
-    if not len(fits): return [Reason('','None of the candidate bases fits.',by)]
+    between = kin.filter(pl.col('cosine')<THRESHOLDS['between'].value)['candidate'].to_list()
+    for c in between: made.append(Reason('',f"{c} lies on the line between the two: it is a mixture of them and not their parent.",by))
+    fits = kin.drop_nulls('far').filter(~pl.col('candidate').is_in(between))
+    if not len(fits): return [*made,Reason('','None of the candidate bases fits.',by)]
     first,far = fits.row(0)[:2]
     if not base: made.append(Reason('',f"No base was given; the nearest candidate, {first}, is used.",by))
     mine = fits.filter(candidate=base)['far'].to_list()
@@ -235,8 +244,10 @@ def diagnose(
     "Say before a merge whether anything speaks against it"
     vlm,llm,base = opened(vlm),opened(llm),opened(base) if base is not None else None
     name,how = lambda c: str(c.source or c.path),dict(workers=workers,progress=progress)
-    found = check(vlm,llm)[1]
+    paired,found = check(vlm,llm)
     reasons = from_findings(found,vlm,llm)
+    if paired and not beside(vlm,paired.mine):
+        reasons.append(Reason(LEVELS[2],'The VLM has nothing beside a language model: it cannot see.','the files','high'))
     if any(f.level=='stop' for f in found):
         return Diagnosis(None,tuple(found),None,tuple(reasons),LEVELS[0],'high')
     if base is not None:
@@ -253,8 +264,8 @@ def diagnose(
         these = [*([base] if base is not None else []),*map(opened,candidates)]
         kin = lineage(vlm,llm,these,**how)
         reasons += nearest_said(kin,name(base) if base is not None else '')
-        if base is None and kin['far'][0] is not None:
-            base = next(c for c in these if name(c)==kin['candidate'][0])
+        apart = kin.drop_nulls('far').filter(pl.col('cosine').fill_null(0)>=THRESHOLDS['between'].value)
+        if base is None and apart.height: base = next(c for c in these if name(c)==apart['candidate'][0])
     if subspace and base is None:
         reasons.append(Reason('','Subspaces were not compared: that needs a base.','-'))
     stats = weight_stats(vlm,llm,base,subspace if base is not None else 0,**how)

@@ -170,8 +170,9 @@ def _likelihoods(asker, jobs, inputs, masks, trust, room, more):
     before = said(held.logits if held else run(model,full,keep)[0],ids)
     after = {k:said(z,ids) for k,z in under(model,full,keep,masks,held,room,**more)}
     if check not in trust['checked']:
-        alone,k = run(model,taught(model,inputs,[[] for _ in ids]),1)[0],len(masks)//2
-        if not _close(model,said(alone.expand(-1,2,-1),[i[:1] for i in ids]),before[:,:1]):
+        word,k = int(inputs['input_ids'][0,-1]),len(masks)//2   # Any other word will do
+        other = run(model,taught(model,inputs,[[word]*len(i) for i in ids]),keep)[0]
+        if not _close(model,said(other[:,:2],[i[:1] for i in ids]),before[:,:1]):
             trust['broken'] = (f"{asker.name} predicts the first token of an answer differently when the rest of the answer "
                                f"follows, so it does not read from left to right, and an answer has no likelihood. "
                                f"Measure 'answer' instead.")
@@ -266,8 +267,11 @@ def _rows(asker, item, figures, masks, score):
     own |= {k:_text(v) for k,v in (getattr(item,'tags',None) or {}).items() if k not in own|FOUND}
     known,stops = {},ends(asker)
     def scored(ids):
+        if ids is None: return dict(score=None,text=None)
         text = asker.tokenizer.decode([t for t in ids if t not in stops],skip_special_tokens=True)
-        if text not in known: known[text] = score(item,text)
+        if text not in known:
+            try: known[text] = score(item,text)
+            except Exception as e: raise ValueError(f"The score of a reply to item {item.id} failed: {type(e).__name__}: {e}") from e
         return dict(score=known[text] if known[text] is None else float(known[text]),text=text)
     for k,mask in enumerate(masks):
         what = own|dict(layer=mask.layers[0],layers=mask.where,part=mask.part,how=mask.how,heads=','.join(map(str,mask.heads)))
@@ -289,7 +293,8 @@ def effects(
     reuse:bool=True,    # Reuse the work before the masked layer?
     batch_size:int|None=None, # Rows at a time, at most; None: as the asker
     left_out:dict|None=None,  # Is filled: id of each item that could not be asked -> why
-)->pl.DataFrame:        # One row an item, mask and measure, in that order
+    strict:bool=True,   # Raise ValueError if no item at all could be asked?
+)->pl.DataFrame:        # One row an item, mask and measure, in that order; without scores where an item could not be asked
     "What each mask does to each item; raise ValueError if it cannot be measured"
     masks,items,left_out = list(masks),list(items),{} if left_out is None else left_out
     measures = (measures,) if isinstance(measures,str) else tuple(measures)
@@ -325,8 +330,9 @@ def effects(
         for r,n in enumerate(jobs): found[n] = {m:made[m][r] for m in measures}
     left_out |= {items[n].id:why for n,why in sorted(lost.items())}
     told = '; '.join([f'{items[n].id}: {why}' for n,why in sorted(lost.items())[:3]]+['...']*(len(lost)>3))
-    if lost and not found: raise ValueError(f"None of the {len(items)} items could be asked. {told}")
+    if lost and not found and strict: raise ValueError(f"None of the {len(items)} items could be asked. {told}")
     if lost: warnings.warn(f"{len(lost)} of {len(items)} items are left out. {told}",stacklevel=2)
-    rows = [row for n in sorted(found) for row in _rows(asker,items[n],found[n],masks,score)]
+    nothing = {m:(None,[None]*len(masks)) for m in measures}
+    rows = [row for n,item in enumerate(items) for row in _rows(asker,item,found.get(n,nothing),masks,score)]
     tags = list(dict.fromkeys(k for row in rows for k in row if k not in ABOUT and k not in FOUND))
     return pl.DataFrame(rows,schema=dict.fromkeys((*ABOUT,*tags),pl.String)|FOUND)

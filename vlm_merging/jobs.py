@@ -4,15 +4,15 @@
 
 # %% ../nbs/10d_jobs.ipynb #c004
 from __future__ import annotations
-import importlib.util,json,os,re,sys
+import hashlib,importlib.util,json,os,re,socket,sys
 from collections.abc import Callable
 from pathlib import Path
 import polars as pl
 from tqdm.auto import tqdm
-from .evaluate import differences,replace_text,sole
+from .evaluate import differences,key_of,replace_text,sole
 
 # %% auto #0
-__all__ = ['write_part', 'read_part', 'settle', 'here', 'cluster', 'on_ray', 'carry_out']
+__all__ = ['write_part', 'read_part', 'items_said', 'settle', 'here', 'cluster', 'on_ray', 'carry_out']
 
 # %% ../nbs/10d_jobs.ipynb #c007
 def write_part(
@@ -33,6 +33,13 @@ def read_part(
     except (OSError,pl.exceptions.PolarsError): return None
 
 # %% ../nbs/10d_jobs.ipynb #c010
+def items_said(
+    items,              # `Item`s
+)->dict:                # For `about`
+    "How many questions, and what tells them from others: texts and pictures"
+    held = hashlib.sha256(json.dumps([key_of(i,{}) for i in items]).encode()).hexdigest()[:12]
+    return dict(number_of_questions=len(items),hash_of_questions=held)
+
 def settle(
     out:Path,           # Folder of the run, held
     about:dict,         # All that decides the results
@@ -44,7 +51,8 @@ def settle(
         raise ValueError(f"{out} is no folder of a run, but holds {', '.join(strange[:3])}. Choose another folder.")
     try: held = json.loads(path.read_text(encoding='utf-8')) if path.is_file() else about
     except ValueError: raise ValueError(f"{path} is damaged, so what its parts depend on is not known. Choose another folder.") from None
-    if told := differences(held,about):
+    begun = (out/'parts').is_dir() and any(p.suffix=='.parquet' for p in (out/'parts').iterdir())
+    if begun and (told := differences(held,about)):
         raise ValueError(f"{out} was begun with other settings: {'; '.join(told[:5])}. Choose another folder, or those settings.")
     replace_text(path,json.dumps(about,indent=1)+'\n')
 
@@ -66,6 +74,9 @@ def cluster(
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED','0')
     import ray
     how = dict(include_dashboard=False,num_cpus=cores) if address=='local' else dict(address=address)
+    if (at := re.fullmatch(r'(?:ray://)?(.+):(\d+)',address)):  # Ray itself would try for minutes
+        try: socket.create_connection((at[1],int(at[2])),5).close()
+        except (OSError,OverflowError): raise ValueError(f'No Ray cluster answers at {address!r}. Is it running, and can it be reached from here?') from None
     for attempt in range(3):
         try: ray.init(**how,logging_level='ERROR',log_to_driver=False)
         except Exception as e: # of many kinds, one of them plain `Exception`: a busy machine did not start it within 30 s

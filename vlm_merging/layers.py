@@ -8,7 +8,7 @@ import math,warnings
 import altair as alt
 import polars as pl
 from .charts import COLOURS,FAINT,INK,drawn,in_order,rows_of,told_apart
-from .profiles import COLUMNS,MEASURES,NAMED
+from .profiles import COLUMNS,MEASURES,NAMED,matters
 
 # %% auto #0
 __all__ = ['PICKED', 'WIDTH', 'LEFT', 'PART_NAMES', 'FIELD', 'layer_pick', 'layer_axis', 'left_axis', 'panel', 'with_ends',
@@ -85,7 +85,7 @@ def of_layers(
               f"{max(size.values())} items each" if len(set(size.values()))==1 else f'{min(size.values())} to {max(size.values())} items each']
     if len(kept)<len(size): words.append(f'the {len(kept)} largest of {len(size)} kinds')
     by = 100 if held['measure']=='answer' else 1
-    return rows.filter(pl.col('label').is_in(kept)).with_columns(pl.col('change','low','high')*by),', '.join(words)
+    return rows.filter(pl.col('label').is_in(kept)).with_columns(pl.col('change','low','high')*by,hurts=matters(-1),helps=matters(1)),', '.join(words)
 
 # %% ../nbs/12a_layers.ipynb #c019
 def nice_near(
@@ -122,7 +122,7 @@ def hurt_said(
 )->str:
     "`reasoning in 9 of 12 layers (most in 7)`"
     own = rows.filter(label=label)
-    hurt = own.filter((pl.col('p_holm')<.05) & (pl.col('change')<0)).sort('change')
+    hurt = own.filter('hurts').sort('change')
     return f'{label} in {hurt.height} of {own.height} layers'+(f" (most in {hurt['layer'][0]})" if hurt.height else '')
 
 def line_panel(
@@ -220,7 +220,7 @@ def before_after_chart(
     pick,sure,told = pick or layer_pick(),{},[]
     if change is not None:
         diffs = of_layers(change.filter(pl.col('model')==after,pl.col('versus')==before,pl.col('part')==part),tag,model=after,measure=measure,how=how)[0]
-        sure = {l:diffs.filter(pl.col('label')==l,pl.col('p_holm')<.05) for l in labels}
+        sure = {l:diffs.filter(pl.col('label')==l,pl.col('hurts')|pl.col('helps')) for l in labels}
     panels = []
     for label in labels:
         own = rows.filter(label=label)

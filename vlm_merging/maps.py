@@ -45,7 +45,7 @@ def heat_panel(
     cells = alt.Chart(with_ends(rows)).mark_rect(strokeWidth=2).encode(alt.X('from:Q',**x),alt.X2('to:Q'),y=y,color=color,stroke=edge,tooltip=told).add_params(pick)
     made = [cells]
     if 'sure' in rows.columns and rows['sure'].any():
-        made.append(alt.Chart(rows.filter('sure')).mark_circle(color=INK,size=18,opacity=1).encode(
+        made.append(alt.Chart(rows.filter('sure')).mark_circle(fill=INK,stroke='white',strokeWidth=1,size=28,opacity=1).encode(
             alt.X('layer:Q',**x),y,tooltip=told))
     return panel(26*len(names),name,*made)
 
@@ -61,7 +61,7 @@ def heat_chart(
     "What masking costs, layer by part (or head)"
     rows,words = of_layers(table,tag,True,model=model,measure=measure,how=how)
     rows = rows.with_columns(row=pl.when(pl.col('heads')!='').then('head '+pl.col('heads')).otherwise(pl.col('part').replace(PART_NAMES)),
-                             value=pl.col('change'),sure=pl.col('p_holm').fill_null(1)<.05)
+                             value=pl.col('change'),sure=(pl.col('hurts')|pl.col('helps')).fill_null(False))
     unit,(scale,ticks,note) = MEASURES[rows['measure'][0]],change_scale(rows,True)
     scale = {k:v for k,v in scale.items() if k in ('type','constant')}|two_sided(*scale['domain'])
     legend = dict(gradientLength=240,gradientThickness=10,titleLimit=400,format='~r',**(dict(values=ticks) if ticks else dict(tickCount=5)))
@@ -74,9 +74,9 @@ def heat_chart(
     panels = [heat_panel(data.filter(label=l).drop('label'),names,layers,color,l if labels[1:] else '',pick,l==labels[-1],told) for l in labels]
     if title is None:
         inner = data.filter(pl.col('row')!=PART_NAMES['layer'])
-        worst = [((inner if inner.height else data).filter(label=l).sort('change'),l) for l in labels]
-        title = 'Masking costs '+', '.join(f"{l} most in {w['row'][0]} of layer {w['layer'][0]}" for w,l in worst)
-        if not inner.height: title = 'Masking costs '+', '.join(f"{l} most in layer {w['layer'][0]}" for w,l in worst)
+        worst = {l:(inner if inner.height else data).filter('sure',pl.col('label')==l,pl.col('change')<0).sort('change') for l in labels}
+        title = 'Masking costs '+', '.join(f"{l} most in {w['row'][0]+' of '*bool(inner.height) if inner.height else ''}layer {w['layer'][0]}" if w.height else
+                                           f'{l} nothing that is sure' for l,w in worst.items())
     return stacked(panels,title,[words,'; '.join(filter(None,['dots: p < .05, corrected',note]))])
 
 # %% ../nbs/12b_maps.ipynb #c014

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 import torch
 from torch import Tensor
-from .checkpoint import FLOATS,Checkpoint,Entry
+from .checkpoint import FLOATS,Checkpoint
 from .families import LAYER
 from .merge import Source,Work,merged_blocks,plan
 from .methods import METHODS
@@ -98,7 +98,7 @@ class Mixer:
             raise ValueError('Only knobs, layers, modules, embeddings and seed can change in memory. Open another one for other models or methods.')
         self.restore()
         for w in self._works(recipe):
-            place,at = self.places[w.pair.vlm],0
+            place = self.places[w.pair.vlm]
             made = merged_blocks(w,METHODS[recipe.method],lambda es: Held(self.held[es]),recipe.seed,place.device.type)
             with torch.no_grad(): place.copy_(torch.cat(list(made)).view(place.shape))
         told = {k:v for k,v in recipe.dict().items() if k not in ('vlm','llm','base')} | self.others

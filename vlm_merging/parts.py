@@ -24,6 +24,8 @@ def decoder_layers(
     model,              # From `from_pretrained`: a VLM, or a text model
 )->nn.ModuleList:       # The layers of its language model, in order
     "Find the layers of the language model; raise ValueError if there are none, or more than one list of them"
+    if not isinstance(model,nn.Module):
+        raise ValueError(f"{type(model).__name__} is no model{': pass its `.model`' if isinstance(getattr(model,'model',None),nn.Module) else ', but what from_pretrained returns is needed'}.")
     decoder = model.get_decoder() if hasattr(model,'get_decoder') else model
     found = {n:m for n,m in decoder.named_modules() if isinstance(m,nn.ModuleList) and len(m)
              and n.split('.')[-1] in ('layers','blocks','h') and not OTHER.search(n)}

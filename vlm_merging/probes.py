@@ -32,6 +32,7 @@ class Mask:
     def __post_init__(self):
         for name in ('layers','heads'):
             value = getattr(self,name)
+            if not isinstance(value,(int,list,tuple,set,range)): raise ValueError(f"{name} is {value!r}; they are whole numbers from 0.")
             value = (value,) if isinstance(value,int) else tuple(value)
             if any(not isinstance(i,int) or isinstance(i,bool) or i<0 for i in value):
                 raise ValueError(f"{name} is {value!r}; they are whole numbers from 0.")
@@ -63,6 +64,7 @@ def named_layers(
 )->list[int]:           # In order
     "Layers however they are named; raise ValueError if the model lacks one"
     if isinstance(layers,str): return sorted(layer_set(layers,depth))
+    if not isinstance(layers,(int,list,tuple,set,range)): raise ValueError(f"layers is {layers!r}; name a number, several, or a text such as '0-5,8'.")
     wanted = Mask(layers if not isinstance(layers,int) else (layers,)).layers
     if wanted[-1]>=depth: raise ValueError(f"layer {wanted[-1]} is not within the layers 0-{depth-1} of this model.")
     return list(wanted)

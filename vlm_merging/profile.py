@@ -4,20 +4,21 @@
 
 # %% ../nbs/13_profile.ipynb #c004
 from __future__ import annotations
-import json
+import json,re
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 import polars as pl
-from .benchmarks import row_of
-from .evaluate import checked,key_of,reply_table
-from .jobs import carry_out
+from .benchmarks import right_answer,row_of
+from .evaluate import checked,reply_table
+from .jobs import carry_out,items_said
 from .profiles import profile_table
 from .scoring import score as offline_score
 
 # %% auto #0
-__all__ = ['REFERENCE', 'PART', 'MEANS', 'offline', 'means_of', 'profile', 'profile_rows', 'opened_once', 'probe_part', 'run']
+__all__ = ['REFERENCE', 'PART', 'MEANS', 'offline', 'asked_items', 'own_replies', 'means_of', 'profile', 'profile_rows',
+           'opened_once', 'probe_part', 'run']
 
 # %% ../nbs/13_profile.ipynb #c009
 def offline(
@@ -26,6 +27,23 @@ def offline(
 )->float|None:          # 0 to 1; None: the gold answer cannot be read
     "The score of one reply under the offline protocol"
     return offline_score(reply_table([row_of(item)|dict(run='reply',prediction=text)]))['value'][0]
+
+def asked_items(
+    items,              # `Item`s
+)->list:
+    "The items as a list; raise ValueError if they are none, or not named apart"
+    if isinstance(items,(str,Path)): raise ValueError(f'{str(items)!r} is a name, where items are needed: load({str(items)!r}).')
+    items = list(items)
+    checked(items)
+    return items
+
+def own_replies(
+    asker,              # A `LocalModel`
+    items,              # What it is asked
+)->Callable:            # Item -> text: a `target`
+    "What the model says when nothing is masked; raise ValueError if it says nothing"
+    said = {r.id:r.text for r in asker.many(items)}
+    return lambda item: said.get(item.id,'')
 
 REFERENCE = 64          # Items that means are taken over, at most
 
@@ -48,7 +66,7 @@ def profile(
     score:Callable=offline, # Item and reply -> 0..1 or None; for the measure 'answer'
     by=None,            # Tags to split by; None: category, where there is one
     measures=('likelihood',), # 'likelihood', 'answer' or both
-    target:Callable|None=None, # Item -> text whose likelihood is measured; None: the gold answer
+    target:Callable|str|None=None, # Item -> text whose likelihood is measured; 'reply': the model's own; None: `right_answer`
     other=None,         # For the way 'weights': the model whose parameters come in
 )->pl.DataFrame:        # From `profile_table`; one row a model, measure, tag and mask
     "What each mask costs on each kind of question; raise ValueError if it cannot be measured"
@@ -61,20 +79,24 @@ def profile_rows(
     masks=None,         # As for `profile`
     score:Callable=offline, # As for `profile`
     measures=('likelihood',), # As for `profile`
-    target:Callable|None=None, # As for `profile`
+    target:Callable|str|None=None, # As for `profile`
     other=None,         # As for `profile`
 )->pl.DataFrame:        # The table that `profile_table`, `profile_change` and `profile_verdict` are made of
     "One row an item, mask and measure"
     from dataclasses import replace
     from vlm_merging import probes
     from vlm_merging.effects import effects
-    items,models = list(items),models if isinstance(models,dict) else {models.name:models}
-    checked(items)
+    from vlm_merging.models import LocalModel
+    items,models = asked_items(items),models if isinstance(models,dict) else {getattr(models,'name',''):models}
+    if odd := [m for m in models.values() if not isinstance(m,LocalModel)]:
+        raise ValueError(f'{str(odd[0])[:60]!r} is no open model. Give what open_model returns, or a table of name and such; for folders there is `run`.')
+    if isinstance(masks,probes.Mask): masks = [masks]
     made = []
     for name,asker in models.items():
         some = list(masks) if masks is not None else probes.masks(asker.model,('layer','attention','mlp'))
         means = means_of(asker,items) if any(m.how=='mean' for m in some) else None
-        made.append(effects(replace(asker,name=name),items,some,measures,score,target,means,other))
+        said = own_replies(asker,items) if isinstance(target,str) and target=='reply' else target or right_answer
+        made.append(effects(replace(asker,name=name),items,some,measures,score,said,means,other))
     return pl.concat(made,how='diagonal_relaxed')
 
 # %% ../nbs/13_profile.ipynb #c015
@@ -99,6 +121,7 @@ def probe_part(
     measures:tuple,     # As for `profile`
     other:str|None,     # Folder or hub id, for the way 'weights'
     reference:list,     # Items that means are taken over; empty: none are needed
+    target:str,         # As for `run`
     asking:dict,        # Arguments of `open_model`
 )->pl.DataFrame:
     "Some items of one model under all masks"
@@ -109,7 +132,8 @@ def probe_part(
     asker,some = opened_once(where,how),[Mask(**m) for m in masked]
     key = where,how,tuple(i.id for i in reference)
     if reference and key not in MEANS: MEANS[key] = means_of(asker,reference)
-    return effects(replace(asker,name=name),items,some,measures,offline,None,MEANS.get(key),other and opened_once(other,how).model)
+    said = own_replies(asker,items) if target=='reply' else right_answer
+    return effects(replace(asker,name=name),items,some,measures,offline,said,MEANS.get(key),other and opened_once(other,how).model,strict=False)
 
 def run(
     models:dict[str,str|Path], # Name -> folder or hub id: one, or two to compare
@@ -120,6 +144,7 @@ def run(
     layers='all',       # 'all', a range such as '0-5', or layer numbers
     measures=('likelihood',), # 'likelihood', 'answer' or both
     other:str|Path|None=None, # For the way 'weights': folder or hub id of the model whose parameters come in
+    target:str='answer', # Whose likelihood is measured: the gold 'answer', or the model's own unmasked 'reply'
     ray:str|None=None,  # None: in this process; 'local', 'auto' or the address of a cluster
     progress:bool|None=None, # Show a bar? None: only on a terminal
     **asking,           # Arguments of `open_model`: max_new_tokens, batch_size, dtype, device
@@ -129,21 +154,26 @@ def run(
     from vlm_merging.checkpoint import Checkpoint
     from vlm_merging.models import weights_hash
     from vlm_merging.parts import partners
-    items,jobs,wanted = list(items),{},json.dumps(asking,sort_keys=True)
-    checked(items)
+    items,jobs,wanted = asked_items(items),{},json.dumps(asking,sort_keys=True)
+    if odd := [n for n,w in models.items() if not isinstance(w,(str,Path))]: raise ValueError(f'{odd[0]} is a model in memory; `run` wants folders or hub ids, `profile` models in memory.')
+    if target not in ('answer','reply'): raise ValueError(f"target is {target!r}; it is 'answer' or 'reply'.")
+    if odd := [m for m in measures if m not in ('likelihood','answer')]: raise ValueError(f"No measure {odd[0]!r}. There are: likelihood, answer.")
     if ('weights' in how)!=bool(other): raise ValueError("The way 'weights' and a model whose weights come in (other) go together.")
     items = sorted(items,key=lambda i: (i.benchmark,i.split,bool(i.images),len(i.question)))    # Of one length in one part
-    weights = {n:weights_hash(Checkpoint.open(w)) for n,w in (models|({'other':other} if other else {})).items()}
-    def fit(model):     # Cross-attention layers have no partner in an LLM
+    weights = {n:weights_hash(Checkpoint.open(w)) for n,w in models.items()}
+    def fit(asker):     # Cross-attention layers have no partner in an LLM
+        model = asker.model
+        if not asker.sees and any(i.images for i in items): raise ValueError(f'{asker.name} is a text model and cannot be shown the pictures of these questions.')
         known = partners(model,opened_once(str(other),wanted).model) if other else {}
         return [asdict(m) for m in probes.masks(model,parts,how,layers) if m.how!='weights' or m.layers[0] in known]
-    masked = {n:fit(opened_once(str(w),wanted).model) for n,w in models.items()}
+    masked = {n:fit(opened_once(str(w),wanted)) for n,w in models.items()}
     same = {k:v for k,v in asking.items() if k not in ('batch_size','device')}     # These change no result
-    about = dict(what='probe',weights=weights,masks=masked,measures=list(measures),asking=same,items=[key_of(i,{}) for i in items])
-    reference = items[::max(1,len(items)//REFERENCE)] if 'mean' in how else []
-    for k in range(0,len(items),PART):
-        for n,(name,where) in enumerate(models.items()):
-            jobs[f'model-{n}-part-{k//PART:04}'] = (name,str(where),items[k:k+PART],masked[name],tuple(measures),other and str(other),reference,asking)
+    about = dict(what='probe',parts=list(parts),how=list(how),layers=str(layers),measures=list(measures),target=target,asking=same,
+                 other=other and weights_hash(Checkpoint.open(other)),questions=items_said(items))
+    reference = items[::-(-len(items)//REFERENCE)] if 'mean' in how else []         # From all over
+    for name,where in models.items():                       # A second model can be added to a folder
+        for k in range(0,len(items),PART):
+            jobs[f"{re.sub('[^0-9A-Za-z.+-]+','-',name)[:40]}-{weights[name][:8]}-{k//PART:04}"] = (name,str(where),items[k:k+PART],masked[name],tuple(measures),other and str(other),reference,target,asking)
     try: return carry_out(probe_part,jobs,out,about,ray,progress)
     finally:
         opened_once.cache_clear()

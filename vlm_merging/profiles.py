@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from .compare import holm,sign_flip
-from .stats import RESAMPLES,checked,places,rows_said,tags_of
+from .stats import FEW,RESAMPLES,checked,places,rows_said,tags_of
 
 # %% auto #0
-__all__ = ['MASK', 'MEASURES', 'NAMED', 'PLACE', 'COLUMNS', 'toy_probe', 'probed', 'drawn_counts', 'differences', 'flip_chance',
-           'in_depth', 'squares', 'summed_by', 'mask_rows', 'tidied', 'tags_in', 'profile_table', 'profile_change']
+__all__ = ['MASK', 'MEASURES', 'NAMED', 'PLACE', 'SMALL', 'OWN', 'COLUMNS', 'toy_probe', 'matters', 'probed', 'drawn_counts',
+           'differences', 'flip_chance', 'in_depth', 'squares', 'summed_by', 'mask_rows', 'tidied', 'profile_table',
+           'profile_change']
 
 # %% ../nbs/11c_profiles.ipynb #c009
 def toy_probe(
@@ -46,10 +47,21 @@ MASK = ('layer','layers','part','how','heads')               # What was masked, 
 MEASURES = {'likelihood':'nats','answer':'points'}
 NAMED = {'likelihood':'log-probability of the right answer','answer':'score of the reply'}
 PLACE = ('model','measure','benchmark')
+SMALL = dict(likelihood=.01,answer=0.)                       # Changes up to this are told apart, however sure: a hundredth of the probability
+
+def matters(
+    sign:int,           # -1: masking hurts; 1: it helps
+)->pl.Expr:             # Of the rows of `profile_table`
+    "Is the change sure after correction, and large enough to speak of?"
+    size = sign*pl.col('change')
+    return (pl.col('p_holm')<.05) & (size>pl.col('measure').replace_strict(SMALL,return_dtype=pl.Float64))
+
+OWN = (*PLACE,*MASK,'tag','where','split','index','group','cluster','before','after','reply_before','reply_after','correct','run','value','length','protocol')
 
 def probed(
     rows,               # A probe table, or a list of them
-)->pl.DataFrame:        # With `cluster`; scores are null where they cannot be used
+    by=(),              # Tags that are needed: a name, or several
+)->pl.DataFrame:        # With `cluster`, and of the tags only these; scores are null where they cannot be used
     "One probe table in the types that statistics needs; raise ValueError if it cannot be had"
     if isinstance(rows,(str,Path)): raise ValueError(f'{rows} is a path, where the table of a probe is needed. Read it first.')
     if not isinstance(rows,pl.DataFrame): rows = pl.concat(rows,how='diagonal_relaxed')
@@ -58,6 +70,9 @@ def probed(
         raise ValueError(f"The probe table has no column {' and no column '.join(missing)}; it has {', '.join(rows.columns[:20])}. "
                          f"Give the table that a probe makes, one row an item, mask and measure.")
     if not rows.height: raise ValueError('The probe table is empty: nothing was masked.')
+    by = (by,) if isinstance(by,str) else tuple(by)
+    if taken := [t for t in by if t in OWN]: raise ValueError(f'{taken[0]} is a column of the probe itself and no tag to split by. Rename that column of your table.')
+    rows = rows.select(*(c for c in rows.columns if c in OWN[:-5] and c not in ('tag','where','cluster')),*tags_of(rows,by))
     for c,dtype,word in (('layer',pl.Int64,'a layer number'),('before',pl.Float64,'a number'),('after',pl.Float64,'a number')):
         made = rows[c].cast(dtype,strict=False)
         if (odd:=made.is_null() & (rows[c].is_not_null() | (c=='layer'))).any():
@@ -109,6 +124,7 @@ def differences(
     made = np.vstack([counts@both for counts in drawn_counts(len(both),resamples,seed)])
     masks = gains.shape[1]
     low,high = np.quantile(made[:,:masks]/np.maximum(made[:,masks:],1e-9),[.025,.975],axis=0)
+    if bound is None and len(gains)<FEW: low,high = np.full((2,masks),np.nan)    # They would be much too short
     if bound is not None: low,high = low.clip(-bound,bound),high.clip(-bound,bound)
     return gains.sum(0)/np.maximum(sizes.sum(0),1e-9),low,high
 
@@ -130,6 +146,9 @@ def flip_chance(
     grown = np.logaddexp(tilt*g,-tilt*g).sum(0)-math.log(2)*len(g)
     for j in range(len(out)):
         if not count[j] or total[j]<1e-9*spread[j]: continue
+        if total[j]>g[:,j].sum()*(1-1e-9):                   # All of one sign: only all flips together do as much
+            out[j] = 2.**(1-int(count[j]))
+            continue
         if count[j]<=12:
             own = g[g[:,j]>0,j]
             signs = 1-2*((np.arange(2**len(own))[:,None]>>np.arange(len(own)))&1)
@@ -138,7 +157,7 @@ def flip_chance(
         w = math.sqrt(max(0.,2*(tilt[j]*total[j]-grown[j])))
         u = tilt[j]*math.sqrt((g[:,j]**2*(1-bend[:,j]**2)).sum())
         tail = .5*math.erfc(w/math.sqrt(2))
-        if w>.05 and u>1e-9: tail += math.exp(-w*w/2)/math.sqrt(2*math.pi)*(1/u-1/w)
+        if w>.05 and u>.05: tail += math.exp(-w*w/2)/math.sqrt(2*math.pi)*(1/u-1/w)
         out[j] = min(1.,max(2*tail,2.**(1-int(count[j]))))
     return out
 
@@ -157,11 +176,11 @@ def squares(
     frame:pl.DataFrame, # From `probed`, of one model, measure and benchmark
 ):                      # Items, masks, and the scores before and after as arrays (items, masks) with nan for what is not there
     "Rows become a square of items and masks"
-    items = frame.unique(['split','index'],keep='first').sort('split','index').with_row_index('i')
-    masks = in_depth(frame.select(MASK).unique(maintain_order=True)).with_row_index('j')
-    at = frame.join(items.select('split','index','i'),on=['split','index']).join(masks,on=MASK).drop_nulls(['before','after'])
+    items = frame.unique(['split','index'],keep='first').sort('split','index').with_row_index('__i')
+    masks = in_depth(frame.select(MASK).unique(maintain_order=True)).with_row_index('__j')
+    at = frame.join(items.select('split','index','__i'),on=['split','index']).join(masks,on=MASK).drop_nulls(['before','after'])
     out = np.full((2,items.height,masks.height),np.nan)
-    out[0,at['i'],at['j']],out[1,at['i'],at['j']] = at['before'],at['after']
+    out[0,at['__i'],at['__j']],out[1,at['__i'],at['__j']] = at['before'],at['after']
     return items,masks,out
 
 def summed_by(
@@ -173,7 +192,7 @@ def summed_by(
     return np.add.reduceat(values[order],np.r_[0,np.flatnonzero(np.diff(codes[order]))+1],axis=0)
 
 def mask_rows(
-    here:pl.DataFrame,  # Items of one place, with `i` and `cluster`
+    here:pl.DataFrame,  # Items of one place, with `__i` and `cluster`
     masks:pl.DataFrame, # All masks
     scores:np.ndarray,  # (2, items, masks)
     bound:float|None,   # Largest change of an item
@@ -181,18 +200,21 @@ def mask_rows(
     seed:int,           # Of the bootstrap
 )->list[dict]:          # Of `COLUMNS`
     "Everything that is said about the masks at one place"
-    scores = scores[:,here['i'].to_numpy()]
+    scores = scores[:,here['__i'].to_numpy()]
     there = ~np.isnan(scores[0])
     n,gain = there.sum(0),np.where(there,scores[1]-scores[0],0)
     codes = here['cluster'].rank('dense').to_numpy().astype(int)
     gains,sizes = summed_by(codes,gain),summed_by(codes,there.astype(float))
     mean,low,high = differences(gains,sizes[:,:1] if there.all() else sizes,bound,resamples,seed)
-    ps = flip_chance(gains) if bound is None else [sign_flip(c,False,resamples,seed) for c in gains.T]
+    whole = (gains==np.round(gains)).all(0)              # Of these all flips can be counted
+    ps = np.where(whole,0,flip_chance(gains))
+    for j in np.flatnonzero(whole): ps[j] = sign_flip(gains[:,j],False,resamples,seed)
     before,after = np.where(there,scores,0).sum(1)/np.maximum(n,1)
     rows = []
     for j,mask in enumerate(masks.select(MASK).to_dicts()):
         said = mask|dict(n=int(n[j]),clusters=int((sizes[:,j]>0).sum()),lost=int(len(codes)-n[j]))
-        if n[j]: said |= dict(before=before[j],after=after[j],change=mean[j],low=low[j],high=high[j],p=float(ps[j]))
+        if n[j]: said |= dict(before=before[j],after=after[j],change=mean[j],p=float(ps[j]))
+        if n[j] and not np.isnan(low[j]): said |= dict(low=low[j],high=high[j])
         rows.append(said)
     return rows
 
@@ -215,13 +237,6 @@ def tidied(
         for r,p in zip(family,holm([r.get('p') for r in family])): r['p_holm'] = p
     return pl.DataFrame(rows,schema=COLUMNS)
 
-def tags_in(
-    frame:pl.DataFrame, # From `probed`
-    by,                 # A name, or several
-)->tuple[str,...]:
-    "The tags that are asked for; raise ValueError if the probe table has no such column"
-    return tags_of(frame.drop(*PLACE[:2],*MASK,'before','after','reply_before','reply_after',strict=False),by)
-
 def profile_table(
     rows,               # A probe table, or a list of them
     by=(),              # Tags to split by: 'category', or ('category','task')
@@ -229,8 +244,8 @@ def profile_table(
     seed:int=0,         # Of each bootstrap; same seed, same numbers, whatever the order of the rows
 )->pl.DataFrame:        # One row a model, measure, benchmark, value of a tag and mask, with `COLUMNS`
     "What each mask costs, with 95% intervals of pairs"
-    frame = probed(rows)
-    return tidied(frame,tags_in(frame,by),dict(likelihood=None,answer=1.),resamples,seed)
+    frame = probed(rows,by)
+    return tidied(frame,tags_of(frame,by),dict(likelihood=None,answer=1.),resamples,seed)
 
 # %% ../nbs/11c_profiles.ipynb #c038
 def profile_change(
@@ -242,17 +257,17 @@ def profile_change(
     seed:int=0,         # Of each bootstrap
 )->pl.DataFrame:        # As `profile_table`; `model` is `after`, `versus` is `before`, `change` is `change_after` - `change_before`
     "Does a mask cost one model more than the other, on the same items?"
-    frame = probed(rows)
-    by = tags_in(frame,by)
+    frame = probed(rows,by)
+    by = tags_of(frame,by)
     names = frame['model'].unique(maintain_order=True).to_list()
     for name in (before,after):
         if name not in names: raise ValueError(f"Column model has no {name!r}; it has {', '.join(names)}.")
     if before==after: raise ValueError(f'Both models are {before!r}: name two, before and after.')
-    cost,key = (pl.col('after')-pl.col('before')).alias('cost'),[*PLACE[1:],'split','index',*MASK]
+    cost,key = (pl.col('after')-pl.col('before')).alias('__cost'),[*PLACE[1:],'split','index',*MASK]
     a,b = (frame.filter(model=m).with_columns(cost) for m in (before,after))
-    both = b.drop('before','after').join(a.select(*key,was='cost'),on=key,maintain_order='left')
+    both = b.drop('before','after').join(a.select(*key,__was='__cost'),on=key,maintain_order='left')
     if not both.height:
         raise ValueError(f'{before} and {after} share no item and mask: were they probed on the same questions, with the same parts and ways?')
-    both = both.rename(dict(was='before',cost='after'))
+    both = both.rename(dict(__was='before',__cost='after'))
     made = tidied(both,by,dict(likelihood=None,answer=2.),resamples,seed)
     return made.rename(dict(before='change_before',after='change_after')).with_columns(versus=pl.lit(before))

@@ -120,8 +120,9 @@ def logit_lens(
     if norm is None or head is None:
         raise ValueError(f"{type(model).__name__} has no final norm or no output head to read with. Take another model.")
     at = last_positions(inputs) if at is None else torch.as_tensor(at)
-    ids = torch.as_tensor(tokens)
+    ids = torch.as_tensor([tokens] if isinstance(tokens,int) else tokens)
     ids = ids.expand(len(at),-1) if ids.dim()<2 else ids
+    if len(ids)!=len(at) or ids.is_floating_point(): raise ValueError(f"tokens is {tuple(ids.shape)} of {ids.dtype}, and there are {len(at)} rows. Give token ids: (n,), or one row for each.")
     states,end = {},{}
     def noted(i, forward, *args, **kwargs):
         out = forward(*args,**kwargs)
@@ -184,10 +185,13 @@ def patched(
     layer,              # A number, numbers, or a text such as '0-5,8'
     states,             # From `read_states`, of this or another model; or one tensor for all layers
     part:str='layer',   # As they were read: 'layer', 'attention' or 'mlp'
-    positions=None,     # Which: boolean (batch, positions), or a list of positions; None: all
+    positions=None,     # Which: (batch, positions) of true and false, or of 1 and 0; or a list of positions; None: all
 ):                      # The model
     "States put into a run, in the place of its own; raise ValueError if they do not fit"
-    layers = decoder_layers(model)
+    layers,where = decoder_layers(model),torch.as_tensor(positions) if positions is not None else None
+    if where is not None and where.dim()>1 and where.dtype!=torch.bool:
+        if not ((where==0)|(where==1)).all(): raise ValueError('positions has two dimensions and numbers other than 0 and 1. Give a mask (batch, positions), or a list of positions.')
+        where = where.bool()
     def put_in(new, seen, forward, *args, **kwargs):
         out = forward(*args,**kwargs)
         h = first(out)
@@ -196,9 +200,9 @@ def patched(
                                                 f"Read them from as many rows and positions, and a model of the same width.")
         seen.append(1)
         at = torch.zeros(h.shape[:2],dtype=torch.bool,device=h.device)
-        if positions is None: at[:] = True
-        elif torch.is_tensor(positions) and positions.dtype==torch.bool: at |= positions.to(h.device)
-        else: at[:,positions] = True
+        if where is None: at[:] = True
+        elif where.dtype==torch.bool: at |= where.to(h.device)
+        else: at[:,where] = True
         mixed = torch.where(at[...,None],new.to(h),h)
         return (mixed,*out[1:]) if isinstance(out,tuple) else mixed
     with ExitStack() as stack:

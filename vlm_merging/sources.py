@@ -176,7 +176,7 @@ def load(
     folder:Path|str|None=None, # Where prepared benchmarks lie; None: `data_root()`
 )->Items:               # A list with `.problems`: sentences about rows that are left out
     "Questions as items; raise ValueError or LookupError with one sentence if there are none"
-    if isinstance(what,str) and what=='lab': return Items(lab_items(n or 420,seed,split or 'test'))
+    if isinstance(what,str) and what=='lab': return Items(lab_items(420 if n is None else n,seed,split or 'test'))
     table = table_of(what,split,benchmark,name,folder)
     problems,items,seen,first,left_out = [],[],set(),0,0
     for held in table.files:

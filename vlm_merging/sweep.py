@@ -7,12 +7,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable,Iterable
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 import polars as pl
 from .benchmarks import Item,row_of
 from .compare import compare,holm
-from .evaluate import checked,key_of,reply_table
-from .jobs import carry_out
+from .evaluate import checked,reply_table
+from .jobs import carry_out,items_said
 from .scoring import score as offline_score
 from .stats import RESAMPLES,interval,summary,summed
 
@@ -27,6 +28,7 @@ def mixtures(
 )->list[dict]:          # Fields of a recipe, and `run`, a name
     "All combinations that a sweep tries"
     def some(x): return [x] if isinstance(x,str) else list(x)
+    if not isinstance(weights,Iterable) or isinstance(weights,str): raise ValueError(f'weights is {weights!r}; give several to try, such as [.5, .7, .9].')
     weights,made = list(weights),[]
     if not weights: raise ValueError('There is no weight to try. Give some, such as [.5, .7, .9].')
     for l in some(layers):
@@ -101,7 +103,8 @@ def against_best(
     if not means.height: return {}
     best = means.sort('value',descending=True,maintain_order=True)['run'][0]
     others = [r for r in means['run'] if r!=best]
-    ps = holm([compare(scores.filter(run=r),scores.filter(run=best),resamples=resamples)['p'][0] for r in others])
+    ps = [compare(scores.filter(run=r),scores.filter(run=best),resamples=resamples)['p'][0] for r in others]
+    ps = holm(ps+[1.]*(len(others)*(len(others)-1)//2))     # Of all pairs, for which one is the best was not known before
     return {best:(True,None)}|{r:(False,p) for r,p in zip(others,ps)}
 
 def sweep_table(
@@ -121,6 +124,7 @@ def sweep_table(
     marks = {(name or 'unnamed','accuracy',r):m for (name,),part in scores.group_by('benchmark',maintain_order=True)
              for r,m in against_best(part,resamples).items()}
     for (name,),part in made.filter(what='agreement').group_by('benchmark'):
+        if part.height<2: continue                          # One candidate is no choice
         top = part['value'].max()
         marks |= {(name,'agreement',r['run']):(r['value']==top,None) for r in part.to_dicts()}
     mark = [marks.get((b,w,r),(None,None)) if t=='all' else (None,None) for b,w,r,t in made.select('benchmark','what','run','tag').iter_rows()]
@@ -137,11 +141,12 @@ def sweep_verdict(
         right,same = (part.filter(what=w,best=True) for w in ('accuracy','agreement'))
         if right.height and right['value'][0] is not None:
             r,rest = right.to_dicts()[0],part.filter(what='accuracy',best=False)
-            near = rest.filter(pl.col('p_best')>=.05)['run'].to_list()
-            out.append(f"{name}: best of {rest.height+1} is {r['run']} with {r['value']:.1%} (95% {r['low']:.1%} to {r['high']:.1%}) of {r['n']} items"
-                       +(f"; not distinguishable from it: {'; '.join(near)}." if near else '; every other is worse beyond chance.'*bool(rest.height)))
+            near,worse = (rest.filter(o)['run'].to_list() for o in (pl.col('p_best')>=.05,pl.col('p_best')<.05))
+            out.append(f"{name}: best of {rest.height+1} is {r['run']} with {r['value']:.1%} (95% interval {r['low']:.1%} to {r['high']:.1%}) of {r['n']} items."
+                       +f" Not distinguishable from it: {'; '.join(near)}."*bool(near)+f" Worse beyond chance: {'; '.join(worse)}."*bool(worse))
         if same.height: out.append(f"{name}: without labels, replies agree most with those of the neighbouring weights at "
-                                   f"{' and '.join(same['run'])} ({same['value'][0]:.1%} of {same['n'][0]} items).")
+                                   f"{' and '.join(same['run'])} ({same['value'][0]:.1%} of {same['n'][0]} items). That knows nothing of right and wrong.")
+        if not same.height and not right.height: out.append(f'{name}: no answer is known, and agreement needs four weights in one place to choose between two. Nothing can be said.')
     return '\n'.join(out)
 
 def sweep(
@@ -165,18 +170,20 @@ def sweep(
     from vlm_merging.checkpoint import Checkpoint
     from vlm_merging.models import weights_hash
     from vlm_merging.recipe import Recipe
+    if isinstance(items,(str,Path)): raise ValueError(f'{str(items)!r} is a name, where items are needed: load({str(items)!r}).')
     items = list(items)
     checked(items)
+    if 'weight' in (knobs or {}): raise ValueError('The knob weight is what is tried: give it as `weights`, and leave it out of `knobs`.')
     recipe = Recipe(vlm,llm,base and str(base),method,knobs or {}).dict()
     tries = mixtures(weights,layers,modules)
     for t in tries: Recipe(**recipe|dict(knobs=recipe['knobs']|{'weight':t['weight']},layers=t['layers'],modules=t['modules']))
-    jobs = {f'mixture-{i:03}':(recipe,t,items,asking) for i,t in enumerate(tries)}
+    jobs = {f'mixture-{sha256(json.dumps(t).encode()).hexdigest()[:16]}':(recipe,t,items,asking) for t in tries} # More can be added to a folder
     if ray and out is None: raise ValueError('A sweep on Ray needs a folder for its replies: out=.')
     try:
         if out is None: return sweep_table(scored(pl.concat([ask_mixture(*j) for j in jobs.values()]),items,score),by)
         held = {who:weights_hash(Checkpoint.open(recipe[who])) for who in ('vlm','llm','base') if recipe[who]}
-        about = dict(what='sweep',recipe={k:v for k,v in recipe.items() if k not in ('vlm','llm','base')},weights=held,tries=tries,
+        about = dict(what='sweep',recipe={k:v for k,v in recipe.items() if k not in ('vlm','llm','base')},weights=held,
                      asking={k:v for k,v in asking.items() if k not in ('batch_size','device')},     # These change no reply
-                     items=[key_of(i,{}) for i in items])
+                     questions=items_said(items))
         return sweep_table(scored(carry_out(ask_mixture,jobs,out,about,ray,progress),items,score),by)
     finally: mixer_of.cache_clear()

@@ -4,7 +4,7 @@
 
 # %% ../nbs/13b_understand.ipynb #c004
 from __future__ import annotations
-import argparse,sys
+import argparse,sys,warnings
 from pathlib import Path
 from .commands import TABLES,add_questions,questions_of,read_table,ready_to_write,write_table
 
@@ -32,6 +32,8 @@ def weights_by_layer(
 ):                      # Long: layer, module, what, value; all modules together, and each of them
     "What `weight_map` draws"
     from vlm_merging.weights import by_layer,long
+    if lost := [c for c in ('layer','module','n') if c not in stats.columns]:
+        raise ValueError(f"The table has no column {' and no column '.join(lost)}. Give one that diagnose --out wrote.")
     modules = stats.drop_nulls('layer')['module'].unique(maintain_order=True).to_list()
     return long(by_layer(stats),*(by_layer(stats,m) for m in modules))
 
@@ -72,12 +74,15 @@ def probe_options(
     add_questions(p)
     p.add_argument('--by',metavar='TAG,...',help='split by these tags; default: category, where there is one')
     how = p.add_argument_group('how')
-    how.add_argument('--how',nargs='+',default=['skip'],metavar='WAY',help='skip, zero, mean, uniform, constant or weights; default: skip')
+    how.add_argument('--how',nargs='+',default=['skip'],metavar='WAY',help='skip: the part adds nothing. zero: its output is 0 (differs from skip for whole layers only). mean: its average. uniform: attention looks at '
+                     'everything alike; the matrices of an MLP become 1/N; a layer both. constant: all matrices 1/N. weights: those of --other. Default: skip')
     how.add_argument('--parts',nargs='+',default=['layer','mlp','attention'],metavar='PART',help='layer,mlp,attention,head; default: the first three')
     how.add_argument('--heads',action='store_true',help='every head by itself, too')
     how.add_argument('--layers',default='all',help='all, 6-31, 0-5,8 or 6-; default: all')
     how.add_argument('--measure',nargs='+',default=['likelihood'],metavar='MEASURE',
-                     help='likelihood of the right answer, answer (score of the reply; needs generation), or both; default: likelihood')
+                     help='likelihood of the right answer (cheap; for models that answer at once), answer (score of the reply; needs generation), or both; default: likelihood')
+    how.add_argument('--target',choices=('answer','reply'),default='answer',
+                     help='whose likelihood: the right answer, or the reply of each model with nothing masked (for models that work things out first); default: answer')
     how.add_argument('--batch-size',type=int,default=8,help='questions at a time; default: 8')
     how.add_argument('--max-new-tokens',type=int,default=1024,help='of a reply; default: 1024')
     how.add_argument('--ray',nargs='?',const='local',metavar='ADDRESS',help='spread the parts over a Ray cluster; without address: one on this machine')
@@ -104,6 +109,8 @@ def tags_asked(
     held = {t for i in items for t in i.tags}
     if typed is None: return tuple(t for t in ('category',) if t in held)
     by = tuple(t.strip() for t in typed.split(',') if t.strip())
+    from vlm_merging.profiles import OWN
+    if taken := [t for t in by if t in OWN]: raise ValueError(f'--by: {taken[0]} is a column of the result itself. Rename that column of your table.')
     if lost := [t for t in by if t not in held]:
         raise ValueError(f"--by: no item has the tag {lost[0]!r}; they have {', '.join(sorted(held)) or 'none'}.")
     return by
@@ -130,7 +137,8 @@ def probe_command(
     for name in ('max_new_tokens','batch_size'):
         if getattr(args,name)<1: raise ValueError(f"--{name.replace('_','-')} is {getattr(args,name)}; the least is 1.")
     from vlm_merging.profiles import MEASURES
-    measures = listed_words(args.measure,tuple(MEASURES),'--measure')
+    measures = listed_words(args.measure,(*MEASURES,'both'),'--measure')
+    if 'both' in measures: measures = tuple(MEASURES)
     from vlm_merging.probes import PARTS,WAYS
     how,parts = listed_words(args.how,WAYS,'--how'),listed_words([*args.parts,*['head']*args.heads],PARTS,'--parts')
     if ('weights' in how)!=bool(args.other): raise ValueError('--how weights and --other go together: the layers of OTHER are put in.')
@@ -143,7 +151,11 @@ def probe_command(
         from transformers.utils import logging
         logging.disable_progress_bar()
     from vlm_merging.profile import run
-    rows = run(models,items,args.out,layers=args.layers,parts=parts,how=how,measures=measures,other=args.other,ray=args.ray,**asking)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter('always',UserWarning)
+        rows = run(models,items,args.out,layers=args.layers,parts=parts,how=how,measures=measures,other=args.other,target=args.target,ray=args.ray,**asking)
+    for w in dict.fromkeys(str(w.message) for w in told): print(f'vlm-merging: {w}',file=sys.stderr)
+    if rows['before'].is_null().all(): raise ValueError('No reply could be scored: the table has no readable answers. Measure likelihood with --target reply, which needs none.')
     told = probe_tables(rows,args.out,by,tuple(models))
     if args.chart:
         from vlm_merging.charts import save
@@ -178,7 +190,8 @@ def sweep_options(
     who.add_argument('--llm',help='the reasoning LLM')
     who.add_argument('--base',help='the model both were trained from; for methods with task vectors')
     who.add_argument('--method',default='linear',help='default: linear')
-    who.add_argument('--weights',metavar='W,...',help='to try, such as 0.7,0.8,0.9')
+    who.add_argument('--weights',metavar='W,...',help='to try, such as 0.6,0.7,0.8,0.9: the share of the VLM; for methods with task vectors the factor of the VLM\'s')
+    who.add_argument('--knobs',nargs='+',default=[],metavar='NAME=X',help='other knobs of the method, such as density=0.5')
     who.add_argument('--layers',nargs='+',default='all',metavar='RANGE',help='all, 6-31, ...: several are tried one by one; default: all')
     who.add_argument('--modules',nargs='+',default='all',metavar='PARTS',help='all, or attention,mlp,norm: several are tried one by one; default: all')
     who.add_argument('--dtype',choices=('bfloat16','float16','float32'),help='default: bfloat16 on a GPU, float32 on a CPU')
@@ -198,8 +211,15 @@ def sweep_command(
     for name in ('vlm','llm','weights','benchmark','out'):
         if not getattr(args,name): raise ValueError(f'--{name} is missing.')
     ready_to_write(args.chart,PAGES)
+    for name in ('max_new_tokens','batch_size'):
+        if getattr(args,name)<1: raise ValueError(f"--{name.replace('_','-')} is {getattr(args,name)}; the least is 1.")
     try: weights = [float(w) for w in args.weights.split(',') if w.strip()]
     except ValueError: raise ValueError(f'--weights is {args.weights!r}; it is numbers with commas between, such as 0.7,0.8,0.9.') from None
+    knobs = {}
+    for k in args.knobs:
+        name,_,value = k.partition('=')
+        try: knobs[name] = float(value)
+        except ValueError: raise ValueError(f'--knobs {k!r} is no name and number, such as density=0.5.') from None
     items,left = questions_of(args)
     by = tags_asked(args.by,items)
     if not sys.stderr.isatty():
@@ -207,16 +227,23 @@ def sweep_command(
         logging.disable_progress_bar()
     from vlm_merging.sweep import sweep,sweep_verdict
     asking = dict(batch_size=args.batch_size,max_new_tokens=args.max_new_tokens)|{k:v for k in ('dtype','device') if (v:=getattr(args,k))}
-    made = sweep(args.vlm,args.llm,weights,items,base=args.base,method=args.method,layers=args.layers,modules=args.modules,by=by,out=args.out,
+    made = sweep(args.vlm,args.llm,weights,items,base=args.base,method=args.method,knobs=knobs,layers=args.layers,modules=args.modules,by=by,out=args.out,
                  ray=args.ray,**asking)
+    for r in made.filter(what='accuracy').drop_nulls('value').sort('benchmark','tag','where',maintain_order=True).to_dicts():
+        print(f"{r['benchmark']}{'' if r['tag']=='all' else ', '+r['where']}, {r['run']}: {r['value']:.1%} (95% interval {r['low']:.1%} to {r['high']:.1%}) of {r['n']}")
     print(sweep_verdict(made))
     write_table(made,args.out/'sweep.parquet')
     if args.chart:
         from vlm_merging.charts import save,together,weights_chart
-        drawn = made.filter(what='accuracy').drop_nulls('value')
-        if not drawn.height: drawn = made.filter(what='agreement')        # Nobody knows the answers
-        what = drawn['what'][0] if drawn.height else 'accuracy'
-        save(together(*(weights_chart(part,tag=tag,what=what) for (tag,_,_),part in drawn.group_by('tag','layers','modules',maintain_order=True))),args.chart)
+        place = {(l,m):''.join(f', {k} {v}' for k,v in (('layers',l),('modules',m)) if v!='all') for l,m in made.select('layers','modules').rows()}
+        import polars as pl
+        where = pl.Series([place[p] for p in made.select('layers','modules').rows()])
+        named = made.with_columns(benchmark=pl.col('benchmark')+where).drop_nulls(['value','weight'])
+        drawn = named.filter(what='accuracy') if named.filter(what='accuracy').height else named.filter(what='agreement')  # Else nobody knows the answers
+        if not drawn.height: raise ValueError('There is nothing to draw: no answer is known, and no weight has two neighbours.')
+        axis = 'share of the VLM (1: the VLM as it was)' if args.method in ('linear','slerp') else f"weight of {args.method}: factor of the VLM's task vector"
+        save(together(*(weights_chart(part,tag=tag,what=part['what'][0],axis=axis)
+                        for (tag,_),part in drawn.group_by('tag','benchmark',maintain_order=True))),args.chart)
     return 4 if left else 0
 
 UNDERSTAND = dict(diagnose=(diagnose_command,diagnose_options),probe=(probe_command,probe_options),sweep=(sweep_command,sweep_options))

@@ -8,12 +8,12 @@ from statistics import NormalDist
 import numpy as np
 import polars as pl
 from .families import ranges_said
-from .profiles import COLUMNS,MEASURES,NAMED,PLACE,drawn_counts,probed,squares,summed_by,tags_in
-from .stats import FEW,RESAMPLES,Z,places
+from .profiles import COLUMNS,MEASURES,NAMED,PLACE,SMALL,drawn_counts,probed,squares,summed_by
+from .stats import FEW,RESAMPLES,Z,places,tags_of
 from .words import NAMES,points
 
 # %% auto #0
-__all__ = ['DEPTHS', 'depth_table', 'layers_said', 'size_said', 'unseen_change', 'place_layers', 'profile_verdict',
+__all__ = ['DEPTHS', 'depth_table', 'layers_said', 'size_said', 'unseen_said', 'place_layers', 'profile_verdict',
            'change_verdict']
 
 # %% ../nbs/11d_verdicts.ipynb #c011
@@ -27,17 +27,17 @@ def depth_table(
     seed:int=0,         # Of the bootstrap
 )->pl.DataFrame:        # `DEPTHS`: `drop` summed over layers, per item; `centre` a layer; with `versus`: layers by which `where` is deeper
     "The centre of mass of what masking costs, over depth"
-    frame,out = probed(rows),[]
-    by = tags_in(frame,by)
+    frame,out = probed(rows,by),[]
+    by = tags_of(frame,by)
     for key,part in frame.filter(pl.col('layers')==pl.col('layer').cast(pl.String)).group_by(PLACE,maintain_order=True):
         items,masks,scores = squares(part)
         for (name,how),own in masks.group_by('part','how',maintain_order=True):
-            layer,cost = own['layer'].to_numpy(),(scores[0]-scores[1])[:,own['j'].to_numpy()]
+            layer,cost = own['layer'].to_numpy(),(scores[0]-scores[1])[:,own['__j'].to_numpy()]
             kept = items.filter(~np.isnan(cost).any(1))              # An item that lacks a layer would shift the centre
             if len(set(layer))<2 or not kept.height: continue
-            codes,cost = kept['cluster'].rank('dense').to_numpy().astype(int)-1,cost[kept['i'].to_numpy()]
-            at = list(places(kept.with_columns(i=pl.int_range(pl.len())),by))
-            inside = np.stack([np.isin(np.arange(kept.height),here['i'].to_numpy()) for _,_,here in at],1)
+            codes,cost = kept['cluster'].rank('dense').to_numpy().astype(int)-1,cost[kept['__i'].to_numpy()]
+            at = list(places(kept.with_columns(__i=pl.int_range(pl.len())),by))
+            inside = np.stack([np.isin(np.arange(kept.height),here['__i'].to_numpy()) for _,_,here in at],1)
             both = summed_by(codes,np.hstack([inside*(cost@layer)[:,None],inside*cost.sum(1)[:,None]]))
             made = np.vstack([counts@both for counts in drawn_counts(len(both),resamples,seed)])
             k,found = len(at),{}
@@ -75,14 +75,22 @@ def size_said(
     number = points(change,sign) if measure=='answer' else f'{change:{"+" if sign else ""}{".2f" if abs(change)>=.1 else ".1g"}}'
     return number+(' '+MEASURES[measure] if sign else '')
 
-def unseen_change(
+def unseen_said(
     rows:pl.DataFrame,  # Of `profile_table`: the masks of one place
-)->float|None:          # Nats, or a share; None: there is no interval with a width
-    "The change that half of the masks would have shown with 80% power, after correction for their number"
-    wide = (rows['high']-rows['low']).drop_nulls()
-    se = wide.median()/2/Z if len(wide) else 0
+    measure:str,        # Of `MEASURES`
+)->str:                 # Empty: nothing to warn of
+    "What these items could not have shown: the change that is found with 80% power, after correction for the number of masks"
+    wide,clusters = (rows['high']-rows['low']).drop_nulls().sort(),rows['clusters'].max()
+    many = rows['p'].drop_nulls().len()
+    if many and (not len(wide) or many*2.**(1-clusters)>.05):
+        return f"with {rows['n'].max()} items no change can be told from chance, however large: {many} masks are tested together. Ask more items, or mask less."
+    if not len(wide): return ''
     normal = NormalDist().inv_cdf
-    return se*(normal(1-.025/max(1,len(wide)))+normal(.8)) or None
+    size = (normal(1-.025/len(wide))+normal(.8))/2/Z
+    half,most = (size_said(size*w,measure,False) for w in (wide.median(),wide[-1]))
+    if not wide[-1]: return ''
+    return (f"with {rows['n'].max()} items and {len(wide)} masks tested together, a change below about {half} {MEASURES[measure]} would be missed for half of the masks, "
+            f"and below {most} for the one that varies most; a mask that shows nothing may still matter.")
 
 def place_layers(
     rows:list[dict],    # Of one place, part and way
@@ -92,21 +100,23 @@ def place_layers(
     "Which masks hurt, and where most"
     tested = [r for r in rows if r['p_holm'] is not None]
     if not tested: return 'no item has a score both times, so nothing can be said'
-    hurt,help_ = ([r for r in tested if r['p_holm']<.05 and s*r['change']<0 and not r['low']<=0<=r['high']] for s in (1,-1))
+    sure = [r for r in tested if r['p_holm']<.05 and r['low'] is not None and not r['low']<=0<=r['high']]
+    hurt,help_ = ([r for r in sure if s*r['change']>SMALL[measure]] for s in (-1,1))
     def named(some): return layers_said(r['layer'] for r in some) if all(r['layers']==str(r['layer']) and not r['heads'] for r in some) else \
-        f"{len(some)} of them ({', '.join(r['layers']+(' head '+r['heads'] if r['heads'] else '') for r in some[:6])}{', ...' if some[6:] else ''})"
+        f"{len(some)} of them ({', '.join('layer '+r['layers']+(' head '+r['heads'] if r['heads'] else '') for r in some[:6])}{', ...' if some[6:] else ''})"
     out = []
     if hurt:
         hurt = sorted(hurt,key=lambda r: r['change'])
         worst,total = hurt[0],sum(r['change'] for r in hurt)
         few = next(i for i in range(1,len(hurt)+1) if sum(r['change'] for r in hurt[:i])<=.9*total+1e-12)
-        where = worst['layers']+(f" head {worst['heads']}" if worst['heads'] else '')
+        where = worst['layers']+(f", head {worst['heads']}" if worst['heads'] else '')
         out.append(f"{named(hurt)} {words[len(hurt)>1]}"+(f", most at {where}" if hurt[1:] else '')
                    +f" ({size_said(worst['change'],measure)}, 95% {size_said(worst['low'],measure,False)} to {size_said(worst['high'],measure,False)})"
                    +(f", nine tenths of it at {named(hurt[:few])}" if few<len(hurt) else ''))
     if help_: out.append(words[2+(len(help_)>1)].format(named(help_)))
-    rest = len(tested)-len(hurt)-len(help_)
-    if not out: return f'no mask of {len(tested)} shows {words[4]}'
+    rest,tiny = len(tested)-len(sure),len(sure)-len(hurt)-len(help_)
+    if not out and not tiny: return f'no mask of {len(tested)} shows {words[4]}'
+    if tiny: out.append(f"{tiny} of {len(tested)} change less than {size_said(SMALL[measure],measure,False)} {MEASURES[measure]}")
     return '; '.join(out)+(f'; {rest} of {len(tested)} show{"s"*(rest==1)} nothing' if rest else '')
 
 def profile_verdict(
@@ -141,9 +151,8 @@ def profile_verdict(
                     size = sorted(abs(d[c]) for c in ('low','high'))
                     out.append(f"    {a} lies deeper than {b} by {abs(d['centre']):.1f} layers (95% {size[0]:.1f} to {size[1]:.1f}).")
         for (tag,where),rows in shown.group_by('tag','where',maintain_order=True):
-            seen,many,own = unseen_change(rows),rows['p'].drop_nulls().len(),'' if tag=='all' else f'{NAMES.get(where,where)}: '
-            if seen: out.append(f"  {own}with {rows['n'].max()} items and {many} masks tested together, a change below about {size_said(seen,measure,False)} "
-                                f"{MEASURES[measure]} is likely to be missed; a mask that shows nothing may still matter.")
+            seen,own = unseen_said(rows,measure),'' if tag=='all' else f'{NAMES.get(where,where)}: '
+            if seen: out.append(f'  {own}{seen}')
         gone = whole['lost'].sum()
         if gone: out.append(f"  Left out: {gone} of {gone+whole['n'].sum()} scores, which are missing or not finite.")
     return '\n'.join(out)

@@ -98,7 +98,7 @@ def in_turns(o, what, who, items, room):
         start,made = clock(),do()
         if o.device!='cpu': torch.cuda.synchronize()
         return clock()-start,made
-    model,every,work = who.model,masks(who.model,('layer','mlp','attention')),{}
+    model,every = who.model,masks(who.model,('layer','mlp','attention'))
     ids = [answer_ids(who,i,i.answer) for i in items]
     with torch.inference_mode():
         full,keep = taught(model,prompt_inputs(who,items,[list(i.images) for i in items]),ids),1+max(map(len,ids))

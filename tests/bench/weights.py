@@ -11,7 +11,7 @@ fresh process with one worker and one torch thread,
 CPU seconds and wall seconds are those of the whole process, start-up (Python, torch, the package) included; `work` is the CPU time without start-up, taken
 inside the process around the call, and the ratio is given for both. Medians, and peak resident memory.
 """
-import argparse, ctypes, importlib.util, json, os, shutil, statistics, subprocess, sys, time
+import argparse, ctypes, importlib.util, os, shutil, statistics, subprocess, sys, time
 from pathlib import Path
 
 spec = importlib.util.spec_from_file_location('merge_bench', Path(__file__).with_name('merge.py'))
