@@ -17,3 +17,27 @@ def test_same_result_on_both_devices(trio, tmp_path, method):
     a, b = (load_file(merge(recipe, tmp_path/d, device=d)/'model.safetensors') for d in ('cpu', 'cuda'))
     for name in a:      # a fused multiply-add may round the last bit of bfloat16 the other way
         torch.testing.assert_close(b[name], a[name], rtol=2**-7, atol=1e-6)
+
+def test_masks_cost_the_same_on_both_devices():
+    from vlm_merging.lab import lab_folder
+    from vlm_merging.models import open_model
+    from vlm_merging.probes import masks
+    from vlm_merging.profile import profile_rows
+    from vlm_merging.sources import load
+    items, made = load('lab', n=14, split='dev'), {}
+    for device in ('cpu', 'cuda'):
+        asker = open_model(lab_folder()/'vlm', dtype='float32', device=device, batch_size=7, max_new_tokens=12)
+        made[device] = profile_rows(asker, items, masks(asker.model, ('layer', 'mlp', 'attention'), ('skip', 'uniform', 'mean'), '1-3'),
+                                    measures=('likelihood', 'answer'))
+    a, b = made.values()
+    assert a['after'].is_not_null().all() and (a['after']-b['after']).abs().max()<.01 and (a['before']-b['before']).abs().max()<.01
+
+def test_a_merge_in_the_memory_of_the_gpu_is_that_of_the_disk(tmp_path):
+    from vlm_merging.lab import lab_folder
+    from vlm_merging.mixing import Mixer
+    from vlm_merging.models import open_model
+    lab = lab_folder()
+    mixer = Mixer(open_model(lab/'vlm', device='cuda', dtype='float32'), Recipe(lab/'vlm', lab/'llm'))
+    mixed = mixer.mix(knobs={'weight': .4}).model
+    there = open_model(merge(Recipe(lab/'vlm', lab/'llm', knobs={'weight': .4}), tmp_path/'out', device='cuda'), device='cuda', dtype='float32').model
+    for (name, x), y in zip(mixed.named_parameters(), there.parameters(), strict=True): assert torch.equal(x, y), name

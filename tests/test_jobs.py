@@ -78,7 +78,7 @@ def test_a_probe_on_ray_makes_the_same_files(tmp_path, cluster):
     there = run({'VLM': lab_folder()/'vlm'}, items, tmp_path/'there', ray=cluster, **how)
     assert here.equals(there)
     names = [sorted(p.name for p in (tmp_path/w/'parts').iterdir()) for w in ('here', 'there')]
-    assert names[0]==names[1]==['model-0-part-0000.parquet', 'model-0-part-0001.parquet']
+    assert names[0]==names[1] and len(names[0])==2
     assert all((tmp_path/'here'/'parts'/n).read_bytes()==(tmp_path/'there'/'parts'/n).read_bytes() for n in names[0])
 
 def test_without_ray_a_sentence_says_what_to_install(tmp_path, monkeypatch):
@@ -87,6 +87,6 @@ def test_without_ray_a_sentence_says_what_to_install(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"pip install 'vlm_merging\[ray\]'"): carry_out(squares, JOBS, tmp_path/'run', {}, ray='local')
 
 def test_no_cluster_at_an_address_is_one_sentence(tmp_path):
-    ray = pytest.importorskip('ray')
-    if ray.is_initialized(): ray.shutdown()
-    with pytest.raises(ValueError, match='No Ray cluster answers'): carry_out(squares, JOBS, tmp_path/'run', {}, ray='auto')
+    pytest.importorskip('ray')
+    for address in ('127.0.0.1:9', 'ray://127.0.0.1:9', 'no.such.machine.invalid:6379'):
+        with pytest.raises(ValueError, match='No Ray cluster answers'): jobs.cluster(address)

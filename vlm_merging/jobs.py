@@ -93,6 +93,7 @@ def on_ray(
     running = sys.modules.get('ray')
     running = running if running and running.is_initialized() else None
     ray = running or cluster(address)
+    waiting = {}
     try:
         task = ray.remote(num_cpus=1,num_gpus=1 if ray.cluster_resources().get('GPU') else 0)(work)
         waiting = {task.remote(*args):name for name,args in jobs.items()}
@@ -102,6 +103,7 @@ def on_ray(
             try: yield name,ray.get(ready[0])
             except ray.exceptions.RayTaskError as e: raise e.cause from None
     finally:
+        for left in waiting: ray.cancel(left)               # After an error nothing goes on behind our back
         if not running: ray.shutdown()
 
 def carry_out(

@@ -5,7 +5,7 @@
 
 A random Llama (with --llava: a LLaVA with a CLIP tower around it) is made in memory and masked at every layer, attention and MLP.
 CPU seconds of this process, or seconds on the clock on a GPU; both ways in one run, and their results are compared. `work` is the ratio
-of tokens that went through decoder layers, which no load on the machine can change. The floor for masks of one layer is (L+1)/2L = 0.52
+of tokens that go through decoder layers (counted for replies, by arithmetic for likelihood), which no load on the machine can change. The floor for masks of one layer is (L+1)/2L = 0.52
 at 24 layers; the unmasked pass and the checks of the first batch come on top. Where others use the machine, seconds move by a third from
 minute to minute: so the likelihood is timed mask by mask, the two ways in turns; for replies take the best of some --rounds.
 
