@@ -1,7 +1,7 @@
 "Charts: every one validates, says its units, fetches nothing, and takes tables as they come"
 import json
 import altair as alt,polars as pl,pytest
-from vlm_merging import charts
+from vlm_merging import charts,writer
 from vlm_merging.charts import (length_chart,lengthening_chart,pairs_chart,save,scores_chart,show_offline,together,
                                 weights_chart)
 from vlm_merging.compare import compare
@@ -72,7 +72,7 @@ def test_a_page_needs_no_network(tmp_path):
 def test_a_file_appears_whole_or_not_at_all(tmp_path,monkeypatch):
     old = save(ALL['scores'](),tmp_path/'x.svg').read_bytes()
     def full(*_): raise OSError('no space left')
-    monkeypatch.setattr(charts.os,'fsync',full)
+    monkeypatch.setattr(writer.os,'fsync',full)
     with pytest.raises(OSError): save(ALL['pairs'](),tmp_path/'x.svg')
     assert [o.name for o in tmp_path.iterdir()]==['x.svg'] and (tmp_path/'x.svg').read_bytes()==old
 

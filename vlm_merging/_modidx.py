@@ -796,6 +796,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vlm_merging.writer.Shard.copy': ('writer.html#shard.copy', 'vlm_merging/writer.py'),
                                     'vlm_merging.writer.Shard.done': ('writer.html#shard.done', 'vlm_merging/writer.py'),
                                     'vlm_merging.writer.Shard.write': ('writer.html#shard.write', 'vlm_merging/writer.py'),
+                                    'vlm_merging.writer.appearing': ('writer.html#appearing', 'vlm_merging/writer.py'),
                                     'vlm_merging.writer.copy_range': ('writer.html#copy_range', 'vlm_merging/writer.py'),
                                     'vlm_merging.writer.copy_sides': ('writer.html#copy_sides', 'vlm_merging/writer.py'),
                                     'vlm_merging.writer.drafting': ('writer.html#drafting', 'vlm_merging/writer.py'),

@@ -4,11 +4,12 @@
 
 # %% ../nbs/12_charts.ipynb #c004
 from __future__ import annotations
-import importlib.util,io,os,textwrap
+import importlib.util,io,textwrap
 from pathlib import Path
 import altair as alt
 import polars as pl
 from .words import NAMES
+from .writer import appearing
 
 # %% auto #0
 __all__ = ['INK', 'FAINT', 'COLOURS', 'SHAPES', 'FORMATS', 'KNOWN', 'CELL', 'UNITS', 'KINDS', 'look', 'drawn', 'rows_of',
@@ -315,12 +316,5 @@ def save(
     chart.save(held,format=kind,**dict(html=dict(inline=True),png=dict(scale_factor=2)).get(kind,{}))
     made = held.getvalue()
     if kind=='html': made = made.replace('<head>','<head>\n<meta name="color-scheme" content="light dark">',1)
-    part = path.with_name(f'.{path.name}.{os.getpid()}')
-    try:
-        with open(part,'wb') as f:
-            f.write(made if kind=='png' else made.encode())
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part,path)
-    finally: part.unlink(missing_ok=True)
+    with appearing(path) as draft: draft.write_bytes(made if kind=='png' else made.encode())
     return path

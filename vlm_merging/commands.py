@@ -66,12 +66,8 @@ def write_table(
         import polars as pl
         frame = frame.with_columns(pl.col(c).map_elements(lambda v: json.dumps(v.to_list() if isinstance(v,pl.Series) else v,ensure_ascii=False),
                                                           return_dtype=pl.String) for c,t in frame.schema.items() if t.is_nested())
-    draft = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try:
-        getattr(frame,{'.parquet':'write_parquet','.jsonl':'write_ndjson','.csv':'write_csv'}[kind])(draft)
-        with open(draft,'rb') as f: os.fsync(f.fileno())
-        os.replace(draft,path)
-    finally: draft.unlink(missing_ok=True)
+    from vlm_merging.writer import appearing
+    with appearing(path) as draft: getattr(frame,{'.parquet':'write_parquet','.jsonl':'write_ndjson','.csv':'write_csv'}[kind])(draft)
     return path
 
 def read_scores(

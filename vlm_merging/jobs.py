@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 from tqdm.auto import tqdm
 from .evaluate import differences,key_of,replace_text,sole
+from .writer import appearing
 
 # %% auto #0
 __all__ = ['write_part', 'read_part', 'items_said', 'settle', 'here', 'cluster', 'on_ray', 'carry_out']
@@ -20,10 +21,7 @@ def write_part(
     path:Path,          # File that shall appear
 )->None:
     "Write a table as parquet, whole or not at all"
-    draft = path.with_name(f'.{path.name}.part')
-    frame.write_parquet(draft)
-    with open(draft,'rb') as f: os.fsync(f.fileno())
-    os.replace(draft,path)
+    with appearing(path) as draft: frame.write_parquet(draft)
 
 def read_part(
     path:Path,          # Of an earlier run, perhaps

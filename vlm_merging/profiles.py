@@ -12,9 +12,9 @@ from .compare import holm,sign_flip
 from .stats import FEW,RESAMPLES,checked,places,rows_said,tags_of
 
 # %% auto #0
-__all__ = ['MASK', 'MEASURES', 'NAMED', 'PLACE', 'SMALL', 'OWN', 'COLUMNS', 'toy_probe', 'matters', 'probed', 'drawn_counts',
-           'differences', 'flip_chance', 'in_depth', 'squares', 'summed_by', 'mask_rows', 'tidied', 'profile_table',
-           'profile_change']
+__all__ = ['MASK', 'MEASURES', 'NAMED', 'PLACE', 'SMALL', 'READ', 'OWN', 'COLUMNS', 'toy_probe', 'matters', 'probed',
+           'drawn_counts', 'differences', 'flip_chance', 'in_depth', 'squares', 'summed_by', 'mask_rows', 'tidied',
+           'profile_table', 'profile_change']
 
 # %% ../nbs/11c_profiles.ipynb #c009
 def toy_probe(
@@ -56,7 +56,8 @@ def matters(
     size = sign*pl.col('change')
     return (pl.col('p_holm')<.05) & (size>pl.col('measure').replace_strict(SMALL,return_dtype=pl.Float64))
 
-OWN = (*PLACE,*MASK,'tag','where','split','index','group','cluster','before','after','reply_before','reply_after','correct','run','value','length','protocol')
+READ = (*PLACE,*MASK,'split','index','group','before','after')  # Columns of a probe that are looked at, and names that are taken
+OWN = (*READ,'reply_before','reply_after','tag','where','cluster','correct','run','value','length','protocol')
 
 def probed(
     rows,               # A probe table, or a list of them
@@ -72,7 +73,7 @@ def probed(
     if not rows.height: raise ValueError('The probe table is empty: nothing was masked.')
     by = (by,) if isinstance(by,str) else tuple(by)
     if taken := [t for t in by if t in OWN]: raise ValueError(f'{taken[0]} is a column of the probe itself and no tag to split by. Rename that column of your table.')
-    rows = rows.select(*(c for c in rows.columns if c in OWN[:-5] and c not in ('tag','where','cluster')),*tags_of(rows,by))
+    rows = rows.select(*(c for c in rows.columns if c in READ),*tags_of(rows,by))
     for c,dtype,word in (('layer',pl.Int64,'a layer number'),('before',pl.Float64,'a number'),('after',pl.Float64,'a number')):
         made = rows[c].cast(dtype,strict=False)
         if (odd:=made.is_null() & (rows[c].is_not_null() | (c=='layer'))).any():
@@ -207,7 +208,8 @@ def mask_rows(
     gains,sizes = summed_by(codes,gain),summed_by(codes,there.astype(float))
     mean,low,high = differences(gains,sizes[:,:1] if there.all() else sizes,bound,resamples,seed)
     whole = (gains==np.round(gains)).all(0)              # Of these all flips can be counted
-    ps = np.where(whole,0,flip_chance(gains))
+    ps = np.empty(len(whole))
+    ps[~whole] = flip_chance(gains[:,~whole])
     for j in np.flatnonzero(whole): ps[j] = sign_flip(gains[:,j],False,resamples,seed)
     before,after = np.where(there,scores,0).sum(1)/np.maximum(n,1)
     rows = []

@@ -12,8 +12,9 @@ from pathlib import Path
 import polars as pl
 from .benchmarks import Item,row_of
 from .compare import compare,holm
-from .evaluate import checked,reply_table
+from .evaluate import reply_table
 from .jobs import carry_out,items_said
+from .profile import asked_items
 from .scoring import score as offline_score
 from .stats import RESAMPLES,interval,summary,summed
 
@@ -60,8 +61,7 @@ def ask_mixture(
     "Ask one mixture every question; raise ValueError if one cannot be asked"
     mixer = mixer_of(json.dumps(recipe,sort_keys=True),json.dumps(asking,sort_keys=True))
     asker = mixer.mix(knobs=recipe['knobs']|{'weight':how['weight']},layers=how['layers'],modules=how['modules'])
-    try: replies = {r.id:r for r in asker.many(items)}
-    finally: mixer.restore()
+    replies = {r.id:r for r in asker.many(items)}
     if bad := [r for r in replies.values() if r.error]:
         raise ValueError(f"{len(bad)} of {len(items)} questions cannot be asked, the first is {bad[0].id}: {bad[0].error}")
     rows = [row_of(i)|dict(run=how['run'],prediction=replies[i.id].text,finish=replies[i.id].finish) for i in items]
@@ -170,9 +170,7 @@ def sweep(
     from vlm_merging.checkpoint import Checkpoint
     from vlm_merging.models import weights_hash
     from vlm_merging.recipe import Recipe
-    if isinstance(items,(str,Path)): raise ValueError(f'{str(items)!r} is a name, where items are needed: load({str(items)!r}).')
-    items = list(items)
-    checked(items)
+    items = asked_items(items)
     if 'weight' in (knobs or {}): raise ValueError('The knob weight is what is tried: give it as `weights`, and leave it out of `knobs`.')
     recipe = Recipe(vlm,llm,base and str(base),method,knobs or {}).dict()
     tries = mixtures(weights,layers,modules)

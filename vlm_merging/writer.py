@@ -10,8 +10,8 @@ from pathlib import Path
 
 # %% auto #0
 __all__ = ['FLUSH', 'KEY', 'JOURNAL', 'STAYS', 'copy_range', 'write_at', 'Shard', 'flush_folder', 'journal_of', 'sync_text',
-           'is_merge', 'is_empty', 'empty', 'remove', 'refuse_existing', 'locked', 'drafting', 'publish', 'side_files',
-           'copy_sides']
+           'appearing', 'is_merge', 'is_empty', 'empty', 'remove', 'refuse_existing', 'locked', 'drafting', 'publish',
+           'side_files', 'copy_sides']
 
 # %% ../nbs/01a_writer.ipynb #c008
 def copy_range(
@@ -145,6 +145,18 @@ def sync_text(
     "Write a small file and flush it"
     with open(path,'w',encoding='utf-8') as f:
         f.write(text); f.flush(); os.fsync(f.fileno())
+
+@contextmanager
+def appearing(
+    path:Path,          # File that shall appear, or be another
+):                      # A path to write to
+    "A file that appears whole or not at all: it gets its name when the block ends without an error"
+    draft = path.with_name(f'.{path.name}.{os.getpid()}.part')
+    try:
+        yield draft
+        with open(draft,'rb') as f: os.fsync(f.fileno())
+        os.replace(draft,path)
+    finally: draft.unlink(missing_ok=True)
 
 def is_merge(
     path:Path,          # Any path
