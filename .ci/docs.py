@@ -1,5 +1,7 @@
-"Build the site without Quarto: notebooks, through nbdev and pandoc, become plain pages in `_docs/`"
-import ast, json, os, re, shutil, sys, tempfile, warnings
+"""Build the site without Quarto: notebooks, through nbdev and pandoc, become plain pages in `_docs/`.
+`python .ci/docs.py` builds it; `python .ci/docs.py readme` makes README.md from nbs/index.ipynb."""
+import ast, hashlib, json, os, re, shutil, subprocess, sys, tempfile, warnings
+from concurrent.futures import ThreadPoolExecutor
 from html import escape
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
@@ -11,7 +13,8 @@ here = Path(__file__).resolve().parent
 project, site = here.parent, here.parent/'_docs'
 DOCS, CODE = 'https://docs.invalid', 'https://code.invalid'  # stand for this site until links are made relative
 KINDS = 'text/markdown', 'text/html', 'image/svg+xml', 'image/png', 'image/jpeg', 'text/latex', 'text/plain'
-READER = 'markdown-smart+lists_without_preceding_blankline+autolink_bare_uris'
+READER = 'markdown-smart-implicit_figures+lists_without_preceding_blankline+autolink_bare_uris'
+SOURCES = 'nbs', 'vlm_merging', '.ci', '_quarto.yml', 'settings.ini'      # What the pages are made from
 
 # From the notebook to one text that pandoc reads
 
@@ -19,8 +22,29 @@ def joined(text): return ''.join(text) if isinstance(text, list) else text
 def fence(text, kind): return f'````````{{{kind}}}\n{text.rstrip()}\n````````\n'
 def no_colours(text): return re.sub(r'\x1b\[[0-9;]*m', '', text)
 
-def output_text(out, asis):
-    "One output of a cell, in the richest form a still page can show"
+def directives(source): return dict(re.findall(r'^#\| *([\w-]+): *(.+?) *$', source, flags=re.M))
+def code_of(source): return '\n'.join(o for o in source.splitlines() if not o.startswith('#|')).strip()
+
+def spec_title(spec):
+    "The title of a Vega-Lite chart, or the first one inside it"
+    title = spec.get('title')
+    if isinstance(title, dict): title = title.get('text')
+    if title: return ' '.join(title) if isinstance(title, list) else title
+    for key in 'layer', 'hconcat', 'vconcat', 'concat':
+        for o in spec.get(key, ()):
+            if found := spec_title(o): return found
+    return spec_title(spec['spec']) if isinstance(spec.get('spec'), dict) else ''
+
+def told_chart(html, alt):
+    "A chart that tells those who do not see it what it shows"
+    start = html.find('})({', html.find('vegaEmbed'))
+    if start<0: return html
+    spec, _ = json.JSONDecoder().raw_decode(html, start+3)
+    told = alt or f"Chart: {spec_title(spec) or spec.get('description') or 'the table that stands with it'}"
+    return re.sub(r'<div id="(altair-viz[\w-]*)">', lambda m: f'<div id="{m[1]}" role="figure" aria-label="{escape(told)}">', html)
+
+def output_text(out, asis, alt, code):
+    "One output of a cell, in the richest form a still page can show; `alt` tells of a picture, else its `code` does"
     if out['output_type']=='error': return fence(no_colours('\n'.join(out['traceback'])), '.text')
     data = {'text/plain': out['text']} if out['output_type']=='stream' else out['data']
     for kind in KINDS:
@@ -28,21 +52,21 @@ def output_text(out, asis):
         text = joined(data[kind])
         if asis or kind in ('text/markdown', 'text/latex'): return text + '\n'
         if kind=='text/plain': return fence(no_colours(text), '.text')
-        if kind.startswith('image/') and kind!='image/svg+xml':
-            text = f'<img alt="" src="data:{kind};base64,{text.strip()}">'
+        told = escape(alt or f'Picture, made by the code above: {(code.splitlines() or ["no code shown"])[-1].strip()}')
+        if kind=='text/html': text = told_chart(text, alt)
+        elif kind=='image/svg+xml': text = re.sub(r'<svg(?![^>]*aria-label)', f'<svg role="img" aria-label="{told}"', text, count=1)
+        else: text = f'<img alt="{told}" src="data:{kind};base64,{text.strip()}">'
         return fence(text, '=html')
     return ''
 
 def cell_text(cell):
     source = joined(cell['source'])
     if cell['cell_type']!='code': return source
-    lines = source.splitlines()
-    said = dict(re.findall(r'^#\| *([\w-]+): *(\S+)', source, flags=re.M))
-    code = '\n'.join(o for o in lines if not o.startswith('#|')).strip()
+    said, code = directives(source), code_of(source)
     if said.get('include')=='false': return ''
-    asis = said.get('output')=='asis'
+    asis, alt = said.get('output')=='asis', said.get('alt', said.get('fig-alt', ''))
     parts = [fence(code, '.python')] if code and said.get('echo')!='false' else []
-    shown = [] if said.get('output')=='false' else [output_text(o, asis) for o in cell['outputs']]
+    shown = [] if said.get('output')=='false' else [output_text(o, asis, alt, code) for o in cell['outputs']]
     if shown: parts += shown if asis else ['::::::::{.output}\n', *shown, '::::::::\n']
     return '\n'.join(parts)
 
@@ -69,11 +93,22 @@ def local(href, page, ids):
     else: return href
     return relpath(to, PurePosixPath(page).parent)
 
-def sidebar(pages, groups, page):
-    def link(o):
-        here = ' aria-current="page"' if o==page else ''
-        return f'<li><a href="{relpath(o, PurePosixPath(page).parent)}"{here}>{escape(pages[o])}</a></li>'
-    return '\n'.join(f'<b>{escape(name)}</b><ul>{"".join(map(link, some))}</ul>' for name, some in groups)
+def inside(part): return [part['href']] if 'href' in part else [o for p in part['parts'] for o in inside(p)]
+
+LONG = 12    # Pages from which on a section is folded, and folds the others where it is open
+
+def sidebar(parts, page, top=True):
+    "Sections that fold away: the one with this page is open, and so are short ones at the top, unless a long one is"
+    roomy = top and not any(page in inside(o) for o in parts if len(inside(o))>=LONG)
+    made = []
+    for o in parts:
+        if 'href' in o:
+            here = ' aria-current="page"' if o['href']==page else ''
+            made.append(f'<li><a href="{relpath(o["href"], PurePosixPath(page).parent)}"{here}>{escape(o["text"])}</a></li>')
+        else:
+            shown = ' open' if page in inside(o) or roomy and len(inside(o))<LONG else ''
+            made.append(f'<li><details{shown}><summary>{escape(o["text"])}</summary>{sidebar(o["parts"], page, False)}</details></li>')
+    return f'<ul>{"".join(made)}</ul>'
 
 def draw(page, text, sidebar='', before='', after=''):
     root = relpath('.', PurePosixPath(page).parent) + '/'
@@ -81,7 +116,10 @@ def draw(page, text, sidebar='', before='', after=''):
     said = dict(root=root, sidebar=sidebar, before=before, after=after, **{'charts': 'yes'} if charts else {})
     args = [f'--template={here/"page.html"}', '--toc', '--mathml', '--wrap=none', '-s']
     args += [f'--variable={k}={v}' for k,v in said.items()]
-    html = pypandoc.convert_text(text, 'html5', format=READER, extra_args=args)
+    done = subprocess.run([pypandoc.get_pandoc_path(), f'--from={READER}', '--to=html5', *args],
+                          input=text, capture_output=True, encoding='utf-8')
+    if done.returncode: raise ValueError(done.stderr.strip())
+    html = done.stdout
     if charts:  # say that the libraries are loaded already, and leave no address of the net in the page
         have = json.dumps({f'{k.replace("-", "")}_version': v for k,v in charts.items()})
         html = html.replace('</head>', f'<script>var VEGA_DEBUG = {have};</script>\n</head>', 1)
@@ -96,22 +134,27 @@ def write(drawn):
         html = re.sub(r'(<a [^>]*href=")([^"]+)', lambda m: m[1] + local(m[2], page, ids), html)
         dest.write_text(html, encoding='utf-8')
 
-# Every link must lead somewhere
+# Every link must lead somewhere, and every picture say what it shows
 
 class Links(HTMLParser):
     def __init__(self, html):
         super().__init__()
-        self.ids, self.to, self.fetched = set(), [], []
+        self.ids, self.to, self.fetched, self.mute, self.titles = set(), [], [], [], 0
         self.feed(html)
     def handle_starttag(self, tag, attrs):
         d = dict(attrs)
+        self.titles += tag=='h1'
+        if tag=='img' and not d.get('alt'): self.mute.append(d.get('src', '')[:60])
         self.ids |= {d.get('id'), d.get('name')}
         if d.get('href'): (self.to if tag=='a' else self.fetched).append(d['href'])
         if d.get('src'): self.fetched.append(d['src'])
 
-def broken_links():
+def faults():
     found = {o.relative_to(site).as_posix(): Links(o.read_text(encoding='utf-8')) for o in site.rglob('*.html')}
     for page, links in found.items():
+        if links.titles!=1: yield f'{page} has {links.titles} titles (h1). A notebook has one `# Title`.'
+        for src in links.mute:
+            yield f'{page} has a picture without a text for those who do not see it: {src}. Write ![text](file), or `#| alt: text` in its cell.'
         for href in links.to + links.fetched:
             if re.match(r'data:|mailto:', href): continue
             if re.match(r'(https?:)?//', href):
@@ -125,23 +168,38 @@ def broken_links():
 
 # All of it
 
-def sidebar_groups():
-    "The pages by section, as `_quarto.yml` orders them"
+def sidebar_parts(contents):
+    "The sidebar of `_quarto.yml`: pages as `href` and `text` (None: its title), sections as `text` and `parts`"
+    for o in contents:
+        if isinstance(o, str): yield dict(href=o, text=None)
+        elif 'section' in o: yield dict(text=o['section'], parts=list(sidebar_parts(o['contents'])))
+        else: yield dict(href=o['href'], text=o['text'])
+
+def listed_pages():
+    "The sidebar, once it is sure that it lists exactly what is there"
     config = yaml.safe_load((project/'_quarto.yml').read_text(encoding='utf-8'))
-    groups = [('', [])]
-    for o in config['website']['sidebar']['contents']:
-        if isinstance(o, str): groups[0][1].append(o)
-        else: groups.append((o['section'], o['contents']))
-    listed = [o for _, some in groups for o in some]
+    parts = list(sidebar_parts(config['website']['sidebar']['contents']))
+    listed = [o for p in parts for o in inside(p)]
     there = [o.relative_to(project/'nbs').as_posix() for o in (project/'nbs').rglob('*.ipynb')
              if not any(p.startswith(('.', '_')) for p in o.relative_to(project/'nbs').parts)]
     lost, gone = (', '.join(sorted(o)) for o in (set(there) - set(listed), set(listed) - set(there)))
+    twice = ', '.join(sorted({o for o in listed if listed.count(o)>1}))
     if lost: sys.exit(f'The sidebar in _quarto.yml does not list {lost}. Add it.')
     if gone: sys.exit(f'The sidebar in _quarto.yml lists {gone}, which is not in nbs/.')
-    return groups
+    if twice: sys.exit(f'The sidebar in _quarto.yml lists {twice} more than once.')
+    return parts
+
+def fingerprint():
+    "Hash of all that the pages are made from"
+    made = hashlib.sha256()
+    for o in SOURCES:
+        for file in sorted((project/o).rglob('*')) if (project/o).is_dir() else [project/o]:
+            if file.is_file() and file.suffix in ('.ipynb', '.py', '.html', '.css', '.yml', '.svg', '.ini') and '.ipynb_checkpoints' not in file.parts:
+                made.update(f'{file.relative_to(project)}\0'.encode() + file.read_bytes())
+    return made.hexdigest()
 
 def main():
-    groups = sidebar_groups()
+    parts, made_from = listed_pages(), fingerprint()
     shutil.rmtree(site, ignore_errors=True)
     with tempfile.TemporaryDirectory() as tmp:
         work = Path(tmp)/'project'
@@ -157,9 +215,10 @@ def main():
         os.chdir(work/'nbs')
         sys.path.insert(0, str(work))
         os.environ['IN_TEST'] = '1'
-        try: build(groups, work)
+        try: build(parts, work)
         finally: os.chdir(project)
-    if wrong := list(broken_links()): sys.exit('Links that lead nowhere:\n' + '\n'.join(sorted(wrong)))
+    if wrong := list(faults()): sys.exit('The pages are built, but:\n' + '\n'.join(sorted(wrong)))
+    (site/'made_from').write_text(made_from)
     print(f'{len(list(site.rglob("*.html")))} pages in {site.name}/')
 
 def module_of(nb):
@@ -168,7 +227,7 @@ def module_of(nb):
     text = (project/f'vlm_merging/{names[0]}.py').read_text(encoding='utf-8') if names else ''
     return text, ast.parse(text)
 
-def build(groups, work):
+def build(parts, work):
     from nbdev.processors import FilterDefaults
     from nbdev.frontmatter import nb_frontmatter
     from fastcore import docments
@@ -178,15 +237,16 @@ def build(groups, work):
         return ast.get_source_segment(package[0], found[0]) if found else ''
     docments.get_dataclass_source = fields  # it cannot read the comments of a class that lives in a notebook
     warnings.filterwarnings('error', message='Found cells containing imports')
-    texts, titles, wrong = {}, {}, []
-    for path in [o for _, some in groups for o in some]:
+    texts, titles, about, wrong = {}, {}, {}, []
+    for path in [o for p in parts for o in inside(p)]:
         try:
             os.chdir((work/'nbs'/path).parent)
             nb = read_nb(work/'nbs'/path)
             package = module_of(nb)
             FilterDefaults()(nb)
-            texts[page_name(path)] = '\n\n'.join(map(cell_text, nb.cells))
-            titles[page_name(path)] = nb_frontmatter(nb).get('title') or Path(path).stem
+            page, front = page_name(path), nb_frontmatter(nb)
+            texts[page] = '\n\n'.join(map(cell_text, nb.cells))
+            titles[page], about[page] = front.get('title') or Path(path).stem, front.get('description') or ''
         except Exception as e: wrong.append(f'nbs/{path} does not build. {e}')
     if wrong: sys.exit('\n\n'.join(wrong))
     for o in (work/'nbs').rglob('*'):
@@ -198,21 +258,76 @@ def build(groups, work):
     shutil.copy(here/'site.css', site)
     import vl_convert
     (site/'vega.js').write_text(vl_convert.javascript_bundle(), encoding='utf-8')
-    groups = [(name, [page_name(o) for o in some]) for name, some in groups]
-    order, drawn = list(texts), {}
+    def named(part):
+        if 'parts' in part: return dict(part, parts=[named(o) for o in part['parts']])
+        return dict(href=page_name(part['href']), text=part['text'] or titles[page_name(part['href'])])
+    parts, order, jobs = [named(o) for o in parts], list(texts), {}
     for i, page in enumerate(order):
         def turn(j, words):
             href = relpath(order[j], PurePosixPath(page).parent)
             return f'<a href="{href}">{words.format(escape(titles[order[j]]))}</a>'
         before = turn(i-1, '← {}') if i else '<span></span>'
-        after = turn(i+1, '{} →') if i+1<len(order) else ''
-        try: drawn[page] = draw(page, texts[page], sidebar(titles, groups, page), before, after)
-        except Exception as e: sys.exit(f'{page} does not build: {e}')
+        jobs[page] = texts[page], before, turn(i+1, '{} →') if i+1<len(order) else ''
     for o in sorted((project/'vlm_merging').glob('[!_]*.py')):
-        page = f'source/vlm_merging/{o.stem}.html'
         code = fence(o.read_text(encoding='utf-8'), '#L .python .numberLines')
-        text = f'---\ntitle: vlm_merging/{o.name}\n---\n\n{code}'
-        drawn[page] = draw(page, text, sidebar(titles, groups, page))
-    write(drawn)
+        jobs[f'source/vlm_merging/{o.stem}.html'] = f'---\ntitle: vlm_merging/{o.name}\n---\n\n{code}', '', ''
+    def drawn(page):
+        text, before, after = jobs[page]
+        try: return draw(page, text, sidebar(parts, page), before, after)
+        except ValueError as e: sys.exit(f'{page} does not build: {e}')
+    with ThreadPoolExecutor(os.cpu_count()) as pool: write(dict(zip(jobs, pool.map(drawn, jobs))))
+    (site/'llms.txt').write_text(llms(parts, titles, about, texts[order[0]]), encoding='utf-8')
 
-if __name__=='__main__': main()
+def llms(parts, titles, about, index):
+    "What is here, for readers who are programs: llmstxt.org"
+    def listed(part):
+        if 'parts' in part: return [o for p in part['parts'] for o in listed(p)]
+        page = part['href']
+        return [f'- [{titles[page]}]({page})' + (f': {about[page]}' if about[page] else '')]
+    first = next(o for o in re.split(r'\n{2,}', index.split('---', 2)[-1]) if re.match(r'\w', o))
+    first = re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', first)
+    groups = [f"## {o['text']}\n\n" + '\n'.join(listed(o)) for o in parts]
+    return '\n\n'.join([f"# {titles['index.html']}", f"> {about['index.html']}", first, *groups]) + '\n'
+
+# The README is the index, as GitHub shows it
+
+FOOT = '[How to work on it](CONTRIBUTING.md) · [Changes](CHANGELOG.md) · Licence: [Apache-2.0](LICENSE)'
+
+def moved(text):
+    "Links of a notebook in nbs/, as they are seen from the folder above"
+    return re.sub(r'(\]\()(?!https?:|#|mailto:)([^)\s]+)', lambda m: m[1] + normpath('nbs/' + m[2]), text)
+
+def plain_output(out):
+    "An output as text; a picture or a chart has none"
+    data = {'text/plain': out['text']} if out['output_type']=='stream' else out.get('data', {})
+    if 'text/markdown' in data: return moved(joined(data['text/markdown']))
+    if {'image/png', 'image/svg+xml', 'application/vnd.vegalite.v5+json'} & set(data): return ''
+    return f"```text\n{no_colours(joined(data.get('text/plain', ''))).rstrip()}\n```"
+
+def readme():
+    "README.md, made from nbs/index.ipynb"
+    parts = []
+    for cell in json.loads((project/'nbs/index.ipynb').read_text(encoding='utf-8'))['cells']:
+        source = joined(cell['source'])
+        if cell['cell_type']=='markdown': parts.append(moved(source.strip()))
+        elif cell['cell_type']=='code' and not re.match(r'#\| *hide', source):
+            said, code = directives(source), code_of(source)
+            if code and said.get('echo')!='false':
+                if parts[-1:] and parts[-1].startswith('```python\n'): code = parts.pop()[len('```python\n'):-len('\n```')] + '\n' + code
+                parts.append(f'```python\n{code}\n```')
+            parts += filter(None, map(plain_output, cell['outputs']))
+    return '\n\n'.join([*parts, FOOT]) + '\n'
+
+def leave(job):
+    "Do a job and be gone: each notebook left a shell behind, and an orderly end collects the garbage of each, for a minute"
+    code = 0
+    try: job()
+    except SystemExit as e: code = print(e.code, file=sys.stderr) or 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+if __name__=='__main__':
+    if sys.argv[1:]==['readme']: (project/'README.md').write_text(readme(), encoding='utf-8')
+    elif sys.argv[1:]: sys.exit(f'No job {" ".join(sys.argv[1:])!r}. There is `readme`; without a word the site is built.')
+    else: leave(main)

@@ -76,20 +76,15 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path,monkeypatch):
     with pytest.raises(OSError): save(ALL['pairs'](),tmp_path/'x.svg')
     assert [o.name for o in tmp_path.iterdir()]==['x.svg'] and (tmp_path/'x.svg').read_bytes()==old
 
-def test_what_cannot_be_saved_is_said(tmp_path,monkeypatch):
+def test_what_cannot_be_saved_is_said(tmp_path):
     with pytest.raises(ValueError,match='saved as .html'): save(ALL['scores'](),tmp_path/'x.gif')
     with pytest.raises(ValueError,match='There is no folder'): save(ALL['scores'](),tmp_path/'none'/'x.svg')
-    monkeypatch.setattr(charts.importlib.util,'find_spec',lambda name: None)
-    with pytest.raises(ValueError,match='vl-convert-python'): save(ALL['scores'](),tmp_path/'x.html')
-    with pytest.raises(ValueError,match='vl-convert-python'): show_offline()
     assert not list(tmp_path.iterdir())
 
-def test_the_renderer_for_offline_notebooks(monkeypatch):
+def test_the_renderer_for_offline_notebooks():
     try:
-        assert show_offline()=='jupyter' and alt.renderers.active=='jupyter'
-        found = charts.importlib.util.find_spec
-        monkeypatch.setattr(charts.importlib.util,'find_spec',lambda name: None if name=='anywidget' else found(name))
-        assert show_offline()=='svg'
+        show_offline()
+        assert alt.renderers.active=='jupyter'
     finally: alt.renderers.enable('default')
 
 @pytest.mark.parametrize('made',[

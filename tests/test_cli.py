@@ -1,11 +1,12 @@
 "The program: the names of the Python calls, exit codes for scripts, quiet where nobody looks"
-import errno, fcntl, inspect, json, os, re, struct, subprocess, sys, termios
+import errno, fcntl, inspect, json, os, struct, subprocess, sys, termios
 from dataclasses import fields
 
 import pytest, torch
 from safetensors.torch import load_file, save_file
 from vlm_merging import __version__, cli
 from vlm_merging.cli import knob_value, main, parser
+from vlm_merging.demo import demo
 from vlm_merging.merge import merge
 from vlm_merging.methods import METHODS
 from vlm_merging.recipe import Recipe
@@ -80,14 +81,16 @@ def test_a_bar_only_on_a_terminal(more, bar, who, tmp_path):
     assert (b'B/s' in said)==bar and (b'merging' in said)==bar
 
 
-def test_the_demo(tmp_path):
-    code, out, err = shell('demo', '-n', 6, cwd=tmp_path)
-    assert code==0 and 'Traceback' not in err
-    assert [x.name for x in tmp_path.iterdir()]==['vlm-merging-demo']
-    assert recipe_in(tmp_path/'vlm-merging-demo')['knobs']=={'weight':.5}
-    rows = [line.split() for line in out.splitlines() if re.match(r' *(VLM|merged) .*%', line)]
-    assert [r[0] for r in rows]==['VLM', 'merged']
-    assert all(0<=float(x.rstrip('%'))<=100 for r in rows for x in r[1:])
+def test_the_demo_gets_its_arguments(call, monkeypatch):
+    seen = []
+    def fake(*given):
+        seen.append(given[:-1])
+        raise ValueError('Far enough.')
+    monkeypatch.setattr('vlm_merging.demo.demo', fake)          # What it does is tested in test_demo.py
+    assert call('demo')[0]==3 and call('demo', '--out', 'x', '-n', 50, '--weight', .3, '--seed', 7)[0]==3
+    known = list(inspect.signature(demo).parameters.values())
+    assert seen==[tuple(p.default for p in known[:-1]), ('x', 50, .3, 7)]
+    assert options('demo')=={p.name for p in known[:-1]} - {'n'}
 
 
 @pytest.mark.parametrize('option,said', [('--help', 'COMMAND'), ('--version', __version__)])

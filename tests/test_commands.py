@@ -52,7 +52,7 @@ def test_prepare_ask_score_compare_chart(room,call,tmp_path):
     assert 'reasoning' in out and 'perception' in out
     page = (tmp_path/'page.html').read_text()
     assert 'cdn' not in page.lower().split('<body')[0][:2000] and '<script src' not in page
-    assert pl.read_csv(tmp_path/'table.csv').filter(tag='category',where='reasoning')['n'].to_list()==[48]
+    assert pl.read_csv(tmp_path/'table.csv').filter(tag='category',where='reasoning')['n'].to_list()==[40]
 
 def test_the_program_in_a_process_of_its_own(room,tmp_path):
     code = 'import sys; from vlm_merging.cli import main; sys.exit(main())'

@@ -386,10 +386,11 @@ def test_log_probabilities():
 def test_half_precision_is_not_taken_for_reading_backwards():
     "Large logits have coarse steps in bfloat16; passes of one shape are equal all the same"
     torch.manual_seed(0)
-    config = transformers.LlamaConfig(vocab_size=60, hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
+    llm = open_model(lab_folder()/'llm')
+    config = transformers.LlamaConfig(vocab_size=len(llm.tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=3, num_attention_heads=4,
                                       num_key_value_heads=4, initializer_range=.5, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     model = transformers.LlamaForCausalLM(config).eval().to(torch.bfloat16)
-    asker = replace(open_model(lab_folder()/'llm'), model=model)
+    asker = replace(llm, model=model)
     for seed in range(4):
         items = [SimpleNamespace(id=q.id, question=f'{q.scene} question {q.ask}', images=(), answer=q.answer) for q in questions(6, seed)]
         with warnings.catch_warnings():

@@ -4,7 +4,7 @@
 
 # %% ../nbs/12_charts.ipynb #c004
 from __future__ import annotations
-import importlib.util,io,textwrap
+import io,textwrap
 from pathlib import Path
 import altair as alt
 import polars as pl
@@ -14,7 +14,7 @@ from .writer import appearing
 # %% auto #0
 __all__ = ['INK', 'FAINT', 'COLOURS', 'SHAPES', 'FORMATS', 'KNOWN', 'CELL', 'UNITS', 'KINDS', 'look', 'drawn', 'rows_of',
            'in_order', 'about', 'told_apart', 'percent', 'tips', 'scores_title', 'scores_chart', 'pairs_chart',
-           'length_chart', 'lengthening_chart', 'weights_chart', 'together', 'vl_convert_there', 'show_offline', 'save']
+           'length_chart', 'lengthening_chart', 'weights_chart', 'together', 'show_offline', 'save']
 
 # %% ../nbs/12_charts.ipynb #c010
 INK,FAINT = '#767c86','#8a909a'    # Text; grid lines (drawn thin and half transparent)
@@ -287,17 +287,9 @@ def together(
     return made
 
 # %% ../nbs/12_charts.ipynb #c041
-def vl_convert_there()->None:
-    "Raise ValueError if charts cannot be made without network"
-    if importlib.util.find_spec('vl_convert') is None:
-        raise ValueError("Charts without network need the package vl-convert-python: pip install 'vlm_merging[charts]'.")
-
-def show_offline()->str: # Name of Altair's renderer: jupyter (widgets) or svg
+def show_offline()->None:
     "Draw the charts of this notebook without network from now on"
-    vl_convert_there()
-    widgets = importlib.util.find_spec('anywidget') is not None
-    alt.renderers.enable('jupyter',offline=True) if widgets else alt.renderers.enable('svg')
-    return alt.renderers.active
+    alt.renderers.enable('jupyter',offline=True)
 
 KINDS = ('html','svg','png','json')
 
@@ -310,7 +302,6 @@ def save(
     kind = path.suffix[1:].lower()
     if kind not in KINDS: raise ValueError(f"{path.name}: a chart is saved as .{', .'.join(KINDS)}.")
     if not path.parent.is_dir(): raise ValueError(f'There is no folder {path.parent} to save {path.name} in.')
-    if kind!='json': vl_convert_there()
     held = io.BytesIO() if kind=='png' else io.StringIO()
     if kind=='png': chart = chart.copy().properties(background='white')
     chart.save(held,format=kind,**dict(html=dict(inline=True),png=dict(scale_factor=2)).get(kind,{}))

@@ -9,11 +9,11 @@ from dataclasses import fields
 from pathlib import Path
 from . import __version__
 from .commands import COMMANDS
+from .demo import demo_command,demo_options
 from .understand import UNDERSTAND
 
 # %% auto #0
-__all__ = ['DEMO', 'knob_value', 'add_recipe_options', 'recipe_of', 'plan_command', 'merge_command', 'inspect_command',
-           'demo_command', 'parser', 'main']
+__all__ = ['knob_value', 'add_recipe_options', 'recipe_of', 'plan_command', 'merge_command', 'inspect_command', 'parser', 'main']
 
 # %% ../nbs/14_cli.ipynb #c008
 def knob_value(
@@ -121,42 +121,7 @@ def inspect_command(
         print('merged with', json.dumps(json.loads((found.path/'recipe.json').read_text())['recipe']))
     return 0
 
-# %% ../nbs/14_cli.ipynb #c013
-DEMO = 'vlm-merging-demo'     # Written anew each time; any other folder must not exist
-
-def demo_command(
-    args,               # What was typed
-)->int:                 # Exit code
-    "Merge the embedded trio, ask it questions, and show what the merge did"
-    from vlm_merging.lab import accuracy,answer,lab_folder,questions,right
-    if args.n<4: raise ValueError(f'-n is {args.n}; four questions are the least, so that both kinds are asked.')
-    from vlm_merging.merge import merge,plan
-    from vlm_merging.recipe import Recipe
-    from transformers import AutoModelForImageTextToText,AutoProcessor
-    from transformers.utils import logging
-    logging.set_verbosity_error(); logging.disable_progress_bar()
-    lab,out,items = lab_folder(),Path(args.out),questions(args.n,seed=1,split='test')
-    recipe = Recipe(lab/'vlm',lab/'llm',knobs={'weight':args.weight})
-    print(f'1. What will be merged (vlm-merging plan)\n{str(plan(recipe)).replace(str(lab),"lab")}\n')
-    merged = merge(recipe,out,overwrite=args.out==DEMO)
-    print(f'2. Merged into {out}. '
-          f'Now opened with from_pretrained and asked {len(items)} questions about pictures.\n')
-    rows = {}
-    for name,folder in (('VLM',lab/'vlm'),('merged',merged)):
-        model,processor = (AutoModelForImageTextToText.from_pretrained(folder),
-                           AutoProcessor.from_pretrained(folder))
-        rows[name] = answer(model.eval(),processor,items)
-    print(f"3. Right answers {'perception':>14}{'reasoning':>12}")
-    for name,replies in rows.items():
-        share = accuracy(items,replies)
-        print(f"   {name:<14}{share['perception']:>13.1f}%{share['reasoning']:>11.1f}%")
-    won = [i for i,q in enumerate(items) if right(q,rows['merged'][i]) and not right(q,rows['VLM'][i])]
-    for i in won[:2]:
-        print(f"\n   The picture: {items[i].scene.removeprefix('scene ')}. Asked: {items[i].ask}"
-              f"\n   VLM:    {rows['VLM'][i]}\n   merged: {rows['merged'][i]}")
-    return 0
-
-# %% ../nbs/14_cli.ipynb #c015
+# %% ../nbs/14_cli.ipynb #c012
 def parser(
     command:str|None=None, # The command that was typed
 )->argparse.ArgumentParser:
@@ -166,8 +131,7 @@ def parser(
                                             'by merging their weights.')
     p.add_argument('--version', action='version', version=__version__)
     sub = p.add_subparsers(dest='command', required=True, metavar='COMMAND')
-    for name,run in (('plan',plan_command), ('merge',merge_command),
-                     ('inspect',inspect_command), ('demo',demo_command)):
+    for name,run in (('plan',plan_command), ('merge',merge_command), ('inspect',inspect_command)):
         s = sub.add_parser(name, allow_abbrev=False, help=run.__doc__, description=run.__doc__)
         s.set_defaults(run=run)
         if name in ('plan','merge') and command==name: add_recipe_options(s)
@@ -185,12 +149,7 @@ def parser(
             s.add_argument('--quiet', action='store_true',
                            help='no progress bar (there is none anyway where the output is not a terminal)')
         if name=='inspect': s.add_argument('folder', help='a folder or hub id')
-        if name=='demo':
-            s.add_argument('--out', default=DEMO,
-                           help='folder for the merged model; default: vlm-merging-demo')
-            s.add_argument('--weight', type=float, default=.5, help='share of the VLM; default: 0.5')
-            s.add_argument('-n', type=int, default=210, help='how many questions; default: 210')
-    for name,(run,options) in {**COMMANDS,**UNDERSTAND}.items():
+    for name,(run,options) in {'demo':(demo_command,demo_options),**COMMANDS,**UNDERSTAND}.items():
         s = sub.add_parser(name, allow_abbrev=False, help=run.__doc__, description=run.__doc__)
         s.set_defaults(run=run)
         options(s)

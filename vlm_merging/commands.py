@@ -50,9 +50,6 @@ def ready_to_write(
     if path.suffix.lower() not in kinds: raise ValueError(f"{path.name}: this is written as {', '.join(kinds)}.")
     if not path.parent.is_dir(): raise ValueError(f'There is no folder {path.parent} to write {path.name} in.')
     if path.is_dir(): raise ValueError(f'{path} is a folder. Name a file.')
-    if '.html' in kinds:                                       # A chart: what draws it must be there
-        from vlm_merging.charts import vl_convert_there
-        vl_convert_there()
 
 def write_table(
     frame,              # A polars frame

@@ -1,0 +1,291 @@
+"The demo: its folder appears whole, its ten lines and its page tell the same numbers, and the page needs nothing but itself"
+import json, os, re, shutil, subprocess, sys
+from html.parser import HTMLParser
+
+import polars as pl, pytest, torch
+from vlm_merging import demo as room
+from vlm_merging.cli import main
+from vlm_merging.demo import DEMO, LEAST, MODELS, chosen, demo, facts, find, groups, page, question_card
+from vlm_merging.lab import questions, right
+from vlm_merging.recipe import Recipe
+
+torch.set_num_threads(1)
+PROGRAM = [sys.executable, '-c', 'import sys; from vlm_merging.cli import main; sys.exit(main())']
+KINDS = ('perception', 'reasoning')
+N = 48                  # Questions; the demo itself takes ten times as many
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    "Folder, output and errors of `vlm-merging demo`, started as a user would, in an empty folder"
+    where = tmp_path_factory.mktemp('somewhere')
+    done = subprocess.run([*PROGRAM, 'demo', '-n', str(N)], cwd=where, capture_output=True, text=True, timeout=600,
+                          env=os.environ | dict(HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1'))
+    assert done.returncode==0, done.stderr
+    return where/DEMO, done.stdout, done.stderr
+
+
+@pytest.fixture(scope='module')
+def same(tmp_path_factory):
+    "What is found where the merge is the VLM itself"
+    return find(tmp_path_factory.mktemp('same'), LEAST, 1., 3, bool)
+
+
+class Tags(HTMLParser):
+    "All tags of a page with their attributes, its tables as rows of cells, and its text outside of drawings"
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.tables, self.inside, self.text, self.cell = [], [], [], '', False
+        self.feed(text)
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag in ('svg', 'style'): self.inside.append(tag)
+        if tag=='table': self.tables.append([])
+        if tag=='tr': self.tables[-1].append([])
+        if tag in ('td', 'th'): self.cell = True; self.tables[-1][-1].append('')
+        if tag=='small' and self.cell: self.tables[-1][-1][-1] += ' '
+    def handle_endtag(self, tag):
+        if self.inside and self.inside[-1]==tag: self.inside.pop()
+        if tag in ('td', 'th'): self.cell = False
+    def handle_data(self, data):
+        if self.inside: return
+        self.text += data
+        if self.cell: self.tables[-1][-1][-1] += data
+
+
+@pytest.fixture(scope='module')
+def tags(made): return Tags((made[0]/'report.html').read_text(encoding='utf-8'))
+
+
+def table(tags, head):
+    "The table whose head holds `head`, as first cell -> other cells"
+    rows = next(t for t in tags.tables if head in t[0])
+    return {r[0]:r[1:] for r in rows[1:]}
+
+
+# --- The folder
+
+def test_the_folder_holds_what_is_said(made):
+    out, said, _ = made
+    assert [p.name for p in out.parent.iterdir()]==[DEMO], 'something else was left'
+    assert sorted(p.name for p in out.iterdir())==['merged', 'recipe.json', 'replies', 'report.html']
+    assert sorted(p.name for p in (out/'replies').iterdir())==sorted(MODELS)
+    assert Recipe.read(out).knobs==Recipe.read(out/'merged').knobs
+    about = json.loads((out/'recipe.json').read_text())['demo']
+    assert (about['n'], about['seed'])==(N, 1) and 'torch' in about['versions']
+    assert '.draft' not in ''.join(p.read_text() for p in out.rglob('*.json') if 'tokenizer' not in p.name), 'a name that is gone'
+
+
+def test_the_merged_model_opens_as_any_other(made):
+    from transformers import AutoModelForImageTextToText
+    model, found = AutoModelForImageTextToText.from_pretrained(made[0]/'merged', output_loading_info=True)
+    assert not found['missing_keys'] and model.config.model_type=='llava'
+
+
+def test_the_next_command_works(made, capsys, monkeypatch):
+    monkeypatch.chdir(made[0].parent)
+    command = next(line for line in made[1].splitlines() if line.startswith('next: '))
+    capsys.readouterr()
+    assert main(command.removeprefix('next: vlm-merging ').split())==0
+    assert f'merged against VLM, {N} items' in capsys.readouterr().out
+
+
+# --- The lines
+
+def test_at_most_ten_lines_and_steps_apart_from_them(made):
+    out, said, steps = made
+    lines = said.splitlines()
+    assert 0<len(lines)<=10 and all(lines)
+    assert all(re.match(r' *\d+ s  \w', line) for line in steps.splitlines()), steps
+    seconds = [int(line.split()[0]) for line in steps.splitlines()]
+    assert seconds==sorted(seconds) and len(seconds)>=8
+    for name in ('report.html', 'merged'):
+        path = next(line.split(': ')[1] for line in lines if line.endswith(f'{DEMO}/{name}'))
+        assert (out.parent/path).exists()
+
+
+def test_lines_and_tables_have_the_same_numbers(made, tags):
+    cells, lines = table(tags, 'all'), made[1].splitlines()
+    for model in MODELS:
+        line = next(line for line in lines if line.startswith(f'{model} '))
+        for kind, cell in zip(KINDS, cells[model]):
+            share, low, high = re.search(rf'{kind} ([\d.]+%) \(95% ([\d.]+) to ([\d.]+)\)', line).groups()
+            assert cell==f'{share} {low} to {high}'
+    change, lengths, costs = (next(line for line in lines if line.startswith(s)) for s in ('change', 'replies', 'layers'))
+    length = table(tags, 'mean length, characters')
+    for k, kind in enumerate(KINDS):
+        assert re.search(rf'{kind} (.*?)(;|$)', change)[1] in tags.text
+        assert re.search(rf'{kind} (.*?) characters', lengths)[1]==f"{length['VLM'][k]} to {length['merged'][k]}"
+        assert re.search(rf'({kind}: .*?)(;|$)', costs)[1] in tags.text
+    weight = Recipe.read(made[0]).knobs['weight']
+    assert f'{weight:g} of the VLM' in lines[0] and f'{weight:g} of the weights of the first' in tags.text
+
+
+def test_the_numbers_are_those_of_the_replies(made, tags):
+    "Counted anew, by the lab's own rule"
+    asked, cells = {q.id:q for q in questions(N, 1, 'test')}, table(tags, 'all')
+    for model in MODELS:
+        rows = [json.loads(line) for line in (made[0]/'replies'/model/'replies.jsonl').read_text().splitlines()]
+        assert {r['index'] for r in rows}==asked.keys() and {r['run'] for r in rows}=={model}
+        for kind, cell in zip((*KINDS, None), cells[model]):
+            some = [right(asked[r['index']], r.get('prediction', '')) for r in rows if asked[r['index']].kind==(kind or asked[r['index']].kind)]
+            assert cell.split()[0]==f'{sum(some)/len(some):.1%}'
+
+
+def test_weights_and_masks_have_questions_of_their_own(same):
+    assert {q.id for q in same.questions}=={f'test-3-{i}' for i in range(LEAST)}=={*same.scores['index']}
+    assert same.tried['n'].max()==LEAST//2==same.profile['n'].max()
+
+
+def test_the_walk_stops_where_perception_is_lost():
+    def tried(*rows): return pl.DataFrame([dict(what='accuracy', tag='category', where=k, weight=w, value=v) for w, *values in rows
+                                           for k, v in zip(KINDS, values)])
+    assert chosen(tried((0., .97, .9), (.5, .9, .8), (.8, .985, .4), (1., .99, .3)))==.8
+    assert chosen(tried((1., .5, .3), (.5, .49, .3)))==1
+    assert chosen(tried((1., .5, .3), (.5, .7, .4), (0., .6, .35)))==.5
+
+
+# --- The page
+
+def test_the_page_needs_nothing_but_itself(made, tags):
+    text = (made[0]/'report.html').read_text(encoding='utf-8')
+    assert 100_000<len(text)<2_000_000
+    for tag, attrs in tags.tags:
+        assert tag not in ('script', 'iframe', 'object', 'embed', 'base')
+        for name in ('src', 'srcset', 'data', 'action', 'poster', 'background'):
+            assert attrs.get(name, 'data:').startswith('data:')
+        for name in ('href', 'xlink:href'): assert attrs.get(name, '#')[0]=='#' or attrs[name].startswith('data:')
+        assert not [a for a in attrs if a.startswith('on')]
+    assert not re.search(r'@import|url\(\s*["\']?(?!#)', text)
+    ids = [attrs['id'] for _, attrs in tags.tags if 'id' in attrs]
+    assert len(ids)==len(set(ids)) and {*re.findall(r'url\(#([\w-]+)\)', text)}<={*ids}, 'drawings take parts from each other'
+    assert str(made[0]) not in text and os.path.expanduser('~') not in text
+
+
+def test_everything_drawn_is_told(tags):
+    pictures = [a for t, a in tags.tags if t=='img']
+    assert len(pictures)>=3 and all(a['alt'].startswith('Picture of the scene') for a in pictures)
+    assert all(a['aria-label'] for t, a in tags.tags if a.get('role')=='img')
+    drawings = sum(t=='svg' for t, _ in tags.tags)
+    assert drawings==sum(a.get('role')=='img' for _, a in tags.tags)==2*sum(t=='figure' for t, _ in tags.tags)==10
+
+
+def test_what_a_model_says_is_no_markup():
+    q = questions(1)[0]
+    bad = '<script>alert("x")</script> & <b>'
+    row = dict(VLM=True, LLM=False, merged=False, size=1)
+    card = question_card(q, row, dict(VLM=bad, LLM='', merged='7'), 5)
+    assert '<script' not in card and '<b>' not in card and '&lt;script&gt;' in card and 'nothing' in card
+    assert (card.count('✓'), card.count('✗'))==(1, 2)
+
+
+def test_each_question_is_in_one_group(same):
+    all_ = groups(same.scores, 99)
+    assert all_['size'].sum()==LEAST and all_['size'].is_sorted(descending=True)
+    assert groups(same.scores).height<=6
+
+
+def test_a_merge_that_is_the_vlm(same):
+    assert not same.picked and same.recipe.knobs=={'weight':1.}
+    lines, text = facts(same, 'x'), Tags(page(same)).text
+    assert len(lines)<=10 and 'as given' in lines[0]
+    assert 'perception 0.0 points' in lines[4] and 'No item was scored differently on lab' in text
+    assert 'if you did not choose it after' in text
+
+
+# --- When it cannot be done, or is stopped
+
+@pytest.fixture
+def quick(monkeypatch):
+    "The demo without its work; what it is told to do instead is called with the folder"
+    def run(work, *argv):
+        def fake(folder, *_):
+            (folder/'merged').mkdir()
+            work(folder)
+            return replace_recipe()
+        monkeypatch.setattr(room, 'find', fake)
+        monkeypatch.setattr(room, 'page', lambda found: f'page {len(argv)}')
+        monkeypatch.setattr(room, 'facts', lambda found, out: [f'written to {out}'])
+        return main(['demo', *argv])
+    def replace_recipe():
+        class Found: recipe = Recipe('vlm', 'llm')
+        return Found
+    return run
+
+
+def test_its_own_folder_is_written_anew(quick, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert quick(lambda folder: (folder/'first').touch())==0 and (tmp_path/DEMO/'first').exists()
+    assert quick(lambda folder: None, '--seed', '2')==0 and not (tmp_path/DEMO/'first').exists()
+    assert [p.name for p in tmp_path.iterdir()]==[DEMO] and (tmp_path/DEMO/'report.html').read_text()=='page 2'
+    assert capsys.readouterr().out.splitlines()[-1]==f'written to {DEMO}'
+    assert quick(lambda folder: None, '--out', 'other')==0
+    assert quick(lambda folder: None, '--out', 'other')==3, 'a folder that was named is kept'
+
+
+@pytest.mark.parametrize('fault,code', [(KeyboardInterrupt(), 130), (ValueError('No.'), 3)], ids=['ctrl-c', 'refused'])
+def test_stopped_it_leaves_what_was_there(fault, code, quick, tmp_path, monkeypatch, capsys):
+    def fail(folder): raise fault
+    monkeypatch.chdir(tmp_path)
+    assert quick(fail)==code and not list(tmp_path.iterdir())
+    assert quick(lambda folder: (folder/'first').touch())==0
+    assert quick(fail)==code and [p.name for p in tmp_path.iterdir()]==[DEMO] and (tmp_path/DEMO/'first').exists()
+    assert 'goes on from here' not in capsys.readouterr().err
+
+
+def test_any_other_folder_is_left_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for held in ('notes.txt', 'recipe.json'):                # The latter: somebody merged into a folder of this name
+        (tmp_path/DEMO).mkdir()
+        (tmp_path/DEMO/held).write_text('{"recipe": {}}')
+        assert main(['demo'])==3 and 'already there' in capsys.readouterr().err
+        assert [p.name for p in (tmp_path/DEMO).iterdir()]==[held]
+        shutil.rmtree(tmp_path/DEMO)
+    for argv, said in ((['-n', '8'], 'the least'), (['--weight', '1.5'], 'from 0 to 1'), (['--seed', '-1'], '0 or above'),
+                       (['--out', 'no/where'], 'not a folder')):
+        assert main(['demo', *argv])==3
+        err = capsys.readouterr().err.splitlines()
+        assert said in err[-1] and 'Traceback' not in ''.join(err) and not list(tmp_path.iterdir())
+    with pytest.raises(ValueError, match='hundreds say more'): demo(n=LEAST-1)
+
+
+# --- In a browser
+
+@pytest.fixture(scope='module')
+def browser():
+    sync = pytest.importorskip('playwright.sync_api', reason='the Python package playwright is not installed')
+    program = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+    if not program: pytest.skip('there is no Chromium on this machine')
+    quiet = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
+             '--disable-component-update --disable-sync').split()
+    with sync.sync_playwright() as play:
+        opened = play.chromium.launch(executable_path=program, args=quiet)
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize('width,scheme', [(390, 'light'), (390, 'dark'), (1100, 'light'), (1100, 'dark')])
+def test_in_a_browser(width, scheme, browser, made):
+    seen, said = browser.new_page(viewport=dict(width=width, height=900), color_scheme=scheme), []
+    seen.on('console', lambda m: said.append(m.text))
+    seen.on('pageerror', lambda e: said.append(str(e)))
+    seen.on('request', lambda r: said.append(r.url) if not r.url.startswith(('file:', 'data:')) else None)
+    seen.goto((made[0]/'report.html').as_uri())
+    assert not said
+    assert seen.evaluate('document.documentElement.scrollWidth')<=width, 'the page is wider than the screen'
+    drawn = seen.locator('figure svg:visible')
+    assert drawn.count()==5 and seen.locator('article img').count()==groups_of(made)
+    for k in range(5):
+        box = drawn.nth(k).bounding_box()
+        assert box['width']<=width and box['height']>60
+    assert seen.locator('figure svg:visible').first.locator('.role-mark.mark-symbol path').count()==2*len(room.WEIGHTS)
+    assert seen.evaluate("[...document.images].every(i => i.naturalWidth==48)")
+    light = seen.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (light=='rgb(255, 255, 255)')==(scheme=='light')
+    seen.close()
+
+
+def groups_of(made):
+    from vlm_merging.evaluate import replies
+    from vlm_merging.scoring import score
+    return groups(pl.concat([score(replies(made[0]/'replies'/m)) for m in MODELS])).height

@@ -1,0 +1,210 @@
+"The site as a reader meets it: every page in a browser at two widths; the README and the tables of the guide are in step"
+import ast, functools, importlib.util, json, os, re, shutil, subprocess, sys, threading
+from configparser import ConfigParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+project = Path(__file__).resolve().parent.parent
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+WIDE, PHONE = (1280, 800), (390, 844)
+PATIENCE = 120_000     # Milliseconds for one page, on a busy machine
+SHOWN = 'index.html', 'guide/methods.html', 'guide/faq.html', 'tutorials/merge_and_look.html', 'layers.html', 'merge.html'
+FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
+         '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage']
+
+def docs():
+    "`.ci/docs.py` as a module"
+    spec = importlib.util.spec_from_file_location('docs', project/'.ci/docs.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+# In step with their sources
+
+def test_the_readme_is_made_from_the_index():
+    made, there = docs().readme(), (project/'README.md').read_text(encoding='utf-8')
+    assert there==made, 'README.md differs from nbs/index.ipynb. Run `python .ci/docs.py readme`, and change only the index.'
+    assert made.count('\n')<150, 'The README has grown too long to be read. Trim nbs/index.ipynb.'
+
+def test_the_readme_keeps_what_other_tests_take_from_it():
+    made = docs().readme()
+    for marker in 'demo', 'test': assert re.search(rf'^<!-- {marker} -->\n```bash\n(.+\n)+```', made, flags=re.M), marker
+    pictures = re.findall(r'!\[([^]]*)\]\(([^)]+)\)', made)
+    assert pictures and all(len(text)>20 and (project/path).is_file() for text, path in pictures)
+
+def test_all_that_is_installed_is_told():
+    about = ConfigParser(delimiters='=', interpolation=None)
+    about.read(project/'settings.ini', encoding='utf-8')
+    extras = {k.removesuffix('_requirements') for k in about['DEFAULT'] if k.endswith('_requirements')}
+    page = (project/'nbs/guide/install.ipynb').read_text(encoding='utf-8')
+    assert extras==set(re.findall(r'`vlm_merging\[(\w+)\]`', page))
+
+@pytest.mark.parametrize('name', ['methods', 'families', 'benchmarks', 'protocols'])
+def test_the_tables_of_the_guide_are_those_of_the_code(name):
+    cells = json.loads((project/f'nbs/guide/{name}.ipynb').read_text(encoding='utf-8'))['cells']
+    space, seen = {}, 0
+    for cell in cells:
+        if cell['cell_type']!='code': continue
+        tree = ast.parse(''.join(cell['source']))
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, name, 'exec'), space)
+        value = eval(compile(ast.Expression(last.value), name, 'eval'), space) if last else None
+        for o in cell['outputs']:
+            if text := ''.join(o.get('data', {}).get('text/markdown', [])):
+                seen += 1
+                assert text==value.data, f'A table of nbs/guide/{name}.ipynb is old. Run the notebook and keep its outputs.'
+    assert seen>1
+
+def test_the_index_lists_every_room():
+    index = (project/'nbs/index.ipynb').read_text(encoding='utf-8')
+    lost = [o.name for o in sorted((project/'nbs').glob('[0-9]*.ipynb')) if f']({o.name})' not in index]
+    assert not lost, f'nbs/index.ipynb does not list {lost}.'
+
+# What a picture says to those who do not see it
+
+def test_a_picture_is_told_in_words():
+    o = docs()
+    def shown(source, data, kind='display_data'):
+        return o.cell_text(dict(cell_type='code', source=source, outputs=[dict(output_type=kind, data=data)]))
+    assert 'alt="Two &lt;cats&gt;"' in shown('#| alt: Two <cats>\ndraw()', {'image/png': 'AAAA'})
+    assert 'alt="Picture, made by the code above: draw()"' in shown('x = 1\ndraw()', {'image/png': 'AAAA'})
+    assert '<svg role="img" aria-label="A line"' in shown('#| fig-alt: A line\ndraw()', {'image/svg+xml': '<svg width="1"></svg>'})
+    chart = '<div id="altair-viz-1"></div><script>(function(spec, o){vegaEmbed(a, spec, o)})({"vconcat": [{"title": {"text": ["Up", "and on"]}}]}, {});</script>'
+    assert 'role="figure" aria-label="Chart: Up and on"' in shown('chart', {'text/html': chart})
+
+# Every page, in a browser
+
+@pytest.fixture(scope='module')
+def site():
+    "The pages that the check `docs` made, or new ones where these are not of the present notebooks"
+    o = docs()
+    made_from = o.site/'made_from'
+    if not made_from.is_file() or made_from.read_text()!=o.fingerprint():
+        done = subprocess.run([sys.executable, project/'.ci/docs.py'], capture_output=True, text=True)
+        assert not done.returncode, done.stdout + done.stderr
+    return o.site
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_): pass
+
+@pytest.fixture(scope='module')
+def address(site):
+    "The site, served on this machine"
+    server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=str(site)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}/'
+    server.shutdown()
+
+@pytest.fixture(scope='module')
+def browser():
+    api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed: pip install playwright')
+    if not CHROMIUM: pytest.skip('no chromium or google-chrome is installed: apt-get install chromium')
+    with api.sync_playwright() as p:
+        made = p.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        yield made
+        made.close()
+
+LOOK = '''() => ({
+    titles: document.querySelectorAll('h1').length,
+    over: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    widest: [...document.querySelectorAll('main *')].map(o => [o.getBoundingClientRect().right, o])
+        .filter(([r, o]) => r>innerWidth+1 && !o.closest('pre, table, .output, math')).map(([r, o]) => o.outerHTML.slice(0, 80)).slice(0, 3),
+    mute: [...document.images].filter(o => !o.alt.trim()).map(o => o.src.slice(0, 60)),
+    broken: [...document.images].filter(o => o.complete && !o.naturalWidth).map(o => o.src.slice(0, 60)),
+    untold: [...document.querySelectorAll('[id^=altair-viz]')].filter(o => !o.getAttribute('aria-label')).length,
+    menu: getComputedStyle(document.querySelector('.pages')).display,
+    top: document.querySelector('h1').getBoundingClientRect().top })'''
+MARKS = '''() => [...document.querySelectorAll('[id^=altair-viz]')].map(o => {
+    const drawn = o.querySelectorAll('svg [class*=mark-] path[d], svg [class*=mark-] line, svg [class*=mark-] text').length
+    if (drawn) return drawn
+    const c = o.querySelector('canvas')
+    if (!c || !c.width) return 0
+    const points = c.getContext('2d').getImageData(0, 0, c.width, c.height).data
+    let inked = 0
+    for (let i = 3; i < points.length; i += 4) if (points[i]) inked++
+    return inked })'''
+
+def walk(page, address, path, shots, errors, fetched):
+    "What is wrong with one page, at both widths"
+    errors.clear()
+    fetched.clear()
+    page.set_viewport_size(dict(width=WIDE[0], height=WIDE[1]))
+    page.goto(address+path, wait_until='load')
+    charts = page.locator('[id^=altair-viz]').count()
+    if charts:
+        try: page.wait_for_function("() => [...document.querySelectorAll('[id^=altair-viz]')].every(o => o.querySelector('canvas, svg'))")
+        except Exception as e: yield f'a chart is not drawn: {str(e)[:100]}'
+        drawn = page.evaluate(MARKS)
+        if bare := [i for i, n in enumerate(drawn) if n<10]: yield f'charts {bare} of {charts} are empty: {drawn}'
+    for name, (width, height) in dict(wide=WIDE, phone=PHONE).items():
+        page.set_viewport_size(dict(width=width, height=height))
+        found = page.evaluate(LOOK)
+        if found['titles']!=1: yield f"{found['titles']} titles (h1)"
+        if found['over']>0: yield f"{width} px: the page is {found['over']} px too wide: {found['widest']}"
+        for what in 'mute', 'broken', 'untold':
+            if found[what]: yield f'{what} pictures: {found[what]}'
+        if (found['menu']=='none')!=(name=='phone'): yield f"{width} px: the list of pages is {found['menu']}"
+        if found['top']>200: yield f"{width} px: the title comes only {found['top']:.0f} px down"
+        if path in SHOWN:
+            for scheme in 'light', 'dark':
+                page.emulate_media(color_scheme=scheme)
+                page.screenshot(path=shots/f"{path.removesuffix('.html').replace('/', '-')}-{name}-{scheme}.png")
+            page.emulate_media(color_scheme='light')
+    if errors: yield f'errors: {errors[:3]}'
+    outside = [o for o in fetched if not o.startswith((address, 'data:', 'blob:'))]
+    if outside: yield f'fetched from outside: {outside[:3]}'
+
+@pytest.mark.xdist_group('browser')
+def test_every_page_in_a_browser(site, address, browser):
+    shots = Path(os.environ.get('SCREENSHOTS') or project/'_screenshots')
+    shots.mkdir(parents=True, exist_ok=True)
+    wrong, (page, errors, fetched) = [], listened(browser.new_page())
+    for path in sorted(o.relative_to(site).as_posix() for o in site.rglob('*.html')):
+        wrong += [f'{path}: {said}' for said in walk(page, address, path, shots, errors, fetched)]
+    page.close()
+    assert not wrong, '\n'.join(wrong)
+
+def listened(page):
+    "A page's errors and the addresses it fetches, as they come"
+    errors, fetched = [], []
+    page.set_default_timeout(PATIENCE)
+    page.on('console', lambda o: errors.append(o.text) if o.type=='error' else None)
+    page.on('pageerror', lambda o: errors.append(str(o)))
+    page.on('request', lambda o: fetched.append(o.url))
+    return page, errors, fetched
+
+BAD = """<h1>One</h1><h1 style="margin-top:300px">Two</h1><div class="pages">all</div><main><p style="width:700px">wide</p>
+<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw="><div id="altair-viz-1"><canvas width="9" height="9"></canvas></div></main>
+<script src="http://127.0.0.1:9/x.js"></script><script>nowhere()</script>"""
+
+@pytest.mark.xdist_group('browser')
+def test_the_walk_sees_what_is_wrong(tmp_path, browser):
+    (tmp_path/'bad.html').write_text(BAD)
+    page, errors, fetched = listened(browser.new_page())
+    said = '\n'.join(walk(page, tmp_path.as_uri()+'/', 'bad.html', tmp_path, errors, fetched))
+    page.close()
+    for told in ('2 titles', '390 px: the page is', 'mute pictures', 'untold pictures', 'are empty', '390 px: the list of pages is block',
+                 'nowhere', 'fetched from outside'): assert told in said, told + '\n' + said
+
+@pytest.mark.xdist_group('browser')
+def test_the_pages_are_reached_on_a_phone_by_keyboard(site, address, browser):
+    page = browser.new_page(viewport=dict(width=PHONE[0], height=PHONE[1]))
+    page.set_default_timeout(PATIENCE)
+    page.goto(address+'index.html')
+    link = page.locator('.pages a', has_text='Merge and look')
+    assert not link.is_visible()
+    page.locator('#menu-open').focus()
+    page.keyboard.press('Space')
+    assert link.is_visible()
+    link.click()
+    page.wait_for_url('**/tutorials/merge_and_look.html')
+    page.close()
+
+def test_programs_find_all_pages(site):
+    said = (site/'llms.txt').read_text(encoding='utf-8')
+    assert said.startswith('# vlm_merging\n\n> ')
+    pages = re.findall(r'\]\(([\w/]+\.html)\)', said)
+    there = {o.relative_to(site).as_posix() for o in site.rglob('*.html')} - {o.relative_to(site).as_posix() for o in (site/'source').rglob('*')}
+    assert set(pages)==there and len(pages)==len(there)

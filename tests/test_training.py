@@ -1,0 +1,68 @@
+"The lessons that the lab was trained on, and what a training leaves behind when it fails"
+import numpy as np
+import pytest, torch
+from vlm_merging import training
+from vlm_merging.lab import TOPICS
+
+@pytest.fixture(scope='module', autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+@pytest.mark.parametrize('image', [False, True])
+def test_questions_of_one_scene_do_not_see_each_other(image):
+    "Each of the six is answered as if it stood alone behind the scene: six rows of one question give the same loss"
+    from transformers import LlamaForCausalLM
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(training.llama(32, 2)).eval()
+    batch = training.lesson(np.random.default_rng(0), dict.fromkeys(TOPICS, 1), .5, n=1, image=image)
+    batch.pop('pixel_values', None)
+    with torch.no_grad(): packed = model(**batch).logits[0]
+    x, y, at = (batch[k][0] for k in ('input_ids', 'labels', 'position_ids'))
+    starts = [i for i in range(17, len(x)) if at[i]==17]
+    assert len(starts)==6
+    for i,j in zip(starts, [*starts[1:], len(x)]):
+        rows = [*range(17), *range(i, j)]
+        assert at[rows].tolist()==list(range(len(rows)))
+        with torch.no_grad(): alone = model(input_ids=x[rows][None]).logits[0]
+        torch.testing.assert_close(alone[17:], packed[i:j], atol=1e-4, rtol=1e-4)
+        assert (y[rows]!=-100).sum() >= 2 and y[rows][-1]==training.ID['<eos>']
+
+def test_steps_stand_before_the_answer_only_where_they_are_asked_for():
+    for chain in (0, 1):
+        batch = training.lesson(np.random.default_rng(1), dict(plus=1, minus=1), chain, n=8)
+        told = batch['input_ids'][batch['labels']!=-100].tolist()
+        assert (training.ID['so'] in told)==bool(chain)
+
+def test_only_what_is_listed_learns():
+    from transformers import LlamaForCausalLM
+    torch.manual_seed(0)
+    model, rng = LlamaForCausalLM(training.llama(32, 2)), np.random.default_rng(0)
+    before = {k:v.clone() for k,v in model.state_dict().items()}
+    training.train(model, [(training.core(model.model), 1e-3)], 2, lambda: model(**training.lesson(rng, dict(number=1), 0, n=2)).loss)
+    moved = {k for k,v in model.state_dict().items() if not torch.equal(v, before[k])}
+    assert moved=={k for k in before if '.layers.' in k or k=='model.norm.weight'}
+
+def test_a_trio_that_fails_its_exam_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, 'train', lambda *args: 0.)
+    monkeypatch.setattr(training, 'exam', lambda *args: dict.fromkeys(TOPICS, 50.))
+    with pytest.raises(ValueError, match='base did not pass its exam in 4 rounds.*Try another seed'):
+        training.train_trio(tmp_path/'trio', hidden=32, layers=2, say=str)
+    assert not list(tmp_path.iterdir())
+
+def test_a_small_trio_is_saved_whole(tmp_path, monkeypatch):
+    "The whole way with no lessons at all: folders that merge and open"
+    from vlm_merging.merge import merge
+    from vlm_merging.recipe import Recipe
+    from vlm_merging.models import open_model
+    from vlm_merging.sources import load
+    monkeypatch.setattr(training, 'train', lambda *args: 0.)
+    monkeypatch.setattr(training, 'exam', lambda *args: dict.fromkeys(TOPICS, 100.))
+    said = []
+    trio = training.train_trio(tmp_path/'trio', seed=3, hidden=32, layers=2, say=said.append)
+    assert {p.name for p in trio.iterdir()}=={'base', 'llm', 'vlm'} and [p.name for p in tmp_path.iterdir()]==['trio']
+    assert 'seed=3, hidden=32, layers=2' in (trio/'vlm'/'README.md').read_text() and 'seed 3' in said[-1]
+    merged = merge(Recipe(trio/'vlm', trio/'llm', knobs=dict(weight=.5)), tmp_path/'merged')
+    assert isinstance(open_model(merged, max_new_tokens=2)(load('lab', n=1)[0]), str)
