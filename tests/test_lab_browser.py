@@ -44,7 +44,7 @@ def address(tmp_path_factory):
                                                                                       IPYTHONDIR='ipython',JUPYTER_PLATFORM_DIRS='platform')
     env = os.environ|{k:str(room/v) for k,v in places.items()}|dict(HF_HUB_OFFLINE='1',OMP_NUM_THREADS='1',JUPYTER_PLATFORM_DIRS='0',PYTHONPATH=str(project))
     options = dict(ip='127.0.0.1',port=port,port_retries=0,open_browser=False,root_dir=str(room/'work'),allow_root=True)
-    command = [sys.executable,'-m','jupyterlab','--IdentityProvider.token=',*(f'--ServerApp.{k}={v}' for k,v in options.items())]
+    command = [sys.executable,'-m','jupyterlab','--IdentityProvider.token=','--LabApp.expose_app_in_browser=True',*(f'--ServerApp.{k}={v}' for k,v in options.items())]
     with open(room/'log','w') as log: server = subprocess.Popen(command,env=env,cwd=room,stdout=log,stderr=subprocess.STDOUT)
     try:
         end = time.monotonic()+WAIT/1000
@@ -198,10 +198,8 @@ def test_it_can_be_read_on_a_light_and_on_a_dark_page(lab):
     page,seen = lab
     shot(page,'light')
     readable(page)
-    page.locator('.lm-MenuBar-itemLabel:text-is("Settings")').click()
-    page.locator('.lm-Menu-itemLabel:text-is("Theme")').hover()
-    page.locator('.lm-Menu-itemLabel:text-is("JupyterLab Dark")').click()
-    page.locator('body[data-jp-theme-light="false"]').wait_for(timeout=WAIT)
+    page.evaluate("jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+    page.wait_for_function("document.body.dataset.jpThemeLight == 'false'",timeout=WAIT)
     page.wait_for_timeout(1500)
     shot(page,'dark')
     readable(page)
