@@ -118,8 +118,10 @@ def shot(page,name):
 def test_all_three_are_drawn(lab):
     page,seen = lab
     trouble = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"], .jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')
-    page.get_by_text('the kernel is free').or_(trouble).first.wait_for(timeout=WAIT)
-    assert not trouble.count(), trouble.first.inner_text()[-1500:]
+    end = time.monotonic()+WAIT/1000
+    while not page.get_by_text('the kernel is free').count() and not trouble.count() and time.monotonic()<end: page.wait_for_timeout(200)
+    said = [*trouble.all_inner_texts(),*page.locator('[role=status]').all_inner_texts(),*page.locator('.jp-InputPrompt').all_inner_texts()]
+    assert page.get_by_text('the kernel is free').count(), said
     for n in range(3): done(area(page,n))
     assert area(page,0).locator('svg .mark-symbol path').count()>=6 and area(page,0).locator('svg .mark-rect path').count()>=32
     area(page,1).locator('.vega-embed svg.marks').wait_for(timeout=WAIT)
@@ -169,6 +171,8 @@ def test_replies_are_browsed_and_filtered(lab):
     place.locator('input[type=text]').first.fill('top-left')
     page.wait_for_timeout(800)
     assert 'top-left' in place.inner_text()
+    chosen = place.locator('select').evaluate_all('all => all.map(s => s.selectedOptions[0]?.text)')
+    assert 'reasoning' in chosen[0] and chosen[1:]==['all','all']
 
 def index_of(place,word):
     "Number of the option in which a word stands"

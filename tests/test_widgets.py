@@ -286,7 +286,7 @@ def test_browsing_by_button_slider_and_filter(two):
     browser.text.value = 'nothing like this'
     assert browser.row is None and browser.view.value=='' and 'No reply of 12 fits' in said(browser)
     browser.text.value = ''
-    browser.verdict.value = None
+    browser.verdict.value = ''
     assert browser.found.height==12 and not browser.at.disabled
 
 def test_one_run_and_no_items(two):

@@ -234,7 +234,7 @@ def question_card(
     picture = base64.b64encode(held.getvalue()).decode()
     marks = {True:'<td class="yes">✓ right</td>',False:'<td class="no">✗ wrong</td>'}
     said = ''.join(f'<tr><th scope="row">{m}</th><td>{escape(replies[m]) or "<i>nothing</i>"}</td>{marks[bool(row[m])]}</tr>\n' for m in MODELS)
-    return (f'<article><img src="data:image/png;base64,{picture}" alt="Picture of the {escape(q.scene)}" width="96" height="96">\n'
+    return (f'<article><img src="data:image/png;base64,{picture}" alt="Picture of the scene {escape(q.scene)}" width="96" height="96">\n'
             f'<div><h3>{escape(q.ask)}</h3><p class="note">{escape(q.kind)}, answer: {escape(q.answer)}. '
             f'{row["size"]} of {n} questions came out like this.</p>\n<table class="said">{said}</table></div></article>\n')
 

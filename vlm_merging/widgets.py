@@ -42,9 +42,9 @@ class ReplyBrowser(Shown):
         verdicts = [v for v,kinds in VERDICTS.items() if self.rows['verdict'].is_in(kinds).any() and (other is not None or v not in ('won','lost','changed'))]
         wide = dict(style=dict(description_width='56px'),layout=dict(width='236px'))
         self.text = W.Text(description='search',placeholder='in question or reply',**wide)
-        self.tag = W.Dropdown(options={'all':None}|tag_values(self.rows),description='kind',**wide)
-        self.verdict = W.Dropdown(options={'all':None}|{f"{v} ({self.rows['verdict'].is_in(VERDICTS[v]).sum()})":v for v in verdicts},description='verdict',**wide)
-        self.tier = W.Dropdown(options={'all':None}|{t:t for t in dict.fromkeys(tiers)},description='tier',**wide)
+        self.tag = W.Dropdown(options={'all':''}|tag_values(self.rows),description='kind',**wide)     # None would be shown as no choice
+        self.verdict = W.Dropdown(options={'all':''}|{f"{v} ({self.rows['verdict'].is_in(VERDICTS[v]).sum()})":v for v in verdicts},description='verdict',**wide)
+        self.tier = W.Dropdown(options={'all':''}|{t:t for t in dict.fromkeys(tiers)},description='tier',**wide)
         self.back,self.on = (W.Button(description=d,tooltip=t,layout=dict(width='90px')) for d,t in (('previous','the reply before'),('next','the next reply')))
         self.at = W.IntSlider(value=1,min=1,max=max(1,self.rows.height),description='reply',style=dict(description_width='56px'),layout=dict(width='420px'))
         self.status,self.view = status_line(),W.HTML()
