@@ -465,6 +465,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'vlm_merging.panels.Worker.ask': ('panels.html#worker.ask', 'vlm_merging/panels.py'),
                                     'vlm_merging.panels.Worker.wait': ('panels.html#worker.wait', 'vlm_merging/panels.py'),
                                     'vlm_merging.panels.ask_rest': ('panels.html#ask_rest', 'vlm_merging/panels.py'),
+                                    'vlm_merging.panels.asked_html': ('panels.html#asked_html', 'vlm_merging/panels.py'),
+                                    'vlm_merging.panels.beside': ('panels.html#beside', 'vlm_merging/panels.py'),
                                     'vlm_merging.panels.by_category': ('panels.html#by_category', 'vlm_merging/panels.py'),
                                     'vlm_merging.panels.changes': ('panels.html#changes', 'vlm_merging/panels.py'),
                                     'vlm_merging.panels.chosen_rows': ('panels.html#chosen_rows', 'vlm_merging/panels.py'),

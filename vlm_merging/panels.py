@@ -20,8 +20,8 @@ from .words import change_said
 
 # %% auto #0
 __all__ = ['FONT', 'FAINT', 'EDGE', 'BUSY', 'VERDICTS', 'plain', 'reply_text', 'verdict_html', 'picture_html', 'table_html',
-           'lines_html', 'still', 'Shown', 'Stopped', 'Worker', 'status_line', 'say_in', 'by_category', 'ask_rest',
-           'scored', 'changes', 'reply_rows', 'tag_values', 'chosen_rows', 'reply_html']
+           'asked_html', 'beside', 'lines_html', 'still', 'Shown', 'Stopped', 'Worker', 'status_line', 'say_in',
+           'by_category', 'ask_rest', 'scored', 'changes', 'reply_rows', 'tag_values', 'chosen_rows', 'reply_html']
 
 # %% ../nbs/13_panels.ipynb #c009
 FONT = 'color:var(--jp-ui-font-color1,inherit);font-size:13px;line-height:1.45'
@@ -71,6 +71,20 @@ def table_html(
     head = ''.join(f'<th scope="col" style="{line};font-weight:600">{html.escape(c)}</th>' for c in columns)
     body = ''.join('<tr>'+''.join(f'<td style="{line}">{c}</td>' for c in r)+'</tr>' for r in rows)
     return f'<table style="border-collapse:collapse;{FONT}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+def asked_html(
+    question:str,       # As it was put
+    answer:str|None,    # Gold
+)->str:                 # HTML
+    "A question and its right answer"
+    return f'<div style="{FONT};margin-bottom:6px"><b>{plain(question)}</b><br>right answer: {plain(answer)}</div>'
+
+def beside(
+    left:str,           # HTML, of pictures
+    right:str,          # HTML
+)->str:                 # HTML
+    "Pictures on the left, words on the right; on a narrow page one below the other"
+    return f'<div style="display:flex;flex-wrap:wrap;gap:16px"><div>{left}</div><div>{right}</div></div>'
 
 def lines_html(
     lines,              # Sentences
@@ -254,7 +268,8 @@ def chosen_rows(
     if verdict: rows = rows.filter(pl.col('verdict').is_in(VERDICTS[verdict]))
     if text.strip():
         places = there('question','answer','prediction','picked','reason')
-        rows = rows.filter(pl.any_horizontal(pl.col(c).cast(pl.String).str.to_lowercase().str.contains(text.strip().lower(),literal=True).fill_null(False) for c in places))
+        def holds(c): return pl.col(c).cast(pl.String).str.to_lowercase().str.contains(text.strip().lower(),literal=True).fill_null(False)
+        rows = rows.filter(pl.any_horizontal(map(holds,places)))
     return rows
 
 def reply_html(
@@ -264,10 +279,11 @@ def reply_html(
     "One item: picture, question, and of each run the reply, what was picked, why, and the verdict"
     ends = ['','_b'] if 'prediction_b' in row else ['']
     def both(what): return [what(e) for e in ends]
+    def ended(e): return '' if (how:=row.get('outcome'+e)) in (None,'answered') else f' &nbsp;{plain(how)}'
     lines = [['<b>reply</b>',*both(lambda e: reply_text(row.get('prediction'+e)))],['<b>picked</b>',*both(lambda e: plain(row.get('picked'+e)))],
              ['<b>why</b>',*both(lambda e: plain(', '.join(str(v) for v in (row.get('tier'+e),row.get('reason'+e)) if v)))],
-             ['<b>verdict</b>',*both(lambda e: verdict_html(row.get('correct'+e))+(f" &nbsp;{plain(v)}" if (v:=row.get('outcome'+e)) not in (None,'answered') else ''))]]
+             ['<b>verdict</b>',*both(lambda e: verdict_html(row.get('correct'+e))+ended(e))]]
     seen = ''.join(picture_html(p,180) for p in pictures)
     place = ', '.join(str(row[c]) for c in ('benchmark','split','index') if row.get(c))
-    asked = f'<div style="{FONT};margin-bottom:6px"><span style="{FAINT}">{plain(place)}</span><br><b>{plain(row.get("question"))}</b><br>right answer: {plain(row.get("answer"))}</div>'
-    return f'<div style="display:flex;flex-wrap:wrap;gap:16px"><div>{seen}</div><div style="flex:1 1 360px">{asked}{table_html(["",*(str(row["run"+e]) for e in ends)],lines)}</div></div>'
+    asked = f'<span style="{FAINT}">{plain(place)}</span>{asked_html(row.get("question"),row.get("answer"))}'
+    return beside(seen,asked+table_html(['',*(str(row['run'+e]) for e in ends)],lines))

@@ -16,8 +16,8 @@ from .compare import matched
 from .lab import lab_folder
 from .layers import PART_NAMES,PICKED
 from .maps import layers_page,weight_map
-from .panels import (FAINT,FONT,VERDICTS,Shown,Worker,ask_rest,by_category,changes,chosen_rows,lines_html,picture_html,plain,reply_html,reply_rows,reply_text,
-                                say_in,scored,status_line,still,table_html,tag_values,verdict_html)
+from .panels import (FAINT,VERDICTS,Shown,Worker,ask_rest,asked_html,beside,by_category,changes,chosen_rows,lines_html,picture_html,plain,
+                                reply_html,reply_rows,reply_text,say_in,scored,status_line,still,table_html,tag_values,verdict_html)
 from .profile import asked_items,means_of,profile_rows
 from .profiles import MEASURES,profile_table
 from .sources import load
@@ -39,21 +39,22 @@ class ReplyBrowser(Shown):
         self.rows = self.found = reply_rows(scores,other)
         self.images = {(i.benchmark or 'unnamed',i.split or 'all',str(i.id)):i.images for i in items or ()}
         tiers = [t for c in ('tier','tier_b') if c in self.rows.columns for t in self.rows[c].drop_nulls().unique().sort()]
-        verdicts = [v for v,kinds in VERDICTS.items() if self.rows['verdict'].is_in(kinds).any() and (other is not None or v not in ('won','lost','changed'))]
+        counts = {v:self.rows['verdict'].is_in(kinds).sum() for v,kinds in VERDICTS.items()}
         wide = dict(style=dict(description_width='56px'),layout=dict(width='236px'))
         self.text = W.Text(description='search',placeholder='in question or reply',**wide)
-        self.tag = W.Dropdown(options={'all':''}|tag_values(self.rows),description='kind',**wide)     # None would be shown as no choice
-        self.verdict = W.Dropdown(options={'all':''}|{f"{v} ({self.rows['verdict'].is_in(VERDICTS[v]).sum()})":v for v in verdicts},description='verdict',**wide)
+        self.tag = W.Dropdown(options={'all':''}|tag_values(self.rows),description='kind',**wide)
+        self.verdict = W.Dropdown(options={'all':''}|{f'{v} ({n})':v for v,n in counts.items() if n},description='verdict',**wide)
         self.tier = W.Dropdown(options={'all':''}|{t:t for t in dict.fromkeys(tiers)},description='tier',**wide)
-        self.back,self.on = (W.Button(description=d,tooltip=t,layout=dict(width='90px')) for d,t in (('previous','the reply before'),('next','the next reply')))
-        self.at = W.IntSlider(value=1,min=1,max=max(1,self.rows.height),description='reply',style=dict(description_width='56px'),layout=dict(width='420px'))
+        self.back,self.on = (W.Button(description=d,layout=dict(width='90px')) for d in ('previous','next'))
+        self.at = W.IntSlider(value=1,min=1,max=max(1,self.rows.height),description='reply',**wide|dict(layout=dict(width='420px')))
         self.status,self.view = status_line(),W.HTML()
         for c in (self.text,self.tag,self.verdict,self.tier): c.observe(self._filter,'value')
         self.at.observe(lambda c: self._show(),'value')
         self.back.on_click(lambda b: self._go(-1))
         self.on.on_click(lambda b: self._go(1))
         wrap = dict(flex_flow='row wrap')
-        self.box = W.VBox([W.HBox([self.text,self.tag,self.verdict,self.tier],layout=wrap),W.HBox([self.back,self.on,self.at],layout=wrap),self.status,self.view])
+        filters,ways = [self.text,self.tag,self.verdict,self.tier],[self.back,self.on,self.at]
+        self.box = W.VBox([W.HBox(filters,layout=wrap),W.HBox(ways,layout=wrap),self.status,self.view])
         self._filter()
 
     @property
@@ -72,7 +73,9 @@ class ReplyBrowser(Shown):
 
     def _show(self):
         row,n = self.row,self.found.height
-        say_in(self.status)('done' if n else 'trouble',f"Reply {self.at.value} of {n}{'' if n==self.rows.height else f' that fit, of {self.rows.height}'}" if n else f'No reply of {self.rows.height} fits these filters.')
+        whole = self.rows.height
+        told = f'Reply {self.at.value} of {n}'+f' that fit, of {whole}'*(n<whole) if n else f'No reply of {whole} fits these filters.'
+        say_in(self.status)('done' if n else 'trouble',told)
         self.view.value = '' if row is None else reply_html(row,self.images.get((row['benchmark'],row['split'],row['index']),()))
 
 # %% ../nbs/13_widgets.ipynb #c016
@@ -156,7 +159,8 @@ class MergeExplorer(Shown):
         self.modules = {m:W.Checkbox(True,description=PLAIN.get(m,m),indent=False,layout=dict(width='86px')) for m in MODULES}
         self.seed = W.BoundedIntText(value=0,min=0,max=9999,description='seed',**wide)
         first = next((n for n,i in enumerate(self.items) if i.tags.get('category')=='reasoning'),0)
-        self.question = W.Dropdown(value=first,options=[(f"{n+1}. {' '.join(i.question.split())[:70]}",n) for n,i in enumerate(self.items)],description='question',
+        labels = [(f"{n+1}. {' '.join(i.question.split())[:70]}",n) for n,i in enumerate(self.items)]
+        self.question = W.Dropdown(value=first,options=labels,description='question',
                                    style=dict(description_width='64px'),layout=dict(width='100%',max_width='520px'))
         self.status,self.plan,self.answers,self.told = status_line(),W.HTML(),W.HTML(),W.HTML()
         self.chart,self.map = (W.HTML(layout=dict(flex='1 1 420px',max_width='600px')) for _ in range(2))
@@ -164,7 +168,8 @@ class MergeExplorer(Shown):
         self.method.observe(self._other_method,'value')
         self.question.observe(lambda c: self._show_answers(),'value')
         for c in (self.layers,self.seed,*self.modules.values()): c.observe(self._changed,'value')
-        left = W.VBox([self.method,self.about,self.knob_box,self.layers,W.HBox([W.Label('modules',layout=dict(width='92px',justify_content='flex-end',margin='2px 8px 2px 0')),*self.modules.values()]),self.plan],
+        name = W.Label('modules',layout=dict(width='92px',justify_content='flex-end',margin='2px 8px 2px 0'))
+        left = W.VBox([self.method,self.about,self.knob_box,self.layers,W.HBox([name,*self.modules.values()]),self.plan],
                       layout=dict(width='400px',flex='0 0 auto'))
         right = W.VBox([self.question,self.answers],layout=dict(flex='1 1 420px',min_width='360px'))
         wrap = dict(display='flex',flex_flow='row wrap')
@@ -178,9 +183,9 @@ class MergeExplorer(Shown):
         parts = [m for m,c in self.modules.items() if c.value]
         if not parts: raise ValueError('Nothing is left to merge. Tick attention, MLP or norm.')
         (first,last),whole = self.layers.value,(self.layers.min,self.layers.max)
-        return Recipe(**self.models,method=self.method.value,knobs={n:round(v,6) if isinstance(v:=c.value,float) else v for n,c in self.knobs.items()},
-                      layers='all' if (first,last)==whole else f'{first}-{last}',modules='all' if len(parts)==len(self.modules) else ','.join(parts),
-                      seed=self.seed.value)
+        knobs = {n:round(v,6) if isinstance(v:=c.value,float) else v for n,c in self.knobs.items()}
+        return Recipe(**self.models,method=self.method.value,knobs=knobs,layers='all' if (first,last)==whole else f'{first}-{last}',
+                      modules='all' if len(parts)==len(self.modules) else ','.join(parts),seed=self.seed.value)
 
     def wait(self,
         timeout:float=120,  # Seconds
@@ -200,8 +205,10 @@ class MergeExplorer(Shown):
         self.knobs = {n:knob_control(k) for n,k in method.knobs.items()}
         for c in self.knobs.values(): c.observe(self._changed,'value')
         self.about.value = lines_html([method.about],FAINT)
-        rows = [w for n,c in self.knobs.items() for w in (c,W.HTML(f'<div style="{FAINT};margin:-6px 0 2px 92px">{plain(method.knobs[n].about)}</div>'))]
-        self.knob_box.children = rows+[self.seed]*('rng' in method.fills)
+        def explained(n,c):
+            high = -6 if isinstance(c,W.FloatSlider) else 0     # A slider has room below
+            return c,W.HTML(f'<div style="{FAINT};margin:{high}px 0 2px 94px">{plain(method.knobs[n].about)}</div>')
+        self.knob_box.children = [w for n,c in self.knobs.items() for w in explained(n,c)]+[self.seed]*('rng' in method.fills)
         self._changed(pause=pause)
 
     def _changed(self, change=None, pause=None): self.worker.ask(self._work,pause)
@@ -243,7 +250,8 @@ class MergeExplorer(Shown):
     def _ask(self, run, recipe, step):
         if recipe is not None and self.mixed!=recipe: step(f'merging: {recipe.method}' if run=='merged' else f'mixing the {run}')
         asker = self._mix(recipe)
-        for _ in ask_rest(asker,self.items,self.said[run],step,f'the {run}' if run!='merged' else 'the merged model',lambda: self.question.value): self._show_answers()
+        who = 'the merged model' if run=='merged' else f'the {run}'
+        for _ in ask_rest(asker,self.items,self.said[run],step,who,lambda: self.question.value): self._show_answers()
 
     def _mix(self, recipe):
         "The open model under a recipe; None: the VLM itself"
@@ -270,11 +278,10 @@ class MergeExplorer(Shown):
             item,there = self.items[n],{run:said[n] for run,said in self.said.items() if n in said}
             marks = {run:verdict_html(scored(self.items,{n:r},run)['correct'][0]) for run,r in there.items()}
             rows = [[plain(run),reply_text(there[run].text) if run in there else '…',marks.get(run,'')] for run in self.said]
-            told = f'<div style="{FONT};margin:4px 0"><b>{plain(item.question)}</b><br>right answer: {plain(item.answer)}</div>'
             seen = ''.join(picture_html(p,144) for p in item.images)
-            self.answers.value = f'<div style="display:flex;flex-wrap:wrap;gap:16px"><div>{seen}</div><div>{told}{table_html(["model","reply",""],rows)}</div></div>'
+            self.answers.value = beside(seen,asked_html(item.question,item.answer)+table_html(['model','reply',''],rows))
 
-# %% ../nbs/13_widgets.ipynb #c029
+# %% ../nbs/13_widgets.ipynb #c031
 def followed(
     page:alt.TopLevelMixin, # From `layers_page`
     layer:int,          # The layer that is marked
@@ -328,14 +335,16 @@ class LayerExplorer(Shown):
         self.said,self.rows,self.scores,self.table,self.words = {},[],{},None,[]
         wide = dict(style=dict(description_width='48px'))
         self.layer = W.IntSlider(value=0,min=0,max=self._depth()-1,description='layer',layout=dict(width='320px'),**wide)
-        self.part = W.Dropdown(options=[(PART_NAMES.get(p,p),p) for p in MASKED],description='masked',layout=dict(width='200px'),style=dict(description_width='56px'))
+        self.part = W.Dropdown(options=[(PART_NAMES.get(p,p),p) for p in MASKED],description='masked',layout=dict(width='200px'),
+                               style=dict(description_width='56px'))
         self.how = W.Dropdown(options=BY,description='by',layout=dict(width='150px'),style=dict(description_width='20px'))
         self.status,self.figures,self.replies = status_line(),W.HTML(),W.HTML()
         self.charts = W.Box(layout=dict(display='block',width='606px',height='640px',overflow='auto',flex='0 0 auto'))
         self.worker = Worker(say_in(self.status),pause)
         for c in (self.layer,self.part,self.how): c.observe(lambda c: self.worker.ask(self._work),'value')
         controls = W.HBox([self.layer,*[self.part,self.how]*(model is not None)],layout=dict(flex_flow='row wrap'))
-        right = W.Box([self.replies,self.figures],layout=dict(display='block',flex='1 1 360px',min_width='340px',height='640px',overflow='auto',padding='0 8px 0 8px'))
+        right = W.Box([self.replies,self.figures],layout=dict(display='block',flex='1 1 360px',min_width='340px',height='640px',overflow='auto',
+                                                              padding='0 8px 0 8px'))
         self.box = W.VBox([controls,self.status,W.HBox([self.charts,right],layout=dict(display='flex',flex_flow='row wrap'))])
         self.worker.ask(self._work,0)
 
@@ -348,7 +357,8 @@ class LayerExplorer(Shown):
 
     def browse(self)->ReplyBrowser:
         "The replies without a mask beside those with the last one; raise ValueError if there is no model"
-        if len(self.scores)<2: raise ValueError('There are no replies under a mask. Give a model and items, and wait until the status line says done.')
+        if len(self.scores)<2:
+            raise ValueError('There are no replies under a mask. Give a model and items, and wait until the status line says done.')
         return ReplyBrowser(self.scores['unmasked'],self.scores['masked'],self.items)
 
     def _depth(self):
@@ -379,7 +389,8 @@ class LayerExplorer(Shown):
             for _ in ask_rest(self.asker,self.items,said,step,what): pass
         self.scores['masked'] = scored(self.items,said,what)
         self.table,self.words = changes(self.scores['unmasked'],self.scores['masked'],by_category(self.items))
-        both = matched(self.scores['unmasked'],self.scores['masked']).with_columns(n=pl.int_range(pl.len()),other=pl.col('prediction')!=pl.col('prediction_b'))
+        both = matched(self.scores['unmasked'],self.scores['masked'])
+        both = both.with_columns(n=pl.int_range(pl.len()),other=pl.col('prediction')!=pl.col('prediction_b'))
         both,shown = both.sort('other',descending=True,maintain_order=True),[]
         for r in both.head(SHOWN).to_dicts():
             seen = ''.join(picture_html(p,56) for p in self.items[r['n']].images)
@@ -402,7 +413,8 @@ class LayerExplorer(Shown):
             from vlm_merging.weights import by_layer,long,weight_stats
             step('reading the weights')
             found = weight_stats(*(lab_folder()/w for w in ('vlm','llm','base')),progress=False)
-            self.weights = long(by_layer(found),*(by_layer(found,m) for m in ('attention','mlp'))).filter(pl.col('what').is_in(['relative_vlm','relative_llm']))
+            self.weights = long(by_layer(found),*(by_layer(found,m) for m in ('attention','mlp')))
+            self.weights = self.weights.filter(pl.col('what').is_in(['relative_vlm','relative_llm']))
         at = sum(n for n,_ in self.rows)
         while self.profile is None and at<len(self.items):
             step(f'making the profile: {at} of {len(self.items)} questions')
@@ -428,5 +440,6 @@ def figures_html(
     def told(r):
         by,unit = (100 if r['measure']=='answer' else 1),MEASURES[r['measure']]
         ends = '' if r['low'] is None else f" ({by*r['low']:+.2f} to {by*r['high']:+.2f})"
-        return [plain(f"{PART_NAMES.get(r['part'],r['part'])}, {r['how']}"),plain(r['where']),plain(f"{by*r['change']:+.2f} {unit}{ends}"),plain('' if r['p_holm'] is None else p_said(r['p_holm']))]
+        sure = '' if r['p_holm'] is None else p_said(r['p_holm'])
+        return list(map(plain,(f"{PART_NAMES.get(r['part'],r['part'])}, {r['how']}",r['where'],f"{by*r['change']:+.2f} {unit}{ends}",sure)))
     return table_html(['masked','questions','change (95% interval)','corrected'],[told(r) for r in rows[:24]])
