@@ -3,7 +3,7 @@ import json,re,threading,time
 import ipywidgets as W
 import polars as pl,pytest,torch
 from PIL import Image
-from vlm_merging import panels,widgets
+from vlm_merging import panels,scoring,widgets
 from vlm_merging.benchmarks import Item,Picture
 from vlm_merging.lab import lab_folder
 from vlm_merging.methods import METHODS,Knob
@@ -20,9 +20,12 @@ LONG = 120
 
 @pytest.fixture(scope='module',autouse=True)
 def one_thread():
-    before = torch.get_num_threads()
+    "One thread of torch; and the time that scoring gives a reply is no matter here, where another process may hold the machine"
+    before,seconds = torch.get_num_threads(),scoring.SECONDS
     torch.set_num_threads(1)
+    scoring.SECONDS = 60.
     yield
+    scoring.SECONDS = seconds
     torch.set_num_threads(before)
 
 def tags_in(page): return set(re.findall(r'<\s*/?\s*([a-zA-Z0-9]+)',page))
