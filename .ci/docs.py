@@ -115,13 +115,13 @@ def draw(page, text, sidebar='', before='', after=''):
     charts = dict(re.findall(r'maybeLoadScript\("(vega[\w-]*)", "([^"]+)"\)', text))
     said = dict(root=root, sidebar=sidebar, before=before, after=after, **{'charts': 'yes'} if charts else {})
     args = [f'--template={here/"page.html"}', '--toc', '--mathml', '--wrap=none', '-s']
-    args += [f'--variable={k}={v}' for k,v in said.items()]
+    args += [f'--variable={k}={v}' for k, v in said.items()]
     done = subprocess.run([pypandoc.get_pandoc_path(), f'--from={READER}', '--to=html5', *args],
                           input=text, capture_output=True, encoding='utf-8')
     if done.returncode: raise ValueError(done.stderr.strip())
     html = done.stdout
     if charts:  # say that the libraries are loaded already, and leave no address of the net in the page
-        have = json.dumps({f'{k.replace("-", "")}_version': v for k,v in charts.items()})
+        have = json.dumps({f'{k.replace("-", "")}_version': v for k, v in charts.items()})
         html = html.replace('</head>', f'<script>var VEGA_DEBUG = {have};</script>\n</head>', 1)
         html = re.sub(r'https://cdn\.jsdelivr\.net/npm/[^"]*', root + 'vega.js', html)
     return html
@@ -223,8 +223,8 @@ def main():
 
 def module_of(nb):
     "Text and syntax tree of the module that a notebook is exported to"
-    names = re.findall(r'^#\| *default_exp +(\w+)', '\n'.join(o.source for o in nb.cells), flags=re.M)
-    text = (project/f'vlm_merging/{names[0]}.py').read_text(encoding='utf-8') if names else ''
+    names = re.findall(r'^#\| *default_exp +([\w.]+)', '\n'.join(o.source for o in nb.cells), flags=re.M)
+    text = (project/f"vlm_merging/{names[0].replace('.', '/')}.py").read_text(encoding='utf-8') if names else ''
     return text, ast.parse(text)
 
 def build(parts, work):
@@ -268,9 +268,9 @@ def build(parts, work):
             return f'<a href="{href}">{words.format(escape(titles[order[j]]))}</a>'
         before = turn(i-1, '← {}') if i else '<span></span>'
         jobs[page] = texts[page], before, turn(i+1, '{} →') if i+1<len(order) else ''
-    for o in sorted((project/'vlm_merging').glob('[!_]*.py')):
-        code = fence(o.read_text(encoding='utf-8'), '#L .python .numberLines')
-        jobs[f'source/vlm_merging/{o.stem}.html'] = f'---\ntitle: vlm_merging/{o.name}\n---\n\n{code}', '', ''
+    for o in sorted((project/'vlm_merging').rglob('[!_]*.py')):
+        code, name = fence(o.read_text(encoding='utf-8'), '#L .python .numberLines'), o.relative_to(project)
+        jobs[f"source/{name.with_suffix('.html')}"] = f'---\ntitle: {name}\n---\n\n{code}', '', ''
     def drawn(page):
         text, before, after = jobs[page]
         try: return draw(page, text, sidebar(parts, page), before, after)

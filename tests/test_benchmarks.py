@@ -7,16 +7,16 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from vlm_merging import prepare as preparing
-from vlm_merging import readers
-from vlm_merging.benchmarks import (BENCHMARKS, METRICS, Item, Picture, cell, metric_of, options_of, record_of, row_of,
+from vlm_merging.benchmarks import prepare as preparing
+from vlm_merging.benchmarks import tables as readers
+from vlm_merging.benchmarks.items import (BENCHMARKS, RULE_OF, Item, Picture, cell, metric_of, options_of, record_of, row_of,
                                     text_of, unpacked)
-from vlm_merging.mathematics import dynamath_row, mathverse_row, mathvision_row, mathvista_row, mm_math_row
-from vlm_merging.perception import (chartqa_row, docvqa_row, inline_options, korean_row, mmstar_row, ocrbench_row, pope_row,
+from vlm_merging.benchmarks.mathematics import dynamath_row, mathverse_row, mathvision_row, mathvista_row, mm_math_row
+from vlm_merging.benchmarks.perception import (chartqa_row, docvqa_row, inline_options, korean_row, mmstar_row, ocrbench_row, pope_row,
                                     tablevqa_row, textvqa_row)
-from vlm_merging.prepare import data_root, pattern_of, prepare, prepared
-from vlm_merging.readers import LONG, rows_in, told_rows
-from vlm_merging.sources import load, own_row, subset
+from vlm_merging.benchmarks.prepare import data_root, pattern_of, prepare, prepared
+from vlm_merging.benchmarks.tables import LONG, rows_in, told_rows
+from vlm_merging.benchmarks.load import load, own_row, subset
 
 def png(colour, size=(8, 6)):
     held = io.BytesIO()
@@ -92,7 +92,7 @@ def test_row_of_has_the_columns_of_a_reply_table():
     assert {type(v) for v in made.values()}<={str, type(None)}
 
 def test_every_benchmark_has_its_rule():
-    assert {b.name: b.metric for b in BENCHMARKS.values()}==METRICS
+    assert {b.name: b.metric for b in BENCHMARKS.values()}==RULE_OF
     for b in BENCHMARKS.values():
         assert b.split in b.splits and b.prompt and b.licence and set(b.tables.values())<=set(b.splits)
         assert b.revision=='main' or len(b.revision)==40
@@ -613,7 +613,7 @@ def test_patterns():
 
 def test_what_a_model_should_say_can_be_said():
     "The letter where it is asked for one; of several accepted answers the first; never JSON"
-    from vlm_merging.benchmarks import Item, right_answer
+    from vlm_merging.benchmarks.items import Item, right_answer
     assert right_answer(Item('1', 'Q', 'blue', choices=('red', 'blue'), answer_option='B'))=='B'
     assert right_answer(Item('2', 'Q', '["seven", "7"]', answer_type='any of'))=='seven'
     assert right_answer(Item('3', 'Q', 'blue'))=='blue' and right_answer(Item('4', 'Q')) is None

@@ -5,15 +5,15 @@ from dataclasses import fields
 import pytest, torch
 from safetensors.torch import load_file, save_file
 from vlm_merging import __version__, cli
-from vlm_merging.cli import knob_value, main, parser
-from vlm_merging.demo import demo
-from vlm_merging.merge import merge
-from vlm_merging.methods import METHODS
-from vlm_merging.recipe import Recipe
-from vlm_merging.tiny import make_trio
+from vlm_merging.cli.main import knob_value, main, parser
+from vlm_merging.cli.demo import demo
+from vlm_merging.merging.merge import merge
+from vlm_merging.merging.methods import METHODS
+from vlm_merging.merging.recipe import Recipe
+from vlm_merging.lab.tiny import make_trio
 
 torch.set_num_threads(1)
-PROGRAM = [sys.executable, '-c', 'import sys; from vlm_merging.cli import main; sys.exit(main())']
+PROGRAM = [sys.executable, '-c', 'import sys; from vlm_merging.cli.main import main; sys.exit(main())']
 
 
 @pytest.fixture(scope='module')
@@ -86,7 +86,7 @@ def test_the_demo_gets_its_arguments(call, monkeypatch):
     def fake(*given):
         seen.append(given[:-1])
         raise ValueError('Far enough.')
-    monkeypatch.setattr('vlm_merging.demo.demo', fake)          # What it does is tested in test_demo.py
+    monkeypatch.setattr('vlm_merging.cli.demo.demo', fake)          # What it does is tested in test_demo.py
     assert call('demo')[0]==3 and call('demo', '--out', 'x', '-n', 50, '--weight', .3, '--seed', 7)[0]==3
     known = list(inspect.signature(demo).parameters.values())
     assert seen==[tuple(p.default for p in known[:-1]), ('x', 50, .3, 7)]
@@ -96,7 +96,7 @@ def test_the_demo_gets_its_arguments(call, monkeypatch):
 @pytest.mark.parametrize('option,said', [('--help', 'COMMAND'), ('--version', __version__)])
 def test_help_and_version_are_light(option, said):
     code = f'''import sys
-from vlm_merging.cli import main
+from vlm_merging.cli.main import main
 try: main([{option!r}])
 except SystemExit as e: code = e.code
 print(code, sorted({{'torch', 'transformers', 'numpy', 'polars', 'tqdm'}} & set(sys.modules)))'''
@@ -106,7 +106,7 @@ print(code, sorted({{'torch', 'transformers', 'numpy', 'polars', 'tqdm'}} & set(
 
 def test_inspect_is_light(trio):
     code = f'''import sys
-from vlm_merging.cli import main
+from vlm_merging.cli.main import main
 assert main(["inspect", {str(trio.vlm)!r}])==0
 print(sorted({{'torch', 'transformers'}} & set(sys.modules)))'''
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
@@ -165,7 +165,7 @@ def test_each_option_sets_its_field(name):
 def test_each_knob_sets_itself(method):
     knobs = {k.name: k.choices[-1] if k.choices else k.low+(k.high-k.low)/4
              for k in METHODS[method].knobs.values()}
-    argv = [x for k,v in knobs.items() for x in ('--'+k.replace('_', '-'), str(v))]
+    argv = [x for k, v in knobs.items() for x in ('--'+k.replace('_', '-'), str(v))]
     names = ['--vlm', 'v', '--llm', 'l', '--base', 'b', '--method', method]
     args = parser('merge').parse_args(['merge', *names, *argv])
     assert cli.recipe_of(args)==Recipe('v', 'l', 'b', method, knobs)
@@ -177,7 +177,7 @@ def test_merge_gets_its_arguments(who, tmp_path, monkeypatch, call):
         seen.update(kw, out=out)
         out.mkdir()
         return out
-    monkeypatch.setattr('vlm_merging.merge.merge', fake)
+    monkeypatch.setattr('vlm_merging.merging.merge.merge', fake)
     plain = dict(overwrite=False, workers=None, device='cpu', sha256=False, allow_nonfinite=False,
                  progress=None)
     assert call('merge', *who, '--out', tmp_path/'a')[0]==0
@@ -187,7 +187,7 @@ def test_merge_gets_its_arguments(who, tmp_path, monkeypatch, call):
     assert seen==dict(overwrite=True, workers=3, device='cuda:1', sha256=True, allow_nonfinite=True,
                       progress=False, out=tmp_path/'b')
     known = inspect.signature(merge).parameters
-    assert plain=={k:p.default for k,p in known.items() if p.default is not p.empty}
+    assert plain=={k:p.default for k, p in known.items() if p.default is not p.empty}
 
 
 # --- Recipes
@@ -281,7 +281,7 @@ def test_3_a_number_that_is_none(who, trio, tmp_path, call):
     (KeyboardInterrupt(), 130, 'goes on from here')], ids=['full', 'forbidden', 'lookup', 'ctrl-c'])
 def test_1_and_130(fault, code, said, who, tmp_path, call, monkeypatch):
     def fail(*a, **k): raise fault
-    monkeypatch.setattr('vlm_merging.merge.merge', fail)
+    monkeypatch.setattr('vlm_merging.merging.merge.merge', fail)
     got, out, err = call('merge', *who, '--out', tmp_path/'out')
     assert (got, out)==(code, '')
     assert err.splitlines()[-1].startswith('vlm-merging: ') and said in err and 'Traceback' not in err

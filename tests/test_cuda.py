@@ -1,10 +1,10 @@
 "The GPU gives what the CPU gives"
 import pytest, torch
 from safetensors.torch import load_file
-from vlm_merging.merge import merge
-from vlm_merging.methods import METHODS
-from vlm_merging.recipe import Recipe
-from vlm_merging.tiny import make_trio
+from vlm_merging.merging.merge import merge
+from vlm_merging.merging.methods import METHODS
+from vlm_merging.merging.recipe import Recipe
+from vlm_merging.lab.tiny import make_trio
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='no CUDA device on this machine')
 
@@ -19,11 +19,11 @@ def test_same_result_on_both_devices(trio, tmp_path, method):
         torch.testing.assert_close(b[name], a[name], rtol=2**-7, atol=1e-6)
 
 def test_masks_cost_the_same_on_both_devices():
-    from vlm_merging.lab import lab_folder
-    from vlm_merging.models import open_model
-    from vlm_merging.probes import masks
-    from vlm_merging.profile import profile_rows
-    from vlm_merging.sources import load
+    from vlm_merging.lab.trio import lab_folder
+    from vlm_merging.asking.models import open_model
+    from vlm_merging.probing.masks import masks
+    from vlm_merging.probing.probe import profile_rows
+    from vlm_merging.benchmarks.load import load
     items, made = load('lab', n=14, split='dev'), {}
     for device in ('cpu', 'cuda'):
         asker = open_model(lab_folder()/'vlm', dtype='float32', device=device, batch_size=7, max_new_tokens=12)
@@ -33,9 +33,9 @@ def test_masks_cost_the_same_on_both_devices():
     assert a['after'].is_not_null().all() and (a['after']-b['after']).abs().max()<.01 and (a['before']-b['before']).abs().max()<.01
 
 def test_a_merge_in_the_memory_of_the_gpu_is_that_of_the_disk(tmp_path):
-    from vlm_merging.lab import lab_folder
-    from vlm_merging.mixing import Mixer
-    from vlm_merging.models import open_model
+    from vlm_merging.lab.trio import lab_folder
+    from vlm_merging.probing.mixing import Mixer
+    from vlm_merging.asking.models import open_model
     lab = lab_folder()
     mixer = Mixer(open_model(lab/'vlm', device='cuda', dtype='float32'), Recipe(lab/'vlm', lab/'llm'))
     mixed = mixer.mix(knobs={'weight': .4}).model

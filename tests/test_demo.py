@@ -3,14 +3,14 @@ import json, os, re, shutil, subprocess, sys
 from html.parser import HTMLParser
 
 import polars as pl, pytest, torch
-from vlm_merging import demo as room
-from vlm_merging.cli import main
-from vlm_merging.demo import DEMO, LEAST, MODELS, chosen, demo, facts, find, groups, page, question_card
-from vlm_merging.lab import questions, right
-from vlm_merging.recipe import Recipe
+from vlm_merging.cli import demo as room
+from vlm_merging.cli.main import main
+from vlm_merging.cli.demo import DEMO, LEAST, MODELS, choose_weight, demo, facts, find, groups, page, question_card
+from vlm_merging.lab.trio import questions, right
+from vlm_merging.merging.recipe import Recipe
 
 torch.set_num_threads(1)
-PROGRAM = [sys.executable, '-c', 'import sys; from vlm_merging.cli import main; sys.exit(main())']
+PROGRAM = [sys.executable, '-c', 'import sys; from vlm_merging.cli.main import main; sys.exit(main())']
 KINDS = ('perception', 'reasoning')
 N = 48                  # Questions; the demo itself takes ten times as many
 
@@ -140,9 +140,9 @@ def test_weights_and_masks_have_questions_of_their_own(same):
 def test_the_walk_stops_where_perception_is_lost():
     def tried(*rows): return pl.DataFrame([dict(what='accuracy', tag='category', where=k, weight=w, value=v) for w, *values in rows
                                            for k, v in zip(KINDS, values)])
-    assert chosen(tried((0., .97, .9), (.5, .9, .8), (.8, .985, .4), (1., .99, .3)))==.8
-    assert chosen(tried((1., .5, .3), (.5, .49, .3)))==1
-    assert chosen(tried((1., .5, .3), (.5, .7, .4), (0., .6, .35)))==.5
+    assert choose_weight(tried((0., .97, .9), (.5, .9, .8), (.8, .985, .4), (1., .99, .3)))==.8
+    assert choose_weight(tried((1., .5, .3), (.5, .49, .3)))==1
+    assert choose_weight(tried((1., .5, .3), (.5, .7, .4), (0., .6, .35)))==.5
 
 
 # --- The page
@@ -278,7 +278,7 @@ def test_in_a_browser(width, scheme, browser, made):
     for k in range(5):
         box = drawn.nth(k).bounding_box()
         assert box['width']<=width and box['height']>60
-    assert seen.locator('figure svg:visible').first.locator('.role-mark.mark-symbol path').count()==2*len(room.WEIGHTS)
+    assert seen.locator('figure svg:visible').first.locator('.role-mark.mark-symbol path').count()==2*len(room.WEIGHT_GRID)
     assert seen.evaluate("[...document.images].every(i => i.naturalWidth==48)")
     light = seen.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (light=='rgb(255, 255, 255)')==(scheme=='light')
@@ -286,6 +286,6 @@ def test_in_a_browser(width, scheme, browser, made):
 
 
 def groups_of(made):
-    from vlm_merging.evaluate import replies
-    from vlm_merging.scoring import score
+    from vlm_merging.asking.ask import replies
+    from vlm_merging.scoring.score import score
     return groups(pl.concat([score(replies(made[0]/'replies'/m)) for m in MODELS])).height

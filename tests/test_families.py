@@ -4,17 +4,17 @@ import pytest, torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.utils import logging
-from vlm_merging.checkpoint import Checkpoint
-from vlm_merging.families import find_decoder
-from vlm_merging.merge import merge, plan
-from vlm_merging.methods import drop, name_rng
-from vlm_merging.recipe import Recipe
-from vlm_merging.tiny import KINDS, REMOTE, ask_inputs, make_llm, make_trio, make_vlm
+from vlm_merging.checkpoints.checkpoint import Checkpoint
+from vlm_merging.merging.families import find_decoder
+from vlm_merging.merging.merge import merge, plan
+from vlm_merging.merging.methods import drop, name_rng
+from vlm_merging.merging.recipe import Recipe
+from vlm_merging.lab.tiny import KINDS, REMOTE, ask_inputs, make_llm, make_trio, make_vlm
 
 torch.set_num_threads(1)
 logging.disable_progress_bar()
 logging.set_verbosity_error()
-ALL = [(kind, layout) for kind,k in KINDS.items() for layout in k.layouts]
+ALL = [(kind, layout) for kind, k in KINDS.items() for layout in k.layouts]
 WEIGHTS = re.compile(r'.*\.(safetensors|bin)|.*\.index\.json|README\.md')
 
 
@@ -31,7 +31,7 @@ def opened(folder, auto=AutoModelForImageTextToText):
 def pairs(vlm, *others):
     "Parameters of a VLM's layers and final norm with those of LLMs: `(name in the LLM, VLM's, LLMs'...)`"
     mine, theirs = vlm.get_decoder(), [m.get_decoder() for m in others]
-    own = [layer for layer in mine.layers if not any('cross_attn' in n for n,_ in layer.named_parameters())]
+    own = [layer for layer in mine.layers if not any('cross_attn' in n for n, _ in layer.named_parameters())]
     for i, layers in enumerate(zip(own, *(t.layers for t in theirs), strict=True)):
         named = [dict(layer.named_parameters()) for layer in layers]
         assert all(n.keys()==named[0].keys() for n in named)
@@ -52,7 +52,7 @@ def ties(name, v, l, b):
 
 
 def dare_ties(name, v, l, b):
-    a, c = (drop(x-b, .4, g) for x,g in zip((v,l), name_rng(5, name)))
+    a, c = (drop(x-b, .4, g) for x, g in zip((v, l), name_rng(5, name)))
     return b + elected(a, c)
 
 
@@ -110,7 +110,7 @@ def check_files(merged, vlm, is_merged):
     assert {f.name for f in merged.iterdir()}=={new_name(f) for f in vlm.iterdir()}|{'recipe.json'}
     side = sides(vlm)
     assert len(side)>3
-    assert {n:x for n,x in sides(merged).items() if n!='recipe.json'}==side
+    assert {n:x for n, x in sides(merged).items() if n!='recipe.json'}==side
 
 
 def new_name(f): return re.sub(r'^pytorch_model(.*)\.bin', r'model\1.safetensors', f.name)
@@ -218,7 +218,7 @@ def test_families_with_code_of_their_own(kind, shards, tmp_path):
     theirs = {n:x for n in vlm if (x:=partner(kind, n, llm)) is not None}
     assert len(theirs)==MERGED[kind]
     assert any(FUSED.get(kind, 'q_proj') in n for n in theirs)
-    for n,y in theirs.items(): assert same(merged[n], line(n, vlm[n].float(), y.float()).bfloat16()), n
+    for n, y in theirs.items(): assert same(merged[n], line(n, vlm[n].float(), y.float()).bfloat16()), n
     check_files(out, trio.vlm, theirs.__contains__)
     code = {c.split('.')[0]+'.py' for c in REMOTE[kind].code}
     assert code<=sides(out).keys()
@@ -236,7 +236,7 @@ def test_stacked_matrices_with_a_base(method, formula, tmp_path):
         v, l, b = vlm[n].float(), molmo(n, llm).float(), molmo(n, base).float()
         if formula: expected = formula(n, v, l, b)
         else:
-            a, c = (drop(x-b, .4, g) for x,g in zip((v,l), name_rng(5, f'layers.{i}.att_proj.weight')))
+            a, c = (drop(x-b, .4, g) for x, g in zip((v, l), name_rng(5, f'layers.{i}.att_proj.weight')))
             expected = b + 1.5*a + .5*c
         assert same(out[n], expected.bfloat16())
 
@@ -251,7 +251,7 @@ ODD_LLMS = dict(bare=dict(prefix=False), tied=dict(tie=True), untied=dict(tie=Fa
 
 def by_llm_name(folder):
     "Tensors of an LLM, with `model.` whether it was saved so or not"
-    return {n if n.startswith(('model.', 'lm_head')) else f'model.{n}':x for n,x in weights(folder).items()}
+    return {n if n.startswith(('model.', 'lm_head')) else f'model.{n}':x for n, x in weights(folder).items()}
 
 
 @pytest.mark.parametrize('kind', ['llava', 'qwen3_vl', 'mllama'])

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load, save_file
-from vlm_merging import merge as room, writer
-from vlm_merging.checkpoint import Checkpoint, read_header
-from vlm_merging.cli import main
-from vlm_merging.merge import merge, plan
-from vlm_merging.methods import METHODS
-from vlm_merging.recipe import Recipe
+from vlm_merging.merging import merge as room
+from vlm_merging.checkpoints import writer as writer
+from vlm_merging.checkpoints.checkpoint import Checkpoint, read_header
+from vlm_merging.cli.main import main
+from vlm_merging.merging.merge import merge, plan
+from vlm_merging.merging.methods import METHODS
+from vlm_merging.merging.recipe import Recipe
 
 TEXT = dict(model_type='llama', hidden_size=16, num_hidden_layers=3, num_attention_heads=2, rope_theta=1e4)
 CONFIGS = dict(vlm=dict(model_type='llava', text_config=TEXT), llm=TEXT, base=TEXT)
@@ -160,7 +161,7 @@ def note_each_piece(monkeypatch): monkeypatch.setattr(writer, 'FLUSH', 1)
 # Another process, which can be killed
 
 context = multiprocessing.get_context('forkserver' if sys.platform=='linux' else 'spawn')
-context.set_forkserver_preload(['vlm_merging.merge', 'vlm_merging.cli', 'pytest', 'safetensors.torch'])
+context.set_forkserver_preload(['vlm_merging.merging.merge', 'vlm_merging.cli.main', 'pytest', 'safetensors.torch'])
 
 def child(recipe, out, act, by=merge):
     "Merge in a process of its own, in which `act` looks on"

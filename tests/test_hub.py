@@ -150,14 +150,14 @@ def python(tmp, address, code, *args, offline=False):
     return subprocess.run([sys.executable, '-c', code, *map(str, args)], env=env, cwd=tmp, timeout=100,
                           capture_output=True, text=True)
 
-OPEN = '''import sys, json; from vlm_merging.checkpoint import Checkpoint
+OPEN = '''import sys, json; from vlm_merging.checkpoints.checkpoint import Checkpoint
 made = []
 for name in sys.argv[1:]:
     c = Checkpoint.open(name)
     made.append(dict(path=str(c.path), files=c.files, revision=c.revision, source=c.source,
                      names=sorted(c.tensors)))
 assert 'torch' not in sys.modules; print(json.dumps(made))'''
-COMMAND = 'from vlm_merging.cli import main; raise SystemExit(main())'
+COMMAND = 'from vlm_merging.cli.main import main; raise SystemExit(main())'
 
 def opened(tmp, address, *names, **kw):
     done = python(tmp, address, OPEN, *names, **kw)

@@ -4,12 +4,12 @@ import os, sys
 import polars as pl
 import pytest
 
-from vlm_merging import jobs
-from vlm_merging.jobs import carry_out
-from vlm_merging.lab import lab_folder
-from vlm_merging.profile import run
-from vlm_merging.sources import load
-from vlm_merging.sweep import sweep
+from vlm_merging.asking import jobs as jobs
+from vlm_merging.asking.jobs import carry_out
+from vlm_merging.lab.trio import lab_folder
+from vlm_merging.probing.probe import probe_folder
+from vlm_merging.benchmarks.load import load
+from vlm_merging.probing.sweep import sweep
 
 pytestmark = pytest.mark.xdist_group('ray')           # One cluster for all of them
 
@@ -37,7 +37,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir() if p.name[0]!='.')==['notes.txt']
 
 def test_two_processes_do_not_share_a_folder(tmp_path):
-    from vlm_merging.evaluate import sole
+    from vlm_merging.asking.ask import sole
     (tmp_path/'run').mkdir()
     with sole(tmp_path/'run'), pytest.raises(ValueError, match='Another process'): carry_out(squares, JOBS, tmp_path/'run', {})
 
@@ -74,8 +74,8 @@ def test_a_sweep_on_ray_gives_the_same_table(tmp_path, cluster):
 
 def test_a_probe_on_ray_makes_the_same_files(tmp_path, cluster):
     items, how = load('lab', n=64, split='dev'), dict(layers='1', parts=('attention',), how=('uniform',), batch_size=16)
-    here = run({'VLM': lab_folder()/'vlm'}, items, tmp_path/'here', **how)
-    there = run({'VLM': lab_folder()/'vlm'}, items, tmp_path/'there', ray=cluster, **how)
+    here = probe_folder({'VLM': lab_folder()/'vlm'}, items, tmp_path/'here', **how)
+    there = probe_folder({'VLM': lab_folder()/'vlm'}, items, tmp_path/'there', ray=cluster, **how)
     assert here.equals(there)
     names = [sorted(p.name for p in (tmp_path/w/'parts').iterdir()) for w in ('here', 'there')]
     assert names[0]==names[1] and len(names[0])==2

@@ -1,7 +1,7 @@
 "The embedded trio: it opens offline, sees but does not reason, and a merge of it reasons about what it sees"
 import json
 import pytest, torch
-from vlm_merging.lab import PLACES, TOPICS, accuracy, answer, ask, lab_folder, questions, scene
+from vlm_merging.lab.trio import PLACES, TOPICS, accuracy, answer, ask, lab_folder, questions, scene
 
 @pytest.fixture(scope='module', autouse=True)
 def one_thread():
@@ -45,7 +45,7 @@ def test_vlm_needs_the_picture(trio, asked):
     from dataclasses import replace
     vlm, processor, _, _ = trio
     some = [q for q in asked if q.kind=='perception']
-    wrong = [replace(q, image=other.image) for q,other in zip(some, some[7:]+some[:7])]
+    wrong = [replace(q, image=other.image) for q, other in zip(some, some[7:]+some[:7])]
     assert accuracy(some, answer(vlm, processor, wrong))['perception'] < 50
 
 def test_a_merge_is_a_trade_and_beats_both_parents(trio, asked):
@@ -55,7 +55,7 @@ def test_a_merge_is_a_trade_and_beats_both_parents(trio, asked):
     def merged(share): # Of the LLM
         both = deepcopy(vlm)
         with torch.no_grad():
-            for (name,mine),theirs in zip(both.model.language_model.named_parameters(), llm.model.parameters(), strict=True):
+            for (name, mine), theirs in zip(both.model.language_model.named_parameters(), llm.model.parameters(), strict=True):
                 if not name.startswith('embed_tokens'): mine.lerp_(theirs, share)
         return accuracy(asked, answer(both, processor, asked))
     before, between, shell = merged(0), merged(.4), merged(1)
@@ -69,10 +69,10 @@ def test_the_trio_shares_its_words(trio):
     at = lab_folder()
     base, llm = (load_file(at/name/'model.safetensors') for name in ('base', 'llm'))
     vlm = load_file(at/'vlm'/'model.safetensors')
-    def of_vlm(name): return next(v for k,v in vlm.items() if k.endswith(name))
+    def of_vlm(name): return next(v for k, v in vlm.items() if k.endswith(name))
     for name in ('embed_tokens.weight', 'lm_head.weight'):
-        mine = next(v for k,v in base.items() if k.endswith(name))
-        assert torch.equal(mine, next(v for k,v in llm.items() if k.endswith(name))) and torch.equal(mine, of_vlm(name))
+        mine = next(v for k, v in base.items() if k.endswith(name))
+        assert torch.equal(mine, next(v for k, v in llm.items() if k.endswith(name))) and torch.equal(mine, of_vlm(name))
     layer = 'layers.3.mlp.up_proj.weight'
     assert not torch.equal(base[f'model.{layer}'], llm[f'model.{layer}'])
 
@@ -83,8 +83,8 @@ def test_replies_do_not_depend_on_the_batch(trio, asked):
 
 def test_questions_are_seeded_and_splits_are_apart():
     assert questions(80, seed=5) == questions(80, seed=5) != questions(80, seed=6)
-    a,b = questions(8, seed=5), questions(8, seed=5)
-    assert all(x.image.tobytes()==y.image.tobytes() for x,y in zip(a, b))
+    a, b = questions(8, seed=5), questions(8, seed=5)
+    assert all(x.image.tobytes()==y.image.tobytes() for x, y in zip(a, b))
     scenes = {s:{q.scene for q in questions(700, seed=1, split=s)} for s in ('train', 'dev', 'test')}
     assert not scenes['train']&scenes['test'] and not scenes['dev']&scenes['test'] and not scenes['train']&scenes['dev']
 
@@ -96,7 +96,7 @@ def test_answers_follow_from_the_scene():
             sc = scene(rng)
             q, steps, a = ask(topic, sc, rng)
             at = [sc[PLACES.index(w)] for w in q.split() if w in PLACES]
-            n = [m for *_,m in at]
+            n = [m for *_, m in at]
             match topic:
                 case 'number': assert a == str(n[0])
                 case 'color': assert a == at[0][0]

@@ -3,13 +3,13 @@ import copy
 import pytest, torch
 from peft.utils import merge_utils as peft
 from safetensors.torch import load_file
-from vlm_merging import merge as room
-from vlm_merging.merge import merge
-from vlm_merging.methods import (METHODS, Scale, Share, agreed, blockwise, breadcrumbs, dare_linear,
+from vlm_merging.merging import merge as room
+from vlm_merging.merging.merge import merge
+from vlm_merging.merging.methods import (METHODS, Scale, Share, elect_signs, blockwise, breadcrumbs, dare_linear,
     dare_ties, della, drop, drop_by_rank, energies, linear, merge_method, name_rng, sce, slerp,
     task_arithmetic, ties, trims)
-from vlm_merging.recipe import Recipe
-from vlm_merging.tiny import make_trio
+from vlm_merging.merging.recipe import Recipe
+from vlm_merging.lab.tiny import make_trio
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.filterwarnings('ignore:The density')
@@ -19,7 +19,7 @@ WEIGHTS = [(1., 1.), (1.6, .2), (.3, 2.5)]
 def vec(*xs): return torch.tensor(xs)
 
 
-def three(seed=0, shape=(48,60)):
+def three(seed=0, shape=(48, 60)):
     "VLM, LLM and base; all sizes within a task vector differ, and every difference is exact"
     g, n = torch.Generator().manual_seed(seed), shape[0]*shape[1]
     base = torch.randint(-4000, 4000, (n,), generator=g)
@@ -27,7 +27,7 @@ def three(seed=0, shape=(48,60)):
     return [(x/4096).view(shape) for x in (base+walk(), base+walk(), base)]
 
 
-def rough(seed=0, shape=(48,60), dtype=torch.float32):
+def rough(seed=0, shape=(48, 60), dtype=torch.float32):
     "As in real checkpoints: differences of short numbers, thousands of which have the same size"
     g = torch.Generator().manual_seed(seed)
     base = torch.randn(shape, generator=g).bfloat16().float()
@@ -75,7 +75,7 @@ def test_task_arithmetic_is_that_of_peft(weights):
 def test_dare_with_the_same_coins_is_that_of_peft(mine, theirs, density, weights, rescale, monkeypatch):
     v, l, b = three(3)
     masks = iter([(drop(torch.ones_like(b), density, g)!=0).float() for g in name_rng(7, 'w')])
-    coin = lambda t,*a,**k: next(masks)     # what `torch.bernoulli` gives to PEFT
+    coin = lambda t, *a, **k: next(masks)   # what `torch.bernoulli` gives to PEFT
     monkeypatch.setattr(peft.torch, 'bernoulli', coin)
     if not rescale:
         prune = peft.random_pruning
@@ -144,10 +144,10 @@ def test_della_by_hand():
     "Density 1/2 and epsilon 1: the smallest of a row is never kept, the largest always, and unscaled"
     rows = vec(5., -1., 3.).repeat(400, 1)
     kept = drop_by_rank(rows, .5, 1., name_rng(0, 'w')[0])
-    assert (kept[:,0]==5).all() and (kept[:,1]==0).all()
-    assert set(kept[:,2].tolist())=={0., 6.}
-    assert abs(float((kept[:,2]!=0).float().mean())-.5)<.1
-    assert set(drop_by_rank(rows, .5, 1., name_rng(0, 'w')[0], rescale=False)[:,2].tolist())=={0., 3.}
+    assert (kept[:, 0]==5).all() and (kept[:, 1]==0).all()
+    assert set(kept[:, 2].tolist())=={0., 6.}
+    assert abs(float((kept[:, 2]!=0).float().mean())-.5)<.1
+    assert set(drop_by_rank(rows, .5, 1., name_rng(0, 'w')[0], rescale=False)[:, 2].tolist())=={0., 3.}
 
 
 # --- The ends
@@ -189,9 +189,9 @@ def test_density_1_drops_nothing():
 @pytest.mark.parametrize('step', [1, 7, 256, 10**6])
 @pytest.mark.parametrize('density', [0., .001, .2, .5, .999, 1.])
 def test_trims_keep_exactly_k_and_the_first_among_equals(dtype, step, density):
-    v, l, b = (x.flatten() for x in rough(shape=(20,50), dtype=dtype))
+    v, l, b = (x.flatten() for x in rough(shape=(20, 50), dtype=dtype))
     assert len((v-b).abs().unique())<len(v)/2
-    blocks = list(zip(*(x.split(step) for x in (v,l,b))))
+    blocks = list(zip(*(x.split(step) for x in (v, l, b))))
     for delta, cut in zip((v-b, l-b), trims(blocks, len(v), density=density)):
         once, kept = copy.copy(cut), torch.cat([cut.trim(d) for d in delta.split(step)])
         mask = torch.cat([once.keep(d.abs()) for d in delta.split(step)])
@@ -309,7 +309,7 @@ def test_sce_changes_only_what_differs_most(density):
 
 def test_della_prefers_the_large_within_each_row():
     g = torch.Generator().manual_seed(8)
-    delta = torch.randn(500, 100, generator=g) * torch.logspace(-3, 3, 500)[:,None]
+    delta = torch.randn(500, 100, generator=g) * torch.logspace(-3, 3, 500)[:, None]
     kept = drop_by_rank(delta, .4, .4, name_rng(0, 'w')[0])
     rank = delta.abs().argsort(-1).argsort(-1)
     share = [float((kept!=0)[rank==r].float().mean()) for r in range(100)]
@@ -324,7 +324,7 @@ def test_agreed_never_flips_a_side():
     v, l, b = rough(9)
     for elect in ('unweighted', 'weighted'):
         for divide in ('count', 'weights', 'none'):
-            change = agreed([v-b, l-b], (1.5, .5), elect, divide)
+            change = elect_signs([v-b, l-b], (1.5, .5), elect, divide)
             assert change.isfinite().all()
             assert not ((change>0) & (v<=b) & (l<=b)).any() and not ((change<0) & (v>=b) & (l>=b)).any()
 

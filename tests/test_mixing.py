@@ -2,12 +2,12 @@
 import pytest
 import torch
 
-from vlm_merging.merge import merge
-from vlm_merging.methods import METHODS
-from vlm_merging.mixing import Mixer
-from vlm_merging.models import LocalModel
-from vlm_merging.recipe import Recipe
-from vlm_merging.tiny import KINDS, make_trio
+from vlm_merging.merging.merge import merge
+from vlm_merging.merging.methods import METHODS
+from vlm_merging.probing.mixing import Mixer
+from vlm_merging.asking.models import LocalModel
+from vlm_merging.merging.recipe import Recipe
+from vlm_merging.lab.tiny import KINDS, make_trio
 
 def opened(folder):
     from transformers import AutoModelForImageTextToText

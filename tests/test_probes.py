@@ -1,9 +1,9 @@
 "Masks and reads on every pico family, against models that were edited by hand"
 import copy
 import pytest, torch
-from vlm_merging.parts import adds, attending, child, decoder_layers
-from vlm_merging.probes import PARTS, WAYS, Mask, applied, masked, masks, means
-from vlm_merging.tiny import KINDS, ask_inputs, llm_config, vlm_config
+from vlm_merging.probing.layers import adds, attending, child, decoder_layers
+from vlm_merging.probing.masks import PARTS, WAYS, Mask, applied, masked, masks, means
+from vlm_merging.lab.tiny import KINDS, ask_inputs, llm_config, vlm_config
 
 CLOSE = dict(atol=2e-5, rtol=1e-4)
 REST = tuple(k for k in KINDS if k not in ('llava', 'gemma3', 'mllama'))
@@ -24,7 +24,7 @@ def made(config, auto, seed=0, how='sdpa'):
         torch.manual_seed(seed)
         model = getattr(transformers, auto).from_config(config, attn_implementation=how).float().eval()
         with torch.no_grad():
-            for _,p in sorted(model.named_parameters()): p.add_(.1*torch.randn(p.shape))
+            for _, p in sorted(model.named_parameters()): p.add_(.1*torch.randn(p.shape))
     return model
 
 
@@ -45,12 +45,12 @@ def padded(model, kind):
     for k in one:
         a, b = one[k], two[k]
         if a.dim()>=2 and a.shape[1]==one['input_ids'].shape[1] and k!='pixel_values':
-            pad = lambda x, n, left: torch.cat([x[:,:0].new_zeros(1, n, *x.shape[2:])]*left+[x]+
-                                               [x[:,:0].new_zeros(1, n, *x.shape[2:])]*(not left), 1)
+            pad = lambda x, n, left: torch.cat([x[:, :0].new_zeros(1, n, *x.shape[2:])]*left+[x]+
+                                               [x[:, :0].new_zeros(1, n, *x.shape[2:])]*(not left), 1)
             if k=='input_ids':     # The longer row has three words more at its end
-                a, b = torch.cat([a, torch.tensor([[9,11,12]])], 1), torch.cat([torch.zeros(1, 3, dtype=b.dtype), b], 1)
+                a, b = torch.cat([a, torch.tensor([[9, 11, 12]])], 1), torch.cat([torch.zeros(1, 3, dtype=b.dtype), b], 1)
             elif k=='attention_mask': a, b = torch.ones(1, a.shape[1]+3, dtype=a.dtype), pad(b, 3, True)
-            elif k=='cross_attention_mask': a, b = torch.cat([a, a[:,-1:].expand(-1, 3, -1, -1)], 1), pad(b, 3, True)
+            elif k=='cross_attention_mask': a, b = torch.cat([a, a[:, -1:].expand(-1, 3, -1, -1)], 1), pad(b, 3, True)
             else: a, b = pad(a, 3, False), pad(b, 3, True)
         out[k] = torch.cat([a, b])
     return out
@@ -62,7 +62,7 @@ def logits(model, inputs):
 
 def state(model):
     "All that a mask could leave behind: modules, hooks, attributes, parameters"
-    return [(n, {k:(dict(v) if isinstance(v, dict) else v) for k,v in vars(m).items()}) for n,m in model.named_modules()]
+    return [(n, {k:(dict(v) if isinstance(v, dict) else v) for k, v in vars(m).items()}) for n, m in model.named_modules()]
 
 
 def same_state(a, b):
@@ -70,7 +70,7 @@ def same_state(a, b):
         if isinstance(x, dict): return x.keys()==y.keys() and list(x)==list(y) and all(alike(x[k], y[k]) for k in x)
         if torch.is_tensor(x) and not isinstance(x, torch.nn.Parameter): return torch.equal(x, y)   # Qwen notes its ropes
         return x is y or (type(x) in (int, float, str, bool, tuple) and x==y)
-    return len(a)==len(b) and all(n==m and alike(x, y) for (n,x),(m,y) in zip(a, b))
+    return len(a)==len(b) and all(n==m and alike(x, y) for (n, x), (m, y) in zip(a, b))
 
 
 # Edits by hand: each returns a copy of the model
@@ -78,7 +78,7 @@ def same_state(a, b):
 def zeroed(model, i, *names):
     model = copy.deepcopy(model)
     with torch.no_grad():
-        for n,p in decoder_layers(model)[i].named_parameters():
+        for n, p in decoder_layers(model)[i].named_parameters():
             if any(n.startswith(o) for o in names): p.zero_()
     return model
 
@@ -86,7 +86,7 @@ def zeroed(model, i, *names):
 def own(model, i, part):
     "What the part is called in that layer"
     layer = decoder_layers(model)[i]
-    return next(n for n,m in layer.named_children() if m is child(layer, part))
+    return next(n for n, m in layer.named_children() if m is child(layer, part))
 
 
 def skip_by_hand(model, i, part):
@@ -98,7 +98,7 @@ def head_by_hand(model, i, head):
     model = copy.deepcopy(model)
     w = child(child(decoder_layers(model)[i], 'attention'), 'out').weight
     d = w.shape[1]//4
-    with torch.no_grad(): w[:,head*d:(head+1)*d] = 0
+    with torch.no_grad(): w[:, head*d:(head+1)*d] = 0
     return model
 
 
@@ -128,7 +128,7 @@ def uniform_by_hand(model, i, head=None):
 
 def spots(model):
     "A layer in the middle, and a cross-attention layer where there is one"
-    return [2]+[i for i,l in enumerate(decoder_layers(model)) if hasattr(l, 'cross_attn')][:1]
+    return [2]+[i for i, l in enumerate(decoder_layers(model)) if hasattr(l, 'cross_attn')][:1]
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -140,11 +140,11 @@ def test_masks_equal_edits_by_hand(kind):
     seen = inputs['attention_mask'].bool()
     for i in spots(model):
         hand = {(part, 'skip', None):skip_by_hand(model, i, part) for part in ('layer', 'attention', 'mlp')}
-        hand |= {(part, 'zero', None):hand[part,'skip',None] for part in ('attention', 'mlp')}
+        hand |= {(part, 'zero', None):hand[part, 'skip', None] for part in ('attention', 'mlp')}
         hand |= {(part, 'constant', None):constant_by_hand(model, i, part) for part in ('layer', 'attention', 'mlp')}
         hand |= {('head', way, 2):head_by_hand(model, i, 2) for way in ('skip', 'zero')}
         hand |= {('head', 'uniform', 2):uniform_by_hand(model, i, 2), ('attention', 'uniform', None):uniform_by_hand(model, i),
-                 ('mlp', 'uniform', None):hand['mlp','constant',None],
+                 ('mlp', 'uniform', None):hand['mlp', 'constant', None],
                  ('layer', 'uniform', None):constant_by_hand(uniform_by_hand(model, i), i, 'mlp')}
         for (part, how, head), edited in hand.items():
             with masked(model, i, part, how, heads=head): got = logits(model, inputs)
@@ -179,26 +179,26 @@ def test_mean_is_what_a_part_adds_on_average(kind):
                 else: logits(model, inputs)
             finally:
                 for h in hooks: h.remove()
-            return {k:v[seen] for k,v in at.items()}
+            return {k:v[seen] for k, v in at.items()}
         plain = flow(None)
         gated = getattr(layers[i], 'cross_attn_attn_gate', torch.tensor(20.)).tanh()
         mean = (plain['exit']-plain['entry']).mean(0)
-        assert torch.allclose(found[i,'layer'], mean, **CLOSE)
+        assert torch.allclose(found[i, 'layer'], mean, **CLOSE)
         got = flow('layer')
         assert torch.allclose(got['exit']-got['entry'], mean.expand_as(got['exit']), **CLOSE)
         mean = (plain['middle']-plain['entry']).mean(0)
-        assert torch.allclose(found[i,'attention']*gated, mean, **CLOSE)
+        assert torch.allclose(found[i, 'attention']*gated, mean, **CLOSE)
         got = flow('attention')
         assert torch.allclose(got['middle']-got['entry'], mean.expand_as(got['middle']), **CLOSE)
         if hasattr(layers[i], 'self_attn'):      # The words before a picture get nothing from a cross layer's MLP
             mean = (plain['exit']-plain['middle']).mean(0)
-            assert torch.allclose(found[i,'mlp'], mean, **CLOSE)
+            assert torch.allclose(found[i, 'mlp'], mean, **CLOSE)
             got = flow('mlp')
             assert torch.allclose(got['exit']-got['middle'], mean.expand_as(got['exit']), **CLOSE)
             out = child(child(layers[i], 'attention'), 'out')
-            with torch.no_grad(): total = out(found[i,'head'].flatten())
+            with torch.no_grad(): total = out(found[i, 'head'].flatten())
             if adds(layers[i], 'attention') is child(layers[i], 'attention'):
-                assert torch.allclose(total, found[i,'attention'], **CLOSE)
+                assert torch.allclose(total, found[i, 'attention'], **CLOSE)
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -296,7 +296,7 @@ OTHERS = dict(llama={}, phi3={}, olmo2={}, gemma2=dict(head_dim=8), glm4=dict(he
 def test_language_models_of_other_kinds(kind):
     "Fused, parallel, post-normed, scaled, of experts, or without attention: a layer without its two parts adds nothing"
     model = text_model(kind, 'eager' if kind=='gemma2' else 'sdpa', **OTHERS[kind])
-    ids = torch.tensor([[1,5,6,7,8,9]])
+    ids = torch.tensor([[1, 5, 6, 7, 8, 9]])
     held, plain = state(model), logits(model, dict(input_ids=ids))
     found = means(model, [dict(input_ids=ids)])
     for i in (0, 3):
@@ -304,8 +304,8 @@ def test_language_models_of_other_kinds(kind):
         with masked(model, i, 'attention'), masked(model, i, 'mlp'): got = logits(model, dict(input_ids=ids))
         assert torch.equal(nothing, got) and not torch.equal(nothing, plain)
         with masked(model, i, 'attention', 'mean', means=found), masked(model, i, 'mlp', 'zero'): logits(model, dict(input_ids=ids))
-        if (i,'head') in found:
-            with masked(model, i, 'head', heads=(0,1,2,3)): got = logits(model, dict(input_ids=ids))
+        if (i, 'head') in found:
+            with masked(model, i, 'head', heads=(0, 1, 2, 3)): got = logits(model, dict(input_ids=ids))
             with masked(model, i, 'attention'): assert torch.allclose(got, logits(model, dict(input_ids=ids)), **CLOSE)
         else:
             with pytest.raises(ValueError, match='no heads before'), masked(model, i, 'head', heads=0): pass
@@ -318,14 +318,14 @@ def test_sliding_windows():
     "Uniform over what a window leaves visible: the mean of the last values"
     for how in ('sdpa', 'eager'):
         model = text_model('mistral', how, sliding_window=3)
-        ids, seen = torch.tensor([[1,5,6,7,8,9,10]]), {}
+        ids, seen = torch.tensor([[1, 5, 6, 7, 8, 9, 10]]), {}
         def watch(function, module, q, k, v, *args, **kwargs):
             out = function(module, q, k, v, *args, **kwargs)
             seen.update(v=v.repeat_interleave(2, 1), out=out[0].transpose(1, 2))
             return out
         attention = decoder_layers(model)[1].self_attn
         with attending(attention, watch), masked(model, 1, 'attention', 'uniform'): logits(model, dict(input_ids=ids))
-        windows = torch.stack([seen['v'][:,:,max(0, t-2):t+1].mean(2) for t in range(7)], 2)
+        windows = torch.stack([seen['v'][:, :, max(0, t-2):t+1].mean(2) for t in range(7)], 2)
         assert torch.allclose(seen['out'], windows, atol=1e-5)
 
 
@@ -338,13 +338,13 @@ def test_flash_style_masks():
         n = q.shape[1]//k.shape[1]
         k, v = k.repeat_interleave(n, 1), v.repeat_interleave(n, 1)
         see = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2]-q.shape[2])
-        if attention_mask is not None: see = see&attention_mask[:,None,None].bool()
+        if attention_mask is not None: see = see&attention_mask[:, None, None].bool()
         w = (q@k.mT*scaling).masked_fill(~see, -1e9).softmax(-1)
         return (w@v).transpose(1, 2), None
     AttentionInterface.register('packed_like', packed_like)
     AttentionMaskInterface.register('packed_like', lambda *args, attention_mask=None, **kwargs: attention_mask)
     model, other = text_model('llama', 'packed_like'), text_model('llama')
-    inputs = dict(input_ids=torch.tensor([[1,5,6,7],[0,0,1,9]]), attention_mask=torch.tensor([[1,1,1,1],[0,0,1,1]]))
+    inputs = dict(input_ids=torch.tensor([[1, 5, 6, 7], [0, 0, 1, 9]]), attention_mask=torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]]))
     with masked(model, '1-2', 'attention', 'uniform'), masked(other, '1-2', 'attention', 'uniform'):
         assert decoder_layers(model)[1].self_attn.config._attn_implementation.endswith('packed_like')
         a, b = logits(model, inputs), logits(other, inputs)
@@ -364,7 +364,7 @@ def test_masks_are_removed_whatever_happens():
         with pytest.raises(Exception):
             with applied(model, mask, found): model(input_ids=torch.tensor([[10**6]]))
     with pytest.raises(ValueError, match='nothing for'):          # The second of two layers does not fit
-        with masked(model, (0, 1), how='mean', means={(0, 'layer'):found[0,'layer']}): pass
+        with masked(model, (0, 1), how='mean', means={(0, 'layer'):found[0, 'layer']}): pass
     from contextlib import ExitStack
     with ExitStack() as stack:
         for mask in everything: stack.enter_context(applied(model, mask, found))
@@ -402,12 +402,12 @@ def test_gradients_flow_as_in_a_model_edited_by_hand(kind):
         m.zero_grad()
         with applied(m, mask) if mask else nullcontext(): loss = m(**inputs).logits.square().mean()
         loss.backward()                                           # Also behind the block
-        return {n:p.grad for n,p in m.named_parameters() if p.grad is not None and 'embed_tokens' in n or '.layers.0.' in n}
+        return {n:p.grad for n, p in m.named_parameters() if p.grad is not None and 'embed_tokens' in n or '.layers.0.' in n}
     for mask, edited in ((Mask((1,)), skip_by_hand(model, 1, 'layer')), (Mask((2,), 'attention', 'uniform'), uniform_by_hand(model, 2)),
                          (Mask((2,), 'head', 'skip', (1,)), head_by_hand(model, 2, 1)), (Mask((2,), 'mlp', 'constant'), constant_by_hand(model, 2, 'mlp'))):
         got, wanted = gradient(model, mask), gradient(edited)
         assert any('embed' in n for n in got)
-        for n,g in got.items():
+        for n, g in got.items():
             if g is not None: assert torch.allclose(g, wanted[n], atol=1e-5, rtol=1e-3), (mask, n)
     model.zero_grad()
 
@@ -501,15 +501,15 @@ def untie(model):
 @pytest.mark.parametrize('kind', KINDS)
 def test_reads_add_up(kind):
     "Parts sum to layers, lenses end in the model's own words, shares are what eager attention weights say"
-    from vlm_merging.reads import attention_mass, image_positions, logit_lens, patched, read_states, residual_norms
+    from vlm_merging.probing.lens import attention_mass, image_positions, logit_lens, patched, read_states, residual_norms
     model, eager = vlm(kind), vlm(kind, how='eager')
     inputs = padded(model, kind)
     plain, picture, seen = logits(model, inputs), image_positions(model, inputs), inputs['attention_mask'].bool()
     held = state(model)
     assert torch.equal(picture.sum(1), torch.full((2,), KINDS[kind].tokens))
-    lens = logit_lens(model, inputs, [[5,6],[7,8]])
+    lens = logit_lens(model, inputs, [[5, 6], [7, 8]])
     for r in lens.filter(layer=len(decoder_layers(model))-1).iter_rows(named=True):
-        own = plain[r['row'],-1].log_softmax(-1)
+        own = plain[r['row'], -1].log_softmax(-1)
         assert abs(own[r['token']]-r['logprob'])<1e-4 and r['rank']==int((own>own[r['token']]).sum())+1
     stream, parts = read_states(model, inputs), [read_states(model, inputs, part=p) for p in ('attention', 'mlp')]
     for i, layer in enumerate(decoder_layers(model)):
@@ -541,26 +541,26 @@ def test_reads_add_up(kind):
             for i, layer in enumerate(decoder_layers(eager)): stack.enter_context(attending(child(layer, 'attention'), catch(i)))
             logits(eager, inputs)
         at = seen&~picture
-        if of=='last': at = torch.zeros_like(at); at[:,-1] = True
+        if of=='last': at = torch.zeros_like(at); at[:, -1] = True
         for i, layer in enumerate(decoder_layers(model)):
             cross = hasattr(layer, 'cross_attn')
             weights = caught[i].transpose(1, 2)                                # (batch, query, head, key)
-            share = weights.sum(-1) if cross else (weights*picture[:,None,None]).sum(-1)
+            share = weights.sum(-1) if cross else (weights*picture[:, None, None]).sum(-1)
             rows = mass.filter(layer=i)
             assert rows['looks_at'].unique().to_list()==['picture' if cross else 'tokens']
             assert torch.allclose(torch.tensor(rows['mass'].to_list()), share[at].mean(0), atol=1e-5)
         assert mass['even'].is_between(0, 1.00001).all()
     with patched(model, 2, stream): assert torch.allclose(logits(model, inputs), plain, **CLOSE)
     last = len(decoder_layers(model))-1
-    with patched(model, last, torch.ones_like(stream[last])): assert torch.allclose(logits(model, inputs)[0,0], logits(model, inputs)[1,5])
+    with patched(model, last, torch.ones_like(stream[last])): assert torch.allclose(logits(model, inputs)[0, 0], logits(model, inputs)[1, 5])
     with patched(model, 2, {2:stream[2]+1}, positions=[-1]): got = logits(model, inputs)
-    assert kind=='paligemma' or torch.equal(got[:,:-1], plain[:,:-1])           # Its prompt looks both ways
-    assert not torch.equal(got[:,-1], plain[:,-1])
+    assert kind=='paligemma' or torch.equal(got[:, :-1], plain[:, :-1])         # Its prompt looks both ways
+    assert not torch.equal(got[:, -1], plain[:, -1])
     assert same_state(held, state(model))
 
 
 def test_patches_of_parts_and_their_refusals():
-    from vlm_merging.reads import attention_mass, logit_lens, patched, read_states
+    from vlm_merging.probing.lens import attention_mass, logit_lens, patched, read_states
     model, donor = vlm('llava'), text_model('llama', vocab_size=104)
     inputs = padded(model, 'llava')
     words = dict(input_ids=torch.where(inputs['input_ids']==96, 9, inputs['input_ids']), attention_mask=inputs['attention_mask'])
@@ -573,12 +573,12 @@ def test_patches_of_parts_and_their_refusals():
     with torch.no_grad(), patched(model, 1, read_states(model, inputs, 1)):          # The prompt is patched, the steps go on
         got = model.generate(**inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False)
     assert torch.equal(got, model.generate(**inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False))
-    right = dict(input_ids=inputs['input_ids'].flip(0)[:,3:], attention_mask=torch.tensor([[1]*9, [1]*7+[0]*2]))
+    right = dict(input_ids=inputs['input_ids'].flip(0)[:, 3:], attention_mask=torch.tensor([[1]*9, [1]*7+[0]*2]))
     right['input_ids'] = torch.where(right['input_ids']==96, 9, right['input_ids'])   # Padded on the right, the last is the seventh
     out = logits(model, right).log_softmax(-1)
-    assert abs(logit_lens(model, right, [5]).filter(layer=3, row=1)['logprob'][0]-float(out[1,6,5]))<1e-4
+    assert abs(logit_lens(model, right, [5]).filter(layer=3, row=1)['logprob'][0]-float(out[1, 6, 5]))<1e-4
     for match, call in {'no states of layer 3':lambda: patched(model, 3, theirs), "No part 'head'":lambda: patched(model, 2, theirs, 'head')}.items():
         with pytest.raises(ValueError, match=match), call(): pass
-    with pytest.raises(ValueError, match='as many rows'), patched(model, 2, {2:theirs[2][:,:4]}): logits(model, inputs)
+    with pytest.raises(ValueError, match='as many rows'), patched(model, 2, {2:theirs[2][:, :4]}): logits(model, inputs)
     with pytest.raises(ValueError, match='does more behind'): logit_lens(text_model('granite', logits_scaling=8.), dict(input_ids=words['input_ids']%96), [5])
     with pytest.raises(ValueError, match='There are: last, text'): attention_mass(model, inputs, 'first')

@@ -1,13 +1,13 @@
 "Probe runs: parts, resume, Ray, weights of another model, and the same numbers as in memory"
 import pytest
 
-from vlm_merging.lab import lab_folder
-from vlm_merging.merge import merge
-from vlm_merging.models import open_model
-from vlm_merging.probes import Mask, masks
-from vlm_merging.profile import offline, profile, profile_rows, run
-from vlm_merging.recipe import Recipe
-from vlm_merging.sources import load
+from vlm_merging.lab.trio import lab_folder
+from vlm_merging.merging.merge import merge
+from vlm_merging.asking.models import open_model
+from vlm_merging.probing.masks import Mask, masks
+from vlm_merging.probing.probe import offline_value, profile, profile_rows, probe_folder
+from vlm_merging.merging.recipe import Recipe
+from vlm_merging.benchmarks.load import load
 
 LAB, HOW = lab_folder(), dict(batch_size=16, max_new_tokens=12)
 
@@ -19,7 +19,7 @@ def sorted_rows(frame): return frame.sort('index', 'model', 'measure', 'layers',
 def test_a_folder_has_the_numbers_of_a_run_in_memory(tmp_path, vlm):
     items = load('lab', n=28, split='dev')
     how = dict(parts=('mlp', 'layer'), how=('skip', 'mean'), measures=('likelihood', 'answer'))
-    there = run({'VLM': LAB/'vlm'}, items, tmp_path/'run', layers='1-2', **how, **HOW)
+    there = probe_folder({'VLM': LAB/'vlm'}, items, tmp_path/'run', layers='1-2', **how, **HOW)
     here = profile_rows({'VLM': vlm}, sorted(items, key=lambda i: (i.benchmark, i.split, bool(i.images), len(i.question))),
                         masks(vlm.model, how['parts'], how['how'], '1-2'), measures=how['measures'])
     a, b = sorted_rows(there), sorted_rows(here)
@@ -30,14 +30,14 @@ def test_a_folder_has_the_numbers_of_a_run_in_memory(tmp_path, vlm):
 def test_two_models_and_other_weights(tmp_path):
     half = merge(Recipe(LAB/'vlm', LAB/'llm', knobs={'weight': .5}), tmp_path/'half')
     items = load('lab', n=7, split='dev')
-    rows = run({'VLM': LAB/'vlm', 'merged': half}, items, tmp_path/'run', layers='3', parts=('layer',), how=('weights',), other=LAB/'vlm', **HOW)
+    rows = probe_folder({'VLM': LAB/'vlm', 'merged': half}, items, tmp_path/'run', layers='3', parts=('layer',), how=('weights',), other=LAB/'vlm', **HOW)
     own = rows.filter(model='VLM')
     assert (own['before']-own['after']).abs().max()<1e-5              # Its own weights change nothing
     other = rows.filter(model='merged')
     assert (other['before']-other['after']).abs().max()>1e-3
 
 def test_it_goes_on_where_it_was_and_refuses_other_settings(tmp_path, monkeypatch):
-    from vlm_merging import profile as room
+    from vlm_merging.probing import probe as room
     items, asked, once = load('lab', n=80, split='dev'), [], room.probe_part
     def counted(*args):
         asked.append(len(args[2]))
@@ -45,15 +45,15 @@ def test_it_goes_on_where_it_was_and_refuses_other_settings(tmp_path, monkeypatc
         return once(*args)
     monkeypatch.setattr(room, 'probe_part', counted)
     how = dict(layers='2', parts=('mlp',), **HOW)
-    with pytest.raises(KeyboardInterrupt): run({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how)
-    rows = run({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how)
+    with pytest.raises(KeyboardInterrupt): probe_folder({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how)
+    rows = probe_folder({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how)
     assert asked==[32, 32, 32, 16] and rows['index'].n_unique()==80
-    assert run({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how|dict(batch_size=3)).equals(rows)    # Nothing is asked again
+    assert probe_folder({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how|dict(batch_size=3)).equals(rows)    # Nothing is asked again
     for other in (dict(how=('mean',)), dict(layers='3'), dict(measures=('answer',)), dict(max_new_tokens=5), dict(target='reply')):
-        with pytest.raises(ValueError, match='begun with other settings'): run({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how|other)
-    with pytest.raises(ValueError, match='begun with other settings'): run({'VLM': LAB/'vlm'}, items[:79], tmp_path/'run', **how)
-    with pytest.raises(ValueError, match='hash_of_questions'): run({'VLM': LAB/'vlm'}, load('lab', n=80, seed=1, split='dev'), tmp_path/'run', **how)
-    both = run({'VLM': LAB/'vlm', 'base': merge(Recipe(LAB/'vlm', LAB/'llm'), tmp_path/'merged')}, items, tmp_path/'run', **how)
+        with pytest.raises(ValueError, match='begun with other settings'): probe_folder({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how|other)
+    with pytest.raises(ValueError, match='begun with other settings'): probe_folder({'VLM': LAB/'vlm'}, items[:79], tmp_path/'run', **how)
+    with pytest.raises(ValueError, match='hash_of_questions'): probe_folder({'VLM': LAB/'vlm'}, load('lab', n=80, seed=1, split='dev'), tmp_path/'run', **how)
+    both = probe_folder({'VLM': LAB/'vlm', 'base': merge(Recipe(LAB/'vlm', LAB/'llm'), tmp_path/'merged')}, items, tmp_path/'run', **how)
     assert asked[4:]==[32, 32, 16] and both.filter(model='VLM').equals(rows) and both.height==2*rows.height       # A model can be added
 
 def test_an_own_score_and_an_own_target(vlm):
@@ -66,40 +66,40 @@ def test_an_own_score_and_an_own_target(vlm):
 
 def test_scores_of_replies():
     item = next(i for i in load('lab', n=7) if i.tags['topic']=='plus')
-    assert offline(item, f'2 + 3 = {item.answer} so {item.answer}')==1 and offline(item, 'red')==0
+    assert offline_value(item, f'2 + 3 = {item.answer} so {item.answer}')==1 and offline_value(item, 'red')==0
     import dataclasses
-    assert offline(dataclasses.replace(item, answer=None), '5') is None
+    assert offline_value(dataclasses.replace(item, answer=None), '5') is None
 
 def test_what_cannot_be_probed_is_one_sentence(tmp_path):
     items = load('lab', n=7, split='dev')
     for how, said in ((dict(how=('weights',)), 'go together'), (dict(layers='7-9'), 'not within'), (dict(parts=('neuron',)), 'neuron'),
                       (dict(measures=('speed',)), 'speed')):
-        with pytest.raises(ValueError, match=said): run({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how, **HOW)
-    with pytest.raises(ValueError, match='no items'): run({'VLM': LAB/'vlm'}, [], tmp_path/'run')
+        with pytest.raises(ValueError, match=said): probe_folder({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how, **HOW)
+    with pytest.raises(ValueError, match='no items'): probe_folder({'VLM': LAB/'vlm'}, [], tmp_path/'run')
     assert not (tmp_path/'run'/'parts').exists() or not list((tmp_path/'run'/'parts').iterdir())
 
 def test_items_that_cannot_be_asked_are_counted_and_stop_nothing(tmp_path):
     from dataclasses import replace
-    from vlm_merging.profiles import profile_table
-    from vlm_merging.verdicts import profile_verdict
+    from vlm_merging.probing.profile import profile_table
+    from vlm_merging.probing.verdicts import profile_verdict
     items = load('lab', n=33, split='dev')
     items = sorted(items, key=lambda i: (i.benchmark, i.split, bool(i.images), len(i.question)))
     items[32] = replace(items[32], answer=None)                       # Alone in its part
     how = dict(layers='1', parts=('mlp',), **HOW)
-    with pytest.warns(UserWarning, match='left out'): rows = run({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how)
+    with pytest.warns(UserWarning, match='left out'): rows = probe_folder({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how)
     assert rows.height==33 and rows['after'].null_count()==1
-    assert run({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how).equals(rows)
+    assert probe_folder({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how).equals(rows)
     assert 'Left out: 1 of 33 scores' in profile_verdict(profile_table(rows))
 
 def test_a_model_can_be_measured_by_its_own_replies(tmp_path, vlm):
     items = load('lab', n=7, split='dev')
     own = profile_rows(vlm, items, [Mask((5,), 'mlp')], target='reply')
     gold = profile_rows(vlm, items, [Mask((5,), 'mlp')])
-    wrong = [offline(i, vlm(i))==0 for i in items]
+    wrong = [offline_value(i, vlm(i))==0 for i in items]
     assert all((a>b)==w for a, b, w in zip(own['before'], gold['before'], wrong) if w)
 
 def test_pictures_are_not_shown_to_a_text_model_and_models_in_memory_not_to_run(tmp_path, vlm):
-    with pytest.raises(ValueError, match='is a text model'): run({'LLM': LAB/'llm'}, load('lab', n=7), tmp_path/'run')
-    with pytest.raises(ValueError, match='model in memory'): run({'a': vlm}, load('lab', n=7), tmp_path/'run')
+    with pytest.raises(ValueError, match='is a text model'): probe_folder({'LLM': LAB/'llm'}, load('lab', n=7), tmp_path/'run')
+    with pytest.raises(ValueError, match='model in memory'): probe_folder({'a': vlm}, load('lab', n=7), tmp_path/'run')
     with pytest.raises(ValueError, match='no open model'): profile(str(LAB/'vlm'), load('lab', n=7))
     with pytest.raises(ValueError, match='is a name'): profile(vlm, 'lab')

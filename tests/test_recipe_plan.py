@@ -8,12 +8,12 @@ import pytest, torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
-from vlm_merging.checkpoint import Checkpoint
-from vlm_merging.families import text_config
-from vlm_merging.merge import merge, plan
-from vlm_merging.preflight import check, rope, unlike_settings
-from vlm_merging.recipe import Recipe, layer_set
-from vlm_merging.tiny import KINDS, REMOTE, llm_config, make_llm, make_trio, make_vlm
+from vlm_merging.checkpoints.checkpoint import Checkpoint
+from vlm_merging.merging.families import text_config
+from vlm_merging.merging.merge import merge, plan
+from vlm_merging.merging.checks import check, rope, unlike_settings
+from vlm_merging.merging.recipe import Recipe, layer_set
+from vlm_merging.lab.tiny import KINDS, REMOTE, llm_config, make_llm, make_trio, make_vlm
 
 torch.set_num_threads(1)
 logging.disable_progress_bar()
@@ -27,7 +27,7 @@ def trio(tmp_path_factory): return make_trio('llava', tmp_path_factory.mktemp('t
 
 def weights(folder):
     "All tensors of a folder"
-    return {n:x for f in sorted(Path(folder).glob('*.safetensors')) for n,x in load_file(f).items()}
+    return {n:x for f in sorted(Path(folder).glob('*.safetensors')) for n, x in load_file(f).items()}
 
 
 def changed(merged, vlm):
@@ -42,8 +42,8 @@ def line(v, l, weight): return (weight*v.float() + (1-weight)*l.float()).to(v.dt
 # --- Where
 
 @pytest.mark.parametrize('layers,numbers', [
-    ('all', {0,1,2,3}), ('1-2', {1,2}), ('0,3', {0,3}), ('2-', {2,3}), ('1', {1}), (' 0 - 1 , 3 ', {0,1,3}),
-    ('0-1,1-2', {0,1,2})])
+    ('all', {0, 1, 2, 3}), ('1-2', {1, 2}), ('0,3', {0, 3}), ('2-', {2, 3}), ('1', {1}), (' 0 - 1 , 3 ', {0, 1, 3}),
+    ('0-1,1-2', {0, 1, 2})])
 def test_layers(layers, numbers, trio, tmp_path):
     out = merge(Recipe(trio.vlm, trio.llm, layers=layers), tmp_path/'out')
     inside = re.compile(rf"model\.layers\.({'|'.join(map(str, numbers))})\.")
@@ -109,7 +109,7 @@ def test_layers_that_are_not_there(layers, trio):
 def llm_like(folder, kind='llava', **changes):
     "An LLM as its family has it, but for some numbers of the config"
     config = llm_config(kind)
-    for k,x in changes.items(): setattr(config, k, x)
+    for k, x in changes.items(): setattr(config, k, x)
     AutoModelForCausalLM.from_config(config).bfloat16().save_pretrained(folder)
     return folder
 
@@ -117,7 +117,7 @@ def llm_like(folder, kind='llava', **changes):
 def edited(folder, change):
     "Change the tensors of a one-file checkpoint"
     held = change(load_file(folder/'model.safetensors'))
-    held = {n:x.contiguous() for n,x in held.items()}
+    held = {n:x.contiguous() for n, x in held.items()}
     save_file(held, folder/'model.safetensors', metadata={'format':'pt'})
     return folder
 
@@ -134,22 +134,22 @@ Q_NORMS = {f'model.layers.{i}.self_attn.q_norm.weight':torch.ones(8).bfloat16() 
 
 
 def with_norms(held): return held | Q_NORMS
-def without_norms(held): return {n:x for n,x in held.items() if 'post_attention_layernorm' not in n}
-def fp8(held): return {n:x.to(torch.float8_e4m3fn) if 'proj' in n else x for n,x in held.items()}
-def int8(held): return {n:x.to(torch.int8) if 'proj' in n else x for n,x in held.items()}
-def packed(held): return {re.sub('proj.weight', 'proj.qweight', n):x for n,x in held.items()}
+def without_norms(held): return {n:x for n, x in held.items() if 'post_attention_layernorm' not in n}
+def fp8(held): return {n:x.to(torch.float8_e4m3fn) if 'proj' in n else x for n, x in held.items()}
+def int8(held): return {n:x.to(torch.int8) if 'proj' in n else x for n, x in held.items()}
+def packed(held): return {re.sub('proj.weight', 'proj.qweight', n):x for n, x in held.items()}
 
 
 def with_experts(n):
     "One matrix for the gates of all experts of a layer, one for what goes down, as transformers 5 saves them"
     def change(held):
-        out = {k:x for k,x in held.items() if '.mlp.' not in k}
+        out = {k:x for k, x in held.items() if '.mlp.' not in k}
         for k in held:
             if k.endswith('mlp.up_proj.weight'):
                 at = k.removesuffix('up_proj.weight')
                 sizes = {'experts.gate_up_proj':(n, 128, 32), 'experts.down_proj':(n, 32, 64),
                          'gate.weight':(n, 32)}
-                out |= {at+k:torch.ones(s).bfloat16() for k,s in sizes.items()}
+                out |= {at+k:torch.ones(s).bfloat16() for k, s in sizes.items()}
         return out
     return change
 
@@ -208,9 +208,9 @@ def test_what_stops(case, trio, tmp_path):
 def test_what_stops_in_the_vlm(change, message, trio, tmp_path):
     vlm = shutil.copytree(trio.vlm, tmp_path/'vlm')
     def inside(held):
-        text = {n.removeprefix(STEM):x for n,x in held.items() if n.startswith(STEM)}
-        other = {n:x for n,x in held.items() if not n.startswith(STEM)}
-        return other | {STEM+n:x for n,x in change(text).items()}
+        text = {n.removeprefix(STEM):x for n, x in held.items() if n.startswith(STEM)}
+        other = {n:x for n, x in held.items() if not n.startswith(STEM)}
+        return other | {STEM+n:x for n, x in change(text).items()}
     refused(Recipe(edited(vlm, inside), trio.llm), message, tmp_path)
 
 
@@ -302,7 +302,7 @@ SPEAKS = dict(
     eps=(set_to(rms_norm_eps=1e-6), 'norm epsilon'), window=(set_to(sliding_window=4096), 'sliding window'),
     activation=(set_to(hidden_act='gelu'), 'activation .*silu in the VLM, gelu'),
     length=(set_to(max_position_embeddings=4096), 'longest input'))
-SILENT = dict(base_old=old(1e4), mrope=old(1e4, type='mrope', mrope_section=[2,1,1]),
+SILENT = dict(base_old=old(1e4), mrope=old(1e4, type='mrope', mrope_section=[2, 1, 1]),
     no_window=set_to(sliding_window=4096, use_sliding_window=False), unsaid=lambda c: c.pop('hidden_act'),
     dtype_word=set_to(torch_dtype='float16'), head_dim=lambda c: c.pop('head_dim', None),
     no_rope=lambda c: c.pop('rope_parameters'))

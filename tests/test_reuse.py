@@ -7,14 +7,15 @@ import polars as pl
 import pytest, torch, transformers
 from transformers.utils import logging
 
-from vlm_merging import effects as room, reuse
-from vlm_merging.effects import effects, greedy, shaping
-from vlm_merging.lab import lab_folder, questions
-from vlm_merging.models import LocalModel, open_model, prompt_inputs
-from vlm_merging.parts import decoder_layers
-from vlm_merging.probes import Mask, applied, masks, means
-from vlm_merging.reuse import answer_ids, record, replayed, run, said, taught
-from vlm_merging.tiny import KINDS, ask_inputs, make_vlm, picture
+from vlm_merging.probing import effects as room
+from vlm_merging.probing import replay as reuse
+from vlm_merging.probing.effects import effects, greedy, shaping
+from vlm_merging.lab.trio import lab_folder, questions
+from vlm_merging.asking.models import LocalModel, open_model, prompt_inputs
+from vlm_merging.probing.layers import decoder_layers
+from vlm_merging.probing.masks import Mask, applied, masks, means
+from vlm_merging.probing.replay import answer_ids, record, replayed, forward_pass, said, taught
+from vlm_merging.lab.tiny import KINDS, ask_inputs, make_vlm, blank_picture
 
 torch.set_num_threads(1)
 logging.disable_progress_bar()
@@ -35,7 +36,7 @@ class Reader:
         words = [self.tokenizer(t, add_special_tokens=False)['input_ids'] for t in text]
         wide, out = max(map(len, words)), {}
         for name in rows[0]:
-            for row,w in zip(rows, words):
+            for row, w in zip(rows, words):
                 x = row[name]
                 if x.shape[:2]==row['input_ids'].shape:
                     head = x.new_zeros(1, wide, *x.shape[2:])
@@ -43,7 +44,7 @@ class Reader:
                     if name=='attention_mask': head[0, wide-len(w):] = 1
                     x = torch.cat([head, x], 1)
                 out.setdefault(name, []).append(x)
-        return {name:torch.cat(x) for name,x in out.items()}
+        return {name:torch.cat(x) for name, x in out.items()}
 
 
 @pytest.fixture(scope='module')
@@ -69,7 +70,7 @@ def asked(n=6, **more):
 
 def words(n, blind=()):
     return [SimpleNamespace(id=i, question=' '.join(f'w{5+(i*7+j)%60}' for j in range(2+i%3)), answer=' '.join(f'w{20+i+j}' for j in range(1+i%2)),
-                            images=() if i in blind else (picture(i),)) for i in range(n)]
+                            images=() if i in blind else (blank_picture(i),)) for i in range(n)]
 
 def right(item, text): return float(text.split()[-1:]==[item.answer])
 def length(item, text): return len(text)%3/2
@@ -99,8 +100,8 @@ def test_both_ways_agree(kind, tiny, monkeypatch):
         return out
     patch(monkeypatch, 'continued', spy)
     items = words(5, blind=() if kind=='paligemma' else (4,))       # Without a picture PaliGemma reads both ways
-    several = [Mask(0), Mask(1, 'mlp', 'zero'), Mask(1, 'attention', 'uniform'), Mask((2,3), 'head', 'skip', (1,)), Mask(3, 'mlp'),
-               Mask(3, 'attention'), Mask((1,3), 'layer', 'constant')]
+    several = [Mask(0), Mask(1, 'mlp', 'zero'), Mask(1, 'attention', 'uniform'), Mask((2, 3), 'head', 'skip', (1,)), Mask(3, 'mlp'),
+               Mask(3, 'attention'), Mask((1, 3), 'layer', 'constant')]
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
         short, long = (effects(asker, items, several, ('likelihood', 'answer'), length, reuse=r) for r in (True, False))
@@ -117,22 +118,22 @@ def test_logits_are_equal_bit_for_bit_and_the_front_does_not_run(kind, tiny):
     ran = []
     with torch.inference_mode():
         inputs = prompt_inputs(tiny(kind), items, [list(i.images) for i in items])
-        full = taught(model, inputs, [[11,12,13,2], [14,15], [16]])
+        full = taught(model, inputs, [[11, 12, 13, 2], [14, 15], [16]])
         held = record(model, full, 5)
-        hooks = [m.register_forward_hook(lambda *_, n=n: ran.append(n)) for n,m in
-                 (*((i,m.mlp) for i,m in enumerate(decoder_layers(model))), *((n,m) for n,m in model.named_modules() if re.search(r'(vision_tower|visual|vision_model)$', n)))]
+        hooks = [m.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, m in
+                 (*((i, m.mlp) for i, m in enumerate(decoder_layers(model))), *((n, m) for n, m in model.named_modules() if re.search(r'(vision_tower|visual|vision_model)$', n)))]
         for first in range(len(decoder_layers(model))):
             mask = Mask(first, 'mlp')
-            with applied(model, mask): slow,_ = run(model, full, 5)
+            with applied(model, mask): slow, _ = forward_pass(model, full, 5)
             ran.clear()
-            for times in (1,2):
-                with replayed(model, held, first, times) as given, applied(model, mask): fast,_ = run(model, given, 5)
+            for times in (1, 2):
+                with replayed(model, held, first, times) as given, applied(model, mask): fast, _ = forward_pass(model, given, 5)
                 assert torch.allclose(torch.cat([slow]*times), fast, atol=1e-5)
                 if times==1: assert torch.equal(slow, fast)
             assert ran==[*range(first, len(decoder_layers(model)))]*2
         for h in hooks: h.remove()
-        other,_ = run(model, taught(model, inputs, [[11,12,77,3], [14,60], [99%90]]), 5)
-        for r,n in enumerate((3,2,1)): assert torch.equal(other[r,:n], held.logits[r,:n]), 'an answer sees what follows'
+        other, _ = forward_pass(model, taught(model, inputs, [[11, 12, 77, 3], [14, 60], [99%90]]), 5)
+        for r, n in enumerate((3, 2, 1)): assert torch.equal(other[r, :n], held.logits[r, :n]), 'an answer sees what follows'
     assert clean(model)
 
 
@@ -177,7 +178,7 @@ def test_every_way_rides_or_not(lab):
     with torch.inference_mode(): average = means(model, [prompt_inputs(lab, items, [list(i.images) for i in items])])
     other = open_model(lab_folder()/'vlm').model
     several = masks(model, ('layer', 'attention', 'mlp'), ('skip', 'mean', 'uniform', 'constant', 'weights'), '2-3')
-    short, riding, long = (effects(lab, items, several, means=average, other=other, reuse=r, batch_size=b) for r,b in ((1,2),(1,8),(0,2)))
+    short, riding, long = (effects(lab, items, several, means=average, other=other, reuse=r, batch_size=b) for r, b in ((1, 2), (1, 8), (0, 2)))
     equal(short, long)
     equal(riding, long)
     same = short.filter(how='weights')
@@ -186,12 +187,12 @@ def test_every_way_rides_or_not(lab):
 
 def test_a_ride_takes_as_many_masks_as_there_is_room(lab, monkeypatch):
     sizes = []
-    def spy(model, inputs, *args, real=reuse.run):
+    def spy(model, inputs, *args, real=reuse.forward_pass):
         sizes.append(len(inputs['input_ids']))
         return real(model, inputs, *args)
     patch(monkeypatch, 'run', spy)
     effects(lab, asked(2), [Mask(1), Mask(1, 'mlp'), Mask(1, 'attention'), Mask(2), Mask(1, 'mlp', 'constant')], batch_size=4)
-    assert sizes==[2, 4,2,2,2, 2, 2]           # Record; two of layer 1 ride, the third, layer 2, the one that cannot; two checks
+    assert sizes==[2, 4, 2, 2, 2, 2, 2]        # Record; two of layer 1 ride, the third, layer 2, the one that cannot; two checks
 
 
 def test_batches_do_not_depend_on_masks_nor_on_the_order_of_items(lab, monkeypatch):
@@ -203,7 +204,7 @@ def test_batches_do_not_depend_on_masks_nor_on_the_order_of_items(lab, monkeypat
     items, every = asked(7), masks(lab.model, 'mlp')
     whole = effects(lab, items, every, batch_size=3)
     first = batches.copy()
-    assert sorted(map(len, first))==[1,3,3]
+    assert sorted(map(len, first))==[1, 3, 3]
     batches.clear()
     part = effects(lab, items, every[5:6], batch_size=3)
     assert batches==first
@@ -217,15 +218,15 @@ def test_the_table(lab):
     items = asked(2, benchmark='Lab', split='test')
     items[0].tags = dict(kind='perception', skills=['a', 'b'], layer='mine', n=3)
     items[1].group = None
-    rows = effects(lab, items, [Mask((0,1,5)), Mask(2, 'head', heads=(1,3))], ('likelihood', 'answer'), right)
+    rows = effects(lab, items, [Mask((0, 1, 5)), Mask(2, 'head', heads=(1, 3))], ('likelihood', 'answer'), right)
     assert rows.columns==['model', 'benchmark', 'split', 'index', 'group', 'kind', 'skills', 'n', 'measure', 'layer', 'layers', 'part', 'how', 'heads',
                           'before', 'after', 'reply_before', 'reply_after']
-    assert rows['layers'].to_list()==['0-1,5']*2+['2']*2+['0-1,5']*2+['2']*2 and rows['layer'].to_list()==[0,0,2,2]*2
+    assert rows['layers'].to_list()==['0-1,5']*2+['2']*2+['0-1,5']*2+['2']*2 and rows['layer'].to_list()==[0, 0, 2, 2]*2
     assert rows['heads'].to_list()==['', '', '1,3', '1,3']*2 and rows['measure'].to_list()==['likelihood', 'answer']*4
     assert rows['skills'][0]=='["a", "b"]' and rows['n'][0]=='3' and rows['kind'][4]==items[1].tags['kind']
     assert rows.filter(measure='answer')['reply_before'].null_count()==0 and rows.filter(measure='likelihood')['reply_after'].null_count()==4
     assert (rows.filter(measure='likelihood')['before']<=0).all()
-    assert effects(lab, items, [Mask(0)], 'answer', lambda i,t: None)['after'].to_list()==[None, None]
+    assert effects(lab, items, [Mask(0)], 'answer', lambda i, t: None)['after'].to_list()==[None, None]
     text = effects(lab, items, [Mask(0)], target=lambda i: '3 + 4 = 7')
     assert (text['before']<rows.filter(measure='likelihood', layers='2')['before']).all()
 
@@ -260,7 +261,7 @@ def test_what_cannot_be_measured_is_refused_at_once(lab, how, match):
 
 
 def test_memory_that_runs_out_halves_the_batch(lab, monkeypatch):
-    def small(model, inputs, *args, real=reuse.run):
+    def small(model, inputs, *args, real=reuse.forward_pass):
         if len(inputs['input_ids'])>1: raise RuntimeError('CUDA out of memory')
         return real(model, inputs, *args)
     whole = effects(lab, asked(5), [Mask(2)])
@@ -284,7 +285,7 @@ def test_nothing_stays_behind_after_an_exception(lab, trouble):
         else: effects(lab, asked(2), masks(model, ('layer', 'mlp')), ('likelihood', 'answer'), right)      # The batch is tried again in halves
     finally: hook.remove()
     assert clean(model) and len(calls)>=10
-    with pytest.raises(ValueError, match='item .* failed: ZeroDivisionError'): effects(lab, asked(1), [Mask(0)], 'answer', lambda i,t: 1/0)
+    with pytest.raises(ValueError, match='item .* failed: ZeroDivisionError'): effects(lab, asked(1), [Mask(0)], 'answer', lambda i, t: 1/0)
     assert clean(model)
 
 
@@ -294,7 +295,7 @@ def test_a_wrong_record_is_noticed(lab, monkeypatch):
     long = effects(lab, items, several, ('likelihood', 'answer'), right, reuse=False)
     def noisy(*args, real=reuse.record):
         held = real(*args)
-        return replace(held, states={j:x+torch.randn_like(x) for j,x in held.states.items()})
+        return replace(held, states={j:x+torch.randn_like(x) for j, x in held.states.items()})
     patch(monkeypatch, 'record', noisy)
     for measures in ('likelihood', 'answer', ('likelihood', 'answer')):
         with pytest.warns(UserWarning, match='not come out equal') as told:
@@ -309,7 +310,7 @@ def test_a_model_that_cannot_be_replayed_runs_from_the_start(lab, monkeypatch):
     layers = decoder_layers(lab.model)
     twice = layers[3]
     real = twice.forward
-    twice.forward = lambda *a,**k: real(*a, **k)
+    twice.forward = lambda *a, **k: real(*a, **k)
     try: equal(effects(lab, items, several, ('likelihood', 'answer'), right), long)     # A forward of someone else stays
     finally: assert vars(twice).pop('forward')
     def loops(decoder, args, named): layers[7](torch.zeros(1, 1, 64), position_embeddings=(torch.zeros(1, 1, 16),)*2)
@@ -378,9 +379,9 @@ def test_an_answer_is_not_glued_to_the_prompt():
 
 def test_log_probabilities():
     z = torch.randn(2, 4, 7)
-    out = said(z, [[3,1,2],[5]])
-    assert torch.allclose(out[0], z[0].log_softmax(-1)[[0,1,2],[3,1,2]]) and out[1,1:].tolist()==[0,0]
-    assert torch.allclose(out[1,0], z[1,0].log_softmax(-1)[5])
+    out = said(z, [[3, 1, 2], [5]])
+    assert torch.allclose(out[0], z[0].log_softmax(-1)[[0, 1, 2], [3, 1, 2]]) and out[1, 1:].tolist()==[0, 0]
+    assert torch.allclose(out[1, 0], z[1, 0].log_softmax(-1)[5])
 
 
 def test_half_precision_is_not_taken_for_reading_backwards():

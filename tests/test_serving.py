@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-for needed in ('torch','openai','fastapi','uvicorn'): pytest.importorskip(needed, reason="needs pip install 'vlm_merging[serving]'")
-from vlm_merging.benchmarks import Item, Picture
-from vlm_merging.endpoint import Endpoint
-from vlm_merging.evaluate import evaluate
-from vlm_merging.lab import lab_folder, questions
-from vlm_merging.merge import merge
-from vlm_merging.models import open_model
-from vlm_merging.recipe import Recipe
+for needed in ('torch', 'openai', 'fastapi', 'uvicorn'): pytest.importorskip(needed, reason="needs pip install 'vlm_merging[serving]'")
+from vlm_merging.benchmarks.items import Item, Picture
+from vlm_merging.asking.endpoint import Endpoint
+from vlm_merging.asking.ask import evaluate
+from vlm_merging.lab.trio import lab_folder, questions
+from vlm_merging.merging.merge import merge
+from vlm_merging.asking.models import open_model
+from vlm_merging.merging.recipe import Recipe
 
 @pytest.fixture(scope='module')
 def merged(tmp_path_factory):
@@ -22,13 +22,13 @@ def merged(tmp_path_factory):
 def served(merged, tmp_path_factory):
     "Address of a server that holds the merge, on a free port of this machine"
     with socket.socket() as s:
-        s.bind(('127.0.0.1',0))
+        s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
-    log,address = tmp_path_factory.mktemp('log')/'serve.log',f'http://127.0.0.1:{port}'
+    log, address = tmp_path_factory.mktemp('log')/'serve.log', f'http://127.0.0.1:{port}'
     env = os.environ|dict(HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1', NO_PROXY='127.0.0.1')
-    command = [sys.executable,'-c','from transformers.cli.transformers import main; main()','serve',str(merged),
-               '--host','127.0.0.1','--port',str(port),'--device','cpu','--dtype','float32']
-    with open(log,'w') as out: p = subprocess.Popen(command, env=env, stdout=out, stderr=out)
+    command = [sys.executable, '-c', 'from transformers.cli.transformers import main; main()', 'serve', str(merged),
+               '--host', '127.0.0.1', '--port', str(port), '--device', 'cpu', '--dtype', 'float32']
+    with open(log, 'w') as out: p = subprocess.Popen(command, env=env, stdout=out, stderr=out)
     try:
         deadline = time.time()+120
         while True:
@@ -56,9 +56,9 @@ def asked(n): return [Item(q.id, q.ask, q.answer, images=(Picture(q.image),), ta
 
 def test_the_same_replies_from_afar(endpoint, local, tmp_path):
     items = asked(21)
-    far,near = evaluate(items, endpoint, tmp_path/'far'),evaluate(items, local, tmp_path/'near')
+    far, near = evaluate(items, endpoint, tmp_path/'far'), evaluate(items, local, tmp_path/'near')
     assert far['prediction'].to_list()==near['prediction'].to_list() and far['finish'].to_list()==near['finish'].to_list()
-    right = sum(a==p.split()[-1] for a,p in far.select('answer','prediction').iter_rows() if p.split())
+    right = sum(a==p.split()[-1] for a, p in far.select('answer', 'prediction').iter_rows() if p.split())
     assert right>=12
     assert json.loads((tmp_path/'far'/'run.json').read_text())['about']['weights']==local.weights
 
@@ -72,7 +72,7 @@ def test_several_pictures_none_and_a_limit(endpoint, local):
 def test_other_picture_formats_travel(endpoint, local):
     import io
     item = asked(1)[0]
-    for kind in ('JPEG','BMP','GIF'):
+    for kind in ('JPEG', 'BMP', 'GIF'):
         held = io.BytesIO()
         item.images[0].open().save(held, kind)
         other = replace(item, images=(Picture(held.getvalue()),))

@@ -10,7 +10,7 @@ project = Path(__file__).resolve().parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 WIDE, PHONE = (1280, 800), (390, 844)
 PATIENCE = 120_000     # Milliseconds for one page, on a busy machine
-SHOWN = 'index.html', 'guide/methods.html', 'guide/faq.html', 'tutorials/merge_and_look.html', 'layers.html', 'merge.html'
+SHOWN = 'index.html', 'guide/methods.html', 'guide/faq.html', 'tutorials/merge_and_look.html', 'probing/layers.html', 'merging/merge.html'
 FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
          '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage']
 
@@ -59,7 +59,7 @@ def test_the_tables_of_the_guide_are_those_of_the_code(name):
 
 def test_the_index_lists_every_room():
     index = (project/'nbs/index.ipynb').read_text(encoding='utf-8')
-    lost = [o.name for o in sorted((project/'nbs').glob('[0-9]*.ipynb')) if f']({o.name})' not in index]
+    lost = [o.name for o in sorted((project/'nbs').glob('*/[0-9]*.ipynb')) if f']({o.parent.name}/{o.name})' not in index]
     assert not lost, f'nbs/index.ipynb does not list {lost}.'
 
 # What a picture says to those who do not see it

@@ -4,12 +4,12 @@ from dataclasses import replace
 import polars as pl
 import pytest
 
-from vlm_merging.lab import lab_folder
-from vlm_merging.merge import merge
-from vlm_merging.models import open_model
-from vlm_merging.recipe import Recipe
-from vlm_merging.sources import load
-from vlm_merging.sweep import against_best, agreement, mixtures, sweep, sweep_table, sweep_verdict
+from vlm_merging.lab.trio import lab_folder
+from vlm_merging.merging.merge import merge
+from vlm_merging.asking.models import open_model
+from vlm_merging.merging.recipe import Recipe
+from vlm_merging.benchmarks.load import load
+from vlm_merging.probing.sweep import against_best, agreement, mixtures, sweep, sweep_table, sweep_verdict
 
 LAB = lab_folder()
 HOW = dict(max_new_tokens=16, batch_size=42)

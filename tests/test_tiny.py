@@ -2,11 +2,11 @@
 import json, re, subprocess, sys
 import pytest, torch
 from safetensors.torch import load_file
-from vlm_merging.tiny import (KINDS, REMOTE, ask_inputs, llm_config, make_llm, make_trio, make_vlm, picture,
+from vlm_merging.lab.tiny import (KINDS, REMOTE, ask_inputs, llm_config, make_llm, make_trio, make_vlm, blank_picture,
                               vlm_config)
 
 torch.set_num_threads(1)
-ALL = [(kind, layout) for kind,k in KINDS.items() for layout in k.layouts]
+ALL = [(kind, layout) for kind, k in KINDS.items() for layout in k.layouts]
 
 
 @pytest.fixture(scope='module')
@@ -29,7 +29,7 @@ def opened(auto, folder):
 def ask(folder, kind):
     "Logits about two pictures; fails unless three words come out"
     m = opened('AutoModelForImageTextToText', folder)
-    one, two = (ask_inputs(m, kind, seed=s) for s in (0,1))
+    one, two = (ask_inputs(m, kind, seed=s) for s in (0, 1))
     with torch.no_grad():
         assert m.generate(**one, max_new_tokens=3, min_new_tokens=3).shape[1]==one['input_ids'].shape[1]+3
         return m(**one).logits, m(**two).logits
@@ -39,7 +39,7 @@ def ask(folder, kind):
 def test_opens_and_answers(kind, layout, tmp_path, saved):
     logits = ask(make_vlm(kind, tmp_path/'vlm', layout=layout), kind)
     assert (logits[0]-logits[1]).abs().max()>.01, 'the picture does not matter'
-    assert all(torch.equal(x, y) for x,y in zip(logits, saved(kind)))
+    assert all(torch.equal(x, y) for x, y in zip(logits, saved(kind)))
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -80,7 +80,7 @@ def test_the_llm_of_the_trio_is_a_relative(tmp_path):
     for kind, stem in stems.items():
         trio = make_trio(kind, tmp_path/kind, dtype='float32')
         vlm, llm, base = (load_file(f/'model.safetensors') for f in trio)
-        for n,b in base.items():
+        for n, b in base.items():
             place = n
             if kind=='mllama': place = re.sub(r'layers\.(\d)', lambda m: f'layers.{(0,2,3,5)[int(m[1])]}', n)
             rows = min(len(b), len(vlm[stem+place]))
@@ -94,7 +94,7 @@ def test_both_configs_agree(kind):
     for name in ('rms_norm_eps', 'hidden_act', 'sliding_window', 'head_dim', 'layer_types'):
         if name in vlm and name in llm and kind!='mllama': assert vlm[name]==llm[name], name
     rope, plain = vlm['rope_parameters'], llm['rope_parameters']
-    assert {n:v for n,v in rope.items() if n!='mrope_section'}==plain
+    assert {n:v for n, v in rope.items() if n!='mrope_section'}==plain
 
 
 def test_refusals(tmp_path):
@@ -104,10 +104,10 @@ def test_refusals(tmp_path):
     with pytest.raises(ValueError, match='never tied'): make_vlm('mllama', tmp_path/'c', tie=True)
     with pytest.raises(LookupError, match='No kind'): make_vlm('lava', tmp_path/'d')
     assert not any((tmp_path/n).exists() for n in 'bcd')
-    assert picture(1).tobytes()!=picture(2).tobytes()
+    assert blank_picture(1).tobytes()!=blank_picture(2).tobytes()
 
 
 def test_import_is_cheap():
-    code = "import sys, vlm_merging.tiny; print({'transformers', 'nbdev', 'fastcore'} & set(sys.modules))"
+    code = "import sys, vlm_merging.lab.tiny; print({'transformers', 'nbdev', 'fastcore'} & set(sys.modules))"
     run = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
     assert run.stdout.strip()=='set()'

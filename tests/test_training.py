@@ -1,8 +1,8 @@
 "The lessons that the lab was trained on, and what a training leaves behind when it fails"
 import numpy as np
 import pytest, torch
-from vlm_merging import training
-from vlm_merging.lab import TOPICS
+from vlm_merging.lab import training as training
+from vlm_merging.lab.trio import TOPICS
 
 @pytest.fixture(scope='module', autouse=True)
 def one_thread():
@@ -23,7 +23,7 @@ def test_questions_of_one_scene_do_not_see_each_other(image):
     x, y, at = (batch[k][0] for k in ('input_ids', 'labels', 'position_ids'))
     starts = [i for i in range(17, len(x)) if at[i]==17]
     assert len(starts)==6
-    for i,j in zip(starts, [*starts[1:], len(x)]):
+    for i, j in zip(starts, [*starts[1:], len(x)]):
         rows = [*range(17), *range(i, j)]
         assert at[rows].tolist()==list(range(len(rows)))
         with torch.no_grad(): alone = model(input_ids=x[rows][None]).logits[0]
@@ -40,9 +40,9 @@ def test_only_what_is_listed_learns():
     from transformers import LlamaForCausalLM
     torch.manual_seed(0)
     model, rng = LlamaForCausalLM(training.llama(32, 2)), np.random.default_rng(0)
-    before = {k:v.clone() for k,v in model.state_dict().items()}
+    before = {k:v.clone() for k, v in model.state_dict().items()}
     training.train(model, [(training.core(model.model), 1e-3)], 2, lambda: model(**training.lesson(rng, dict(number=1), 0, n=2)).loss)
-    moved = {k for k,v in model.state_dict().items() if not torch.equal(v, before[k])}
+    moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert moved=={k for k in before if '.layers.' in k or k=='model.norm.weight'}
 
 def test_a_trio_that_fails_its_exam_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -54,10 +54,10 @@ def test_a_trio_that_fails_its_exam_leaves_nothing_behind(tmp_path, monkeypatch)
 
 def test_a_small_trio_is_saved_whole(tmp_path, monkeypatch):
     "The whole way with no lessons at all: folders that merge and open"
-    from vlm_merging.merge import merge
-    from vlm_merging.recipe import Recipe
-    from vlm_merging.models import open_model
-    from vlm_merging.sources import load
+    from vlm_merging.merging.merge import merge
+    from vlm_merging.merging.recipe import Recipe
+    from vlm_merging.asking.models import open_model
+    from vlm_merging.benchmarks.load import load
     monkeypatch.setattr(training, 'train', lambda *args: 0.)
     monkeypatch.setattr(training, 'exam', lambda *args: dict.fromkeys(TOPICS, 100.))
     said = []

@@ -1,121 +1,121 @@
 "diagnose and probe from the shell: what they print, write and refuse, with a stand-in for the models, and once on the lab"
-import argparse,sys,types
-import numpy as np,polars as pl,pytest
-from vlm_merging.lab import lab_folder
-from vlm_merging.merge import merge
-from vlm_merging.recipe import Recipe
-from vlm_merging.understand import UNDERSTAND,listed_words,named_models
+import argparse, sys, types
+import numpy as np, polars as pl, pytest
+from vlm_merging.lab.trio import lab_folder
+from vlm_merging.merging.merge import merge
+from vlm_merging.merging.recipe import Recipe
+from vlm_merging.cli.understand_commands import UNDERSTAND, listed_words, named_models
 
 @pytest.fixture
 def call(capsys):
     "A command as `main` runs it: exit code, output, errors"
-    def run(command,*argv):
+    def run(command, *argv):
         p = argparse.ArgumentParser(prog=f'vlm-merging {command}')
         UNDERSTAND[command][1](p)
         capsys.readouterr()
-        try: code = UNDERSTAND[command][0](p.parse_args([*map(str,argv)]))
-        except (ValueError,LookupError) as e:
-            print(f'vlm-merging: {e}',file=sys.stderr)
+        try: code = UNDERSTAND[command][0](p.parse_args([*map(str, argv)]))
+        except (ValueError, LookupError) as e:
+            print(f'vlm-merging: {e}', file=sys.stderr)
             code = 3
         except SystemExit as e: code = e.code
-        return code,*capsys.readouterr()
+        return code, *capsys.readouterr()
     return run
 
 @pytest.fixture
 def asked(monkeypatch):
     "A stand-in for `profile.run` that notes its arguments"
     held = {}
-    def run(models,items,out,**more):
-        held.update(models=models,items=items,out=out,**more)
+    def run(models, items, out, **more):
+        held.update(models=models, items=items, out=out, **more)
         out.mkdir(exist_ok=True)
         rng = np.random.default_rng(0)
-        return pl.DataFrame([dict(model=m,benchmark=i.benchmark,split=i.split,index=i.id,group=i.group,**{t:v for t,v in i.tags.items()},measure=measure,layer=l,layers=str(l),
-                                  part=part,how=how,heads='',before=1. if measure=='answer' else -.5,after=float(rng.random()>.6/(1+l)) if measure=='answer' else -.5-2/(1+l)+.1*rng.normal())
+        return pl.DataFrame([dict(model=m, benchmark=i.benchmark, split=i.split, index=i.id, group=i.group, **{t:v for t, v in i.tags.items()}, measure=measure, layer=l, layers=str(l),
+                                  part=part, how=how, heads='', before=1. if measure=='answer' else -.5, after=float(rng.random()>.6/(1+l)) if measure=='answer' else -.5-2/(1+l)+.1*rng.normal())
                              for m in models for i in items for measure in more['measures'] for part in more['parts'] for how in more['how'] for l in range(4)])
-    import vlm_merging.profile
-    monkeypatch.setattr(vlm_merging.profile,'run',run)
+    import vlm_merging.probing.probe
+    monkeypatch.setattr(vlm_merging.probing.probe, 'run', run)
     return held
 
-def test_a_probe_goes_where_it_is_told(call,asked,tmp_path):
-    code,out,err = call('probe','org/vlm@main','--against',tmp_path/'merged','--benchmark','lab','-n',42,'--how','uniform,skip','--parts','layer','--heads','--layers','0-3','--measure','likelihood,answer',
-                        '--batch-size',4,'--max-new-tokens',20,'--dtype','float32','--ray','--out',tmp_path/'run','--chart',tmp_path/'page.html','--by','category,topic')
+def test_a_probe_goes_where_it_is_told(call, asked, tmp_path):
+    code, out, err = call('probe', 'org/vlm@main', '--against', tmp_path/'merged', '--benchmark', 'lab', '-n', 42, '--how', 'uniform,skip', '--parts', 'layer', '--heads', '--layers', '0-3', '--measure', 'likelihood,answer',
+                        '--batch-size', 4, '--max-new-tokens', 20, '--dtype', 'float32', '--ray', '--out', tmp_path/'run', '--chart', tmp_path/'page.html', '--by', 'category,topic')
     assert code==0, err
-    assert asked['models']=={'vlm@main':'org/vlm@main','merged':str(tmp_path/'merged')} and len(asked['items'])==42
-    assert (asked['how'],asked['parts'],asked['measures'],asked['layers'],asked['ray'])==(('uniform','skip'),('layer','head'),('likelihood','answer'),'0-3','local')
-    assert {k:asked[k] for k in ('batch_size','max_new_tokens','dtype','other')}==dict(batch_size=4,max_new_tokens=20,dtype='float32',other=None) and 'device' not in asked
+    assert asked['models']=={'vlm@main':'org/vlm@main', 'merged':str(tmp_path/'merged')} and len(asked['items'])==42
+    assert (asked['how'], asked['parts'], asked['measures'], asked['layers'], asked['ray'])==(('uniform', 'skip'), ('layer', 'head'), ('likelihood', 'answer'), '0-3', 'local')
+    assert {k:asked[k] for k in ('batch_size', 'max_new_tokens', 'dtype', 'other')}==dict(batch_size=4, max_new_tokens=20, dtype='float32', other=None) and 'device' not in asked
     assert 'merged against vlm@main' in out and 'nats' in out and 'points' in out
-    made = {n:pl.read_parquet(tmp_path/'run'/f'{n}.parquet') for n in ('profile','depth','change')}
-    assert set(made['profile']['tag'])=={'all','category','topic'} and set(made['change']['versus'])=={'vlm@main'} and made['depth'].height
+    made = {n:pl.read_parquet(tmp_path/'run'/f'{n}.parquet') for n in ('profile', 'depth', 'change')}
+    assert set(made['profile']['tag'])=={'all', 'category', 'topic'} and set(made['change']['versus'])=={'vlm@main'} and made['depth'].height
     assert (tmp_path/'page.html').stat().st_size>300_000 and '<script src' not in (tmp_path/'page.html').read_text()
 
-def test_the_defaults_of_a_probe(call,asked,tmp_path):
-    code,out,err = call('probe','m','--benchmark','lab','-n',21,'--out',tmp_path/'run')
-    assert code==0 and (asked['how'],asked['parts'],asked['measures'],asked['layers'],asked['ray'],asked['other'])==(('skip',),('layer','mlp','attention'),('likelihood',),'all',None,None), err
-    assert set(pl.read_parquet(tmp_path/'run'/'profile.parquet')['tag'])=={'all','category'} and not (tmp_path/'run'/'change.parquet').exists()
-    assert call('probe','m','--benchmark','lab','-n',21,'--out',tmp_path/'run','--by','')[0]==0
+def test_the_defaults_of_a_probe(call, asked, tmp_path):
+    code, out, err = call('probe', 'm', '--benchmark', 'lab', '-n', 21, '--out', tmp_path/'run')
+    assert code==0 and (asked['how'], asked['parts'], asked['measures'], asked['layers'], asked['ray'], asked['other'])==(('skip',), ('layer', 'mlp', 'attention'), ('likelihood',), 'all', None, None), err
+    assert set(pl.read_parquet(tmp_path/'run'/'profile.parquet')['tag'])=={'all', 'category'} and not (tmp_path/'run'/'change.parquet').exists()
+    assert call('probe', 'm', '--benchmark', 'lab', '-n', 21, '--out', tmp_path/'run', '--by', '')[0]==0
     assert set(pl.read_parquet(tmp_path/'run'/'profile.parquet')['tag'])=={'all'}
 
-@pytest.mark.parametrize('line,why',[('--benchmark lab --out r','MODEL is missing'),('m --out r','--benchmark is missing'),('m --benchmark lab','--out is missing'),
-    ('m --benchmark lab --out r --how erase',"--how does not know 'erase'. There are: skip, zero"),('m --benchmark lab --out r --parts norm',"--parts does not know 'norm'"),
-    ('m --benchmark lab --out r --measure loss',"--measure does not know 'loss'. There are: likelihood, answer"),('m --benchmark lab --out r --parts ,','--parts is empty'),
-    ('m --benchmark lab --out r --how weights','go together'),('m --benchmark lab --out r --other x','go together'),('m --benchmark lab --out r --by colour',"no item has the tag 'colour'"),
-    ('m --against m --benchmark lab --out r','the model itself'),('m --benchmark lab --out r --batch-size 0','--batch-size is 0'),('m --benchmark lab --out r --chart x.gif','written as .html'),
-    ('m --benchmark nowhere --out r','nowhere'),('m --benchmark lab --out r --weights none.parquet','none.parquet is not there')])
-def test_what_a_probe_refuses(call,asked,tmp_path,monkeypatch,line,why):
+@pytest.mark.parametrize('line,why', [('--benchmark lab --out r', 'MODEL is missing'), ('m --out r', '--benchmark is missing'), ('m --benchmark lab', '--out is missing'),
+    ('m --benchmark lab --out r --how erase', "--how does not know 'erase'. There are: skip, zero"), ('m --benchmark lab --out r --parts norm', "--parts does not know 'norm'"),
+    ('m --benchmark lab --out r --measure loss', "--measure does not know 'loss'. There are: likelihood, answer"), ('m --benchmark lab --out r --parts ,', '--parts is empty'),
+    ('m --benchmark lab --out r --how weights', 'go together'), ('m --benchmark lab --out r --other x', 'go together'), ('m --benchmark lab --out r --by colour', "no item has the tag 'colour'"),
+    ('m --against m --benchmark lab --out r', 'the model itself'), ('m --benchmark lab --out r --batch-size 0', '--batch-size is 0'), ('m --benchmark lab --out r --chart x.gif', 'written as .html'),
+    ('m --benchmark nowhere --out r', 'nowhere'), ('m --benchmark lab --out r --weights none.parquet', 'none.parquet is not there')])
+def test_what_a_probe_refuses(call, asked, tmp_path, monkeypatch, line, why):
     monkeypatch.chdir(tmp_path)
-    code,out,err = call('probe',*line.split())
+    code, out, err = call('probe', *line.split())
     assert code==3 and why in err and err.count('\n')==1 and not asked and not list(tmp_path.iterdir()), err
 
-def test_a_file_is_no_folder(call,asked,tmp_path):
+def test_a_file_is_no_folder(call, asked, tmp_path):
     (tmp_path/'run').write_text('')
-    assert 'is a file' in call('probe','m','--benchmark','lab','--out',tmp_path/'run')[2]
+    assert 'is a file' in call('probe', 'm', '--benchmark', 'lab', '--out', tmp_path/'run')[2]
 
 def test_words_and_names():
-    assert listed_words(['a,b','c','a'],('a','b','c'),'--x')==('a','b','c')
-    assert named_models('org/A',None)=={'A':'org/A'} and named_models('x/vlm/','y/vlm')=={'x/vlm/':'x/vlm/','y/vlm':'y/vlm'}
+    assert listed_words(['a,b', 'c', 'a'], ('a', 'b', 'c'), '--x')==('a', 'b', 'c')
+    assert named_models('org/A', None)=={'A':'org/A'} and named_models('x/vlm/', 'y/vlm')=={'x/vlm/':'x/vlm/', 'y/vlm':'y/vlm'}
 
 @pytest.fixture(scope='module')
 def merged(tmp_path_factory):
     out = tmp_path_factory.mktemp('room')/'merged'
-    return merge(Recipe(lab_folder()/'vlm',lab_folder()/'llm',knobs=dict(weight=.5)),out)
+    return merge(Recipe(lab_folder()/'vlm', lab_folder()/'llm', knobs=dict(weight=.5)), out)
 
-def test_the_lab_is_probed_and_gone_on_with(call,merged,tmp_path):
-    line = ['probe',lab_folder()/'vlm','--against',merged,'--benchmark','lab','-n',28,'--split','dev','--parts','layer','--layers','0-2','--measure','likelihood','answer',
-            '--max-new-tokens',12,'--batch-size',14,'--out',tmp_path/'run']
-    code,out,err = call(*line)
+def test_the_lab_is_probed_and_gone_on_with(call, merged, tmp_path):
+    line = ['probe', lab_folder()/'vlm', '--against', merged, '--benchmark', 'lab', '-n', 28, '--split', 'dev', '--parts', 'layer', '--layers', '0-2', '--measure', 'likelihood', 'answer',
+            '--max-new-tokens', 12, '--batch-size', 14, '--out', tmp_path/'run']
+    code, out, err = call(*line)
     assert code==0 and 'vlm on lab, 28 items, log-probability of the right answer' in out and 'merged against vlm' in out, err
     parts = sorted((tmp_path/'run'/'parts').iterdir())
-    kept = [(p.name,p.stat().st_mtime_ns) for p in parts]
+    kept = [(p.name, p.stat().st_mtime_ns) for p in parts]
     parts[-1].unlink()
     assert call(*line)[1]==out                                  # The same words, one part asked again
-    assert [(p.name,p.stat().st_mtime_ns) for p in sorted((tmp_path/'run'/'parts').iterdir())][:-1]==kept[:-1]
-    code,out,err = call(*line[:-1],tmp_path/'run','--how','zero')
+    assert [(p.name, p.stat().st_mtime_ns) for p in sorted((tmp_path/'run'/'parts').iterdir())][:-1]==kept[:-1]
+    code, out, err = call(*line[:-1], tmp_path/'run', '--how', 'zero')
     assert code==3 and 'other settings' in err
     profile = pl.read_parquet(tmp_path/'run'/'profile.parquet')
-    first = profile.filter(measure='likelihood',tag='category',where='perception',layer=0,model='vlm').row(0,named=True)
+    first = profile.filter(measure='likelihood', tag='category', where='perception', layer=0, model='vlm').row(0, named=True)
     assert first['high']<-2                                     # Layer 0 carries perception
 
-def test_a_pair_is_diagnosed(call,tmp_path):
+def test_a_pair_is_diagnosed(call, tmp_path):
     lab = lab_folder()
-    code,out,err = call('diagnose','--vlm',lab/'vlm','--llm',lab/'llm','--base',lab/'base','--out',tmp_path/'w.parquet','--chart',tmp_path/'page.html')
+    code, out, err = call('diagnose', '--vlm', lab/'vlm', '--llm', lab/'llm', '--base', lab/'base', '--out', tmp_path/'w.parquet', '--chart', tmp_path/'page.html')
     assert code==0 and out.strip(), err
     table = pl.read_parquet(tmp_path/'w.parquet')
-    assert {'layer','module','name'}<=set(table.columns) and (tmp_path/'page.html').stat().st_size>300_000
-    assert call('diagnose','--vlm',lab/'vlm','--llm',lab/'llm','--candidates',lab/'base')[0]==0
+    assert {'layer', 'module', 'name'}<=set(table.columns) and (tmp_path/'page.html').stat().st_size>300_000
+    assert call('diagnose', '--vlm', lab/'vlm', '--llm', lab/'llm', '--candidates', lab/'base')[0]==0
 
-def test_the_map_of_weights_stands_below_a_profile(call,asked,tmp_path):
+def test_the_map_of_weights_stands_below_a_profile(call, asked, tmp_path):
     lab = lab_folder()
-    assert call('diagnose','--vlm',lab/'vlm','--llm',lab/'llm','--out',tmp_path/'w.parquet')[0]==0
-    code,out,err = call('probe','m','--benchmark','lab','-n',21,'--out',tmp_path/'run','--weights',tmp_path/'w.parquet','--chart',tmp_path/'page.svg')
+    assert call('diagnose', '--vlm', lab/'vlm', '--llm', lab/'llm', '--out', tmp_path/'w.parquet')[0]==0
+    code, out, err = call('probe', 'm', '--benchmark', 'lab', '-n', 21, '--out', tmp_path/'run', '--weights', tmp_path/'w.parquet', '--chart', tmp_path/'page.svg')
     assert code==0 and 'cosine' in (tmp_path/'page.svg').read_text(), err
 
-def test_a_pair_that_cannot_be_merged_has_exit_code_3(call,monkeypatch,tmp_path):
-    import vlm_merging.diagnose as d
+def test_a_pair_that_cannot_be_merged_has_exit_code_3(call, monkeypatch, tmp_path):
+    import vlm_merging.probing.diagnose as d
     stop = types.SimpleNamespace(level='stop')
-    monkeypatch.setattr(d,'diagnose',lambda *a,**k: types.SimpleNamespace(findings=(stop,),stats=None,__str__=lambda s: 'no'))
-    code,out,err = call('diagnose','--vlm','a','--llm','b','--out',tmp_path/'w.parquet','--chart',tmp_path/'p.html')
+    monkeypatch.setattr(d, 'diagnose', lambda *a, **k: types.SimpleNamespace(findings=(stop,), stats=None, __str__=lambda s: 'no'))
+    code, out, err = call('diagnose', '--vlm', 'a', '--llm', 'b', '--out', tmp_path/'w.parquet', '--chart', tmp_path/'p.html')
     assert code==3 and 'nothing was written' in err and not list(tmp_path.iterdir())
-    for line,why in ((('--vlm','a'),'--llm is missing'),(('--llm','a'),'--vlm is missing'),(('--vlm','a','--llm','b','--subspace','-1'),'--subspace is -1'),
-                     (('--vlm','a','--llm','b','--out','x.txt'),'written as')):
-        code,out,err = call('diagnose',*line)
+    for line, why in ((('--vlm', 'a'), '--llm is missing'), (('--llm', 'a'), '--vlm is missing'), (('--vlm', 'a', '--llm', 'b', '--subspace', '-1'), '--subspace is -1'),
+                     (('--vlm', 'a', '--llm', 'b', '--out', 'x.txt'), 'written as')):
+        code, out, err = call('diagnose', *line)
         assert code==3 and why in err

@@ -4,14 +4,14 @@ import polars as pl
 import pytest, torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
-from vlm_merging import weights
-from vlm_merging.checkpoint import Checkpoint
-from vlm_merging.diagnose import LEVELS, THRESHOLDS, Diagnosis, Threshold, diagnose
-from vlm_merging.families import pair_names, ranges_said
-from vlm_merging.lab import lab_folder
-from vlm_merging.merge import Work
-from vlm_merging.tiny import KINDS, REMOTE, make_llm, make_trio, make_vlm
-from vlm_merging.weights import (METRICS, by_layer, by_module, left_out, leading, lineage, long, overlap_of, step_of,
+from vlm_merging.probing import weights as weights
+from vlm_merging.checkpoints.checkpoint import Checkpoint
+from vlm_merging.probing.diagnose import LEVELS, THRESHOLDS, Diagnosis, Threshold, diagnose
+from vlm_merging.merging.families import pair_names, ranges_said
+from vlm_merging.lab.trio import lab_folder
+from vlm_merging.merging.merge import Work
+from vlm_merging.lab.tiny import KINDS, REMOTE, make_llm, make_trio, make_vlm
+from vlm_merging.probing.weights import (WEIGHT_METRICS, by_layer, by_module, left_out, leading_subspaces, lineage, long, overlap_of, step_of,
                                  sums_of, top_energy, weight_stats)
 
 torch.set_num_threads(1)
@@ -28,14 +28,14 @@ def stored(folder):
     for f in sorted(folder.iterdir()):
         if f.suffix=='.safetensors': made |= load_file(f)
         if f.suffix=='.bin': made |= torch.load(f, weights_only=True)
-    return {n: x.double() for n,x in made.items()}
+    return {n: x.double() for n, x in made.items()}
 
 
 def edited(folder, to, change=None, dtype=None, config=None):
     "A copy of a folder of one file whose tensors went through `change(name, tensor)`"
     shutil.copytree(folder, to)
     held = load_file(to/'model.safetensors')
-    made = {n: (change(n, x.float()) if change else x).to(dtype or x.dtype).contiguous() for n,x in held.items()}
+    made = {n: (change(n, x.float()) if change else x).to(dtype or x.dtype).contiguous() for n, x in held.items()}
     save_file(made, to/'model.safetensors', metadata={'format': 'pt'})
     if config: (to/'config.json').write_text(json.dumps(json.loads((to/'config.json').read_text()) | config))
     return to
@@ -228,7 +228,7 @@ def test_long_is_what_charts_want():
     stats = weight_stats(*LAB, subspace=4)
     t = long(by_layer(stats), by_layer(stats, 'mlp'), by_module(stats))
     assert t.columns==['layer', 'module', 'what', 'value'] and t['value'].null_count()==0
-    assert set(t['what'])<=set(METRICS) and {'overlap', 'chance', 'cosine', 'relative_vlm'}<=set(t['what'])
+    assert set(t['what'])<=set(WEIGHT_METRICS) and {'overlap', 'chance', 'cosine', 'relative_vlm'}<=set(t['what'])
     assert t.schema['layer']==pl.Int64 and not t.select('layer', 'module', 'what').is_duplicated().any()
     assert set(t.filter(pl.col('layer').is_not_null())['module'])=={'all', 'mlp'}
 
@@ -258,7 +258,7 @@ def test_subspaces_are_those_of_a_full_svd(tmp_path):
     common = low(3)
     v, l = b+common+low(5)+noise(), b+common+low(5)+noise()
     work, files = matrices(tmp_path, v, l, b)
-    for (u, right, s), tau in zip(leading(work, files, 8), (v-b, l-b)):
+    for (u, right, s), tau in zip(leading_subspaces(work, files, 8), (v-b, l-b)):
         a, c, z = torch.linalg.svd(tau.double())
         assert torch.allclose(s.double(), c[:8], rtol=1e-3)
         assert float((u.double().T@a[:, :8]).square().sum())==pytest.approx(8, abs=.01)

@@ -1,74 +1,76 @@
 "Widgets without a browser: controls drive the worker, a newer setting overtakes, errors are sentences, and nothing a model says becomes part of the page"
-import json,re,threading,time
+import json, re, threading, time
 import ipywidgets as W
-import polars as pl,pytest,torch
+import polars as pl, pytest, torch
 from PIL import Image
-from vlm_merging import panels,scoring,widgets
-from vlm_merging.benchmarks import Item,Picture
-from vlm_merging.lab import lab_folder
-from vlm_merging.methods import METHODS,Knob
-from vlm_merging.models import Reply,open_model
-from vlm_merging.panels import (Worker,chosen_rows,lines_html,picture_html,plain,reply_html,reply_rows,say_in,scored,status_line,table_html,tag_values,
+from vlm_merging.widgets import panels as panels
+from vlm_merging.scoring import score as scoring
+from vlm_merging.widgets import widgets as widgets
+from vlm_merging.benchmarks.items import Item, Picture
+from vlm_merging.lab.trio import lab_folder
+from vlm_merging.merging.methods import METHODS, Knob
+from vlm_merging.asking.models import Reply, open_model
+from vlm_merging.widgets.panels import (Worker, chosen_rows, lines_html, picture_html, literal_text, reply_html, reply_rows, say_in, score_offline, status_line, table_html, tag_values,
                                 verdict_html)
-from vlm_merging.profiles import profile_table,toy_probe
-from vlm_merging.sources import load
-from vlm_merging.widgets import LAB,LayerExplorer,MergeExplorer,ReplyBrowser,knob_control
+from vlm_merging.probing.profile import profile_table, toy_probe
+from vlm_merging.benchmarks.load import load
+from vlm_merging.widgets.widgets import LAB, LayerExplorer, MergeExplorer, ReplyBrowser, knob_control
 
 pytestmark = pytest.mark.xdist_group('widgets')
 EVIL = '</td><img src=x onerror="alert(1)"><script>alert(2)</script>&amp;'
 LONG = 120
 
-@pytest.fixture(scope='module',autouse=True)
+@pytest.fixture(scope='module', autouse=True)
 def one_thread():
     "One thread of torch; and the time that scoring gives a reply is no matter here, where another process may hold the machine"
-    before,seconds = torch.get_num_threads(),scoring.SECONDS
+    before, seconds = torch.get_num_threads(), scoring.SECONDS
     torch.set_num_threads(1)
     scoring.SECONDS = 60.
     yield
     scoring.SECONDS = seconds
     torch.set_num_threads(before)
 
-def tags_in(page): return set(re.findall(r'<\s*/?\s*([a-zA-Z0-9]+)',page))
-def said(widget): return re.sub(r'<[^>]+>','',widget.status.value).strip()
+def tags_in(page): return set(re.findall(r'<\s*/?\s*([a-zA-Z0-9]+)', page))
+def said(widget): return re.sub(r'<[^>]+>', '', widget.status.value).strip()
 
 # Text ------------------------------------------------------------------------
 
-@pytest.mark.parametrize('made',[lambda: plain(EVIL),lambda: table_html([EVIL],[[plain(EVIL)]]),lambda: lines_html([EVIL]),
-                                 lambda: reply_html(dict(prediction=EVIL,picked=EVIL,reason=EVIL,tier=EVIL,question=EVIL,answer=EVIL,index=EVIL,run=EVIL,correct=True,outcome=EVIL)),
-                                 lambda: picture_html(Picture(Image.new('RGB',(8,8)),'x" onerror="alert(1)')),lambda: picture_html(Picture(b'no picture',EVIL))])
+@pytest.mark.parametrize('made', [lambda: literal_text(EVIL), lambda: table_html([EVIL], [[literal_text(EVIL)]]), lambda: lines_html([EVIL]),
+                                 lambda: reply_html(dict(prediction=EVIL, picked=EVIL, reason=EVIL, tier=EVIL, question=EVIL, answer=EVIL, index=EVIL, run=EVIL, correct=True, outcome=EVIL)),
+                                 lambda: picture_html(Picture(Image.new('RGB', (8, 8)), 'x" onerror="alert(1)')), lambda: picture_html(Picture(b'no picture', EVIL))])
 def test_text_of_a_model_is_no_html(made):
     page = made()
-    assert tags_in(page)<={'span','table','thead','tbody','tr','th','td','div','b','br','img'} and 'script' not in tags_in(page)
+    assert tags_in(page)<={'span', 'table', 'thead', 'tbody', 'tr', 'th', 'td', 'div', 'b', 'br', 'img'} and 'script' not in tags_in(page)
     assert 'onerror="' not in page and '<img src=x' not in page
 
 def test_a_status_line_is_no_html_and_has_a_role():
     place = status_line()
-    say_in(place)('busy',EVIL)
-    assert tags_in(place.value)=={'div','span'} and 'role="status"' in place.value and 'data-kind="busy"' in place.value
+    say_in(place)('busy', EVIL)
+    assert tags_in(place.value)=={'div', 'span'} and 'role="status"' in place.value and 'data-kind="busy"' in place.value
 
 def test_what_is_right_is_told_by_a_word():
-    assert [re.sub(r'<[^>]+>|●','',verdict_html(c)).strip() for c in (True,False,None)]==['right','wrong','not scored']
+    assert [re.sub(r'<[^>]+>|●', '', verdict_html(c)).strip() for c in (True, False, None)]==['right', 'wrong', 'not scored']
 
 def test_no_colour_of_letters_is_fixed():
     "Letters have the colour of the page; only dots and marks have their own"
-    page = reply_html(dict(prediction='7',question='?',answer='7',run='a',correct=True))+lines_html(['x'])+table_html(['a'],[['b']])
-    colours = re.findall(r'(?<!-)color:([^;"]+)',page)
-    assert {c for c in colours if not c.startswith('var(--jp')}<={panels.COLOURS[1],panels.COLOURS[2],'transparent'} and 'background' not in page
+    page = reply_html(dict(prediction='7', question='?', answer='7', run='a', correct=True))+lines_html(['x'])+table_html(['a'], [['b']])
+    colours = re.findall(r'(?<!-)color:([^;"]+)', page)
+    assert {c for c in colours if not c.startswith('var(--jp')}<={panels.COLOURS[1], panels.COLOURS[2], 'transparent'} and 'background' not in page
 
 def test_a_large_picture_is_made_small():
-    page = picture_html(Picture(Image.linear_gradient('L').resize((3000,1500)).convert('RGB'),'large'),100)
+    page = picture_html(Picture(Image.linear_gradient('L').resize((3000, 1500)).convert('RGB'), 'large'), 100)
     assert 'width="100" height="50"' in page and len(page)<120_000
 
 # The worker ------------------------------------------------------------------
 
 def test_many_settings_make_one_job():
-    ran,worker = [],Worker(lambda *a: None,pause=.2)
-    for i in range(50): worker.ask(lambda step,i=i: ran.append(i))
+    ran, worker = [], Worker(lambda *a: None, pause=.2)
+    for i in range(50): worker.ask(lambda step, i=i: ran.append(i))
     worker.wait(LONG)
     assert ran==[49]
 
 def test_a_newer_setting_ends_an_older_one_at_its_next_step():
-    ran,begun,worker = [],threading.Event(),Worker(lambda *a: None,pause=0)
+    ran, begun, worker = [], threading.Event(), Worker(lambda *a: None, pause=0)
     def old(step):
         for i in range(10_000):
             begun.set()
@@ -83,30 +85,30 @@ def test_a_newer_setting_ends_an_older_one_at_its_next_step():
 
 def test_a_setting_that_comes_at_the_last_moment_is_not_lost():
     ran = []
-    worker = Worker(lambda kind,what: kind=='done' and len(ran)==1 and worker.ask(lambda step: ran.append('second')),pause=0)
+    worker = Worker(lambda kind, what: kind=='done' and len(ran)==1 and worker.ask(lambda step: ran.append('second')), pause=0)
     worker.ask(lambda step: ran.append('first'))
     end = time.monotonic()+LONG
     while len(ran)<2 and time.monotonic()<end: time.sleep(.01)
-    assert ran==['first','second']
+    assert ran==['first', 'second']
 
 def test_an_error_is_said_and_the_next_setting_works():
-    lines,worker = [],Worker(lambda *a: lines.append(a),pause=0)
+    lines, worker = [], Worker(lambda *a: lines.append(a), pause=0)
     def broken(step): raise RuntimeError('a\n  long   story')
     worker.ask(broken)
     worker.wait(LONG)
-    assert lines==[('trouble','RuntimeError: a long story')]
+    assert lines==[('trouble', 'RuntimeError: a long story')]
     worker.ask(lambda step: step('on'))
     worker.wait(LONG)
-    assert [k for k,_ in lines]==['trouble','busy','done'] and not panels.BUSY.locked()
+    assert [k for k, _ in lines]==['trouble', 'busy', 'done'] and not panels.BUSY.locked()
 
 def test_widgets_take_turns_and_one_that_waits_can_be_overtaken():
-    go,lines,ran = threading.Event(),[],[]
-    first,second = Worker(lambda *a: None,pause=0),Worker(lambda *a: lines.append(a),pause=0)
+    go, lines, ran = threading.Event(), [], []
+    first, second = Worker(lambda *a: None, pause=0), Worker(lambda *a: lines.append(a), pause=0)
     first.ask(lambda step: go.wait(LONG))
     while not panels.BUSY.locked(): time.sleep(.01)
     second.ask(lambda step: ran.append('old'))
     end = time.monotonic()+LONG
-    while ('busy','waiting for another widget') not in lines and time.monotonic()<end: time.sleep(.01)
+    while ('busy', 'waiting for another widget') not in lines and time.monotonic()<end: time.sleep(.01)
     second.ask(lambda step: ran.append('new'))
     assert not ran
     go.set()
@@ -114,14 +116,14 @@ def test_widgets_take_turns_and_one_that_waits_can_be_overtaken():
     assert ran==['new']
 
 def test_waiting_has_an_end():
-    go,worker = threading.Event(),Worker(lambda *a: None,pause=0)
+    go, worker = threading.Event(), Worker(lambda *a: None, pause=0)
     worker.ask(lambda step: go.wait(LONG))
-    with pytest.raises(TimeoutError,match='still at work'): worker.wait(.05)
+    with pytest.raises(TimeoutError, match='still at work'): worker.wait(.05)
     go.set()
     worker.wait(LONG)
 
 def test_the_caller_is_not_kept_waiting():
-    go,worker = threading.Event(),Worker(lambda *a: None,pause=0)
+    go, worker = threading.Event(), Worker(lambda *a: None, pause=0)
     start = time.monotonic()
     worker.ask(lambda step: go.wait(LONG))
     assert time.monotonic()-start<5 and worker.thread is not None
@@ -130,43 +132,43 @@ def test_the_caller_is_not_kept_waiting():
 
 # Knobs -----------------------------------------------------------------------
 
-@pytest.mark.parametrize('name',METHODS)
+@pytest.mark.parametrize('name', METHODS)
 def test_every_method_gets_its_controls(name):
     for knob in METHODS[name].knobs.values():
         control = knob_control(knob)
         assert control.value==knob.default and control.description==knob.name and control.tooltip==knob.about!=''
-        if knob.choices and knob.choices!=(True,False): assert control.options==knob.choices
-        elif not knob.choices: assert (control.min,control.max)==(knob.low,knob.high)
+        if knob.choices and knob.choices!=(True, False): assert control.options==knob.choices
+        elif not knob.choices: assert (control.min, control.max)==(knob.low, knob.high)
 
-def test_a_yes_or_no_is_a_box_to_tick(): assert isinstance(knob_control(Knob('rescale',True,choices=(True,False),about='x')),W.Checkbox)
+def test_a_yes_or_no_is_a_box_to_tick(): assert isinstance(knob_control(Knob('rescale', True, choices=(True, False), about='x')), W.Checkbox)
 
 # Merge -----------------------------------------------------------------------
 
 @pytest.fixture(scope='module')
-def items(): return load('lab',n=24,seed=3,split='dev')
+def items(): return load('lab', n=24, seed=3, split='dev')
 
 @pytest.fixture(scope='module')
-def merging(items): return MergeExplorer(items=items,pause=.02).wait(LONG)
+def merging(items): return MergeExplorer(items=items, pause=.02).wait(LONG)
 
 def test_the_ends_of_the_line_are_the_two_models(merging):
     merging.knobs['weight'].value = 1.
     merging.wait(LONG)
-    assert {n:r.text for n,r in merging.said['merged'].items()}=={n:r.text for n,r in merging.said['VLM'].items()}
+    assert {n:r.text for n, r in merging.said['merged'].items()}=={n:r.text for n, r in merging.said['VLM'].items()}
     assert merging.change['difference'].to_list()==[0.]*merging.change.height
     merging.knobs['weight'].value = 0.
     merging.wait(LONG)
-    assert {n:r.text for n,r in merging.said['merged'].items()}=={n:r.text for n,r in merging.said[widgets.SHELL].items()}
+    assert {n:r.text for n, r in merging.said['merged'].items()}=={n:r.text for n, r in merging.said[widgets.SHELL].items()}
 
-def test_what_it_says_is_what_a_merge_on_disk_says(merging,items,tmp_path):
-    from vlm_merging.merge import merge
+def test_what_it_says_is_what_a_merge_on_disk_says(merging, items, tmp_path):
+    from vlm_merging.merging.merge import merge
     merging.method.value = 'dare_linear'
-    merging.knobs['density'].value,merging.seed.value,merging.layers.value,merging.modules['norm'].value = .6,3,(1,5),False
+    merging.knobs['density'].value, merging.seed.value, merging.layers.value, merging.modules['norm'].value = .6, 3, (1, 5), False
     merging.wait(LONG)
     recipe = merging.recipe
-    assert (recipe.method,recipe.layers,recipe.modules,recipe.seed,recipe.knobs['density'])==('dare_linear','1-5','attention,mlp',3,.6)
-    other = open_model(merge(recipe,tmp_path/'m'),**LAB)
-    assert {r.id:r.text for r in other.many(items)}=={items[n].id:r.text for n,r in merging.said['merged'].items()}
-    merging.layers.value,merging.modules['norm'].value = (0,merging.layers.max),True
+    assert (recipe.method, recipe.layers, recipe.modules, recipe.seed, recipe.knobs['density'])==('dare_linear', '1-5', 'attention,mlp', 3, .6)
+    other = open_model(merge(recipe, tmp_path/'m'), **LAB)
+    assert {r.id:r.text for r in other.many(items)}=={items[n].id:r.text for n, r in merging.said['merged'].items()}
+    merging.layers.value, merging.modules['norm'].value = (0, merging.layers.max), True
     merging.method.value = 'linear'
     merging.wait(LONG)
 
@@ -176,8 +178,8 @@ def test_the_question_changes_without_work(merging):
     assert merging.worker.number==before and merging.items[7].question in merging.answers.value and merging.answers.value.count('●')==3
 
 def test_tables_and_charts_follow(merging):
-    assert set(merging.table['run'])=={'VLM',widgets.SHELL,'merged'} and merging.table.filter(tag='category',what='accuracy')['low'].null_count()==0
-    old = merging.map.value,merging.chart.value
+    assert set(merging.table['run'])=={'VLM', widgets.SHELL, 'merged'} and merging.table.filter(tag='category', what='accuracy')['low'].null_count()==0
+    old = merging.map.value, merging.chart.value
     merging.knobs['weight'].value = .3
     merging.wait(LONG)
     assert said(merging).strip('● ').startswith('done in') and merging.map.value!=old[0] and '<path' in merging.chart.value
@@ -187,95 +189,95 @@ def test_troubles_are_sentences_and_leave_no_old_answer(merging):
     for box in merging.modules.values(): box.value = False
     merging.wait(LONG)
     assert 'Tick attention, MLP or norm' in said(merging) and not merging.said['merged'] and merging.answers.value.count('…')==1
-    with pytest.raises(ValueError,match='not been asked yet'): merging.browse()
+    with pytest.raises(ValueError, match='not been asked yet'): merging.browse()
     for box in merging.modules.values(): box.value = True
     merging.wait(LONG)
     assert merging.browse().rows.height==len(merging.items)
 
 def test_a_method_that_needs_a_base_says_so(items):
     at = lab_folder()
-    bare = MergeExplorer(at/'vlm',at/'llm',items=items,method='ties',pause=0,**LAB).wait(LONG)
+    bare = MergeExplorer(at/'vlm', at/'llm', items=items, method='ties', pause=0, **LAB).wait(LONG)
     assert 'needs `base`' in said(bare) and bare.asker is None           # Nothing was opened for it
 
 def test_what_is_missing_is_said_at_once(tmp_path):
     at = lab_folder()
-    with pytest.raises(ValueError,match='`items` are missing'): MergeExplorer(at/'vlm',at/'llm')
-    with pytest.raises(ValueError,match='`vlm` is missing'): MergeExplorer(llm=at/'llm')
-    with pytest.raises(ValueError,match='llm is None'): MergeExplorer(at/'vlm',items=load('lab',n=2))
-    with pytest.raises(ValueError): MergeExplorer(at/'vlm',tmp_path/'nothing',items=load('lab',n=2))
-    with pytest.raises(ValueError,match='`items` are missing'): LayerExplorer(model=at/'vlm')
+    with pytest.raises(ValueError, match='`items` are missing'): MergeExplorer(at/'vlm', at/'llm')
+    with pytest.raises(ValueError, match='`vlm` is missing'): MergeExplorer(llm=at/'llm')
+    with pytest.raises(ValueError, match='llm is None'): MergeExplorer(at/'vlm', items=load('lab', n=2))
+    with pytest.raises(ValueError): MergeExplorer(at/'vlm', tmp_path/'nothing', items=load('lab', n=2))
+    with pytest.raises(ValueError, match='`items` are missing'): LayerExplorer(model=at/'vlm')
 
 def test_it_shows_itself(merging): assert 'application/vnd.jupyter.widget-view+json' in merging._repr_mimebundle_()
 
 # Layers ----------------------------------------------------------------------
 
 @pytest.fixture(scope='module')
-def layers(items): return LayerExplorer(items=items,pause=.02).wait(LONG)
+def layers(items): return LayerExplorer(items=items, pause=.02).wait(LONG)
 
-def test_a_mask_acts_while_it_is_asked_and_no_longer(layers,items):
-    layers.layer.value,layers.part.value,layers.how.value = 0,'layer','skip'
+def test_a_mask_acts_while_it_is_asked_and_no_longer(layers, items):
+    layers.layer.value, layers.part.value, layers.how.value = 0, 'layer', 'skip'
     layers.wait(LONG)
     assert layers.scores['masked'].filter(pl.col('correct')).height<layers.scores['unmasked'].filter(pl.col('correct')).height
-    assert {r.id:r.text for r in layers.asker.many(items)}=={items[n].id:r.text for n,r in layers.said.items()}
+    assert {r.id:r.text for r in layers.asker.many(items)}=={items[n].id:r.text for n, r in layers.said.items()}
 
-@pytest.mark.parametrize('how',widgets.BY)
-def test_every_way_of_masking_works(layers,how):
-    layers.layer.value,layers.part.value,layers.how.value = 1,'attention',how
+@pytest.mark.parametrize('how', widgets.BY)
+def test_every_way_of_masking_works(layers, how):
+    layers.layer.value, layers.part.value, layers.how.value = 1, 'attention', how
     layers.wait(LONG)
     assert said(layers).strip('● ').startswith('done in') and 'With the attention of layer 1 masked' in layers.replies.value
 
 def test_slider_and_click_move_one_mark(layers):
     layers.layer.value = 2
     assert layers.live.params.shown==2
-    layers.live._vl_selections = {'picked':dict(value={'layer':[5],'vlPoint':{'or':[{'layer':5}]}},store=[])}  # What a click in the browser sends
-    assert (layers.layer.value,layers.live.params.shown)==(5,5)
+    layers.live._vl_selections = {'picked':dict(value={'layer':[5], 'vlPoint':{'or':[{'layer':5}]}}, store=[])}  # What a click in the browser sends
+    assert (layers.layer.value, layers.live.params.shown)==(5, 5)
     layers.live._params = {'shown':0}                                   # A page drawn anew starts from its own number
     assert layers.live.params.shown==5
     layers.wait(LONG)
     assert 'layer 5 masked' in layers.replies.value
 
 def test_the_mark_follows_a_number():
-    page = widgets.layers_page(profile_table(toy_probe(n=20,depth=4),('kind',)))
-    text = json.dumps(widgets.followed(page,3).to_dict())
+    page = widgets.layers_page(profile_table(toy_probe(n=20, depth=4), ('kind',)))
+    text = json.dumps(widgets.followed(page, 3).to_dict())
     assert text.count('datum.layer === shown')==json.dumps(page.to_dict()).count('"param": "picked"')>0
     assert '"param": "picked"' not in text and '"toggle": false' in text
 
 def test_a_profile_alone_gives_charts_and_figures():
-    alone = LayerExplorer(profile_table(toy_probe(n=30,depth=6),('kind',)),pause=0).wait(LONG)
+    alone = LayerExplorer(profile_table(toy_probe(n=30, depth=6), ('kind',)), pause=0).wait(LONG)
     assert alone.layer.max==5 and alone.asker is None and alone.replies.value=='' and 'perception' in alone.figures.value
     old = alone.figures.value
     alone.layer.value = 4
     alone.wait(LONG)
     assert alone.figures.value!=old
-    with pytest.raises(ValueError,match='Give a model and items'): alone.browse()
+    with pytest.raises(ValueError, match='Give a model and items'): alone.browse()
 
 # Replies ---------------------------------------------------------------------
 
 @pytest.fixture(scope='module')
 def two():
-    items = [Item(str(i),f'What is {i} plus 1?',str(i+1),(Picture(Image.new('RGB',(40,30),(i,0,0)),f'picture {i}'),),benchmark='Toy',
-                  tags=dict(category=('reasoning','perception')[i%2],skills=['add','see'][:1+i%2])) for i in range(12)]
-    a = scored(items,{i:Reply(str(i),str(i+1 if i<6 else 0)) for i in range(12)},'before')
-    b = scored(items,{i:Reply(str(i),EVIL if i==3 else f'The answer is {i+1 if i%2 else 99}.') for i in range(12)},'after')
-    return items,a,b
+    items = [Item(str(i), f'What is {i} plus 1?', str(i+1), (Picture(Image.new('RGB', (40, 30), (i, 0, 0)), f'picture {i}'),), benchmark='Toy',
+                  tags=dict(category=('reasoning', 'perception')[i%2], skills=['add', 'see'][:1+i%2])) for i in range(12)]
+    a = score_offline(items, {i:Reply(str(i), str(i+1 if i<6 else 0)) for i in range(12)}, 'before')
+    b = score_offline(items, {i:Reply(str(i), EVIL if i==3 else f'The answer is {i+1 if i%2 else 99}.') for i in range(12)}, 'after')
+    return items, a, b
 
 def test_verdicts_of_two_runs(two):
     rows = reply_rows(*two[1:])
-    assert dict(zip(rows['index'],rows['verdict']))=={str(i):('both right' if i in (1,5) else 'lost') if i<6 else ('won' if i%2 else 'both wrong') for i in range(12)}
-    assert set(reply_rows(two[1])['verdict'])=={'right','wrong'}
+    assert dict(zip(rows['index'], rows['verdict']))=={str(i):('both right' if i in (1, 5) else 'lost') if i<6 else ('won' if i%2 else 'both wrong') for i in range(12)}
+    assert set(reply_rows(two[1])['verdict'])=={'right', 'wrong'}
 
 def test_filters_narrow_and_can_be_joined(two):
-    rows,ids = reply_rows(*two[1:]),lambda t: set(t['index'])
-    assert ids(chosen_rows(rows,verdict='won'))=={'7','9','11'} and ids(chosen_rows(rows,verdict='changed'))=={'0','2','3','4','7','9','11'}
-    assert ids(chosen_rows(rows,tag=('skills','see')))=={str(i) for i in range(1,12,2)}
-    assert ids(chosen_rows(rows,text='<SCRIPT>'))=={'3'} and ids(chosen_rows(rows,text='is 11 plus'))=={'11'} and not chosen_rows(rows,text='[(').height
-    assert ids(chosen_rows(rows,verdict='lost',tag=('category','perception')))=={'3'}
-    assert sum(chosen_rows(rows,tier=t).height for t in rows['tier'].unique())>=12
-    assert list(tag_values(rows))==['category: perception (6)','category: reasoning (6)','skills: add (12)','skills: see (6)']
+    rows, ids = reply_rows(*two[1:]), lambda t: set(t['index'])
+    assert ids(chosen_rows(rows, verdict='won'))=={'7', '9', '11'} and ids(chosen_rows(rows, verdict='changed'))=={'0', '2', '3', '4', '7', '9', '11'}
+    assert ids(chosen_rows(rows, tag=('skills', 'see')))=={str(i) for i in range(1, 12, 2)}
+    assert ids(chosen_rows(rows, text='<SCRIPT>'))=={'3'} and ids(chosen_rows(rows, text='is 11 plus'))=={'11'} and not chosen_rows(rows, text='[(').height
+    assert ids(chosen_rows(rows, verdict='lost', tag=('category', 'perception')))=={'3'}
+    assert sum(chosen_rows(rows, tier=t).height for t in rows['tier'].unique())>=12
+    assert list(tag_values(rows))==['category: perception (6)', 'category: reasoning (6)', 'skills: add (12)', 'skills: see (6)']
 
 def test_browsing_by_button_slider_and_filter(two):
-    items,a,b = two
-    browser = ReplyBrowser(a,b,items)
+    items, a, b = two
+    browser = ReplyBrowser(a, b, items)
     assert browser.row['index']=='0' and 'picture 0' in browser.view.value and 'Reply 1 of 12' in said(browser)
     browser.on.click()
     browser.at.value = 4
@@ -294,8 +296,8 @@ def test_browsing_by_button_slider_and_filter(two):
 
 def test_one_run_and_no_items(two):
     browser = ReplyBrowser(two[1])
-    assert list(browser.verdict.options)==['all','right (6)','wrong (6)'] and '<img' not in browser.view.value and 'why' in browser.view.value
+    assert list(browser.verdict.options)==['all', 'right (6)', 'wrong (6)'] and '<img' not in browser.view.value and 'why' in browser.view.value
 
 def test_tables_that_do_not_fit_are_refused(two):
-    with pytest.raises(ValueError,match='holds 2 runs'): ReplyBrowser(pl.concat(two[1:]))
-    with pytest.raises(ValueError,match='share no item'): ReplyBrowser(two[1],two[2].with_columns(index=pl.col('index')+'x'))
+    with pytest.raises(ValueError, match='holds 2 runs'): ReplyBrowser(pl.concat(two[1:]))
+    with pytest.raises(ValueError, match='share no item'): ReplyBrowser(two[1], two[2].with_columns(index=pl.col('index')+'x'))

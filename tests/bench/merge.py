@@ -126,8 +126,8 @@ def floor(method, where, out):
 
 def ours(method, where, out, workers, device):
     "The public call"
-    from vlm_merging.merge import merge
-    from vlm_merging.recipe import Recipe
+    from vlm_merging.merging.merge import merge
+    from vlm_merging.merging.recipe import Recipe
     base = None if method == 'linear' else where/'base'
     merge(Recipe(where/'vlm', where/'llm', base, method), out, workers=workers, device=device)
 

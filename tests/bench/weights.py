@@ -46,7 +46,7 @@ def floor(where, sides):
 
 def ours(where, sides, workers, subspace):
     "The public call"
-    from vlm_merging.weights import weight_stats
+    from vlm_merging.probing.weights import weight_stats
     spent = time.process_time()
     weight_stats(*(where/s for s in sides), subspace=subspace, workers=workers, progress=False)
     return time.process_time()-spent
