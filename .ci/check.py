@@ -41,9 +41,8 @@ def docs():
     if call(sys.executable, '.ci/docs.py'): return 'The pages do not build. The reason stands above.'
 
 def notebooks():
-    "Do all notebooks run, and do their tests pass?"
-    if call(tools/'nbdev-test', '--n-workers', 2, '--timing'):
-        return 'A notebook fails. Its cell stands above.'
+    "Do all notebooks run, do their tests pass, and do they store what they show?"
+    if call(sys.executable, '.ci/notebooks.py'): return 'A notebook fails, or shows something else than it stores. Its cell stands above.'
 
 def tests():
     "Do the other tests pass?"

@@ -270,13 +270,6 @@ from vlm_merging.checkpoints.checkpoint import FLOATS, Checkpoint
 from vlm_merging.lab.trio import lab_folder, questions
 from vlm_merging.asking.models import WHOLE, open_model, weights_hash
 
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 @pytest.fixture(scope='module')
 def vlm(): return open_model(lab_folder()/'vlm', device='cpu', max_new_tokens=16)
 
