@@ -32,9 +32,10 @@ def export():
     return changed_by('nbdev-export')
 
 def lint():
-    "Is every name known, and every import used?"
+    "Is every name known, every import used, and everything of one hand?"
     if call(sys.executable, '-m', 'pyflakes', 'vlm_merging', 'tests', '.ci', 'setup.py'):
         return 'pyflakes found the names above.'
+    if call(sys.executable, '.ci/lint.py'): return 'The lines above are too long, or have commas without a space.'
 
 def docs():
     "Does every page of the site build, and does every link lead somewhere?"
