@@ -23,11 +23,11 @@ LONG = 120
 @pytest.fixture(scope='module', autouse=True)
 def one_thread():
     "One thread of torch; and the time that scoring gives a reply is no matter here, where another process may hold the machine"
-    before, seconds = torch.get_num_threads(), scoring.SECONDS
+    before, seconds = torch.get_num_threads(), scoring._SECONDS
     torch.set_num_threads(1)
-    scoring.SECONDS = 60.
+    scoring._SECONDS = 60.
     yield
-    scoring.SECONDS = seconds
+    scoring._SECONDS = seconds
     torch.set_num_threads(before)
 
 def tags_in(page): return set(re.findall(r'<\s*/?\s*([a-zA-Z0-9]+)', page))
