@@ -81,7 +81,7 @@ def test_what_cannot_be_probed_is_one_sentence(tmp_path):
 def test_items_that_cannot_be_asked_are_counted_and_stop_nothing(tmp_path):
     from dataclasses import replace
     from vlm_merging.probing.profile import profile_table
-    from vlm_merging.probing.verdicts import profile_verdict
+    from vlm_merging.comparing.layer_findings import profile_verdict
     items = load('lab', n=33, split='dev')
     items = sorted(items, key=lambda i: (i.benchmark, i.split, bool(i.images), len(i.question)))
     items[32] = replace(items[32], answer=None)                       # Alone in its part

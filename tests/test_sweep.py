@@ -9,7 +9,8 @@ from vlm_merging.merging.merge import merge
 from vlm_merging.asking.models import open_model
 from vlm_merging.merging.recipe import Recipe
 from vlm_merging.benchmarks.load import load
-from vlm_merging.probing.sweep import against_best, agreement, mixtures, sweep, sweep_table, sweep_verdict
+from vlm_merging.probing.sweep import against_best, agreement, mixtures, sweep, sweep_table
+from vlm_merging.comparing.findings import sweep_verdict
 
 LAB = lab_folder()
 HOW = dict(max_new_tokens=16, batch_size=42)

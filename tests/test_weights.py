@@ -7,7 +7,8 @@ from transformers.utils import logging
 from vlm_merging.probing import weights as weights
 from vlm_merging.checkpoints.checkpoint import Checkpoint
 from vlm_merging.probing.diagnose import LEVELS, THRESHOLDS, Diagnosis, Threshold, diagnose
-from vlm_merging.merging.families import pair_names, ranges_said
+from vlm_merging.merging.families import pair_names
+from vlm_merging.comparing.findings import ranges_said
 from vlm_merging.lab.trio import lab_folder
 from vlm_merging.merging.merge import Work
 from vlm_merging.lab.tiny import KINDS, REMOTE, make_llm, make_trio, make_vlm

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 import torch
 from torch import Tensor, nn
-from ..merging.families import ranges_said
+from ..comparing.findings import ranges_said
 from .layers import (adds, around, attending, child, choose_rows, constants, decoder_layers, first, head_count, heads_out, partners, stream, swapped,
                                transplants)
 from ..merging.recipe import layer_set

@@ -11,7 +11,7 @@ from hashlib import sha256
 from pathlib import Path
 import polars as pl
 from ..benchmarks.items import Item, row_of
-from ..comparing.compare import compare, holm
+from ..comparing.pairs import comparison_table, holm
 from ..asking.ask import reply_table
 from ..asking.jobs import carry_out, items_said
 from .probe import asked_items
@@ -19,8 +19,7 @@ from ..scoring.score import score as offline_score
 from ..comparing.statistics import RESAMPLES, interval, summarize, summed
 
 # %% auto #0
-__all__ = ['mixtures', 'mixer_of', 'ask_mixture', 'agreement', 'score_mixture', 'against_best', 'sweep_table', 'sweep_verdict',
-           'sweep']
+__all__ = ['mixtures', 'mixer_of', 'ask_mixture', 'agreement', 'score_mixture', 'against_best', 'sweep_table', 'sweep']
 
 # %% ../../nbs/probing/12_sweep.ipynb #c009
 def mixtures(
@@ -104,7 +103,7 @@ def against_best(
     if not means.height: return {}
     best = means.sort('value', descending=True, maintain_order=True)['run'][0]
     others = [r for r in means['run'] if r!=best]
-    ps = [compare(scores.filter(run=r), scores.filter(run=best), resamples=resamples)['p'][0] for r in others]
+    ps = [comparison_table(scores.filter(run=r), scores.filter(run=best), resamples=resamples)['p'][0] for r in others]
     ps = holm(ps+[1.]*(len(others)*(len(others)-1)//2))     # Of all pairs, for which one is the best was not known before
     return {best:(True, None)}|{r:(False, p) for r, p in zip(others, ps)}
 
@@ -132,23 +131,6 @@ def sweep_table(
     places = scores.select('run', 'weight', 'layers', 'modules').unique(maintain_order=True)
     return made.with_columns(best=pl.Series([m[0] for m in mark], dtype=pl.Boolean), p_best=pl.Series([m[1] for m in mark], dtype=pl.Float64)
                              ).join(places, on='run', how='left', maintain_order='left')
-
-def sweep_verdict(
-    table:pl.DataFrame, # From `sweep`
-)->str:                 # A line or two for each benchmark
-    "What a sweep allows to say"
-    out = []
-    for (name,), part in table.filter(tag='all').group_by('benchmark', maintain_order=True):
-        right, same = (part.filter(what=w, best=True) for w in ('accuracy', 'agreement'))
-        if right.height and right['value'][0] is not None:
-            r, rest = right.to_dicts()[0], part.filter(what='accuracy', best=False)
-            near, worse = (rest.filter(o)['run'].to_list() for o in (pl.col('p_best')>=.05, pl.col('p_best')<.05))
-            out.append(f"{name}: best of {rest.height+1} is {r['run']} with {r['value']:.1%} (95% interval {r['low']:.1%} to {r['high']:.1%}) of {r['n']} items."
-                       +f" Not distinguishable from it: {'; '.join(near)}."*bool(near)+f" Worse beyond chance: {'; '.join(worse)}."*bool(worse))
-        if same.height: out.append(f"{name}: without labels, replies agree most with those of the neighbouring weights at "
-                                   f"{' and '.join(same['run'])} ({same['value'][0]:.1%} of {same['n'][0]} items). That knows nothing of right and wrong.")
-        if not same.height and not right.height: out.append(f'{name}: no answer is known, and agreement needs four weights in one place to choose between two. Nothing can be said.')
-    return '\n'.join(out)
 
 def sweep(
     vlm:str|Path,       # Folder or hub id
