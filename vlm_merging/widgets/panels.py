@@ -13,7 +13,7 @@ import polars as pl
 from ..benchmarks.items import row_of
 from ..charts.charts import COLOURS
 from ..comparing.compare import compare, matched, side
-from ..asking.ask import reply_table
+from ..asking.replies import reply_table
 from ..benchmarks.items import ROW_KEYS
 from ..scoring.score import LEFT_OUT, OUTPUTS, score
 from ..comparing.statistics import values_in_tag
