@@ -273,6 +273,6 @@ def test_in_a_browser(width, scheme, browser, made):
 
 
 def groups_of(made):
-    from vlm_merging.asking.ask import replies
+    from vlm_merging.asking.replies import replies
     from vlm_merging.scoring.score import score
     return groups(pl.concat([score(replies(made[0]/'replies'/m)) for m in MODELS])).height

@@ -121,7 +121,7 @@ def test_columns_of_other_types():
     assert score(pl.DataFrame(schema=dict(answer=pl.String, prediction=pl.String))).height==0
 
 def test_a_run_a_file_and_a_table_score_alike(tmp_path):
-    from vlm_merging.asking.ask import replies
+    from vlm_merging.asking.replies import replies
     rows = [dict(benchmark='bars', run='v', index=str(i), question='How many?', answer='7', prediction=p) for i, p in enumerate(('7', 'It is 8.'))]
     run = tmp_path/'v'
     run.mkdir()

@@ -63,7 +63,7 @@ def find(
     import polars as pl
     from vlm_merging.comparing.compare import compare
     from vlm_merging.probing.diagnose import diagnose
-    from vlm_merging.asking.ask import evaluate
+    from vlm_merging.asking.ask import ask
     from vlm_merging.lab.trio import lab_folder, questions
     from vlm_merging.merging.merge import merge, plan
     from vlm_merging.probing.mixing import Mixer
@@ -91,7 +91,7 @@ def find(
     for name in MODELS:
         asker = replace(shell.mix(knobs={'weight':0.}), name=name) if name=='LLM' else open_[name]
         (folder/'replies').mkdir(exist_ok=True)
-        scores.append(score(evaluate(items[:n], asker, folder/'replies'/name, progress=False)))
+        scores.append(score(ask(asker, items[:n], out=folder/'replies'/name, progress=False)))
         shell.restore()
     step('comparing item by item')
     sums, compared = summarize(scores, 'category'), compare(scores[0], scores[2], 'category').table
@@ -294,7 +294,7 @@ def page(
     import altair as alt, polars as pl
     from vlm_merging.charts.pages import INK
     from vlm_merging.charts.score_charts import pairs_chart, weights_chart
-    from vlm_merging.asking.ask import versions
+    from vlm_merging.asking.folder import versions
     from vlm_merging.charts.layer_charts import before_after_chart
     from vlm_merging.charts.maps import weight_map
     from vlm_merging.comparing.findings import sweep_verdict
@@ -386,7 +386,7 @@ def demo(
     step:Callable=bool, # Is told what is done next
 )->Findings:
     "Merge, ask, compare and mask the embedded trio, and write it all into a folder; raise ValueError if that cannot be done"
-    from vlm_merging.asking.ask import versions
+    from vlm_merging.asking.folder import versions
     from vlm_merging.merging.recipe import Recipe
     from vlm_merging.checkpoints.writer import KEY, drafting, remove, sync_text
     out = Path(out).expanduser()

@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import (CLIPVisionConfig, GenerationConfig, LlamaConfig, LlamaForCausalLM, LlavaConfig,
                           LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from .trio import COLORS, PLACES, SHAPE_BITMAPS, TOPICS, accuracy, answer, ask, draw_scene, questions, scene, words
+from .trio import COLORS, PLACES, SHAPE_BITMAPS, TOPICS, accuracy, answer, draw_scene, question_about, questions, scene, words
 
 # %% auto #0
 __all__ = ['VOCAB', 'ID', 'TEMPLATE', 'SIZE', 'PATCH', 'PATCHES', 'ROUNDS', 'SEEN', 'LOOK', 'EVERYTHING', 'STEPS', 'ALIGN',
@@ -85,7 +85,7 @@ def lesson(
         x = [ID['<bos>']]+([ID['<image>']]*PATCHES if image else ids(words(sc)))
         at, who, y, told = [*range(len(x))], [0]*len(x), [-100]*len(x), len(x)
         for k, topic in enumerate(rng.choice([*mix], each, p=share)):
-            q, steps, a = ask(topic, sc, rng)
+            q, steps, a = question_about(topic, sc, rng)
             if steps and rng.random()<chain: a = f'{steps} so {a}'
             q, a = ids(f'question {q} answer'), ids(f'{a} <eos>')
             x += q+a; y += [-100]*len(q)+a; at += range(told, told+len(q+a)); who += [k+1]*len(q+a)

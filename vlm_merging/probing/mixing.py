@@ -12,7 +12,8 @@ from ..checkpoints.checkpoint import FLOATS, Checkpoint
 from ..merging.families import LAYER
 from ..merging.merge import Source, Work, merged_blocks, plan
 from ..merging.methods import METHODS
-from ..asking.models import LocalModel, weights_hash
+from ..asking.fingerprints import weights_hash
+from ..asking.models import LocalModel
 from ..merging.recipe import Recipe
 
 # %% auto #0

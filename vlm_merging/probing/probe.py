@@ -11,8 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 import polars as pl
 from ..benchmarks.items import right_answer, row_of
-from ..asking.ask import unique_rows, reply_table
-from ..asking.jobs import carry_out, items_said
+from ..asking.replies import unique_rows, reply_table
+from ..asking.fingerprints import describe_items
+from ..asking.jobs import carry_out
 from .profile import profile_table
 from ..scoring.score import score as offline_score
 
@@ -152,7 +153,7 @@ def probe_folder(
     "Probe models part by part, into a folder; raise ValueError if it cannot be done"
     from vlm_merging.probing import masks as probes
     from vlm_merging.checkpoints.checkpoint import Checkpoint
-    from vlm_merging.asking.models import weights_hash
+    from vlm_merging.asking.fingerprints import weights_hash
     from vlm_merging.probing.layers import partners
     items, jobs, wanted = asked_items(items), {}, json.dumps(asking, sort_keys=True)
     if odd := [n for n, w in models.items() if not isinstance(w, (str, Path))]: raise ValueError(f'{odd[0]} is a model in memory; `run` wants folders or hub ids, `profile` models in memory.')
@@ -169,7 +170,7 @@ def probe_folder(
     masked = {n:fit(opened_once(str(w), wanted)) for n, w in models.items()}
     same = {k:v for k, v in asking.items() if k not in ('batch_size', 'device')}   # These change no result
     about = dict(what='probe', parts=list(parts), how=list(how), layers=str(layers), measures=list(measures), target=target, asking=same,
-                 other=other and weights_hash(Checkpoint.open(other)), questions=items_said(items))
+                 other=other and weights_hash(Checkpoint.open(other)), questions=describe_items(items))
     reference = items[::-(-len(items)//REFERENCE)] if 'mean' in how else []         # From all over
     for name, where in models.items():                      # A second model can be added to a folder
         for k in range(0, len(items), PART):

@@ -13,7 +13,8 @@ import polars as pl
 from ..benchmarks.items import Item, row_of
 from ..comparing.pairs import comparison_table, holm
 from ..asking.ask import reply_table
-from ..asking.jobs import carry_out, items_said
+from ..asking.jobs import carry_out
+from ..asking.fingerprints import describe_items
 from .probe import asked_items
 from ..scoring.score import score as offline_score
 from ..comparing.statistics import RESAMPLES, interval, summarize, summed
@@ -151,7 +152,7 @@ def sweep(
 )->pl.DataFrame:        # From `sweep_table`
     "Try the weights of a merge in memory; raise ValueError if it cannot be done"
     from vlm_merging.checkpoints.checkpoint import Checkpoint
-    from vlm_merging.asking.models import weights_hash
+    from vlm_merging.asking.fingerprints import weights_hash
     from vlm_merging.merging.recipe import Recipe
     items = asked_items(items)
     if 'weight' in (knobs or {}): raise ValueError('The knob weight is what is tried: give it as `weights`, and leave it out of `knobs`.')
@@ -165,6 +166,6 @@ def sweep(
         held = {who:weights_hash(Checkpoint.open(recipe[who])) for who in ('vlm', 'llm', 'base') if recipe[who]}
         about = dict(what='sweep', recipe={k:v for k, v in recipe.items() if k not in ('vlm', 'llm', 'base')}, weights=held,
                      asking={k:v for k, v in asking.items() if k not in ('batch_size', 'device')},   # These change no reply
-                     questions=items_said(items))
+                     questions=describe_items(items))
         return sweep_table(score_mixture(carry_out(ask_mixture, jobs, out, about, ray, progress), items, score), by)
     finally: mixer_of.cache_clear()

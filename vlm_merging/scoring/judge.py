@@ -10,7 +10,7 @@ from pathlib import Path
 import polars as pl
 from .algebra import Algebra
 from ..benchmarks.items import Item
-from ..asking.ask import evaluate
+from ..asking.ask import ask
 from .passages import readable_part
 from .options import named_options, options_in
 from .numbers import SPELLED, spelled
@@ -65,9 +65,9 @@ _UNSURE = ('fallback', 'none')    # Tiers that a judge is asked about
 
 def judged(
     replies:pl.DataFrame|str|Path, # Folder of a run, file with a table of replies, or the table itself
-    ask:Callable,       # Item -> text, as for `evaluate`; the judge
+    judge:Callable,     # Who judges: as the model of `ask`
     out:str|Path,       # Folder that keeps what the judge said
-    run:str|None=None,  # Name of the judge; needed if `ask` has no `about`
+    run:str|None=None,  # Name of the judge; needed if it has no `about`
     progress:bool|None=None, # Show a bar? None: only on a terminal
 )->pl.DataFrame:        # A score table under the protocol `judge`
     "Score replies, and ask a judge about those that no rule reads surely"
@@ -81,8 +81,8 @@ def judged(
     if items:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')                    # Failures are told by `judge_report`
-            said = evaluate({item.id:item for item in items.values()}.values(), ask, out, run, progress)
-        told = dict(zip(said['index'], said['prediction']))
+            answers = ask(judge, {item.id:item for item in items.values()}.values(), out=out, run=run, progress=progress)
+        told = dict(zip(answers['index'], answers['prediction']))
     made = scores.to_dicts()
     with Algebra() as algebra:
         for i, item in items.items(): made[i] |= _read(rows[i], told.get(item.id), made[i], algebra)

@@ -227,7 +227,7 @@ def table_at(
     "Read a table from disk; raise ValueError with one sentence if there is none"
     path = Path(path).expanduser()
     if path.is_dir():
-        from vlm_merging.asking.ask import replies as replies_of_run
+        from vlm_merging.asking.replies import replies as replies_of_run
         return replies_of_run(path)
     if not path.is_file(): raise ValueError(f'{path} is not there. Name a table, or the folder of a run.')
     from vlm_merging.asking.results import import_replies, named_in
