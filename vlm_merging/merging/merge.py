@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 from .. import __version__
-from ..checkpoints.headers import FLOATS, Checkpoint, fingerprints, readable, stamps
+from ..checkpoints.headers import FLOATS, Checkpoint, readable
+from ..checkpoints.identity import fingerprints, stamps
 from ..checkpoints.blocks import BLOCK, BLOCK_GPU, Blocks, Source, faulty, keep_heap
 from .families import Pair
 from .methods import METHODS, Method, blockwise, name_rng
