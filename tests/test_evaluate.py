@@ -267,7 +267,7 @@ def test_a_reader_beside_a_writer_sees_whole_lines(tmp_path):
 # ---- Models ----
 
 torch = pytest.importorskip('torch')
-from vlm_merging.checkpoints.checkpoint import FLOATS, Checkpoint
+from vlm_merging.checkpoints.headers import FLOATS, Checkpoint
 from vlm_merging.lab.trio import lab_folder, questions
 from vlm_merging.asking.fingerprints import WHOLE, weights_hash
 from vlm_merging.asking.models import open_model

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from PIL import Image
 from ..benchmarks.items import Item, as_item
-from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.headers import Checkpoint
 from .fingerprints import weights_hash
 
 # %% auto #0

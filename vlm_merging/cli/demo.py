@@ -298,7 +298,7 @@ def page(
     from vlm_merging.charts.layer_charts import before_after_chart
     from vlm_merging.charts.maps import weight_map
     from vlm_merging.comparing.findings import sweep_verdict
-    from vlm_merging.cli.understand_commands import weights_by_layer
+    from vlm_merging.probing.weights import weights_by_layer
     from vlm_merging.comparing.layer_findings import change_verdict
     from vlm_merging.comparing.findings import verdict
     n, w, gains, dev = len(f.questions), f.recipe.knobs['weight'], kind_rows(f.compared), f.tried['n'].max()

@@ -8,9 +8,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 import torch
 from torch import Tensor
-from ..checkpoints.checkpoint import FLOATS, Checkpoint
+from ..checkpoints.headers import FLOATS, Checkpoint
 from ..merging.families import LAYER
-from ..merging.merge import Source, Work, merged_blocks, plan
+from ..merging.merge import Work, merged_blocks, plan
+from ..checkpoints.blocks import Source
 from ..merging.methods import METHODS
 from ..asking.fingerprints import weights_hash
 from ..asking.models import LocalModel
