@@ -80,7 +80,7 @@ def find(
     vlm, llm, base = (lab/name for name in ('vlm', 'llm', 'base'))
     some = sorted({*WEIGHT_GRID, *([] if weight is None else [weight])})
     step(f'trying {len(some)} weights in memory, on {half} questions of the dev split')
-    tried = sweep(vlm, llm, some, load('lab', n=half, seed=seed, split='dev'), by='category', **ASKING)
+    tried = sweep(vlm, llm, weights=some, items=load('lab', n=half, seed=seed, split='dev'), by='category', **ASKING).table
     recipe = Recipe(vlm, llm, knobs={'weight':choose_weight(tried) if weight is None else float(weight)})
     step(f"merging with weight {recipe.knobs['weight']:g}, from files to files")
     told = str(plan(recipe)).replace(str(lab), 'lab')

@@ -221,8 +221,8 @@ def sweep_command(
     from vlm_merging.probing.sweep import sweep
     from vlm_merging.comparing.findings import sweep_verdict
     asking = dict(batch_size=args.batch_size, max_new_tokens=args.max_new_tokens)|{k:v for k in ('dtype', 'device') if (v:=getattr(args, k))}
-    made = sweep(args.vlm, args.llm, weights, items, base=args.base, method=args.method, knobs=knobs, layers=args.layers, modules=args.modules, by=by, out=args.out,
-                 ray=args.ray, **asking)
+    made = sweep(args.vlm, args.llm, args.base, weights=weights, items=items, method=args.method, knobs=knobs, layers=args.layers, modules=args.modules, by=by, out=args.out,
+                 ray=args.ray, **asking).table
     for r in made.filter(what='accuracy').drop_nulls('value').sort('benchmark', 'tag', 'where', maintain_order=True).to_dicts():
         print(f"{r['benchmark']}{'' if r['tag']=='all' else ', '+r['where']}, {r['run']}: {r['value']:.1%} (95% interval {r['low']:.1%} to {r['high']:.1%}) of {r['n']}")
     print(sweep_verdict(made))
