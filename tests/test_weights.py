@@ -9,7 +9,7 @@ from vlm_merging.checkpoints.checkpoint import Checkpoint
 from vlm_merging.probing.diagnose import LEVELS, THRESHOLDS, Diagnosis, Threshold, diagnose
 from vlm_merging.merging.families import pair_names, ranges_said
 from vlm_merging.lab.trio import lab_folder
-from vlm_merging.merging.merge import Work
+from vlm_merging.merging.plan import Work
 from vlm_merging.lab.tiny import KINDS, REMOTE, make_llm, make_trio, make_vlm
 from vlm_merging.probing.weights import (WEIGHT_METRICS, by_layer, by_module, left_out, leading_subspaces, lineage, long, overlap_of, step_of,
                                  sums_of, top_energy, weight_stats)

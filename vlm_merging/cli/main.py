@@ -87,7 +87,7 @@ def plan_command(
     args,               # What was typed
 )->int:                 # Exit code
     "Print what would be merged with what, what stays and why; exit 3 if it cannot be"
-    from vlm_merging.merging.merge import plan
+    from vlm_merging.merging.plan import plan
     made = plan(recipe_of(args))
     print(made)
     return 3 if made.stops else 0
@@ -97,12 +97,13 @@ def merge_command(
 )->int:                 # Exit code
     "Merge, and print where the result is"
     from vlm_merging.checkpoints.checkpoint import readable
-    from vlm_merging.merging.merge import merge, plan
+    from vlm_merging.merging.merge import merge
+    from vlm_merging.merging.plan import plan
     recipe, start = recipe_of(args), time.time()
     if not args.out: raise ValueError('--out is missing. Name the folder that shall appear.')
     for f in plan(recipe).findings:
         if f.level=='warn': print(f, file=sys.stderr)
-    out = merge(recipe, args.out, overwrite=args.overwrite, workers=args.workers, device=args.device,
+    out = merge(recipe, out=args.out, overwrite=args.overwrite, workers=args.workers, device=args.device,
                 sha256=args.sha256, allow_nonfinite=args.allow_nonfinite,
                 progress=False if args.quiet else None)
     size = sum(p.stat().st_size for p in out.rglob('*') if p.is_file())

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from ..checkpoints.checkpoint import FLOATS, Checkpoint
 from ..merging.families import LAYER
-from ..merging.merge import Source, Work, merged_blocks, plan
+from ..merging.merge import Source, merged_blocks
+from ..merging.plan import Work, plan
 from ..merging.methods import METHODS
 from ..asking.models import LocalModel, weights_hash
 from ..merging.recipe import Recipe

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from ..checkpoints.checkpoint import DTYPES, FLOATS, Checkpoint
-from ..merging.merge import BLOCK, Blocks, Source, Work, faulty, keep_heap, work_of
-from ..merging.methods import name_rng
+from ..merging.merge import BLOCK, Blocks, Source, faulty, keep_heap
+from ..merging.plan import Work
+from ..merging.plan import work_of
+from ..merging.coins import name_rng
 from ..merging.families import Pair
 from ..merging.checks import check
 
