@@ -197,7 +197,7 @@ def test_a_server_that_goes_away_stops_the_run_and_keeps_what_there_is(server, t
     assert replies(tmp_path/'run').height==30
 
 def test_replies_are_kept_under_weights_or_else_under_the_address(tmp_path):
-    from vlm_merging.checkpoints.checkpoint import Checkpoint
+    from vlm_merging.checkpoints.headers import Checkpoint
     from vlm_merging.lab.trio import lab_folder
     from vlm_merging.asking.models import weights_hash
     a = Endpoint('http://u:secret@127.0.0.1:8000/v1?key=secret', 'm', api_key='secret')

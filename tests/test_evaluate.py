@@ -266,7 +266,7 @@ def test_a_reader_beside_a_writer_sees_whole_lines(tmp_path):
 # ---- Models ----
 
 torch = pytest.importorskip('torch')
-from vlm_merging.checkpoints.checkpoint import FLOATS, Checkpoint
+from vlm_merging.checkpoints.headers import FLOATS, Checkpoint
 from vlm_merging.lab.trio import lab_folder, questions
 from vlm_merging.asking.models import WHOLE, open_model, weights_hash
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load, save_file
 from vlm_merging.merging import merge as room
 from vlm_merging.checkpoints import writer as writer
-from vlm_merging.checkpoints.checkpoint import Checkpoint, read_header
+from vlm_merging.checkpoints.headers import Checkpoint, read_header
 from vlm_merging.cli.main import main
 from vlm_merging.merging.merge import merge
 from vlm_merging.merging.plan import plan

@@ -5,7 +5,7 @@ import pytest, torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 from vlm_merging.probing import weights as weights
-from vlm_merging.checkpoints.checkpoint import Checkpoint
+from vlm_merging.checkpoints.headers import Checkpoint
 from vlm_merging.probing.diagnose import LEVELS, THRESHOLDS, Diagnosis, Threshold, diagnose
 from vlm_merging.merging.families import pair_names, ranges_said
 from vlm_merging.lab.trio import lab_folder

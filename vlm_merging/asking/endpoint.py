@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
 from ..benchmarks.items import Item, Picture
-from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.headers import Checkpoint
 from .models import Reply, weights_hash
 
 # %% auto #0

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from PIL import Image
-from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.headers import Checkpoint
 
 # %% auto #0
 __all__ = ['SIDE_SUFFIXES', 'HASH_SAMPLE', 'HASH_SAMPLES', 'WHOLE', 'Reply', 'sampled', 'weights_hash', 'chat', 'decode_picture',

@@ -96,7 +96,7 @@ def merge_command(
     args,               # What was typed
 )->int:                 # Exit code
     "Merge, and print where the result is"
-    from vlm_merging.checkpoints.checkpoint import readable
+    from vlm_merging.checkpoints.headers import readable
     from vlm_merging.merging.merge import merge
     from vlm_merging.merging.plan import plan
     recipe, start = recipe_of(args), time.time()
@@ -115,7 +115,7 @@ def inspect_command(
     args,               # What was typed
 )->int:                 # Exit code
     "Print what a checkpoint holds, and the recipe if it was merged here"
-    from vlm_merging.checkpoints.checkpoint import Checkpoint, folder_summary
+    from vlm_merging.checkpoints.headers import Checkpoint, folder_summary
     found = Checkpoint.open(args.folder)
     print(folder_summary(found))
     if (found.path/'recipe.json').is_file():

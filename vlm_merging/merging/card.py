@@ -8,7 +8,7 @@ import json, re
 from pathlib import Path
 import torch
 from .. import __version__
-from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.headers import Checkpoint
 from .plan import Plan
 
 # %% auto #0

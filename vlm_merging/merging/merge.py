@@ -4,15 +4,15 @@
 
 # %% ../../nbs/merging/09_merge.ipynb #c005
 from __future__ import annotations
-import ctypes, hashlib, json, os, re, shutil, threading
+import hashlib, json, os, re, shutil, threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 from .. import __version__
-from ..checkpoints.checkpoint import FLOATS, Checkpoint, Entry, fingerprints, readable, stamps
+from ..checkpoints.blocks import BLOCK, BLOCK_GPU, Blocks, Source, faulty, keep_heap
+from ..checkpoints.headers import FLOATS, Checkpoint, fingerprints, readable, stamps
 from ..checkpoints.writer import JOURNAL, Shard, copy_sides, drafting, journal_of, refuse_existing, sync_text
 from .card import model_card, provenance
 from .coins import name_rng
@@ -21,92 +21,10 @@ from .plan import Plan, Work, plan
 from .recipe import Recipe, recipe_of
 
 # %% auto #0
-__all__ = ['BLOCK', 'BLOCK_GPU', 'M_TRIM', 'M_MMAP', 'COPY_BYTES', 'Source', 'Blocks', 'keep_heap', 'faulty', 'merged_blocks',
-           'merge_one', 'OutShard', 'out_shard', 'runs', 'draft_key', 'need_room', 'merge', 'write_shards',
-           'index_text']
+__all__ = ['COPY_BYTES', 'merged_blocks', 'merge_one', 'OutShard', 'out_shard', 'runs', 'draft_key', 'need_room', 'merge',
+           'write_shards', 'index_text']
 
 # %% ../../nbs/merging/09_merge.ipynb #c010
-BLOCK = 1<<17           # Numbers per block; a multiple of 4, so that coin flips do not depend on it
-BLOCK_GPU = 1<<24       # A GPU wants more at once
-M_TRIM, M_MMAP = -1, -3  # Numbers of options in glibc's malloc.h
-
-class Source:
-    "Reads a tensor, or several stacked by rows, in blocks of float"
-    def __init__(self,
-        entries:tuple,      # `Entry` of each part
-        files:dict,         # Open file descriptors by path
-        device:str,         # Where blocks are wanted
-        dtype:torch.dtype,  # Type to compute in
-    ):
-        self.parts, self.files, self.device, self.dtype, self.room = entries, files, device, dtype, bytearray()
-
-    def read(self,
-        i:int,              # First number, counted over all parts
-        j:int,              # One past the last
-    )->Tensor:              # (j - i,), valid until the next read
-        "The numbers i..j"
-        made, begin = [], 0
-        for e in self.parts:
-            a, b = max(i, begin)-begin, min(j, begin+e.numel)-begin
-            if a<b: made.append(self._part(e, a, b))
-            begin += e.numel
-        return made[0] if len(made)==1 else torch.cat(made)
-
-    def _part(self, e:Entry, a:int, b:int)->Tensor:
-        width = e.nbytes//e.numel
-        need = (b-a)*width
-        if len(self.room)<need: self.room = bytearray(need)
-        view, at = memoryview(self.room)[:need], e.start+a*width
-        while len(view):
-            n = os.preadv(self.files[e.file], [view], at)
-            if not n:
-                raise ValueError(f"{e.file} became shorter while it was read. "
-                                 f"Start again once nothing writes to it.")
-            view, at = view[n:], at+n
-        t = torch.frombuffer(self.room, dtype=getattr(torch, FLOATS[e.dtype]), count=b-a
-                             )
-        return t.to(self.device, self.dtype, copy=True)
-
-class Blocks:
-    "The blocks of the models' tensors side by side; can be gone through again and again"
-    def __init__(self,
-        sources,            # A `Source` for each model
-        n,                  # Numbers in the tensor
-        step,               # Numbers per block
-        columns=None,       # Numbers per row, if blocks shall come as rows
-    ):
-        self.sources, self.n, self.step, self.columns = sources, n, step, columns
-
-    def _at(self, i, j):
-        block = tuple(s.read(i, min(j, self.n)) for s in self.sources)
-        return tuple(t.view(-1, self.columns) for t in block) if self.columns else block
-
-    def __iter__(self): return (self._at(i, i+self.step) for i in range(0, self.n, self.step))
-
-    def sample(self,
-        pieces=64,          # About how many
-        size=1024,          # Numbers in each
-    ):
-        "Small blocks from all over, enough to guess a cut"
-        whole = self.columns or 1       # rows stay whole
-        size = max(size//whole, 1)*whole
-        return (self._at(i, i+size) for i in range(0, self.n, max(self.n//pieces//whole*whole, size)))
-
-def keep_heap()->None:
-    "Ask glibc to keep the memory of freed blocks: taking it anew for each costs up to half of the time"
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, 'mallopt'):
-        for option, size in ((M_TRIM, 1<<27), (M_MMAP, 1<<25)): libc.mallopt(option, size)
-
-def faulty(
-    entries,            # `Entry` of each tensor to look at
-    files,              # Open file descriptors by path
-)->Entry|None:
-    "The first entry that holds NaN or Inf"
-    for e in entries:
-        s = Source((e,), files, 'cpu', torch.float64)
-        if any(not s.read(i, min(i+BLOCK, e.numel)).isfinite().all() for i in range(0, e.numel, BLOCK)): return e
-
 def merged_blocks(
     work:Work,          # Which settings
     method:Method,      # From `METHODS`

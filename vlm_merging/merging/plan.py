@@ -6,7 +6,7 @@
 from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
-from ..checkpoints.checkpoint import Checkpoint, readable
+from ..checkpoints.headers import Checkpoint, readable
 from .checks import Finding, check
 from .families import Pair
 from .methods import METHODS, Method

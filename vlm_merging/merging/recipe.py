@@ -7,7 +7,7 @@ from __future__ import annotations
 import difflib, json, os, re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from ..checkpoints.checkpoint import read_json
+from ..checkpoints.headers import read_json
 from .families import Pair
 from .methods import METHODS
 

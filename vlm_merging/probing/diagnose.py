@@ -6,7 +6,7 @@
 from __future__ import annotations
 from dataclasses import dataclass
 import polars as pl
-from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.headers import Checkpoint
 from ..merging.families import ranges_said
 from ..merging.checks import more_than_language, check, tokens
 from .weights import by_layer, by_module, left_out, lineage, checkpoint_of, weight_stats

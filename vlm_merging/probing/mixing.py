@@ -8,10 +8,11 @@ from contextlib import ExitStack
 from dataclasses import replace
 import torch
 from torch import Tensor
-from ..checkpoints.checkpoint import FLOATS, Checkpoint
+from ..checkpoints.headers import FLOATS, Checkpoint
 from ..merging.families import LAYER
-from ..merging.merge import Source, merged_blocks
+from ..merging.merge import merged_blocks
 from ..merging.plan import Work, plan
+from ..checkpoints.blocks import Source
 from ..merging.methods import METHODS
 from ..asking.models import LocalModel, weights_hash
 from ..merging.recipe import Recipe

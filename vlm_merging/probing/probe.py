@@ -151,7 +151,7 @@ def probe_folder(
 )->pl.DataFrame:        # One row an item, mask and measure; from `profile_table` on it is as with `profile`
     "Probe models part by part, into a folder; raise ValueError if it cannot be done"
     from vlm_merging.probing import masks as probes
-    from vlm_merging.checkpoints.checkpoint import Checkpoint
+    from vlm_merging.checkpoints.headers import Checkpoint
     from vlm_merging.asking.models import weights_hash
     from vlm_merging.probing.layers import partners
     items, jobs, wanted = asked_items(items), {}, json.dumps(asking, sort_keys=True)

@@ -168,7 +168,7 @@ def sweep(
     **asking,           # Arguments of `open_model`: max_new_tokens, batch_size, dtype, device
 )->pl.DataFrame:        # From `sweep_table`
     "Try the weights of a merge in memory; raise ValueError if it cannot be done"
-    from vlm_merging.checkpoints.checkpoint import Checkpoint
+    from vlm_merging.checkpoints.headers import Checkpoint
     from vlm_merging.asking.models import weights_hash
     from vlm_merging.merging.recipe import Recipe
     items = asked_items(items)

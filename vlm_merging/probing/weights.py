@@ -9,21 +9,18 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import polars as pl
 import torch
-from torch import Tensor
 from tqdm.auto import tqdm
-from ..checkpoints.checkpoint import DTYPES, FLOATS, Checkpoint
-from ..merging.merge import BLOCK, Blocks, Source, faulty, keep_heap
-from ..merging.plan import Work
-from ..merging.plan import work_of
+from ..checkpoints.headers import DTYPES, Checkpoint
+from ..checkpoints.blocks import BLOCK, Blocks, Source, faulty, keep_heap
+from ..merging.plan import Work, work_of
 from ..merging.coins import name_rng
 from ..merging.families import Pair
 from ..merging.checks import check
 
 # %% auto #0
 __all__ = ['SAMPLE', 'STEP', 'PRODUCTS_AT_ONCE', 'TOPS', 'POWER', 'EXTRA', 'FLAT', 'WEIGHT_METRICS', 'TENSOR_COLUMNS',
-           'checkpoint_of', 'paired_work', 'left_out', 'step_of', 'Steady', 'dots', 'top_energy', 'sums_of',
-           'leading_subspaces', 'overlap_of', 'measured', 'part_of', 'weight_stats', 'added', 'by_layer', 'by_module',
-           'long', 'lineage']
+           'checkpoint_of', 'paired_work', 'left_out', 'step_of', 'dots', 'top_energy', 'sums_of', 'leading_subspaces',
+           'overlap_of', 'measured', 'part_of', 'weight_stats', 'added', 'by_layer', 'by_module', 'long', 'lineage']
 
 # %% ../../nbs/probing/01_weights.ipynb #c008
 def checkpoint_of(
@@ -82,36 +79,6 @@ def step_of(
     while math.gcd(step, columns)>1: step += 1
     return step
 
-class Steady:
-    "Reads a tensor, or several stacked by rows, block by block into one buffer"
-    def __init__(self,
-        entries:tuple,      # `Entry` of each part
-        files:dict,         # Open file descriptors by path
-        raw:bytearray,      # Room for a block as stored; may be shared by readers that take turns
-        out:Tensor,         # Where a block goes; its type is computed in
-    ):
-        self.raw, self.out, self.parts, begin = memoryview(raw), out, [], 0
-        for e in entries:
-            stored = torch.frombuffer(raw, dtype=getattr(torch, FLOATS[e.dtype]))
-            self.parts.append((begin, e.numel, stored, stored.element_size(), e.start, files[e.file], e.file))
-            begin += e.numel
-
-    def read(self,
-        i:int,              # First number, counted over all parts
-        j:int,              # One past the last, at most `STEP` further
-    )->None:
-        "Put the numbers i..j into the buffer"
-        for begin, n, stored, width, start, fd, file in self.parts:
-            a, b = max(i-begin, 0), min(j-begin, n)
-            if a>=b: continue
-            view, at = self.raw[:(b-a)*width], start+a*width
-            while len(view):
-                got = os.preadv(fd, [view], at)
-                if not got: raise ValueError(f"{file} became shorter while it was read. "
-                                             f"Start again once nothing writes to it.")
-                view, at = view[got:], at+got
-            self.out[begin+a-i:begin+b-i].copy_(stored[:b-a])
-
 def dots(
     x:np.ndarray,       # (..., n), n a multiple of `PRODUCTS_AT_ONCE`
     y:np.ndarray,       # The same shape
@@ -143,7 +110,7 @@ def sums_of(
     step = step_of(n, work.vlm[0].shape[-1] if work.vlm[0].shape else 1)
     room = torch.empty(len(sides), STEP, dtype=torch.float64 if wide>4 else torch.float32)
     raw = bytearray(STEP*wide)
-    readers = [Steady(es, files, raw, row) for es, row in zip(sides, room)]
+    sources = [Source(es, files, room=raw) for es in sides]
     seen = np.empty((1+base, -(-n//step)), room.numpy().dtype)
     sums, cross, got = np.zeros(len(sides)), 0., 0
     with np.errstate(over='ignore', invalid='ignore'):      # looked at below
@@ -151,7 +118,7 @@ def sums_of(
             k = min(STEP, n-at)
             x = room.numpy()[:, :-(-k//PRODUCTS_AT_ONCE)*PRODUCTS_AT_ONCE]
             x[:, k:] = 0                                    # fills the last run
-            for reader in readers: reader.read(at, at+k)
+            for source, row in zip(sources, room): source.put(at, at+k, row)
             if base: x[:2] -= x[2]
             sums += dots(x, x)
             if base: cross += dots(x[0], x[1])
