@@ -8,8 +8,7 @@ from vlm_merging.checkpoints.headers import Checkpoint
 from vlm_merging.merging.families import find_decoder
 from vlm_merging.merging.merge import merge
 from vlm_merging.merging.plan import plan
-from vlm_merging.merging.coins import drop
-from vlm_merging.merging.coins import name_rng
+from vlm_merging.merging.coins import drop, name_rng
 from vlm_merging.merging.recipe import Recipe
 from vlm_merging.lab.tiny import KINDS, REMOTE, ask_inputs, make_llm, make_trio, make_vlm
 

@@ -316,7 +316,7 @@ def test_stopped_at_any_call(sharded, out):
         assert files(out)==right and names(out.parent)=={'out'}, seen[-1]
         shutil.rmtree(out)
 
-@pytest.mark.parametrize('step', ['copy_sides', 'sync_text', 'provenance', 'card', 'publish'])
+@pytest.mark.parametrize('step', ['copy_sides', 'sync_text', 'provenance', 'model_card', 'publish'])
 def test_stopped_at_a_step(sharded, out, step):
     (recipe, right), where = sharded, writer if step=='publish' else room
     def stop(*_): raise KeyboardInterrupt

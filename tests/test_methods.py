@@ -5,9 +5,9 @@ from peft.utils import merge_utils as peft
 from safetensors.torch import load_file
 from vlm_merging.merging import merge as room
 from vlm_merging.merging.merge import merge
-from vlm_merging.merging.coins import drop, drop_by_rank
-from vlm_merging.merging.methods import METHODS, Scale, Share, elect_signs, blockwise, breadcrumbs, dare_linear, dare_ties, della, energies, linear, merge_method, sce, slerp, task_arithmetic, ties, trims
-from vlm_merging.merging.coins import name_rng
+from vlm_merging.merging.coins import drop, drop_by_rank, name_rng
+from vlm_merging.merging.methods import (METHODS, Scale, Share, elect_signs, blockwise, breadcrumbs, dare_linear,
+    dare_ties, della, energies, linear, merge_method, sce, slerp, task_arithmetic, ties, trims)
 from vlm_merging.merging.recipe import Recipe
 from vlm_merging.lab.tiny import make_trio
 

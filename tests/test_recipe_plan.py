@@ -1,5 +1,5 @@
 "Where a recipe acts, what stops or warns before a merge, and that a recipe makes its folder again"
-import builtins, hashlib, io, json, os, re, shutil
+import builtins, hashlib, inspect, io, json, os, re, shutil
 from dataclasses import fields
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from vlm_merging.merging.families import text_config
 from vlm_merging.merging.merge import merge
 from vlm_merging.merging.plan import plan
 from vlm_merging.merging.checks import check, rope, unlike_settings
-from vlm_merging.merging.recipe import Recipe, layer_set
+from vlm_merging.merging.recipe import Recipe, layer_set, recipe_of
 from vlm_merging.lab.tiny import KINDS, REMOTE, llm_config, make_llm, make_trio, make_vlm
 
 torch.set_num_threads(1)
@@ -38,6 +38,58 @@ def changed(merged, vlm):
 
 
 def line(v, l, weight): return (weight*v.float() + (1-weight)*l.float()).to(v.dtype)
+
+
+# --- A recipe or its ingredients
+
+def comments(fn):
+    "What stands beside each parameter or field"
+    return {o[1]: o[2].strip() for o in re.finditer(r'^    \*{0,2}(\w+)\b[^#\n]*#(.+)$', inspect.getsource(fn), re.M)}
+
+def test_a_recipe_is_one_thing_in_all_signatures():
+    "Name, default and comment of each ingredient"
+    usual = {f.name: f.default for f in fields(Recipe) if f.name not in ('vlm', 'knobs')} | {'llm': None}
+    for verb in (recipe_of, plan, merge):
+        said = inspect.signature(verb).parameters
+        assert {k: said[k].default for k in usual}==usual
+        assert said['knobs'].kind is said['knobs'].VAR_KEYWORD
+        beside, fields_beside = comments(verb), comments(Recipe)
+        assert beside==beside | comments(recipe_of)
+        assert all(beside[k]==fields_beside[k] for k in usual if k not in ('llm', 'base')), verb
+
+@pytest.mark.parametrize('more', [dict(), dict(weight=.4), dict(weight=[1., .5], layers='1-2', modules='mlp')])
+def test_a_recipe_or_its_ingredients(more, trio, tmp_path):
+    knobs = {k:v for k, v in more.items() if k=='weight'}
+    recipe = Recipe(trio.vlm, trio.llm, knobs=knobs, **{k:v for k, v in more.items() if k!='weight'})
+    assert plan(trio.vlm, trio.llm, **more).recipe==plan(recipe).recipe==recipe
+    one, two = merge(recipe, out=tmp_path/'one'), merge(trio.vlm, trio.llm, out=tmp_path/'two', **more)
+    for name in ('model.safetensors', 'recipe.json'): assert (one/name).read_bytes()==(two/name).read_bytes()
+
+def test_a_base_stands_third(trio):
+    assert recipe_of(*trio, method='ties', density=.3)==Recipe(*trio, 'ties', dict(density=.3))
+
+@pytest.mark.parametrize('more,said', [
+    (dict(wieght=.9), "no knob 'wieght'; it has 'weight'.*Did you mean `weight`"), (dict(layer='6-'), 'Did you mean `layers`'),
+    (dict(density=.3), 'ties.* have it: choose one as `method`'), (dict(knobs=dict(weight=.9)), 'weight=0.9'),
+    (dict(epsilon=.3), 'della has it')])
+def test_an_unknown_keyword_is_told_what_was_meant(more, said):
+    with pytest.raises(ValueError, match=said): recipe_of('v', 'l', **more)
+
+@pytest.mark.parametrize('more', [dict(llm='l'), dict(layers='6-'), dict(seed=1), dict(method='slerp')])
+def test_what_stands_in_a_recipe_is_not_said_twice(more):
+    with pytest.raises(ValueError, match=f'`{next(iter(more))}` cannot stand beside a recipe'): recipe_of(Recipe('v', 'l'), **more)
+
+def test_knobs_of_a_recipe_can_be_turned():
+    recipe = Recipe('v', 'l', 'b', 'ties', dict(density=.3), layers='6-')
+    assert recipe_of(recipe) is recipe
+    assert recipe_of(recipe, density=.5, weight=1.)==Recipe('v', 'l', 'b', 'ties', dict(density=.5, weight=1.), layers='6-')
+
+def test_a_recipe_and_a_plan_can_be_read_on_a_screen(trio):
+    recipe = Recipe('v', 'l', 'b', 'ties', dict(density=.3), layers='6-', as_run=True)
+    assert eval(repr(recipe))==recipe
+    assert repr(Recipe('v', 'l'))=="Recipe('v', 'l')"
+    p = plan(trio.vlm, trio.llm)
+    assert repr(p)==str(p) and len(repr(p).splitlines())<40
 
 
 # --- Where

@@ -149,7 +149,7 @@ def merge(
     base:str|Path|None=None, # What both were trained from; for methods that work with task vectors
     *,
     out:str|Path,       # Folder that shall appear; must not exist
-    method:str='linear', # How two tensors become one
+    method:str='linear', # Merge method, by its name: how two tensors become one
     layers:str='all',   # Where: all, 6-31, 0-5,8, 6-
     modules:str='all',  # Which parts: all, or some of attention,mlp,norm
     embeddings:bool=False, # Merge token embeddings and output head too, as far as both have the row?

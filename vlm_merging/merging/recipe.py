@@ -78,7 +78,7 @@ class Recipe:
     vlm:str             # Folder or hub id (with optional @revision)
     llm:str             # Folder or hub id
     base:str|None=None  # Folder or hub id; for methods that work with task vectors
-    method:str='linear' # A key of `METHODS`
+    method:str='linear' # Merge method, by its name: how two tensors become one
     knobs:dict=field(default_factory=dict) # Of the method; a list is a curve over depth
     layers:str='all'    # Where: all, 6-31, 0-5,8, 6-
     modules:str='all'   # Which parts: all, or some of attention,mlp,norm
@@ -210,7 +210,7 @@ def recipe_of(
     llm:str|Path|None=None, # The LLM: a folder, a hub id, or lab/llm
     base:str|Path|None=None, # What both were trained from; for methods that work with task vectors
     *,
-    method:str='linear', # How two tensors become one
+    method:str='linear', # Merge method, by its name: how two tensors become one
     layers:str='all',   # Where: all, 6-31, 0-5,8, 6-
     modules:str='all',  # Which parts: all, or some of attention,mlp,norm
     embeddings:bool=False, # Merge token embeddings and output head too, as far as both have the row?
