@@ -48,7 +48,7 @@ def test_a_sweep_says_what_merges_on_disk_say(tmp_path):
     sweep(LAB/'vlm', LAB/'llm', weights=[.6, .2], items=items, out=tmp_path/'run', **HOW)
     parts = pl.concat([pl.read_parquet(p) for p in (tmp_path/'run'/'parts').iterdir()])
     for n, weight in enumerate((.6, .2)):
-        out = merge(Recipe(LAB/'vlm', LAB/'llm', knobs={'weight': weight}), tmp_path/f'{n}')
+        out = merge(Recipe(LAB/'vlm', LAB/'llm', knobs={'weight': weight}), out=tmp_path/f'{n}')
         asked = {r.id: r.text for r in open_model(out, **HOW).many(items)}
         part = parts.filter(weight=weight)
         assert dict(part.select('index', 'prediction').iter_rows())==asked

@@ -57,5 +57,5 @@ def test_a_small_trio_is_saved_whole(tmp_path, monkeypatch):
     trio = training.train_trio(tmp_path/'trio', seed=3, hidden=32, layers=2, say=said.append)
     assert {p.name for p in trio.iterdir()}=={'base', 'llm', 'vlm'} and [p.name for p in tmp_path.iterdir()]==['trio']
     assert 'seed=3, hidden=32, layers=2' in (trio/'vlm'/'README.md').read_text() and 'seed 3' in said[-1]
-    merged = merge(Recipe(trio/'vlm', trio/'llm', knobs=dict(weight=.5)), tmp_path/'merged')
+    merged = merge(Recipe(trio/'vlm', trio/'llm', knobs=dict(weight=.5)), out=tmp_path/'merged')
     assert isinstance(open_model(merged, max_new_tokens=2)(load('lab', n=1)[0]), str)

@@ -162,7 +162,7 @@ def test_what_it_says_is_what_a_merge_on_disk_says(merging, items, tmp_path):
     merging.wait(LONG)
     recipe = merging.recipe
     assert (recipe.method, recipe.layers, recipe.modules, recipe.seed, recipe.knobs['density'])==('dare_linear', '1-5', 'attention,mlp', 3, .6)
-    other = open_model(merge(recipe, tmp_path/'m'), **LAB)
+    other = open_model(merge(recipe, out=tmp_path/'m'), **LAB)
     assert {r.id:r.text for r in other.many(items)}=={items[n].id:r.text for n, r in merging.said['merged'].items()}
     merging.layers.value, merging.modules['norm'].value = (0, merging.layers.max), True
     merging.method.value = 'linear'

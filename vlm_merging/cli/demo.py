@@ -65,7 +65,8 @@ def find(
     from vlm_merging.probing.diagnose import diagnose
     from vlm_merging.asking.ask import ask
     from vlm_merging.lab.trio import lab_folder, questions
-    from vlm_merging.merging.merge import merge, plan
+    from vlm_merging.merging.merge import merge
+    from vlm_merging.merging.plan import plan
     from vlm_merging.probing.mixing import Mixer
     from vlm_merging.asking.models import open_model
     from vlm_merging.probing.masks import masks
@@ -84,7 +85,7 @@ def find(
     recipe = Recipe(vlm, llm, knobs={'weight':choose_weight(tried) if weight is None else float(weight)})
     step(f"merging with weight {recipe.knobs['weight']:g}, from files to files")
     told = str(plan(recipe)).replace(str(lab), 'lab')
-    where = merge(recipe, folder/'merged', progress=False)
+    where = merge(recipe, out=folder/'merged', progress=False)
     step(f'asking VLM, LLM and merged model {n} questions about pictures of the test split')
     open_ = {name:replace(open_model(w, **ASKING), name=name) for name, w in (('VLM', vlm), ('merged', where))}
     shell, items, scores = Mixer(open_['VLM'], recipe), load('lab', n=n+half, seed=seed, split='test'), []

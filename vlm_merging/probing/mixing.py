@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from ..checkpoints.headers import FLOATS, Checkpoint
 from ..merging.families import LAYER
-from ..merging.merge import Work, merged_blocks, plan
+from ..merging.merge import merged_blocks
+from ..merging.plan import Work, plan
 from ..checkpoints.blocks import Source
 from ..merging.methods import METHODS
 from ..asking.fingerprints import weights_hash

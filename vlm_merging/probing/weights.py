@@ -12,7 +12,8 @@ import torch
 from tqdm.auto import tqdm
 from ..checkpoints.headers import DTYPES, Checkpoint
 from ..checkpoints.blocks import Source, faulty, keep_heap
-from ..merging.merge import Work, work_of
+from ..merging.merge import Work
+from ..merging.plan import work_of
 from .subspaces import overlap_of
 from ..merging.families import Pair
 from ..merging.checks import check
