@@ -5,7 +5,6 @@ import numpy as np, polars as pl, pytest
 from scipy import stats as scipy_stats
 from vlm_merging.comparing.pairs import (
     COMPARISON_COLUMNS, comparison_table, detectable, difference, holm, items_needed, matched, mcnemar, sign_flip)
-from vlm_merging.comparing.compare import Comparison, compare
 from vlm_merging.comparing.statistics import by_length, typed_table, interval, values_in_tag, resampled, summarize, wilson, worst_case
 from vlm_merging.comparing.findings import p_said, points, verdict
 

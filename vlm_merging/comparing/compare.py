@@ -10,7 +10,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 import polars as pl
 from ..benchmarks.tables import IMAGES, rows_in
-from ..asking.ask import replies
+from ..asking.replies import replies
 from ..scoring.score import score
 from .statistics import RESAMPLES
 from .pairs import comparison_table

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import re
 from dataclasses import dataclass, field
-from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.headers import Checkpoint
 
 # %% auto #0
 __all__ = ['NESTED', 'LAYER', 'ATTENDS', 'OTHER', 'STACKED', 'FAMILIES', 'text_config', 'Decoder', 'first_name', 'find_decoder',
