@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 import polars as pl
-from ..benchmarks.tables import IMAGES, rows_in
-from ..asking.replies import replies
-from ..scoring.score import score
+from ..scoring.score import score, table_at
 from .statistics import RESAMPLES
 from .pairs import comparison_table
 from .findings import p_said, points, verdict
@@ -20,16 +18,8 @@ from .findings import p_said, points, verdict
 __all__ = ['SCREEN', 'ROWS', 'verdict_markdown', 'Comparison', 'compare']
 
 # %% ../../nbs/comparing/04_compare.ipynb #c012
-def _read(path):
-    path = Path(path).expanduser()
-    if path.is_dir(): return replies(path)
-    if not path.is_file(): raise ValueError(f'{path} is not there. Name a table, or the folder of a run.')
-    if path.suffix.lower()=='.parquet': return pl.read_parquet(path)
-    rows = [r for _, r in rows_in(path, [])]
-    return pl.DataFrame(rows, infer_schema_length=None, strict=False).drop(IMAGES, strict=False)
-
 def _scores(run, protocol):
-    if isinstance(run, (str, Path)): run = _read(run)
+    if isinstance(run, (str, Path)): run = table_at(run)
     if not isinstance(run, pl.DataFrame): return run                  # Several score tables
     return run if 'correct' in run.columns or 'prediction' not in run.columns else score(run, protocol)
 
