@@ -170,7 +170,8 @@ def _strips(layers, x, pick):
 
 def _change_tips(first):
     return [alt.Tooltip(first), alt.Tooltip('layer'),
-            *(alt.Tooltip(c, format='.2f') for c in ('change', 'low', 'high')), alt.Tooltip('n'), alt.Tooltip('p_holm', title='p, corrected', format='.3f')]
+            *(alt.Tooltip(c, format='.2f') for c in ('change', 'low', 'high')),
+            alt.Tooltip('n'), alt.Tooltip('p_holm', title='p, corrected', format='.3f')]
 
 # %% ../../nbs/charts/03_layer_charts.ipynb #c049
 def line_panel(

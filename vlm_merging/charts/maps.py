@@ -116,7 +116,7 @@ def _weight_rows(weights, what):
                          +(f"; it has {', '.join(there)}." if there else '.'))
     return rows, what
 
-# %% ../../nbs/charts/04_maps.ipynb #c029
+# %% ../../nbs/charts/04_maps.ipynb #c030
 _ORDER = ('all', 'attention', 'MLP', 'norm')             # Rows from the top; others below, as they come
 _LEGEND = dict(gradientLength=240, gradientThickness=10, titleLimit=460, tickCount=4, format='~g', offset=4)
 
@@ -137,7 +137,7 @@ def _weights_title(rows, what):
     name = WHATS.get(what, what).split(',')[0].capitalize().replace('vlm', 'VLM').replace('llm', 'LLM')
     return f'{name}: most {most}, least {least}'
 
-# %% ../../nbs/charts/04_maps.ipynb #c031
+# %% ../../nbs/charts/04_maps.ipynb #c032
 def weight_map(
     weights:pl.DataFrame, # Long: layer, module, what, value; rows without a layer (embeddings) are left out
     what=None,          # A measure, or several; None: those of `WHATS` that are there, at most four
@@ -154,7 +154,7 @@ def weight_map(
     if panels[1:]: map_ = linked(alt.vconcat, panels, spacing=14).resolve_scale(color='independent')
     return titled(map_, _weights_title(rows, what[0]) if title is None else title, 'by layer and module')
 
-# %% ../../nbs/charts/04_maps.ipynb #c035
+# %% ../../nbs/charts/04_maps.ipynb #c036
 def _profile_charts(here, change, layout):
     "The charts of one measure and one way of masking"
     models = in_order(here['model'])[:2]
@@ -165,7 +165,7 @@ def _profile_charts(here, change, layout):
     if here.select('part', 'heads').unique().height>1:
         yield from (heat_chart(here, model=m, **layout) for m in models)
 
-# %% ../../nbs/charts/04_maps.ipynb #c036
+# %% ../../nbs/charts/04_maps.ipynb #c037
 def layers_page(
     profile:pl.DataFrame|None, # From `profile_table`, of one model or of two; None: weights only
     weights:pl.DataFrame|None=None, # Long: layer, module, what, value

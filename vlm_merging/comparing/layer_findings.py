@@ -91,7 +91,8 @@ def unseen_said(
     size = (normal(1-.025/len(wide))+normal(.8))/2/Z
     half, most = (size_said(size*w, measure, False) for w in (wide.median(), wide[-1]))
     return (f"with {n} items and {len(wide)} masks tested together, a change below about "
-            f"{half} {MEASURES[measure]} would be missed for half of the masks, and below {most} for the one that varies most; "
+            f"{half} {MEASURES[measure]} would be missed for half of the masks, "
+            f"and below {most} for the one that varies most; "
             f"a mask that shows nothing may still matter.")
 
 # %% ../../nbs/comparing/05_layer_findings.ipynb #c033
