@@ -276,7 +276,7 @@ def same_items(
 def final_passage(
     reply:str, question:str='', # As `readable_part` gives it; as asked
 )->str:
-    "What measures of short replies compare: what is marked, or a short reply itself, or the first final passage"
+    "What is marked as the answer, or a short reply itself, or the first final passage"
     picks = list(finals(reply, question))
     marked = [p for p in picks if p.tier=='exact' or p.reason=='behind "the answer is"']
     if marked or not picks: return marked[0].text if marked else reply
