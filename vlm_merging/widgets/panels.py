@@ -11,8 +11,9 @@ import altair as alt
 import ipywidgets as W
 import polars as pl
 from ..benchmarks.items import row_of
-from ..charts.charts import COLOURS
-from ..comparing.compare import compare, matched, side
+from ..charts.pages import COLOURS
+from ..comparing.compare import comparison_table
+from ..comparing.pairs import matched, side
 from ..asking.ask import reply_table
 from ..benchmarks.items import ROW_KEYS
 from ..scoring.score import COLUMNS_LEFT_OUT, SCORE_COLUMNS, score
@@ -223,7 +224,7 @@ def changes(
     by:tuple,           # Tags
 )->tuple[pl.DataFrame, list[str]]: # From `compare`, and its rows in words
     "What became of the scores, in paired differences"
-    table = compare(a, b, by)
+    table = comparison_table(a, b, by)
     rows = table.filter(pl.col('tag')!='split').to_dicts()
     return table, [change_said(r, sum(o['tag']==r['tag'] for o in rows)) for r in rows]
 
