@@ -9,20 +9,20 @@ from collections.abc import Callable
 from pathlib import Path
 import polars as pl
 from .algebra import Algebra
-from ..benchmarks.items import Item
+from ..benchmarks.items import LETTERS, Item
 from ..asking.ask import ask
 from .passages import readable_part
 from .options import named_options, options_in
 from .numbers import SPELLED, spelled
-from .score import LETTERS, choices_of, score, score_row, table_at, typed_replies, wants_letter
+from .score import choices_of, score, score_row, table_at, typed_replies, wants_letter
 
 # %% auto #0
 __all__ = ['judge_item', 'judged', 'judge_report']
 
-# %% ../../nbs/scoring/13_judge.ipynb #c007
-_PROMPT = '''Below is a text in which somebody answers a question that you cannot see. Copy the final answer that the text states, \
-with its unit if it has one, and nothing else.{letters} If the text states no final answer, or several, write NONE. \
-Do not solve anything and do not correct the text.
+# %% ../../nbs/scoring/13_judge.ipynb #c008
+_PROMPT = '''Below is a text in which somebody answers a question that you cannot see. \
+Copy the final answer that the text states, with its unit if it has one, and nothing else.{letters} \
+If the text states no final answer, or several, write NONE. Do not solve anything and do not correct the text.
 
 The text:
 """
@@ -31,37 +31,56 @@ The text:
 
 The final answer that it states:'''
 
+def _choices(row): return choices_of(row.get('choices')) or options_in(row.get('question') or '')
+
 def judge_item(
     row:dict,           # Of a reply table
 )->Item:                # Without pictures; named after its own text, so that equal ones are asked once
     "What the judge sees of a reply: not the question, and not the gold answer"
-    letters = ''
-    if wants_letter(row):
-        n = len(choices_of(row.get('choices')) or options_in(row.get('question') or ''))
-        letters = f" The options were {', '.join(LETTERS[:n])}: give the letter if the text names one." if n else ''
-    text = _PROMPT.format(letters=letters, reply=readable_part(row['prediction'] or ''))
+    many = len(_choices(row)) if wants_letter(row) else 0
+    letters = f" The options were {', '.join(LETTERS[:many])}: give the letter if the text names one."
+    text = _PROMPT.format(letters=letters if many else '', reply=readable_part(row['prediction'] or ''))
     return Item(hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:16], text, benchmark='judge')
 
-# %% ../../nbs/scoring/13_judge.ipynb #c011
-_NO_ANSWER = re.compile(r'\W*(?:none|no (?:final )?answer)\W*$', re.I)
-
+# %% ../../nbs/scoring/13_judge.ipynb #c012
 _ORDINAL = re.compile(r'\b(?:first|second|third|fourth|fifth|last)\b', re.I)
+_A_NUMBER = re.compile(r'\d+(?:\.\d+)?')
 
-def _invented(
-    told:str,           # By the judge
-    reply:str,          # What it read
-    choices:tuple=(),   # Texts in letter order
-)->list[str]:           # Empty: nothing
+def _names(reply, letter, choices):
+    "Does a reply name an option: by its letter, its place or its text?"
+    return bool(re.search(rf'(?<![A-Za-z]){letter}(?![A-Za-z])', reply) or _ORDINAL.search(reply)
+                or LETTERS.index(letter) in named_options(reply, choices))
+
+def _invented(answer, reply, choices=()):
     "Numbers and letters that the judge names and the reply does not hold"
-    if m:=re.fullmatch(r'\W*([A-Z])\W*', told):
-        held = re.search(rf'(?<![A-Za-z]){m[1]}(?![A-Za-z])', reply) or _ORDINAL.search(reply) or LETTERS.index(m[1]) in named_options(reply, choices)
-        return [] if held else [m[1]]
-    held = set(re.findall(r'\d+(?:\.\d+)?', reply.replace(',', '')))
+    if m:=re.fullmatch(r'\W*([A-Z])\W*', answer): return [] if _names(reply, m[1], choices) else [m[1]]
+    held = {*_A_NUMBER.findall(reply.replace(',', ''))}
     held |= {f'{spelled(m[0])[0]:g}' for m in SPELLED.finditer(reply)}
-    return [n for n in re.findall(r'\d+(?:\.\d+)?', told.replace(',', '')) if n not in held]
+    return [n for n in _A_NUMBER.findall(answer.replace(',', '')) if n not in held]
 
 # %% ../../nbs/scoring/13_judge.ipynb #c015
+_NO_ANSWER = re.compile(r'\W*(?:none|no (?:final )?answer)\W*$', re.I)
+
+def _with_judge(row, answer, before, algebra):
+    "What changes in a score through what the judge said; `answer` is None where it failed"
+    if answer is None or not answer.strip(): return dict(reason='judge failed; '+before['reason'])
+    if _NO_ANSWER.match(answer):
+        return dict(correct=False, value=0., picked='', tier='judge', reason='judge: no final answer',
+                    outcome='no answer')
+    if new:=_invented(answer, row['prediction'] or '', _choices(row)):
+        aside = f"judge put aside, since the reply has no {', '.join(new[:3])}"
+        return dict(reason=f"{aside}; {before['reason']}")
+    after = score_row({**row, 'prediction':answer.strip()}, 'offline', algebra)
+    return {k:after[k] for k in ('correct', 'value', 'picked')} | dict(
+        tier='judge', reason='judge: '+answer.strip()[:100], outcome='answered')
+
+# %% ../../nbs/scoring/13_judge.ipynb #c020
 _UNSURE = ('fallback', 'none')    # Tiers that a judge is asked about
+
+def _asked_about(scores):
+    "Numbers of the rows that are unsure, and ended in a way that may hold an answer"
+    ended = scores['outcome'].is_in(['answered', 'no answer']) & scores['correct'].is_not_null()
+    return (ended & scores['tier'].is_in(_UNSURE)).arg_true()
 
 def judged(
     replies:pl.DataFrame|str|Path, # Folder of a run, file with a table of replies, or the table itself
@@ -72,40 +91,27 @@ def judged(
 )->pl.DataFrame:        # A score table under the protocol `judge`
     "Score replies, and ask a judge about those that no rule reads surely"
     frame = table_at(replies) if isinstance(replies, (str, Path)) else replies
-    scores = score(frame)
-    rows = typed_replies(frame).to_dicts()
-    ended = scores['outcome'].is_in(['answered', 'no answer']) & scores['correct'].is_not_null()
-    unsure = (ended & scores['tier'].is_in(_UNSURE)).arg_true()
-    items = {i:judge_item({**rows[i], 'question':rows[i]['question'] or ''}) for i in unsure}
-    told = {}
+    scores, rows, said = score(frame), typed_replies(frame).to_dicts(), {}
+    items = {i:judge_item(rows[i]) for i in _asked_about(scores)}
     if items:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')                    # Failures are told by `judge_report`
-            answers = ask(judge, {item.id:item for item in items.values()}.values(), out=out, run=run, progress=progress)
-        told = dict(zip(answers['index'], answers['prediction']))
-    made = scores.to_dicts()
+            once = {item.id:item for item in items.values()}.values()
+            answers = ask(judge, once, out=out, run=run, progress=progress)
+        said = dict(zip(answers['index'], answers['prediction']))
+    after = scores.to_dicts()
     with Algebra() as algebra:
-        for i, item in items.items(): made[i] |= _read(rows[i], told.get(item.id), made[i], algebra)
-    return pl.DataFrame(made, schema=scores.schema).with_columns(protocol=pl.lit('judge-1'))
+        for i, item in items.items(): after[i] |= _with_judge(rows[i], said.get(item.id), after[i], algebra)
+    return pl.DataFrame(after, schema=scores.schema).with_columns(protocol=pl.lit('judge-1'))
 
-def _read(row, told, before, algebra):
-    "What changes in a score through what the judge said"
-    if told is None or not told.strip(): return dict(reason='judge failed; '+before['reason'])
-    if _NO_ANSWER.match(told):
-        return dict(correct=False, value=0., picked='', tier='judge', reason='judge: no final answer', outcome='no answer')
-    choices = choices_of(row.get('choices')) or options_in(row.get('question') or '')
-    if new := _invented(told, row['prediction'] or '', choices):
-        return dict(reason=f"judge put aside, since the reply has no {', '.join(new[:3])}; {before['reason']}")
-    made = score_row({**row, 'prediction':told.strip()}, 'offline', algebra)
-    return {k:made[k] for k in ('correct', 'value', 'picked')} | dict(tier='judge', reason='judge: '+told.strip()[:100], outcome='answered')
-
+# %% ../../nbs/scoring/13_judge.ipynb #c023
 def judge_report(
     scores:pl.DataFrame, # As `judged` gives it
 )->str:
     "How many rows the judge was asked about, and how often it failed"
-    asked = scores.filter(pl.col('reason').str.starts_with('judge'))
-    failed = asked.filter(pl.col('reason').str.starts_with('judge failed')).height
-    aside = asked.filter(pl.col('reason').str.starts_with('judge put aside')).height
-    if not asked.height: return f'No judge was needed: all {scores.height} replies were read by rules.'
-    return (f'A judge was asked about {asked.height} of {scores.height} replies ({asked.height/scores.height:.1%}). It failed for {failed} '
-            f'({failed/asked.height:.1%}), and named something that the reply does not hold for {aside}; those keep the score of the rules.')
+    def count(words): return scores['reason'].str.starts_with(words).sum()
+    asked, failed, aside = count('judge'), count('judge failed'), count('judge put aside')
+    if not asked: return f'No judge was needed: all {scores.height} replies were read by rules.'
+    return (f'A judge was asked about {asked} of {scores.height} replies ({asked/scores.height:.1%}). '
+            f'It failed for {failed} ({failed/asked:.1%}), and named something that the reply does not hold '
+            f'for {aside}; those keep the score of the rules.')

@@ -11,17 +11,19 @@ import polars as pl
 from .algebra import Algebra, beyond
 from .equality import same
 from ..benchmarks.items import LETTERS, ROW_KEYS, metric_of
-from .rules import (Mark, anls, final_passage, option_strict, contains, dynamath_strict, accepted_answers, mathverse_strict,
-    mathvision_strict, mathvista_strict, mm_math, python_number, relaxed, same_items, same_text, vqa, yesno)
+from vlm_merging.scoring.rules import (
+    Mark, accepted_answers, anls, contains, dynamath_strict, final_passage, mathverse_strict,
+    mathvision_strict, mathvista_strict, mm_math, option_strict, python_number, relaxed, same_items, same_text,
+    vqa, yesno)
 from .passages import cut_off, finals, looping, readable_part, refused
 from .options import gold_letters, options_in, pick_option
-from .free_answers import pick_text, pick_value, answer_kind
+from .free_answers import answer_kind, pick_text, pick_value
 from ..benchmarks.tables import IMAGES, TABLE_SUFFIXES, rows_in, told_rows
 from .numbers import Late, limit, number
 from .quantities import unit_of
 
 # %% auto #0
-__all__ = ['RULES', 'PROTOCOLS', 'COLUMNS_LEFT_OUT', 'SCORE_COLUMNS', 'choices_of', 'wants_letter', 'score_row', 'table_at',
+__all__ = ['RULES', 'PROTOCOLS', 'SCORE_COLUMNS', 'COLUMNS_LEFT_OUT', 'choices_of', 'wants_letter', 'score_row', 'table_at',
            'typed_replies', 'score', 'problems']
 
 # %% ../../nbs/scoring/12_score.ipynb #c008
@@ -31,10 +33,10 @@ class _BadRow(ValueError):
 @lru_cache(maxsize=4096)
 def _read_choices(text):
     for read in (json.loads, ast.literal_eval):
-        try: made = read(text)
+        try: held = read(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError): continue
-        if isinstance(made, dict): made = list(made.values())
-        if isinstance(made, (list, tuple)): return tuple(map(str, made))
+        if isinstance(held, dict): held = list(held.values())
+        if isinstance(held, (list, tuple)): return tuple(map(str, held))
     raise _BadRow(f"the choices are neither a JSON list nor an object: {text[:60]!r}")
 
 def choices_of(
@@ -46,118 +48,132 @@ def choices_of(
     return tuple(map(str, value)) if not isinstance(value, str) else _read_choices(value)
 
 # %% ../../nbs/scoring/12_score.ipynb #c012
-_MARKED = ('boxed', 'the answer tag', 'the field of a JSON reply', 'behind "the answer is"')
-
 def wants_letter(
     row:dict,           # Of a reply table
 )->bool:
     "Is it a multiple-choice question?"
     kind = row.get('question_type') or row.get('answer_type')
-    return re.sub('[- ]', '_', kind) in ('multi_choice', 'multiple_choice') if kind else bool(row.get('choices'))
+    if not kind: return bool(row.get('choices'))
+    return re.sub('[- ]', '_', kind) in ('multi_choice', 'multiple_choice')
 
-def _right_letter(
-    row:dict,            # Of a reply table
-    choices:tuple,       # Texts in letter order; empty: not known
-)->str|Mark:             # Letters; a mark without a value: it is none of the options; empty: nothing says which options there are
-    "The letter of the gold answer"
-    if len(choices)>len(LETTERS): raise _BadRow(f'there are {len(choices)} options, and letters for {len(LETTERS)}')
+# %% ../../nbs/scoring/12_score.ipynb #c015
+def _right_letter(row, choices):
+    "The letter of the gold answer; a mark without a value: it is none of the options; empty: nothing tells"
+    many = len(choices)
+    if many>len(LETTERS): raise _BadRow(f'there are {many} options, and letters for {len(LETTERS)}')
     gold = row.get('answer_option') or gold_letters(row['answer'], choices)
-    if not choices or gold and gold[-1]<=LETTERS[len(choices)-1]: return gold
-    return Mark(None, '', 'none', f"the gold answer {row['answer'][:40]!r} is none of the {len(choices)} choices")
+    if not choices or gold and gold[-1]<=LETTERS[many-1]: return gold
+    return Mark(None, '', 'none', f"the gold answer {row['answer'][:40]!r} is none of the {many} choices")
 
-def _by_letter(
-    row:dict,            # Of a reply table
-    reply:str,           # As `readable_part` gives it
-    choices:tuple,       # Texts in letter order
-)->Mark|None:            # None: the gold answer is no letter, and nothing says which options there are
-    "Score a multiple-choice question"
+def _by_letter(row, reply, choices):
+    "Score a multiple-choice question; None: nothing says which options there are"
     gold = _right_letter(row, choices)
     if not gold or isinstance(gold, Mark): return gold or None
     p = pick_option(reply, choices, row['question'])
     return Mark(float(p.text==gold), p.text, p.tier, p.reason)
 
+# %% ../../nbs/scoring/12_score.ipynb #c018
+def _whole_gold(row):
+    "The gold answer of a row with the unit that the question or the table has for it"
+    gold, unit = row['answer'], row.get('unit')
+    if len(set(lines:=gold.split('\n')))==1: gold = lines[0]       # Published twice
+    if row.get('answer_type')=='list' and gold[:1]+gold[-1:]=='[]': gold = gold[1:-1]
+    if 'in degrees' in _asked_of(row) and number(gold) is not None: gold = f'{gold} degrees'
+    if unit and number(gold) is not None and unit_of(unit): gold = f'{gold} {unit}'
+    return gold
+
+def _asked_of(row): return row.get('question_for_eval') or row['question']
+
+# %% ../../nbs/scoring/12_score.ipynb #c021
 _LATE = 'not decided in time, counted as not right'
 
-def _by_value(
-    row:dict,           # Of a reply table
-    reply:str,          # Of a model
-    algebra:Algebra,    # For what our own grammar cannot read
-)->Mark:
-    "Score a free answer"
-    question, gold = row['question'], row['answer']
-    if len(set(lines:=gold.split('\n')))==1: gold = lines[0]       # Published twice
-    asked, unit = row.get('question_for_eval') or question, row.get('unit')
-    if row.get('answer_type')=='list' and gold[:1]+gold[-1:]=='[]': gold = gold[1:-1]
-    if 'in degrees' in asked and number(gold) is not None: gold = f'{gold} degrees'
-    if unit and number(gold) is not None and unit_of(unit): gold = f'{gold} {unit}'
-    p = pick_value(reply, question, gold, row.get('answer_type')=='integer')
-    how = same(p.text, gold, row.get('precision'), exact='exact' in asked.lower() or 'in terms of' in asked)
-    if not how and answer_kind(gold)=='text': how = same_text(p.text, gold)
-    if not how and row.get('answer_type')=='list': how = same_items(p.text, gold)
-    if not how and p.text and beyond(gold):
-        told = algebra.same(p.text, gold)
-        if told is None: return Mark(0., p.text, p.tier, f'{p.reason}; {_LATE}')
-        how = 'same formula (math-verify)' if told else None
-    return Mark(float(bool(how)), p.text, p.tier, f'{p.reason}; {how}' if how else p.reason)
+def _equal(answer, gold, row, algebra):
+    "In what a picked answer and the gold answer agree; `None`: they do not; `_LATE`: not decided"
+    asked, listed = _asked_of(row), row.get('answer_type')=='list'
+    how = same(answer, gold, row.get('precision'), exact='exact' in asked.lower() or 'in terms of' in asked)
+    if not how and answer_kind(gold)=='text': how = same_text(answer, gold)
+    if not how and listed: how = same_items(answer, gold)
+    if how or not answer or not beyond(gold): return how
+    equal = algebra.same(answer, gold)
+    return _LATE if equal is None else 'same formula (math-verify)' if equal else None
 
-# %% ../../nbs/scoring/12_score.ipynb #c016
-def _read_reply(
-    row:dict,           # Of a reply table
-    reply:str,           # As `readable_part` gives it
-    choices:tuple,      # Texts in letter order
-    algebra:Algebra,    # For what our own grammar cannot read
-)->Mark:
-    "The general rule"
+def _by_value(row, reply, algebra):
+    "Score a free answer"
+    gold = _whole_gold(row)
+    p = pick_value(reply, row['question'], gold, row.get('answer_type')=='integer')
+    how = _equal(p.text, gold, row, algebra)
+    return Mark(float(how not in (None, _LATE)), p.text, p.tier, f'{p.reason}; {how}' if how else p.reason)
+
+# %% ../../nbs/scoring/12_score.ipynb #c025
+_MARKED = ('boxed', 'the answer tag', 'the field of a JSON reply', 'behind "the answer is"')
+
+def _read_reply(row, reply, choices, algebra):
+    "The general rule of the protocol `offline`"
     mark = _by_letter(row, reply, choices) if wants_letter(row) else None
     if mark is None:
-        of = accepted_answers(row['answer']) if row.get('answer_type')=='any of' else [row['answer']]
-        mark = max((_by_value({**row, 'answer':g}, reply, algebra) for g in of), key=lambda m: m.value)
-    stuck = mark.tier!='none' and not mark.reason.partition(';')[0].endswith(_MARKED) and (
-        looping(reply) or cut_off(reply, row.get('finish')))
-    return Mark(0., '', 'none', 'the reply loops or breaks off before it marks an answer') if stuck else mark
+        golds = accepted_answers(row['answer']) if row.get('answer_type')=='any of' else [row['answer']]
+        mark = max((_by_value({**row, 'answer':g}, reply, algebra) for g in golds), key=lambda m: m.value)
+    if mark.tier=='none' or mark.reason.partition(';')[0].endswith(_MARKED): return mark
+    if not looping(reply) and not cut_off(reply, row.get('finish')): return mark
+    return Mark(0., '', 'none', 'the reply loops or breaks off before it marks an answer')
 
-# %% ../../nbs/scoring/12_score.ipynb #c020
+# %% ../../nbs/scoring/12_score.ipynb #c029
 def _strict_option(rule):
     def scored(row, reply, choices):
-        if not wants_letter(row): return rule(reply=reply, gold=row['answer'], answer_type=row.get('answer_type'))
-        letter = _right_letter(row, choices)
+        letter, kind = _right_letter(row, choices) if wants_letter(row) else '', row.get('answer_type')
         if isinstance(letter, Mark): return letter
-        return option_strict(reply, letter, choices) if letter else rule(reply=reply, gold=row['answer'], answer_type='text')
+        if letter: return option_strict(reply, letter, choices)
+        return rule(reply=reply, gold=row['answer'], answer_type='text' if wants_letter(row) else kind)
     return scored
-def _plain(rule):
-    return lambda row, reply, choices: rule(reply=reply, gold=row['answer'], answer_type=row.get('answer_type'), tags=row)
 
+def _plain(rule):
+    def scored(row, reply, choices):
+        return rule(reply=reply, gold=row['answer'], answer_type=row.get('answer_type'), tags=row)
+    return scored
+
+# %% ../../nbs/scoring/12_score.ipynb #c030
 RULES = dict(mathvista=_strict_option(mathvista_strict), mathvision=_strict_option(mathvision_strict),
              mmstar=_strict_option(mathverse_strict), answer=_strict_option(mathverse_strict),
              mathverse=_plain(mathverse_strict), dynamath=_plain(dynamath_strict), mm_math=_plain(mm_math),
              relaxed=_plain(relaxed), anls=_plain(anls), vqa=_plain(vqa),
              contains=_plain(contains), yesno=_plain(yesno))
-_SHORT_REPLY_RULES = dict(relaxed=relaxed, anls=anls, vqa=vqa)      # Made for short replies
 
-def _short_reply(
-    row:dict,           # Of a reply table
-    reply:str,          # As `readable_part` gives it
-    metric:str,         # One of `_SHORT_REPLY_RULES`
-)->Mark:
-    "The best of three readings: the reply itself, its final passage, and what that passage says behind `is`"
-    rule, question, gold = _SHORT_REPLY_RULES[metric], row['question'], row['answer']
-    first, spans = pick_value(reply, question, accepted_answers(gold)[0]), list(finals(reply, question))
-    words = pick_text(spans, len(accepted_answers(gold)[0].split())).text
+# %% ../../nbs/scoring/12_score.ipynb #c033
+_SHORT_REPLY_RULES = dict(relaxed=relaxed, anls=anls, vqa=vqa)
+
+def _readings(row, reply):
+    "What may be meant as the short answer of a reply: text -> why"
+    question, gold = row['question'], accepted_answers(row['answer'])[0]
+    first = pick_value(reply, question, gold)
+    words = pick_text(list(finals(reply, question)), len(gold.split())).text.rstrip(' .')
+    tries = {reply:'the whole reply', final_passage(reply, question):'the final passage',
+             first.text:first.reason, words:'the final words'}
     value = re.match(r'([-$\d.,]*\d) *(%|percent)?', first.text)
-    tries = {reply:'the whole reply', final_passage(reply, question):'the final passage', first.text:first.reason,
-             words.rstrip(' .'):'the final words', **({value[1]:first.reason, value[1]+'%'*bool(value[2]):first.reason} if value else {})}
-    marks = [(rule(reply=t, gold=gold, lenient=True), why) for t, why in tries.items() if t]
+    if value: tries |= {value[1]:first.reason, value[1]+'%'*bool(value[2]):first.reason}
+    return {text:why for text, why in tries.items() if text}
+
+# %% ../../nbs/scoring/12_score.ipynb #c035
+def _short_reply(row, reply, metric):
+    "The best mark of all readings of a reply"
+    rule = _SHORT_REPLY_RULES[metric]
+    readings = _readings(row, reply).items()
+    marks = [(rule(reply=text, gold=row['answer'], lenient=True), why) for text, why in readings]
     mark, why = max(marks, key=lambda m: m[0].value, default=(Mark(0., '', 'none', 'an empty reply'), ''))
     return Mark(mark.value, mark.picked, mark.tier, f'{why}; {mark.reason}')
 
-def _mark(
-    row:dict,            # Of a reply table
-    reply:str,           # As `readable_part` gives it
-    metric:str,          # Key of `RULES`
-    strict:bool,        # The official rule?
-    algebra:Algebra,    # For what our own grammar cannot read
-)->Mark:
-    "Score one reply"
+# %% ../../nbs/scoring/12_score.ipynb #c038
+_TOLERANCES = dict(dynamath=.001, mm_math=.0101)
+
+def _as_near(mark, row, metric):
+    "A mark that is right if what was picked is within the tolerance of the benchmark"
+    if metric not in _TOLERANCES or mark.value or mark.tier=='none' or wants_letter(row): return mark
+    x, y = (python_number(t) for t in (mark.picked, row['answer']))
+    if x is None or y is None or abs(x-y)>_TOLERANCES[metric]: return mark
+    return Mark(1., mark.picked, mark.tier, mark.reason+'; within the tolerance of the benchmark')
+
+# %% ../../nbs/scoring/12_score.ipynb #c041
+def _mark(row, reply, metric, strict, algebra):
+    "Score one reply by the rule that its benchmark and the protocol name"
     choices = choices_of(row.get('choices'))
     if not choices and wants_letter(row):
         choices = options_in(row['question']) or options_in(row.get('question_for_eval') or '')
@@ -165,61 +181,54 @@ def _mark(
     if metric=='contains': return RULES[metric](row, reply, choices)
     if metric=='yesno': return yesno(reply, row['answer'], lenient=True)
     if metric in _SHORT_REPLY_RULES: return _short_reply(row, reply, metric)
-    mark = _read_reply(row, reply, choices, algebra)
-    if metric in ('dynamath', 'mm_math') and not mark.value and mark.tier!='none' and not wants_letter(row):
-        x, y = (python_number(t) for t in (mark.picked, row['answer']))
-        if x is not None and y is not None and abs(x-y)<=(.001 if metric=='dynamath' else .0101):
-            return Mark(1., mark.picked, mark.tier, mark.reason+'; within the tolerance of the benchmark')
-    return mark
+    return _as_near(_read_reply(row, reply, choices, algebra), row, metric)
 
-# %% ../../nbs/scoring/12_score.ipynb #c024
-PROTOCOLS = dict(offline='offline-1', strict='strict-1')
-_SECONDS = .4             # For one row, beside what math-verify takes
-_INPUTS = ('question', 'question_for_eval', 'choices', 'answer', 'answer_option', 'question_type', 'answer_type', 'precision', 'unit',
-          'prediction', 'finish', 'metric', 'category')
-COLUMNS_LEFT_OUT = ('question_for_eval', 'choices', 'answer_option', 'question_type', 'answer_type', 'precision',
-            'unit', 'finish', 'metric', 'key', 'error', 'query', 'seconds')
-SCORE_COLUMNS = dict(correct=pl.Boolean, value=pl.Float64, picked=pl.String, tier=pl.String, reason=pl.String, outcome=pl.String,
-               length=pl.Int64, protocol=pl.String)
-
-def _outcome(
-    prediction:str,     # The reply
-    mark:Mark,          # How it was scored
-    finish:str|None,    # Why the model stopped: `length` if it was cut
-)->str:                  # answered, refused, loop, cut-off, empty or no answer
-    "How a reply ended"
+# %% ../../nbs/scoring/12_score.ipynb #c045
+def _outcome(prediction, mark, finish):
+    "How a reply ended: answered, refused, loop, cut-off, empty or no answer"
     reply = readable_part(prediction)
     if not reply: return 'empty'
     unmarked = mark.tier=='fallback' or mark.reason.startswith(('the whole reply', 'the only sentence'))
     if unmarked and not mark.value and refused(reply[-300:]): return 'refused'
     if mark.tier!='none' and mark.picked.strip(): return 'answered'
-    for name, held in (('loop', looping(reply)), ('cut-off', cut_off(reply, finish)), ('refused', refused(reply))):
-        if held: return name
-    return 'no answer'
+    if looping(reply): return 'loop'
+    return 'cut-off' if cut_off(reply, finish) else 'refused' if refused(reply) else 'no answer'
 
-# %% ../../nbs/scoring/12_score.ipynb #c028
+# %% ../../nbs/scoring/12_score.ipynb #c049
+PROTOCOLS = dict(offline='offline-1', strict='strict-1')
+SCORE_COLUMNS = dict(correct=pl.Boolean, value=pl.Float64, picked=pl.String, tier=pl.String, reason=pl.String,
+                     outcome=pl.String, length=pl.Int64, protocol=pl.String)
+_SECONDS = .4             # For one row, beside what math-verify takes
+
+def _mark_in_time(row, metric, strict, algebra):
+    "The mark of a row, whatever goes wrong"
+    if not (row.get('answer') or '').strip(): return Mark(None, '', 'none', 'there is no gold answer')
+    if metric not in RULES:
+        return Mark(None, '', 'none', f"there is no rule named {metric!r}; there are {', '.join(RULES)}")
+    try:
+        with limit(_SECONDS): return _mark(row, readable_part(row['prediction']), metric, strict, algebra)
+    except _BadRow as e: return Mark(None, '', 'none', str(e))
+    except Late: return Mark(0., '', 'none', _LATE)
+    except Exception as e:                                                     # A fault of ours
+        return Mark(0., '', 'none', f'the reply cannot be read ({type(e).__name__}: {str(e)[:80]})')
+
+# %% ../../nbs/scoring/12_score.ipynb #c051
 def score_row(
-    row:dict,           # Of a reply table
+    row:dict,            # Of a reply table
     protocol:str,        # Key of `PROTOCOLS`
-    algebra:Algebra,    # For what our own grammar cannot read
+    algebra:Algebra,     # For what our own grammar cannot read
 )->dict:                 # Columns of `SCORE_COLUMNS`
     "Score one row, whatever it holds"
     prediction = row.get('prediction') or ''
     metric = row.get('metric') or metric_of(row.get('benchmark') or '')
-    row = {**row, 'question':row.get('question') or '', 'prediction':prediction}
-    if not (row.get('answer') or '').strip(): mark = Mark(None, '', 'none', 'there is no gold answer')
-    elif metric not in RULES: mark = Mark(None, '', 'none', f"there is no rule named {metric!r}; there are {', '.join(RULES)}")
-    else:
-        try:
-            with limit(_SECONDS): mark = _mark(row, readable_part(prediction), metric, protocol=='strict', algebra)
-        except _BadRow as e: mark = Mark(None, '', 'none', str(e))
-        except Late: mark = Mark(0., '', 'none', _LATE)
-        except Exception as e: mark = Mark(0., '', 'none', f'the reply cannot be read ({type(e).__name__}: {str(e)[:80]})') # A fault of ours
-    value = mark.value
-    return dict(correct=None if value is None else value>=.5, value=value, picked=mark.picked[:500], tier=mark.tier, reason=mark.reason,
-                outcome=_outcome(prediction, mark, row.get('finish')), length=len(prediction), protocol=PROTOCOLS[protocol])
+    whole = {**row, 'question':row.get('question') or '', 'prediction':prediction}
+    mark = _mark_in_time(whole, metric, protocol=='strict', algebra)
+    correct = None if mark.value is None else mark.value>=.5
+    return dict(correct=correct, value=mark.value, picked=mark.picked[:500], tier=mark.tier,
+                reason=mark.reason, outcome=_outcome(prediction, mark, row.get('finish')),
+                length=len(prediction), protocol=PROTOCOLS[protocol])
 
-# %% ../../nbs/scoring/12_score.ipynb #c031
+# %% ../../nbs/scoring/12_score.ipynb #c055
 def table_at(
     path:str|Path,      # Folder of a run; or a file: parquet, jsonl, csv, tsv, json or xlsx
     problems:list|None=None, # Sentences about rows that cannot be read are put here; None: they are warnings
@@ -233,68 +242,97 @@ def table_at(
     from vlm_merging.asking.results import import_replies, named_in
     kind = path.suffix.lower()
     if kind in ('.xlsx', '.xls', '.tsv', '.json'): return import_replies(path)
-    if kind not in TABLE_SUFFIXES: raise ValueError(f'{path.name}: a table is read from .parquet, .jsonl, .csv, .xlsx, .tsv or .json.')
+    if kind not in TABLE_SUFFIXES:
+        raise ValueError(f'{path.name}: a table is read from .parquet, .jsonl, .csv, .xlsx, .tsv or .json.')
+    table = _rows_at(path, problems)
+    by_file = not {'benchmark', 'run'} & {*table.columns} and named_in(path)[1]        # The file says both
+    return import_replies(path) if by_file else table
+
+# %% ../../nbs/scoring/12_score.ipynb #c056
+def _rows_at(path, problems):
+    "The rows of a file, without its pictures"
     unread = [] if problems is None else problems
     rows = [r for _, r in rows_in(path, unread)]
     if problems is None:
-        for told in unread: warnings.warn(told, stacklevel=2)
-    table = pl.DataFrame(rows, infer_schema_length=None, strict=False) if rows else pl.read_parquet(path) if kind=='.parquet' else pl.DataFrame()
-    table = table.drop(IMAGES, strict=False)
-    return import_replies(path) if not {'benchmark', 'run'} & {*table.columns} and named_in(path)[1] else table
+        for told in unread: warnings.warn(told, stacklevel=3)
+    if rows: table = pl.DataFrame(rows, infer_schema_length=None, strict=False)
+    else: table = pl.read_parquet(path) if path.suffix.lower()=='.parquet' else pl.DataFrame()
+    return table.drop(IMAGES, strict=False)
 
-# %% ../../nbs/scoring/12_score.ipynb #c033
+# %% ../../nbs/scoring/12_score.ipynb #c060
+_INPUTS = ('question', 'question_for_eval', 'choices', 'answer', 'answer_option', 'question_type',
+           'answer_type', 'precision', 'unit', 'prediction', 'finish', 'metric', 'category')
+
+def _typed(frame, name):
+    "A column in its type; one that is missing is null"
+    kind, column = frame.schema.get(name), pl.col(name)
+    if kind is None: return pl.lit(None, pl.String).alias(name)
+    if name=='precision': return column.cast(pl.Float64, strict=False).cast(pl.Int64, strict=False)
+    if kind.is_nested():
+        if name in ('choices', 'category'): return column
+        raise ValueError(f"Column {name} holds {kind}, where one text a row is needed.")
+    if not kind.is_float(): return column.cast(pl.String)
+    whole = column.cast(pl.Int64, strict=False).cast(pl.String)
+    return pl.when(column==column.round()).then(whole).otherwise(column.cast(pl.String))
+
+# %% ../../nbs/scoring/12_score.ipynb #c061
 def typed_replies(
     frame:pl.DataFrame,  # A reply table with at least `prediction` and `answer`
-)->pl.DataFrame:
-    "The columns that scoring reads, in their types; absent ones are null"
-    if not isinstance(frame, pl.DataFrame): raise ValueError(f"{type(frame).__name__} {' '.join(str(frame).split())[:60]!r} is no table. Give the folder of a run, a file, or a polars frame.")
+)->pl.DataFrame:         # Absent columns are null
+    "The columns that scoring reads, in their types; raise ValueError if it is no reply table"
+    if not isinstance(frame, pl.DataFrame):
+        shown = ' '.join(str(frame).split())[:60]
+        raise ValueError(f"{type(frame).__name__} {shown!r} is no table. "
+                         f"Give the folder of a run, a file, or a polars frame.")
     missing = [c for c in ('prediction', 'answer') if c not in frame.columns]
     if missing:
-        raise ValueError(f"The table has no column {' and no column '.join(missing)}; it has {', '.join(frame.columns[:20])}. "
+        raise ValueError(f"The table has no column {' and no column '.join(missing)}; "
+                         f"it has {', '.join(frame.columns[:20])}. "
                          f"Rename yours, for instance with frame.rename({{'response':'prediction'}}).")
-    def typed(c):
-        if c not in frame.columns: return pl.lit(None, pl.String).alias(c)
-        if c=='precision': return pl.col(c).cast(pl.Float64, strict=False).cast(pl.Int64, strict=False)
-        if frame.schema[c].is_nested():
-            if c not in ('choices', 'category'): raise ValueError(f"Column {c} holds {frame.schema[c]}, where one text a row is needed.")
-            return pl.col(c)
-        if frame.schema[c].is_float():                       # `5.0` was 5 before a table of mixed numbers was read
-            return pl.when(pl.col(c)==pl.col(c).round()).then(pl.col(c).cast(pl.Int64, strict=False).cast(pl.String)).otherwise(pl.col(c).cast(pl.String))
-        return pl.col(c).cast(pl.String)
-    return frame.select(typed(c) for c in dict.fromkeys((*ROW_KEYS, *_INPUTS)))
+    return frame.select(_typed(frame, name) for name in dict.fromkeys((*ROW_KEYS, *_INPUTS)))
+
+# %% ../../nbs/scoring/12_score.ipynb #c065
+COLUMNS_LEFT_OUT = ('question_for_eval', 'choices', 'answer_option', 'question_type', 'answer_type',
+                    'precision', 'unit', 'finish', 'metric', 'key', 'error', 'query', 'seconds')
 
 def score(
-    replies:pl.DataFrame|str|Path, # Folder of a run, file with a table of replies, or the table itself: one row a reply
+    replies:pl.DataFrame|str|Path, # Folder of a run, file with a table of replies, or the table itself
     protocol:str='offline', # offline: reads the reply; strict: the official rule without a judge
-)->pl.DataFrame:         # Keys, question, answer, reply, tags and the columns of `SCORE_COLUMNS`, in the order of `replies`
+)->pl.DataFrame:         # Keys, question, answer, reply, tags and `SCORE_COLUMNS`, in the order of `replies`
     "Score replies; raise ValueError if there are none, or a column is missing"
-    if protocol not in PROTOCOLS: raise ValueError(f"No protocol is named {protocol!r}; there are {', '.join(PROTOCOLS)}.")
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"No protocol is named {protocol!r}; there are {', '.join(PROTOCOLS)}.")
     frame = table_at(replies) if isinstance(replies, (str, Path)) else replies
     rows = typed_replies(frame)
     with Algebra() as algebra:
-        if any(beyond(g) for g in rows['answer'].unique().drop_nulls()): algebra.start() # Before the clock of a row runs
-        made = pl.DataFrame([score_row(r, protocol, algebra.ready()) for r in rows.iter_rows(named=True)], schema=SCORE_COLUMNS)
+        hard = any(beyond(g) for g in rows['answer'].unique().drop_nulls())
+        if hard: algebra.start()                              # Before the clock of a row runs
+        scored = [score_row(r, protocol, algebra.ready()) for r in rows.iter_rows(named=True)]
     keys = [pl.col(c) if c in frame.columns else pl.lit(None, pl.String).alias(c) for c in ROW_KEYS]
-    tags = [c for c in frame.columns if c not in (*ROW_KEYS, *COLUMNS_LEFT_OUT, *SCORE_COLUMNS) and not c.startswith(('judge', 'adjudicated'))]
-    return frame.select(*keys, *tags).hstack(made)
+    own = (*ROW_KEYS, *COLUMNS_LEFT_OUT, *SCORE_COLUMNS)
+    tags = [c for c in frame.columns if c not in own and not c.startswith(('judge', 'adjudicated'))]
+    return frame.select(*keys, *tags).hstack(pl.DataFrame(scored, schema=SCORE_COLUMNS))
 
-# %% ../../nbs/scoring/12_score.ipynb #c039
+# %% ../../nbs/scoring/12_score.ipynb #c073
 def problems(
     scores:pl.DataFrame, # As `score` gives it
 )->list[str]:            # One sentence a kind; empty: nothing to report
     "What is wrong with rows of a score table, with their numbers"
-    def rows(held): return told_rows([i+1 for i in held.arg_true()])
-    out, keys = [], [c for c in ('benchmark', 'split', 'run', 'index') if scores[c].null_count()<scores.height]
-    unread = scores['correct'].is_null()
+    def rows(where): return told_rows([i+1 for i in where.arg_true()])
+    out, unread = [], scores['correct'].is_null()
     for why in scores.filter(unread)['reason'].unique(maintain_order=True)[:8]:
         out.append(f"Not scored, {rows(unread & (scores['reason']==why))}: {why}.")
     if scores.height and scores['index'].null_count()<scores.height:
+        keys = [c for c in ('benchmark', 'split', 'run', 'index') if scores[c].null_count()<scores.height]
         twice = scores.select(keys).is_duplicated()
-        if twice.any(): out.append(f"The same {', '.join(keys)} more than once, {rows(twice)}: keep one of each before you compare.")
+        if twice.any():
+            out.append(f"The same {', '.join(keys)} more than once, {rows(twice)}: "
+                       f"keep one of each before you compare.")
     fault = scores['reason'].str.starts_with('the reply cannot be read')
-    if fault.any(): out.append(f"A fault of this package, please report it, {rows(fault)}: {scores.filter(fault)['reason'][0]}.")
-    late = scores['reason'].str.contains(_LATE, literal=True)
+    if fault.any():
+        why = scores.filter(fault)['reason'][0]
+        out.append(f"A fault of this package, please report it, {rows(fault)}: {why}.")
+    late, empty = scores['reason'].str.contains(_LATE, literal=True), scores['outcome']=='empty'
     if late.any(): out.append(f"A formula could not be compared in time, {rows(late)}: counted as not right.")
-    empty = scores['outcome']=='empty'
     if empty.any(): out.append(f"An empty reply, {rows(empty)}: counted as not right.")
     return out
