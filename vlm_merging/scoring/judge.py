@@ -82,6 +82,7 @@ def _asked_about(scores):
     ended = scores['outcome'].is_in(['answered', 'no answer']) & scores['correct'].is_not_null()
     return (ended & scores['tier'].is_in(_UNSURE)).arg_true()
 
+# %% ../../nbs/scoring/13_judge.ipynb #c022
 def judged(
     replies:pl.DataFrame|str|Path, # Folder of a run, file with a table of replies, or the table itself
     judge:Callable,     # Who judges: as the model of `ask`
@@ -104,7 +105,7 @@ def judged(
         for i, item in items.items(): after[i] |= _with_judge(rows[i], said.get(item.id), after[i], algebra)
     return pl.DataFrame(after, schema=scores.schema).with_columns(protocol=pl.lit('judge-1'))
 
-# %% ../../nbs/scoring/13_judge.ipynb #c023
+# %% ../../nbs/scoring/13_judge.ipynb #c025
 def judge_report(
     scores:pl.DataFrame, # As `judged` gives it
 )->str:

@@ -13,8 +13,8 @@ from .equality import same
 from ..benchmarks.items import LETTERS, ROW_KEYS, metric_of
 from vlm_merging.scoring.rules import (
     Mark, accepted_answers, anls, contains, dynamath_strict, final_passage, mathverse_strict,
-    mathvision_strict, mathvista_strict, mm_math, option_strict, python_number, relaxed, same_items, same_text,
-    vqa, yesno)
+    mathvision_strict, mathvista_strict, mm_math, option_strict, python_number, relaxed, same_items,
+    same_text, vqa, yesno)
 from .passages import cut_off, finals, looping, readable_part, refused
 from .options import gold_letters, options_in, pick_option
 from .free_answers import answer_kind, pick_text, pick_value
