@@ -2,7 +2,7 @@
 
 Nothing is imported for it, so that `--help` needs neither torch nor transformers."""
 from __future__ import annotations
-import ast, io, tokenize
+import ast, io, sys, tokenize
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -144,19 +144,21 @@ def parameters_of(
         made = [_parameter(o, d, source, node.body[0].lineno-1) for o, d in zip([*plain, *a.kwonlyargs], defaults)]
     return {p.name:p for p in made if p.name not in ('self', 'cls')}
 
-def doc_of(
-    where:str,          # As for `definition`
-)->str:
-    "The docstring of a function or class"
-    return ast.get_docstring(definition(where)[0]) or ''
-
 @lru_cache
-def methods_read()->dict: # Method -> knob -> `Parameter`
-    "The merge methods of this package and their knobs: what stands behind the `*`"
+def _methods_written():
     source, made = module_text(METHOD_MODULE), {}
     for node in source.tree.body:
         marks = [ast.unparse(o).partition('(')[0] for o in getattr(node, 'decorator_list', ())]
         if 'merge_method' not in marks: continue
         known = parameters_of(f'{METHOD_MODULE}:{node.name}')
-        made[node.name] = {a.arg:known[a.arg] for a in node.args.kwonlyargs}
+        made[node.name] = ast.get_docstring(node), {a.arg:known[a.arg] for a in node.args.kwonlyargs}
+    return made
+
+def methods_read()->dict: # Method -> what it does, and its knobs: name -> `Parameter`
+    "The merge methods and their knobs: those written in this package, and those that were entered since"
+    made = dict(_methods_written())
+    entered = getattr(sys.modules.get(f'{PACKAGE.name}.{METHOD_MODULE}'), 'METHODS', {})
+    for name in entered.keys()-made.keys():
+        knobs = entered[name].knobs.values()
+        made[name] = entered[name].about, {k.name:Parameter(k.name, (), k.default, k.choices, () if k.choices else (k.low, k.high), k.about) for k in knobs}
     return made
