@@ -115,7 +115,7 @@ def demo(
     step:Callable=bool, # Is told what is done next
 )->Findings:
     "Merge, ask, compare and mask the embedded trio, and write it all into a folder, whole or not at all; raise ValueError if that cannot be done"
-    from vlm_merging.asking.ask import versions
+    from vlm_merging.asking.folder import versions
     from vlm_merging.merging.recipe import Recipe
     from vlm_merging.checkpoints.writer import KEY, drafting, remove, sync_text
     out = Path(out).expanduser()

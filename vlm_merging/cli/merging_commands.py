@@ -47,7 +47,7 @@ def plan_command(
     **given,
 )->int:                 # Exit code: 3 if it cannot be merged
     "Say what would be merged with what, what stays and why; nothing is written"
-    from vlm_merging.merging.merge import plan
+    from vlm_merging.merging.plan import plan
     made = plan(asked_recipe(given, **taken(given, BESIDE+' recipe layer_swap')))
     text = str(made)
     for f in made.findings: text = text.replace(str(f), told_finding(f, 'plan'))
@@ -63,13 +63,14 @@ def merge_command(
     **given,
 )->int:                 # Exit code
     "Merge, and say where the result is"
-    from vlm_merging.checkpoints.checkpoint import readable
-    from vlm_merging.merging.merge import merge, plan
+    from vlm_merging.checkpoints.headers import readable
+    from vlm_merging.merging.merge import merge
+    from vlm_merging.merging.plan import plan
     wanted, start = asked_recipe(given, **taken(given, BESIDE+' recipe layer_swap')), time.time()
     for f in plan(wanted).findings:
         if f.level=='warn': print(told_finding(f, 'merge'), file=sys.stderr)
     how = taken(given, OUTPUT)
-    out = merge(wanted, Path(how.pop('out')), progress=False if quiet else None, **how)
+    out = merge(wanted, out=Path(how.pop('out')), progress=False if quiet else None, **how)
     size = sum(p.stat().st_size for p in out.rglob('*') if p.is_file())
     print(f'{out}: {readable(size)} in {time.time()-start:.1f} s. '
           f'Open it with AutoModelForImageTextToText.from_pretrained.')
@@ -80,7 +81,7 @@ def inspect_command(
     folder:str,         # A folder or hub id
 )->int:                 # Exit code
     "Say what a checkpoint holds, and its recipe if it was merged here"
-    from vlm_merging.checkpoints.checkpoint import Checkpoint, folder_summary
+    from vlm_merging.checkpoints.headers import Checkpoint, folder_summary
     opened = Checkpoint.open(folder)
     print(folder_summary(opened))
     if (opened.path/'recipe.json').is_file():

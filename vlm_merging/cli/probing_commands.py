@@ -44,6 +44,7 @@ def diagnose_command(
     if found.stats is not None and found.stats.height:
         if out: write_table(found.stats, out)
         from vlm_merging.charts.maps import layers_page
+        from vlm_merging.probing.weights import weights_by_layer
         save_page(lambda: layers_page(None, weights_by_layer(found.stats)), chart)
     elif out or chart: tell('no weights could be compared, so nothing was written.')
     return 3 if any(f.level=='stop' for f in found.findings) else 0
@@ -91,9 +92,10 @@ def probe_command(
     "Mask one part of one layer at a time, and see which questions suffer"
     out = folder_wanted(dict(out=out))
     ready_to_write(chart, PAGES)
-    from vlm_merging.probing.profile import MEASURES
+    from vlm_merging.comparing.layer_findings import MEASURES
     if odd := [m for m in measure if m not in (*MEASURES, 'both')]: raise ValueError(f"--measure does not know {odd[0]!r}. There are: {', '.join(MEASURES)}, both.")
     if ('weights' in given.get('how', ()))!=('other' in given): raise ValueError('--how weights and --other go together: the layers of OTHER are put in.')
+    from vlm_merging.probing.weights import weights_by_layer
     models, drawn = named_models(model, against), weights_by_layer(read_table(diagnosis)) if diagnosis else None
     items, left = questions_of(given)
     by = tags_asked(by, items)
@@ -117,7 +119,8 @@ def probe_tables(
 )->dict:                # profile, depth and, of two models, change
     "Write what a probe says as tables, and print it in words"
     from vlm_merging.probing.profile import profile_change, profile_table
-    from vlm_merging.probing.verdicts import change_verdict, depth_table, profile_verdict
+    from vlm_merging.comparing.layer_findings import change_verdict, profile_verdict
+    from vlm_merging.probing.depth import depth_table
     tables = dict(profile=profile_table(rows, by), depth=depth_table(rows, by))
     print(profile_verdict(tables['profile'], tables['depth']))
     if len(models)>1:
@@ -158,7 +161,8 @@ def sweep_command(
     items, left = questions_of(given)
     by = tags_asked(by, items)
     quiet_libraries()
-    from vlm_merging.probing.sweep import sweep, sweep_verdict
+    from vlm_merging.comparing.findings import sweep_verdict
+    from vlm_merging.probing.sweep import sweep
     how = taken(given, MIXED, TRIED, OPENED, BATCHES)|dict(weights=weights, items=items, knobs=knobs, by=by, out=out)
     table = sweep(**how).table
     for r in table.filter(what='accuracy').drop_nulls('value').sort('benchmark', 'tag', 'where', maintain_order=True).to_dicts():
@@ -185,13 +189,3 @@ def sweep_charts(
     axis = 'share of the VLM (1: the VLM as it was)' if method in ('linear', 'slerp') else f"weight of {method}: factor of the VLM's task vector"
     return together(*(weights_chart(part, tag=tag, what=part['what'][0], axis=axis)
                       for (tag, _), part in drawn.group_by('tag', 'benchmark', maintain_order=True)))
-
-def weights_by_layer(
-    stats,              # From `weight_stats`, one row a tensor
-):                      # Long: layer, module, what, value; all modules together, and each of them
-    "What `weight_map` draws"
-    from vlm_merging.probing.weights import by_layer, long
-    if lost := [c for c in ('layer', 'module', 'n') if c not in stats.columns]:
-        raise ValueError(f"The table has no column {' and no column '.join(lost)}. Give one that diagnose --out wrote.")
-    modules = stats.drop_nulls('layer')['module'].unique(maintain_order=True).to_list()
-    return long(by_layer(stats), *(by_layer(stats, m) for m in modules))

@@ -50,7 +50,7 @@ def masks_said(
     kind:str,           # perception or reasoning
 )->str:
     "`VLM 0, merged 0-2`: the layers whose loss costs right answers, beyond chance"
-    from vlm_merging.merging.families import ranges_said
+    from vlm_merging.comparing.findings import ranges_said
     from vlm_merging.probing.profile import matters
     hurt = profile.filter(matters(-1), tag='category', where=kind)
     return ', '.join(f"{m} {ranges_said(hurt.filter(model=m)['layer'].to_list()) or 'none'}" for m in ('VLM', 'merged'))
@@ -118,7 +118,7 @@ def drawn_chart(
 )->dict:                # title, note, and two drawings: wide, slim
     "A chart for the page: its title and note as text, so that a reader can be told them"
     import altair as alt
-    from vlm_merging.charts.charts import INK
+    from vlm_merging.charts.pages import INK
     title, note = (s.join(t) if isinstance(t, list) else t for s, t in ((' ', chart.title.text), ('; ', chart.title.subtitle)))
     chart, made = chart.copy(), dict(title=title, note=note[:1].upper()+note[1:])
     chart.title = alt.Undefined
@@ -161,7 +161,8 @@ def along_the_weight(
 )->dict:                # Two charts and the table beneath
     "What the weights did to accuracy and length"
     import altair as alt, polars as pl
-    from vlm_merging.charts.charts import INK, weights_chart
+    from vlm_merging.charts.pages import INK
+    from vlm_merging.charts.score_charts import weights_chart
     w = f.recipe.knobs['weight']
     at = {what:{(r['weight'], r['where']):r for r in f.tried.filter(what=what, tag='category').to_dicts()} for what in ('accuracy', 'length')}
     def title(told): return f'From the VLM (1) to {w:g}: '+', '.join(f'{k} {told(k, 1)} → {told(k, w)}' for k in kinds)
@@ -192,13 +193,12 @@ def page(
     f,                  # `Findings` of the demo
 )->str:                 # A whole page
     "The report"
-    from vlm_merging.asking.ask import versions
-    from vlm_merging.charts.charts import pairs_chart
+    from vlm_merging.asking.folder import versions
+    from vlm_merging.charts.score_charts import pairs_chart
     from vlm_merging.charts.layer_charts import before_after_chart
     from vlm_merging.charts.maps import weight_map
-    from vlm_merging.comparing.findings import verdict
-    from vlm_merging.probing.sweep import sweep_verdict
-    from vlm_merging.probing.verdicts import change_verdict
+    from vlm_merging.comparing.findings import sweep_verdict, verdict
+    from vlm_merging.comparing.layer_findings import change_verdict
     from vlm_merging.probing.weights import weights_by_layer
     n, w, gains, each = len(f.questions), f.recipe.knobs['weight'], kind_rows(f.compared), f.compared.filter(tag='all').to_dicts()[0]
     said = {(r['run'], r['index']):r['prediction'] or '' for r in f.scores.to_dicts()}
