@@ -57,7 +57,7 @@ def test_plan_merge_and_inspect(who, trio, tmp_path):
     assert all(said.startswith('warn: ') for said in err.splitlines()), 'a bar, where nobody looks'
     assert {x.name for x in tmp_path.iterdir()}=={'done'}
     (tmp_path/'python').mkdir()
-    python = merge(Recipe(trio.vlm, trio.llm, knobs=dict(weight=.7)), tmp_path/'python'/'done')
+    python = merge(Recipe(trio.vlm, trio.llm, knobs=dict(weight=.7)), out=tmp_path/'python'/'done')
     assert files(python)==files(tmp_path/'done')
     code, out, err = shell('inspect', tmp_path/'done')
     assert code==0 and not err and 'language_model' in out and '"weight": 0.7' in out

@@ -11,6 +11,7 @@ LONGEST = 350                                                                   
 HOUSES = 'lab checkpoints merging benchmarks asking scoring comparing probing charts widgets cli'.split()  # Lower first
 NEVER_TORCH = 'benchmarks scoring comparing charts'.split()                        # Houses which never import it, not even later
 NO_TORCH = [*NEVER_TORCH, 'checkpoints', 'asking', 'widgets', 'cli']               # Houses which import without it
+NO_TORCH_ROOMS = [f'merging.{o}' for o in 'families checks largest coins methods recipe plan'.split()]  # A plan waits for nothing
 
 def cells(path): return [''.join(o['source']) for o in json.loads(path.read_text(encoding='utf-8'))['cells']
                          if o['cell_type']=='code']
@@ -119,7 +120,8 @@ def test_rooms_of_tables_never_import_torch():
         assert not heavy, f'{module} imports {heavy}'
 
 def test_light_rooms_import_without_torch():
-    light = [o for o in MODULES if house_of(o) in NO_TORCH]
+    light = [o for o in MODULES if house_of(o) in NO_TORCH or o in NO_TORCH_ROOMS]
+    assert set(NO_TORCH_ROOMS)<=set(light)
     code = f'''import sys, importlib
 for o in {light}:
     importlib.import_module("{package}." + o)
@@ -127,6 +129,15 @@ for o in {light}:
     if heavy: sys.exit(f"{{o}} brings in {{heavy}}")'''
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert not done.returncode, done.stderr
+
+def test_a_plan_needs_no_torch():
+    lab = [str(project/package/'data'/'lab'/o) for o in ('vlm', 'llm', 'base')]
+    code = f'''import sys
+from {package}.merging.plan import plan
+print(plan(*{lab}, method="ties", density=.3))
+sys.exit(len({{"torch", "transformers"}} & set(sys.modules)))'''
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert not done.returncode and done.stdout.startswith('ties('), done.stderr
 
 @pytest.mark.parametrize('module', [o for o in MODULES if HOUSES.index(house_of(o))>HOUSES.index('merging')])
 def test_every_parameter_of_a_public_function_is_explained(module):
