@@ -12,7 +12,8 @@ from vlm_merging.cli.commands import PROGRAM, command, taken
 from vlm_merging.cli.files import PAGES, TABLES, read_scores, read_table, ready_to_write, write_table
 
 FETCHED = 'benchmarks.prepare:prepare name=names split folder=data source=from revision'
-QUESTIONS = 'benchmarks.load:load what=benchmark split n seed folder=data'
+LOADED = 'benchmarks.load:load what=benchmark split n seed folder=data'
+QUESTIONS = 'cli.asking_commands:questions_of benchmark', LOADED
 OPENED = 'asking.models:open_model dtype device trust_remote_code'
 ASKED = 'asking.models:LocalModel batch_size max_new_tokens temperature system'
 SERVED = 'asking.endpoint:Endpoint base_url=endpoint weights=serves'
@@ -67,13 +68,14 @@ def asker_of(
 
 def questions_of(
     given:dict,         # Option -> value, as typed
+    benchmark:tuple,    # Prepared benchmarks, or tables of your own; lab: questions for the embedded models
 )->tuple[list, int]:    # Items; how many rows made none
     "The items that a command line names; what is wrong with their tables is told"
     from vlm_merging.benchmarks.load import load
     from vlm_merging.benchmarks.tables import IMAGES
     items, left = [], 0
-    for name in given['benchmark']:
-        found = load(**taken(given, QUESTIONS)|dict(what=name))
+    for name in benchmark:
+        found = load(**taken(given, LOADED)|dict(what=name))
         for told in found.problems: tell(told)
         if os.path.isfile(name) and not any(i.images for i in found):
             tell(f"{name}: no row has a picture; pictures are read from the columns {', '.join(IMAGES)}.")
@@ -88,23 +90,24 @@ def folder_wanted(
     if out.is_file(): raise ValueError(f"{given['out']} is a file. Name a folder for the run.")
     return out
 
-@command(shows=dict(who=(OPENED, SERVED), what=QUESTIONS, how=ASKED, output='asking.ask:ask out run'), places='model', needs='benchmark out',
+@command(shows=dict(who=(OPENED, SERVED), what=QUESTIONS, how=ASKED, output='asking.ask:ask out'), places='model', needs='benchmark out',
          spaced='benchmark', was=dict(weights='serves'),
          example='vlm-merging ask --model lab/vlm --benchmark lab -n 100 --out runs/vlm\n'
                  'vlm-merging ask --endpoint http://127.0.0.1:8000/v1 --benchmark mine.csv --out runs/served')
 def ask_command(
     *,
     model:str|None=None, # Folder or hub id of a VLM, or of a text model; with --endpoint the name under which it is served
+    run:str|None=None,  # Name in tables; default: that of the folder
     **given,
 )->int:                 # Exit code: 4 if some items failed
     "Ask a model every question, and keep each reply at once; a run that was stopped goes on where it was"
     from vlm_merging.asking.ask import ask
     from vlm_merging.asking.replies import report
     out = folder_wanted(given)
-    items, left = questions_of(given)
+    items, left = questions_of(given, given['benchmark'])
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', r'\d+ of \d+ items have a reply') # `report` says the same
-        replies = ask(asker_of(given|dict(model=model)), items, out, given.get('run'))
+        replies = ask(asker_of(given|dict(model=model)), items, out, run)
     print(report(out))
     print(f'Next: {PROGRAM} score {out} --out {out}.parquet')
     return 0 if replies.height==len(items) and not left else 4

@@ -222,7 +222,7 @@ def help_of(
     plain = worth!=REQUIRED and worth!='' and isinstance(worth, (str, int, float)) and not isinstance(worth, bool)
     if plain and 'default' not in text.lower():
         text += f'; default: {worth}'
-    return text.replace('%', '%%')
+    return text.replace('`', '').replace('%', '%%')
 
 class Parser(argparse.ArgumentParser):
     "An argparse parser that asks what was meant"

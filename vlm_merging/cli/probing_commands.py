@@ -9,13 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 from vlm_merging.cli.asking_commands import OPENED, QUESTIONS, folder_wanted, questions_of, quiet_libraries, tell
 from vlm_merging.cli.commands import KNOBS, command, knob_value, knobs_shown, taken
+from vlm_merging.cli.merging_commands import WHAT, WHO
 from vlm_merging.cli.files import PAGES, TABLES, read_table, ready_to_write, write_table
 
 PAIR = 'probing.diagnose:diagnose vlm llm base'
 LOOKED_AT = 'probing.diagnose:diagnose candidates subspace'
 BATCHES = 'asking.models:LocalModel batch_size max_new_tokens'
 PROBED = 'probing.probe:probe_folder how parts layers target ray other'
-TRIED = 'probing.sweep:sweep weights layers modules ray'
+TRIED = 'probing.sweep:sweep weights layers modules'
+SPREAD = 'probing.probe:probe_folder ray'
 MIXED = 'probing.sweep:sweep vlm llm base method'
 
 def save_page(
@@ -27,7 +29,7 @@ def save_page(
     from vlm_merging.charts.pages import save_chart
     save_chart(draw(), path)
 
-@command(shows=dict(who=PAIR, options=LOOKED_AT), places='vlm llm', needs='vlm llm', spaced='candidates',
+@command(shows=dict(who=(WHO, PAIR), options=LOOKED_AT), places='vlm llm', needs='vlm llm', spaced='candidates',
          example='vlm-merging diagnose --vlm lab/vlm --llm lab/llm --base lab/base')
 def diagnose_command(
     *,
@@ -97,7 +99,7 @@ def probe_command(
     if ('weights' in given.get('how', ()))!=('other' in given): raise ValueError('--how weights and --other go together: the layers of OTHER are put in.')
     from vlm_merging.probing.weights import weights_by_layer
     models, drawn = named_models(model, against), weights_by_layer(read_table(diagnosis)) if diagnosis else None
-    items, left = questions_of(given)
+    items, left = questions_of(given, given['benchmark'])
     by = tags_asked(by, items)
     quiet_libraries()
     from vlm_merging.probing.probe import probe_folder
@@ -141,7 +143,7 @@ def sweep_knobs(
         out[name] = knob_value(value)
     return out
 
-@command(shows=dict(who=MIXED, what=(TRIED, f'{KNOBS} but weight'), questions=QUESTIONS, asking=(OPENED, BATCHES)), places='vlm llm', needs='vlm llm weights benchmark',
+@command(shows=dict(who=(WHO, WHAT, MIXED), what=(TRIED, f'{KNOBS} but weight'), where=SPREAD, questions=QUESTIONS, asking=(OPENED, BATCHES)), places='vlm llm', needs='vlm llm weights benchmark',
          spaced='benchmark knobs layers modules', bare=dict(ray='local'), choices=dict(method=KNOBS),
          example='vlm-merging sweep --vlm lab/vlm --llm lab/llm --weights 0.5,0.6,0.7 --benchmark lab --split dev -n 100 --out runs/sweep --chart sweep.html')
 def sweep_command(
@@ -158,12 +160,12 @@ def sweep_command(
     try: weights = [float(w) for w in given['weights']]
     except ValueError: raise ValueError(f"--weights is {','.join(given['weights'])!r}; it is numbers with commas between, such as 0.7,0.8,0.9.") from None
     knobs = sweep_knobs(knobs, given)
-    items, left = questions_of(given)
+    items, left = questions_of(given, given['benchmark'])
     by = tags_asked(by, items)
     quiet_libraries()
     from vlm_merging.comparing.findings import sweep_verdict
     from vlm_merging.probing.sweep import sweep
-    how = taken(given, MIXED, TRIED, OPENED, BATCHES)|dict(weights=weights, items=items, knobs=knobs, by=by, out=out)
+    how = taken(given, MIXED, TRIED, SPREAD, OPENED, BATCHES)|dict(weights=weights, items=items, knobs=knobs, by=by, out=out)
     table = sweep(**how).table
     for r in table.filter(what='accuracy').drop_nulls('value').sort('benchmark', 'tag', 'where', maintain_order=True).to_dicts():
         print(f"{r['benchmark']}{'' if r['tag']=='all' else ', '+r['where']}, {r['run']}: {r['value']:.1%} "

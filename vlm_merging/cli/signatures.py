@@ -2,7 +2,7 @@
 
 Nothing is imported for it, so that `--help` needs neither torch nor transformers."""
 from __future__ import annotations
-import ast, io, sys, tokenize
+import ast, io, re, sys, tokenize
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +18,7 @@ class Parameter:
     name:str            # As Python calls it
     kinds:tuple         # Types it takes, such as 'int', 'str', 'Path'; () without annotation
     default:object      # `REQUIRED` if there is none
-    choices:tuple=()    # Of a `Literal`; () if anything goes
+    choices:tuple=()    # Of a `Literal`, or of a comment that begins with 'this', 'that' or 'such'; () if anything goes
     bounds:tuple=()     # Of an `Annotated` number; () without bounds
     about:str=''        # The comment beside it
 
@@ -112,8 +112,9 @@ def _about(line, source, ends):
 
 def _parameter(arg, default, source, ends):
     kinds, choices, bounds = _annotation(arg.annotation, source)
-    worth = REQUIRED if default is None else _value(default, source)
-    return Parameter(getattr(arg, 'arg', None) or arg.target.id, kinds, worth, choices, bounds, _about(arg.lineno, source, ends))
+    worth, about = REQUIRED if default is None else _value(default, source), _about(arg.lineno, source, ends)
+    if listed := re.match(r"(('\w+'(, | or )?){2,})(;|\.|$)", about): choices = choices or tuple(re.findall(r"'(\w+)'", listed[1]))
+    return Parameter(getattr(arg, 'arg', None) or arg.target.id, kinds, worth, choices, bounds, about)
 
 def definition(
     where:str,          # 'house.room:function', 'house.room:Class' or 'house.room:Class.method'
