@@ -199,7 +199,7 @@ def test_each_option_sets_its_field(name):
     need = dict(vlm='v', llm='l') | (dict(base='b') if name=='method' else {}) | {name:VALUES[name]}
     argv = []
     for k, v in need.items(): argv += ['--'+k.replace('_', '-')] + ([] if v is True else [str(v)])
-    assert asked_recipe(read_line(['plan', *argv])[1])==Recipe(**need)
+    assert asked_recipe(**read_line(['plan', *argv])[1])==Recipe(**need)
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -208,7 +208,7 @@ def test_each_knob_sets_itself(method):
              for k in METHODS[method].knobs.values()}
     argv = [x for k, v in knobs.items() for x in ('--'+k.replace('_', '-'), str(v))]
     names = ['--vlm', 'v', '--llm', 'l', '--base', 'b', '--method', method]
-    assert asked_recipe(read_line(['merge', *names, *argv])[1])==Recipe('v', 'l', 'b', method, knobs)
+    assert asked_recipe(**read_line(['merge', *names, *argv])[1])==Recipe('v', 'l', 'b', method, knobs)
 
 
 def test_merge_gets_its_arguments(who, tmp_path, monkeypatch, call):

@@ -1,9 +1,8 @@
-"""Evaluation from the shell: `prepare`, `ask`, `score` and `compare`, each of which reads what the one before it wrote.
-
-    prepare -> files of the benchmark           once, where there is a network
-    ask     -> RUN/replies.jsonl, RUN/run.json  each reply at once; goes on where it was
-    score   -> SCORES.parquet                   no model, no network
-    compare -> a verdict in words, TABLE, PAGE  two runs, item by item"""
+"""Evaluation from the shell: `prepare`, `ask`, `score` and `compare`, each of which reads what the one before it wrote."""
+#     prepare -> files of the benchmark           once, where there is a network
+#     ask     -> RUN/replies.jsonl, RUN/run.json  each reply at once; goes on where it was
+#     score   -> SCORES.parquet                   no model, no network
+#     compare -> a verdict in words, TABLE, PAGE  two runs, item by item
 from __future__ import annotations
 import os, sys, warnings
 from pathlib import Path

@@ -1,7 +1,6 @@
-"""The whole toolkit on the lab's trio in about a minute, told in ten lines and on one page: `vlm-merging demo`.
-
-Whoever has just installed the package types this first. It takes the steps that one would take with models of one's own, in their
-order: try some weights in memory, plan, merge, ask, score, compare item by item, mask one layer at a time, measure the weights."""
+"""The whole toolkit on the lab's trio in about a minute, told in ten lines and on one page: `vlm-merging demo`."""
+# Whoever has just installed the package types this first. It takes the steps that one would take with models of one's own, in their
+# order: try some weights in memory, plan, merge, ask, score, compare item by item, mask one layer at a time, measure the weights.
 from __future__ import annotations
 import json, sys, time
 from collections.abc import Callable

@@ -1,8 +1,7 @@
-"""`vlm-merging`: the calls of Python from the shell, with exit codes that scripts can use.
-
-0: done. 1: the machine failed (disk full, no permission). 2: the command line cannot be understood. 3: refused (the models
-do not fit, an input is damaged, the target exists). 4: `ask`: some questions have no reply, and the same command asks only
-these; `probe`, `sweep`: some rows of a table made no question. 130: stopped with Ctrl-C; the same command goes on from there."""
+"""`vlm-merging`: the calls of Python from the shell, with exit codes that scripts can use."""
+# 0: done. 1: the machine failed (disk full, no permission). 2: the command line cannot be understood. 3: refused (the models
+# do not fit, an input is damaged, the target exists). 4: `ask`: some questions have no reply, and the same command asks only
+# these; `probe`, `sweep`: some rows of a table made no question. 130: stopped with Ctrl-C; the same command goes on from there.
 from __future__ import annotations
 import sys, warnings
 from functools import partial

@@ -16,9 +16,10 @@ BESIDE = 'cli.merging_commands:asked_recipe'
 RECIPE = dict(shows=dict(who=(WHO, f'{BESIDE} recipe'), what=(WHAT, KNOBS), where=(WHERE, f'{BESIDE} layer_swap'), how=HOW), places='vlm llm', choices=dict(method=KNOBS))
 
 def asked_recipe(
-    given:dict,         # Option -> value, of `plan` or `merge`
+    *,
     recipe:Path|None=None, # A recipe file, or a merged folder; options given here override it
     layer_swap:int|None=None, # The paper's layer swapping: layers up to this one stay the VLM's, the rest is mixed linearly
+    **given,            # Option -> value, of `plan` or `merge`
 ):
     "The recipe that a command line describes; raise ValueError if it describes none"
     from vlm_merging.merging.recipe import Recipe
@@ -48,7 +49,7 @@ def plan_command(
 )->int:                 # Exit code: 3 if it cannot be merged
     "Say what would be merged with what, what stays and why; nothing is written"
     from vlm_merging.merging.plan import plan
-    made = plan(asked_recipe(given, **taken(given, BESIDE+' recipe layer_swap')))
+    made = plan(asked_recipe(**given))
     text = str(made)
     for f in made.findings: text = text.replace(str(f), told_finding(f, 'plan'))
     print(text)
@@ -66,7 +67,7 @@ def merge_command(
     from vlm_merging.checkpoints.headers import readable
     from vlm_merging.merging.merge import merge
     from vlm_merging.merging.plan import plan
-    wanted, start = asked_recipe(given, **taken(given, BESIDE+' recipe layer_swap')), time.time()
+    wanted, start = asked_recipe(**given), time.time()
     for f in plan(wanted).findings:
         if f.level=='warn': print(told_finding(f, 'merge'), file=sys.stderr)
     how = taken(given, OUTPUT)

@@ -1,10 +1,9 @@
-"""Understanding from the shell: `diagnose`, `probe` and `sweep`. All print words, keep tables, and draw a page that needs no network.
-
-    diagnose -> a verdict with reasons, TABLE, PAGE      no model is loaded
-    probe    -> OUT/parts/*.parquet                      each part at once; goes on where it was
-                OUT/profile.parquet, depth.parquet       what each mask costs, and how deep
-                (change.parquet with --against)          what the merge changed
-    sweep    -> OUT/parts/*.parquet, OUT/sweep.parquet   replies and scores of each weight; no model is written"""
+"""Understanding from the shell: `diagnose`, `probe` and `sweep`. All print words, keep tables, and draw a page that needs no network."""
+#     diagnose -> a verdict with reasons, TABLE, PAGE      no model is loaded
+#     probe    -> OUT/parts/*.parquet                      each part at once; goes on where it was
+#                 OUT/profile.parquet, depth.parquet       what each mask costs, and how deep
+#                 (change.parquet with --against)          what the merge changed
+#     sweep    -> OUT/parts/*.parquet, OUT/sweep.parquet   replies and scores of each weight; no model is written
 from __future__ import annotations
 from pathlib import Path
 from vlm_merging.cli.asking_commands import OPENED, QUESTIONS, folder_wanted, questions_of, quiet_libraries, tell

@@ -1,8 +1,7 @@
-"""What the demo tells: ten lines for a terminal, and one page that can be opened from a disk, mailed, and read on a phone or in the dark.
-
-The page has no scripts and loads nothing: charts are drawn into it as SVG (some 30 kB each; the scripts that would draw them in a browser
-are 0.9 MB), pictures of questions are PNG within it. A chart is drawn wide and narrow, since a shrunken one cannot be read; the page
-shows the one that fits. The same pieces of text go into the lines and onto the page, so that no number can be told in two ways."""
+"""What the demo tells: ten lines for a terminal, and one page that can be opened from a disk, mailed, and read on a phone or in the dark."""
+# The page has no scripts and loads nothing: charts are drawn into it as SVG (some 30 kB each; the scripts that would draw them in a browser
+# are 0.9 MB), pictures of questions are PNG within it. A chart is drawn wide and narrow, since a shrunken one cannot be read; the page
+# shows the one that fits. The same pieces of text go into the lines and onto the page, so that no number can be told in two ways.
 from __future__ import annotations
 import base64, io, json
 from functools import lru_cache
