@@ -139,7 +139,7 @@ def test_weights_and_masks_have_questions_of_their_own(same):
 
 
 def test_the_walk_stops_where_perception_is_lost():
-    def tried(*rows): return pl.DataFrame([dict(what='accuracy', tag='category', where=k, weight=w, value=v) for w, *values in rows
+    def tried(*rows, n=100): return pl.DataFrame([dict(what='accuracy', tag='category', where=k, weight=w, value=v, n=n) for w, *values in rows
                                            for k, v in zip(KINDS, values)])
     assert choose_weight(tried((0., .97, .9), (.5, .9, .8), (.8, .985, .4), (1., .99, .3)))==.8
     assert choose_weight(tried((1., .5, .3), (.5, .49, .3)))==1
@@ -147,6 +147,8 @@ def test_the_walk_stops_where_perception_is_lost():
     line = tried((1., .99, .3), (.8, .98, .4), (.7, .99, .5), (.6, .98, .5), (.4, .9, .8), (.2, .98, .9))
     assert choose_weight(line)==.7, 'at 0.4 sight is lost, so 0.2 does not count; of 0.6 and 0.7 the one nearer to the VLM'
     assert choose_weight(line.filter(pl.col('weight').is_in([1., .4])))==1
+    few = (1., 1., .4), (.8, .95, .7), (.6, .9, .9)
+    assert (choose_weight(tried(*few, n=20)), choose_weight(tried(*few)))==(.8, 1.), 'of twenty questions one may be lost: it is no sign of anything'
 
 
 # --- The page

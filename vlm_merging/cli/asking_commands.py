@@ -191,12 +191,13 @@ def worst_cases(
         worst = [t.with_columns(benchmark=pl.col('benchmark')+', worst case') for t in worst]
         if {*worst[0]['index']}&{*worst[1]['index']}: yield compare(*worst).table
 
-@command(shows=dict(options='comparing.compare:compare a=before b=after by protocol'), choices=dict(protocol='scoring.score:PROTOCOLS'),
+@command(shows=dict(options='comparing.compare:compare a=before b=after protocol'), choices=dict(protocol='scoring.score:PROTOCOLS'),
          example='vlm-merging compare runs/vlm runs/merged --by category --chart page.html')
 def compare_command(
     before:str,         # Folder of a run, or a table of replies or scores
     after:str,          # The same of the run that is compared with it
     *,
+    by:tuple|None=None, # Split by these tags; default: category, where there is one
     out:Path|None=None, # Write the numbers there, anew if it is there: .parquet, .jsonl or .csv
     chart:Path|None=None, # A page with charts (.html), or one chart (.svg, .png)
     **given,
@@ -212,7 +213,7 @@ def compare_command(
     for told in [*left, *unfinished(before), *unfinished(after)]: tell(told)
     if 'run' in a.columns and 'run' in b.columns and a['run'].unique().to_list()==b['run'].unique().to_list():
         a, b = (t.with_columns(run=pl.lit(str(p))) for t, p in ((a, before), (b, after)))  # Told apart by where they lie
-    by = tags_in_both(given.get('by'), a, b)
+    by = tags_in_both(by, a, b)
     table = compare(a, b, by).table
     table = pl.concat([table, *worst_cases(a, b, table['benchmark'].unique())])
     print(verdict(table))

@@ -248,8 +248,9 @@ def parser_of(
     usage += [f'[{n.upper()}]' for n in command.places.split()]
     p = Parser(f'{PROGRAM} {command.name}', ' '.join([f'{PROGRAM} {command.name}', *usage, '[options]']), f'{command.about}.', allow_abbrev=False,
                epilog='for example:\n  '+command.example.replace('\n', '\n  '), formatter_class=Layout, add_help=False)
+    first = p.add_argument_group('what stands first') if fixed else p
     for o in fixed:
-        p.add_argument(o.name, nargs='*' if o.parameter.several else '?', default=argparse.SUPPRESS, metavar=o.flag, help=help_of(o.parameter, names))
+        first.add_argument(o.name, nargs='*' if o.parameter.several else '?', default=argparse.SUPPRESS, metavar=o.flag, help=help_of(o.parameter, names))
     for n in command.places.split(): p.add_argument(f'place_{n}', nargs='?', default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     for o in [o for o in options.values() if not o.place]:
         if o.group not in groups: groups[o.group] = p.add_argument_group(o.group)

@@ -11,7 +11,7 @@ from vlm_merging.cli.commands import command
 from vlm_merging.cli.report import MODELS, facts, page
 
 DEMO = 'vlm-merging-demo' # Written anew each time; any other folder must not exist
-MARGIN = .01            # Perception that may be lost on the dev split
+MARGIN = .01            # Perception that may be lost on the dev split; one question may be, however few there are
 WEIGHT_GRID = (0., .1, .2, .3, .4, .5, .6, .7, .8, .9, 1.)
 LEAST = 40              # Questions, so that the half of them still says something of both kinds
 ASKING = dict(batch_size=100, max_new_tokens=24, device='cpu')
@@ -23,9 +23,10 @@ def choose_weight(
 
     What is wanted is reasoning at no cost in perception, so one walks from the VLM towards the LLM and stops where sight is lost. One
     point on the dev split hardly becomes more than two on other questions: of many weights tried, the one at the edge is there by luck."""
-    rows = (tried.filter(what='accuracy', tag='category').pivot(on='where', index='weight', values='value')
-            .sort('weight', descending=True).to_dicts())
-    keeps = takewhile(lambda r: r['perception']>=rows[0]['perception']-MARGIN-1e-9, rows)
+    kinds = tried.filter(what='accuracy', tag='category')
+    rows = kinds.pivot(on='where', index='weight', values='value').sort('weight', descending=True).to_dicts()
+    margin = max(MARGIN, 1/kinds.filter(where='perception')['n'].min())
+    keeps = takewhile(lambda r: r['perception']>=rows[0]['perception']-margin-1e-9, rows)
     return max(keeps, key=lambda r: (r['reasoning'], r['weight']))['weight']
 
 @dataclass(frozen=True)

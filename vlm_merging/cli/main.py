@@ -6,18 +6,18 @@ from __future__ import annotations
 import sys, warnings
 from functools import partial
 from vlm_merging import __version__
-from vlm_merging.cli import asking_commands, demo, merging_commands, probing_commands
+from vlm_merging.cli import demo, merging_commands, asking_commands, probing_commands # This fills COMMANDS, in this order
 from vlm_merging.cli.commands import COMMANDS, PROGRAM, Command, calls_of, carry_out_command, flags_of, near, read_words
 from vlm_merging.cli.messages import in_shell_words
 
-ROOMS = demo, merging_commands, asking_commands, probing_commands # Importing these fills COMMANDS
+ROOMS = demo, merging_commands, asking_commands, probing_commands
 ABOUT = 'Give a vision-language model the reasoning of a language model, by merging their weights.'
 USAGE = f'usage: {PROGRAM} COMMAND [options]'
 
 def overview()->str:
     "What stands behind `vlm-merging --help`"
     wide = max(map(len, COMMANDS))
-    lines = [f'  {c.name:<{wide}}  {c.about}' for room in ROOMS for c in COMMANDS.values() if c.run.__module__==room.__name__]
+    lines = [f'  {name:<{wide}}  {c.about}' for name, c in COMMANDS.items()]
     return '\n'.join([USAGE, '', ABOUT, '', 'commands:', *lines, '', f'{PROGRAM} COMMAND --help tells the options of each. '
                       f'Models are folders or hub ids; lab/vlm, lab/llm and lab/base come with the package.', '',
                       'for example:', f'  {PROGRAM} demo', f'  {PROGRAM} plan --vlm lab/vlm --llm lab/llm'])
