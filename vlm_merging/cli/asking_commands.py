@@ -1,4 +1,4 @@
-"""Evaluation from the shell: `prepare`, `ask`, `score` and `compare`, each of which reads what the one before it wrote."""
+"""Evaluation from the shell: `prepare`, `ask`, `score`, `compare`; each reads what the last one wrote."""
 #     prepare -> files of the benchmark           once, where there is a network
 #     ask     -> RUN/replies.jsonl, RUN/run.json  each reply at once; goes on where it was
 #     score   -> SCORES.parquet                   no model, no network
@@ -16,7 +16,7 @@ QUESTIONS = 'cli.asking_commands:questions_of benchmark', LOADED
 OPENED = 'asking.models:open_model dtype device trust_remote_code'
 ASKED = 'asking.models:LocalModel batch_size max_new_tokens temperature system'
 SERVED = 'asking.endpoint:Endpoint base_url=endpoint weights=serves'
-AS_SERVED = 'asking.endpoint:Endpoint concurrency=batch_size max_tokens=max_new_tokens temperature system weights=serves'
+AS_SERVED = SERVED+' concurrency=batch_size max_tokens=max_new_tokens temperature system'
 
 def tell(
     text:str,           # A sentence about the work
@@ -24,7 +24,8 @@ def tell(
     "Say something beside the result"
     warnings.warn(text, stacklevel=2)
 
-@command(shows=dict(options=FETCHED), also=dict(to='data'), example='vlm-merging prepare MathVista\nvlm-merging prepare MathVista --from downloads/MathVista')
+@command(shows=dict(options=FETCHED), also=dict(to='data'),
+         example='vlm-merging prepare MathVista\nvlm-merging prepare MathVista --from downloads/MathVista')
 def prepare_command(
     names:tuple=(),     # Benchmarks; none: list what there is
     **given,
@@ -33,7 +34,8 @@ def prepare_command(
     from vlm_merging.benchmarks.items import BENCHMARKS
     from vlm_merging.benchmarks.prepare import prepare
     if not names:
-        for b in BENCHMARKS.values(): print(f"{b.name:16} {b.source:32} {', '.join(b.splits)}   [{b.licence}]")
+        for b in BENCHMARKS.values():
+            print(f"{b.name:16} {b.source:32} {', '.join(b.splits)}   [{b.licence}]")
     for name in names: print(f'{name}: {prepare(name, **taken(given, FETCHED))}')
     return 0
 
@@ -42,7 +44,8 @@ def only_one(
 )->str:
     "The model of a server that has just one; raise ValueError if it has more, or does not tell"
     if len(served)==1: return served[0]
-    raise ValueError(f"--model is missing. The server has {', '.join(served) or 'no list of its models'}: name the one to ask.")
+    there = ', '.join(served) or 'no list of its models'
+    raise ValueError(f'--model is missing. The server has {there}: name the one to ask.')
 
 def quiet_libraries()->None:
     "No bars of transformers where nobody looks"
@@ -59,8 +62,10 @@ def asker_of(
         url = given['endpoint']
         model = given.get('model') or only_one(Endpoint(url, '').served())
         return Endpoint(url, model, **taken(given, AS_SERVED))
-    if not given.get('model'): raise ValueError('--model is missing. Name a folder or hub id, or a server with --endpoint.')
-    if 'serves' in given: raise ValueError('--serves goes with --endpoint: a folder says itself what its weights are.')
+    if not given.get('model'):
+        raise ValueError('--model is missing. Name a folder or hub id, or a server with --endpoint.')
+    if 'serves' in given:
+        raise ValueError('--serves goes with --endpoint: a folder says itself what its weights are.')
     from vlm_merging.asking.models import open_model
     quiet_libraries()
     return open_model(given['model'], **taken(given, OPENED, ASKED))
@@ -89,13 +94,13 @@ def folder_wanted(
     if out.is_file(): raise ValueError(f"{given['out']} is a file. Name a folder for the run.")
     return out
 
-@command(shows=dict(who=(OPENED, SERVED), what=QUESTIONS, how=ASKED, output='asking.ask:ask out'), places='model', needs='benchmark out',
-         spaced='benchmark', was=dict(weights='serves'),
+@command(shows=dict(who=(OPENED, SERVED), what=QUESTIONS, how=ASKED, output='asking.ask:ask out'),
+         places='model', needs='benchmark out', spaced='benchmark', was=dict(weights='serves'),
          example='vlm-merging ask --model lab/vlm --benchmark lab -n 100 --out runs/vlm\n'
                  'vlm-merging ask --endpoint http://127.0.0.1:8000/v1 --benchmark mine.csv --out runs/served')
 def ask_command(
     *,
-    model:str|None=None, # Folder or hub id of a VLM, or of a text model; with --endpoint the name under which it is served
+    model:str|None=None, # Folder or hub id; with --endpoint the name under which it is served
     run:str|None=None,  # Name in tables; default: that of the folder
     **given,
 )->int:                 # Exit code: 4 if some items failed
@@ -128,25 +133,33 @@ def accuracy_said(
     import polars as pl
     from vlm_merging.comparing.statistics import summarize
     keys = ('benchmark', 'split', 'run', 'index')
-    some = scores.filter(~pl.struct(keys).is_duplicated()) if scores['index'].null_count()<scores.height else scores
+    named = scores['index'].null_count()<scores.height
+    some = scores.filter(~pl.struct(keys).is_duplicated()) if named else scores
     if not some.height: return 'There is no reply to count.'
     by = {}
-    for r in summarize(some).filter(tag='all').to_dicts(): by.setdefault((r['benchmark'], r['run']), {})[r['what']] = r
+    for r in summarize(some).filter(tag='all').to_dicts():
+        by.setdefault((r['benchmark'], r['run']), {})[r['what']] = r
     out = []
     for (benchmark, run), what in by.items():
-        a, beside = what.get('accuracy'), [f"{k} {what[k]['value']:.1%}" for k in ('answered', 'loop', 'cut-off', 'worst case') if k in what]
-        said = f"{a['value']:.1%} (95% {a['low']:.1%} to {a['high']:.1%}) of {a['n']}" if a and a['value'] is not None else 'no score'
+        a = what.get('accuracy')
+        more = [k for k in ('answered', 'loop', 'cut-off', 'worst case') if k in what]
+        beside, said = [f"{k} {what[k]['value']:.1%}" for k in more], 'no score'
+        if a and a['value'] is not None:
+            said = f"{a['value']:.1%} (95% {a['low']:.1%} to {a['high']:.1%}) of {a['n']}"
         out.append(f"{benchmark}, {run}: {said}; {', '.join(beside)}")
     return '\n'.join(out)
 
-@command(example='vlm-merging score runs/vlm --out vlm.parquet\nvlm-merging score runs/vlm --protocol judge --judge http://127.0.0.1:8000/v1 --judge-model NAME')
+@command(example='vlm-merging score runs/a --out a.parquet\n'
+                 'vlm-merging score runs/a --protocol judge --judge localhost:8000 --judge-model NAME')
 def score_command(
-    table:str,          # Replies: the folder of a run, a parquet, jsonl or csv file, or a result table of VLMEvalKit
+    table:str,          # Folder of a run, parquet, jsonl or csv file, or a result table of VLMEvalKit
     *,
-    protocol:Literal['offline', 'strict', 'judge']='offline', # offline reads the reply; strict is the official rule without a judge; judge asks a model where no rule is sure
+    protocol:Literal['offline', 'strict', 'judge']='offline', # offline reads the reply; strict is the
+                        # official rule without a judge; judge asks a model where no rule is sure
     judge:str|None=None, # Address of an OpenAI-compatible server; the judge never sees the question
     judge_model:str|None=None, # Name under which the judge is served
-    judge_cache:Path|None=None, # Folder that keeps what the judge said, so that the second time costs nothing; default: TABLE.judge
+    judge_cache:Path|None=None, # Folder that keeps what the judge said, so that the second time costs
+                        # nothing; default: TABLE.judge
     out:Path|None=None, # Write the scores there, anew if it is there: .parquet, .jsonl or .csv
 )->int:                 # Exit code
     "Score replies: accuracy with intervals, how many replies could be read, and what is wrong with the table"
@@ -187,11 +200,12 @@ def worst_cases(
     from vlm_merging.comparing.statistics import VARIANTS, worst_case
     for name in {n.lower() for n in VARIANTS}&{n.lower() for n in names}:
         try: worst = [worst_case(t.filter(pl.col('benchmark').str.to_lowercase()==name)) for t in (a, b)]
-        except ValueError: continue                                  # No question is there with all its variants
+        except ValueError: continue         # No question is there with all its variants
         worst = [t.with_columns(benchmark=pl.col('benchmark')+', worst case') for t in worst]
         if {*worst[0]['index']}&{*worst[1]['index']}: yield compare(*worst).table
 
-@command(shows=dict(options='comparing.compare:compare a=before b=after protocol'), choices=dict(protocol='scoring.score:PROTOCOLS'),
+@command(shows=dict(options='comparing.compare:compare a=before b=after protocol'),
+         choices=dict(protocol='scoring.score:PROTOCOLS'),
          example='vlm-merging compare runs/vlm runs/merged --by category --chart page.html')
 def compare_command(
     before:str,         # Folder of a run, or a table of replies or scores
@@ -211,8 +225,9 @@ def compare_command(
     left = []
     a, b = (read_scores(p, given.get('protocol', 'offline'), left) for p in (before, after))
     for told in [*left, *unfinished(before), *unfinished(after)]: tell(told)
-    if 'run' in a.columns and 'run' in b.columns and a['run'].unique().to_list()==b['run'].unique().to_list():
-        a, b = (t.with_columns(run=pl.lit(str(p))) for t, p in ((a, before), (b, after)))  # Told apart by where they lie
+    runs = [t['run'].unique().to_list() if 'run' in t.columns else [] for t in (a, b)]
+    if runs[0]==runs[1]!=[]:                # Told apart by where they lie
+        a, b = (t.with_columns(run=pl.lit(str(p))) for t, p in ((a, before), (b, after)))
     by = tags_in_both(by, a, b)
     table = compare(a, b, by).table
     table = pl.concat([table, *worst_cases(a, b, table['benchmark'].unique())])

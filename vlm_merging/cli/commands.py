@@ -1,6 +1,6 @@
-"""A command is a short function and a list of the functions whose parameters it shows; from their signatures come its options.
-
-A list such as `'benchmarks.load:load what=benchmark split n'` shows three parameters of `load`, the first under another name."""
+"""A command is a short function, and a list of the functions from whose signatures its options come."""
+# A list such as 'benchmarks.load:load what=benchmark split n' shows three parameters of `load`, the first of
+# them under another name.
 from __future__ import annotations
 import argparse, difflib, os, re, sys
 from collections.abc import Callable
@@ -56,12 +56,13 @@ class Command:
     @property
     def lists(self)->list:
         "Headings, each with one list of parameters"
-        return [(head, text) for head, texts in self.shows.items() for text in ([texts] if isinstance(texts, str) else texts)]
+        lists = {head:[o] if isinstance(o, str) else o for head, o in self.shows.items()}
+        return [(head, text) for head, texts in lists.items() for text in texts]
 
 def command(
     **about,            # Fields of `Command`
 )->Callable:
-    "Enter `name_command` into `COMMANDS`; its own parameters are options too: places before a `*`, names behind it"
+    "Enter `name_command` into `COMMANDS`; its own parameters are options, too (before a `*` without name)"
     def enter(run):
         made = Command(run, **about)
         COMMANDS[made.name] = made
@@ -69,7 +70,7 @@ def command(
     return enter
 
 def listed_names(
-    text:str,           # 'house.room:function', and names of parameters, if not all are meant: as they are, or python=shell
+    text:str,           # 'house.room:function' and names of parameters: as they are, or python=shell
 )->tuple[str, dict]:    # 'house.room:function'; name in Python -> name in the shell
     "Read a list of parameters"
     where, *names = text.split()
@@ -88,8 +89,12 @@ def knobs_shown()->dict: # Name -> `Parameter`; `about` says for which methods
     for method, (_, knobs) in methods_read().items():
         for k in knobs.values(): uses.setdefault(k.name, []).append((method, k))
     def told(value): return {True:'yes', False:'no'}.get(value, value) if isinstance(value, bool) else value
-    def about(held): return f"{held[0][1].about.rstrip('?')} ({', '.join(f'{m}: {told(k.default)}' for m, k in held)})"
-    return {name:replace(held[0][1], kinds=('knob',), default=None, choices=(), about=about(held)) for name, held in uses.items()}
+    out = {}
+    for name, ((_, first), *_) in uses.items():
+        defaults = ', '.join(f'{method}: {told(k.default)}' for method, k in uses[name])
+        about = f"{first.about.rstrip('?')} ({defaults})"
+        out[name] = replace(first, kinds=('knob',), default=None, choices=(), about=about)
+    return out
 
 def shell_options(
     command:Command,    # From `COMMANDS`
@@ -98,15 +103,18 @@ def shell_options(
     out = {}
     for group, text in command.lists:
         if is_knobs(text):
-            out |= {n:Option(n, p, group) for n, p in knobs_shown().items() if n not in (*out, *text.split()[2:])}
+            known = (*out, *text.split()[2:])
+            out |= {n:Option(n, p, group) for n, p in knobs_shown().items() if n not in known}
             continue
         where, names = listed_names(text)
-        for name, shell in names.items(): out.setdefault(shell, Option(shell, parameters_of(where)[name], group))
+        for name, shell in names.items():
+            out.setdefault(shell, Option(shell, parameters_of(where)[name], group))
     module, code = command.run.__module__.partition('.')[2], command.run.__code__
     own = list(parameters_of(f'{module}:{command.run.__name__}').values())
     front = code.co_argcount
     out |= {p.name:Option(p.name, p, 'options', True, k<front) for k, p in enumerate(own)}
-    for n, where in command.choices.items(): out[n] = replace(out[n], parameter=replace(out[n].parameter, choices=words_known(where)))
+    for n, where in command.choices.items():
+        out[n] = replace(out[n], parameter=replace(out[n].parameter, choices=words_known(where)))
     return out
 
 def words_known(
@@ -129,8 +137,8 @@ def flags_of(
     command:Command,    # From `COMMANDS`
 )->dict:                # Parameter of Python -> '--flag'
     "The table that messages are translated by"
-    options = shell_options(command)
-    return {name:options[shell].flag for name, shell in python_names(command).items() if not options[shell].place}
+    options, names = shell_options(command), python_names(command)
+    return {name:options[shell].flag for name, shell in names.items() if not options[shell].place}
 
 def calls_of(
     command:Command,    # The running one
@@ -142,8 +150,10 @@ def calls_of(
         for where in dict.fromkeys(listed_names(t)[0] for _, t in c.lists if not is_knobs(t)):
             name = where.rpartition(':')[2]
             if c is not command and name!=c.name: continue
-            flags = {n:None if n not in names else '' if options[names[n]].place or names[n] in c.places.split() else options[names[n]].flag
-                     for n in parameters_of(where)}
+            flags = dict.fromkeys(parameters_of(where))
+            for n in flags.keys() & names.keys():
+                bare = options[names[n]].place or names[n] in c.places.split()
+                flags[n] = '' if bare else options[names[n]].flag
             out.setdefault(name, Called(f'{PROGRAM} {name} ' if name==c.name else '', flags))
     return out
 
@@ -159,7 +169,7 @@ def taken(
 def knob_value(
     text:str,           # As typed
 ):
-    "A knob as written on the command line: number, word, yes or no, or numbers with commas between: a curve over depth"
+    "A knob as written on the command line: number, word, yes or no, or a curve: numbers with commas"
     if text.lower() in ('yes', 'true', 'no', 'false'): return text.lower() in ('yes', 'true')
     try: numbers = [float(t) for t in text.split(',')]
     except ValueError: return text
@@ -173,20 +183,28 @@ def near(
     found = difflib.get_close_matches(word, known, 1, .6)
     return f' Did you mean {found[0]}?' if found else ''
 
+def unknown(
+    word:str,           # As typed
+    known,              # What it can be
+)->str:
+    "What is said of a word that is none of the known ones"
+    return f"{word!r} is not known.{near(word, known)} There are: {', '.join(known)}."
+
 def _word(known):
     def check(text):
         if text in known: return text
-        raise argparse.ArgumentTypeError(f"{text!r} is not known.{near(text, known)} There are: {', '.join(known)}.")
+        raise argparse.ArgumentTypeError(unknown(text, known))
     return check
 
 class _Split(argparse.Action):
     "Words with commas between them; what was typed in several words is one list"
     def __call__(self, parser, namespace, values, option_string=None):
-        words = [w.strip() for t in ([values] if isinstance(values, str) else values) for w in _pieces(t) if w.strip()]
-        known = self.known
-        if known and not words: parser.error(f"argument {option_string}: it is empty. There are: {', '.join(known)}.")
-        for w in words:
-            if known and w not in known: parser.error(f"argument {option_string}: {w!r} is not known.{near(w, known)} There are: {', '.join(known)}.")
+        typed = [values] if isinstance(values, str) else values
+        words = [w.strip() for t in typed for w in _pieces(t) if w.strip()]
+        odd = [w for w in words if w not in self.known] if self.known else []
+        if odd: parser.error(f'argument {option_string}: {unknown(odd[0], self.known)}')
+        if self.known and not words:
+            parser.error(f"argument {option_string}: it is empty. There are: {', '.join(self.known)}.")
         setattr(namespace, self.dest, tuple(dict.fromkeys(words)))
 
 def _pieces(text):
@@ -217,10 +235,10 @@ def help_of(
     text = in_shell_words(p.about, names)
     if p.kinds==('bool',): text = re.sub(r'\?(?= |$)', '.', text, count=1).rstrip('.')
     text = re.sub(r'(^|[;.(] ?)None: ', r'\1default: ', text)
-    if p.choices and not all(str(c) in text for c in p.choices): text += f"; one of {', '.join(map(str, p.choices))}"
+    if any(str(c) not in text for c in p.choices): text += f"; one of {', '.join(map(str, p.choices))}"
     worth = ','.join(p.default) if isinstance(p.default, tuple) else p.default
-    plain = worth!=REQUIRED and worth!='' and isinstance(worth, (str, int, float)) and not isinstance(worth, bool)
-    if plain and 'default' not in text.lower():
+    plain = isinstance(worth, (str, int, float)) and not isinstance(worth, bool)
+    if plain and worth not in (REQUIRED, '') and 'default' not in text.lower():
         text += f'; default: {worth}'
     return text.replace('`', '').replace('%', '%%')
 
@@ -235,8 +253,9 @@ class Layout(argparse.RawDescriptionHelpFormatter):
     "Help in which lists are written in one way"
     def _format_args(self, action, default_metavar):
         word = action.metavar or default_metavar
-        many = isinstance(action, _Split) or action.nargs in ('+', '*')
-        return f'[{word}]' if action.nargs=='?' and action.option_strings else f'{word},...' if many and action.option_strings else word
+        if not action.option_strings: return word
+        if action.nargs=='?': return f'[{word}]'
+        return f'{word},...' if isinstance(action, _Split) or action.nargs=='+' else word
 
 def parser_of(
     command:Command,    # From `COMMANDS`
@@ -244,21 +263,27 @@ def parser_of(
     "The parser of one command"
     options, names, groups = shell_options(command), flags_of(command), {}
     fixed = [o for o in options.values() if o.place]
-    usage = [o.flag+'...'*o.parameter.several if o.parameter.default==REQUIRED else f"[{o.flag}{'...'*o.parameter.several}]" for o in fixed]
+    name, untyped = f'{PROGRAM} {command.name}', argparse.SUPPRESS
+    usage = [o.flag+'...'*o.parameter.several for o in fixed]
+    usage = [u if o.parameter.default==REQUIRED else f'[{u}]' for o, u in zip(fixed, usage)]
     usage += [f'[{n.upper()}]' for n in command.places.split()]
-    p = Parser(f'{PROGRAM} {command.name}', ' '.join([f'{PROGRAM} {command.name}', *usage, '[options]']), f'{command.about}.', allow_abbrev=False,
-               epilog='for example:\n  '+command.example.replace('\n', '\n  '), formatter_class=Layout, add_help=False)
+    p = Parser(name, ' '.join([name, *usage, '[options]']), f'{command.about}.', formatter_class=Layout,
+               epilog='for example:\n  '+command.example.replace('\n', '\n  '), allow_abbrev=False,
+               add_help=False)
     first = p.add_argument_group('what stands first') if fixed else p
     for o in fixed:
-        first.add_argument(o.name, nargs='*' if o.parameter.several else '?', default=argparse.SUPPRESS, metavar=o.flag, help=help_of(o.parameter, names))
-    for n in command.places.split(): p.add_argument(f'place_{n}', nargs='?', default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        first.add_argument(o.name, nargs='*' if o.parameter.several else '?', default=untyped, metavar=o.flag,
+                           help=help_of(o.parameter, names))
+    for n in command.places.split():
+        p.add_argument(f'place_{n}', nargs='?', default=untyped, help=argparse.SUPPRESS)
     for o in [o for o in options.values() if not o.place]:
         if o.group not in groups: groups[o.group] = p.add_argument_group(o.group)
         how = value_kind(o, o.name in command.spaced.split())
         if o.name in command.bare: how |= dict(nargs='?', const=command.bare[o.name])
         if not str(how.get('action')).startswith('store_'): how['metavar'] = o.name.rpartition('_')[2].upper()
         more = [f'--{other}' for other, name in command.also.items() if name==o.name]
-        groups[o.group].add_argument(o.flag, *more, dest=o.name, default=argparse.SUPPRESS, help=help_of(o.parameter, names), **how)
+        how |= dict(dest=o.name, default=untyped, help=help_of(o.parameter, names))
+        groups[o.group].add_argument(o.flag, *more, **how)
     groups.get('options', p).add_argument('-h', '--help', action='help', help='Show this, and do nothing')
     return p
 
@@ -281,7 +306,8 @@ def read_words(
             if name in got: p.error(f'{options[name].flag} is given twice.')
             got[name] = got.pop(key)
     for o in options.values():
-        if o.place and o.parameter.default==REQUIRED and not got.get(o.name): p.error(f'{o.flag} is missing: {o.parameter.about}.')
+        if o.place and o.parameter.default==REQUIRED and not got.get(o.name):
+            p.error(f'{o.flag} is missing: {o.parameter.about}.')
     return got
 
 def carry_out_command(
@@ -292,8 +318,10 @@ def carry_out_command(
     options, names = shell_options(command), flags_of(command)
     needed = [n for n, o in options.items() if o.parameter.default==REQUIRED and o.own and not o.place]
     for name in dict.fromkeys([*command.needs.split(), *needed]):
-        if given.get(name) in (None, '', ()): raise ValueError(f'{options[name].flag} is missing: {help_of(options[name].parameter, names)}.')
+        if given.get(name) in (None, '', ()):
+            raise ValueError(f'{options[name].flag} is missing: {help_of(options[name].parameter, names)}.')
     for name, least in SMALLEST.items():
         value = given.get(name)
-        if isinstance(value, (int, float)) and value<least: raise ValueError(f'{options[name].flag} is {value:g}; the least is {least}.')
+        if isinstance(value, (int, float)) and value<least:
+            raise ValueError(f'{options[name].flag} is {value:g}; the least is {least}.')
     return command.run(**given)

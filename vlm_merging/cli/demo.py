@@ -1,6 +1,7 @@
-"""The whole toolkit on the lab's trio in about a minute, told in ten lines and on one page: `vlm-merging demo`."""
-# Whoever has just installed the package types this first. It takes the steps that one would take with models of one's own, in their
-# order: try some weights in memory, plan, merge, ask, score, compare item by item, mask one layer at a time, measure the weights.
+"""The whole toolkit on the lab's trio in about a minute, told in ten lines and on one page."""
+# Whoever has just installed the package types `vlm-merging demo` first. It takes the steps that one would
+# take with models of one's own, in their order: try some weights in memory, plan, merge, ask, score,
+# compare item by item, mask one layer at a time, measure the weights.
 from __future__ import annotations
 import json, sys, time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from vlm_merging.cli.commands import command
 from vlm_merging.cli.report import MODELS, facts, page
 
 DEMO = 'vlm-merging-demo' # Written anew each time; any other folder must not exist
-MARGIN = .01            # Perception that may be lost on the dev split; one question may be, however few there are
+MARGIN = .01            # Perception that may be lost on the dev split; one question may be in any case
 WEIGHT_GRID = (0., .1, .2, .3, .4, .5, .6, .7, .8, .9, 1.)
 LEAST = 40              # Questions, so that the half of them still says something of both kinds
 ASKING = dict(batch_size=100, max_new_tokens=24, device='cpu')
@@ -21,8 +22,9 @@ def choose_weight(
 )->float:               # Share of the VLM; of equals the largest
     """The weight that reasons best on the way from the VLM to where more than a point of perception is lost.
 
-    What is wanted is reasoning at no cost in perception, so one walks from the VLM towards the LLM and stops where sight is lost. One
-    point on the dev split hardly becomes more than two on other questions: of many weights tried, the one at the edge is there by luck."""
+    What is wanted is reasoning at no cost in perception, so one walks from the VLM towards the LLM and stops
+    where sight is lost. One point on the dev split hardly becomes more than two on other questions: of many
+    weights tried, the one at the edge is there by luck."""
     kinds = tried.filter(what='accuracy', tag='category')
     rows = kinds.pivot(on='where', index='weight', values='value').sort('weight', descending=True).to_dicts()
     margin = max(MARGIN, 1/kinds.filter(where='perception')['n'].min())
@@ -56,7 +58,8 @@ def asked_three(
     from vlm_merging.asking.models import open_model
     from vlm_merging.probing.mixing import Mixer
     from vlm_merging.scoring.score import score
-    opened = {name:replace(open_model(w, **ASKING), name=name) for name, w in (('VLM', recipe.vlm), ('merged', merged))}
+    where = dict(VLM=recipe.vlm, merged=merged)
+    opened = {name:replace(open_model(w, **ASKING), name=name) for name, w in where.items()}
     shell, scores = Mixer(opened['VLM'], recipe), []
     folder.mkdir(exist_ok=True)
     for name in MODELS:
@@ -91,10 +94,12 @@ def find(
     vlm, llm, base = (lab/name for name in ('vlm', 'llm', 'base'))
     some = sorted({*WEIGHT_GRID, *([] if weight is None else [weight])})
     step(f'trying {len(some)} weights in memory, on {half} questions of the dev split')
-    tried = sweep(vlm, llm, weights=some, items=load('lab', n=half, seed=seed, split='dev'), by='category', progress=False, **ASKING).table
+    items = load('lab', n=half, seed=seed, split='dev')
+    tried = sweep(vlm, llm, weights=some, items=items, by='category', progress=False, **ASKING).table
     recipe = Recipe(vlm, llm, knobs={'weight':choose_weight(tried) if weight is None else float(weight)})
     step(f"merging with weight {recipe.knobs['weight']:g}, from files to files")
-    told, merged = str(plan(recipe)).replace(str(lab), 'lab'), merge(recipe, out=folder/'merged', progress=False)
+    told = str(plan(recipe)).replace(str(lab), 'lab')
+    merged = merge(recipe, out=folder/'merged', progress=False)
     step(f'asking VLM, LLM and merged model {n} questions about pictures of the test split')
     items = load('lab', n=n+half, seed=seed, split='test')
     opened, scores = asked_three(recipe, merged, folder/'replies', items[:n])
@@ -109,12 +114,12 @@ def find(
 
 def demo(
     out:str|Path=DEMO,  # Folder that shall appear; one of this default name is replaced if a demo made it
-    n:int=400,          # Questions for each model, at least 40; weights and masks have half as many of their own
+    n:int=400,          # Questions for each model, at least 40; weights and masks have half as many
     weight:float|None=None, # Share of the VLM, 0 to 1; None: chosen on other questions
     seed:int=1,         # Of the questions: another number, other questions
     step:Callable=bool, # Is told what is done next
 )->Findings:
-    "Merge, ask, compare and mask the embedded trio, and write it all into a folder, whole or not at all; raise ValueError if that cannot be done"
+    "Merge, ask, compare and mask the embedded trio, and write it all into a folder, whole or not at all"
     from vlm_merging.asking.folder import versions
     from vlm_merging.merging.recipe import Recipe
     from vlm_merging.checkpoints.writer import KEY, drafting, remove, sync_text
@@ -123,10 +128,11 @@ def demo(
     if seed<0: raise ValueError(f'seed is {seed}; it is 0 or above.')
     if weight is not None: Recipe('vlm', 'llm', knobs={'weight':weight})  # Is it a weight?
     note = out/'recipe.json'
-    mine = str(out)==DEMO and note.is_file() and '"demo"' in note.read_text(encoding='utf-8', errors='replace')
+    made_here = note.is_file() and '"demo"' in note.read_text(encoding='utf-8', errors='replace')
+    mine = str(out)==DEMO and made_here
     if out.exists() and not mine:
-        raise ValueError(f'{out} is already there and is left as it is: only {DEMO} is written anew, if a demo made it. '
-                         f'Choose another name with `out`.')
+        raise ValueError(f'{out} is already there and is left as it is: only {DEMO} is written anew, '
+                         f'if a demo made it. Choose another name with `out`.')
     with drafting(out, str(time.time_ns()), overwrite=mine) as draft:
         try:
             found = find(draft, n, weight, seed, step)
@@ -139,7 +145,8 @@ def demo(
             raise
     return found
 
-@command(shows=dict(options='cli.demo:demo out n weight seed'), example='vlm-merging demo\nvlm-merging demo -n 100 --seed 7 --out other')
+@command(shows=dict(options='cli.demo:demo out n weight seed'),
+         example='vlm-merging demo\nvlm-merging demo -n 100 --seed 7 --out other')
 def demo_command(
     **given,
 )->int:                 # Exit code
@@ -150,7 +157,7 @@ def demo_command(
     try:
         import torch
         from transformers.utils import logging
-        torch.set_num_threads(1)                             # The models are so small that threads would wait for each other
+        torch.set_num_threads(1)                # Of models so small threads would wait for each other
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         found = demo(**given, step=step)

@@ -1,4 +1,4 @@
-"""Tables in, tables out: what a command reads may be a run, a table of ours or one of VLMEvalKit; what it writes appears whole or not at all."""
+"""Tables in, tables out: what is read may be a run, what is written appears whole or not at all."""
 from __future__ import annotations
 import json
 from pathlib import Path
@@ -21,7 +21,8 @@ def read_table(
     if kind in ('.xlsx', '.xls', '.tsv', '.json'):
         from vlm_merging.asking.results import import_replies
         return import_replies(path)
-    if kind not in TABLES: raise ValueError(f'{path.name}: a table is read from .parquet, .jsonl, .csv, .xlsx, .tsv or .json.')
+    if kind not in TABLES:
+        raise ValueError(f'{path.name}: a table is read from .parquet, .jsonl, .csv, .xlsx, .tsv or .json.')
     from vlm_merging.benchmarks.tables import IMAGES, rows_in
     rows = [r for _, r in rows_in(path, [] if problems is None else problems)]
     if rows: table = pl.DataFrame(rows, infer_schema_length=None, strict=False)
@@ -48,8 +49,10 @@ def ready_to_write(
 )->None:
     "Raise ValueError, before any work is done, if a file cannot appear there"
     if path is None: return
-    if path.suffix.lower() not in kinds: raise ValueError(f"{path.name}: this is written as {', '.join(kinds)}.")
-    if not path.parent.is_dir(): raise ValueError(f'There is no folder {path.parent} to write {path.name} in.')
+    if path.suffix.lower() not in kinds:
+        raise ValueError(f"{path.name}: this is written as {', '.join(kinds)}.")
+    if not path.parent.is_dir():
+        raise ValueError(f'There is no folder {path.parent} to write {path.name} in.')
     if path.is_dir(): raise ValueError(f'{path} is a folder. Name a file.')
 
 def write_table(
@@ -64,6 +67,8 @@ def write_table(
     if kind=='.csv':                                         # A cell of csv holds no list
         import polars as pl
         def as_text(v): return json.dumps(v.to_list() if isinstance(v, pl.Series) else v, ensure_ascii=False)
-        frame = frame.with_columns(pl.col(c).map_elements(as_text, return_dtype=pl.String) for c, t in frame.schema.items() if t.is_nested())
-    with appearing(path) as draft: getattr(frame, {'.parquet':'write_parquet', '.jsonl':'write_ndjson', '.csv':'write_csv'}[kind])(draft)
+        lists = [c for c, t in frame.schema.items() if t.is_nested()]
+        frame = frame.with_columns(pl.col(c).map_elements(as_text, return_dtype=pl.String) for c in lists)
+    write = {'.parquet':'write_parquet', '.jsonl':'write_ndjson', '.csv':'write_csv'}[kind]
+    with appearing(path) as draft: getattr(frame, write)(draft)
     return path

@@ -1,13 +1,15 @@
 """`vlm-merging`: the calls of Python from the shell, with exit codes that scripts can use."""
-# 0: done. 1: the machine failed (disk full, no permission). 2: the command line cannot be understood. 3: refused (the models
-# do not fit, an input is damaged, the target exists). 4: `ask`: some questions have no reply, and the same command asks only
-# these; `probe`, `sweep`: some rows of a table made no question. 130: stopped with Ctrl-C; the same command goes on from there.
+# 0: done. 1: the machine failed (disk full, no permission). 2: the command line cannot be understood. 3:
+# refused (the models do not fit, an input is damaged, the target exists). 4: `ask`: some questions have no
+# reply, and the same command asks only these; `probe`, `sweep`: some rows of a table made no question. 130:
+# stopped with Ctrl-C; the same command goes on from there.
 from __future__ import annotations
 import sys, warnings
 from functools import partial
 from vlm_merging import __version__
-from vlm_merging.cli import demo, merging_commands, asking_commands, probing_commands # This fills COMMANDS, in this order
-from vlm_merging.cli.commands import COMMANDS, PROGRAM, Command, calls_of, carry_out_command, flags_of, near, read_words
+from vlm_merging.cli import demo, merging_commands, asking_commands, probing_commands # Fill COMMANDS
+from vlm_merging.cli.commands import (COMMANDS, PROGRAM, Command, calls_of, carry_out_command, flags_of, near,
+                                      read_words)
 from vlm_merging.cli.messages import in_shell_words
 
 ROOMS = demo, merging_commands, asking_commands, probing_commands
@@ -18,8 +20,9 @@ def overview()->str:
     "What stands behind `vlm-merging --help`"
     wide = max(map(len, COMMANDS))
     lines = [f'  {name:<{wide}}  {c.about}' for name, c in COMMANDS.items()]
-    return '\n'.join([USAGE, '', ABOUT, '', 'commands:', *lines, '', f'{PROGRAM} COMMAND --help tells the options of each. '
-                      f'Models are folders or hub ids; lab/vlm, lab/llm and lab/base come with the package.', '',
+    return '\n'.join([USAGE, '', ABOUT, '', 'commands:', *lines, '',
+                      f'{PROGRAM} COMMAND --help tells the options of each.',
+                      'Models are folders or hub ids; lab/vlm, lab/llm, lab/base come with the package.', '',
                       'for example:', f'  {PROGRAM} demo', f'  {PROGRAM} plan --vlm lab/vlm --llm lab/llm'])
 
 def read_line(
@@ -41,12 +44,16 @@ def main(
 )->int:                 # Exit code, see above
     "Run the program"
     command, given = read_line(sys.argv[1:] if argv is None else argv)
-    def tell(text): print(f'{PROGRAM}: {in_shell_words(str(text), flags_of(command), partial(calls_of, command))}', file=sys.stderr)
+    def tell(text):
+        words = in_shell_words(str(text), flags_of(command), partial(calls_of, command))
+        print(f'{PROGRAM}: {words}', file=sys.stderr)
+    def warned(text, kind, *more):
+        if issubclass(kind, UserWarning): tell(text)
+        else: usual(text, kind, *more)
     try:
         with warnings.catch_warnings():
-            usual = warnings.showwarning
-            warnings.showwarning = lambda said, kind, *more: tell(said) if issubclass(kind, UserWarning) else usual(said, kind, *more)
+            usual, warnings.showwarning = warnings.showwarning, warned
             return carry_out_command(command, given)
     except (ValueError, LookupError) as e: tell(e); return 3
     except OSError as e: tell(f'{e.strerror or e}{f": {e.filename}" if e.filename else ""}.'); return 1
-    except KeyboardInterrupt: print(f'{PROGRAM}: stopped. The same command goes on from here.', file=sys.stderr); return 130
+    except KeyboardInterrupt: tell('stopped. The same command goes on from here.'); return 130

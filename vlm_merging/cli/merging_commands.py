@@ -3,7 +3,7 @@ from __future__ import annotations
 import json, sys, time
 from functools import partial
 from pathlib import Path
-from vlm_merging.cli.commands import COMMANDS, KNOBS, calls_of, command, flags_of, knobs_shown, taken
+from vlm_merging.cli.commands import COMMANDS, KNOBS, calls_of, command, flags_of, knobs_shown, taken, unknown
 from vlm_merging.cli.messages import in_shell_words
 from vlm_merging.cli.signatures import methods_read
 
@@ -13,12 +13,14 @@ WHERE = 'merging.recipe:Recipe layers modules embeddings'
 HOW = 'merging.recipe:Recipe seed as_run'
 OUTPUT = 'merging.merge:merge out overwrite workers device sha256 allow_nonfinite'
 BESIDE = 'cli.merging_commands:asked_recipe'
-RECIPE = dict(shows=dict(who=(WHO, f'{BESIDE} recipe'), what=(WHAT, KNOBS), where=(WHERE, f'{BESIDE} layer_swap'), how=HOW), places='vlm llm', choices=dict(method=KNOBS))
+RECIPE = dict(shows=dict(who=(WHO, f'{BESIDE} recipe'), what=(WHAT, KNOBS),
+                         where=(WHERE, f'{BESIDE} layer_swap'), how=HOW), places='vlm llm', choices=dict(method=KNOBS))
 
 def asked_recipe(
     *,
     recipe:Path|None=None, # A recipe file, or a merged folder; options given here override it
-    layer_swap:int|None=None, # The paper's layer swapping: layers up to this one stay the VLM's, the rest is mixed linearly
+    layer_swap:int|None=None, # The paper's layer swapping: layers up to this one stay the VLM's, the rest is
+                        # mixed linearly
     **given,            # Option -> value, of `plan` or `merge`
 ):
     "The recipe that a command line describes; raise ValueError if it describes none"
@@ -27,13 +29,14 @@ def asked_recipe(
     before = fields.get('method', 'linear')
     if layer_swap is not None:
         if given.get('method', 'linear')!='linear' or 'layers' in given:
-            raise ValueError('--layer-swap is linear on the layers behind N: leave out --method and --layers.')
+            raise ValueError('--layer-swap is linear on the layers behind: leave out --method and --layers.')
         fields |= dict(method='linear', layers=f'{layer_swap+1}-')
     fields |= taken(given, WHO, WHAT, WHERE, HOW)
-    if fields.get('method', 'linear')!=before: fields['knobs'] = {}      # Those of another method do not come along
+    if fields.get('method', 'linear')!=before: fields['knobs'] = {} # Those of another method stay
     fields['knobs'] = fields.get('knobs', {}) | {k:given[k] for k in knobs_shown() if k in given}
     for name in ('vlm', 'llm'):
-        if not fields.get(name): raise ValueError(f'--{name} is missing. Name a folder or a hub id, or give a --recipe that does.')
+        if not fields.get(name):
+            raise ValueError(f'--{name} is missing. Name a folder or a hub id, or give a --recipe that does.')
     return Recipe(**fields)
 
 def told_finding(
@@ -95,12 +98,13 @@ def methods_command(
 )->int:                 # Exit code
     "Say which merge methods there are, and what their knobs mean"
     known = methods_read()
-    if odd := [n for n in names if n not in known]: raise ValueError(f"No method {odd[0]!r}. There are: {', '.join(known)}.")
+    if odd := [n for n in names if n not in known]: raise ValueError(f'The method {unknown(odd[0], known)}')
     def shown(value): return {True:'yes', False:'no'}[value] if isinstance(value, bool) else value
     for name in names or known:
         about, knobs = known[name]
         print(f'{name}: {about}')
         for k in knobs.values():
-            can = f'{k.bounds[0]:g} to {k.bounds[1]:g}' if k.bounds else ' or '.join(map(shown, k.choices or (True, False)))
+            can = ' or '.join(map(shown, k.choices or (True, False)))
+            if k.bounds: can = f'{k.bounds[0]:g} to {k.bounds[1]:g}'
             print(f"  --{k.name.replace('_', '-'):<12} {can}; default: {shown(k.default)}. {k.about}")
     return 0

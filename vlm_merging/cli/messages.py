@@ -1,6 +1,5 @@
-"""Messages are written in the words of Python; in the shell they are told in its own: `base` becomes --base, `overwrite=True` --overwrite.
-
-Nothing is known here of any message: the table of names comes from the signatures."""
+"""Messages are written in the words of Python; the shell tells them in its own: `base` as --base."""
+# Nothing is known here of any message: the table of names comes from the signatures.
 from __future__ import annotations
 import ast, re, shlex
 from collections.abc import Callable
@@ -11,8 +10,8 @@ VALUE = r"""'[^'\n]*'|"[^"\n]*"|-?\d[\w.]*|True|False|None|\[[^]\n]*\]"""
 @dataclass(frozen=True)
 class Called:
     "How a function of Python is called in the shell"
-    prefix:str          # 'vlm-merging prepare '; '' for a function whose parameters are options of the running command
-    flags:dict          # Parameter, in order -> '--from'; '' for what stands without a name, None for what cannot be typed
+    prefix:str          # 'vlm-merging prepare '; '' if its parameters are options of the running command
+    flags:dict          # Parameter, in order -> '--from'; '': stands without a name; None: cannot be typed
 
 def typed_value(
     value,              # A plain value of Python

@@ -1,13 +1,14 @@
-"""Understanding from the shell: `diagnose`, `probe` and `sweep`. All print words, keep tables, and draw a page that needs no network."""
+"""Understanding from the shell: `diagnose`, `probe` and `sweep` print words, keep tables, and draw a page."""
 #     diagnose -> a verdict with reasons, TABLE, PAGE      no model is loaded
 #     probe    -> OUT/parts/*.parquet                      each part at once; goes on where it was
 #                 OUT/profile.parquet, depth.parquet       what each mask costs, and how deep
 #                 (change.parquet with --against)          what the merge changed
-#     sweep    -> OUT/parts/*.parquet, OUT/sweep.parquet   replies and scores of each weight; no model is written
+#     sweep    -> OUT/parts/*.parquet, OUT/sweep.parquet   replies and scores; no model is written
 from __future__ import annotations
 from pathlib import Path
-from vlm_merging.cli.asking_commands import OPENED, QUESTIONS, folder_wanted, questions_of, quiet_libraries, tell
-from vlm_merging.cli.commands import KNOBS, command, knob_value, knobs_shown, taken
+from vlm_merging.cli.asking_commands import (OPENED, QUESTIONS, folder_wanted, questions_of, quiet_libraries,
+                                             tell)
+from vlm_merging.cli.commands import KNOBS, command, knob_value, knobs_shown, taken, unknown
 from vlm_merging.cli.merging_commands import WHAT, WHO
 from vlm_merging.cli.files import PAGES, TABLES, read_table, ready_to_write, write_table
 
@@ -28,8 +29,8 @@ def save_page(
     from vlm_merging.charts.pages import save_chart
     save_chart(draw(), path)
 
-@command(shows=dict(who=(WHO, PAIR), options=LOOKED_AT), places='vlm llm', needs='vlm llm', spaced='candidates',
-         example='vlm-merging diagnose --vlm lab/vlm --llm lab/llm --base lab/base')
+@command(shows=dict(who=(WHO, PAIR), options=LOOKED_AT), places='vlm llm', needs='vlm llm',
+         spaced='candidates', example='vlm-merging diagnose --vlm lab/vlm --llm lab/llm --base lab/base')
 def diagnose_command(
     *,
     out:Path|None=None, # Write the measures of every tensor there: .parquet, .jsonl or .csv
@@ -58,9 +59,11 @@ def tags_asked(
     known = {t for i in items for t in i.tags}
     if by is None: return tuple(t for t in ('category',) if t in known)
     from vlm_merging.probing.profile import OWN
-    if taken_up := [t for t in by if t in OWN]: raise ValueError(f'--by: {taken_up[0]} is a column of the result itself. Rename that column of your table.')
+    if used := [t for t in by if t in OWN]:
+        raise ValueError(f'--by: {used[0]} is a column of the result. Rename that column of your table.')
     if lost := [t for t in by if t not in known]:
-        raise ValueError(f"--by: no item has the tag {lost[0]!r}; they have {', '.join(sorted(known)) or 'none'}.")
+        there = ', '.join(sorted(known)) or 'none'
+        raise ValueError(f'--by: no item has the tag {lost[0]!r}; they have {there}.')
     return by
 
 def named_models(
@@ -70,19 +73,22 @@ def named_models(
     "Models by the last part of their name, or by all of it where that is the same"
     where = [w for w in (model, against) if w]
     short = [Path(w).name or w for w in where]
-    if len(set(where))<len(where): raise ValueError(f'--against is {against}, which is the model itself. Name the merged one.')
+    if len(set(where))<len(where):
+        raise ValueError(f'--against is {against}, which is the model itself. Name the merged one.')
     return dict(zip(short if len(set(short))==len(short) else where, where))
 
-@command(shows=dict(what=QUESTIONS, masks=PROBED, asking=(OPENED, BATCHES)), places='model', needs='benchmark',
-         spaced='benchmark how parts measure', bare=dict(ray='local'), was=dict(weights='diagnosis', measures='measure'),
+@command(shows=dict(what=QUESTIONS, masks=PROBED, asking=(OPENED, BATCHES)), places='model',
+         needs='benchmark', spaced='benchmark how parts measure', bare=dict(ray='local'),
+         was=dict(weights='diagnosis', measures='measure'),
          choices=dict(how='probing.masks:WAYS', parts='probing.masks:PARTS'),
-         example='vlm-merging probe lab/vlm --benchmark lab -n 60 --parts layer --out runs/probe --chart layers.html\n'
-                 'vlm-merging probe VLM --against MERGED --benchmark MathVista -n 200 --how skip,uniform --measure answer --out runs/both')
+         example='vlm-merging probe lab/vlm --benchmark lab -n 60 --parts layer --out runs/probe\n'
+                 'vlm-merging probe VLM --against MERGED --benchmark MathVista --how skip,uniform --out runs/b')
 def probe_command(
     *,
     model:str,          # Folder or hub id
-    against:str|None=None, # A second model, say the merged one: probed on the same items and compared with the first
-    measure:tuple=('likelihood',), # likelihood of the right answer (cheap; for models that answer at once), answer (score of the reply; needs generation), or both
+    against:str|None=None, # A second model, say the merged one: probed, too, and compared with the first
+    measure:tuple=('likelihood',), # likelihood of the right answer (cheap; for models that answer at once),
+                        # answer (score of the reply; needs generation), or both
     heads:bool=False,   # Every head by itself, too
     by:tuple|None=None, # Split by these tags; default: category, where there is one
     diagnosis:Path|None=None, # A table that diagnose --out wrote, drawn below the profile on the same axis
@@ -94,10 +100,13 @@ def probe_command(
     out = folder_wanted(dict(out=out))
     ready_to_write(chart, PAGES)
     from vlm_merging.comparing.layer_findings import MEASURES
-    if odd := [m for m in measure if m not in (*MEASURES, 'both')]: raise ValueError(f"--measure does not know {odd[0]!r}. There are: {', '.join(MEASURES)}, both.")
-    if ('weights' in given.get('how', ()))!=('other' in given): raise ValueError('--how weights and --other go together: the layers of OTHER are put in.')
+    if odd := [m for m in measure if m not in (*MEASURES, 'both')]:
+        raise ValueError(f"--measure: {unknown(odd[0], (*MEASURES, 'both'))}")
+    if ('weights' in given.get('how', ()))!=('other' in given):
+        raise ValueError('--how weights and --other go together: the layers of OTHER are put in.')
     from vlm_merging.probing.weights import weights_by_layer
-    models, drawn = named_models(model, against), weights_by_layer(read_table(diagnosis)) if diagnosis else None
+    models = named_models(model, against)
+    drawn = weights_by_layer(read_table(diagnosis)) if diagnosis else None
     items, left = questions_of(given, given['benchmark'])
     by = tags_asked(by, items)
     quiet_libraries()
@@ -106,7 +115,8 @@ def probe_command(
     if heads: how['parts'] = tuple(dict.fromkeys([*how.get('parts', ('layer', 'attention', 'mlp')), 'head']))
     rows = probe_folder(models, items, out, measures=tuple(MEASURES) if 'both' in measure else measure, **how)
     if rows['before'].is_null().all():
-        raise ValueError('No reply could be scored: the table has no readable answers. Measure likelihood with --target reply, which needs none.')
+        raise ValueError('No reply could be scored: the table has no readable answers. '
+                         'Measure likelihood with --target reply, which needs none.')
     tables = probe_tables(rows, out, by, tuple(models))
     from vlm_merging.charts.maps import layers_page
     save_page(lambda: layers_page(tables['profile'], drawn, tables.get('change')), chart)
@@ -138,13 +148,15 @@ def sweep_knobs(
     out = {k:given[k] for k in knobs_shown() if k in given}
     for text in knobs:
         name, mark, value = text.partition('=')
-        if not mark or not value: raise ValueError(f'--knobs {text!r} is no name and value, such as density=0.5.')
+        if not mark or not value:
+            raise ValueError(f'--knobs {text!r} is no name and value, such as density=0.5.')
         out[name] = knob_value(value)
     return out
 
-@command(shows=dict(who=(WHO, WHAT, MIXED), what=(TRIED, f'{KNOBS} but weight'), where=SPREAD, questions=QUESTIONS, asking=(OPENED, BATCHES)), places='vlm llm', needs='vlm llm weights benchmark',
+@command(shows=dict(who=(WHO, WHAT, MIXED), what=(TRIED, f'{KNOBS} but weight'), questions=QUESTIONS,
+                    asking=(OPENED, BATCHES, SPREAD)), places='vlm llm', needs='vlm llm weights benchmark',
          spaced='benchmark knobs layers modules', bare=dict(ray='local'), choices=dict(method=KNOBS),
-         example='vlm-merging sweep --vlm lab/vlm --llm lab/llm --weights 0.5,0.6,0.7 --benchmark lab --split dev -n 100 --out runs/sweep --chart sweep.html')
+         example='vlm-merging sweep lab/vlm lab/llm --weights 0.5,0.6 --benchmark lab --split dev --out runs/w')
 def sweep_command(
     *,
     knobs:list=[],      # Knobs as NAME=X; the same as their options
@@ -157,16 +169,19 @@ def sweep_command(
     out = folder_wanted(dict(out=out))
     ready_to_write(chart, PAGES)
     try: weights = [float(w) for w in given['weights']]
-    except ValueError: raise ValueError(f"--weights is {','.join(given['weights'])!r}; it is numbers with commas between, such as 0.7,0.8,0.9.") from None
+    except ValueError:
+        raise ValueError(f"--weights is {','.join(given['weights'])!r}; "
+                         f"it is numbers with commas between, such as 0.7,0.8,0.9.") from None
     knobs = sweep_knobs(knobs, given)
     items, left = questions_of(given, given['benchmark'])
     by = tags_asked(by, items)
     quiet_libraries()
     from vlm_merging.comparing.findings import sweep_verdict
     from vlm_merging.probing.sweep import sweep
-    how = taken(given, MIXED, TRIED, SPREAD, OPENED, BATCHES)|dict(weights=weights, items=items, knobs=knobs, by=by, out=out)
-    table = sweep(**how).table
-    for r in table.filter(what='accuracy').drop_nulls('value').sort('benchmark', 'tag', 'where', maintain_order=True).to_dicts():
+    how = taken(given, MIXED, TRIED, SPREAD, OPENED, BATCHES)
+    table = sweep(**how|dict(weights=weights, items=items, knobs=knobs, by=by, out=out)).table
+    right = table.filter(what='accuracy').drop_nulls('value')
+    for r in right.sort('benchmark', 'tag', 'where', maintain_order=True).to_dicts():
         print(f"{r['benchmark']}{'' if r['tag']=='all' else ', '+r['where']}, {r['run']}: {r['value']:.1%} "
               f"(95% interval {r['low']:.1%} to {r['high']:.1%}) of {r['n']}")
     print(sweep_verdict(table))
@@ -178,15 +193,19 @@ def sweep_charts(
     table,              # From `sweep`
     method:str,         # Of the merges
 ):
-    "Accuracy along the weight, or agreement where nobody knows the answers; a chart for each benchmark, tag and place"
+    "Accuracy along the weight, or agreement where nobody knows the answers; one chart a benchmark and tag"
     import polars as pl
     from vlm_merging.charts.pages import together
     from vlm_merging.charts.score_charts import weights_chart
-    def place(layers, modules): return ''.join(f', {k} {v}' for k, v in (('layers', layers), ('modules', modules)) if v!='all')
+    def place(layers, modules):
+        return ''.join(f', {k} {v}' for k, v in (('layers', layers), ('modules', modules)) if v!='all')
     where = pl.Series([place(*p) for p in table.select('layers', 'modules').rows()], dtype=pl.String)
     named = table.with_columns(benchmark=pl.col('benchmark')+where).drop_nulls(['value', 'weight'])
-    drawn = named.filter(what='accuracy') if named.filter(what='accuracy').height else named.filter(what='agreement')
-    if not drawn.height: raise ValueError('There is nothing to draw: no answer is known, and no weight has two neighbours.')
-    axis = 'share of the VLM (1: the VLM as it was)' if method in ('linear', 'slerp') else f"weight of {method}: factor of the VLM's task vector"
+    drawn = named.filter(what='accuracy')
+    if not drawn.height: drawn = named.filter(what='agreement')
+    if not drawn.height:
+        raise ValueError('There is nothing to draw: no answer is known, and no weight has two neighbours.')
+    axis = f"weight of {method}: factor of the VLM's task vector"
+    if method in ('linear', 'slerp'): axis = 'share of the VLM (1: the VLM as it was)'
     return together(*(weights_chart(part, tag=tag, what=part['what'][0], axis=axis)
                       for (tag, _), part in drawn.group_by('tag', 'benchmark', maintain_order=True)))

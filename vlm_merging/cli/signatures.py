@@ -1,6 +1,5 @@
-"""What functions take, read from their source files: the options of the shell stand in signatures and nowhere else.
-
-Nothing is imported for it, so that `--help` needs neither torch nor transformers."""
+"""What functions take, read from their source files: options of the shell stand in signatures alone."""
+# Nothing is imported for it, so that `--help` needs neither torch nor transformers.
 from __future__ import annotations
 import ast, io, re, sys, tokenize
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ class Parameter:
     name:str            # As Python calls it
     kinds:tuple         # Types it takes, such as 'int', 'str', 'Path'; () without annotation
     default:object      # `REQUIRED` if there is none
-    choices:tuple=()    # Of a `Literal`, or of a comment that begins with 'this', 'that' or 'such'; () if anything goes
+    choices:tuple=()    # Of a `Literal`, or of a comment that begins with 'this', 'that' or 'such'
     bounds:tuple=()     # Of an `Annotated` number; () without bounds
     about:str=''        # The comment beside it
 
@@ -59,7 +58,8 @@ def module_text(
             both = isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)
             pairs = zip(target.elts, node.value.elts) if both else [(target, node.value)]
             names |= {t.id:value for t, value in pairs if isinstance(t, ast.Name)}
-    return ModuleText(tree, {n:s for n, s in said.items() if not alone[n]}, {n:s for n, s in said.items() if alone[n]}, names)
+    beside, below = ({n:s for n, s in said.items() if alone[n]==a} for a in (False, True))
+    return ModuleText(tree, beside, below, names)
 
 def _looked_up(name, source):
     "The syntax that a name stands for and where it stands; None if that is not in this package"
@@ -78,7 +78,8 @@ def _value(node, source):
         given = {k.arg:_value(k.value, source) for k in node.keywords}
         called = ast.unparse(node.func)
         if called=='dict': return given
-        if called=='field': return given['default'] if 'default' in given else {'dict':{}, 'list':[]}.get(given.get('default_factory'))
+        made = {'dict':{}, 'list':[]}.get(given.get('default_factory'))
+        if called=='field': return given.get('default', made)
     try: return ast.literal_eval(node)
     except ValueError: return ast.unparse(node)
 
@@ -95,9 +96,11 @@ def _annotation(node, source):
         (k, c, b), (k2, c2, b2) = (_annotation(o, source) for o in (node.left, node.right))
         return k+k2, c+c2, b+b2
     if isinstance(node, ast.Subscript):
-        name, inside = ast.unparse(node.value), node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        name = ast.unparse(node.value)
+        inside = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         if name=='Literal': return ('str',), tuple(_value(o, source) for o in inside), ()
-        if name=='Annotated': return (*_annotation(inside[0], source)[:2], tuple(_value(o, source) for o in inside[1:]))
+        if name=='Annotated':
+            return *_annotation(inside[0], source)[:2], tuple(_value(o, source) for o in inside[1:])
         return (name,), (), ()
     if isinstance(node, ast.Name):
         held, where = _looked_up(node.id, source)
@@ -113,7 +116,8 @@ def _about(line, source, ends):
 def _parameter(arg, default, source, ends):
     kinds, choices, bounds = _annotation(arg.annotation, source)
     worth, about = REQUIRED if default is None else _value(default, source), _about(arg.lineno, source, ends)
-    if listed := re.match(r"(('\w+'(, | or )?){2,})(;|\.|$)", about): choices = choices or tuple(re.findall(r"'(\w+)'", listed[1]))
+    listed = re.match(r"(('\w+'(, | or )?){2,})(;|\.|$)", about)
+    if listed and not choices: choices = tuple(re.findall(r"'(\w+)'", listed[1]))
     return Parameter(getattr(arg, 'arg', None) or arg.target.id, kinds, worth, choices, bounds, about)
 
 def definition(
@@ -142,7 +146,8 @@ def parameters_of(
         a = node.args
         plain = [*a.posonlyargs, *a.args]
         defaults = [*[None]*(len(plain)-len(a.defaults)), *a.defaults, *a.kw_defaults]
-        made = [_parameter(o, d, source, node.body[0].lineno-1) for o, d in zip([*plain, *a.kwonlyargs], defaults)]
+        ends = node.body[0].lineno-1
+        made = [_parameter(o, d, source, ends) for o, d in zip([*plain, *a.kwonlyargs], defaults)]
     return {p.name:p for p in made if p.name not in ('self', 'cls')}
 
 @lru_cache
@@ -160,6 +165,7 @@ def methods_read()->dict: # Method -> what it does, and its knobs: name -> `Para
     made = dict(_methods_written())
     entered = getattr(sys.modules.get(f'{PACKAGE.name}.{METHOD_MODULE}'), 'METHODS', {})
     for name in entered.keys()-made.keys():
-        knobs = entered[name].knobs.values()
-        made[name] = entered[name].about, {k.name:Parameter(k.name, (), k.default, k.choices, () if k.choices else (k.low, k.high), k.about) for k in knobs}
+        knobs = [Parameter(k.name, (), k.default, k.choices, () if k.choices else (k.low, k.high), k.about)
+                 for k in entered[name].knobs.values()]
+        made[name] = entered[name].about, {k.name:k for k in knobs}
     return made
