@@ -28,7 +28,7 @@ def tell(
          example='vlm-merging prepare MathVista\nvlm-merging prepare MathVista --from downloads/MathVista')
 def prepare_command(
     names:tuple=(),     # Benchmarks; none: list what there is
-    **given,
+    **given,            # Option -> value, as typed
 )->int:                 # Exit code
     "Fetch benchmarks once, for work without network"
     from vlm_merging.benchmarks.items import BENCHMARKS
@@ -102,7 +102,7 @@ def ask_command(
     *,
     model:str|None=None, # Folder or hub id; with --endpoint the name under which it is served
     run:str|None=None,  # Name in tables; default: that of the folder
-    **given,
+    **given,            # Option -> value, as typed
 )->int:                 # Exit code: 4 if some items failed
     "Ask a model every question, and keep each reply at once; a run that was stopped goes on where it was"
     from vlm_merging.asking.ask import ask
@@ -214,7 +214,7 @@ def compare_command(
     by:tuple|None=None, # Split by these tags; default: category, where there is one
     out:Path|None=None, # Write the numbers there, anew if it is there: .parquet, .jsonl or .csv
     chart:Path|None=None, # A page with charts (.html), or one chart (.svg, .png)
-    **given,
+    **given,            # Option -> value, as typed
 )->int:                 # Exit code
     "Compare two runs item by item, and say in words what the numbers allow to say"
     import polars as pl

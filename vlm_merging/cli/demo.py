@@ -148,7 +148,7 @@ def demo(
 @command(shows=dict(options='cli.demo:demo out n weight seed'),
          example='vlm-merging demo\nvlm-merging demo -n 100 --seed 7 --out other')
 def demo_command(
-    **given,
+    **given,            # Option -> value, as typed
 )->int:                 # Exit code
     "Show the toolkit on a trio that comes with it: merge, ask, compare, mask; writes a report"
     start = time.perf_counter()

@@ -12,9 +12,10 @@ WHAT = 'merging.recipe:Recipe method'
 WHERE = 'merging.recipe:Recipe layers modules embeddings'
 HOW = 'merging.recipe:Recipe seed as_run'
 OUTPUT = 'merging.merge:merge out overwrite workers device sha256 allow_nonfinite'
-BESIDE = 'cli.merging_commands:asked_recipe'
-RECIPE = dict(shows=dict(who=(WHO, f'{BESIDE} recipe'), what=(WHAT, KNOBS),
-                         where=(WHERE, f'{BESIDE} layer_swap'), how=HOW), places='vlm llm', choices=dict(method=KNOBS))
+TYPED_ONLY = 'cli.merging_commands:asked_recipe'
+RECIPE = dict(shows=dict(who=(WHO, f'{TYPED_ONLY} recipe'), what=(WHAT, KNOBS),
+                         where=(WHERE, f'{TYPED_ONLY} layer_swap'), how=HOW),
+              places='vlm llm', choices=dict(method=KNOBS))
 
 def asked_recipe(
     *,
@@ -48,7 +49,7 @@ def told_finding(
 
 @command(**RECIPE, example='vlm-merging plan --vlm lab/vlm --llm lab/llm --weight 0.6 --layers 2-')
 def plan_command(
-    **given,
+    **given,            # Option -> value, as typed
 )->int:                 # Exit code: 3 if it cannot be merged
     "Say what would be merged with what, what stays and why; nothing is written"
     from vlm_merging.merging.plan import plan
@@ -64,7 +65,7 @@ def plan_command(
 def merge_command(
     *,
     quiet:bool=False,   # No progress bar (there is none anyway where the output is not a terminal)
-    **given,
+    **given,            # Option -> value, as typed
 )->int:                 # Exit code
     "Merge, and say where the result is"
     from vlm_merging.checkpoints.headers import readable

@@ -35,7 +35,7 @@ def diagnose_command(
     *,
     out:Path|None=None, # Write the measures of every tensor there: .parquet, .jsonl or .csv
     chart:Path|None=None, # A page with the change by layer and module (.html, .svg or .png)
-    **given,
+    **given,            # Option -> value, as typed
 )->int:                 # Exit code: 3 if the pair cannot be merged
     "Say before a merge how far the weights of a pair lie apart, and what that lets expect"
     ready_to_write(out, TABLES)
@@ -82,7 +82,7 @@ def named_models(
          was=dict(weights='diagnosis', measures='measure'),
          choices=dict(how='probing.masks:WAYS', parts='probing.masks:PARTS'),
          example='vlm-merging probe lab/vlm --benchmark lab -n 60 --parts layer --out runs/probe\n'
-                 'vlm-merging probe VLM --against MERGED --benchmark MathVista --how skip,uniform --out runs/b')
+                 'vlm-merging probe VLM --against OUT --benchmark MathVista --how skip,uniform --out runs/b')
 def probe_command(
     *,
     model:str,          # Folder or hub id
@@ -94,7 +94,7 @@ def probe_command(
     diagnosis:Path|None=None, # A table that diagnose --out wrote, drawn below the profile on the same axis
     out:Path,           # Folder of the probe; made, or gone on with
     chart:Path|None=None, # A page with charts (.html), or a picture of it (.svg, .png)
-    **given,
+    **given,            # Option -> value, as typed
 )->int:                 # Exit code: 4 if some rows of a benchmark made no item
     "Mask one part of one layer at a time, and see which questions suffer"
     out = folder_wanted(dict(out=out))
@@ -156,14 +156,14 @@ def sweep_knobs(
 @command(shows=dict(who=(WHO, WHAT, MIXED), what=(TRIED, f'{KNOBS} but weight'), questions=QUESTIONS,
                     asking=(OPENED, BATCHES, SPREAD)), places='vlm llm', needs='vlm llm weights benchmark',
          spaced='benchmark knobs layers modules', bare=dict(ray='local'), choices=dict(method=KNOBS),
-         example='vlm-merging sweep lab/vlm lab/llm --weights 0.5,0.6 --benchmark lab --split dev --out runs/w')
+         example='vlm-merging sweep lab/vlm lab/llm --weights .5,.6 --benchmark lab --split dev --out runs/w')
 def sweep_command(
     *,
     knobs:list=[],      # Knobs as NAME=X; the same as their options
     by:tuple|None=None, # Split by these tags; default: category, where there is one
     out:Path,           # Folder of the sweep; made, or gone on with
     chart:Path|None=None, # A page with the scores along the weight (.html, .svg or .png)
-    **given,
+    **given,            # Option -> value, as typed
 )->int:                 # Exit code: 4 if some rows of a benchmark made no item
     "Try the weights of a merge in memory, and say whether the best differs from the rest"
     out = folder_wanted(dict(out=out))

@@ -30,8 +30,7 @@ class Parameter:
 class ModuleText:
     "A module as text"
     tree:ast.Module     # Its syntax
-    comments:dict       # Number of a line -> comment at its end
-    below:dict          # Number of a line that is nothing but a comment -> that comment
+    lines:list          # The text, line by line
     names:dict          # Name -> syntax of its value, or (module, name) it is imported from
 
 def _imported(node, house):
@@ -47,19 +46,14 @@ def module_text(
 )->ModuleText:
     "Read a module of this package without importing it"
     text = PACKAGE.joinpath(*module.split('.')).with_suffix('.py').read_text(encoding='utf-8')
-    marks = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type==tokenize.COMMENT]
-    alone = {t.start[0]:not t.line[:t.start[1]].strip() for t in marks}
-    said = {t.start[0]:t.string.strip('# ') for t in marks}
     tree, names = ast.parse(text), {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom): names |= _imported(node, module.partition('.')[0])
     for node in tree.body:
+        if isinstance(node, ast.ImportFrom): names |= _imported(node, module.partition('.')[0])
         for target in node.targets if isinstance(node, ast.Assign) else ():
             both = isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)
             pairs = zip(target.elts, node.value.elts) if both else [(target, node.value)]
             names |= {t.id:value for t, value in pairs if isinstance(t, ast.Name)}
-    beside, below = ({n:s for n, s in said.items() if alone[n]==a} for a in (False, True))
-    return ModuleText(tree, beside, below, names)
+    return ModuleText(tree, text.splitlines(), names)
 
 def _looked_up(name, source):
     "The syntax that a name stands for and where it stands; None if that is not in this package"
@@ -107,10 +101,21 @@ def _annotation(node, source):
         return _annotation(held, where) if isinstance(held, ast.Subscript) else ((node.id,), (), ())
     return () if node is None or ast.unparse(node)=='None' else (ast.unparse(node),), (), ()
 
+def _comment(line):
+    "The comment at the end of a line"
+    if '#' not in line: return ''
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(line.strip()).readline):
+            if token.type==tokenize.COMMENT: return token.string.strip('# ')
+    except (tokenize.TokenError, SyntaxError): pass     # A line is not a whole statement
+    return ''
+
 def _about(line, source, ends):
     "The comment beside a line, and what goes on below it"
-    said = [source.comments.get(line, '')]
-    while (line := line+1) in source.below and line<=ends: said.append(source.below[line])
+    said = [_comment(source.lines[line-1])]
+    while line<ends and source.lines[line].lstrip().startswith('#'):
+        said.append(_comment(source.lines[line]))
+        line += 1
     return ' '.join(said)
 
 def _parameter(arg, default, source, ends):
