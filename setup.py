@@ -29,7 +29,7 @@ setup(
                  'Programming Language :: Python :: 3', *pythons],
     python_requires='>=' + about['min_python'],
     packages=find_packages(include=[about['lib_name'], about['lib_name']+'.*']),
-    package_data={about['lib_name']: ['data/**']},
+    package_data={about['lib_name']: ['data/**', '*/templates/*']},
     include_package_data=False,
     install_requires=lines('requirements'),
     extras_require={**extras, 'dev': [*lines('dev_requirements'), *sum(extras.values(), [])]},

@@ -1,19 +1,21 @@
 "The program: the names of the Python calls, exit codes for scripts, quiet where nobody looks"
-import errno, fcntl, inspect, json, os, struct, subprocess, sys, termios
+import errno, fcntl, inspect, json, os, re, shlex, struct, subprocess, sys, termios
 from dataclasses import fields
 
 import pytest, torch
 from safetensors.torch import load_file, save_file
 from vlm_merging import __version__
-from vlm_merging.cli.main import asked_recipe, knob_value, main, parser
+from vlm_merging.cli.commands import COMMANDS, knob_value, shell_options
 from vlm_merging.cli.demo import demo
+from vlm_merging.cli.main import main, read_line
+from vlm_merging.cli.merging_commands import asked_recipe
 from vlm_merging.merging.merge import merge
 from vlm_merging.merging.methods import METHODS
 from vlm_merging.merging.recipe import Recipe
 from vlm_merging.lab.tiny import make_trio
 
 torch.set_num_threads(1)
-PROGRAM = [sys.executable, '-c', 'import sys; from vlm_merging.cli.main import main; sys.exit(main())']
+PROGRAM = [sys.executable, '-m', 'vlm_merging']
 
 
 @pytest.fixture(scope='module')
@@ -83,25 +85,36 @@ def test_a_bar_only_on_a_terminal(more, bar, who, tmp_path):
 
 def test_the_demo_gets_its_arguments(call, monkeypatch):
     seen = []
-    def fake(*given):
-        seen.append(given[:-1])
+    def fake(**given):
+        seen.append({k:v for k, v in given.items() if k!='step'})
         raise ValueError('Far enough.')
     monkeypatch.setattr('vlm_merging.cli.demo.demo', fake)          # What it does is tested in test_demo.py
     assert call('demo')[0]==3 and call('demo', '--out', 'x', '-n', 50, '--weight', .3, '--seed', 7)[0]==3
-    known = list(inspect.signature(demo).parameters.values())
-    assert seen==[tuple(p.default for p in known[:-1]), ('x', 50, .3, 7)]
-    assert options('demo')=={p.name for p in known[:-1]} - {'n'}
+    assert seen==[{}, dict(out='x', n=50, weight=.3, seed=7)]
+    assert options('demo')==inspect.signature(demo).parameters.keys() - {'step'}
 
 
-@pytest.mark.parametrize('option,said', [('--help', 'COMMAND'), ('--version', __version__)])
-def test_help_and_version_are_light(option, said):
+HEAVY = {'torch', 'transformers', 'numpy', 'polars', 'tqdm'}
+
+@pytest.mark.parametrize('words,said', [(('--help',), 'COMMAND'), (('--version',), __version__), *(((c, '--help'), 'for example') for c in COMMANDS)],
+                         ids=lambda o: ' '.join(o) if isinstance(o, tuple) else '')
+def test_help_and_version_are_light(words, said):
+    code = f'''import sys, time
+from vlm_merging.cli.main import main
+try: main({list(words)!r})
+except SystemExit as e: code = e.code
+print(code, sorted({HEAVY!r} & set(sys.modules)), time.process_time()<1)'''
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    assert said in done.stdout and done.stdout.splitlines()[-1]=='0 [] True'
+
+
+def test_a_plan_needs_no_torch(who, tmp_path):
     code = f'''import sys
 from vlm_merging.cli.main import main
-try: main([{option!r}])
-except SystemExit as e: code = e.code
-print(code, sorted({{'torch', 'transformers', 'numpy', 'polars', 'tqdm'}} & set(sys.modules)))'''
+assert main(["plan", *{who!r}, "--weight", "0.5"])==0
+print(sorted({{'torch', 'transformers'}} & set(sys.modules)))'''
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-    assert said in done.stdout and done.stdout.splitlines()[-1]=='0 []'
+    assert done.stdout.splitlines()[-1]=='[]'
 
 
 def test_inspect_is_light(trio):
@@ -116,10 +129,8 @@ print(sorted({{'torch', 'transformers'}} & set(sys.modules)))'''
 # --- Names
 
 def options(command):
-    "Names of a command's options, as Python would spell them"
-    sub = next(a for a in parser(command)._actions if a.choices)
-    names = [o for a in sub.choices[command]._actions for o in a.option_strings if o[:2]=='--']
-    return {o[2:].replace('-', '_') for o in names} - {'help'}
+    "Names of a command's options"
+    return {n for n, o in shell_options(COMMANDS[command]).items() if not o.place}
 
 
 KNOBS = {k for m in METHODS.values() for k in m.knobs}
@@ -127,18 +138,48 @@ RECIPE = {f.name for f in fields(Recipe)} - {'knobs'}
 
 
 def test_options_are_those_of_the_python_calls():
-    about = set(inspect.signature(merge).parameters) - {'knobs', 'progress'}
+    about = set(inspect.signature(merge).parameters) - {'progress', 'knobs'} - RECIPE
     assert options('plan')==RECIPE | KNOBS | {'recipe', 'layer_swap'}
     assert options('merge')==options('plan') | about | {'quiet'}
-    assert not RECIPE & KNOBS and not ((about-RECIPE) | {'quiet', 'recipe', 'layer_swap'}) & (RECIPE | KNOBS)
+    assert not RECIPE & KNOBS and not (about | {'quiet', 'recipe', 'layer_swap'}) & (RECIPE | KNOBS)
 
 
-@pytest.mark.parametrize('command', ['plan', 'merge', 'inspect', 'demo'])
+@pytest.mark.parametrize('command', COMMANDS)
 def test_help_names_every_option(command, call):
     code, out, err = call(command, '--help')
     assert code==0 and not err
-    assert all('--'+o.replace('_', '-') in out for o in options(command))
+    assert all(o.flag in out for o in shell_options(COMMANDS[command]).values())
+    assert f'for example:\n  vlm-merging {command}' in out and not re.search(r'None|`|\bField', out), out
     if command=='merge': assert all(m in out for m in METHODS)
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_every_option_is_explained(command):
+    bare = [o.flag for o in shell_options(COMMANDS[command]).values() if not o.parameter.about]
+    assert not bare
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_the_examples_are_understood(command):
+    lines = COMMANDS[command].example.splitlines()
+    assert lines
+    for line in lines:
+        program, *words = shlex.split(line)
+        assert program=='vlm-merging' and read_line(words)[0].name==command
+
+
+def test_a_word_means_one_thing():
+    "An option has one explanation, unless it is listed here with the reason"
+    apart = {'out', 'chart'}        # Where the result appears: a folder, a table, a page, as the command makes it
+    apart |= {'seed'}               # Of what the command leaves to chance: coin flips, or which questions
+    apart |= {'weight', 'n', 'vlm', 'llm', 'base', 'method', 'layers', 'modules', 'model', 'protocol', 'split', 'by', 'device', 'data'} # Said in the words of the command
+    said = {}
+    for c in COMMANDS.values():
+        for o in shell_options(c).values():
+            if not o.place: said.setdefault(o.name, set()).add(o.parameter.about)
+    assert {n for n, texts in said.items() if len(texts)>1}<=apart
+    for name in ('weights', 'modules', 'parts', 'serves', 'diagnosis'):
+        assert len({o.parameter.about for c in COMMANDS.values() for o in shell_options(c).values() if o.name==name and c.name!='sweep'})<=1
 
 
 @pytest.mark.parametrize('text,value', [
@@ -158,7 +199,7 @@ def test_each_option_sets_its_field(name):
     need = dict(vlm='v', llm='l') | (dict(base='b') if name=='method' else {}) | {name:VALUES[name]}
     argv = []
     for k, v in need.items(): argv += ['--'+k.replace('_', '-')] + ([] if v is True else [str(v)])
-    assert asked_recipe(parser('plan').parse_args(['plan', *argv]))==Recipe(**need)
+    assert asked_recipe(**read_line(['plan', *argv])[1])==Recipe(**need)
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -167,28 +208,21 @@ def test_each_knob_sets_itself(method):
              for k in METHODS[method].knobs.values()}
     argv = [x for k, v in knobs.items() for x in ('--'+k.replace('_', '-'), str(v))]
     names = ['--vlm', 'v', '--llm', 'l', '--base', 'b', '--method', method]
-    args = parser('merge').parse_args(['merge', *names, *argv])
-    assert asked_recipe(args)==Recipe('v', 'l', 'b', method, knobs)
+    assert asked_recipe(**read_line(['merge', *names, *argv])[1])==Recipe('v', 'l', 'b', method, knobs)
 
 
 def test_merge_gets_its_arguments(who, tmp_path, monkeypatch, call):
     seen = {}
-    def fake(recipe, out, **kw):
+    def fake(recipe, *, out, **kw):
         seen.update(kw, out=out)
         out.mkdir()
         return out
     monkeypatch.setattr('vlm_merging.merging.merge.merge', fake)
-    plain = dict(overwrite=False, workers=None, device='cpu', sha256=False, allow_nonfinite=False,
-                 progress=None)
     assert call('merge', *who, '--out', tmp_path/'a')[0]==0
-    assert seen==plain | dict(out=tmp_path/'a')
+    assert seen==dict(out=tmp_path/'a', progress=None), 'what was not typed is left to Python'
     more = ['--overwrite', '--workers', 3, '--device', 'cuda:1', '--sha256', '--allow-nonfinite', '--quiet']
     assert call('merge', *who, '--out', tmp_path/'b', *more)[0]==0
-    assert seen==dict(overwrite=True, workers=3, device='cuda:1', sha256=True, allow_nonfinite=True,
-                      progress=False, out=tmp_path/'b')
-    known = inspect.signature(merge).parameters
-    of_recipe = {f.name for f in fields(Recipe)}
-    assert plain=={k:p.default for k, p in known.items() if p.default is not p.empty and k not in of_recipe}
+    assert seen==dict(overwrite=True, workers=3, device='cuda:1', sha256=True, allow_nonfinite=True, progress=False, out=tmp_path/'b')
 
 
 # --- Recipes
@@ -228,19 +262,34 @@ def test_overwrite(who, tmp_path, call):
 
 @pytest.mark.parametrize('argv', [
     [], ['mix'], ['merge', '--wieght', '1'], ['merge', '--method', 'liner'], ['merge', '--seed', 'x'],
-    ['merge', '--workers', '0'], ['merge', '--vlm'], ['inspect'], ['demo', '-n', 'few'],
+    ['merge', '--workers', 'many'], ['merge', '--vlm'], ['compare', 'a'], ['probe', 'm', '--how', 'erase'], ['plan', 'a', 'b', 'c'], ['plan', 'a', '--vlm', 'b'], ['inspect'], ['demo', '-n', 'few'],
     ['plan', '--out', 'x']], ids=' '.join)
 def test_2_cannot_be_understood(argv, call):
     code, out, err = call(*argv)
     assert code==2 and not out and 'usage: vlm-merging' in err
 
 
+@pytest.mark.parametrize('words,meant', [
+    ('mehtods', 'methods'), ('merge --wieght 1', '--weight'), ('merge --method tis', 'ties'), ('ask --weights x', '--serves'),
+    ('probe --weights x', '--diagnosis'), ('probe --measures answer', '--measure'), ('sweep --layer 2-', '--layers'), ('probe m --parts heads', 'head')])
+def test_did_you_mean(words, meant, call):
+    code, out, err = call(*words.split())
+    assert code==2 and not out and (f'Did you mean {meant}?' in err or f'is called {meant} here' in err)
+
+
+def test_what_stands_before_the_options_is_as_in_python(who, trio, tmp_path):
+    for words in ([str(trio.vlm), str(trio.llm)], [str(trio.vlm), '--llm', str(trio.llm)], ['--layers', '2-', str(trio.vlm), str(trio.llm)]):
+        given = read_line(['plan', *words])[1]
+        assert (given['vlm'], given['llm'])==(str(trio.vlm), str(trio.llm))
+    assert read_line(['probe', '--against', 'b', 'a', '--benchmark', 'x,y', 'z', '--out', 'r'])[1]['model']=='a'
+
+
 @pytest.mark.parametrize('argv,said', [
     (['--weight', '1.5'], 'from 0 to 1'), (['--weight', 'much'], 'from 0 to 1'),
     (['--weight', '-1'], 'from 0 to 1'), (['--density', '.5'], "no knob 'density'"),
     (['--layers', '9-'], 'layers 0-3'), (['--modules', 'eyes'], 'no part'),
-    (['--method', 'ties'], 'needs `base`'), (['--llm', 'no/such/folder'], 'not a folder'),
-    (['--recipe', 'nowhere.json'], 'not there')])
+    (['--method', 'ties'], 'needs --base'), (['--llm', 'no/such/folder'], 'not a folder'),
+    (['--recipe', 'nowhere.json'], 'not there'), (['--weight', '1.5'], '--weight is 1.5')])
 @pytest.mark.parametrize('command', ['plan', 'merge'])
 def test_3_refused(command, argv, said, who, tmp_path, call):
     out = ['--out', tmp_path/'out'] if command=='merge' else []
@@ -260,7 +309,9 @@ def test_3_what_does_not_fit(who, tmp_path, call):
         given = [x for name, folder in zip(who[::2], who[1::2]) if name!=missing for x in (name, folder)]
         code, _, err = call('plan', *given)
         assert code==3 and f'{missing} is missing' in err
-    assert call('merge', *who)[0]==3 and call('inspect', tmp_path)[0]==3
+    assert '--out is missing: Folder that shall appear' in call('merge', *who)[2]
+    assert call('merge', *who, '--out', tmp_path/'x', '--workers', 0)[::2]==(3, 'vlm-merging: --workers is 0; the least is 1.\n')
+    assert call('inspect', tmp_path)[0]==3
 
 
 def test_3_a_number_that_is_none(who, trio, tmp_path, call):

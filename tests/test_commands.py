@@ -2,7 +2,7 @@
 import io, json, subprocess, sys
 import polars as pl, pytest
 from vlm_merging.cli.main import main
-from vlm_merging.cli.evaluate_commands import read_table, write_table
+from vlm_merging.cli.files import read_table, write_table
 from vlm_merging.lab.trio import lab_folder, questions
 from vlm_merging.merging.merge import merge
 from vlm_merging.merging.recipe import Recipe
@@ -55,10 +55,9 @@ def test_prepare_ask_score_compare_chart(room, call, tmp_path):
     assert pl.read_csv(tmp_path/'table.csv').filter(tag='category', where='reasoning')['n'].to_list()==[40]
 
 def test_the_program_in_a_process_of_its_own(room, tmp_path):
-    code = 'import sys; from vlm_merging.cli.main import main; sys.exit(main())'
     table = pl.DataFrame([dict(benchmark='MathVista', run='a', index=str(i), question='How many?', answer='7', prediction='So it is 7.') for i in range(3)])
     table.write_parquet(tmp_path/'t.parquet')
-    done = subprocess.run([sys.executable, '-c', code, 'score', str(tmp_path/'t.parquet'), '--out', str(tmp_path/'s.jsonl')], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, '-m', 'vlm_merging', 'score', str(tmp_path/'t.parquet'), '--out', str(tmp_path/'s.jsonl')], capture_output=True, text=True, timeout=120)
     assert done.returncode==0 and 'MathVista, a: 100.0%' in done.stdout and not done.stderr
     made = pl.read_ndjson(tmp_path/'s.jsonl')
     assert made.columns[:5]==['benchmark', 'split', 'run', 'index', 'group'] and {'correct', 'picked', 'tier', 'reason'}<={*made.columns}
@@ -101,9 +100,8 @@ def test_result_tables_of_vlmevalkit_are_known_by_their_names(tmp_path):
     "In a fresh process, where no other room has filled the list of benchmarks"
     (tmp_path/'llava_POPE.tsv').write_text('index\tquestion\tanswer\tprediction\n1\tIs there a dog?\tYes\tYes, there is a dog.\n2\tA cat?\tNo\tNo.\n')
     (tmp_path/'llava_ChartQA_TEST.csv').write_text('index,question,answer,prediction\n1,Which?,Blue,The bar is blue.\n')
-    code = 'import sys; from vlm_merging.cli.main import main; sys.exit(main())'
     for name, said in (('llava_POPE.tsv', 'POPE, llava: 100.0%'), ('llava_ChartQA_TEST.csv', 'ChartQA, llava: 100.0%')):
-        done = subprocess.run([sys.executable, '-c', code, 'score', str(tmp_path/name)], capture_output=True, text=True, timeout=120)
+        done = subprocess.run([sys.executable, '-m', 'vlm_merging', 'score', str(tmp_path/name)], capture_output=True, text=True, timeout=120)
         assert done.returncode==0 and said in done.stdout, done.stdout+done.stderr
 
 def test_rows_without_gold_do_not_hide_the_others(tmp_path, call):
@@ -153,6 +151,26 @@ def test_other_questions_under_the_same_numbers_are_told(tmp_path, call):
     for name, ask in (('a', 'Is it red?'), ('b', 'Is it blue?')):
         pl.DataFrame([dict(benchmark='yn', run=name, index=str(i), question=ask, answer='yes', prediction='yes') for i in range(20)]).write_parquet(tmp_path/f'{name}.parquet')
     assert '20 of 20 questions were put in other words' in call('compare', tmp_path/'a.parquet', tmp_path/'b.parquet')[1]
+
+def test_under_a_strict_rule_a_change_of_style_is_no_gain(tmp_path, call):
+    "One model answers in bare numbers, the other in sentences and is right more often"
+    for run, said, wrong in (('terse', '{}', 3), ('wordy', 'Let us see. So the answer is {}.', 5)):
+        pl.DataFrame([dict(benchmark='sums', split='test', run=run, index=str(i), question=f'What is {i} plus {i%7}?', answer=str(i+i%7),
+                           prediction=said.format(i+i%7+(i%wrong==0)), category=['small', 'large'][i>29]) for i in range(60)]).write_parquet(tmp_path/f'{run}.parquet')
+    files = tmp_path/'terse.parquet', tmp_path/'wordy.parquet'
+    assert call('compare', *files, '--out', tmp_path/'t.csv')[0]==0 and pl.read_csv(tmp_path/'t.csv').height==3
+    lenient, strict = call('compare', *files)[1], call('compare', *files, '--protocol', 'strict')[1]
+    assert '+13.3' in lenient and 'worse' in strict and '-66.7' in strict, lenient+strict
+
+def test_several_benchmarks_are_written_in_one_way(room, call, tmp_path):
+    for n, words in enumerate(([f"lab,{room/'own.parquet'}"], ['lab', room/'own.parquet'])):
+        assert call('ask', lab_folder()/'vlm', '--benchmark', *words, '-n', 20, '--max-new-tokens', 4, '--batch-size', 40, '--out', tmp_path/str(n))[0]==0
+    assert {*read_table(tmp_path/'0')['benchmark']}=={'lab', 'own'}=={*read_table(tmp_path/'1')['benchmark']}
+
+def test_words_of_the_shell_in_messages(room, call, tmp_path, monkeypatch):
+    monkeypatch.setenv('VLM_MERGING_DATA', str(tmp_path/'data'))
+    code, out, err = call('ask', 'lab/vlm', '--benchmark', 'MathVista', '--out', tmp_path/'run')
+    assert code==3 and 'vlm-merging prepare MathVista --from folder' in err and 'source=' not in err
 
 def test_an_unfinished_run_is_told(room, call, tmp_path):
     argv = ['ask', '--model', lab_folder()/'vlm', '--benchmark', room/'own.parquet', '--max-new-tokens', 4, '--out', tmp_path/'run']

@@ -5,12 +5,13 @@ from html.parser import HTMLParser
 import polars as pl, pytest, torch
 from vlm_merging.cli import demo as room
 from vlm_merging.cli.main import main
-from vlm_merging.cli.demo import DEMO, LEAST, MODELS, choose_weight, demo, facts, find, groups, page, question_card
+from vlm_merging.cli.demo import DEMO, LEAST, choose_weight, demo, find
+from vlm_merging.cli.report import MODELS, facts, groups, page, question_parts, template, verdict_parts
 from vlm_merging.lab.trio import questions, right
 from vlm_merging.merging.recipe import Recipe
 
 torch.set_num_threads(1)
-PROGRAM = [sys.executable, '-c', 'import sys; from vlm_merging.cli.main import main; sys.exit(main())']
+PROGRAM = [sys.executable, '-m', 'vlm_merging']
 KINDS = ('perception', 'reasoning')
 N = 48                  # Questions; the demo itself takes ten times as many
 
@@ -138,11 +139,16 @@ def test_weights_and_masks_have_questions_of_their_own(same):
 
 
 def test_the_walk_stops_where_perception_is_lost():
-    def tried(*rows): return pl.DataFrame([dict(what='accuracy', tag='category', where=k, weight=w, value=v) for w, *values in rows
+    def tried(*rows, n=100): return pl.DataFrame([dict(what='accuracy', tag='category', where=k, weight=w, value=v, n=n) for w, *values in rows
                                            for k, v in zip(KINDS, values)])
     assert choose_weight(tried((0., .97, .9), (.5, .9, .8), (.8, .985, .4), (1., .99, .3)))==.8
     assert choose_weight(tried((1., .5, .3), (.5, .49, .3)))==1
     assert choose_weight(tried((1., .5, .3), (.5, .7, .4), (0., .6, .35)))==.5
+    line = tried((1., .99, .3), (.8, .98, .4), (.7, .99, .5), (.6, .98, .5), (.4, .9, .8), (.2, .98, .9))
+    assert choose_weight(line)==.7, 'at 0.4 sight is lost, so 0.2 does not count; of 0.6 and 0.7 the one nearer to the VLM'
+    assert choose_weight(line.filter(pl.col('weight').is_in([1., .4])))==1
+    few = (1., 1., .4), (.8, .95, .7), (.6, .9, .9)
+    assert (choose_weight(tried(*few, n=20)), choose_weight(tried(*few)))==(.8, 1.), 'of twenty questions one may be lost: it is no sign of anything'
 
 
 # --- The page
@@ -174,9 +180,16 @@ def test_what_a_model_says_is_no_markup():
     q = questions(1)[0]
     bad = '<script>alert("x")</script> & <b>'
     row = dict(VLM=True, LLM=False, merged=False, size=1)
-    card = question_card(q, row, dict(VLM=bad, LLM='', merged='7'), 5)
+    card = str(template('parts.html').module.question(question_parts(q, row, dict(VLM=bad, LLM='', merged='7'), 5)))
     assert '<script' not in card and '<b>' not in card and '&lt;script&gt;' in card and 'nothing' in card
     assert (card.count('✓'), card.count('✗'))==(1, 2)
+
+
+def test_a_verdict_is_a_heading_and_points_with_remarks():
+    told = verdict_parts('b against a\n- better <1>.\n    Replies are longer.\n- same')
+    assert told==dict(heading=['b against a'], points=[('better <1>.', ['Replies are longer.']), ('same', [])])
+    text = str(template('parts.html').module.verdict(told))
+    assert '<p>b against a</p>' in text and '<li>better &lt;1&gt;.<br><small>Replies are longer.</small>' in text and text.count('<li>')==2
 
 
 def test_each_question_is_in_one_group(same):
@@ -241,7 +254,7 @@ def test_any_other_folder_is_left_alone(tmp_path, monkeypatch, capsys):
         assert main(['demo'])==3 and 'already there' in capsys.readouterr().err
         assert [p.name for p in (tmp_path/DEMO).iterdir()]==[held]
         shutil.rmtree(tmp_path/DEMO)
-    for argv, said in ((['-n', '8'], 'the least'), (['--weight', '1.5'], 'from 0 to 1'), (['--seed', '-1'], '0 or above'),
+    for argv, said in ((['-n', '8'], '-n is 8; 40 questions are the least'), (['--weight', '1.5'], 'from 0 to 1'), (['--seed', '-1'], '--seed is -1; it is 0 or above'),
                        (['--out', 'no/where'], 'not a folder')):
         assert main(['demo', *argv])==3
         err = capsys.readouterr().err.splitlines()

@@ -64,7 +64,7 @@ def test_the_wheel_asks_for_what_settings_require(built):
     assert plain(*lines('console_scripts')) in plain(commands)
     source = project/package
     shipped = {o.relative_to(project).as_posix() for o in source.rglob('*')
-               if o.is_file() and '__pycache__' not in o.parts and (o.suffix=='.py' or 'data' in o.parts)}
+               if o.is_file() and '__pycache__' not in o.parts and (o.suffix=='.py' or {'data', 'templates'} & {*o.parts})}
     assert shipped=={o for o in names if o.startswith(package+'/')}
 
 def test_the_wheel_installs_and_its_command_answers(built, tmp_path):
@@ -87,7 +87,7 @@ def test_the_commands_of_the_readme_exist(marker):
     for path in re.findall(r'(?<![\w/.])(?:\.ci/\S+|\w+\.(?:txt|py))', command):
         assert (project/path).exists(), path
     for verb in re.findall(r'vlm-merging (\w+)', command):
-        help = python('-c', f'from {package}.cli import main; main()', verb, '--help')
+        help = python('-m', package, verb, '--help')
         assert verb in help or 'usage' in help.lower()
 
 @pytest.mark.parametrize('page', sorted(o.name for o in project.glob('*.md')))

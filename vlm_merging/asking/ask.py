@@ -72,7 +72,7 @@ def _ask_missing(model, items, rows, out, run, about, progress):
     done, todo, failed = _sorted_out(items, rows, run, about, stored)
     if done and about.get('weights', '') is None:
         warnings.warn(f"{out} goes on with {len(done)} {'reply' if len(done)==1 else 'replies'} of weights that nobody named: if others "
-                      f"are asked by now, choose another folder, and name what is asked with `weights` (--weights).", stacklevel=3)
+                      f"are asked by now, choose another folder, and name what is asked with `weights`.", stacklevel=3)
     lines, lost = Lines(out/'replies.jsonl'), 0
     try:
         for place, row in done.items():                                     # Gold or tags were mended

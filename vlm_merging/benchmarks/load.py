@@ -179,7 +179,7 @@ def load(
     seed:int=0,         # Of that part; shared by all runs
     benchmark:str|None=None, # Read the table as this benchmark's; None: a table of VLMEvalKit is known by its name
     name:str|None=None, # Of your own table in reports; None: that of the file
-    folder:Path|str|None=None, # Where prepared benchmarks lie; None: `data_root()`
+    folder:Path|str|None=None, # Where prepared benchmarks lie; None: $VLM_MERGING_DATA, or ~/.cache/vlm_merging/benchmarks
 )->Items:               # A list with `.problems`: sentences about rows that are left out
     "Questions as items; raise ValueError or LookupError with one sentence if there are none"
     if isinstance(what, str) and what=='lab': return Items(lab_items(420 if n is None else n, seed, split or 'test'))

@@ -79,7 +79,7 @@ def _from_hub(record, pattern, revision):
         why = ' '.join(str(e).split()).partition('. ')[0].rstrip('.')[:160] or type(e).__name__
         raise ValueError(f"{record.name} is not prepared, and {record.source}@{revision[:12]} could not be had from the hub: {why}. "
                          f"Prepare it where there is a network and copy the folder, or name files that you have "
-                         f"(`--from FOLDER` in the shell, `source='folder'` in Python).") from None
+                         f"with `source='folder'`.") from None
 
 def _put(path, out, to, link):
     "Link (a file of the hub's cache) or copy (a file of the user's) to its place, whole or not at all"
@@ -98,8 +98,8 @@ def _put(path, out, to, link):
 
 def prepare(
     name:str,           # Of a benchmark: MathVista, or MathVista_MINI
-    folder:Path|str|None=None, # Where the folders of benchmarks lie; None: `data_root()`
-    split:str|None=None, # None: the default split of the record
+    folder:Path|str|None=None, # Where prepared benchmarks lie; None: $VLM_MERGING_DATA, or ~/.cache/vlm_merging/benchmarks
+    split:str|None=None, # Part of the benchmark; None: the one that is usually reported
     source:Path|str|None=None, # A file or folder to take in place of the hub
     revision:str|None=None, # Commit, branch or tag of the hub; None: that of the record
 )->Path:                # Folder of the benchmark
@@ -138,7 +138,7 @@ def _what_is_there(folder):
 def prepared(
     name:str,           # Of a benchmark
     split:str|None=None, # None: the default split
-    folder:Path|str|None=None, # Where the folders of benchmarks lie; None: `data_root()`
+    folder:Path|str|None=None, # Where prepared benchmarks lie; None: $VLM_MERGING_DATA, or ~/.cache/vlm_merging/benchmarks
 )->tuple[list[Path], str]: # Files; part of them that the split is, empty for all
     "The files of a prepared split; raise LookupError if it is not prepared"
     record = record_of(name)

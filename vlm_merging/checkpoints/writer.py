@@ -193,7 +193,7 @@ def refuse_existing(
     "Raise ValueError if the target is there and may not be replaced"
     if os.path.lexists(out) and not overwrite:
         raise ValueError(f"{out} is already there and is left as it is. "
-                         f"Choose another name, or allow it to be overwritten.")
+                         f"Choose another name, or allow it with `overwrite`.")
     if overwrite and os.path.lexists(out) and not (
             is_merge(out) or is_empty(out)):
         raise ValueError(f"{out} was not made by vlm_merging (it has no recipe.json), "

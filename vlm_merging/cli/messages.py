@@ -1,8 +1,8 @@
-"""Messages are written in the words of Python; in the shell they are told in its own: `base` becomes --base, `overwrite=True` --overwrite.
-
-Nothing is known here of any message: the table of names comes from the signatures."""
+"""Messages are written in the words of Python; the shell tells them in its own: `base` as --base."""
+# Nothing is known here of any message: the table of names comes from the signatures.
 from __future__ import annotations
 import ast, re, shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 
 VALUE = r"""'[^'\n]*'|"[^"\n]*"|-?\d[\w.]*|True|False|None|\[[^]\n]*\]"""
@@ -10,8 +10,8 @@ VALUE = r"""'[^'\n]*'|"[^"\n]*"|-?\d[\w.]*|True|False|None|\[[^]\n]*\]"""
 @dataclass(frozen=True)
 class Called:
     "How a function of Python is called in the shell"
-    prefix:str          # 'vlm-merging prepare '; '' for a function whose parameters are options of the running command
-    flags:dict          # Parameter, in order -> '--from', or '' for what stands without a name
+    prefix:str          # 'vlm-merging prepare '; '' if its parameters are options of the running command
+    flags:dict          # Parameter, in order -> '--from'; '': stands without a name; None: cannot be typed
 
 def typed_value(
     value,              # A plain value of Python
@@ -33,7 +33,7 @@ def _call(text, calls):
     how = calls.get(getattr(getattr(node, 'func', None), 'id', None))
     if how is None: return None
     given = [*zip(how.flags, node.args), *((k.arg, k.value) for k in node.keywords)]
-    if len(node.args)>len(how.flags) or any(name not in how.flags for name, _ in given): return None
+    if len(node.args)>len(how.flags) or any(how.flags.get(name) is None for name, _ in given): return None
     def worth(o): return o.id.upper() if isinstance(o, ast.Name) else ast.literal_eval(o)
     try: return how.prefix+' '.join(_setting(how.flags[name], worth(o)) for name, o in given)
     except ValueError: return None
@@ -41,17 +41,18 @@ def _call(text, calls):
 def in_shell_words(
     text:str,           # Of an error, a warning, or a comment beside a parameter
     names:dict,         # Parameter -> flag, of the running command
-    calls:dict|None=None, # Function -> `Called`
+    calls:Callable=dict, # Gives function -> `Called`; asked only if a call is in the text
 )->str:
     "The same with the names that the shell has for it"
+    known_calls = calls() if re.search(r'\w\([^()\n]*\)', text) else {}
     def assigned(m): return _setting(names[m[1]], ast.literal_eval(m[2]))
     def code(m):
         inside = m[1]
         if inside in names: return names[inside]
         if (n := re.fullmatch(rf'(\w+)=({VALUE})', inside)) and n[1] in names: return assigned(n)
-        return _call(inside, calls or {}) or m[0]
+        return _call(inside, known_calls) or m[0]
     text = re.sub(r'`([^`\n]+)`', code, text)
-    text = re.sub(r'(?<![\w.])\w+\([^()\n]*\)', lambda m: _call(m[0], calls or {}) or m[0], text)
+    text = re.sub(r'(?<![\w.])\w+\([^()\n]*\)', lambda m: _call(m[0], known_calls) or m[0], text)
     if not names: return text
     known = '|'.join(sorted(map(re.escape, names), key=len, reverse=True))
     before = r'(?<![\w./-])'

@@ -1,8 +1,7 @@
-"""What functions take, read from their source files: the options of the shell stand in signatures and nowhere else.
-
-Nothing is imported for it, so that `--help` needs neither torch nor transformers."""
+"""What functions take, read from their source files: options of the shell stand in signatures alone."""
+# Nothing is imported for it, so that `--help` needs neither torch nor transformers.
 from __future__ import annotations
-import ast, io, tokenize
+import ast, io, re, sys, tokenize
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +17,7 @@ class Parameter:
     name:str            # As Python calls it
     kinds:tuple         # Types it takes, such as 'int', 'str', 'Path'; () without annotation
     default:object      # `REQUIRED` if there is none
-    choices:tuple=()    # Of a `Literal`; () if anything goes
+    choices:tuple=()    # Of a `Literal`, or of a comment that begins with 'this', 'that' or 'such'
     bounds:tuple=()     # Of an `Annotated` number; () without bounds
     about:str=''        # The comment beside it
 
@@ -31,8 +30,7 @@ class Parameter:
 class ModuleText:
     "A module as text"
     tree:ast.Module     # Its syntax
-    comments:dict       # Number of a line -> comment at its end
-    below:dict          # Number of a line that is nothing but a comment -> that comment
+    lines:list          # The text, line by line
     names:dict          # Name -> syntax of its value, or (module, name) it is imported from
 
 def _imported(node, house):
@@ -48,18 +46,14 @@ def module_text(
 )->ModuleText:
     "Read a module of this package without importing it"
     text = PACKAGE.joinpath(*module.split('.')).with_suffix('.py').read_text(encoding='utf-8')
-    marks = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type==tokenize.COMMENT]
-    alone = {t.start[0]:not t.line[:t.start[1]].strip() for t in marks}
-    said = {t.start[0]:t.string.strip('# ') for t in marks}
     tree, names = ast.parse(text), {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom): names |= _imported(node, module.partition('.')[0])
     for node in tree.body:
+        if isinstance(node, ast.ImportFrom): names |= _imported(node, module.partition('.')[0])
         for target in node.targets if isinstance(node, ast.Assign) else ():
             both = isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple)
             pairs = zip(target.elts, node.value.elts) if both else [(target, node.value)]
             names |= {t.id:value for t, value in pairs if isinstance(t, ast.Name)}
-    return ModuleText(tree, {n:s for n, s in said.items() if not alone[n]}, {n:s for n, s in said.items() if alone[n]}, names)
+    return ModuleText(tree, text.splitlines(), names)
 
 def _looked_up(name, source):
     "The syntax that a name stands for and where it stands; None if that is not in this package"
@@ -78,7 +72,8 @@ def _value(node, source):
         given = {k.arg:_value(k.value, source) for k in node.keywords}
         called = ast.unparse(node.func)
         if called=='dict': return given
-        if called=='field': return given['default'] if 'default' in given else {'dict':{}, 'list':[]}.get(given.get('default_factory'))
+        made = {'dict':{}, 'list':[]}.get(given.get('default_factory'))
+        if called=='field': return given.get('default', made)
     try: return ast.literal_eval(node)
     except ValueError: return ast.unparse(node)
 
@@ -95,25 +90,40 @@ def _annotation(node, source):
         (k, c, b), (k2, c2, b2) = (_annotation(o, source) for o in (node.left, node.right))
         return k+k2, c+c2, b+b2
     if isinstance(node, ast.Subscript):
-        name, inside = ast.unparse(node.value), node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
+        name = ast.unparse(node.value)
+        inside = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
         if name=='Literal': return ('str',), tuple(_value(o, source) for o in inside), ()
-        if name=='Annotated': return (*_annotation(inside[0], source)[:2], tuple(_value(o, source) for o in inside[1:]))
+        if name=='Annotated':
+            return *_annotation(inside[0], source)[:2], tuple(_value(o, source) for o in inside[1:])
         return (name,), (), ()
     if isinstance(node, ast.Name):
         held, where = _looked_up(node.id, source)
         return _annotation(held, where) if isinstance(held, ast.Subscript) else ((node.id,), (), ())
     return () if node is None or ast.unparse(node)=='None' else (ast.unparse(node),), (), ()
 
+def _comment(line):
+    "The comment at the end of a line"
+    if '#' not in line: return ''
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(line.strip()).readline):
+            if token.type==tokenize.COMMENT: return token.string.strip('# ')
+    except (tokenize.TokenError, SyntaxError): pass     # A line is not a whole statement
+    return ''
+
 def _about(line, source, ends):
     "The comment beside a line, and what goes on below it"
-    said = [source.comments.get(line, '')]
-    while (line := line+1) in source.below and line<=ends: said.append(source.below[line])
+    said = [_comment(source.lines[line-1])]
+    while line<ends and source.lines[line].lstrip().startswith('#'):
+        said.append(_comment(source.lines[line]))
+        line += 1
     return ' '.join(said)
 
 def _parameter(arg, default, source, ends):
     kinds, choices, bounds = _annotation(arg.annotation, source)
-    worth = REQUIRED if default is None else _value(default, source)
-    return Parameter(getattr(arg, 'arg', None) or arg.target.id, kinds, worth, choices, bounds, _about(arg.lineno, source, ends))
+    worth, about = REQUIRED if default is None else _value(default, source), _about(arg.lineno, source, ends)
+    listed = re.match(r"(('\w+'(, | or )?){2,})(;|\.|$)", about)
+    if listed and not choices: choices = tuple(re.findall(r"'(\w+)'", listed[1]))
+    return Parameter(getattr(arg, 'arg', None) or arg.target.id, kinds, worth, choices, bounds, about)
 
 def definition(
     where:str,          # 'house.room:function', 'house.room:Class' or 'house.room:Class.method'
@@ -141,22 +151,26 @@ def parameters_of(
         a = node.args
         plain = [*a.posonlyargs, *a.args]
         defaults = [*[None]*(len(plain)-len(a.defaults)), *a.defaults, *a.kw_defaults]
-        made = [_parameter(o, d, source, node.body[0].lineno-1) for o, d in zip([*plain, *a.kwonlyargs], defaults)]
+        ends = node.body[0].lineno-1
+        made = [_parameter(o, d, source, ends) for o, d in zip([*plain, *a.kwonlyargs], defaults)]
     return {p.name:p for p in made if p.name not in ('self', 'cls')}
 
-def doc_of(
-    where:str,          # As for `definition`
-)->str:
-    "The docstring of a function or class"
-    return ast.get_docstring(definition(where)[0]) or ''
-
 @lru_cache
-def methods_read()->dict: # Method -> knob -> `Parameter`
-    "The merge methods of this package and their knobs: what stands behind the `*`"
+def _methods_written():
     source, made = module_text(METHOD_MODULE), {}
     for node in source.tree.body:
         marks = [ast.unparse(o).partition('(')[0] for o in getattr(node, 'decorator_list', ())]
         if 'merge_method' not in marks: continue
         known = parameters_of(f'{METHOD_MODULE}:{node.name}')
-        made[node.name] = {a.arg:known[a.arg] for a in node.args.kwonlyargs}
+        made[node.name] = ast.get_docstring(node), {a.arg:known[a.arg] for a in node.args.kwonlyargs}
+    return made
+
+def methods_read()->dict: # Method -> what it does, and its knobs: name -> `Parameter`
+    "The merge methods and their knobs: those written in this package, and those that were entered since"
+    made = dict(_methods_written())
+    entered = getattr(sys.modules.get(f'{PACKAGE.name}.{METHOD_MODULE}'), 'METHODS', {})
+    for name in entered.keys()-made.keys():
+        knobs = [Parameter(k.name, (), k.default, k.choices, () if k.choices else (k.low, k.high), k.about)
+                 for k in entered[name].knobs.values()]
+        made[name] = entered[name].about, {k.name:k for k in knobs}
     return made

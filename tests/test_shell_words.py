@@ -1,0 +1,121 @@
+"What signatures tell the shell, and how messages of Python are told there"
+import inspect
+from dataclasses import MISSING, fields
+
+import pytest
+from vlm_merging.asking.models import LocalModel, open_model
+from vlm_merging.cli.commands import COMMANDS, calls_of, command, flags_of, read_words, taken
+from vlm_merging.cli.main import main
+from vlm_merging.cli.messages import in_shell_words
+from vlm_merging.cli.signatures import REQUIRED, constant_words, methods_read, parameters_of
+from vlm_merging.merging.methods import METHODS
+from vlm_merging.merging.recipe import Recipe
+from vlm_merging.probing.masks import PARTS, WAYS
+
+
+# --- Signatures, read without an import, are those that Python has
+
+@pytest.mark.parametrize('where,function', [('asking.models:open_model', open_model), ('merging.recipe:Recipe.layer_swap', Recipe.layer_swap)])
+def test_a_function(where, function):
+    known = {n:p for n, p in inspect.signature(function).parameters.items() if p.kind is not p.VAR_KEYWORD}
+    read = parameters_of(where)
+    assert read.keys()==known.keys()
+    for n, p in known.items(): assert read[n].default==(REQUIRED if p.default is p.empty else p.default) and read[n].about
+
+@pytest.mark.parametrize('where,cls', [('asking.models:LocalModel', LocalModel), ('merging.recipe:Recipe', Recipe)])
+def test_a_dataclass(where, cls):
+    read = parameters_of(where)
+    assert [*read]==[f.name for f in fields(cls)]
+    for f in fields(cls):
+        default = f.default_factory() if f.default_factory is not MISSING else REQUIRED if f.default is MISSING else f.default
+        assert read[f.name].default==default and read[f.name].about
+
+def test_kinds_and_lists():
+    read = parameters_of('probing.probe:probe_folder')
+    assert read['parts'].several and not read['layers'].several and 'str' in read['other'].kinds
+    assert parameters_of('merging.merge:merge')['workers'].kinds==('int',)
+
+def test_the_knobs_are_those_of_the_methods():
+    read = methods_read()
+    assert [*read]==[*METHODS]
+    for name, m in METHODS.items():
+        assert read[name][0]==m.about and [*read[name][1]]==[*m.knobs]
+        for k in m.knobs.values():
+            p = read[name][1][k.name]
+            assert (p.default, p.about)==(k.default, k.about) and p.bounds==(() if k.choices else (k.low, k.high))
+            if k.choices and k.choices!=(True, False): assert p.choices==k.choices
+
+def test_a_method_that_was_entered_brings_its_own_options(monkeypatch, capsys):
+    from vlm_merging.merging.methods import Share, merge_method
+    monkeypatch.setattr('vlm_merging.merging.methods.METHODS', dict(METHODS))
+    import vlm_merging.merging.methods as room
+    source = dict(METHODS)
+    def halves(vlm, llm, *, tilt:Share=.5): return tilt*vlm+(1-tilt)*llm
+    try:
+        merge_method(halves)
+        assert 'tilt' in methods_read()['halves'][1] and main(['methods', 'halves'])==0
+        assert '--tilt' in capsys.readouterr().out
+    finally:
+        for held in (room.METHODS, METHODS): held.clear(); held.update(source)
+
+def test_constants():
+    assert constant_words('probing.masks:WAYS')==WAYS and constant_words('probing.masks:PARTS')==PARTS
+    assert constant_words('scoring.score:PROTOCOLS')==('offline', 'strict')
+
+def test_what_is_not_there_is_told():
+    with pytest.raises(LookupError, match='defines no nothing'): parameters_of('merging.recipe:nothing')
+
+
+# --- What is typed
+
+def read(line): return read_words(COMMANDS[line.split()[0]], line.split()[1:])
+
+@pytest.mark.parametrize('line,name,value', [
+    ('probe m --how skip,uniform', 'how', ('skip', 'uniform')), ('probe m --how skip uniform', 'how', ('skip', 'uniform')),
+    ('probe m --how skip, uniform skip', 'how', ('skip', 'uniform')), ('probe m --by a,b', 'by', ('a', 'b')), ('probe m --ray', 'ray', 'local'),
+    ('probe m --ray auto', 'ray', 'auto'), ('sweep --weights 0.6,0.7', 'weights', ('0.6', '0.7')), ('sweep --layers 6-31 0-5,8', 'layers', ['6-31', '0-5,8']),
+    ('ask m --benchmark a b,c', 'benchmark', ('a', 'b', 'c')), ('compare a b --by ,', 'by', ()), ('ask m -n 3', 'n', 3), ('ask m --temperature 0.5', 'temperature', .5),
+    ('merge --overwrite', 'overwrite', True), ('plan --weight 1,0.9,0.7', 'weight', [1., .9, .7]), ('plan --rescale no', 'rescale', False),
+    ('prepare', 'names', None), ('prepare a b', 'names', ['a', 'b']), ('prepare a --to x', 'data', 'x')])
+def test_values(line, name, value): assert read(line).get(name)==value
+
+def test_a_file_with_a_comma_in_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path/'a,b.csv').touch()
+    assert read('ask m --benchmark a,b.csv c,d')['benchmark']==('a,b.csv', 'c', 'd')
+
+def test_what_belongs_to_a_function():
+    given = dict(data='x', n=3, benchmark=('b',), batch_size=4)
+    assert taken(given, 'benchmarks.load:load n split folder=data', 'asking.models:LocalModel batch_size')==dict(n=3, folder='x', batch_size=4)
+
+def test_a_command_is_a_function_and_a_list():
+    @command(shows=dict(what='benchmarks.load:load n seed'), example='vlm-merging count a', choices=dict(way='probing.masks:WAYS'))
+    def count_command(
+        folder:str,       # What is counted
+        *,
+        way:str='skip',   # How
+        **given,
+    ): return folder, way, given
+    made = COMMANDS.pop('count')
+    assert made.name=='count' and made.run('f', n=2)==('f', 'skip', dict(n=2))
+
+
+# --- What is told
+
+NAMES = dict(base='--base', overwrite='--overwrite', allow_nonfinite='--allow-nonfinite', n='-n', weight='--weight', layers='--layers', items='--benchmark')
+
+@pytest.mark.parametrize('said,told', [
+    ('ties needs `base`: the model.', 'ties needs --base: the model.'), ('Pass `overwrite=True`.', 'Pass --overwrite.'),
+    ('Pass overwrite=True to replace it.', 'Pass --overwrite to replace it.'), ('allow it with `allow_nonfinite`.', 'allow it with --allow-nonfinite.'),
+    ('ties: weight is 4; it is', 'ties: --weight is 4; it is'), ("layers is 'x'", "--layers is 'x'"), ('Widen `layers` or `modules`.', 'Widen --layers or `modules`.'),
+    ('The weight of the base is in layers 0-3.', 'The weight of the base is in layers 0-3.'), ('a/allow_nonfinite.json', 'a/allow_nonfinite.json'),
+    ('`weight=[1, .5]`', '--weight 1,0.5'), ("`layers='6-31'`", '--layers 6-31'), ('n is 0', '-n is 0'), ('in (at)', 'in (at)')])
+def test_names(said, told): assert in_shell_words(said, NAMES)==told
+
+@pytest.mark.parametrize('verb,said,told', [
+    ('ask', "items are needed: load('mine.csv').", 'items are needed: --benchmark mine.csv.'),
+    ('ask', "or prepare('MathVista', source='folder') from files", 'or vlm-merging prepare MathVista --from folder from files'),
+    ('ask', 'see load(this, that=3)', 'see load(this, that=3)'), ('ask', 'name it with `weights`', 'name it with --serves'),
+    ('merge', 'as merge(vlm, llm) does', 'as vlm-merging merge VLM LLM does'), ('score', 'with replies(folder)', 'with replies(folder)')])
+def test_calls(verb, said, told):
+    assert in_shell_words(said, flags_of(COMMANDS[verb]), lambda: calls_of(COMMANDS[verb]))==told

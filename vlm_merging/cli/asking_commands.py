@@ -1,0 +1,256 @@
+"""Evaluation from the shell: `prepare`, `ask`, `score`, `compare`; each reads what the last one wrote."""
+#     prepare -> files of the benchmark           once, where there is a network
+#     ask     -> RUN/replies.jsonl, RUN/run.json  each reply at once; goes on where it was
+#     score   -> SCORES.parquet                   no model, no network
+#     compare -> a verdict in words, TABLE, PAGE  two runs, item by item
+from __future__ import annotations
+import os, sys, warnings
+from pathlib import Path
+from typing import Literal
+from vlm_merging.cli.commands import PROGRAM, command, taken
+from vlm_merging.cli.files import PAGES, TABLES, read_scores, read_table, ready_to_write, write_table
+
+FETCHED = 'benchmarks.prepare:prepare name=names split folder=data source=from revision'
+LOADED = 'benchmarks.load:load what=benchmark split n seed folder=data'
+QUESTIONS = 'cli.asking_commands:questions_of benchmark', LOADED
+OPENED = 'asking.models:open_model dtype device trust_remote_code'
+ASKED = 'asking.models:LocalModel batch_size max_new_tokens temperature system'
+SERVED = 'asking.endpoint:Endpoint base_url=endpoint weights=serves'
+AS_SERVED = SERVED+' concurrency=batch_size max_tokens=max_new_tokens temperature system'
+
+def tell(
+    text:str,           # A sentence about the work
+)->None:
+    "Say something beside the result"
+    warnings.warn(text, stacklevel=2)
+
+@command(shows=dict(options=FETCHED), also=dict(to='data'),
+         example='vlm-merging prepare MathVista\nvlm-merging prepare MathVista --from downloads/MathVista')
+def prepare_command(
+    names:tuple=(),     # Benchmarks; none: list what there is
+    **given,            # Option -> value, as typed
+)->int:                 # Exit code
+    "Fetch benchmarks once, for work without network"
+    from vlm_merging.benchmarks.items import BENCHMARKS
+    from vlm_merging.benchmarks.prepare import prepare
+    if not names:
+        for b in BENCHMARKS.values():
+            print(f"{b.name:16} {b.source:32} {', '.join(b.splits)}   [{b.licence}]")
+    for name in names: print(f'{name}: {prepare(name, **taken(given, FETCHED))}')
+    return 0
+
+def only_one(
+    served:list[str],   # Names of models
+)->str:
+    "The model of a server that has just one; raise ValueError if it has more, or does not tell"
+    if len(served)==1: return served[0]
+    there = ', '.join(served) or 'no list of its models'
+    raise ValueError(f'--model is missing. The server has {there}: name the one to ask.')
+
+def quiet_libraries()->None:
+    "No bars of transformers where nobody looks"
+    if sys.stderr.isatty(): return
+    from transformers.utils import logging
+    logging.disable_progress_bar()
+
+def asker_of(
+    given:dict,         # Option -> value, as typed
+):
+    "The model that a command line names; raise ValueError if it names none"
+    if 'endpoint' in given:
+        from vlm_merging.asking.endpoint import Endpoint
+        url = given['endpoint']
+        model = given.get('model') or only_one(Endpoint(url, '').served())
+        return Endpoint(url, model, **taken(given, AS_SERVED))
+    if not given.get('model'):
+        raise ValueError('--model is missing. Name a folder or hub id, or a server with --endpoint.')
+    if 'serves' in given:
+        raise ValueError('--serves goes with --endpoint: a folder says itself what its weights are.')
+    from vlm_merging.asking.models import open_model
+    quiet_libraries()
+    return open_model(given['model'], **taken(given, OPENED, ASKED))
+
+def questions_of(
+    given:dict,         # Option -> value, as typed
+    benchmark:tuple,    # Prepared benchmarks, or tables of your own; lab: questions for the embedded models
+)->tuple[list, int]:    # Items; how many rows made none
+    "The items that a command line names; what is wrong with their tables is told"
+    from vlm_merging.benchmarks.load import load
+    from vlm_merging.benchmarks.tables import IMAGES
+    items, left = [], 0
+    for name in benchmark:
+        found = load(**taken(given, LOADED)|dict(what=name))
+        for told in found.problems: tell(told)
+        if os.path.isfile(name) and not any(i.images for i in found):
+            tell(f"{name}: no row has a picture; pictures are read from the columns {', '.join(IMAGES)}.")
+        items, left = items+found, left+found.left
+    return items, left
+
+def folder_wanted(
+    given:dict,         # Option -> value, as typed
+)->Path:
+    "The folder that a command writes to"
+    out = Path(given['out']).expanduser()
+    if out.is_file(): raise ValueError(f"{given['out']} is a file. Name a folder for the run.")
+    return out
+
+@command(shows=dict(who=(OPENED, SERVED), what=QUESTIONS, how=ASKED, output='asking.ask:ask out'),
+         places='model', needs='benchmark out', spaced='benchmark', was=dict(weights='serves'),
+         example='vlm-merging ask --model lab/vlm --benchmark lab -n 100 --out runs/vlm\n'
+                 'vlm-merging ask --endpoint http://127.0.0.1:8000/v1 --benchmark mine.csv --out runs/served')
+def ask_command(
+    *,
+    model:str|None=None, # Folder or hub id; with --endpoint the name under which it is served
+    run:str|None=None,  # Name in tables; default: that of the folder
+    **given,            # Option -> value, as typed
+)->int:                 # Exit code: 4 if some items failed
+    "Ask a model every question, and keep each reply at once; a run that was stopped goes on where it was"
+    from vlm_merging.asking.ask import ask
+    from vlm_merging.asking.replies import report
+    out = folder_wanted(given)
+    items, left = questions_of(given, given['benchmark'])
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', r'\d+ of \d+ items have a reply') # `report` says the same
+        replies = ask(asker_of(given|dict(model=model)), items, out, run)
+    print(report(out))
+    print(f'Next: {PROGRAM} score {out} --out {out}.parquet')
+    return 0 if replies.height==len(items) and not left else 4
+
+def unfinished(
+    path:str|Path,      # Perhaps the folder of a run
+)->list[str]:           # Empty: nothing is missing, or it is a table
+    "What a run lacks, in a sentence"
+    if not Path(path).is_dir(): return []
+    from vlm_merging.asking.replies import report
+    told = report(path)
+    done, _, all_ = told.split(' ', 3)[:3]
+    return [] if done==all_ else [f'{path}: {told} What is there is no random part of it.']
+
+def accuracy_said(
+    scores,             # A score table
+)->str:                 # A line for each run and benchmark
+    "Accuracy with its interval, and beside it what replies did"
+    import polars as pl
+    from vlm_merging.comparing.statistics import summarize
+    keys = ('benchmark', 'split', 'run', 'index')
+    named = scores['index'].null_count()<scores.height
+    some = scores.filter(~pl.struct(keys).is_duplicated()) if named else scores
+    if not some.height: return 'There is no reply to count.'
+    by = {}
+    for r in summarize(some).filter(tag='all').to_dicts():
+        by.setdefault((r['benchmark'], r['run']), {})[r['what']] = r
+    out = []
+    for (benchmark, run), what in by.items():
+        a = what.get('accuracy')
+        more = [k for k in ('answered', 'loop', 'cut-off', 'worst case') if k in what]
+        beside, said = [f"{k} {what[k]['value']:.1%}" for k in more], 'no score'
+        if a and a['value'] is not None:
+            said = f"{a['value']:.1%} (95% {a['low']:.1%} to {a['high']:.1%}) of {a['n']}"
+        out.append(f"{benchmark}, {run}: {said}; {', '.join(beside)}")
+    return '\n'.join(out)
+
+@command(example='vlm-merging score runs/a --out a.parquet\n'
+                 'vlm-merging score runs/a --protocol judge --judge localhost:8000 --judge-model NAME')
+def score_command(
+    table:str,          # Folder of a run, parquet, jsonl or csv file, or a result table of VLMEvalKit
+    *,
+    protocol:Literal['offline', 'strict', 'judge']='offline', # offline reads the reply; strict is the
+                        # official rule without a judge; judge asks a model where no rule is sure
+    judge:str|None=None, # Address of an OpenAI-compatible server; the judge never sees the question
+    judge_model:str|None=None, # Name under which the judge is served
+    judge_cache:Path|None=None, # Folder that keeps what the judge said, so that the second time costs
+                        # nothing; default: TABLE.judge
+    out:Path|None=None, # Write the scores there, anew if it is there: .parquet, .jsonl or .csv
+)->int:                 # Exit code
+    "Score replies: accuracy with intervals, how many replies could be read, and what is wrong with the table"
+    from vlm_merging.scoring.score import problems, score
+    ready_to_write(out, TABLES)
+    if (protocol=='judge')!=bool(judge): raise ValueError('--protocol judge and --judge URL go together.')
+    left = []
+    frame = read_table(table, left)
+    if judge:
+        from vlm_merging.asking.endpoint import Endpoint
+        from vlm_merging.scoring.judge import judge_report, judged
+        if not judge_model: raise ValueError('--judge-model is missing. Name the model that shall judge.')
+        cache = judge_cache or Path(str(table).rstrip('/')+'.judge')
+        scores = judged(frame, Endpoint(judge, judge_model, max_tokens=512), cache)
+        print(judge_report(scores))
+    else: scores = score(frame, protocol)
+    if out: write_table(scores, out)
+    for told in [*left, *unfinished(table), *problems(scores)]: tell(told)
+    print(accuracy_said(scores))
+    return 0
+
+def tags_in_both(
+    by:tuple|None,      # As typed; None: category, where there is one
+    a,                  # A table
+    b,                  # Another
+)->tuple:
+    "The tags to split two runs by"
+    return tuple(t for t in ('category',) if t in a.columns and t in b.columns) if by is None else by
+
+def worst_cases(
+    a,                  # Scores before
+    b,                  # Scores after
+    names,              # Of benchmarks
+):                      # Yields tables of `comparison_table`
+    "Of benchmarks that ask each question in variants: all variants of a question right"
+    import polars as pl
+    from vlm_merging.comparing.compare import compare
+    from vlm_merging.comparing.statistics import VARIANTS, worst_case
+    for name in {n.lower() for n in VARIANTS}&{n.lower() for n in names}:
+        try: worst = [worst_case(t.filter(pl.col('benchmark').str.to_lowercase()==name)) for t in (a, b)]
+        except ValueError: continue         # No question is there with all its variants
+        worst = [t.with_columns(benchmark=pl.col('benchmark')+', worst case') for t in worst]
+        if {*worst[0]['index']}&{*worst[1]['index']}: yield compare(*worst).table
+
+@command(shows=dict(options='comparing.compare:compare a=before b=after protocol'),
+         choices=dict(protocol='scoring.score:PROTOCOLS'),
+         example='vlm-merging compare runs/vlm runs/merged --by category --chart page.html')
+def compare_command(
+    before:str,         # Folder of a run, or a table of replies or scores
+    after:str,          # The same of the run that is compared with it
+    *,
+    by:tuple|None=None, # Split by these tags; default: category, where there is one
+    out:Path|None=None, # Write the numbers there, anew if it is there: .parquet, .jsonl or .csv
+    chart:Path|None=None, # A page with charts (.html), or one chart (.svg, .png)
+    **given,            # Option -> value, as typed
+)->int:                 # Exit code
+    "Compare two runs item by item, and say in words what the numbers allow to say"
+    import polars as pl
+    from vlm_merging.comparing.compare import compare
+    from vlm_merging.comparing.findings import verdict
+    ready_to_write(out, TABLES)
+    ready_to_write(chart, PAGES)
+    left = []
+    a, b = (read_scores(p, given.get('protocol', 'offline'), left) for p in (before, after))
+    for told in [*left, *unfinished(before), *unfinished(after)]: tell(told)
+    runs = [t['run'].unique().to_list() if 'run' in t.columns else [] for t in (a, b)]
+    if runs[0]==runs[1]!=[]:                # Told apart by where they lie
+        a, b = (t.with_columns(run=pl.lit(str(p))) for t, p in ((a, before), (b, after)))
+    by = tags_in_both(by, a, b)
+    table = compare(a, b, by).table
+    table = pl.concat([table, *worst_cases(a, b, table['benchmark'].unique())])
+    print(verdict(table))
+    if out: write_table(table, out)
+    if chart:
+        from vlm_merging.charts.pages import save_chart
+        save_chart(comparison_charts(table, a, b, by), chart)
+    return 0
+
+def comparison_charts(
+    table,              # From `compare`
+    a,                  # Scores before
+    b,                  # Scores after
+    by:tuple=(),        # Tags
+):
+    "Scores, items won and lost, and accuracy against length, on one page"
+    import polars as pl
+    from vlm_merging.charts.pages import together
+    from vlm_merging.charts.score_charts import length_chart, pairs_chart, scores_chart
+    from vlm_merging.comparing.statistics import by_length, summarize
+    sums = summarize([a, b], by)
+    tags = ['all', *(t for t in ('split', *by) if table.filter(pl.col('tag')==t, pl.col('n')>0).height)]
+    charts = [draw(t, tag=tag) for tag in tags for draw, t in ((scores_chart, sums), (pairs_chart, table))]
+    if 'length' in a.columns and 'length' in b.columns: charts.append(length_chart(by_length([a, b])))
+    return together(*charts)

@@ -1,0 +1,74 @@
+"""Tables in, tables out: what is read may be a run, what is written appears whole or not at all."""
+from __future__ import annotations
+import json
+from pathlib import Path
+
+TABLES = ('.parquet', '.jsonl', '.csv')
+PAGES = ('.html', '.svg', '.png')
+
+def read_table(
+    path:str|Path,      # parquet, jsonl, csv, xlsx, tsv, json, or the folder of a run
+    problems:list|None=None, # Sentences about rows that are left out are put here
+):                      # A polars frame, of replies or of scores
+    "Read a table; raise ValueError with one sentence if it is none"
+    import polars as pl
+    path = Path(path).expanduser()
+    if path.is_dir():
+        from vlm_merging.asking.replies import replies
+        return replies(path)
+    if not path.is_file(): raise ValueError(f'{path} is not there. Name a table, or the folder of a run.')
+    kind = path.suffix.lower()
+    if kind in ('.xlsx', '.xls', '.tsv', '.json'):
+        from vlm_merging.asking.results import import_replies
+        return import_replies(path)
+    if kind not in TABLES:
+        raise ValueError(f'{path.name}: a table is read from .parquet, .jsonl, .csv, .xlsx, .tsv or .json.')
+    from vlm_merging.benchmarks.tables import IMAGES, rows_in
+    rows = [r for _, r in rows_in(path, [] if problems is None else problems)]
+    if rows: table = pl.DataFrame(rows, infer_schema_length=None, strict=False)
+    else: table = pl.read_parquet(path) if kind=='.parquet' else pl.DataFrame()
+    table = table.drop(IMAGES, strict=False)
+    if not {'benchmark', 'run'} & {*table.columns}:
+        from vlm_merging.asking.results import import_replies, named_in
+        if named_in(path)[1]: return import_replies(path)
+    return table
+
+def read_scores(
+    path:str|Path,      # As for `read_table`
+    protocol:str='offline', # If it holds replies
+    problems:list|None=None, # As for `read_table`
+):                      # A polars frame
+    "A score table: as it is, or made of replies"
+    from vlm_merging.scoring.score import score
+    frame = read_table(path, problems)
+    return frame if 'correct' in frame.columns else score(frame, protocol)
+
+def ready_to_write(
+    path:Path|None,     # Where something shall appear; None: nowhere
+    kinds:tuple,        # Endings that can be written
+)->None:
+    "Raise ValueError, before any work is done, if a file cannot appear there"
+    if path is None: return
+    if path.suffix.lower() not in kinds:
+        raise ValueError(f"{path.name}: this is written as {', '.join(kinds)}.")
+    if not path.parent.is_dir():
+        raise ValueError(f'There is no folder {path.parent} to write {path.name} in.')
+    if path.is_dir(): raise ValueError(f'{path} is a folder. Name a file.')
+
+def write_table(
+    frame,              # A polars frame
+    path:str|Path,      # .parquet, .jsonl or .csv
+)->Path:
+    "Write a table, whole or not at all"
+    from vlm_merging.checkpoints.writer import appearing
+    path = Path(path).expanduser()
+    ready_to_write(path, TABLES)
+    kind = path.suffix.lower()
+    if kind=='.csv':                                         # A cell of csv holds no list
+        import polars as pl
+        def as_text(v): return json.dumps(v.to_list() if isinstance(v, pl.Series) else v, ensure_ascii=False)
+        lists = [c for c, t in frame.schema.items() if t.is_nested()]
+        frame = frame.with_columns(pl.col(c).map_elements(as_text, return_dtype=pl.String) for c in lists)
+    write = {'.parquet':'write_parquet', '.jsonl':'write_ndjson', '.csv':'write_csv'}[kind]
+    with appearing(path) as draft: getattr(frame, write)(draft)
+    return path

@@ -1,0 +1,111 @@
+"""Merging from the shell: `plan`, `merge`, `inspect` and `methods`."""
+from __future__ import annotations
+import json, sys, time
+from functools import partial
+from pathlib import Path
+from vlm_merging.cli.commands import COMMANDS, KNOBS, calls_of, command, flags_of, knobs_shown, taken, unknown
+from vlm_merging.cli.messages import in_shell_words
+from vlm_merging.cli.signatures import methods_read
+
+WHO = 'merging.recipe:Recipe vlm llm base'
+WHAT = 'merging.recipe:Recipe method'
+WHERE = 'merging.recipe:Recipe layers modules embeddings'
+HOW = 'merging.recipe:Recipe seed as_run'
+OUTPUT = 'merging.merge:merge out overwrite workers device sha256 allow_nonfinite'
+TYPED_ONLY = 'cli.merging_commands:asked_recipe'
+RECIPE = dict(shows=dict(who=(WHO, f'{TYPED_ONLY} recipe'), what=(WHAT, KNOBS),
+                         where=(WHERE, f'{TYPED_ONLY} layer_swap'), how=HOW),
+              places='vlm llm', choices=dict(method=KNOBS))
+
+def asked_recipe(
+    *,
+    recipe:Path|None=None, # A recipe file, or a merged folder; options given here override it
+    layer_swap:int|None=None, # The paper's layer swapping: layers up to this one stay the VLM's, the rest is
+                        # mixed linearly
+    **given,            # Option -> value, of `plan` or `merge`
+):
+    "The recipe that a command line describes; raise ValueError if it describes none"
+    from vlm_merging.merging.recipe import Recipe
+    fields = Recipe.read(recipe).dict() if recipe else {}
+    before = fields.get('method', 'linear')
+    if layer_swap is not None:
+        if given.get('method', 'linear')!='linear' or 'layers' in given:
+            raise ValueError('--layer-swap is linear on the layers behind: leave out --method and --layers.')
+        fields |= dict(method='linear', layers=f'{layer_swap+1}-')
+    fields |= taken(given, WHO, WHAT, WHERE, HOW)
+    if fields.get('method', 'linear')!=before: fields['knobs'] = {} # Those of another method stay
+    fields['knobs'] = fields.get('knobs', {}) | {k:given[k] for k in knobs_shown() if k in given}
+    for name in ('vlm', 'llm'):
+        if not fields.get(name):
+            raise ValueError(f'--{name} is missing. Name a folder or a hub id, or give a --recipe that does.')
+    return Recipe(**fields)
+
+def told_finding(
+    finding,            # Of a plan
+    name:str,           # Of the running command
+)->str:
+    "A finding in the words of the shell"
+    return in_shell_words(str(finding), flags_of(COMMANDS[name]), partial(calls_of, COMMANDS[name]))
+
+@command(**RECIPE, example='vlm-merging plan --vlm lab/vlm --llm lab/llm --weight 0.6 --layers 2-')
+def plan_command(
+    **given,            # Option -> value, as typed
+)->int:                 # Exit code: 3 if it cannot be merged
+    "Say what would be merged with what, what stays and why; nothing is written"
+    from vlm_merging.merging.plan import plan
+    made = plan(asked_recipe(**given))
+    text = str(made)
+    for f in made.findings: text = text.replace(str(f), told_finding(f, 'plan'))
+    print(text)
+    return 3 if made.stops else 0
+
+@command(**RECIPE|dict(shows=RECIPE['shows']|dict(output=OUTPUT)), needs='out',
+         example='vlm-merging merge --vlm lab/vlm --llm lab/llm --weight 0.6 --out merged\n'
+                 'vlm-merging merge --recipe merged --weight 0.5 --out other')
+def merge_command(
+    *,
+    quiet:bool=False,   # No progress bar (there is none anyway where the output is not a terminal)
+    **given,            # Option -> value, as typed
+)->int:                 # Exit code
+    "Merge, and say where the result is"
+    from vlm_merging.checkpoints.headers import readable
+    from vlm_merging.merging.merge import merge
+    from vlm_merging.merging.plan import plan
+    wanted, start = asked_recipe(**given), time.time()
+    for f in plan(wanted).findings:
+        if f.level=='warn': print(told_finding(f, 'merge'), file=sys.stderr)
+    how = taken(given, OUTPUT)
+    out = merge(wanted, out=Path(how.pop('out')), progress=False if quiet else None, **how)
+    size = sum(p.stat().st_size for p in out.rglob('*') if p.is_file())
+    print(f'{out}: {readable(size)} in {time.time()-start:.1f} s. '
+          f'Open it with AutoModelForImageTextToText.from_pretrained.')
+    return 0
+
+@command(example='vlm-merging inspect lab/vlm')
+def inspect_command(
+    folder:str,         # A folder or hub id
+)->int:                 # Exit code
+    "Say what a checkpoint holds, and its recipe if it was merged here"
+    from vlm_merging.checkpoints.headers import Checkpoint, folder_summary
+    opened = Checkpoint.open(folder)
+    print(folder_summary(opened))
+    if (opened.path/'recipe.json').is_file():
+        print('merged with', json.dumps(json.loads((opened.path/'recipe.json').read_text())['recipe']))
+    return 0
+
+@command(example='vlm-merging methods ties')
+def methods_command(
+    names:tuple=(),     # Methods; none: all
+)->int:                 # Exit code
+    "Say which merge methods there are, and what their knobs mean"
+    known = methods_read()
+    if odd := [n for n in names if n not in known]: raise ValueError(f'The method {unknown(odd[0], known)}')
+    def shown(value): return {True:'yes', False:'no'}[value] if isinstance(value, bool) else value
+    for name in names or known:
+        about, knobs = known[name]
+        print(f'{name}: {about}')
+        for k in knobs.values():
+            can = ' or '.join(map(shown, k.choices or (True, False)))
+            if k.bounds: can = f'{k.bounds[0]:g} to {k.bounds[1]:g}'
+            print(f"  --{k.name.replace('_', '-'):<12} {can}; default: {shown(k.default)}. {k.about}")
+    return 0

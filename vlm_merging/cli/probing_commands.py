@@ -1,0 +1,211 @@
+"""Understanding from the shell: `diagnose`, `probe` and `sweep` print words, keep tables, and draw a page."""
+#     diagnose -> a verdict with reasons, TABLE, PAGE      no model is loaded
+#     probe    -> OUT/parts/*.parquet                      each part at once; goes on where it was
+#                 OUT/profile.parquet, depth.parquet       what each mask costs, and how deep
+#                 (change.parquet with --against)          what the merge changed
+#     sweep    -> OUT/parts/*.parquet, OUT/sweep.parquet   replies and scores; no model is written
+from __future__ import annotations
+from pathlib import Path
+from vlm_merging.cli.asking_commands import (OPENED, QUESTIONS, folder_wanted, questions_of, quiet_libraries,
+                                             tell)
+from vlm_merging.cli.commands import KNOBS, command, knob_value, knobs_shown, taken, unknown
+from vlm_merging.cli.merging_commands import WHAT, WHO
+from vlm_merging.cli.files import PAGES, TABLES, read_table, ready_to_write, write_table
+
+PAIR = 'probing.diagnose:diagnose vlm llm base'
+LOOKED_AT = 'probing.diagnose:diagnose candidates subspace'
+BATCHES = 'asking.models:LocalModel batch_size max_new_tokens'
+PROBED = 'probing.probe:probe_folder how parts layers target ray other'
+TRIED = 'probing.sweep:sweep weights layers modules'
+SPREAD = 'probing.probe:probe_folder ray'
+MIXED = 'probing.sweep:sweep vlm llm base method'
+
+def save_page(
+    draw,               # Gives a chart
+    path:Path|None,     # Where to; None: nowhere
+)->None:
+    "Draw a page, if one is wanted"
+    if path is None: return
+    from vlm_merging.charts.pages import save_chart
+    save_chart(draw(), path)
+
+@command(shows=dict(who=(WHO, PAIR), options=LOOKED_AT), places='vlm llm', needs='vlm llm',
+         spaced='candidates', example='vlm-merging diagnose --vlm lab/vlm --llm lab/llm --base lab/base')
+def diagnose_command(
+    *,
+    out:Path|None=None, # Write the measures of every tensor there: .parquet, .jsonl or .csv
+    chart:Path|None=None, # A page with the change by layer and module (.html, .svg or .png)
+    **given,            # Option -> value, as typed
+)->int:                 # Exit code: 3 if the pair cannot be merged
+    "Say before a merge how far the weights of a pair lie apart, and what that lets expect"
+    ready_to_write(out, TABLES)
+    ready_to_write(chart, PAGES)
+    from vlm_merging.probing.diagnose import diagnose
+    found = diagnose(**taken(given, PAIR, LOOKED_AT))
+    print(found)
+    if found.stats is not None and found.stats.height:
+        if out: write_table(found.stats, out)
+        from vlm_merging.charts.maps import layers_page
+        from vlm_merging.probing.weights import weights_by_layer
+        save_page(lambda: layers_page(None, weights_by_layer(found.stats)), chart)
+    elif out or chart: tell('no weights could be compared, so nothing was written.')
+    return 3 if any(f.level=='stop' for f in found.findings) else 0
+
+def tags_asked(
+    by:tuple|None,      # As typed; None: category, where there is one
+    items:list,         # What is asked
+)->tuple[str, ...]:
+    "The tags to split by; raise ValueError if no item has one of them"
+    known = {t for i in items for t in i.tags}
+    if by is None: return tuple(t for t in ('category',) if t in known)
+    from vlm_merging.probing.profile import OWN
+    if used := [t for t in by if t in OWN]:
+        raise ValueError(f'--by: {used[0]} is a column of the result. Rename that column of your table.')
+    if lost := [t for t in by if t not in known]:
+        there = ', '.join(sorted(known)) or 'none'
+        raise ValueError(f'--by: no item has the tag {lost[0]!r}; they have {there}.')
+    return by
+
+def named_models(
+    model:str,          # Folder or hub id
+    against:str|None,   # The same of a second model
+)->dict[str, str]:      # Name in tables -> folder or hub id
+    "Models by the last part of their name, or by all of it where that is the same"
+    where = [w for w in (model, against) if w]
+    short = [Path(w).name or w for w in where]
+    if len(set(where))<len(where):
+        raise ValueError(f'--against is {against}, which is the model itself. Name the merged one.')
+    return dict(zip(short if len(set(short))==len(short) else where, where))
+
+@command(shows=dict(what=QUESTIONS, masks=PROBED, asking=(OPENED, BATCHES)), places='model',
+         needs='benchmark', spaced='benchmark how parts measure', bare=dict(ray='local'),
+         was=dict(weights='diagnosis', measures='measure'),
+         choices=dict(how='probing.masks:WAYS', parts='probing.masks:PARTS'),
+         example='vlm-merging probe lab/vlm --benchmark lab -n 60 --parts layer --out runs/probe\n'
+                 'vlm-merging probe VLM --against OUT --benchmark MathVista --how skip,uniform --out runs/b')
+def probe_command(
+    *,
+    model:str,          # Folder or hub id
+    against:str|None=None, # A second model, say the merged one: probed, too, and compared with the first
+    measure:tuple=('likelihood',), # likelihood of the right answer (cheap; for models that answer at once),
+                        # answer (score of the reply; needs generation), or both
+    heads:bool=False,   # Every head by itself, too
+    by:tuple|None=None, # Split by these tags; default: category, where there is one
+    diagnosis:Path|None=None, # A table that diagnose --out wrote, drawn below the profile on the same axis
+    out:Path,           # Folder of the probe; made, or gone on with
+    chart:Path|None=None, # A page with charts (.html), or a picture of it (.svg, .png)
+    **given,            # Option -> value, as typed
+)->int:                 # Exit code: 4 if some rows of a benchmark made no item
+    "Mask one part of one layer at a time, and see which questions suffer"
+    out = folder_wanted(dict(out=out))
+    ready_to_write(chart, PAGES)
+    from vlm_merging.comparing.layer_findings import MEASURES
+    if odd := [m for m in measure if m not in (*MEASURES, 'both')]:
+        raise ValueError(f"--measure: {unknown(odd[0], (*MEASURES, 'both'))}")
+    if ('weights' in given.get('how', ()))!=('other' in given):
+        raise ValueError('--how weights and --other go together: the layers of OTHER are put in.')
+    from vlm_merging.probing.weights import weights_by_layer
+    models = named_models(model, against)
+    drawn = weights_by_layer(read_table(diagnosis)) if diagnosis else None
+    items, left = questions_of(given, given['benchmark'])
+    by = tags_asked(by, items)
+    quiet_libraries()
+    from vlm_merging.probing.probe import probe_folder
+    how = taken(given, PROBED, OPENED, BATCHES)
+    if heads: how['parts'] = tuple(dict.fromkeys([*how.get('parts', ('layer', 'attention', 'mlp')), 'head']))
+    rows = probe_folder(models, items, out, measures=tuple(MEASURES) if 'both' in measure else measure, **how)
+    if rows['before'].is_null().all():
+        raise ValueError('No reply could be scored: the table has no readable answers. '
+                         'Measure likelihood with --target reply, which needs none.')
+    tables = probe_tables(rows, out, by, tuple(models))
+    from vlm_merging.charts.maps import layers_page
+    save_page(lambda: layers_page(tables['profile'], drawn, tables.get('change')), chart)
+    return 4 if left else 0
+
+def probe_tables(
+    rows,               # A probe table
+    out:Path,           # Folder of the probe
+    by:tuple[str, ...], # Tags
+    models:tuple[str, ...], # One or two, before and after
+)->dict:                # profile, depth and, of two models, change
+    "Write what a probe says as tables, and print it in words"
+    from vlm_merging.probing.profile import profile_change, profile_table
+    from vlm_merging.comparing.layer_findings import change_verdict, profile_verdict
+    from vlm_merging.probing.depth import depth_table
+    tables = dict(profile=profile_table(rows, by), depth=depth_table(rows, by))
+    print(profile_verdict(tables['profile'], tables['depth']))
+    if len(models)>1:
+        tables['change'] = profile_change(rows, *models, by)
+        print(change_verdict(tables['change'], tables['profile']))
+    for name, table in tables.items(): write_table(table, out/f'{name}.parquet')
+    return tables
+
+def sweep_knobs(
+    knobs:list,         # 'density=0.5'
+    given:dict,         # Option -> value, as typed
+)->dict:                # Knob -> value
+    "The knobs that all weights share, by their options or as NAME=X"
+    out = {k:given[k] for k in knobs_shown() if k in given}
+    for text in knobs:
+        name, mark, value = text.partition('=')
+        if not mark or not value:
+            raise ValueError(f'--knobs {text!r} is no name and value, such as density=0.5.')
+        out[name] = knob_value(value)
+    return out
+
+@command(shows=dict(who=(WHO, WHAT, MIXED), what=(TRIED, f'{KNOBS} but weight'), questions=QUESTIONS,
+                    asking=(OPENED, BATCHES, SPREAD)), places='vlm llm', needs='vlm llm weights benchmark',
+         spaced='benchmark knobs layers modules', bare=dict(ray='local'), choices=dict(method=KNOBS),
+         example='vlm-merging sweep lab/vlm lab/llm --weights .5,.6 --benchmark lab --split dev --out runs/w')
+def sweep_command(
+    *,
+    knobs:list=[],      # Knobs as NAME=X; the same as their options
+    by:tuple|None=None, # Split by these tags; default: category, where there is one
+    out:Path,           # Folder of the sweep; made, or gone on with
+    chart:Path|None=None, # A page with the scores along the weight (.html, .svg or .png)
+    **given,            # Option -> value, as typed
+)->int:                 # Exit code: 4 if some rows of a benchmark made no item
+    "Try the weights of a merge in memory, and say whether the best differs from the rest"
+    out = folder_wanted(dict(out=out))
+    ready_to_write(chart, PAGES)
+    try: weights = [float(w) for w in given['weights']]
+    except ValueError:
+        raise ValueError(f"--weights is {','.join(given['weights'])!r}; "
+                         f"it is numbers with commas between, such as 0.7,0.8,0.9.") from None
+    knobs = sweep_knobs(knobs, given)
+    items, left = questions_of(given, given['benchmark'])
+    by = tags_asked(by, items)
+    quiet_libraries()
+    from vlm_merging.comparing.findings import sweep_verdict
+    from vlm_merging.probing.sweep import sweep
+    how = taken(given, MIXED, TRIED, SPREAD, OPENED, BATCHES)
+    table = sweep(**how|dict(weights=weights, items=items, knobs=knobs, by=by, out=out)).table
+    right = table.filter(what='accuracy').drop_nulls('value')
+    for r in right.sort('benchmark', 'tag', 'where', maintain_order=True).to_dicts():
+        print(f"{r['benchmark']}{'' if r['tag']=='all' else ', '+r['where']}, {r['run']}: {r['value']:.1%} "
+              f"(95% interval {r['low']:.1%} to {r['high']:.1%}) of {r['n']}")
+    print(sweep_verdict(table))
+    write_table(table, out/'sweep.parquet')
+    save_page(lambda: sweep_charts(table, given.get('method', 'linear')), chart)
+    return 4 if left else 0
+
+def sweep_charts(
+    table,              # From `sweep`
+    method:str,         # Of the merges
+):
+    "Accuracy along the weight, or agreement where nobody knows the answers; one chart a benchmark and tag"
+    import polars as pl
+    from vlm_merging.charts.pages import together
+    from vlm_merging.charts.score_charts import weights_chart
+    def place(layers, modules):
+        return ''.join(f', {k} {v}' for k, v in (('layers', layers), ('modules', modules)) if v!='all')
+    where = pl.Series([place(*p) for p in table.select('layers', 'modules').rows()], dtype=pl.String)
+    named = table.with_columns(benchmark=pl.col('benchmark')+where).drop_nulls(['value', 'weight'])
+    drawn = named.filter(what='accuracy')
+    if not drawn.height: drawn = named.filter(what='agreement')
+    if not drawn.height:
+        raise ValueError('There is nothing to draw: no answer is known, and no weight has two neighbours.')
+    axis = f"weight of {method}: factor of the VLM's task vector"
+    if method in ('linear', 'slerp'): axis = 'share of the VLM (1: the VLM as it was)'
+    return together(*(weights_chart(part, tag=tag, what=part['what'][0], axis=axis)
+                      for (tag, _), part in drawn.group_by('tag', 'benchmark', maintain_order=True)))
