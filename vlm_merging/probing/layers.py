@@ -13,14 +13,10 @@ from ..merging.families import OTHER
 
 # %% auto #0
 __all__ = ['MODULE_NAMES', 'bare_model', 'decoder_layers', 'find_part', 'stream_writer', 'output_projection', 'head_count',
-           'wrapped_forward', 'row_mask', 'entering_stream', 'main_output', 'dispatch_attention', 'wrapped_attention',
-           'swapped_parameters', 'replaceable_parameters', 'constant_parameters', 'partner_layers', 'donor_parameters']
+           'wrapped_forward', 'main_output', 'entering_stream', 'row_mask', 'wrapped_attention', 'swapped_parameters',
+           'replaceable_parameters', 'constant_parameters', 'partner_layers', 'donor_parameters']
 
-# %% ../../nbs/probing/03_layers.ipynb #c011
-MODULE_NAMES = dict(attention=('self_attn', 'cross_attn', 'linear_attn', 'attention'),
-             mlp=('mlp', 'feed_forward', 'block_sparse_moe'),
-             out=('o_proj', 'out_proj', 'wo', 'dense'))  # What a part is called in its layer, or in its attention
-
+# %% ../../nbs/probing/03_layers.ipynb #c013
 def bare_model(
     model,              # What `open_model` or `from_pretrained` returns
 )->nn.Module:           # What `from_pretrained` returns
@@ -29,30 +25,40 @@ def bare_model(
     if isinstance(bare, nn.Module): return bare
     raise ValueError(f"{type(model).__name__} is no model. Pass what open_model or from_pretrained returns.")
 
+# %% ../../nbs/probing/03_layers.ipynb #c016
 def decoder_layers(
     model,              # An open model: a VLM, or a text model
 )->nn.ModuleList:       # The layers of its language model, in order
     "Find the layers of the language model; raise ValueError if there are none, or more than one list of them"
     model = bare_model(model)
     decoder = model.get_decoder() if hasattr(model, 'get_decoder') else model
-    found = {n:m for n, m in decoder.named_modules() if isinstance(m, nn.ModuleList) and len(m)
+    lists = {n:m for n, m in decoder.named_modules() if isinstance(m, nn.ModuleList) and len(m)
              and n.split('.')[-1] in ('layers', 'blocks', 'h') and not OTHER.search(n)}
-    found = {n:m for n, m in found.items() if not any(n.startswith(f'{o}.') for o in found)}
-    if len(found)>1 and hasattr(getattr(model, 'config', None), 'get_text_config'):
+    lists = {n:m for n, m in lists.items() if not any(n.startswith(f'{o}.') for o in lists)}
+    if len(lists)>1 and hasattr(getattr(model, 'config', None), 'get_text_config'):
         depth = getattr(model.config.get_text_config(), 'num_hidden_layers', None)
-        found = {n:m for n, m in found.items() if len(m)==depth} or found
-    if len(found)!=1:
-        raise ValueError(f"{type(model).__name__} has {', '.join(found) or 'no list of decoder layers'}, and one list of "
-                         f"decoder layers is needed. Pass the language model alone.")
-    return next(iter(found.values()))
+        lists = {n:m for n, m in lists.items() if len(m)==depth} or lists
+    if len(lists)!=1:
+        have = ', '.join(lists) or 'no list of decoder layers'
+        raise ValueError(f"{type(model).__name__} has {have}, and one list of decoder layers is needed. "
+                         f"Pass the language model alone.")
+    return next(iter(lists.values()))
+
+# %% ../../nbs/probing/03_layers.ipynb #c019
+MODULE_NAMES = dict(attention=('self_attn', 'cross_attn', 'linear_attn', 'attention'),
+                    mlp=('mlp', 'feed_forward', 'block_sparse_moe'),
+                    # What a part is called in its layer, or in its attention
+                    out=('o_proj', 'out_proj', 'wo', 'dense'))
 
 def find_part(
     module:nn.Module,   # A layer, or the attention of one
     what:str,           # A key of `MODULE_NAMES`
 )->nn.Module|None:      # None: it has no such part
     "A part of a module, whatever its family calls it"
-    return next((m for n in MODULE_NAMES.get(what, ()) if isinstance(m:=getattr(module, n, None), nn.Module)), None)
+    return next((m for n in MODULE_NAMES.get(what, ()) if isinstance(m:=getattr(module, n, None), nn.Module)),
+                None)
 
+# %% ../../nbs/probing/03_layers.ipynb #c022
 def stream_writer(
     layer:nn.Module,    # Of `decoder_layers`
     part:str,           # 'attention' or 'mlp'
@@ -62,39 +68,58 @@ def stream_writer(
     own = both if all(hasattr(layer, n) for n in both) else ('post_self_attn_layernorm', 'post_mlp_layernorm')
     return find_part(layer, part) and getattr(layer, own[part=='mlp'], None) or find_part(layer, part)
 
+# %% ../../nbs/probing/03_layers.ipynb #c025
 def output_projection(
     layer:nn.Module,    # Of `decoder_layers`
 )->nn.Module|None:      # None: no heads, or not before a projection of their own
     "The output projection, into which the heads of an attention go side by side"
     attention = find_part(layer, 'attention')
-    return None if attention is None or attention is getattr(layer, 'linear_attn', None) else find_part(attention, 'out')
+    if attention is None or attention is getattr(layer, 'linear_attn', None): return None
+    return find_part(attention, 'out')
 
 def head_count(
     model,              # An open model
 )->int:
     "Number of query heads; raise ValueError if it is not known"
     model = bare_model(model)
-    owners = [find_part(layer, 'attention') for layer in decoder_layers(model) if output_projection(layer) is not None][:1]
+    owners = [find_part(layer, 'attention') for layer in decoder_layers(model)
+              if output_projection(layer) is not None][:1]
     owners = [getattr(o, 'config', None) for o in owners]+owners+[model.config]
     names = ('num_attention_heads', 'num_heads')
-    made = next((n for o in owners for k in names if isinstance(n:=getattr(o, k, None), int)), None)
-    if made is None: raise ValueError(f"{type(model).__name__} does not say how many heads it has. Mask its attention.")
-    return made
+    count = next((n for o in owners for k in names if isinstance(n:=getattr(o, k, None), int)), None)
+    if count is None:
+        raise ValueError(f"{type(model).__name__} does not say how many heads it has. Mask its attention.")
+    return count
 
-# %% ../../nbs/probing/03_layers.ipynb #c015
+# %% ../../nbs/probing/03_layers.ipynb #c029
 @contextmanager
 def wrapped_forward(
     module:nn.Module,   # Whose forward is changed
     do,                 # Called as `do(forward,*args,**kwargs)`; its result is the module's output
 ):
     "Put a function around a module's forward; the one put last has the last word"
-    held = module.__dict__.get('forward')
+    before = module.__dict__.get('forward')
     module.forward = partial(do, module.forward)
     try: yield
     finally:
-        if held is None: del module.forward
-        else: module.forward = held
+        if before is None: del module.forward
+        else: module.forward = before
 
+# %% ../../nbs/probing/03_layers.ipynb #c032
+def main_output(
+    out,                # What a module returns
+)->Tensor:              # (batch, positions, hidden)
+    "The tensor, or the first of a tuple"
+    return out[0] if isinstance(out, tuple) else out
+
+def entering_stream(
+    args:tuple,         # Positional arguments of a layer
+    kwargs:dict,        # Its other arguments
+)->Tensor:              # (batch, positions, hidden)
+    "The residual stream as it enters a layer"
+    return args[0] if args else kwargs['hidden_states']
+
+# %% ../../nbs/probing/03_layers.ipynb #c034
 def row_mask(
     h:Tensor,           # (batch, ...)
     rows,               # Slice or list of batch rows; None: all
@@ -104,20 +129,7 @@ def row_mask(
     if rows is not None: at[rows] = True
     return at.view(-1, *[1]*(h.dim()-1))
 
-def entering_stream(
-    args:tuple,         # Positional arguments of a layer
-    kwargs:dict,        # Its other arguments
-)->Tensor:              # (batch, positions, hidden)
-    "The residual stream as it enters a layer"
-    return args[0] if args else kwargs['hidden_states']
-
-def main_output(
-    out,                # What a module returns
-)->Tensor:              # (batch, positions, hidden)
-    "The tensor, or the first of a tuple"
-    return out[0] if isinstance(out, tuple) else out
-
-# %% ../../nbs/probing/03_layers.ipynb #c019
+# %% ../../nbs/probing/03_layers.ipynb #c038
 def dispatch_attention(
     module:nn.Module,   # An attention
     *args,              # Query, key, value, mask
@@ -126,27 +138,35 @@ def dispatch_attention(
     "What `transformers` finds under our names: it passes on to what was put around this attention"
     return module.config.attend(module, *args, **kwargs)
 
+def _attention_function(module):
+    "The function that an attention calls, and the name under which it will find ours; None: it calls none"
+    from transformers import AttentionInterface
+    config, file = module.config, sys.modules[type(module).__module__]
+    name, function = config._attn_implementation or 'eager', getattr(config, 'attend', None)
+    if function: return function, name                 # One of ours is around it already
+    known = getattr(file, 'ALL_ATTENTION_FUNCTIONS', AttentionInterface())
+    function = known[name] if name in known else getattr(file, 'eager_attention_forward', None)
+    name = f'vlm_merging_{name}'                       # Still tells what it is: some modules look for '
+                               ''flash' in it
+    AttentionInterface.register(name, dispatch_attention)
+    return function, name
+
+# %% ../../nbs/probing/03_layers.ipynb #c041
 @contextmanager
 def wrapped_attention(
     module:nn.Module,   # The attention of a layer
-    do,                 # Called as `do(function,module,query,key,value,mask,**kwargs)` in place of the function
+    do,  # Called as `do(function,module,query,key,value,mask,**kwargs)` in place of the function
 ):
-    "Put a function around the attention function of one module; raise ValueError if it has an attention of its own"
-    from transformers import AttentionInterface
-    config, file, ran = getattr(module, 'config', None), sys.modules[type(module).__module__], []
-    trouble = (f"{type(module).__name__} does not call an attention function of transformers, so it cannot be made uniform "
-               f"or read. Take skip or mean.")
+    "Put a function around the attention function of a module; raise ValueError if it calls none"
+    config, ran = getattr(module, 'config', None), []
+    trouble = (f"{type(module).__name__} does not call an attention function of transformers, "
+               f"so it cannot be made uniform or read. Take skip or mean.")
     if config is None: raise ValueError(trouble)
-    name = config._attn_implementation or 'eager'
-    function = getattr(config, 'attend', None)
-    if not function:
-        known = getattr(file, 'ALL_ATTENTION_FUNCTIONS', AttentionInterface())
-        function = known[name] if name in known else getattr(file, 'eager_attention_forward', None)
-        name = f'vlm_merging_{name}'           # Still tells what it is: some modules look for 'flash' in it
-        AttentionInterface.register(name, dispatch_attention)
+    function, name = _attention_function(module)
     if not function: raise ValueError(trouble)
     mine = copy.copy(config)
-    for k in mine.sub_configs: setattr(mine, k, copy.copy(getattr(mine, k, None)))  # The next line sets it there too
+    # The next line sets it there too
+    for k in mine.sub_configs: setattr(mine, k, copy.copy(getattr(mine, k, None)))
     mine._attn_implementation = name
     def counted(*args, **kwargs):
         ran.append(1)
@@ -162,53 +182,56 @@ def wrapped_attention(
         try: yield
         finally: module.config = config
 
-# %% ../../nbs/probing/03_layers.ipynb #c024
+# %% ../../nbs/probing/03_layers.ipynb #c045
 @contextmanager
 def swapped_parameters(
     layer:nn.Module,    # Of `decoder_layers`
-    values:dict,        # Name behind the layer -> tensor that stands in for the parameter; no gradient reaches it
+    values:dict,  # Name behind the layer -> tensor that stands in for the parameter; no gradient reaches it
 ):
     "Other parameters in a layer, for a while"
     tables = {n:layer.get_submodule(n.rpartition('.')[0])._parameters for n in values}
-    held = {n:t[n.rpartition('.')[2]] for n, t in tables.items()}
+    before = {n:t[n.rpartition('.')[2]] for n, t in tables.items()}
     def put_in(these):
         for n, p in these.items(): tables[n][n.rpartition('.')[2]] = p
     try:
         put_in({n:nn.Parameter(x, requires_grad=False) for n, x in values.items()})
         yield
-    finally: put_in(held)
+    finally: put_in(before)
 
+# %% ../../nbs/probing/03_layers.ipynb #c048
 def replaceable_parameters(
-    layer:nn.Module,    # Of `decoder_layers`
-    part:str,           # 'layer', 'attention' or 'mlp'
+    layer:nn.Module, part:str, # Of `decoder_layers`; 'layer', 'attention' or 'mlp'
     where:str,          # For messages
 )->dict:                # Name behind the layer -> parameter
     "The parameters of a part; raise ValueError if other numbers cannot stand in for them"
-    found, module = dict(layer.named_parameters(remove_duplicate=False)), find_part(layer, part)
-    if part!='layer': found = {n:p for n, p in found.items() if getattr(layer, n.split('.')[0]) is module}
+    own, module = dict(layer.named_parameters(remove_duplicate=False)), find_part(layer, part)
+    if part!='layer': own = {n:p for n, p in own.items() if getattr(layer, n.split('.')[0]) is module}
     plain = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    odd = next((n for n, p in found.items() if p.is_meta or p.dtype not in plain or type(p.data) is not Tensor), None)
-    if odd or not any(p.dim()>1 for p in found.values()):
-        raise ValueError(f"{where}: {odd or 'its matrices'} cannot be replaced, being quantised, offloaded or spread "
-                         f"over devices. Open the model whole and unquantised, or take skip or mean.")
-    return found
+    odd = next((n for n, p in own.items() if p.is_meta or p.dtype not in plain or type(p.data) is not Tensor),
+               None)
+    if odd or not any(p.dim()>1 for p in own.values()):
+        raise ValueError(f"{where}: {odd or 'its matrices'} cannot be replaced, being quantised, "
+                         f"offloaded or spread over devices. Open the model whole and unquantised, or take "
+                         f"skip or mean.")
+    return own
 
+# %% ../../nbs/probing/03_layers.ipynb #c052
 def constant_parameters(
-    layer:nn.Module,    # Of `decoder_layers`
-    part:str,           # 'layer', 'attention' or 'mlp'
+    layer:nn.Module, part:str, # Of `decoder_layers`; 'layer', 'attention' or 'mlp'
     where:str,          # For messages
 )->dict:                # Name behind the layer -> tensor
     "Matrices of 1/N and biases of 0; norms are left out"
-    made = {}
+    values = {}
     for name, p in replaceable_parameters(layer, part, where).items():
         owner = type(layer.get_submodule(name.rpartition('.')[0])).__name__.lower()
         if p.dim()>2:
-            raise ValueError(f"{where}: {name} is a stack of {len(p)} matrices (experts), and which way they lie is not "
-                             f"known. Take skip or mean.")
-        if p.dim()==2: made[name] = torch.full_like(p.data, 1/p.shape[1])
-        elif name.endswith('bias') and 'norm' not in owner: made[name] = torch.zeros_like(p.data)
-    return made
+            raise ValueError(f"{where}: {name} is a stack of {len(p)} matrices (experts), and which way "
+                             f"they lie is not known. Take skip or mean.")
+        if p.dim()==2: values[name] = torch.full_like(p.data, 1/p.shape[1])
+        elif name.endswith('bias') and 'norm' not in owner: values[name] = torch.zeros_like(p.data)
+    return values
 
+# %% ../../nbs/probing/03_layers.ipynb #c056
 def partner_layers(
     model,              # Whose layers are masked
     other,              # Whose parameters come in
@@ -219,23 +242,25 @@ def partner_layers(
     if crosses[0]==crosses[1]: return dict(enumerate(theirs))
     own, new = ([i for i, x in enumerate(cross) if not x] for cross in crosses)
     if len(own)!=len(new):
-        raise ValueError(f"This model has {len(own)} self-attention layers, `other` {len(new)}: different sizes of model. "
-                         f"Pass a model of the same size.")
+        raise ValueError(f"This model has {len(own)} self-attention layers, `other` {len(new)}: "
+                         f"different sizes of model. Pass a model of the same size.")
     return {i:theirs[j] for i, j in zip(own, new)}
 
+# %% ../../nbs/probing/03_layers.ipynb #c058
 def donor_parameters(
     layer:nn.Module,    # Of `decoder_layers`
     donor:nn.Module|None, # Its partner in the other model
-    part:str,           # 'layer', 'attention' or 'mlp'
-    where:str,          # For messages
+    part:str, where:str, # 'layer', 'attention' or 'mlp'; for messages
 )->dict:                # Name behind the layer -> tensor
     "The parameters of the same part of another model"
-    if donor is None: raise ValueError(f"{where} is a cross-attention layer, and `other` has none. Leave it out.")
-    mine, theirs = replaceable_parameters(layer, part, where), replaceable_parameters(donor, 'layer', f'{where} of `other`')
+    if donor is None: raise ValueError(f"{where} is a cross-attention layer, and `other` has none. Leave it "
+                                       f"out.")
+    mine, theirs = replaceable_parameters(layer, part, where), replaceable_parameters(donor, 'layer',
+        f'{where} of `other`')
     for name, p in mine.items():
         if name not in theirs:
             raise ValueError(f"{where}: `other` has no {name}. Pass a model with the same kind of layers.")
         if theirs[name].shape!=p.shape:
-            raise ValueError(f"{where}: {name} is {tuple(p.shape)}, in `other` {tuple(theirs[name].shape)}: different "
-                             f"sizes of model. Pass a model of the same size.")
+            raise ValueError(f"{where}: {name} is {tuple(p.shape)}, in `other` {tuple(theirs[name].shape)}: "
+                             f"different sizes of model. Pass a model of the same size.")
     return {n:theirs[n].data.to(p.device, p.dtype) for n, p in mine.items()}

@@ -10,18 +10,26 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from ..merging.families import ranges_said
-from .layers import (bare_model, constant_parameters, decoder_layers, donor_parameters, entering_stream,
-    find_part, head_count, main_output, output_projection, partner_layers, row_mask, stream_writer, swapped_parameters,
-    wrapped_attention, wrapped_forward)
 from ..merging.recipe import layer_set
+from .layers import (bare_model, constant_parameters, decoder_layers, donor_parameters,
+    entering_stream, find_part, head_count, main_output, output_projection, partner_layers, row_mask,
+    stream_writer, swapped_parameters, wrapped_attention, wrapped_forward)
 
 # %% auto #0
 __all__ = ['PARTS', 'WAYS', 'Mask', 'named_layers', 'masks', 'replace_output', 'replace_head_outputs', 'attend_uniformly',
            'mask_changes', 'applied', 'masked', 'means']
 
-# %% ../../nbs/probing/04_masks.ipynb #c011
+# %% ../../nbs/probing/04_masks.ipynb #c013
 PARTS = ('layer', 'attention', 'mlp', 'head')
 WAYS = ('skip', 'zero', 'mean', 'uniform', 'constant', 'weights')
+
+def _numbers(name, value):
+    "Whole numbers from 0 in order; raise ValueError if they are something else"
+    wrong = ValueError(f"{name} is {value!r}; they are whole numbers from 0.")
+    if not isinstance(value, (int, list, tuple, set, range)): raise wrong
+    value = (value,) if isinstance(value, int) else tuple(value)
+    if any(not isinstance(i, int) or isinstance(i, bool) or i<0 for i in value): raise wrong
+    return tuple(sorted(set(value)))
 
 @dataclass(frozen=True)
 class Mask:
@@ -32,23 +40,17 @@ class Mask:
     heads:tuple=()       # For part 'head': head numbers, from 0
 
     def __post_init__(self):
-        for name in ('layers', 'heads'):
-            value = getattr(self, name)
-            if not isinstance(value, (int, list, tuple, set, range)): raise ValueError(f"{name} is {value!r}; they are whole numbers from 0.")
-            value = (value,) if isinstance(value, int) else tuple(value)
-            if any(not isinstance(i, int) or isinstance(i, bool) or i<0 for i in value):
-                raise ValueError(f"{name} is {value!r}; they are whole numbers from 0.")
-            object.__setattr__(self, name, tuple(sorted(set(value))))
+        for name in ('layers', 'heads'): object.__setattr__(self, name, _numbers(name, getattr(self, name)))
         for name, known in (('part', PARTS), ('how', WAYS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"No {name} {getattr(self,name)!r}. There are: {', '.join(known)}.")
         if not self.layers: raise ValueError("A mask needs at least one layer.")
         if bool(self.heads)!=(self.part=='head'):
-            raise ValueError(f"part is {self.part!r} and heads is {self.heads!r}; heads are named for part 'head', "
-                             f"and only there.")
+            raise ValueError(f"part is {self.part!r} and heads is {self.heads!r}; "
+                             f"heads are named for part 'head', and only there.")
         if self.part=='head' and self.how in ('constant', 'weights'):
-            raise ValueError(f"{self.how} replaces whole matrices, and heads share some. Mask the attention, or take "
-                             f"skip, mean or uniform for a head.")
+            raise ValueError(f"{self.how} replaces whole matrices, and heads share some. "
+                             f"Mask the attention, or take skip, mean or uniform for a head.")
 
     @property
     def where(self)->str:
@@ -58,185 +60,215 @@ class Mask:
     @property
     def rides(self)->bool:
         "Can it act on some rows of a batch only? Not if it swaps parameters, which all rows share"
-        return self.how not in ('constant', 'weights') and not (self.how=='uniform' and self.part in ('layer', 'mlp'))
+        swaps = self.how in ('constant', 'weights') or self.how=='uniform' and self.part in ('layer', 'mlp')
+        return not swaps
 
+# %% ../../nbs/probing/04_masks.ipynb #c016
 def named_layers(
     layers,             # A number, numbers, or a text such as '0-5,8'
     depth:int,          # Number of layers of the model
 )->list[int]:           # In order
     "Layers however they are named; raise ValueError if the model lacks one"
     if isinstance(layers, str): return sorted(layer_set(layers, depth))
-    if not isinstance(layers, (int, list, tuple, set, range)): raise ValueError(f"layers is {layers!r}; name a number, several, or a text such as '0-5,8'.")
+    if not isinstance(layers, (int, list, tuple, set, range)):
+        raise ValueError(f"layers is {layers!r}; name a number, several, or a text such as '0-5,8'.")
     wanted = Mask(layers if not isinstance(layers, int) else (layers,)).layers
-    if wanted[-1]>=depth: raise ValueError(f"layer {wanted[-1]} is not within the layers 0-{depth-1} of this model.")
+    if wanted[-1]>=depth: raise ValueError(f"layer {wanted[-1]} is not within the layers 0-{depth-1} of this "
+                                           f"model.")
     return list(wanted)
 
+# %% ../../nbs/probing/04_masks.ipynb #c019
 def masks(
     model,              # An open model
-    parts=('layer',),   # Some of `PARTS`
-    how=('skip',),      # Some of `WAYS`
+    parts=('layer',),   # What is masked: layer, attention, mlp, head
+    how=('skip',),      # In which ways: skip, zero, mean, uniform, constant, weights
     layers='all',       # A number, numbers, or a text such as '0-5,8'
     heads=None,         # Head numbers for part 'head'; None: all
 )->list[Mask]:          # One per layer, part and way, and for heads one per head; in the order of layers
     "All masks of a sweep"
     parts, how = ((v,) if isinstance(v, str) else v for v in (parts, how))
-    heads = range(head_count(model)) if heads is None and 'head' in parts else [heads] if isinstance(heads, int) else heads
-    return [Mask((i,), part, way, h) for i in named_layers(layers, len(decoder_layers(model))) for part in parts for way in how
-            for h in ([(j,) for j in heads] if part=='head' else [()])]
+    if heads is None and 'head' in parts: heads = range(head_count(model))
+    if isinstance(heads, int): heads = [heads]
+    own = {part:[(j,) for j in heads] if part=='head' else [()] for part in parts}
+    return [Mask((i,), part, way, h) for i in named_layers(layers, len(decoder_layers(model)))
+            for part in parts for way in how for h in own[part]]
 
-# %% ../../nbs/probing/04_masks.ipynb #c014
+# %% ../../nbs/probing/04_masks.ipynb #c023
 def replace_output(
     rows,               # Slice or list of batch rows; None: all
     value,              # 'skip', 'zero', or the mean: (hidden,)
     whole:bool,         # Is it a whole layer, whose output holds the stream?
-    forward,            # The module's own
-    *args,              # Its arguments
-    **kwargs,           # Its arguments
+    forward, *args, **kwargs, # The module's own forward, and its arguments
 ):                      # As the module returns it: a tensor, or a tuple that begins with one
     "Run a module and replace its output"
     out = forward(*args, **kwargs)
     h = main_output(out)
-    base = entering_stream(args, kwargs) if whole and not (isinstance(value, str) and value=='zero') else torch.zeros_like(h)
+    stays = whole and not (isinstance(value, str) and value=='zero')
+    base = entering_stream(args, kwargs) if stays else torch.zeros_like(h)
     new = base if isinstance(value, str) else base+value.to(h)
     new = new.expand_as(h) if rows is None else torch.where(row_mask(h, rows), new, h)
     return (new, *out[1:]) if isinstance(out, tuple) else new
 
+# %% ../../nbs/probing/04_masks.ipynb #c027
 def replace_head_outputs(
     rows,               # Slice or list of batch rows; None: all
     value,              # The mean: (heads, head_dim), or 0
-    heads:tuple,        # Head numbers
-    n:int,              # Number of heads there are
-    forward,            # Of the output projection
-    x:Tensor,           # Its input: (batch, positions, heads * head_dim)
+    heads:tuple, n:int, # Head numbers; number of heads there are
+    forward, x:Tensor,  # Of the output projection; its input: (batch, positions, heads * head_dim)
 )->Tensor:              # Its output
     "Replace the outputs of some heads"
     h = x.unflatten(-1, (n, -1))
     which = torch.tensor([i in heads for i in range(n)], device=h.device)[:, None]
     return forward(torch.where(row_mask(h, rows)&which, torch.as_tensor(value).to(h), h).flatten(-2))
 
-# %% ../../nbs/probing/04_masks.ipynb #c019
+# %% ../../nbs/probing/04_masks.ipynb #c031
 def attend_uniformly(
     rows,               # Slice or list of batch rows; None: all
     heads:tuple,        # Head numbers; () for all
-    function,           # Attention function
-    module:nn.Module,   # The attention
+    function, module:nn.Module, # Attention function, and the attention
     query:Tensor,       # (batch, heads, positions, head_dim)
-    *args,              # Key, value, mask
-    **kwargs,           # Scaling and so on
+    *args, **kwargs,    # Key, value, mask; scaling and so on
 ):
     "Attention with queries of zero: every visible position gets the same weight"
     if getattr(module, 'sinks', None) is not None or kwargs.get('s_aux') is not None:
-        raise ValueError(f"{type(module).__name__} has attention sinks, beside which no attention is uniform. "
-                         f"Take skip or mean.")
+        raise ValueError(f"{type(module).__name__} has attention sinks, beside which no attention is "
+                         f"uniform. Take skip or mean.")
     which = torch.ones(query.shape[1], dtype=torch.bool, device=query.device)
     if heads: which[:] = torch.tensor([i in heads for i in range(len(which))])
     return function(module, query.masked_fill(row_mask(query, rows)&which[:, None, None], 0), *args, **kwargs)
 
-# %% ../../nbs/probing/04_masks.ipynb #c024
+# %% ../../nbs/probing/04_masks.ipynb #c037
+def _check_parts(layer, mask, name, where):
+    "Raise ValueError if a layer lacks what the mask needs"
+    part = mask.part
+    whole = ('attention', 'mlp') if mask.how=='uniform' else ()
+    needs = dict(layer=whole, head=('attention',)).get(part, (part,))
+    for need in needs:
+        if find_part(layer, need) is None:
+            raise ValueError(f"{where} of {name} has no {need} that is a module of its own. "
+                             f"Mask the whole layer, by another way than uniform.")
+    if part=='head' and output_projection(layer) is None:
+        raise ValueError(f"{where} of {name} has no heads before an output projection. Mask its attention.")
+
 def mask_changes(
-    model,              # An open model
-    mask:Mask,          # What is masked
+    model, mask:Mask,   # From `from_pretrained`; what is masked
     i:int,              # One of its layers
-    means,              # From `means`, or None
-    donors:dict,        # From `partner_layers`, or empty
+    means, donors:dict, # From `means`, or None; from `partner_layers`, or empty
     rows,               # Slice or list of batch rows; None: all
 ):                      # Yields context managers
     "The changes that make up a mask at one layer"
     layer, where, part, how = decoder_layers(model)[i], f'layer {i}', mask.part, mask.how
-    for need in {'layer':('attention', 'mlp') if how=='uniform' else (), 'head':('attention',)}.get(part, (part,)):
-        if find_part(layer, need) is None:
-            raise ValueError(f"{where} of {type(model).__name__} has no {need} that is a module of its own. "
-                             f"Mask the whole layer, by another way than uniform.")
-    if part=='head' and output_projection(layer) is None:
-        raise ValueError(f"{where} of {type(model).__name__} has no heads before an output projection. Mask its attention.")
+    _check_parts(layer, mask, type(model).__name__, where)
     if how=='constant': yield swapped_parameters(layer, constant_parameters(layer, part, where))
     if how=='weights': yield swapped_parameters(layer, donor_parameters(layer, donors.get(i), part, where))
-    if how=='uniform' and part in ('layer', 'mlp'): yield swapped_parameters(layer, constant_parameters(layer, 'mlp', where))
-    if how=='uniform' and part!='mlp': yield wrapped_attention(find_part(layer, 'attention'), partial(attend_uniformly, rows, mask.heads))
+    if how=='uniform' and part in ('layer', 'mlp'):
+        yield swapped_parameters(layer, constant_parameters(layer, 'mlp', where))
+    if how=='uniform' and part!='mlp':
+        yield wrapped_attention(find_part(layer, 'attention'), partial(attend_uniformly, rows, mask.heads))
     if how not in ('skip', 'zero', 'mean'): return
     value = means.get((i, part)) if how=='mean' else how
     if value is None:
-        raise ValueError(f"`means` has nothing for the {part} of {where}. Pass what `means(model, batches)` returns.")
+        raise ValueError(f"`means` has nothing for the {part} of {where}. Pass what `means(model, batches)` "
+                         f"returns.")
     if part=='head':
         value = 0 if isinstance(value, str) else value
-        yield wrapped_forward(output_projection(layer), partial(replace_head_outputs, rows, value, mask.heads, head_count(model)))
-    else: yield wrapped_forward(layer if part=='layer' else stream_writer(layer, part), partial(replace_output, rows, value, part=='layer'))
+        yield wrapped_forward(output_projection(layer),
+                              partial(replace_head_outputs, rows, value, mask.heads, head_count(model)))
+    else:
+        module = layer if part=='layer' else stream_writer(layer, part)
+        yield wrapped_forward(module, partial(replace_output, rows, value, part=='layer'))
+
+# %% ../../nbs/probing/04_masks.ipynb #c040
+def _check_fit(model, mask, means, other, rows):
+    "Raise ValueError if a mask does not fit a model, or lacks what its way needs"
+    named_layers(mask.layers, len(decoder_layers(model)))
+    if mask.heads and mask.heads[-1]>=(n:=head_count(model)):
+        raise ValueError(f"head {mask.heads[-1]} is not within the heads 0-{n-1} of this model.")
+    if mask.how=='mean' and means is None:
+        raise ValueError("The way 'mean' needs `means`: what `means(model, batches)` returns.")
+    if mask.how=='weights' and other is None: raise ValueError("The way 'weights' needs `other`: a model in "
+                                                               "memory.")
+    if rows is not None and not mask.rides:
+        raise ValueError(f"{mask.how} of {mask.part} swaps parameters, which all rows of a batch share. "
+                         f"Leave `rows` out.")
 
 @contextmanager
 def applied(
     model,              # An open model
     mask:Mask,          # What is masked
     means=None,         # For way 'mean': from `means`
-    other=None,         # For way 'weights': the model whose parameters come in
+    other=None,         # For way 'weights': the open model whose parameters come in
     rows=None,          # Slice or list of batch rows on which it acts; None: all
-):                      # The model
+):                      # The model, as it was given
     "The model under a mask, for as long as the `with` block lasts; raise ValueError if the mask does not fit"
-    given, model = model, bare_model(model)
-    named_layers(mask.layers, len(decoder_layers(model)))
-    if mask.heads and mask.heads[-1]>=(n:=head_count(model)):
-        raise ValueError(f"head {mask.heads[-1]} is not within the heads 0-{n-1} of this model.")
-    if mask.how=='mean' and means is None:
-        raise ValueError("The way 'mean' needs `means`: what `means(model, batches)` returns.")
-    if mask.how=='weights' and other is None: raise ValueError("The way 'weights' needs `other`: a model in memory.")
-    if rows is not None and not mask.rides:
-        raise ValueError(f"{mask.how} of {mask.part} swaps parameters, which all rows of a batch share. Leave `rows` out.")
-    donors = partner_layers(model, other) if mask.how=='weights' else {}
+    bare = bare_model(model)
+    _check_fit(bare, mask, means, other, rows)
+    donors = partner_layers(bare, other) if mask.how=='weights' else {}
     with ExitStack() as stack:
         for i in mask.layers:
-            for piece in mask_changes(model, mask, i, means, donors, rows): stack.enter_context(piece)
-        yield given
+            for change in mask_changes(bare, mask, i, means, donors, rows): stack.enter_context(change)
+        yield model
 
 @contextmanager
 def masked(
     model,              # An open model
     layer,              # A number, numbers, or a text such as '0-5,8'
-    part:str='layer',   # One of `PARTS`
-    how:str='skip',     # One of `WAYS`
+    part:str='layer',   # What is masked: layer, attention, mlp, head
+    how:str='skip',     # In which way: skip, zero, mean, uniform, constant, weights
     heads=None,         # For part 'head': a number or numbers
     means=None,         # For way 'mean': from `means`
-    other=None,         # For way 'weights': the model whose parameters come in
+    other=None,         # For way 'weights': the open model whose parameters come in
     rows=None,          # Slice or list of batch rows on which it acts; None: all
-):                      # The model
+):                      # The model, as it was given
     "`applied`, with the mask said in words; raise ValueError if it does not fit"
     mask = Mask(named_layers(layer, len(decoder_layers(model))), part, how, () if heads is None else heads)
     with applied(model, mask, means, other, rows): yield model
 
-# %% ../../nbs/probing/04_masks.ipynb #c035
+# %% ../../nbs/probing/04_masks.ipynb #c054
+class _Sums:
+    "Sums over all positions that are not padding"
+    def __init__(self): self.total, self.count, self.mask = {}, {}, None
+
+    def add(self, key, h, entered=None):
+        "What a part returned, less what entered it"
+        at = torch.ones(h.shape[:2], device=h.device) if self.mask is None else self.mask
+        if at.shape!=h.shape[:2]:
+            raise ValueError(f"attention_mask is {tuple(at.shape)}, but the layers see "
+                             f"{tuple(h.shape[:2])} positions. Pass inputs as the processor makes them.")
+        def wide(x): return (x.cpu() if x.device.type=='mps' else x).double()        # It has no float64
+        h, at = wide(h) if entered is None else wide(h)-wide(entered), wide(at.to(h.device))
+        total = torch.einsum('bt...,bt->...', h, at).cpu()
+        self.total[key], self.count[key] = self.total.get(key, 0)+total, self.count.get(key, 0)+int(at.sum())
+
+# %% ../../nbs/probing/04_masks.ipynb #c057
 def means(
     model,              # An open model
     batches,            # Inputs, each given to `model(**batch)`
-)->dict:                # (layer, part) -> (hidden,); part 'head': (heads, head_dim), before the output projection
+)->dict:                # (layer, part) -> (hidden,); part 'head': (heads, head_dim), before the projection
     "What each part adds on average, over all positions that are not padding"
-    model, sums, seen, now = bare_model(model), {}, {}, {}
-    def wide(x): return (x.cpu() if x.device.type=='mps' else x).double()        # It has no float64
-    def note(key, h, entered=None):
-        at = now['mask']
-        if at is None: at = torch.ones(h.shape[:2], device=h.device)
-        if at.shape!=h.shape[:2]:
-            raise ValueError(f"attention_mask is {tuple(at.shape)}, but the layers see {tuple(h.shape[:2])} positions. "
-                             f"Pass inputs as the processor makes them.")
-        h, at = wide(h) if entered is None else wide(h)-wide(entered), wide(at.to(h.device))
-        total = torch.einsum('bt...,bt->...', h, at).cpu()
-        sums[key], seen[key] = sums.get(key, 0)+total, seen.get(key, 0)+int(at.sum())
+    model, sums = bare_model(model), _Sums()
     def layer_added(i, forward, *args, **kwargs):
         out = forward(*args, **kwargs)
-        note((i, 'layer'), main_output(out), entering_stream(args, kwargs))
+        sums.add((i, 'layer'), main_output(out), entering_stream(args, kwargs))
         return out
     def part_added(i, part, forward, *args, **kwargs):
         out = forward(*args, **kwargs)
-        note((i, part), main_output(out))
+        sums.add((i, part), main_output(out))
         return out
     def heads_read(i, n, forward, x):
-        note((i, 'head'), x.unflatten(-1, (n, -1)))
+        sums.add((i, 'head'), x.unflatten(-1, (n, -1)))
         return forward(x)
     with ExitStack() as stack, torch.no_grad():
+        def watch(module, do): stack.enter_context(wrapped_forward(module, do))
         for i, layer in enumerate(decoder_layers(model)):
-            stack.enter_context(wrapped_forward(layer, partial(layer_added, i)))
+            watch(layer, partial(layer_added, i))
             for part in ('attention', 'mlp'):
-                if (module:=stream_writer(layer, part)) is not None: stack.enter_context(wrapped_forward(module, partial(part_added, i, part)))
-            if (out:=output_projection(layer)) is not None: stack.enter_context(wrapped_forward(out, partial(heads_read, i, head_count(model))))
+                if (module:=stream_writer(layer, part)) is not None:
+                    watch(module, partial(part_added, i, part))
+            if (out:=output_projection(layer)) is not None:
+                watch(out, partial(heads_read, i, head_count(model)))
         for batch in batches:
-            now['mask'] = batch.get('attention_mask')
+            sums.mask = batch.get('attention_mask')
             model(**batch)
-    if not sums: raise ValueError("`means` saw no batch. Pass at least one.")
-    return {k:(v/seen[k]).float() for k, v in sums.items()}
+    if not sums.total: raise ValueError("`means` saw no batch. Pass at least one.")
+    return {k:(v/sums.count[k]).float() for k, v in sums.total.items()}
