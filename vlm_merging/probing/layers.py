@@ -13,8 +13,8 @@ from ..merging.families import OTHER
 
 # %% auto #0
 __all__ = ['MODULE_NAMES', 'bare_model', 'decoder_layers', 'find_part', 'stream_writer', 'output_projection', 'head_count',
-           'wrapped_forward', 'main_output', 'entering_stream', 'row_mask', 'wrapped_attention', 'swapped_parameters',
-           'replaceable_parameters', 'constant_parameters', 'partner_layers', 'donor_parameters']
+           'wrapped_forward', 'main_output', 'entering_stream', 'row_mask', 'dispatch_attention', 'wrapped_attention',
+           'swapped_parameters', 'replaceable_parameters', 'constant_parameters', 'partner_layers', 'donor_parameters']
 
 # %% ../../nbs/probing/03_layers.ipynb #c013
 def bare_model(
@@ -146,8 +146,7 @@ def _attention_function(module):
     if function: return function, name                 # One of ours is around it already
     known = getattr(file, 'ALL_ATTENTION_FUNCTIONS', AttentionInterface())
     function = known[name] if name in known else getattr(file, 'eager_attention_forward', None)
-    name = f'vlm_merging_{name}'                       # Still tells what it is: some modules look for '
-                               ''flash' in it
+    name = f'vlm_merging_{name}'                       # Some modules look for 'flash' in it
     AttentionInterface.register(name, dispatch_attention)
     return function, name
 

@@ -15,8 +15,8 @@ from .layers import decoder_layers, entering_stream, wrapped_forward
 from .masks import applied
 
 # %% auto #0
-__all__ = ['answer_ids', 'forward_pass', 'token_logprobs', 'Record', 'decoder_output', 'CannotReplay', 'record', 'repeat_rows',
-           'replayed', 'masked_logits']
+__all__ = ['answer_ids', 'teacher_forced', 'forward_pass', 'token_logprobs', 'Record', 'decoder_output', 'CannotReplay', 'record',
+           'repeat_rows', 'replayed', 'masked_logits']
 
 # %% ../../nbs/probing/05_replay.ipynb #c015
 def _gap(asker, item, prompt, answer):
@@ -61,8 +61,8 @@ def teacher_forced(
         elif name=='cross_attention_mask': new = x[:, -1:].expand(-1, place.shape[1], *x.shape[2:])
         else: new = torch.full_like(place, int(name=='token_type_ids' and kind=='paligemma'))
         out[name] = torch.cat([x, new.to(x.dtype)], 1)
-    if 'position_ids' in inspect.signature(model.forward).parameters and not hasattr(model.base_model, '
-                    ''rope_deltas'):
+    counts = 'position_ids' in inspect.signature(model.forward).parameters
+    if counts and not hasattr(model.base_model, 'rope_deltas'):
         out['position_ids'] = (out['attention_mask'].cumsum(-1)-1).clamp(min=0)  # As `generate` counts them
     return out
 
