@@ -37,7 +37,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir() if p.name[0]!='.')==['notes.txt']
 
 def test_two_processes_do_not_share_a_folder(tmp_path):
-    from vlm_merging.asking.ask import sole
+    from vlm_merging.asking.folder import sole
     (tmp_path/'run').mkdir()
     with sole(tmp_path/'run'), pytest.raises(ValueError, match='Another process'): carry_out(squares, JOBS, tmp_path/'run', {})
 

@@ -9,14 +9,6 @@ CLOSE = dict(atol=2e-5, rtol=1e-4)
 REST = tuple(k for k in KINDS if k not in ('llava', 'gemma3', 'mllama'))
 
 
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def made(config, auto, seed=0, how='sdpa'):
     "A model in memory, no parameter at a round number"
     import transformers

@@ -29,7 +29,7 @@ def test_a_folder_has_the_numbers_of_a_run_in_memory(tmp_path, vlm):
     assert there.height==28*2*2*2*2
 
 def test_two_models_and_other_weights(tmp_path):
-    half = merge(Recipe(LAB/'vlm', LAB/'llm', knobs={'weight': .5}), tmp_path/'half')
+    half = merge(Recipe(LAB/'vlm', LAB/'llm', knobs={'weight': .5}), out=tmp_path/'half')
     items = load('lab', n=7, split='dev')
     rows = probe_folder({'VLM': LAB/'vlm', 'merged': half}, items, tmp_path/'run', layers='3', parts=('layer',), how=('weights',), other=LAB/'vlm', **HOW)
     own = rows.filter(model='VLM')
@@ -54,7 +54,7 @@ def test_it_goes_on_where_it_was_and_refuses_other_settings(tmp_path, monkeypatc
         with pytest.raises(ValueError, match='begun with other settings'): probe_folder({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how|other)
     with pytest.raises(ValueError, match='begun with other settings'): probe_folder({'VLM': LAB/'vlm'}, items[:79], tmp_path/'run', **how)
     with pytest.raises(ValueError, match='hash_of_questions'): probe_folder({'VLM': LAB/'vlm'}, load('lab', n=80, seed=1, split='dev'), tmp_path/'run', **how)
-    both = probe_folder({'VLM': LAB/'vlm', 'base': merge(Recipe(LAB/'vlm', LAB/'llm'), tmp_path/'merged')}, items, tmp_path/'run', **how)
+    both = probe_folder({'VLM': LAB/'vlm', 'base': merge(Recipe(LAB/'vlm', LAB/'llm'), out=tmp_path/'merged')}, items, tmp_path/'run', **how)
     assert asked[4:]==[32, 32, 16] and both.filter(model='VLM').equals(rows) and both.height==2*rows.height       # A model can be added
 
 def test_an_own_score_and_an_own_target(vlm):
@@ -82,7 +82,7 @@ def test_what_cannot_be_probed_is_one_sentence(tmp_path):
 def test_items_that_cannot_be_asked_are_counted_and_stop_nothing(tmp_path):
     from dataclasses import replace
     from vlm_merging.probing.profile import profile_table
-    from vlm_merging.probing.verdicts import profile_verdict
+    from vlm_merging.comparing.layer_findings import profile_verdict
     items = load('lab', n=33, split='dev')
     items = sorted(items, key=lambda i: (i.benchmark, i.split, bool(i.images), len(i.question)))
     items[32] = replace(items[32], answer=None)                       # Alone in its part
@@ -116,7 +116,7 @@ def test_a_profile_says_what_it_has(tmp_path, vlm):
     one = profile({'<b>VLM': vlm}, items, **how)
     assert one.change is None and one.verdict.startswith('<b>VLM on lab, 28 items') and 'MLP' in one.chart().to_json()
     assert '&lt;b&gt;VLM' in one._repr_html_() and '<b>' not in one._repr_html_() and len(repr(one).split('\n'))<=40
-    half = merge(Recipe(LAB/'vlm', LAB/'llm', knobs={'weight': .5}), tmp_path/'half')
+    half = merge(Recipe(LAB/'vlm', LAB/'llm', knobs={'weight': .5}), out=tmp_path/'half')
     both = Profile(probe_folder({'VLM': LAB/'vlm', 'merged': half}, items, tmp_path/'run', **how, **HOW))
     assert both.models==['VLM', 'merged'] and both.change['versus'].unique().to_list()==['VLM'] and 'merged against VLM on lab' in both.verdict
     assert 'merged' in both.chart().to_json()

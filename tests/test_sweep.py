@@ -9,7 +9,8 @@ from vlm_merging.merging.merge import merge
 from vlm_merging.asking.models import open_model
 from vlm_merging.merging.recipe import Recipe
 from vlm_merging.benchmarks.load import load
-from vlm_merging.probing.sweep import against_best, agreement, mixtures, sweep, sweep_table, sweep_verdict
+from vlm_merging.probing.sweep import against_best, agreement, mixtures, sweep, sweep_table
+from vlm_merging.comparing.findings import sweep_verdict
 
 LAB = lab_folder()
 HOW = dict(max_new_tokens=16, batch_size=42)
@@ -47,7 +48,7 @@ def test_a_sweep_says_what_merges_on_disk_say(tmp_path):
     sweep(LAB/'vlm', LAB/'llm', weights=[.6, .2], items=items, out=tmp_path/'run', **HOW)
     parts = pl.concat([pl.read_parquet(p) for p in (tmp_path/'run'/'parts').iterdir()])
     for n, weight in enumerate((.6, .2)):
-        out = merge(Recipe(LAB/'vlm', LAB/'llm', knobs={'weight': weight}), tmp_path/f'{n}')
+        out = merge(Recipe(LAB/'vlm', LAB/'llm', knobs={'weight': weight}), out=tmp_path/f'{n}')
         asked = {r.id: r.text for r in open_model(out, **HOW).many(items)}
         part = parts.filter(weight=weight)
         assert dict(part.select('index', 'prediction').iter_rows())==asked

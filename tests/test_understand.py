@@ -77,7 +77,7 @@ def test_words_and_names():
 @pytest.fixture(scope='module')
 def merged(tmp_path_factory):
     out = tmp_path_factory.mktemp('room')/'merged'
-    return merge(Recipe(lab_folder()/'vlm', lab_folder()/'llm', knobs=dict(weight=.5)), out)
+    return merge(Recipe(lab_folder()/'vlm', lab_folder()/'llm', knobs=dict(weight=.5)), out=out)
 
 def test_the_lab_is_probed_and_gone_on_with(call, merged, tmp_path):
     line = ['probe', lab_folder()/'vlm', '--against', merged, '--benchmark', 'lab', '-n', 28, '--split', 'dev', '--parts', 'layer', '--layers', '0-2', '--measure', 'likelihood', 'answer',
