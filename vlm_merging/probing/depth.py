@@ -6,52 +6,77 @@
 from __future__ import annotations
 import numpy as np
 import polars as pl
-from .profile import drawn_counts, read_probe, score_grid, cluster_sums
-from ..comparing.statistics import FEW, RESAMPLES, places, tag_names
 from ..comparing.layer_findings import PLACE
+from ..comparing.statistics import FEW, RESAMPLES, places, tag_names
+from .profile import cluster_sums, drawn_counts, read_probe, score_grid
 
 # %% auto #0
 __all__ = ['DEPTHS', 'depth_table']
 
-# %% ../../nbs/probing/10_depth.ipynb #c012
-DEPTHS = (dict.fromkeys((*PLACE, 'tag', 'where', 'versus', 'part', 'how'), pl.String)|dict.fromkeys(('layers', 'n', 'clusters'), pl.Int64)
+# %% ../../nbs/probing/10_depth.ipynb #c014
+def _moments(kept, cost, layer, at):
+    "(clusters, 2 places): for each place the sum of drop times layer, and behind those the sums of the drop"
+    codes = kept['cluster'].rank('dense').to_numpy().astype(int)-1
+    inside = np.stack([np.isin(np.arange(kept.height), here['__i'].to_numpy()) for _, _, here in at], 1)
+    return cluster_sums(codes, np.hstack([inside*(cost@layer)[:, None], inside*cost.sum(1)[:, None]]))
+
+# %% ../../nbs/probing/10_depth.ipynb #c017
+def _centre(moments, draws, t, k, layer):
+    "Centre and ends of its interval at place t of k, and its draws; None: there is no centre"
+    if np.quantile(draws[:, k+t], .025)<=0: return None
+    drawn = draws[:, t]/np.where(draws[:, k+t]>0, draws[:, k+t], np.nan)
+    low, high = np.nanquantile(drawn, [.025, .975])
+    if low<layer.min()-.5 or high>layer.max()+.5: return None     # Masks that help carry it out of the model
+    return dict(centre=moments[:, t].sum()/moments[:, k+t].sum(), low=low, high=high), drawn
+
+# %% ../../nbs/probing/10_depth.ipynb #c020
+DEPTHS = (dict.fromkeys((*PLACE, 'tag', 'where', 'versus', 'part', 'how'), pl.String)
+          |dict.fromkeys(('layers', 'n', 'clusters'), pl.Int64)
           |dict.fromkeys(('drop', 'centre', 'low', 'high'), pl.Float64))
+
+def _differences(centred):
+    "Rows for pairs of values of a tag; `centred`: (tag, where) -> row and draws"
+    for (tag, where), (row, draws) in centred.items():
+        for (other, versus), (base, theirs) in centred.items():
+            if tag!=other or not versus<where: continue
+            low, high = np.nanquantile(draws-theirs, [.025, .975])
+            both = {c:row[c]+base[c] for c in ('n', 'clusters')}
+            yield row|both|dict(versus=versus, drop=row['drop']-base['drop'],
+                                centre=row['centre']-base['centre'],
+                                low=low, high=high)
+
+# %% ../../nbs/probing/10_depth.ipynb #c022
+def _depth_rows(about, items, cost, layer, by, resamples, seed):
+    "The rows of one part and way; `about`: what all of them share"
+    kept = items.filter(~np.isnan(cost).any(1))  # An item that lacks a layer would shift the centre
+    if len(set(layer))<2 or not kept.height: return
+    cost, at = cost[kept['__i'].to_numpy()], list(places(kept.with_columns(__i=pl.int_range(pl.len())), by))
+    moments, k, centred = _moments(kept, cost, layer, at), len(at), {}
+    draws = np.vstack([counts@moments for counts in drawn_counts(len(moments), resamples, seed)])
+    for t, (tag, where, here) in enumerate(at):
+        row = about|dict(tag=tag, where=where, layers=len(set(layer)), n=here.height,
+                         clusters=here['cluster'].n_unique(), drop=moments[:, k+t].sum()/here.height)
+        found = _centre(moments, draws, t, k, layer) if row['clusters']>=FEW else None
+        if found:
+            row |= found[0]
+            centred[tag, where] = row, found[1]
+        yield row
+    yield from _differences(centred)
 
 def depth_table(
     rows,               # A probe table, or a list of them
     by=(),              # Tags to split by
     resamples:int=RESAMPLES, # Of the bootstrap
     seed:int=0,         # Of the bootstrap
-)->pl.DataFrame:        # `DEPTHS`: `drop` summed over layers, per item; `centre` a layer; with `versus`: layers by which `where` is deeper
+)->pl.DataFrame:  # `DEPTHS`: `drop` an item, over all layers; `centre` a layer, with `versus`: layers deeper
     "The centre of mass of what masking costs, over depth"
     frame, out = read_probe(rows, by), []
     by = tag_names(frame, by)
-    for key, part in frame.filter(pl.col('layers')==pl.col('layer').cast(pl.String)).group_by(PLACE, maintain_order=True):
+    single = frame.filter(pl.col('layers')==pl.col('layer').cast(pl.String))
+    for key, part in single.group_by(PLACE, maintain_order=True):
         items, masks, scores = score_grid(part)
         for (name, how), own in masks.group_by('part', 'how', maintain_order=True):
-            layer, cost = own['layer'].to_numpy(), (scores[0]-scores[1])[:, own['__j'].to_numpy()]
-            kept = items.filter(~np.isnan(cost).any(1))              # An item that lacks a layer would shift the centre
-            if len(set(layer))<2 or not kept.height: continue
-            codes, cost = kept['cluster'].rank('dense').to_numpy().astype(int)-1, cost[kept['__i'].to_numpy()]
-            at = list(places(kept.with_columns(__i=pl.int_range(pl.len())), by))
-            inside = np.stack([np.isin(np.arange(kept.height), here['__i'].to_numpy()) for _, _, here in at], 1)
-            both = cluster_sums(codes, np.hstack([inside*(cost@layer)[:, None], inside*cost.sum(1)[:, None]]))
-            made = np.vstack([counts@both for counts in drawn_counts(len(both), resamples, seed)])
-            k, found = len(at), {}
-            for t, (tag, where, here) in enumerate(at):
-                said = dict(zip(PLACE, key))|dict(tag=tag, where=where, part=name, how=how, layers=len(set(layer)), n=here.height,
-                                                 clusters=here['cluster'].n_unique(), drop=both[:, k+t].sum()/here.height)
-                if said['clusters']>=FEW and np.quantile(made[:, k+t], .025)>0:
-                    draws = made[:, t]/np.where(made[:, k+t]>0, made[:, k+t], np.nan)
-                    low, high = np.nanquantile(draws, [.025, .975])
-                    if layer.min()-.5<=low and high<=layer.max()+.5:  # Else masks that help carry it out of the model
-                        said |= dict(centre=both[:, t].sum()/both[:, k+t].sum(), low=low, high=high)
-                        found[tag, where] = said, draws
-                out.append(said)
-            for (tag, where), (said, draws) in found.items():
-                for (other, versus), (first, theirs) in found.items():
-                    if tag!=other or not versus<where: continue
-                    low, high = np.nanquantile(draws-theirs, [.025, .975])
-                    out.append(said|dict(versus=versus, n=said['n']+first['n'], clusters=said['clusters']+first['clusters'],
-                                         drop=said['drop']-first['drop'], centre=said['centre']-first['centre'], low=low, high=high))
+            cost = (scores[0]-scores[1])[:, own['__j'].to_numpy()]
+            about = dict(zip(PLACE, key))|dict(part=name, how=how)
+            out += _depth_rows(about, items, cost, own['layer'].to_numpy(), by, resamples, seed)
     return pl.DataFrame(out, schema=DEPTHS)

@@ -28,6 +28,7 @@ def image_positions(
     token = next((t for k in names if isinstance(t:=getattr(config, k, None), int)), None)
     return torch.zeros_like(ids, dtype=torch.bool) if token is None else ids==token
 
+# %% ../../nbs/probing/14_lens.ipynb #c017
 def unpadded(
     inputs:dict,        # With `input_ids`, and `attention_mask` if there is padding
 )->Tensor:              # Boolean, (batch, positions)
@@ -42,7 +43,7 @@ def last_positions(
     mask = unpadded(inputs).int()
     return mask.shape[1]-1-mask.flip(1).argmax(1)
 
-# %% ../../nbs/probing/14_lens.ipynb #c018
+# %% ../../nbs/probing/14_lens.ipynb #c021
 def _site(layer, part, where):
     "The module at whose output a part is read and patched"
     if part not in ('layer', 'attention', 'mlp'): raise ValueError(f"No part {part!r} here. There are: "
@@ -51,6 +52,7 @@ def _site(layer, part, where):
     if module is None: raise ValueError(f"{where} has no {part} that is a module of its own. Take the layer.")
     return module
 
+# %% ../../nbs/probing/14_lens.ipynb #c023
 def read_states(
     model,              # An open model
     inputs:dict,        # Given to `model(**inputs)`
@@ -71,14 +73,14 @@ def read_states(
         model(**inputs)
     return states
 
-# %% ../../nbs/probing/14_lens.ipynb #c023
+# %% ../../nbs/probing/14_lens.ipynb #c028
 def _gate(layer, part, text_rows):
     "What the cross-attention layers of mllama multiply their parts by; 1 elsewhere"
     g = getattr(layer, 'cross_attn_attn_gate' if part=='attention' else 'cross_attn_mlp_gate', None)
     if g is None: return 1
     return g.tanh()*(1 if part=='attention' or text_rows is None else text_rows[:, 0])
 
-# %% ../../nbs/probing/14_lens.ipynb #c025
+# %% ../../nbs/probing/14_lens.ipynb #c030
 _ORDER = dict(stream=0, attention=1, mlp=2, whole=3)
 
 def residual_norms(
@@ -112,7 +114,7 @@ def residual_norms(
         model(**inputs)
     return pl.DataFrame(sorted(rows, key=lambda r: (r['layer'], _ORDER[r['what']], r['kind']!='text')))
 
-# %% ../../nbs/probing/14_lens.ipynb #c030
+# %% ../../nbs/probing/14_lens.ipynb #c035
 _NORMS = ('norm', 'final_layernorm', 'ln_f', 'final_norm')    # Names of the norm behind the last layer
 
 def _reading_head(model):
@@ -129,7 +131,7 @@ def _reading_head(model):
         return (cap*(logits/cap).tanh() if cap else logits).log_softmax(-1)
     return read
 
-# %% ../../nbs/probing/14_lens.ipynb #c033
+# %% ../../nbs/probing/14_lens.ipynb #c038
 def _checked_tokens(tokens, rows):
     "Token ids as (rows, n); raise ValueError if they are something else"
     ids = torch.as_tensor([tokens] if isinstance(tokens, int) else tokens)
@@ -139,6 +141,7 @@ def _checked_tokens(tokens, rows):
                          f"Give token ids: (n,), or one row for each.")
     return ids
 
+# %% ../../nbs/probing/14_lens.ipynb #c040
 def logit_lens(
     model,              # An open model
     inputs:dict,        # Given to `model(**inputs)`
@@ -172,7 +175,7 @@ def logit_lens(
                      for t in own]
     return pl.DataFrame(rows)
 
-# %% ../../nbs/probing/14_lens.ipynb #c038
+# %% ../../nbs/probing/14_lens.ipynb #c045
 def _shares(shown, asked, function, module, query, key, value, *args, **kwargs):
     "For each head: share of the attention on what is shown, and what an even gaze would have"
     kwargs['dropout'] = 0.
@@ -182,7 +185,7 @@ def _shares(shown, asked, function, module, query, key, value, *args, **kwargs):
         return do(function, module, query, key, marks, *args, **kwargs)[0][..., 0][at].float().mean(0)
     return share(lambda f, *a, **k: f(*a, **k)), share(partial(attend_uniformly, None, ()))
 
-# %% ../../nbs/probing/14_lens.ipynb #c041
+# %% ../../nbs/probing/14_lens.ipynb #c048
 def attention_mass(
     model,              # An open model
     inputs:dict,        # Given to `model(**inputs)`
@@ -217,7 +220,7 @@ def attention_mass(
         model(**inputs)
     return pl.DataFrame(rows)
 
-# %% ../../nbs/probing/14_lens.ipynb #c046
+# %% ../../nbs/probing/14_lens.ipynb #c053
 def _places(positions):
     "Positions as a list, or as true and false for each row; raise ValueError if they are something else"
     if positions is None: return None
@@ -229,6 +232,7 @@ def _places(positions):
         where = where.bool()
     return where
 
+# %% ../../nbs/probing/14_lens.ipynb #c055
 def _at(where, h):
     "Which (batch, positions) of a state are meant"
     at = torch.zeros(h.shape[:2], dtype=torch.bool, device=h.device)
@@ -237,7 +241,7 @@ def _at(where, h):
     else: at[:, where] = True
     return at
 
-# %% ../../nbs/probing/14_lens.ipynb #c048
+# %% ../../nbs/probing/14_lens.ipynb #c057
 @contextmanager
 def patched(
     model,              # An open model

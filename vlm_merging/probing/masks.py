@@ -31,6 +31,7 @@ def _numbers(name, value):
     if any(not isinstance(i, int) or isinstance(i, bool) or i<0 for i in value): raise wrong
     return tuple(sorted(set(value)))
 
+# %% ../../nbs/probing/05_masks.ipynb #c015
 @dataclass(frozen=True)
 class Mask:
     "What is masked, and how; checked when it is made"
@@ -63,7 +64,7 @@ class Mask:
         swaps = self.how in ('constant', 'weights') or self.how=='uniform' and self.part in ('layer', 'mlp')
         return not swaps
 
-# %% ../../nbs/probing/05_masks.ipynb #c016
+# %% ../../nbs/probing/05_masks.ipynb #c018
 def named_layers(
     layers,             # A number, numbers, or a text such as '0-5,8'
     depth:int,          # Number of layers of the model
@@ -77,7 +78,7 @@ def named_layers(
                                            f"model.")
     return list(wanted)
 
-# %% ../../nbs/probing/05_masks.ipynb #c019
+# %% ../../nbs/probing/05_masks.ipynb #c021
 def masks(
     model,              # An open model
     parts=('layer',),   # What is masked: layer, attention, mlp, head
@@ -93,7 +94,7 @@ def masks(
     return [Mask((i,), part, way, h) for i in named_layers(layers, len(decoder_layers(model)))
             for part in parts for way in how for h in own[part]]
 
-# %% ../../nbs/probing/05_masks.ipynb #c023
+# %% ../../nbs/probing/05_masks.ipynb #c025
 def replace_output(
     rows,               # Slice or list of batch rows; None: all
     value,              # 'skip', 'zero', or the mean: (hidden,)
@@ -109,7 +110,7 @@ def replace_output(
     new = new.expand_as(h) if rows is None else torch.where(row_mask(h, rows), new, h)
     return (new, *out[1:]) if isinstance(out, tuple) else new
 
-# %% ../../nbs/probing/05_masks.ipynb #c027
+# %% ../../nbs/probing/05_masks.ipynb #c029
 def replace_head_outputs(
     rows,               # Slice or list of batch rows; None: all
     value,              # The mean: (heads, head_dim), or 0
@@ -121,7 +122,7 @@ def replace_head_outputs(
     which = torch.tensor([i in heads for i in range(n)], device=h.device)[:, None]
     return forward(torch.where(row_mask(h, rows)&which, torch.as_tensor(value).to(h), h).flatten(-2))
 
-# %% ../../nbs/probing/05_masks.ipynb #c031
+# %% ../../nbs/probing/05_masks.ipynb #c033
 def attend_uniformly(
     rows,               # Slice or list of batch rows; None: all
     heads:tuple,        # Head numbers; () for all
@@ -137,7 +138,7 @@ def attend_uniformly(
     if heads: which[:] = torch.tensor([i in heads for i in range(len(which))])
     return function(module, query.masked_fill(row_mask(query, rows)&which[:, None, None], 0), *args, **kwargs)
 
-# %% ../../nbs/probing/05_masks.ipynb #c037
+# %% ../../nbs/probing/05_masks.ipynb #c039
 def _check_parts(layer, mask, name, where):
     "Raise ValueError if a layer lacks what the mask needs"
     part = mask.part
@@ -150,6 +151,7 @@ def _check_parts(layer, mask, name, where):
     if part=='head' and output_projection(layer) is None:
         raise ValueError(f"{where} of {name} has no heads before an output projection. Mask its attention.")
 
+# %% ../../nbs/probing/05_masks.ipynb #c041
 def mask_changes(
     model, mask:Mask,   # From `from_pretrained`; what is masked
     i:int,              # One of its layers
@@ -178,7 +180,7 @@ def mask_changes(
         module = layer if part=='layer' else stream_writer(layer, part)
         yield wrapped_forward(module, partial(replace_output, rows, value, part=='layer'))
 
-# %% ../../nbs/probing/05_masks.ipynb #c040
+# %% ../../nbs/probing/05_masks.ipynb #c044
 def _check_fit(model, mask, means, other, rows):
     "Raise ValueError if a mask does not fit a model, or lacks what its way needs"
     named_layers(mask.layers, len(decoder_layers(model)))
@@ -192,6 +194,7 @@ def _check_fit(model, mask, means, other, rows):
         raise ValueError(f"{mask.how} of {mask.part} swaps parameters, which all rows of a batch share. "
                          f"Leave `rows` out.")
 
+# %% ../../nbs/probing/05_masks.ipynb #c046
 @contextmanager
 def applied(
     model,              # An open model
@@ -209,6 +212,7 @@ def applied(
             for change in mask_changes(bare, mask, i, means, donors, rows): stack.enter_context(change)
         yield model
 
+# %% ../../nbs/probing/05_masks.ipynb #c048
 @contextmanager
 def masked(
     model,              # An open model
@@ -224,7 +228,7 @@ def masked(
     mask = Mask(named_layers(layer, len(decoder_layers(model))), part, how, () if heads is None else heads)
     with applied(model, mask, means, other, rows): yield model
 
-# %% ../../nbs/probing/05_masks.ipynb #c054
+# %% ../../nbs/probing/05_masks.ipynb #c062
 class _Sums:
     "Sums over all positions that are not padding"
     def __init__(self): self.total, self.count, self.mask = {}, {}, None
@@ -240,7 +244,7 @@ class _Sums:
         total = torch.einsum('bt...,bt->...', h, at).cpu()
         self.total[key], self.count[key] = self.total.get(key, 0)+total, self.count.get(key, 0)+int(at.sum())
 
-# %% ../../nbs/probing/05_masks.ipynb #c057
+# %% ../../nbs/probing/05_masks.ipynb #c065
 def means(
     model,              # An open model
     batches,            # Inputs, each given to `model(**batch)`

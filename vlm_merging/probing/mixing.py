@@ -35,8 +35,8 @@ def open_parameter(
     except AttributeError: pass
     if found is not None and found.dim() and entry.shape: found = found[:entry.shape[0]]
     if found is None or tuple(found.shape)!=entry.shape:
-        raise LookupError(f"{work.pair.vlm} has no counterpart in the open model, which is built in another way "
-                          f"than its file. Merge to disk instead.")
+        raise LookupError(f"{work.pair.vlm} has no counterpart in the open model, which is built in another "
+                          f"way than its file. Merge to disk instead.")
     return found
 
 # %% ../../nbs/probing/11_mixing.ipynb #c016
@@ -50,6 +50,7 @@ def read_tensors(
         return torch.cat([Source((e,), files, device, getattr(torch, FLOATS[e.dtype])).read(0, e.numel)
                           for e in entries])
 
+# %% ../../nbs/probing/11_mixing.ipynb #c018
 class HeldTensor:
     "Numbers in memory that are read like a `Source`"
     def __init__(self,
@@ -63,7 +64,7 @@ class HeldTensor:
         "The numbers i..j"
         return self.numbers[i:j].to(torch.float32, copy=True)
 
-# %% ../../nbs/probing/11_mixing.ipynb #c019
+# %% ../../nbs/probing/11_mixing.ipynb #c021
 class Mixer:
     "A VLM in memory whose language model is mixed with an LLM's as often as one likes"
     def __init__(self,

@@ -4,29 +4,29 @@
 
 # %% ../../nbs/probing/12_probe.ipynb #c005
 from __future__ import annotations
-import json, re
+import json, re, textwrap
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
-from html import escape
 from pathlib import Path
 from pkgutil import resolve_name
-from textwrap import wrap
 import polars as pl
-from ..benchmarks.items import right_answer, row_of
-from ..asking.ask import unique_rows, reply_table
-from ..asking.jobs import carry_out
 from ..asking.fingerprints import describe_items
-from .profile import profile_change, profile_table
+from ..asking.jobs import carry_out
+from ..asking.replies import reply_table, unique_rows
+from ..benchmarks.items import right_answer, row_of
+from ..benchmarks.load import as_items
+from ..comparing.compare import SCREEN, verdict_markdown
 from ..comparing.layer_findings import change_verdict, profile_verdict
 from .depth import depth_table
+from .profile import profile_change, profile_table
 from ..scoring.score import score as offline_score
 
 # %% auto #0
-__all__ = ['REFERENCE', 'PART', 'MEANS', 'score_reply', 'asked_items', 'own_replies', 'means_of', 'on_a_screen', 'Profile',
-           'profile_rows', 'profile', 'opened_once', 'probe_part', 'probe_folder']
+__all__ = ['REFERENCE', 'MEANS', 'PART', 'score_reply', 'own_replies', 'means_of', 'asked_items', 'profile_rows', 'on_a_screen',
+           'Profile', 'profile', 'opened_once', 'probe_part', 'probe_folder']
 
-# %% ../../nbs/probing/12_probe.ipynb #c010
+# %% ../../nbs/probing/12_probe.ipynb #c011
 def score_reply(
     item,               # An `Item`
     text:str,           # A reply
@@ -34,25 +34,16 @@ def score_reply(
     "The score of one reply under the offline protocol"
     return offline_score(reply_table([row_of(item)|dict(run='reply', prediction=text)]))['value'][0]
 
-def asked_items(
-    items,              # `Item`s, a table file, or the name of a benchmark
-)->list:
-    "The items as a list; raise ValueError if they are none, or not named apart"
-    if isinstance(items, (str, Path)):
-        from vlm_merging.benchmarks.load import load
-        items = load(items)
-    items = list(items)
-    unique_rows(items)
-    return items
-
+# %% ../../nbs/probing/12_probe.ipynb #c014
 def own_replies(
     asker,              # A `LocalModel`
     items,              # What it is asked
 )->Callable:            # Item -> text: a `target`
-    "What the model says when nothing is masked; raise ValueError if it says nothing"
-    said = {r.id:r.text for r in asker.many(items)}
-    return lambda item: said.get(item.id, '')
+    "What the model says when nothing is masked; '' where it says nothing"
+    replies = {r.id:r.text for r in asker.many(items)}
+    return lambda item: replies.get(item.id, '')
 
+# %% ../../nbs/probing/12_probe.ipynb #c018
 REFERENCE = 64          # Items that means are taken over, at most
 
 def means_of(
@@ -65,60 +56,106 @@ def means_of(
     some, step = list(items)[:REFERENCE], asker.batch_size
     batches = [[i for i in some if bool(i.images)==sees] for sees in (True, False)]
     parts = [b[k:k+step] for b in batches for k in range(0, len(b), step)]
-    return means(asker.model, (prompt_inputs(asker, p, [[decode_picture(x) for x in i.images] for i in p]) for p in parts))
+    inputs = (prompt_inputs(asker, p, [[decode_picture(x) for x in i.images] for i in p]) for p in parts)
+    return means(asker.model, inputs)
 
-def _opened(
-    model,              # A `LocalModel`, a folder, a hub id, or a name of the lab
-    **asking,           # Arguments of `open_model`, where it is not open yet
-):                      # A `LocalModel`
+# %% ../../nbs/probing/12_probe.ipynb #c022
+def asked_items(
+    items,              # `Item`s, a table file, or the name of a benchmark
+)->list:
+    "The items as a list; raise ValueError if they are none, or not named apart"
+    items = list(as_items(items))
+    unique_rows(items)
+    return items
+
+def _asker(model, asking):
     "An open model; raise ValueError if it cannot be one"
-    from vlm_merging.asking.models import LocalModel, open_model
-    if isinstance(model, LocalModel): return model
-    if isinstance(model, (str, Path)): return open_model(model, **asking)
-    raise ValueError(f'{str(model)[:60]!r} is no open model. Give what open_model returns, a folder, or a hub id.')
+    from vlm_merging.asking.models import LocalModel, as_model
+    if not isinstance(model, (str, Path, LocalModel)):
+        raise ValueError(f'{str(model)[:60]!r} is no open model. '
+                         f'Give what open_model returns, a folder, or a hub id.')
+    return as_model(model, **asking)
 
-_SCREEN = 40, 100        # Lines and columns of what is shown without being asked
+# %% ../../nbs/probing/12_probe.ipynb #c023
+def _named(models):
+    "Models by the name that stands for them in tables"
+    if isinstance(models, dict): return models
+    return {Path(models).name if isinstance(models, (str, Path)) else getattr(models, 'name', 'model'):models}
 
+# %% ../../nbs/probing/12_probe.ipynb #c025
+def profile_rows(
+    models,             # An open model, a folder, a hub id or a name of the lab; or several: name -> model
+    items,              # `Item`s, a table file, or the name of a benchmark
+    masks=None,         # `Mask`s; None: as parts, how and layers say
+    score:Callable=score_reply, # Item and reply -> 0..1 or None; for the measure 'answer'
+    measures=('likelihood',), # 'likelihood', 'answer' or both
+    target:Callable|str|None=None, # Item -> text to measure; 'reply': the model's own; None: the right answer
+    other=None,         # For the way 'weights': the model whose parameters come in, as for models
+    parts=('layer', 'attention', 'mlp'), # What is masked: layer, attention, mlp, head
+    how=('skip',),      # In which ways: skip, zero, mean, uniform, constant, weights
+    layers='all',       # Which: 'all', a range such as '0-5,8', or layer numbers
+    **asking,           # For models that are opened here: max_new_tokens, batch_size, dtype, device
+)->pl.DataFrame:        # What `Profile`, `profile_table` and `profile_change` read
+    "One row an item, mask and measure; raise ValueError if it cannot be measured"
+    from dataclasses import replace
+    from vlm_merging.probing import masks as probes
+    from vlm_merging.probing.effects import effects
+    items, tables = asked_items(items), []
+    if isinstance(masks, probes.Mask): masks = [masks]
+    if isinstance(other, (str, Path)): other = _asker(other, asking)
+    for name, model in _named(models).items():
+        asker = _asker(model, asking)
+        some = list(masks) if masks is not None else probes.masks(asker, parts, how, layers)
+        means = means_of(asker, items) if any(m.how=='mean' for m in some) else None
+        text = own_replies(asker, items) if isinstance(target,
+                                                       str) and target=='reply' else target or right_answer
+        tables.append(effects(replace(asker, name=name), items, some, measures, score, text, means, other))
+    return pl.concat(tables, how='diagonal_relaxed')
+
+# %% ../../nbs/probing/12_probe.ipynb #c029
 def on_a_screen(
     text:str,           # Lines
-    rest:str,           # Where the rest is to be had
-)->str:                 # At most `_SCREEN`
-    "Lines folded and cut to what a screen shows"
-    lines = [l for line in text.split('\n') for l in wrap(line, _SCREEN[1], subsequent_indent='    ') or ['']]
-    return '\n'.join(lines if len(lines)<=_SCREEN[0] else [*lines[:_SCREEN[0]-1], f'... ({rest} has the rest)'])
+)->str:                 # At most `SCREEN` lines of 100 columns
+    "Words as a terminal shows them, folded, and cut with a note where the rest is"
+    lines = [w for o in text.splitlines() for w in textwrap.wrap(o, 100, subsequent_indent='    ')]
+    return '\n'.join(lines if len(lines)<=SCREEN else [*lines[:SCREEN-1], '... more in .verdict'])
 
-@dataclass(frozen=True, repr=False)
+# %% ../../nbs/probing/12_probe.ipynb #c031
+@dataclass(frozen=True, repr=False, eq=False)
 class Profile:
     "What masking costs, of one model or before and after a merge: tables, words and pictures of one probe"
-    rows:pl.DataFrame    # From `profile_rows` or `probe_folder`: one row an item, mask and measure
+    # From `profile_rows` or `probe_folder`, or a list of such: one row an item, mask and measure
+    rows:pl.DataFrame
     by:object=None       # Tags to split by; None: category, where there is one
+
     DRAWN_BY = 'vlm_merging.charts.layer_charts:profile_chart'
     PAIR_DRAWN_BY = 'vlm_merging.charts.layer_charts:before_after_chart'
 
-    @property
-    def tags(self):
-        "What it is split by"
-        return [t for t in ('category',) if t in self.rows.columns] if self.by is None else self.by
+    def __post_init__(self):
+        rows = self.rows
+        if not isinstance(rows, pl.DataFrame): rows = pl.concat(rows, how='diagonal_relaxed')
+        object.__setattr__(self, 'rows', rows)
+        if self.by is None: object.__setattr__(self, 'by', [t for t in ('category',) if t in rows.columns])
 
     @property
     def models(self)->list[str]:
-        "The names, in the order in which they were given"
+        "Their names, in the order in which they were given"
         return self.rows['model'].unique(maintain_order=True).to_list()
 
     @cached_property
     def table(self)->pl.DataFrame:
         "One row a model, measure, benchmark, value of a tag and mask: what it costs, with intervals"
-        return profile_table(self.rows, self.tags)
-
-    @cached_property
-    def change(self)->pl.DataFrame|None:
-        "Of two models: where masking costs the second more than the first. None: there are not two"
-        return profile_change(self.rows, *self.models, self.tags) if len(self.models)==2 else None
+        return profile_table(self.rows, self.by)
 
     @cached_property
     def depths(self)->pl.DataFrame:
         "How deep the cost of masking lies"
-        return depth_table(self.rows, self.tags)
+        return depth_table(self.rows, self.by)
+
+    @cached_property
+    def change(self)->pl.DataFrame|None:
+        "Of two models: where masking costs the second more than the first. None: there are not two"
+        return profile_change(self.rows, *self.models, self.by) if len(self.models)==2 else None
 
     @cached_property
     def verdict(self)->str:
@@ -135,54 +172,23 @@ class Profile:
         usual = dict(change=self.change, part='layer' if 'layer' in parts else parts[0])
         return resolve_name(self.PAIR_DRAWN_BY)(self.table, **usual|how)
 
-    def __repr__(self): return on_a_screen(self.verdict, '.verdict')
-    def _repr_html_(self): return f'<pre style="white-space:pre-wrap">{escape(self.verdict)}</pre>'
+    def __repr__(self): return on_a_screen(self.verdict)
+    def _repr_markdown_(self): return verdict_markdown(self.verdict)
 
-def profile_rows(
-    models,             # An open model, a folder, a hub id or a name of the lab; or several as name -> model
-    items,              # `Item`s, a table file, or the name of a benchmark
-    masks=None,         # `Mask`s; None: as parts, how and layers say
-    score:Callable=score_reply, # Item and reply -> 0..1 or None; for the measure 'answer'
-    measures=('likelihood',), # 'likelihood', 'answer' or both
-    target:Callable|str|None=None, # Item -> text whose likelihood is measured; 'reply': the model's own; None: `right_answer`
-    other=None,         # For the way 'weights': the model whose parameters come in, as for models
-    parts=('layer', 'attention', 'mlp'), # What is masked: layer, attention, mlp, head
-    how=('skip',),      # By which ways: skip, zero, mean, uniform, constant, weights
-    layers='all',       # Which: 'all', a range such as '0-5,8', or layer numbers
-    **asking,           # For models that are opened here: max_new_tokens, batch_size, dtype, device
-)->pl.DataFrame:        # What `Profile`, `profile_table` and `profile_change` read
-    "One row an item, mask and measure; raise ValueError if it cannot be measured"
-    from dataclasses import replace
-    from vlm_merging.probing import masks as probes
-    from vlm_merging.probing.effects import effects
-    items, made = asked_items(items), []
-    if isinstance(models, (str, Path)): models = {Path(models).name:models}
-    if not isinstance(models, dict): models = {getattr(models, 'name', 'model'):models}
-    if isinstance(masks, probes.Mask): masks = [masks]
-    if isinstance(other, (str, Path)): other = _opened(other, **asking)
-    for name, model in models.items():
-        asker = _opened(model, **asking)
-        some = list(masks) if masks is not None else probes.masks(asker.model, parts, how, layers)
-        means = means_of(asker, items) if any(m.how=='mean' for m in some) else None
-        said = own_replies(asker, items) if isinstance(target, str) and target=='reply' else target or right_answer
-        made.append(effects(replace(asker, name=name), items, some, measures, score, said, means, other))
-    return pl.concat(made, how='diagonal_relaxed')
-
+# %% ../../nbs/probing/12_probe.ipynb #c034
 def profile(
-    models,             # An open model, a folder, a hub id or a name of the lab; or several as name -> model
+    models,             # An open model, a folder, a hub id or a name of the lab; or several: name -> model
     items,              # `Item`s, a table file, or the name of a benchmark
     masks=None,         # `Mask`s; None: as parts, how and layers say
     score:Callable=score_reply, # Item and reply -> 0..1 or None; for the measure 'answer'
     by=None,            # Tags to split by; None: category, where there is one
     measures=('likelihood',), # 'likelihood', 'answer' or both
-    **more,             # target, other, parts, how, layers and what `open_model` takes, all as for `profile_rows`
-)->Profile:
+    **more,             # target, other, parts, how, layers and what `open_model` takes, as for `profile_rows`
+)->Profile:             # Shows what it says; `.table` has the numbers, `.chart()` draws them
     "What each mask costs on each kind of question; raise ValueError if it cannot be measured"
     return Profile(profile_rows(models, items, masks, score, measures, **more), by)
 
-# %% ../../nbs/probing/12_probe.ipynb #c017
-PART = 32               # Items of a part: what is lost when a run is stopped
-
+# %% ../../nbs/probing/12_probe.ipynb #c046
 @lru_cache(maxsize=2)
 def opened_once(
     where:str,          # Folder or hub id
@@ -192,13 +198,12 @@ def opened_once(
     from vlm_merging.asking.models import open_model
     return open_model(where, **json.loads(asking))
 
+# %% ../../nbs/probing/12_probe.ipynb #c049
 MEANS = {}              # Model, how it is asked, and ids of the reference set -> what `means_of` gave
 
 def probe_part(
-    name:str,           # Of the model, for the table
-    where:str,          # Folder or hub id
-    items:list,         # `Item`s
-    masked:list[dict],  # Fields of each mask
+    name:str, where:str, # Of the model, for the table; its folder or hub id
+    items:list, masked:list[dict], # `Item`s; fields of each mask
     measures:tuple,     # As for `profile`
     other:str|None,     # Folder or hub id, for the way 'weights'
     reference:list,     # Items that means are taken over; empty: none are needed
@@ -207,54 +212,78 @@ def probe_part(
 )->pl.DataFrame:
     "Some items of one model under all masks"
     from dataclasses import replace
-    from vlm_merging.probing.masks import Mask
     from vlm_merging.probing.effects import effects
+    from vlm_merging.probing.masks import Mask
     how = json.dumps(asking, sort_keys=True)
     asker, some = opened_once(where, how), [Mask(**m) for m in masked]
     key = where, how, tuple(i.id for i in reference)
     if reference and key not in MEANS: MEANS[key] = means_of(asker, reference)
-    said = own_replies(asker, items) if target=='reply' else right_answer
-    return effects(replace(asker, name=name), items, some, measures, score_reply, said, MEANS.get(key), other and opened_once(other, how).model, strict=False)
+    text = own_replies(asker, items) if target=='reply' else right_answer
+    donor = other and opened_once(other, how).model
+    return effects(replace(asker, name=name), items, some, measures, score_reply, text, MEANS.get(key), donor,
+                   strict=False)
+
+# %% ../../nbs/probing/12_probe.ipynb #c052
+def _check_folder(models, measures, how, other, target):
+    "Raise ValueError if such a probe cannot be made"
+    if odd := [n for n, w in models.items() if not isinstance(w, (str, Path))]:
+        raise ValueError(f'{odd[0]} is a model in memory; `probe_folder` wants folders or hub ids, '
+                         f'`profile` takes models in memory.')
+    if target not in ('answer', 'reply'):
+        raise ValueError(f"target is {target!r}; it is 'answer' or 'reply'.")
+    if odd := [m for m in measures if m not in ('likelihood', 'answer')]:
+        raise ValueError(f"No measure {odd[0]!r}. There are: likelihood, answer.")
+    if ('weights' in how)!=bool(other):
+        raise ValueError("The way 'weights' and a model whose weights come in (other) go together.")
+
+# %% ../../nbs/probing/12_probe.ipynb #c054
+def _fitting_masks(asker, other, items, parts, how, layers):
+    "The fields of all masks that fit; raise ValueError if the model cannot be asked these items"
+    from vlm_merging.probing.layers import partner_layers
+    from vlm_merging.probing.masks import masks
+    if not asker.sees and any(i.images for i in items):
+        raise ValueError(f'{asker.name} is a text model and cannot be shown the pictures of these questions.')
+    known = partner_layers(asker, other) if other else {}
+    return [asdict(m) for m in masks(asker, parts, how, layers) if m.how!='weights' or m.layers[0] in known]
+
+# %% ../../nbs/probing/12_probe.ipynb #c057
+PART = 32               # Items of a part: what is lost when a run is stopped
 
 def probe_folder(
     models:dict[str, str|Path], # Name -> folder, hub id or name of the lab: one, or two to compare
     items,              # `Item`s, a table file, or the name of a benchmark
     out:str|Path,       # Folder; made if it is not there, gone on with if it is
     parts=('layer', 'attention', 'mlp'), # What is masked: layer, attention, mlp, head
-    how=('skip',),      # By which ways: skip, zero, mean, uniform, constant, weights
-    layers='all',       # 'all', a range such as '0-5', or layer numbers
+    how=('skip',),      # In which ways: skip, zero, mean, uniform, constant, weights
+    layers='all',       # Which: 'all', a range such as '0-5,8', or layer numbers
     measures=('likelihood',), # 'likelihood', 'answer' or both
-    other:str|Path|None=None, # For the way 'weights': folder or hub id of the model whose parameters come in
-    target:str='answer', # Whose likelihood is measured: the gold 'answer', or the model's own unmasked 'reply'
+    other:str|Path|None=None, # For the way 'weights': the model whose parameters come in
+    # Whose likelihood is measured: the gold 'answer', or the model's own unmasked 'reply'
+    target:str='answer',
     ray:str|None=None,  # None: in this process; 'local', 'auto' or the address of a cluster
     progress:bool|None=None, # Show a bar? None: only on a terminal
     **asking,           # Arguments of `open_model`: max_new_tokens, batch_size, dtype, device
 )->pl.DataFrame:        # One row an item, mask and measure: `Profile` shows what it says
     "Probe models part by part, into a folder; raise ValueError if it cannot be done"
-    from vlm_merging.probing import masks as probes
+    from vlm_merging.asking.fingerprints import weights_hash
     from vlm_merging.checkpoints.headers import Checkpoint
-    from vlm_merging.asking.models import weights_hash
-    from vlm_merging.probing.layers import partner_layers
     items, jobs, wanted = asked_items(items), {}, json.dumps(asking, sort_keys=True)
-    if odd := [n for n, w in models.items() if not isinstance(w, (str, Path))]: raise ValueError(f'{odd[0]} is a model in memory; `probe_folder` wants folders or hub ids, `profile` takes models in memory.')
-    if target not in ('answer', 'reply'): raise ValueError(f"target is {target!r}; it is 'answer' or 'reply'.")
-    if odd := [m for m in measures if m not in ('likelihood', 'answer')]: raise ValueError(f"No measure {odd[0]!r}. There are: likelihood, answer.")
-    if ('weights' in how)!=bool(other): raise ValueError("The way 'weights' and a model whose weights come in (other) go together.")
-    items = sorted(items, key=lambda i: (i.benchmark, i.split, bool(i.images), len(i.question)))  # Of one length in one part
+    _check_folder(models, measures, how, other, target)
+    items = sorted(items, key=lambda i: (i.benchmark, i.split, bool(i.images), len(i.question)))
     weights = {n:weights_hash(Checkpoint.open(w)) for n, w in models.items()}
-    def fit(asker):     # Cross-attention layers have no partner in an LLM
-        model = asker.model
-        if not asker.sees and any(i.images for i in items): raise ValueError(f'{asker.name} is a text model and cannot be shown the pictures of these questions.')
-        known = partner_layers(model, opened_once(str(other), wanted).model) if other else {}
-        return [asdict(m) for m in probes.masks(model, parts, how, layers) if m.how!='weights' or m.layers[0] in known]
-    masked = {n:fit(opened_once(str(w), wanted)) for n, w in models.items()}
+    donor = other and opened_once(str(other), wanted)
+    masked = {n:_fitting_masks(opened_once(str(w), wanted), donor, items, parts, how, layers) for n,
+              w in models.items()}
     same = {k:v for k, v in asking.items() if k not in ('batch_size', 'device')}   # These change no result
-    about = dict(what='probe', parts=list(parts), how=list(how), layers=str(layers), measures=list(measures), target=target, asking=same,
-                 other=other and weights_hash(Checkpoint.open(other)), questions=describe_items(items))
+    about = dict(what='probe', parts=list(parts), how=list(how), layers=str(layers), measures=list(measures),
+                 target=target, asking=same, other=other and weights_hash(Checkpoint.open(other)),
+                 questions=describe_items(items))
     reference = items[::-(-len(items)//REFERENCE)] if 'mean' in how else []         # From all over
-    for name, where in models.items():                      # A second model can be added to a folder
+    for name, where in models.items():
+        stem = f"{re.sub('[^0-9A-Za-z.+-]+', '-', name)[:40]}-{weights[name][:8]}"
         for k in range(0, len(items), PART):
-            jobs[f"{re.sub('[^0-9A-Za-z.+-]+','-',name)[:40]}-{weights[name][:8]}-{k//PART:04}"] = (name, str(where), items[k:k+PART], masked[name], tuple(measures), other and str(other), reference, target, asking)
+            jobs[f'{stem}-{k//PART:04}'] = (name, str(where), items[k:k+PART], masked[name], tuple(measures),
+                                            other and str(other), reference, target, asking)
     try: return carry_out(probe_part, jobs, out, about, ray, progress)
     finally:
         opened_once.cache_clear()

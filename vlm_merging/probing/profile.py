@@ -84,7 +84,8 @@ def _check_values(rows):
     "Raise ValueError where a measure is not known, a share is none, or a row does not say what it is about"
     if (odd:=~rows['measure'].is_in([*MEASURES]).fill_null(False)).any():
         wrong = rows['measure'].filter(odd)[0]
-        raise ValueError(f"Column measure must be {' or '.join(MEASURES)}, but is {wrong!r} in {rows_said(odd)}.")
+        raise ValueError(f"Column measure must be {' or '.join(MEASURES)}, "
+                         f"but is {wrong!r} in {rows_said(odd)}.")
     share = rows['measure']=='answer'
     for c in ('before', 'after'):
         if (odd:=share & ~rows[c].is_between(0, 1)).any():

@@ -28,6 +28,7 @@ def _gap(asker, item, prompt, answer):
         if not gap.strip(): return gap
     return '' if prompt[-1:].isspace() or prompt.endswith(tuple(asker.tokenizer.all_special_tokens)) else ' '
 
+# %% ../../nbs/probing/06_replay.ipynb #c017
 def answer_ids(
     asker:LocalModel,   # Who is asked
     item, answer:str,   # Has `question` and `images`; text of the right answer
@@ -41,7 +42,7 @@ def answer_ids(
     if not answer.strip() or not found: raise ValueError(f"the answer {answer!r} has no tokens")
     return found
 
-# %% ../../nbs/probing/06_replay.ipynb #c019
+# %% ../../nbs/probing/06_replay.ipynb #c021
 def teacher_forced(
     model, inputs:dict, # From `from_pretrained`; from `prompt_inputs`
     ids:list,           # Tokens that each row is taken to have said; may be empty
@@ -66,7 +67,7 @@ def teacher_forced(
         out['position_ids'] = (out['attention_mask'].cumsum(-1)-1).clamp(min=0)  # As `generate` counts them
     return out
 
-# %% ../../nbs/probing/06_replay.ipynb #c022
+# %% ../../nbs/probing/06_replay.ipynb #c024
 def forward_pass(
     model, inputs:dict, # From `from_pretrained`; from `teacher_forced`
     keep:int,           # Columns of logits, from the last
@@ -77,6 +78,7 @@ def forward_pass(
     out = model(**inputs, use_cache=cache, **few)
     return out.logits[:, -keep:], out.past_key_values if cache else None
 
+# %% ../../nbs/probing/06_replay.ipynb #c027
 def token_logprobs(
     logits:Tensor,      # (rows, columns, vocabulary); the first column is of the last token of the prompt
     ids:list,           # Tokens that each row says
@@ -89,7 +91,7 @@ def token_logprobs(
         out[r, :len(row)] = (own-z.logsumexp(-1)).cpu()
     return out
 
-# %% ../../nbs/probing/06_replay.ipynb #c026
+# %% ../../nbs/probing/06_replay.ipynb #c031
 @dataclass(frozen=True)
 class Record:
     "An unmasked pass, and what it takes to begin it again in the middle"
@@ -101,13 +103,14 @@ class Record:
     logits:Tensor       # Of the last columns, (rows, columns, vocabulary)
     cache:object=None   # Keys and values, if they were kept
 
+# %% ../../nbs/probing/06_replay.ipynb #c033
 def decoder_output(
     out,                # What a decoder gave
 )->Tensor:              # (rows, tokens, hidden)
     "What goes to the head"
     return out[0] if isinstance(out, tuple) else out.last_hidden_state
 
-# %% ../../nbs/probing/06_replay.ipynb #c028
+# %% ../../nbs/probing/06_replay.ipynb #c035
 class CannotReplay(ValueError): "Why a pass of this model cannot begin in the middle"
 
 def record(
@@ -136,7 +139,7 @@ def record(
         raise CannotReplay('more than a head comes after its decoder')
     return Record(inputs, calls[0], bodies[0], states, frozenset(tuples), logits, kept)
 
-# %% ../../nbs/probing/06_replay.ipynb #c032
+# %% ../../nbs/probing/06_replay.ipynb #c039
 def repeat_rows(
     x, times:int,       # A tensor, or a list, tuple or dict of such; copies, one below the other
     rows:int,           # Rows of the batch
@@ -149,7 +152,7 @@ def repeat_rows(
     dim = x.ndim-2 if name=='position_ids' else 0
     return x if x.shape[dim]==1!=rows else torch.cat([x]*times, dim)
 
-# %% ../../nbs/probing/06_replay.ipynb #c034
+# %% ../../nbs/probing/06_replay.ipynb #c041
 @contextmanager
 def replayed(
     model, held:Record, # A model, and an unmasked pass of it
@@ -177,7 +180,7 @@ def replayed(
         if base is not decoder: stack.enter_context(wrapped_forward(base, body))
         yield repeat_rows(held.inputs, times, rows)
 
-# %% ../../nbs/probing/06_replay.ipynb #c040
+# %% ../../nbs/probing/06_replay.ipynb #c047
 def masked_logits(
     model, inputs:dict, # From `from_pretrained`; from `teacher_forced`
     keep:int,           # Columns of logits, from the last

@@ -9,55 +9,56 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from hashlib import sha256
-from html import escape
 from inspect import signature
 from pathlib import Path
 from pkgutil import resolve_name
 import polars as pl
+from ..asking.fingerprints import describe_items
+from ..asking.jobs import carry_out
+from ..asking.replies import reply_table
 from ..benchmarks.items import Item, row_of
+from ..comparing.compare import verdict_markdown
 from ..comparing.findings import sweep_verdict
 from ..comparing.pairs import comparison_table, holm
-from ..asking.ask import reply_table
-from ..asking.jobs import carry_out
-from ..asking.fingerprints import describe_items
+from ..comparing.statistics import RESAMPLES, interval, summarize, summed
 from .probe import asked_items, on_a_screen
 from ..scoring.score import score as offline_score
-from ..comparing.statistics import RESAMPLES, interval, summarize, summed
 
 # %% auto #0
 __all__ = ['mixtures', 'open_mixer', 'ask_mixture', 'agreement', 'score_mixture', 'against_best', 'sweep_table', 'Sweep', 'sweep']
 
-# %% ../../nbs/probing/13_sweep.ipynb #c010
+# %% ../../nbs/probing/13_sweep.ipynb #c012
 def mixtures(
     weights:Iterable,   # Numbers, or curves over depth as lists
     layers='all',       # A text such as '6-31', or several: each is tried
     modules='all',      # 'all', or some of attention,mlp,norm; or several such texts: each is tried
 )->list[dict]:          # Fields of a recipe, and `run`, a name
     "All combinations that a sweep tries"
-    def some(x): return [x] if isinstance(x, str) else list(x)
-    if not isinstance(weights, Iterable) or isinstance(weights, str): raise ValueError(f'weights is {weights!r}; give several to try, such as [.5, .7, .9].')
-    weights, made = list(weights), []
+    if not isinstance(weights, Iterable) or isinstance(weights, str):
+        raise ValueError(f'weights is {weights!r}; give several to try, such as [.5, .7, .9].')
+    weights = list(dict.fromkeys(json.dumps(w) for w in weights))               # Each once
     if not weights: raise ValueError('There is no weight to try. Give some, such as [.5, .7, .9].')
-    for l in some(layers):
-        for m in some(modules):
-            for w in dict.fromkeys(json.dumps(w) for w in weights):
-                where = ''.join(f', {k} {v}' for k, v in (('layers', l), ('modules', m)) if v!='all')
-                made.append(dict(run=f'weight {w}{where}', weight=json.loads(w), layers=l, modules=m))
-    return made
+    def some(x): return [x] if isinstance(x, str) else list(x)
+    tries = []
+    for l, m, w in ((l, m, w) for l in some(layers) for m in some(modules) for w in weights):
+        where = ''.join(f', {k} {v}' for k, v in (('layers', l), ('modules', m)) if v!='all')
+        tries.append(dict(run=f'weight {w}{where}', weight=json.loads(w), layers=l, modules=m))
+    return tries
 
-# %% ../../nbs/probing/13_sweep.ipynb #c014
+# %% ../../nbs/probing/13_sweep.ipynb #c016
 @lru_cache(maxsize=1)
 def open_mixer(
     recipe:str,         # As JSON
     asking:str,         # Arguments of `open_model`, as JSON
 ):
     "The open VLM with what is mixed into it, kept for the next call"
-    from vlm_merging.probing.mixing import Mixer
     from vlm_merging.asking.models import open_model
     from vlm_merging.merging.recipe import Recipe
+    from vlm_merging.probing.mixing import Mixer
     recipe = Recipe(**json.loads(recipe))
     return Mixer(open_model(recipe.vlm, **json.loads(asking)), recipe)
 
+# %% ../../nbs/probing/13_sweep.ipynb #c018
 def ask_mixture(
     recipe:dict,        # Names the models and the method
     how:dict,           # From `mixtures`
@@ -66,28 +67,33 @@ def ask_mixture(
 )->pl.DataFrame:        # A reply table with `weight`, `layers`, `modules`
     "Ask one mixture every question; raise ValueError if one cannot be asked"
     mixer = open_mixer(json.dumps(recipe, sort_keys=True), json.dumps(asking, sort_keys=True))
-    asker = mixer.mix(knobs=recipe['knobs']|{'weight':how['weight']}, layers=how['layers'], modules=how['modules'])
+    asker = mixer.mix(knobs=recipe['knobs']|{'weight':how['weight']}, layers=how['layers'],
+                      modules=how['modules'])
     replies = {r.id:r for r in asker.many(items)}
     if bad := [r for r in replies.values() if r.error]:
-        raise ValueError(f"{len(bad)} of {len(items)} questions cannot be asked, the first is {bad[0].id}: {bad[0].error}")
-    rows = [row_of(i)|dict(run=how['run'], prediction=replies[i.id].text, finish=replies[i.id].finish) for i in items]
+        raise ValueError(f'{len(bad)} of {len(items)} questions cannot be asked, '
+                         f'the first is {bad[0].id}: {bad[0].error}')
+    rows = [row_of(i)|dict(run=how['run'], prediction=replies[i.id].text, finish=replies[i.id].finish)
+            for i in items]
     weight = how['weight'] if isinstance(how['weight'], (int, float)) else None
-    return reply_table(rows).with_columns(weight=pl.lit(weight, pl.Float64), layers=pl.lit(how['layers']), modules=pl.lit(how['modules']))
+    return reply_table(rows).with_columns(weight=pl.lit(weight, pl.Float64), layers=pl.lit(how['layers']),
+                                          modules=pl.lit(how['modules']))
 
-# %% ../../nbs/probing/13_sweep.ipynb #c017
+# %% ../../nbs/probing/13_sweep.ipynb #c022
 def agreement(
     replies:pl.DataFrame, # Of `ask_mixture`, several
-)->pl.DataFrame:        # One row an item and run: `value`, the share of neighbouring weights with the same reply, 0 to 1
+# One row an item and run: `value`, the share of neighbouring weights with the same reply, 0 to 1
+)->pl.DataFrame:
     "How far the next weights below and above say the same; the lowest and the highest weight have none"
-    keys, said = ['benchmark', 'split', 'index'], pl.col('prediction').str.strip_chars()
-    place = ['layers', 'modules']
-    known = replies.drop_nulls('weight').with_columns(said=said).sort('weight', maintain_order=True)
-    beside = [*place, *keys]
-    both = known.with_columns((pl.col('said')==pl.col('said').shift(s).over(beside)).cast(pl.Float64).alias(f'n{i}')
+    text = pl.col('prediction').str.strip_chars()
+    along = replies.drop_nulls('weight').with_columns(said=text).sort('weight', maintain_order=True)
+    beside = ['layers', 'modules', 'benchmark', 'split', 'index']
+    both = along.with_columns((pl.col('said')==
+                               pl.col('said').shift(s).over(beside)).cast(pl.Float64).alias(f'n{i}')
                               for i, s in enumerate((1, -1)))
     return both.with_columns(value=(pl.col('n0')+pl.col('n1'))/2).drop('n0', 'n1', 'said').drop_nulls('value')
 
-# %% ../../nbs/probing/13_sweep.ipynb #c021
+# %% ../../nbs/probing/13_sweep.ipynb #c026
 def score_mixture(
     replies:pl.DataFrame, # Of all mixtures
     items:list[Item],   # What was asked
@@ -96,10 +102,13 @@ def score_mixture(
     "A score table"
     if score is None: return offline_score(replies)
     by = {(i.benchmark or None, i.split or None, i.id):i for i in items}
-    values = pl.Series('value', [score(by[b, s, x], p) for b, s, x, p in replies.select('benchmark', 'split', 'index', 'prediction').iter_rows()],
-                       pl.Float64, strict=False)
-    return replies.with_columns(values, correct=values>=.5, outcome=pl.lit('answered'), length=pl.col('prediction').str.len_chars(), protocol=pl.lit('own'))
+    asked = replies.select('benchmark', 'split', 'index', 'prediction').iter_rows()
+    values = pl.Series('value', [score(by[b, s, x], text) for b, s, x, text in asked], pl.Float64,
+                       strict=False)
+    return replies.with_columns(values, correct=values>=.5, outcome=pl.lit('answered'),
+                                length=pl.col('prediction').str.len_chars(), protocol=pl.lit('own'))
 
+# %% ../../nbs/probing/13_sweep.ipynb #c029
 def against_best(
     scores:pl.DataFrame, # Of one benchmark, all mixtures
     resamples:int=RESAMPLES, # Of each test
@@ -108,41 +117,58 @@ def against_best(
     means = scores.group_by('run', maintain_order=True).agg(pl.col('value').mean()).drop_nulls()
     if not means.height: return {}
     best = means.sort('value', descending=True, maintain_order=True)['run'][0]
-    others = [r for r in means['run'] if r!=best]
-    ps = [comparison_table(scores.filter(run=r), scores.filter(run=best), resamples=resamples)['p'][0] for r in others]
-    ps = holm(ps+[1.]*(len(others)*(len(others)-1)//2))     # Of all pairs, for which one is the best was not known before
+    others, top = [r for r in means['run'] if r!=best], scores.filter(run=best)
+    ps = [comparison_table(scores.filter(run=r), top, resamples=resamples)['p'][0] for r in others]
+    ps = holm(ps+[1.]*(len(others)*(len(others)-1)//2))     # Of all pairs
     return {best:(True, None)}|{r:(False, p) for r, p in zip(others, ps)}
 
+# %% ../../nbs/probing/13_sweep.ipynb #c033
+def _agreement_rows(scores, resamples):
+    "Rows of `summarize` for the quantity 'agreement'"
+    for (run, name), part in agreement(scores).group_by('run', 'benchmark', maintain_order=True):
+        cluster = pl.coalesce('group', 'index') if 'group' in part.columns else 'index'
+        part = part.with_columns(pl.col('benchmark').fill_null('unnamed'), cluster=cluster)
+        low, high, method = interval(summed(part, 'value'), True, resamples)
+        yield dict(run=run, benchmark=name or 'unnamed', tag='all', where='all', what='agreement',
+                   value=part['value'].mean(),
+                   low=low, high=high, n=part.height, clusters=part['cluster'].n_unique(), method=method)
+
+# %% ../../nbs/probing/13_sweep.ipynb #c036
+def _marks(scores, table, resamples):
+    "(benchmark, quantity, run) -> (is it the best?, corrected p against the best or None)"
+    marks = {(name or 'unnamed', 'accuracy', r):m
+             for (name,), part in scores.group_by('benchmark', maintain_order=True)
+             for r, m in against_best(part, resamples).items()}
+    for (name,), part in table.filter(what='agreement').group_by('benchmark'):
+        if part.height<2: continue                          # One candidate is no choice
+        top = part['value'].max()
+        marks |= {(name, 'agreement', r['run']):(r['value']==top, None) for r in part.to_dicts()}
+    return marks
+
+# %% ../../nbs/probing/13_sweep.ipynb #c037
 def sweep_table(
     scores:pl.DataFrame, # Of `score_mixture`
     by=(),              # Tags to split by
     resamples:int=RESAMPLES, # Of each bootstrap and test
-)->pl.DataFrame:        # As `summarize`, with weight, layers, modules, best and p_best; `what` also 'agreement'
+)->pl.DataFrame:  # As `summarize`, with weight, layers, modules, best and p_best; `what` also 'agreement'
     "One row a mixture, quantity and place"
-    same, rows = agreement(scores), []
-    for (run, name), part in same.group_by('run', 'benchmark', maintain_order=True):
-        held = part.with_columns(pl.col('benchmark').fill_null('unnamed'), cluster=pl.coalesce('group', 'index') if 'group' in part.columns else 'index')
-        low, high, method = interval(summed(held, 'value'), True, resamples)
-        rows.append(dict(run=run, benchmark=name or 'unnamed', tag='all', where='all', what='agreement', value=held['value'].mean(), low=low, high=high,
-                         n=held.height, clusters=held['cluster'].n_unique(), method=method))
-    made = summarize(scores, by, resamples)
-    made = pl.concat([made, pl.DataFrame(rows, schema=made.schema)])
-    marks = {(name or 'unnamed', 'accuracy', r):m for (name,), part in scores.group_by('benchmark', maintain_order=True)
-             for r, m in against_best(part, resamples).items()}
-    for (name,), part in made.filter(what='agreement').group_by('benchmark'):
-        if part.height<2: continue                          # One candidate is no choice
-        top = part['value'].max()
-        marks |= {(name, 'agreement', r['run']):(r['value']==top, None) for r in part.to_dicts()}
-    mark = [marks.get((b, w, r), (None, None)) if t=='all' else (None, None) for b, w, r, t in made.select('benchmark', 'what', 'run', 'tag').iter_rows()]
-    places = scores.select('run', 'weight', 'layers', 'modules').unique(maintain_order=True)
-    return made.with_columns(best=pl.Series([m[0] for m in mark], dtype=pl.Boolean), p_best=pl.Series([m[1] for m in mark], dtype=pl.Float64)
-                             ).join(places, on='run', how='left', maintain_order='left')
+    table = summarize(scores, by, resamples)
+    table = pl.concat([table, pl.DataFrame(list(_agreement_rows(scores, resamples)), schema=table.schema)])
+    marks, none = _marks(scores, table, resamples), (None, None)
+    rows = table.select('benchmark', 'what', 'run', 'tag').iter_rows()
+    mark = [marks.get((b, w, r), none) if t=='all' else none for b, w, r, t in rows]
+    tried = scores.select('run', 'weight', 'layers', 'modules').unique(maintain_order=True)
+    table = table.with_columns(best=pl.Series([m[0] for m in mark], dtype=pl.Boolean),
+                               p_best=pl.Series([m[1] for m in mark], dtype=pl.Float64))
+    return table.join(tried, on='run', how='left', maintain_order='left')
 
-@dataclass(frozen=True, repr=False)
+# %% ../../nbs/probing/13_sweep.ipynb #c041
+@dataclass(frozen=True, repr=False, eq=False)
 class Sweep:
     "What the weights of a merge are worth: a table, words and a picture"
     table:pl.DataFrame   # From `sweep_table`: one row a mixture, quantity and place
     tries:list           # From `mixtures`: what was tried
+
     DRAWN_BY = 'vlm_merging.charts.score_charts:weights_chart'
 
     @cached_property
@@ -152,12 +178,12 @@ class Sweep:
 
     @property
     def best(self)->dict|None:
-        "The best mixture as words for `merge`: weight, layers, modules. Of several benchmarks the first; None: there is none"
-        found = self.table.filter(tag='all', best=True).drop_nulls('value')
-        right = found.filter(what='accuracy')
-        found = right if right.height else found
-        tried = {t['run']:{k:v for k, v in t.items() if k!='run'} for t in self.tries}
-        return tried[found['run'][0]] if found.height else None
+        "The best mixture as words for `merge`, of several benchmarks on the first. None: there is none"
+        marked = self.table.filter(tag='all', best=True).drop_nulls('value')
+        right = marked.filter(what='accuracy')
+        runs = (right if right.height else marked)['run']
+        by_run = {t['run']:{k:v for k, v in t.items() if k!='run'} for t in self.tries}
+        return by_run[runs[0]] if len(runs) else None
 
     def chart(self,
         **how,          # As for `weights_chart`
@@ -168,76 +194,73 @@ class Sweep:
         usual = dict(tag=(tags or ['all'])[0], what='accuracy' if known.height else 'agreement')
         return resolve_name(self.DRAWN_BY)(self.table, **usual|how)
 
-    def __repr__(self): return on_a_screen(self.verdict, '.verdict')
-    def _repr_html_(self):
-        shown = self.table.filter(pl.col('tag')=='all', pl.col('value').is_not_null()).select('run', 'what', 'value', 'low', 'high', 'n', 'best', 'p_best')
-        return f'<pre style="white-space:pre-wrap">{escape(self.verdict)}</pre>{shown._repr_html_()}'
+    def __repr__(self): return on_a_screen(self.verdict)
+    def _repr_markdown_(self): return verdict_markdown(self.verdict)
 
-def _searched_recipe(
-    vlm,                # Folder, hub id or name of the lab; or a whole `Recipe`
-    llm,                # The same; None with a recipe
-    base,               # The same, or None
-    method:str,         # Key of `METHODS`
-    knobs:dict,         # Of the method, without `weight`
-):                      # A `Recipe`
-    "The merge whose weight is looked for; raise ValueError if there is none"
-    from vlm_merging.merging.recipe import Recipe
-    if 'weight' in knobs: raise ValueError('The knob weight is what is tried: give it as `weights`, and leave it out of `knobs`.')
-    if not isinstance(vlm, Recipe): return Recipe(vlm, llm, base and str(base), method, knobs)
-    if llm or base or method not in ('linear', vlm.method): raise ValueError('The recipe names models and method already. Leave llm, base and method out.')
-    own = {k:v for k, v in vlm.knobs.items() if k!='weight'}
-    return Recipe(**vlm.dict()|dict(knobs=own|knobs))
-
-def _split_words(
-    method:str,         # Key of `METHODS`
-    more:dict,          # What was given by name
-)->tuple[dict, dict]:   # Knobs of the method; arguments of `open_model`
-    "Whose words are these? raise ValueError if nobody knows one"
-    from vlm_merging.merging.methods import METHODS
+# %% ../../nbs/probing/13_sweep.ipynb #c044
+def _split_words(method, words):
+    "Knobs of the method, and arguments of `open_model`; raise ValueError if nobody knows a word"
     from vlm_merging.asking.models import LocalModel, open_model
+    from vlm_merging.merging.methods import METHODS
     own = METHODS[method].knobs if method in METHODS else {}
-    asking = [*(n for n, p in signature(open_model).parameters.items() if p.kind!=p.VAR_KEYWORD), *(f.name for f in fields(LocalModel))]
-    if odd := [k for k in more if k not in own and k not in asking]:
-        raise ValueError(f"sweep has no {odd[0]!r}. The knobs of {method} are {', '.join(own)}; of asking there are max_new_tokens, batch_size, dtype, device and more.")
-    return {k:v for k, v in more.items() if k in own}, {k:v for k, v in more.items() if k not in own}
+    asking = [n for n, p in signature(open_model).parameters.items() if p.kind!=p.VAR_KEYWORD]
+    asking += [f.name for f in fields(LocalModel)]
+    if odd := [w for w in words if w not in own and w not in asking]:
+        raise ValueError(f'sweep has no {odd[0]!r}. The knobs of {method} are {", ".join(own)}; '
+                         f'of asking there are max_new_tokens, batch_size, dtype, device and more.')
+    return {w:v for w, v in words.items() if w in own}, {w:v for w, v in words.items() if w not in own}
 
+# %% ../../nbs/probing/13_sweep.ipynb #c046
 def sweep(
     vlm,                # Folder, hub id or name of the lab; or a whole `Recipe`, whose weight is looked for
     llm=None,           # Folder, hub id or name of the lab
     base=None,          # The same; for methods with task vectors
     *,
     weights:Iterable,   # To try: shares of the VLM, or what else the method's knob `weight` means
-    items,              # For choosing, not those that will be reported: `Item`s, a table file, or the name of a benchmark
+    items,              # To choose on, not those to report: `Item`s, a table file, or the name of a benchmark
     score:Callable|None=None, # Item and reply -> 0..1 or None; None: the offline protocol of `scoring`
-    method:str='linear', # Key of `METHODS` that has a knob `weight`
+    method:str='linear', # Merge method that has a knob `weight`
     knobs:dict|None=None, # Its other knobs, which can also be given by name: density=.5
     layers='all',       # In which layers: a text such as '6-31', or several: each is tried
-    modules='all',      # In which parts: 'all', or some of attention,mlp,norm; or several such texts: each is tried
+    modules='all',  # In which parts: all, or some of attention,mlp,norm; or several such texts: each is tried
     by=(),              # Tags to split by
     out:str|Path|None=None, # Folder for the replies, gone on with if it is there; None: nothing is kept
     ray:str|None=None,  # 'local', 'auto' or the address of a cluster; needs `out`
     progress:bool|None=None, # Show a bar? None: only on a terminal
-    **more,             # Knobs of the method, and arguments of `open_model`: max_new_tokens, batch_size, dtype, device
-)->Sweep:
+    **more,             # Knobs of the method, and of asking: max_new_tokens, batch_size, dtype, device
+)->Sweep:               # Shows what it says; `.table` has the numbers, `.chart()` draws them
     "Try the weights of a merge in memory; raise ValueError if it cannot be done"
-    from vlm_merging.checkpoints.headers import Checkpoint
-    from vlm_merging.asking.models import weights_hash
-    from vlm_merging.merging.recipe import Recipe
+    from vlm_merging.merging.recipe import Recipe, recipe_of
     items = asked_items(items)
     own, asking = _split_words(vlm.method if isinstance(vlm, Recipe) else method, more)
-    asked = _searched_recipe(vlm, llm, base, method, (knobs or {})|own)
-    layers, modules = asked.layers if layers=='all' else layers, asked.modules if modules=='all' else modules
-    recipe, tries = asked.dict()|dict(layers='all', modules='all'), mixtures(weights, layers, modules)
-    for t in tries: Recipe(**recipe|dict(knobs=recipe['knobs']|{'weight':t['weight']}, layers=t['layers'], modules=t['modules']))
-    jobs = {f'mixture-{sha256(json.dumps(t).encode()).hexdigest()[:16]}':(recipe, t, items, asking) for t in tries} # More can be added to a folder
+    own = (knobs or {})|own
+    if 'weight' in own:
+        raise ValueError('The knob weight is what is tried: give it as `weights`, and leave it out of knobs.')
+    whole = recipe_of(vlm, llm, base, method=method, **own)
+    tries = mixtures(weights, whole.layers if layers=='all' else layers,
+                     whole.modules if modules=='all' else modules)
+    recipe = whole.dict()|dict(layers='all', modules='all')
+    recipe['knobs'] = {k:v for k, v in recipe['knobs'].items() if k!='weight'}
+    for t in tries:     # Each is checked now
+        Recipe(**recipe|dict(knobs=recipe['knobs']|{'weight':t['weight']}, layers=t['layers'],
+                             modules=t['modules']))
     if ray and out is None: raise ValueError('A sweep on Ray needs a folder for its replies: out=.')
-    try:
-        if out is None: replies = pl.concat([ask_mixture(*j) for j in jobs.values()])
-        else:
-            held = {who:weights_hash(Checkpoint.open(recipe[who])) for who in ('vlm', 'llm', 'base') if recipe[who]}
-            about = dict(what='sweep', recipe={k:v for k, v in recipe.items() if k not in ('vlm', 'llm', 'base')}, weights=held,
-                         asking={k:v for k, v in asking.items() if k not in ('batch_size', 'device')},   # These change no reply
-                         questions=describe_items(items))
-            replies = carry_out(ask_mixture, jobs, out, about, ray, progress)
+    try: replies = _ask_all(recipe, tries, items, asking, out, ray, progress)
     finally: open_mixer.cache_clear()
     return Sweep(sweep_table(score_mixture(replies, items, score), by), tries)
+
+# %% ../../nbs/probing/13_sweep.ipynb #c048
+def _ask_all(recipe, tries, items, asking, out, ray, progress):
+    "The replies of all mixtures, kept in a folder if one is named"
+    from vlm_merging.asking.fingerprints import weights_hash
+    from vlm_merging.checkpoints.headers import Checkpoint
+    if out is None: return pl.concat([ask_mixture(recipe, t, items, asking) for t in tries])
+    names = {f'mixture-{sha256(json.dumps(t).encode()).hexdigest()[:16]}':t for t in tries}
+    models = ('vlm', 'llm', 'base')
+    hashes = {who:weights_hash(Checkpoint.open(recipe[who])) for who in models if recipe[who]}
+    about = dict(what='sweep', recipe={k:v for k, v in recipe.items() if k not in models}, weights=hashes,
+                 # These change no reply
+                 asking={k:v for k, v in asking.items() if k not in ('batch_size', 'device')},
+                 questions=describe_items(items))
+    jobs = {name:(recipe, t, items, asking) for name, t in names.items()}
+    return carry_out(ask_mixture, jobs, out, about, ray, progress)
