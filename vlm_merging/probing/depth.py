@@ -68,7 +68,7 @@ def depth_table(
     by=(),              # Tags to split by
     resamples:int=RESAMPLES, # Of the bootstrap
     seed:int=0,         # Of the bootstrap
-)->pl.DataFrame:  # `DEPTHS`: `drop` an item, over all layers; `centre` a layer, with `versus`: layers deeper
+)->pl.DataFrame:        # `DEPTHS`: `drop` of an item; `centre` a layer, with `versus` layers deeper
     "The centre of mass of what masking costs, over depth"
     frame, out = read_probe(rows, by), []
     by = tag_names(frame, by)

@@ -90,8 +90,7 @@ class Branch:
 
 def cut_branch(
     model, mask:Mask,   # An open model; under which mask it replied
-    # For the layers before the mask the unmasked pass; for the others the masked one's cache
-    held:Record, new,
+    held:Record, new,   # The unmasked pass, for layers before the mask; for the others the masked one's cache
     ids:list, far:dict, # Tokens behind each prompt in both; row that changes -> how many of its tokens stay
     best:Tensor,        # (rows, columns): the likeliest token at each place, under the mask
 )->Branch:
@@ -100,8 +99,7 @@ def cut_branch(
     seen, place = held.inputs['attention_mask'], held.call[1].get('position_ids')
     rows, stay = (torch.tensor(list(v), device=seen.device) for v in (far, far.values()))
     prompt, most = seen.shape[1]-max(map(len, ids)), max(far.values())
-    # Each row shifted to the right
-    columns = torch.arange(prompt+most, device=seen.device)-(most-stay)[:, None]
+    columns = torch.arange(prompt+most, device=seen.device)-(most-stay)[:, None]  # Each row to the right
     inside, columns = columns>=0, columns.clamp(min=0)
     caches = [(held.cache if j<mask.layers[0] else new).layers[j] for j in range(len(decoder_layers(model)))]
     keys, values = zip(*(_cut_cache(c, rows, columns, seen.shape[1]) for c in caches))

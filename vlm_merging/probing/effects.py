@@ -146,8 +146,7 @@ def read_drafts(
     held:Record,        # Of the unmasked model reading its own drafts, with its cache
     before:list,        # Tokens of each unmasked reply
     drafts:list,        # What of them was read
-# For each mask: row -> tokens, without rows that must be made from the start; logits of the middle mask
-)->tuple:
+)->tuple:               # For each mask: row -> tokens, without rows that failed; logits of the middle mask
     "Replies under every mask, as far as they can be read or continued"
     model, replies, waiting, middle = run.asker.model, [{} for _ in run.masks], [], None
     sure = {r for r, k in enumerate(agreed_tokens(held.logits.argmax(-1), drafts)) if k==len(drafts[r])}
@@ -315,17 +314,17 @@ def _check_request(asker, masks, measures, score, more):
 # %% ../../nbs/probing/08_effects.ipynb #c067
 def effects(
     asker:LocalModel,   # A model in memory, and how it is asked; temperature 0
-    items,  # Each has `id`, `question`, `images`, `answer`; also `group`, `tags`, `benchmark`, `split`
+    items,              # Each has `id`, `question`, `images`, `answer`; some `group`, `tags`, `benchmark`
     masks,              # Each a `Mask`
     measures=('likelihood',), # 'likelihood', 'answer', or both
     score=None,         # For 'answer': score(item, text) gives 0..1, or None if the item cannot be scored
-    target=None,  # For 'likelihood': target(item) gives the text of the right answer; None: `item.answer`
+    target=None,        # For 'likelihood': target(item) gives the right answer as text; None: `item.answer`
     means=None, other=None, # For masks of the ways 'mean' and 'weights'
     reuse:bool=True,    # Reuse the work before the masked layer?
     batch_size:int|None=None, # Rows at a time, at most; None: as the asker
     left_out:dict|None=None,  # Is filled: id of each item that could not be asked -> why
     strict:bool=True,   # Raise ValueError if no item at all could be asked?
-)->pl.DataFrame:  # One row an item, mask and measure, in that order; no scores where it could not be asked
+)->pl.DataFrame:        # One row an item, mask and measure; no scores where it could not be asked
     "What each mask does to each item; raise ValueError if it cannot be measured"
     masks, items, more = list(masks), list(items), dict(means=means, other=other)
     measures = (measures,) if isinstance(measures, str) else tuple(measures)

@@ -154,7 +154,7 @@ def _attention_function(module):
 @contextmanager
 def wrapped_attention(
     module:nn.Module,   # The attention of a layer
-    do,  # Called as `do(function,module,query,key,value,mask,**kwargs)` in place of the function
+    do,                 # Called as `do(function,module,query,key,value,mask,**kwargs)` in its place
 ):
     "Put a function around the attention function of a module; raise ValueError if it calls none"
     config, ran = getattr(module, 'config', None), []
@@ -164,8 +164,7 @@ def wrapped_attention(
     function, name = _attention_function(module)
     if not function: raise ValueError(trouble)
     mine = copy.copy(config)
-    # The next line sets it there too
-    for k in mine.sub_configs: setattr(mine, k, copy.copy(getattr(mine, k, None)))
+    for k in mine.sub_configs: setattr(mine, k, copy.copy(getattr(mine, k, None)))  # It is set there, too
     mine._attn_implementation = name
     def counted(*args, **kwargs):
         ran.append(1)
@@ -185,7 +184,7 @@ def wrapped_attention(
 @contextmanager
 def swapped_parameters(
     layer:nn.Module,    # Of `decoder_layers`
-    values:dict,  # Name behind the layer -> tensor that stands in for the parameter; no gradient reaches it
+    values:dict,        # Name behind the layer -> tensor that stands in for the parameter, without gradient
 ):
     "Other parameters in a layer, for a while"
     tables = {n:layer.get_submodule(n.rpartition('.')[0])._parameters for n in values}

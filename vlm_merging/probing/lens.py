@@ -57,8 +57,7 @@ def read_states(
     model,              # An open model
     inputs:dict,        # Given to `model(**inputs)`
     layers='all',       # A number, numbers, or a text such as '0-5,8'
-    # 'layer': the stream behind it; 'attention', 'mlp': what it adds (before mllama's gate)
-    part:str='layer',
+    part:str='layer',   # layer: the stream behind it; attention, mlp: what it adds (before mllama's gate)
 )->dict:                # Layer -> (batch, positions, hidden)
     "The states of a run; a layer that did not run is left out"
     model, states = bare_model(model), {}
@@ -191,7 +190,7 @@ def attention_mass(
     inputs:dict,        # Given to `model(**inputs)`
     of:str='last',      # Whose attention: 'last' position of each row, or all 'text' positions
     by_head:bool=False, # One row per head?
-)->pl.DataFrame:  # layer, (head,) looks_at (tokens, or picture by cross-attention), mass, even (0..1), n
+)->pl.DataFrame:        # layer, (head,) looks_at (tokens, picture: by cross-attention), mass, even (0..1), n
     "Share of the attention that falls on the picture, and what an even gaze would have"
     model, rows = bare_model(model), []
     picture = image_positions(model, inputs)

@@ -80,7 +80,8 @@ def _asker(model, asking):
 def _named(models):
     "Models by the name that stands for them in tables"
     if isinstance(models, dict): return models
-    return {Path(models).name if isinstance(models, (str, Path)) else getattr(models, 'name', 'model'):models}
+    name = str(models) if isinstance(models, (str, Path)) else getattr(models, 'name', 'model')
+    return {Path(name).name or name:models}
 
 # %% ../../nbs/probing/12_probe.ipynb #c025
 def profile_rows(
@@ -124,8 +125,7 @@ def on_a_screen(
 @dataclass(frozen=True, repr=False, eq=False)
 class Profile:
     "What masking costs, of one model or before and after a merge: tables, words and pictures of one probe"
-    # From `profile_rows` or `probe_folder`, or a list of such: one row an item, mask and measure
-    rows:pl.DataFrame
+    rows:pl.DataFrame    # One row an item, mask and measure: from `profile_rows` or `probe_folder`; or a list
     by:object=None       # Tags to split by; None: category, where there is one
 
     DRAWN_BY = 'vlm_merging.charts.layer_charts:profile_chart'
@@ -258,8 +258,7 @@ def probe_folder(
     layers='all',       # Which: 'all', a range such as '0-5,8', or layer numbers
     measures=('likelihood',), # 'likelihood', 'answer' or both
     other:str|Path|None=None, # For the way 'weights': the model whose parameters come in
-    # Whose likelihood is measured: the gold 'answer', or the model's own unmasked 'reply'
-    target:str='answer',
+    target:str='answer', # Whose likelihood: of the gold 'answer', or of the model's own unmasked 'reply'
     ray:str|None=None,  # None: in this process; 'local', 'auto' or the address of a cluster
     progress:bool|None=None, # Show a bar? None: only on a terminal
     **asking,           # Arguments of `open_model`: max_new_tokens, batch_size, dtype, device

@@ -100,7 +100,7 @@ def _check_values(rows):
 def read_probe(
     rows,               # A probe table, or a list of them
     by=(),              # Tags that are needed: a name, or several
-)->pl.DataFrame:  # With `cluster`, and of the tags only these; scores are null where they cannot be used
+)->pl.DataFrame:        # With `cluster`, and of the tags only these; scores are null where they are no use
     "One probe table in the types that statistics needs; raise ValueError if it cannot be had"
     rows = _numeric(_one_probe(rows, (by,) if isinstance(by, str) else tuple(by)))
     _check_values(rows)
@@ -145,8 +145,7 @@ def mask_differences(
     draws = np.vstack([counts@both for counts in drawn_counts(len(both), resamples, seed)])
     masks = gains.shape[1]
     low, high = np.quantile(draws[:, :masks]/np.maximum(draws[:, masks:], 1e-9), [.025, .975], axis=0)
-    # They would be much too short
-    if bound is None and len(gains)<FEW: low, high = np.full((2, masks), np.nan)
+    if bound is None and len(gains)<FEW: low, high = np.full((2, masks), np.nan)  # They would be too short
     if bound is not None: low, high = low.clip(-bound, bound), high.clip(-bound, bound)
     return gains.sum(0)/np.maximum(sizes.sum(0), 1e-9), low, high
 
@@ -202,8 +201,7 @@ def in_mask_order(
 
 def score_grid(
     frame:pl.DataFrame, # From `read_probe`, of one model, measure and benchmark
-# Items, masks, and the scores before and after as arrays (items, masks) with nan for what is not there
-)->tuple:
+)->tuple:               # Items, masks, and scores: (before and after, items, masks), nan where there is none
     "Rows become a grid of items and masks"
     items = frame.unique(['split', 'index'], keep='first').sort('split', 'index').with_row_index('__i')
     masks = in_mask_order(frame.select(MASK_COLUMNS).unique(maintain_order=True)).with_row_index('__j')
@@ -297,8 +295,7 @@ def profile_change(
     by=(),              # Tags to split by
     resamples:int=RESAMPLES, # Of each bootstrap, and of random flips
     seed:int=0,         # Of each bootstrap, and of random flips
-# As `profile_table`; `model` is `after`, `versus` is `before`, `change` is `change_after` - `change_before`
-)->pl.DataFrame:
+)->pl.DataFrame:  # As `profile_table`; `change`: `change_after` of `model` - `change_before` of `versus`
     "Does a mask cost one model more than the other, on the same items?"
     frame = read_probe(rows, by)
     by = tag_names(frame, by)

@@ -82,8 +82,7 @@ def ask_mixture(
 # %% ../../nbs/probing/13_sweep.ipynb #c022
 def agreement(
     replies:pl.DataFrame, # Of `ask_mixture`, several
-# One row an item and run: `value`, the share of neighbouring weights with the same reply, 0 to 1
-)->pl.DataFrame:
+)->pl.DataFrame:        # One row an item and run; `value`: share of neighbouring weights with the same reply
     "How far the next weights below and above say the same; the lowest and the highest weight have none"
     text = pl.col('prediction').str.strip_chars()
     along = replies.drop_nulls('weight').with_columns(said=text).sort('weight', maintain_order=True)
@@ -150,7 +149,7 @@ def sweep_table(
     scores:pl.DataFrame, # Of `score_mixture`
     by=(),              # Tags to split by
     resamples:int=RESAMPLES, # Of each bootstrap and test
-)->pl.DataFrame:  # As `summarize`, with weight, layers, modules, best and p_best; `what` also 'agreement'
+)->pl.DataFrame:        # As `summarize`, with weight, layers, modules, best, p_best; `what` also 'agreement'
     "One row a mixture, quantity and place"
     table = summarize(scores, by, resamples)
     table = pl.concat([table, pl.DataFrame(list(_agreement_rows(scores, resamples)), schema=table.schema)])
@@ -222,7 +221,7 @@ def sweep(
     method:str='linear', # Merge method that has a knob `weight`
     knobs:dict|None=None, # Its other knobs, which can also be given by name: density=.5
     layers='all',       # In which layers: a text such as '6-31', or several: each is tried
-    modules='all',  # In which parts: all, or some of attention,mlp,norm; or several such texts: each is tried
+    modules='all',      # In which parts: all, or some of attention,mlp,norm; or several texts: each is tried
     by=(),              # Tags to split by
     out:str|Path|None=None, # Folder for the replies, gone on with if it is there; None: nothing is kept
     ray:str|None=None,  # 'local', 'auto' or the address of a cluster; needs `out`
