@@ -209,7 +209,23 @@ def _split_words(method, words):
                          f'of asking there are max_new_tokens, batch_size, dtype, device and more.')
     return {w:v for w, v in words.items() if w in own}, {w:v for w, v in words.items() if w not in own}
 
-# %% ../../nbs/probing/13_sweep.ipynb #c046
+# %% ../../nbs/probing/13_sweep.ipynb #c047
+def _ask_all(recipe, tries, items, asking, out, ray, progress):
+    "The replies of all mixtures, kept in a folder if one is named"
+    from vlm_merging.asking.fingerprints import weights_hash
+    from vlm_merging.checkpoints.headers import Checkpoint
+    if out is None: return pl.concat([ask_mixture(recipe, t, items, asking) for t in tries])
+    names = {f'mixture-{sha256(json.dumps(t).encode()).hexdigest()[:16]}':t for t in tries}
+    models = ('vlm', 'llm', 'base')
+    hashes = {who:weights_hash(Checkpoint.open(recipe[who])) for who in models if recipe[who]}
+    about = dict(what='sweep', recipe={k:v for k, v in recipe.items() if k not in models}, weights=hashes,
+                 # These change no reply
+                 asking={k:v for k, v in asking.items() if k not in ('batch_size', 'device')},
+                 questions=describe_items(items))
+    jobs = {name:(recipe, t, items, asking) for name, t in names.items()}
+    return carry_out(ask_mixture, jobs, out, about, ray, progress)
+
+# %% ../../nbs/probing/13_sweep.ipynb #c050
 def sweep(
     vlm,                # Folder, hub id or name of the lab; or a whole `Recipe`, whose weight is looked for
     llm=None,           # Folder, hub id or name of the lab
@@ -247,19 +263,3 @@ def sweep(
     try: replies = _ask_all(recipe, tries, items, asking, out, ray, progress)
     finally: open_mixer.cache_clear()
     return Sweep(sweep_table(score_mixture(replies, items, score), by), tries)
-
-# %% ../../nbs/probing/13_sweep.ipynb #c048
-def _ask_all(recipe, tries, items, asking, out, ray, progress):
-    "The replies of all mixtures, kept in a folder if one is named"
-    from vlm_merging.asking.fingerprints import weights_hash
-    from vlm_merging.checkpoints.headers import Checkpoint
-    if out is None: return pl.concat([ask_mixture(recipe, t, items, asking) for t in tries])
-    names = {f'mixture-{sha256(json.dumps(t).encode()).hexdigest()[:16]}':t for t in tries}
-    models = ('vlm', 'llm', 'base')
-    hashes = {who:weights_hash(Checkpoint.open(recipe[who])) for who in models if recipe[who]}
-    about = dict(what='sweep', recipe={k:v for k, v in recipe.items() if k not in models}, weights=hashes,
-                 # These change no reply
-                 asking={k:v for k, v in asking.items() if k not in ('batch_size', 'device')},
-                 questions=describe_items(items))
-    jobs = {name:(recipe, t, items, asking) for name, t in names.items()}
-    return carry_out(ask_mixture, jobs, out, about, ray, progress)
