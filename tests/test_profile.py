@@ -115,7 +115,7 @@ def test_a_profile_says_what_it_has(tmp_path, vlm):
     items, how = load('lab', n=28, split='dev'), dict(parts=('mlp',), layers='1-2')
     one = profile({'<b>VLM': vlm}, items, **how)
     assert one.change is None and one.verdict.startswith('<b>VLM on lab, 28 items') and 'MLP' in one.chart().to_json()
-    assert '&lt;b&gt;VLM' in one._repr_html_() and '<b>' not in one._repr_html_() and len(repr(one).split('\n'))<=40
+    assert '<b>' not in one._repr_markdown_() and len(repr(one).split('\n'))<=40
     half = merge(Recipe(LAB/'vlm', LAB/'llm', knobs={'weight': .5}), out=tmp_path/'half')
     both = Profile(probe_folder({'VLM': LAB/'vlm', 'merged': half}, items, tmp_path/'run', **how, **HOW))
     assert both.models==['VLM', 'merged'] and both.change['versus'].unique().to_list()==['VLM'] and 'merged against VLM on lab' in both.verdict

@@ -7,9 +7,10 @@ import polars as pl
 import pytest, torch, transformers
 from transformers.utils import logging
 
-from vlm_merging.probing import effects as room
+from vlm_merging.probing import drafts, effects as room
 from vlm_merging.probing import replay as reuse
-from vlm_merging.probing.effects import effects, greedy_replies, beyond_greedy
+from vlm_merging.probing.drafts import beyond_greedy, greedy_replies
+from vlm_merging.probing.effects import effects
 from vlm_merging.lab.trio import lab_folder, questions
 from vlm_merging.asking.models import LocalModel, open_model, prompt_inputs
 from vlm_merging.probing.layers import decoder_layers
@@ -81,7 +82,7 @@ def clean(model):
 
 def patch(monkeypatch, name, f):
     "Put `f` in the place of a function in every room that knows it"
-    known = [o for o in (reuse, room) if hasattr(o, name)]
+    known = [o for o in (reuse, drafts, room) if hasattr(o, name)]
     assert known, name
     for o in known: monkeypatch.setattr(o, name, f)
 
