@@ -1,5 +1,5 @@
 "The house stands: imports go downward, light rooms stay light, and the package needs only what it asks for"
-import ast, io, json, re, subprocess, sys, tokenize
+import ast, graphlib, io, json, re, subprocess, sys, tokenize
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -26,8 +26,6 @@ MODULES = {'.'.join(o.relative_to(project/package).with_suffix('').parts): o
            for house in HOUSES for o in sorted((project/package/house).glob('[!_]*.py'))}
 def house_of(module): return module.partition('.')[0]
 def module_text(module): return MODULES[module].read_text(encoding='utf-8')
-ORDER = [*NOTEBOOKS, *(o for o in MODULES if o not in NOTEBOOKS)]                  # Plain modules stand behind the notebooks
-def height(module): return HOUSES.index(house_of(module)), ORDER.index(module)
 
 def without_magics(source):
     return '' if source.startswith('%%') else re.sub(r'^\s*[%!].*$', 'pass', source, flags=re.M)
@@ -45,6 +43,14 @@ def imported(source, here=package):
 
 def parts(module): return imported(module_text(module), f'{package}.{house_of(module)}')
 def own(names): return {o.removeprefix(f'{package}.') for o, _ in names} & set(MODULES)
+
+def in_order():
+    "All modules: those with a notebook by its number, then plain ones by what they import; raises CycleError if they run in a circle"
+    plain = {o: {p for p in own(parts(o)) if p not in NOTEBOOKS and p!=o} for o in MODULES if o not in NOTEBOOKS}
+    return [*NOTEBOOKS, *graphlib.TopologicalSorter(plain).static_order()]
+
+ORDER = in_order()
+def height(module): return HOUSES.index(house_of(module)), ORDER.index(module)
 
 def test_every_room_has_one_place():
     assert None not in NOTEBOOKS, 'A notebook of a house has no `#| default_exp`'

@@ -4,13 +4,6 @@ import pytest, torch
 from vlm_merging.lab import training as training
 from vlm_merging.lab.trio import TOPICS
 
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 @pytest.mark.parametrize('image', [False, True])
 def test_questions_of_one_scene_do_not_see_each_other(image):
     "Each of the six is answered as if it stood alone behind the scene: six rows of one question give the same loss"

@@ -23,7 +23,7 @@ def call(capsys):
 
 @pytest.fixture
 def asked(monkeypatch):
-    "A stand-in for `profile.run` that notes its arguments"
+    "A stand-in for `probe_folder` that notes its arguments"
     held = {}
     def run(models, items, out, **more):
         held.update(models=models, items=items, out=out, **more)
@@ -33,7 +33,7 @@ def asked(monkeypatch):
                                   part=part, how=how, heads='', before=1. if measure=='answer' else -.5, after=float(rng.random()>.6/(1+l)) if measure=='answer' else -.5-2/(1+l)+.1*rng.normal())
                              for m in models for i in items for measure in more['measures'] for part in more['parts'] for how in more['how'] for l in range(4)])
     import vlm_merging.probing.probe
-    monkeypatch.setattr(vlm_merging.probing.probe, 'run', run)
+    monkeypatch.setattr(vlm_merging.probing.probe, 'probe_folder', run)
     return held
 
 def test_a_probe_goes_where_it_is_told(call, asked, tmp_path):

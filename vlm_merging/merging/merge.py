@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 from .. import __version__
+from ..checkpoints.headers import FLOATS, Checkpoint, readable
+from ..checkpoints.identity import fingerprints, stamps
 from ..checkpoints.blocks import BLOCK, BLOCK_GPU, Blocks, Source, faulty, keep_heap
-from ..checkpoints.headers import FLOATS, Checkpoint, fingerprints, readable, stamps
 from ..checkpoints.writer import JOURNAL, Shard, copy_sides, drafting, journal_of, refuse_existing, sync_text
 from .card import model_card, provenance
 from .coins import name_rng

@@ -11,8 +11,8 @@ from pathlib import Path
 import altair as alt
 import ipywidgets as W
 import polars as pl
-from ..charts.charts import scores_chart
-from ..comparing.compare import matched
+from ..charts.score_charts import scores_chart
+from ..comparing.pairs import matched
 from ..lab.trio import lab_folder
 from ..charts.layer_charts import PART_NAMES, PICKED
 from ..charts.maps import layers_page, weight_map
