@@ -14,7 +14,7 @@ __all__ = ['FUSED', 'PARTS', 'COUNTED', 'COMPARED', 'Finding', 'quantized', 'unl
            'unlike_heads', 'rope', 'unlike_rotation', 'unlike_settings', 'tokens', 'unlike_strings', 'unlike_words',
            'sample', 'kinship', 'unlike_origin', 'more_than_language', 'check']
 
-# %% ../../nbs/merging/02_checks.ipynb #c009
+# %% ../../nbs/merging/02_checks.ipynb #c010
 @dataclass(frozen=True)
 class Finding:
     "Something that differs between two models"
@@ -24,7 +24,7 @@ class Finding:
 
     def __str__(self): return f"{self.level}: {self.what} {self.fix}"
 
-# %% ../../nbs/merging/02_checks.ipynb #c015
+# %% ../../nbs/merging/02_checks.ipynb #c016
 def quantized(
     checkpoint:Checkpoint, # An open checkpoint
     who:str,            # `VLM`, `LLM` or `base`, for the message
@@ -40,7 +40,7 @@ def quantized(
     how = f"{odd[0].name} is stored as {odd[0].dtype}" if odd else 'its config.json has a quantization_config'
     return [Finding('stop', f"The {who} is quantized: {how}.", 'Use the checkpoint it was quantized from.')]
 
-# %% ../../nbs/merging/02_checks.ipynb #c019
+# %% ../../nbs/merging/02_checks.ipynb #c020
 def unlike_sizes(
     paired:Pairing,     # Of the two
     who:str,            # `LLM` or `base`
@@ -57,7 +57,7 @@ def unlike_sizes(
                              fix))
     return found
 
-# %% ../../nbs/merging/02_checks.ipynb #c023
+# %% ../../nbs/merging/02_checks.ipynb #c024
 FUSED = ('qkv_proj', 'wqkv', 'gate_up_proj', 'att_proj', 'ff_proj', 'in_proj_qkv')
 PARTS = dict(bias=('biases', 'Pick {a_who} with the same kind of layers.'),
              norm=('norms', 'Pick {a_who} of the same architecture.'),
@@ -75,7 +75,7 @@ def _part_of(
             'bias'   if name.endswith('.bias') else
             'norm'   if 'norm' in name else 'other')
 
-# %% ../../nbs/merging/02_checks.ipynb #c026
+# %% ../../nbs/merging/02_checks.ipynb #c027
 def _first_few(names): return ', '.join(names[:2])+(f' and {len(names)-2} more' if len(names)>2 else '')
 def _an(who): return f"{'an' if who[0] in 'AELIO' else 'a'} {who}"
 
@@ -97,10 +97,9 @@ def unlike_parts(
                                              f"{_first_few(names)}.", fix.format(a_who=_an(who))))
     return found
 
-# %% ../../nbs/merging/02_checks.ipynb #c030
+# %% ../../nbs/merging/02_checks.ipynb #c031
 def unlike_shapes(
-    vlm:Checkpoint,     # The VLM
-    other:Checkpoint,   # The LLM or the base
+    vlm:Checkpoint, other:Checkpoint, # The VLM, and the LLM or the base
     paired:Pairing,     # Of the two
     who:str,            # `LLM` or `base`
 )->list[Finding]:
@@ -118,14 +117,13 @@ def unlike_shapes(
                             f"Take the {who} of the size that the VLM was built on.")]
     return []
 
-# %% ../../nbs/merging/02_checks.ipynb #c034
+# %% ../../nbs/merging/02_checks.ipynb #c035
 COUNTED = (('num_attention_heads', 'attention heads'), ('num_key_value_heads', 'key-value heads'),
            ('head_dim', 'numbers per head'), ('num_experts', 'experts'), ('num_local_experts', 'experts'),
            ('num_experts_per_tok', 'experts per token'))
 
 def unlike_heads(
-    mine:dict,          # Configuration of the VLM's language model
-    theirs:dict,        # Of the other model
+    mine:dict, theirs:dict, # Configurations of the VLM's language model, and of the other's
     who:str,            # `LLM` or `base`
 )->list[Finding]:
     "Stop on head counts: equal shapes can hide them"
@@ -134,7 +132,7 @@ def unlike_heads(
                     f"Pick {_an(who)} of the same architecture.")
             for a, b, word in values if isinstance(a, int) and isinstance(b, int) and a!=b]
 
-# %% ../../nbs/merging/02_checks.ipynb #c038
+# %% ../../nbs/merging/02_checks.ipynb #c039
 def rope(
     text:dict,          # Configuration of a language model
 )->tuple:               # Bases as a sorted tuple, and the kind of scaling
@@ -151,10 +149,9 @@ def rope(
                if isinstance(x, (int, float)) and abs(x)<1e30}
     return tuple(sorted(bases)), ' '.join(sorted(kinds)+sorted(factors))
 
-# %% ../../nbs/merging/02_checks.ipynb #c041
+# %% ../../nbs/merging/02_checks.ipynb #c042
 def unlike_rotation(
-    mine:dict,          # Configuration of the VLM's language model
-    theirs:dict,        # Of the other model
+    mine:dict, theirs:dict, # Configurations of the VLM's language model, and of the other's
     who:str,            # `LLM` or `base`
 )->list[Finding]:
     "Warn of positions that are turned otherwise"
@@ -171,7 +168,7 @@ def unlike_rotation(
                              'The VLM\'s is kept.'))
     return found
 
-# %% ../../nbs/merging/02_checks.ipynb #c045
+# %% ../../nbs/merging/02_checks.ipynb #c046
 COMPARED = (('rms_norm_eps', 'norm epsilon', 'Small differences are harmless.'),
             ('layer_norm_eps', 'norm epsilon', 'Small differences are harmless.'),
             ('sliding_window', 'sliding window', 'Long inputs behave as in the VLM.'),
@@ -186,8 +183,7 @@ COMPARED = (('rms_norm_eps', 'norm epsilon', 'Small differences are harmless.'),
 
 def _unlike(
     key:str,            # Of `COMPARED`
-    mine:dict,          # Configuration of the VLM's language model
-    theirs:dict,        # Of the other model
+    mine:dict, theirs:dict, # Configurations of the VLM's language model, and of the other's
 )->tuple|None:          # Both values, if they are known and differ
     "One setting, compared"
     x, y = mine.get(key), theirs.get(key)
@@ -200,8 +196,7 @@ def _unlike(
     return (x, y) if known and x!=y else None
 
 def unlike_settings(
-    mine:dict,          # Configuration of the VLM's language model
-    theirs:dict,        # Of the other model
+    mine:dict, theirs:dict, # Configurations of the VLM's language model, and of the other's
     who:str,            # `LLM` or `base`
 )->list[Finding]:
     "Warn of configuration values that differ"
@@ -210,7 +205,7 @@ def unlike_settings(
         Finding('warn', f"{word} ({key}) {xy[0]} in the VLM, {xy[1]} in the {who}.", fix)
         for key, word, fix, xy in pairs if xy]
 
-# %% ../../nbs/merging/02_checks.ipynb #c049
+# %% ../../nbs/merging/02_checks.ipynb #c050
 def tokens(
     checkpoint:Checkpoint, # An open checkpoint
 )->dict|None:           # id -> string; None if there is no tokenizer.json
@@ -225,7 +220,7 @@ def tokens(
     added = [t for t in added if isinstance(t, dict)] if isinstance(added, list) else []
     return words | {t['id']: t.get('content') for t in added if isinstance(t.get('id'), int)}
 
-# %% ../../nbs/merging/02_checks.ipynb #c052
+# %% ../../nbs/merging/02_checks.ipynb #c053
 def unlike_strings(
     vlm:Checkpoint,     # The VLM
     other:Checkpoint,   # The LLM or the base
@@ -242,10 +237,9 @@ def unlike_strings(
                             f"the first is {i}: {a[i]!r} in the VLM, {b[i]!r} in the {who}.",
                     'A few special tokens are normal; many mean another tokenizer: do not merge.')]
 
-# %% ../../nbs/merging/02_checks.ipynb #c055
+# %% ../../nbs/merging/02_checks.ipynb #c056
 def unlike_words(
-    vlm:Checkpoint,     # The VLM
-    other:Checkpoint,   # The LLM or the base
+    vlm:Checkpoint, other:Checkpoint, # The VLM, and the LLM or the base
     paired:Pairing,     # Of the two
     who:str,            # `LLM` or `base`
 )->list[Finding]:
@@ -264,7 +258,7 @@ def unlike_words(
                              'Matters only if embeddings are merged.'))
     return found
 
-# %% ../../nbs/merging/02_checks.ipynb #c059
+# %% ../../nbs/merging/02_checks.ipynb #c060
 def sample(
     checkpoint:Checkpoint, # An open checkpoint
     name:str,           # Of a tensor of floats
@@ -281,10 +275,9 @@ def sample(
         return (np.frombuffer(raw, '<u2').astype(np.uint32)<<16).view(np.float32).astype(np.float64)
     return np.frombuffer(raw, dict(F16='<f2', F32='<f4', F64='<f8')[e.dtype]).astype(np.float64)
 
-# %% ../../nbs/merging/02_checks.ipynb #c062
+# %% ../../nbs/merging/02_checks.ipynb #c063
 def kinship(
-    vlm:Checkpoint,     # The VLM
-    other:Checkpoint,   # The LLM or the base
+    vlm:Checkpoint, other:Checkpoint, # The VLM, and the LLM or the base
     paired:Pairing,     # Of the two
     matrices:int=8,     # How many matrices to sample, spread over the depth
 )->float:               # Cosine: near 1 for children of one base, near 0 for strangers; NaN if nothing fits
@@ -300,10 +293,9 @@ def kinship(
             for xs in zip(*((sample(vlm, p.vlm), sample(other, p.llm[0])) for p in picked)))
     return float(a@b/(np.linalg.norm(a)*np.linalg.norm(b) or 1))
 
-# %% ../../nbs/merging/02_checks.ipynb #c064
+# %% ../../nbs/merging/02_checks.ipynb #c065
 def unlike_origin(
-    vlm:Checkpoint,     # The VLM
-    other:Checkpoint,   # The LLM or the base
+    vlm:Checkpoint, other:Checkpoint, # The VLM, and the LLM or the base
     paired:Pairing,     # Of the two
     who:str,            # `LLM` or `base`
 )->list[Finding]:
@@ -323,7 +315,7 @@ def unlike_origin(
                              'Merged in float32 and stored as in the VLM.'))
     return found
 
-# %% ../../nbs/merging/02_checks.ipynb #c068
+# %% ../../nbs/merging/02_checks.ipynb #c069
 def more_than_language(
     checkpoint:Checkpoint, # An open checkpoint
     decoder:Decoder,    # Its language model
@@ -331,7 +323,7 @@ def more_than_language(
     "Is there more in a checkpoint than a language model?"
     return any(not n.startswith(decoder.stem) and n!=decoder.head for n in checkpoint.tensors)
 
-# %% ../../nbs/merging/02_checks.ipynb #c071
+# %% ../../nbs/merging/02_checks.ipynb #c072
 def check(
     vlm:Checkpoint,     # The VLM
     other:Checkpoint,   # What it is merged with, or the base
