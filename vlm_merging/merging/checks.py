@@ -10,7 +10,7 @@ from ..checkpoints.headers import FLOATS, Checkpoint, read_json
 from .families import NESTED, Decoder, Pairing, pair_names, text_config
 
 # %% auto #0
-__all__ = ['FUSED', 'PARTS', 'COUNTED', 'COMPARED', 'Finding', 'quantized', 'unlike_sizes', 'unlike_parts', 'unlike_shapes',
+__all__ = ['FUSED', 'COUNTED', 'COMPARED', 'Finding', 'quantized', 'unlike_sizes', 'unlike_parts', 'unlike_shapes',
            'unlike_heads', 'rope', 'unlike_rotation', 'unlike_settings', 'tokens', 'unlike_strings', 'unlike_words',
            'sample', 'kinship', 'unlike_origin', 'more_than_language', 'check']
 
@@ -59,7 +59,7 @@ def unlike_sizes(
 
 # %% ../../nbs/merging/02_checks.ipynb #c024
 FUSED = ('qkv_proj', 'wqkv', 'gate_up_proj', 'att_proj', 'ff_proj', 'in_proj_qkv')
-PARTS = dict(bias=('biases', 'Pick {a_who} with the same kind of layers.'),
+_PARTS = dict(bias=('biases', 'Pick {a_who} with the same kind of layers.'),
              norm=('norms', 'Pick {a_who} of the same architecture.'),
              expert=('experts', 'Pick {a_who} with the same number and layout of experts.'),
              fused=('fused matrices', 'Save one of the two in the layout of the other: '
@@ -68,7 +68,7 @@ PARTS = dict(bias=('biases', 'Pick {a_who} with the same kind of layers.'),
 
 def _part_of(
     name:str,           # Of a tensor of the decoder
-)->str:                 # A key of `PARTS`
+)->str:                 # A key of `_PARTS`
     "What kind of part a tensor is"
     return ('fused'  if any(f in name for f in FUSED) else
             'expert' if 'expert' in name else
@@ -88,7 +88,7 @@ def unlike_parts(
     strange = [n for n in paired.unused
                if any(n in r.values() for r in paired.theirs.layers.values()) and not n.endswith('inv_freq')]
     found, fused = [], any(_part_of(n)=='fused' for n in (*lonely, *strange))
-    for part, (word, fix) in PARTS.items():
+    for part, (word, fix) in _PARTS.items():
         if fused and part in ('bias', 'other'): continue   # the other side of the same fact
         for names, has, lacks in ((lonely, 'VLM', who), (strange, who, 'VLM')):
             names = [n for n in names if _part_of(n)==part]

@@ -87,7 +87,7 @@ def _method_of(
     knobs = {n: _knob_of(fn, p, about.get(n, '')) for n, p in parameters.items() if n not in fills}
     return Method(fn.__name__, fn, fills, knobs, look, rows, fn.__doc__ or '')
 
-# %% ../../nbs/merging/05_methods.ipynb #c020
+# %% ../../nbs/merging/05_methods.ipynb #c021
 def merge_method(
     fn:Callable|None=None, # The formula
     *,
@@ -109,7 +109,7 @@ def merge_method(
         return fn(*given.args, **given.kwargs)
     return whole
 
-# %% ../../nbs/merging/05_methods.ipynb #c023
+# %% ../../nbs/merging/05_methods.ipynb #c024
 @merge_method
 def linear(
     vlm:Tensor, llm:Tensor, # Any shape, the same for both
@@ -119,7 +119,7 @@ def linear(
     "A point on the straight line between the two (Chen et al. 2025, arXiv:2505.05464, section 3)"
     return (weight*vlm).add_((1-weight)*llm)
 
-# %% ../../nbs/merging/05_methods.ipynb #c029
+# %% ../../nbs/merging/05_methods.ipynb #c030
 def arc(
     blocks, n,            # Can be iterated: pairs (vlm, llm); entries in all
     *,
@@ -137,7 +137,7 @@ def arc(
     if torch.sin(angle)<1e-6: return weight, 1-weight         # parallel, or opposite: the line
     return tuple(float(torch.sin(s*angle)/torch.sin(angle)) for s in (weight, 1-weight))
 
-# %% ../../nbs/merging/05_methods.ipynb #c031
+# %% ../../nbs/merging/05_methods.ipynb #c032
 @merge_method(look=arc)
 def slerp(
     vlm:Tensor, llm:Tensor, # Any shape, the same for both
@@ -148,7 +148,7 @@ def slerp(
     "A point on the arc between the two (Shoemake 1985, SIGGRAPH 19(3))"
     return seen[0]*vlm + seen[1]*llm
 
-# %% ../../nbs/merging/05_methods.ipynb #c036
+# %% ../../nbs/merging/05_methods.ipynb #c037
 @merge_method
 def task_arithmetic(
     vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
@@ -159,7 +159,7 @@ def task_arithmetic(
     "Base plus weighted task vectors (Ilharco et al. 2023, arXiv:2212.04089)"
     return base + weight*(vlm-base) + llm_weight*(llm-base)
 
-# %% ../../nbs/merging/05_methods.ipynb #c040
+# %% ../../nbs/merging/05_methods.ipynb #c041
 Elect = Literal['unweighted', 'weighted']
 Divide = Literal['count', 'weights', 'none']
 
@@ -181,7 +181,7 @@ def elect_signs(
     total = a.mul_(wa).add_(b.mul_(wb)).mul_(sign)
     return total if divide=='none' else total.div_(voted)
 
-# %% ../../nbs/merging/05_methods.ipynb #c043
+# %% ../../nbs/merging/05_methods.ipynb #c044
 def trims(
     blocks, n,            # Can be iterated again and again: (vlm, llm, base); entries in all
     *,
@@ -192,7 +192,7 @@ def trims(
     sizes = lambda blocks: (((vlm-base).abs_(), (llm-base).abs_()) for vlm, llm, base in blocks)
     return cuts(sizes, blocks, (int(density*n),)*2, n)
 
-# %% ../../nbs/merging/05_methods.ipynb #c045
+# %% ../../nbs/merging/05_methods.ipynb #c046
 @merge_method(look=trims)
 def ties(
     vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
@@ -208,7 +208,7 @@ def ties(
     kept = [cut.trim(d-base) for d, cut in zip((vlm, llm), seen)]
     return elect_signs(kept, (weight, llm_weight), elect, divide).add_(base)
 
-# %% ../../nbs/merging/05_methods.ipynb #c052
+# %% ../../nbs/merging/05_methods.ipynb #c053
 @merge_method
 def dare_linear(
     vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
@@ -223,7 +223,7 @@ def dare_linear(
     a, b = (drop(d-base, density, g, rescale) for d, g in zip((vlm, llm), rng))
     return (weight*a.float() + llm_weight*b.float()).add_(base)     # in float32, also where `a` is not
 
-# %% ../../nbs/merging/05_methods.ipynb #c054
+# %% ../../nbs/merging/05_methods.ipynb #c055
 @merge_method
 def dare_ties(
     vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
@@ -240,7 +240,7 @@ def dare_ties(
     kept = [drop(d-base, density, g, rescale) for d, g in zip((vlm, llm), rng)]
     return elect_signs(kept, (weight, llm_weight), elect, divide).add_(base)
 
-# %% ../../nbs/merging/05_methods.ipynb #c059
+# %% ../../nbs/merging/05_methods.ipynb #c060
 def crumbs(
     blocks, n,            # Can be iterated again and again: (vlm, llm, base); entries in all
     *,
@@ -254,7 +254,7 @@ def crumbs(
     top = int(outliers*n)
     return cuts(sizes, blocks, (top, top)+(min(n, top+int(density*n)),)*2, n)
 
-# %% ../../nbs/merging/05_methods.ipynb #c060
+# %% ../../nbs/merging/05_methods.ipynb #c061
 @merge_method(look=crumbs)
 def breadcrumbs(
     vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
@@ -269,7 +269,7 @@ def breadcrumbs(
     a, b = (inner.trim(d)-outer.trim(d) for d, outer, inner in zip((vlm-base, llm-base), seen[:2], seen[2:]))
     return base + weight*a + llm_weight*b
 
-# %% ../../nbs/merging/05_methods.ipynb #c064
+# %% ../../nbs/merging/05_methods.ipynb #c065
 @merge_method(rows=True)
 def della(
     vlm:Tensor, llm:Tensor, base:Tensor, # (rows, columns) or (columns,)
@@ -287,7 +287,7 @@ def della(
     kept = [drop_by_rank(d-base, density, epsilon, g, rescale) for d, g in zip((vlm, llm), rng)]
     return elect_signs(kept, (weight, llm_weight), elect, divide).add_(base)
 
-# %% ../../nbs/merging/05_methods.ipynb #c068
+# %% ../../nbs/merging/05_methods.ipynb #c069
 def energies(
     blocks, n,            # Can be iterated again and again: (vlm, llm, base); entries in all
     *,
@@ -304,7 +304,7 @@ def energies(
     total = sum(e)
     return cut, tuple(x/total if total else .5 for x in e)
 
-# %% ../../nbs/merging/05_methods.ipynb #c071
+# %% ../../nbs/merging/05_methods.ipynb #c072
 @merge_method(look=energies)
 def sce(
     vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
@@ -318,7 +318,7 @@ def sce(
     chosen = tuple((d-base)*mask for d in (vlm, llm))
     return elect_signs(chosen, weights, 'unweighted', 'weights').add_(base)
 
-# %% ../../nbs/merging/05_methods.ipynb #c078
+# %% ../../nbs/merging/05_methods.ipynb #c079
 def blockwise(
     method:Method,        # From `METHODS`
     blocks,               # Can be iterated again and again: tuples of blocks (vlm, llm[, base])

@@ -82,7 +82,7 @@ class Plan:
 
     def __repr__(self): return describe(self)
 
-# %% ../../nbs/merging/07_plan.ipynb #c017
+# %% ../../nbs/merging/07_plan.ipynb #c018
 def _sort_pairs(
     recipe:Recipe,      # What to do
     sides:tuple,        # The open VLM, LLM and base, if there is one
@@ -101,7 +101,7 @@ def _sort_pairs(
         works.append(work_of(p, vlm, llm, base if with_base else None, of_base.get(p.vlm, ()), knobs))
     return works, kept
 
-# %% ../../nbs/merging/07_plan.ipynb #c019
+# %% ../../nbs/merging/07_plan.ipynb #c021
 def plan(
     vlm:Recipe|str|Path, # A recipe; or the VLM: a folder, a hub id (with optional @revision), or lab/vlm
     llm:str|Path|None=None, # The LLM: a folder, a hub id, or lab/llm
@@ -132,7 +132,7 @@ def plan(
         findings.insert(0, Finding('stop', 'Nothing is left to merge.', 'Widen `layers` or `modules`.'))
     return Plan(recipe, *sides, tuple(works), kept, tuple(findings))
 
-# %% ../../nbs/merging/07_plan.ipynb #c023
+# %% ../../nbs/merging/07_plan.ipynb #c025
 def _asked(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
@@ -149,7 +149,7 @@ def _asked(
                      f"{len(c.tensors)} tensors, {readable(c.nbytes)} in {len(c.files)} file(s)")
     return lines
 
-# %% ../../nbs/merging/07_plan.ipynb #c025
+# %% ../../nbs/merging/07_plan.ipynb #c027
 def _gathered(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
@@ -165,7 +165,7 @@ def _gathered(
     return [f"  {what:<7}{n:>5} tensors {readable(size):>8}  {why}  ({example})"
             for (what, why), (n, size, example) in groups.items()]
 
-# %% ../../nbs/merging/07_plan.ipynb #c026
+# %% ../../nbs/merging/07_plan.ipynb #c028
 def describe(
     plan:Plan,          # From `plan`
 )->str:                 # Several lines
