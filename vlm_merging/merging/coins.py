@@ -6,12 +6,12 @@
 from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
-if TYPE_CHECKING: from torch import Generator, Tensor   # Named in signatures only; a plan need not wait for torch
+if TYPE_CHECKING: from torch import Generator, Tensor   # For signatures; a plan need not wait for torch
 
 # %% auto #0
 __all__ = ['name_rng', 'flips', 'drop', 'drop_by_rank']
 
-# %% ../../nbs/merging/04_coins.ipynb #c008
+# %% ../../nbs/merging/04_coins.ipynb #c010
 def name_rng(
     seed:int,             # Of the recipe
     name:str,             # Of the tensor, without the stem that differs between layouts
@@ -19,12 +19,10 @@ def name_rng(
 )->tuple[Generator, Generator]: # For the VLM's task vector, and for the LLM's
     "Sources of coin flips that depend on seed and name alone"
     from torch import Generator
-    made = []
-    for who in ('vlm', 'llm'):
-        digest = hashlib.sha256(f'{seed}/{name}/{who}'.encode()).digest()
-        made.append(Generator(device).manual_seed(int.from_bytes(digest[:8], 'little', signed=True)))
-    return tuple(made)
+    seeds = [hashlib.sha256(f'{seed}/{name}/{who}'.encode()).digest()[:8] for who in ('vlm', 'llm')]
+    return tuple(Generator(device).manual_seed(int.from_bytes(o, 'little', signed=True)) for o in seeds)
 
+# %% ../../nbs/merging/04_coins.ipynb #c014
 def flips(
     like:Tensor,          # Gives shape and device
     rng:Generator,        # Source of the flips; same state, same flips
@@ -35,6 +33,7 @@ def flips(
     words = torch.empty((n+3)//4, dtype=torch.int64).random_(-2**63, None, generator=rng)
     return words.view(torch.int16)[:n].view(like.shape).to(like.device)
 
+# %% ../../nbs/merging/04_coins.ipynb #c018
 def drop(
     delta:Tensor,         # Task vector, any shape
     density:float,        # Share of entries kept, 0..1
@@ -48,7 +47,7 @@ def drop(
     kept = (flips(delta, rng)<places-32768).to(delta.dtype)  # cheaper than to multiply by yes and no
     return kept.mul_(65536/places if rescale else 1).mul_(delta)
 
-# %% ../../nbs/merging/04_coins.ipynb #c012
+# %% ../../nbs/merging/04_coins.ipynb #c023
 def drop_by_rank(
     delta:Tensor,         # (rows, columns) or (columns,)
     density:float,        # Mean probability of being kept

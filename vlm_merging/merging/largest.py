@@ -7,12 +7,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable
 import numpy as np
-if TYPE_CHECKING: import torch; from torch import Tensor   # Named in signatures only; a plan need not wait for torch
+if TYPE_CHECKING: from torch import Tensor, dtype   # For signatures; a plan need not wait for torch
 
 # %% auto #0
-__all__ = ['Cut', 'just_below', 'bits', 'at_least', 'within', 'guess', 'cuts', 'Tally', 'cut_at', 'in_bin']
+__all__ = ['Cut', 'just_below', 'bits', 'in_bin', 'cut_at', 'at_least', 'within', 'guess', 'Tally', 'cuts']
 
-# %% ../../nbs/merging/03_largest.ipynb #c008
+# %% ../../nbs/merging/03_largest.ipynb #c012
 @dataclass
 class Cut:
     "Keeps the largest entries; used up as blocks pass in order"
@@ -25,7 +25,7 @@ class Cut:
         "Which entries of the next block are among the largest"
         if self.equals<0: return size>=self.level
         mask = size>self.level
-        mask.view(-1)[self.next_equals(size)] = True
+        mask.view(-1)[self._next_equals(size)] = True
         return mask
 
     def trim(self,
@@ -36,13 +36,11 @@ class Cut:
         if self.equals<0: return delta.hardshrink(just_below(self.level, delta.dtype))
         kept = delta.hardshrink(self.level)
         if self.equals:
-            i = self.next_equals(delta.abs())
+            i = self._next_equals(delta.abs())
             kept.view(-1)[i] = delta.reshape(-1)[i]
         return kept
 
-    def next_equals(self,
-        size:Tensor,      # Magnitudes of the next block, any shape
-    )->Tensor:
+    def _next_equals(self, size):
         "Flat indices of entries of just the cut's size that still have a place; takes up those places"
         i = (size==self.level).view(-1).nonzero()[:max(self.equals, 0), 0]
         self.equals -= len(i)
@@ -50,11 +48,12 @@ class Cut:
 
 def just_below(
     x:float,              # Positive
-    dtype:torch.dtype,    # A type that NumPy knows
+    dtype:dtype,          # A type that NumPy knows
 )->float:
     "The next smaller number of a type"
     return float(np.nextafter(np.array(x, dtype=str(dtype).removeprefix('torch.')), 0))
 
+# %% ../../nbs/merging/03_largest.ipynb #c016
 def bits(
     t:Tensor,             # Magnitudes, any shape
 )->Tensor:                # int32, flat
@@ -62,50 +61,55 @@ def bits(
     import torch
     return t.float().contiguous().view(-1).view(torch.int32)
 
+# %% ../../nbs/merging/03_largest.ipynb #c019
+def in_bin(
+    counts:Tensor,        # A histogram, smallest first
+    k:int,                # Rank from the top
+)->tuple[int, int]:       # Bin of the k-th largest, and how many of that bin are among the k
+    "Where in a histogram the k-th largest lies"
+    import torch
+    above = counts.flip(0).cumsum(0)
+    i = int(torch.searchsorted(above, max(k, 1)))
+    i = min(i, len(counts)-1)
+    return len(counts)-1-i, k-int(above[i]-counts[len(counts)-1-i])
+
+# %% ../../nbs/merging/03_largest.ipynb #c021
+def cut_at(
+    counts:Tensor,        # A histogram, one bin for each integer
+    low:int,              # The integer of the first bin
+    k:int,                # Rank from the top
+)->Cut:
+    "The cut at the k-th largest of a histogram whose first bin is the integer `low`"
+    import torch
+    j, left = in_bin(counts, k)
+    return Cut(float(torch.tensor(low+j, dtype=torch.int32).view(torch.float32)),
+               -1 if left==int(counts[j]) else left)
+
+# %% ../../nbs/merging/03_largest.ipynb #c023
 def at_least(
-    i:Tensor,             # Integers
-    low:int,              # The smallest that counts
+    i:Tensor, low:int,    # Integers, and the smallest that counts
 )->int:
-    "How many integers are `low` or more; NumPy counts several times faster than torch on a CPU"
+    "How many integers are `low` or more"
     return int((i>=low).sum()) if i.is_cuda else np.count_nonzero(i.numpy()>=low)
 
 def within(
     i:Tensor,             # Integers
-    low:int,              # The smallest that is picked
-    high:int,             # One past the largest
+    low:int, high:int,    # The smallest that is picked, and one past the largest
 )->Tensor:                # On the CPU
-    "The integers from `low` on below `high`; NumPy picks twice as fast as torch on a CPU"
+    "The integers from `low` on below `high`"
     import torch
     if i.is_cuda: return i[(i>=low)&(i<high)].cpu()
     a = i.numpy()
     return torch.from_numpy(a[(a>=low)&(a<high)])
 
-def guess(
-    sizes:Tensor,         # Magnitudes of a sample, flat
-    share:float,          # Share of entries that is kept, 0..1
-)->tuple[int, int]:
-    "Bounds, as integers, between which the cut should lie, from a sample of magnitudes"
-    i, slack = bits(sizes).sort(descending=True).values, 5*(share*(1-share)/len(sizes))**.5+2/len(sizes)
-    place = lambda s: int(i[min(max(int(s*len(i)), 0), len(i)-1)])
-    return place(share+slack), place(share-slack)+1
-
-def cuts(
+# %% ../../nbs/merging/03_largest.ipynb #c026
+def _by_histograms(
     sizes:Callable,       # Makes of blocks a tuple of magnitudes for each (float, >= 0)
-    blocks,               # Can be iterated again and again; `sample()`, if there, gives some from all over
+    blocks,               # Can be iterated again and again
     keep:tuple,           # For each of the tuple: how many entries to keep
-    n:int,                # Entries in all
 )->list[Cut]:
-    "The exact cut that keeps the `keep` largest entries, for several tensors read side by side"
+    "The exact cuts, in two passes"
     import torch
-    if hasattr(blocks, 'sample'):
-        few = [torch.cat(ts) for ts in zip(*([t.flatten() for t in ts] for ts in sizes(blocks.sample())))]
-        bounds = [guess(t, k/n) for t, k in zip(few, keep)]
-        if all(high-low<=1<<21 for low, high in bounds):
-            tallies = [Tally(low, high) for low, high in bounds]
-            for ts in sizes(blocks):
-                for tally, t in zip(tallies, ts): tally.add(bits(t))
-            found = [tally.cut(k) for tally, k in zip(tallies, keep)]
-            if all(found): return found
     high = [torch.zeros(1<<15, dtype=torch.int64) for _ in keep]
     for ts in sizes(blocks):
         for h, t in zip(high, ts): h += torch.bincount(bits(t)>>16, minlength=1<<15).cpu()
@@ -117,12 +121,22 @@ def cuts(
     return [cut_at(h, b<<16, spare) if k else Cut(float('inf'), 0)
             for h, (b, spare), k in zip(low, bins, keep)]
 
+# %% ../../nbs/merging/03_largest.ipynb #c030
+def guess(
+    sizes:Tensor,         # Magnitudes of a sample, flat
+    share:float,          # Share of entries that is kept, 0..1
+)->tuple[int, int]:
+    "Bounds, as integers, between which the cut should lie, from a sample of magnitudes"
+    i, slack = bits(sizes).sort(descending=True).values, 5*(share*(1-share)/len(sizes))**.5+2/len(sizes)
+    place = lambda s: int(i[min(max(int(s*len(i)), 0), len(i)-1)])
+    return place(share+slack), place(share-slack)+1
+
+# %% ../../nbs/merging/03_largest.ipynb #c033
 class Tally:
     "Counts what lies above a range of integers, and each value within it"
     def __init__(self, low:int, high:int):
         import torch
         self.low, self.high, self.above, self.counts = low, high, 0, torch.zeros(high-low, dtype=torch.int64)
-        # one buffer: small pieces would scatter over the heap
         self.waiting, self.n = torch.empty(1<<18, dtype=torch.int32), 0
 
     def add(self,
@@ -135,11 +149,11 @@ class Tally:
             self.counts += at_least(i, self.low)-above
             return
         for piece in within(i, self.low, self.high).split(len(self.waiting)):
-            if self.n+len(piece)>len(self.waiting): self.count()
+            if self.n+len(piece)>len(self.waiting): self._count()
             self.waiting[self.n:self.n+len(piece)] = piece
             self.n += len(piece)
 
-    def count(self):
+    def _count(self):
         "Enter what waits into the histogram"
         import torch
         self.counts += torch.bincount(self.waiting[:self.n]-self.low, minlength=len(self.counts))
@@ -149,29 +163,30 @@ class Tally:
         k:int,            # How many entries to keep
     )->Cut|None:
         "The cut at the k-th largest, if it lies in the range"
-        self.count()
+        self._count()
         if not k: return Cut(float('inf'), 0)
         return (cut_at(self.counts, self.low, k-self.above)
                 if self.above<k<=self.above+int(self.counts.sum()) else None)
 
-def cut_at(
-    counts:Tensor,        # A histogram, one bin for each integer
-    low:int,              # The integer of the first bin
-    k:int,                # Rank from the top
-)->Cut:
-    "The cut at the k-th largest of a histogram whose first bin is the integer `low`"
+# %% ../../nbs/merging/03_largest.ipynb #c036
+def _by_sample(sizes, blocks, keep, n):
+    "The exact cuts in one pass, or None if the sample did not say well enough where they lie"
     import torch
-    j, left = in_bin(counts, k)
-    return Cut(float(torch.tensor(low+j, dtype=torch.int32).view(torch.float32)),
-               -1 if left==int(counts[j]) else left)
+    few = [torch.cat(ts) for ts in zip(*([t.flatten() for t in ts] for ts in sizes(blocks.sample())))]
+    bounds = [guess(t, k/n) for t, k in zip(few, keep)]
+    if any(high-low>1<<21 for low, high in bounds): return None
+    tallies = [Tally(low, high) for low, high in bounds]
+    for ts in sizes(blocks):
+        for tally, t in zip(tallies, ts): tally.add(bits(t))
+    found = [tally.cut(k) for tally, k in zip(tallies, keep)]
+    return found if all(found) else None
 
-def in_bin(
-    counts:Tensor,        # A histogram, smallest first
-    k:int,                # Rank from the top
-)->tuple[int, int]:       # Bin of the k-th largest, and how many of that bin are among the k
-    "Where in a histogram the k-th largest lies"
-    import torch
-    above = counts.flip(0).cumsum(0)
-    i = int(torch.searchsorted(above, max(k, 1)))
-    i = min(i, len(counts)-1)
-    return len(counts)-1-i, k-int(above[i]-counts[len(counts)-1-i])
+def cuts(
+    sizes:Callable,       # Makes of blocks a tuple of magnitudes for each (float, >= 0)
+    blocks,               # Can be iterated again and again; `sample()`, if there, gives some from all over
+    keep:tuple,           # For each of the tuple: how many entries to keep
+    n:int,                # Entries in all
+)->list[Cut]:
+    "The exact cut that keeps the `keep` largest entries, for several tensors read side by side"
+    return (hasattr(blocks, 'sample') and _by_sample(sizes, blocks, keep, n)
+            or _by_histograms(sizes, blocks, keep))

@@ -14,7 +14,8 @@ from .. import __version__
 from ..checkpoints.headers import FLOATS, Checkpoint, readable
 from ..checkpoints.identity import fingerprints, stamps
 from ..checkpoints.blocks import BLOCK, BLOCK_GPU, Blocks, Source, faulty, keep_heap
-from ..checkpoints.writer import JOURNAL, Shard, copy_sides, drafting, journal_of, refuse_existing, sync_text
+from vlm_merging.checkpoints.writer import (JOURNAL, Shard, copy_sides, drafting, journal_of, refuse_existing,
+    sync_text)
 from .card import model_card, provenance
 from .coins import name_rng
 from .methods import METHODS, Method, blockwise
@@ -22,8 +23,8 @@ from .plan import Plan, Work, plan
 from .recipe import Recipe, recipe_of
 
 # %% auto #0
-__all__ = ['COPY_BYTES', 'merged_blocks', 'merge_one', 'OutShard', 'out_shard', 'runs', 'draft_key', 'need_room', 'merge',
-           'write_shards', 'index_text']
+__all__ = ['COPY_BYTES', 'merged_blocks', 'merge_one', 'OutShard', 'out_shard', 'runs', 'index_text', 'write_shards', 'draft_key',
+           'need_room', 'merge']
 
 # %% ../../nbs/merging/09_merge.ipynb #c010
 def merged_blocks(
@@ -44,6 +45,20 @@ def merged_blocks(
     for block in blockwise(method, blocks, entry.numel, rng, **work.knobs):
         yield block.to(getattr(torch, FLOATS[entry.dtype])).flatten()
 
+# %% ../../nbs/merging/09_merge.ipynb #c014
+def _refuse_nonfinite(
+    work:Work,          # What was merged
+    method:Method,      # From `METHODS`
+    files:dict,         # Open file descriptors by path
+)->None:
+    "Raise ValueError that says where NaN or Inf came from"
+    bad = faulty([e for es in work.sides(method) for e in es], files)
+    if bad:
+        raise ValueError(f"{bad.name} in {bad.file} holds NaN or Inf. "
+                         f"Take a sound copy, or allow it with `allow_nonfinite`.")
+    raise ValueError(f"{work.vlm[0].name}: the merged numbers do not fit {work.vlm[0].dtype}. "
+                     f"Choose smaller weights, or allow it with `allow_nonfinite`.")
+
 def merge_one(
     work:Work,          # Which byte ranges, which settings
     method:Method,      # From `METHODS`
@@ -57,26 +72,18 @@ def merge_one(
     advance=None,       # Called with the bytes that were written
 )->None:
     "Merge one tensor block by block; raise ValueError by name if NaN or Inf turns up"
-    entry = work.vlm[0]
-    if not entry.numel: return
+    if not work.vlm[0].numel: return
     at = 0
-    for made in merged_blocks(work, method, lambda es: Source(es, files, device, dtype), seed, device):
+    for block in merged_blocks(work, method, lambda es: Source(es, files, device, dtype), seed, device):
         if stopped is not None and stopped.is_set(): raise KeyboardInterrupt
-        if not allow_nonfinite and not made.sum(dtype=torch.float32).isfinite() and not made.isfinite().all():
-            bad = faulty([e for es in work.sides(method) for e in es], files)
-            if bad:
-                raise ValueError(f"{bad.name} in {bad.file} holds NaN or Inf. "
-                                 f"Take a sound copy, or allow it with `allow_nonfinite`.")
-            raise ValueError(f"{entry.name}: the merged numbers do not fit {entry.dtype}. "
-                             f"Choose smaller weights, or allow it with `allow_nonfinite`.")
-        data = memoryview(made.cpu().view(torch.uint8).numpy())
+        sound = allow_nonfinite or block.sum(dtype=torch.float32).isfinite() or block.isfinite().all()
+        if not sound: _refuse_nonfinite(work, method, files)
+        data = memoryview(block.cpu().view(torch.uint8).numpy())
         write(data, at)
         at += len(data)
         if advance: advance(len(data))
 
-# %% ../../nbs/merging/09_merge.ipynb #c015
-COPY_BYTES = 1<<28             # Longest run of copied bytes in one piece
-
+# %% ../../nbs/merging/09_merge.ipynb #c018
 @dataclass(frozen=True)
 class OutShard:
     "A file of the merged model: where each tensor goes"
@@ -85,43 +92,158 @@ class OutShard:
     places:tuple        # Of `(Entry in the VLM, first byte in the output)`
     size:int            # Bytes in all
 
+def _new_header(
+    entries:list,       # `Entry` of each tensor, in order
+)->tuple[bytes, list]:  # The header, and the first byte of each tensor behind it
+    "What a safetensors file of these tensors begins with"
+    table, starts, at = {'__metadata__': {'format': 'pt'}}, [], 0
+    for e in entries:
+        table[e.name] = dict(dtype=e.dtype, shape=list(e.shape), data_offsets=[at, at+e.nbytes])
+        starts.append(at)
+        at += e.nbytes
+    raw = json.dumps(table, separators=(',', ':')).encode()
+    raw += b' '*(-len(raw)%8)
+    return len(raw).to_bytes(8, 'little')+raw, starts
+
+# %% ../../nbs/merging/09_merge.ipynb #c019
 def out_shard(
     vlm:Checkpoint,     # The VLM
     file:str,           # One of its weight files
 )->OutShard:
     "The output file that belongs to one file of the VLM"
-    entries = sorted((e for e in vlm.tensors.values() if e.file.name==file), key=lambda e: (e.start, e.nbytes))
+    entries = sorted((e for e in vlm.tensors.values() if e.file.name==file),
+                     key=lambda e: (e.start, e.nbytes))
     if file.endswith('.safetensors'):
         with open(vlm.path/file, 'rb') as f:
-            n = int.from_bytes(f.read(8), 'little'); f.seek(0)
+            n = int.from_bytes(f.read(8), 'little')
+            f.seek(0)
             return OutShard(file, f.read(8+n), tuple((e, e.start) for e in entries),
                             (vlm.path/file).stat().st_size)
-    table, at = {'__metadata__': {'format':'pt'}}, 0
-    for e in entries:
-        table[e.name] = dict(dtype=e.dtype, shape=list(e.shape), data_offsets=[at, at+e.nbytes]); at += e.nbytes
-    raw = json.dumps(table, separators=(',', ':')).encode()
-    raw += b' '*(-len(raw)%8)
-    head = len(raw).to_bytes(8, 'little')+raw
-    return OutShard(re.sub(r'^pytorch_model', 'model', file)[:-3]+'safetensors', head,
-                    tuple((e, len(head)+table[e.name]['data_offsets'][0]) for e in entries), len(head)+at)
+    header, starts = _new_header(entries)
+    places = tuple((e, len(header)+at) for e, at in zip(entries, starts))
+    return OutShard(re.sub(r'^pytorch_model', 'model', file)[:-3]+'safetensors', header, places,
+                    len(header)+sum(e.nbytes for e in entries))
+
+# %% ../../nbs/merging/09_merge.ipynb #c022
+COPY_BYTES = 1<<28             # Longest run of copied bytes in one piece
 
 def runs(
     places,             # `(Entry, first byte in the output)` in order
     works:dict,         # Name -> `Work`
 ):                      # `(file, first byte there, first byte in the output, n)`
     "The byte ranges that are copied, joined where they touch"
-    made = []
+    ranges = []
     for e, to in places:
-        done = works[e.name].vlm[0].nbytes if e.name in works else 0
-        src, to, n = e.start+done, to+done, e.nbytes-done
+        merged = works[e.name].vlm[0].nbytes if e.name in works else 0
+        at, to, n = e.start+merged, to+merged, e.nbytes-merged
         if not n: continue
-        last = made[-1] if made else None
-        if (last and last[0]==e.file and last[1]+last[3]==src and last[2]+last[3]==to
-            and last[3]+n<=COPY_BYTES): made[-1] = (*last[:3], last[3]+n)
-        else: made += [(e.file, src+i, to+i, min(COPY_BYTES, n-i)) for i in range(0, n, COPY_BYTES)]
-    return made
+        last = ranges[-1] if ranges else None
+        touches = last and last[0]==e.file and last[1]+last[3]==at and last[2]+last[3]==to
+        if touches and last[3]+n<=COPY_BYTES: ranges[-1] = (*last[:3], last[3]+n)
+        else: ranges += [(e.file, at+i, to+i, min(COPY_BYTES, n-i)) for i in range(0, n, COPY_BYTES)]
+    return ranges
 
-# %% ../../nbs/merging/09_merge.ipynb #c017
+# %% ../../nbs/merging/09_merge.ipynb #c026
+@dataclass
+class _Hands:
+    "What a thread needs to merge or to copy a piece"
+    plan:Plan           # Without stops
+    files:dict          # Open file descriptors by path
+    device:str          # Where to compute
+    allow_nonfinite:bool # Merge tensors with NaN or Inf too?
+    stopped:threading.Event # Set when all shall end
+    advance:object      # Called with the bytes that were written
+
+    def merge(self, shard, work, to):
+        "Merge a tensor into its place"
+        recipe = self.plan.recipe
+        dtype = torch.float16 if recipe.as_run else torch.float32
+        merge_one(work, METHODS[recipe.method], self.files, lambda data, at: shard.write(data, to+at),
+                  recipe.seed, self.device, dtype, self.allow_nonfinite, self.stopped, self.advance)
+        shard.done(f'merge {to}+{work.vlm[0].nbytes}', work.vlm[0].nbytes)
+
+    def copy(self, shard, file, at, to, n):
+        "Copy a range into its place"
+        if self.stopped.is_set(): raise KeyboardInterrupt
+        shard.copy(self.files[file], at, to, n)
+        self.advance(n)
+        shard.done(f'copy {to}+{n}', n)
+
+# %% ../../nbs/merging/09_merge.ipynb #c029
+def _fill_shard(
+    layout:OutShard,    # Where each tensor goes
+    shard:Shard,        # The file, open
+    hands:_Hands,       # What is done with a piece
+    pool:ThreadPoolExecutor, # Who does it
+)->None:
+    "Put every byte of one output file in its place"
+    works = {w.pair.vlm: w for w in hands.plan.merged}
+    shard.write(layout.header, 0)
+    jobs = []
+    for entry, to in layout.places:
+        if entry.name not in works: continue
+        n = works[entry.name].vlm[0].nbytes
+        if f'merge {to}+{n}' in shard.finished: hands.advance(n)
+        else: jobs.append(pool.submit(hands.merge, shard, works[entry.name], to))
+    for file, at, to, n in runs(layout.places, works):
+        if f'copy {to}+{n}' in shard.finished: hands.advance(n)
+        else: jobs.append(pool.submit(hands.copy, shard, file, at, to, n))
+    for job in jobs: job.result()
+
+# %% ../../nbs/merging/09_merge.ipynb #c031
+def index_text(
+    p:Plan,             # From `plan`
+    shards,             # `OutShard` of each output file
+)->str:
+    "The index of the merged model: the VLM's own, with the names of the output files"
+    old = p.vlm.path/'model.safetensors.index.json'
+    if old.is_file() and p.vlm.files[0].endswith('.safetensors'): return old.read_text(encoding='utf-8')
+    table = {e.name: s.name for s in shards for e, _ in s.places}
+    return json.dumps(dict(metadata={'total_size': p.vlm.nbytes}, weight_map=dict(sorted(table.items()))),
+                      indent=2)+'\n'
+
+# %% ../../nbs/merging/09_merge.ipynb #c034
+def write_shards(
+    p:Plan,             # Without stops
+    draft:Path,         # The hidden folder
+    workers:int,        # Threads
+    device:str,         # Where to compute
+    allow_nonfinite:bool, # Merge tensors with NaN or Inf too?
+    progress:bool|None, # Show a bar? None: only on a terminal
+)->None:
+    "Write all weight files of the merged model into the draft, and their index"
+    keep_heap()
+    shards = [out_shard(p.vlm, f) for f in p.vlm.files]
+    known, stopped = journal_of(draft/JOURNAL), threading.Event()
+    paths = {e.file for c in p.sides.values() for e in c.tensors.values()}
+    files = {f: os.open(f, os.O_RDONLY) for f in paths}
+    bar = tqdm(total=p.writes, unit='B', unit_scale=True, unit_divisor=1000, desc='merging',
+               disable=None if progress is None else not progress)
+    hands = _Hands(p, files, device, allow_nonfinite, stopped, bar.update)
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        for layout in shards:
+            if (draft/layout.name).exists():
+                bar.update(layout.size-len(layout.header)); continue
+            shard = Shard(draft/layout.name, layout.size, draft/JOURNAL, known.get(layout.name, ()))
+            whole = False
+            try:
+                _fill_shard(layout, shard, hands, pool)
+                whole = True
+            except BaseException:
+                stopped.set()
+                pool.shutdown(wait=True, cancel_futures=True)
+                raise
+            finally: shard.close(whole)
+        if len(shards)>1 or p.vlm.files[0] not in ('model.safetensors', 'pytorch_model.bin'):
+            sync_text(draft/'model.safetensors.index.json', index_text(p, shards))
+    finally:
+        stopped.set()
+        pool.shutdown(wait=True)
+        bar.close()
+        for fd in files.values(): os.close(fd)
+
+# %% ../../nbs/merging/09_merge.ipynb #c039
 def draft_key(
     plan:Plan,          # From `plan`
     inputs:list,        # Fingerprints and time stamps by model and file
@@ -129,9 +251,10 @@ def draft_key(
     allow_nonfinite:bool, # Are NaN and Inf written?
 )->str:                 # Hexadecimal digits
     "Names recipe, inputs, program and device; only a draft with the same key is continued"
-    said = [plan.recipe.dict(), inputs, __version__, torch.__version__, device, allow_nonfinite]
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+    same = [plan.recipe.dict(), inputs, __version__, torch.__version__, device, allow_nonfinite]
+    return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
 
+# %% ../../nbs/merging/09_merge.ipynb #c042
 def need_room(
     parent:Path,        # The folder that will hold the output
     plan:Plan,          # From `plan`
@@ -144,6 +267,17 @@ def need_room(
         raise ValueError(f"{parent} has {readable(free)} free, the output takes {readable(plan.writes)}. "
                          f"Make room or choose another output.")
 
+def _refuse(
+    p:Plan,             # From `plan`
+    out:Path,           # Folder that shall appear
+)->None:
+    "Raise ValueError if the plan says stop, or if the output would lie in an input"
+    if p.stops: raise ValueError(' '.join(f'{f.what} {f.fix}' for f in p.stops))
+    sources = {c.path.resolve() for c in p.sides.values()}
+    if any(out.resolve().is_relative_to(s) or s.is_relative_to(out.resolve()) for s in sources):
+        raise ValueError(f"{out} is, holds or lies in one of the inputs. Choose another output.")
+
+# %% ../../nbs/merging/09_merge.ipynb #c046
 def merge(
     vlm:Recipe|str|Path, # A recipe; or the VLM: a folder, a hub id (with optional @revision), or lab/vlm
     llm:str|Path|None=None, # The LLM: a folder, a hub id, or lab/llm
@@ -165,98 +299,24 @@ def merge(
     **knobs,            # Of the method, such as weight=0.9; a list is a curve over depth
 )->Path:                # The folder
     "Carry out a recipe; raise ValueError with one sentence if it cannot be"
-    recipe = recipe_of(vlm, llm, base, method=method, layers=layers, modules=modules, embeddings=embeddings, seed=seed,
-                       as_run=as_run, **knobs)
+    recipe = recipe_of(vlm, llm, base, method=method, layers=layers, modules=modules, embeddings=embeddings,
+                       seed=seed, as_run=as_run, **knobs)
     out = Path(out).expanduser()
     refuse_existing(out, overwrite)
     if device!='cpu' and not (device.startswith('cuda') and torch.cuda.is_available()):
         raise ValueError(f"There is no device {device!r} here. "
                          f"Use cpu{', or cuda' if torch.cuda.is_available() else ''}.")
     p = plan(recipe)
-    if p.stops: raise ValueError(' '.join(f'{f.what} {f.fix}' for f in p.stops))
-    inputs = {who:fingerprints(c, sha256) for who, c in p.sides.items()}
-    sources = {c.path.resolve() for c in p.sides.values()}
-    if any(out.resolve().is_relative_to(s) or s.is_relative_to(out.resolve()) for s in sources):
-        raise ValueError(f"{out} is, holds or lies in one of the inputs. Choose another output.")
+    _refuse(p, out)
+    inputs = {who: fingerprints(c, sha256) for who, c in p.sides.items()}
     if out.parent.is_dir(): need_room(out.parent, p, out.with_name(f'.{out.name}.draft'))
-    written = {who:stamps(c) for who, c in p.sides.items()}
+    written = {who: stamps(c) for who, c in p.sides.items()}
     key = draft_key(p, [inputs, written], device, allow_nonfinite)
     with drafting(out, key, overwrite) as draft:
         write_shards(p, draft, workers or min(4, os.cpu_count() or 1), device, allow_nonfinite, progress)
-        if {who:stamps(c) for who, c in p.sides.items()}!=written:
+        if {who: stamps(c) for who, c in p.sides.items()}!=written:
             raise ValueError('An input changed while it was read. Start again once nothing writes to it.')
         copy_sides(p.vlm.path, draft)
         sync_text(draft/'recipe.json', json.dumps(provenance(p, inputs), indent=1)+'\n')
         sync_text(draft/'README.md', model_card(p, out.name))
     return out
-
-def write_shards(
-    p:Plan,             # Without stops
-    draft:Path,         # The hidden folder
-    workers:int,        # Threads
-    device:str,         # Where to compute
-    allow_nonfinite:bool, # Merge tensors with NaN or Inf too?
-    progress:bool|None, # Show a bar? None: only on a terminal
-)->None:
-    "Write all weight files of the merged model into the draft, and their index"
-    keep_heap()
-    method, works = METHODS[p.recipe.method], {w.pair.vlm:w for w in p.merged}
-    dtype = torch.float16 if p.recipe.as_run else torch.float32
-    shards = [out_shard(p.vlm, f) for f in p.vlm.files]
-    known, stopped = journal_of(draft/JOURNAL), threading.Event()
-    paths = {e.file for c in p.sides.values() for e in c.tensors.values()}
-    files = {f:os.open(f, os.O_RDONLY) for f in paths}
-    bar = tqdm(total=p.writes, unit='B', unit_scale=True, unit_divisor=1000, desc='merging',
-               disable=None if progress is None else not progress)
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        for s in shards:
-            if (draft/s.name).exists():
-                bar.update(s.size-len(s.header)); continue
-            shard = Shard(draft/s.name, s.size, draft/JOURNAL, known.get(s.name, ()))
-            whole = False
-            def mix(w, to):
-                merge_one(w, method, files, lambda data, at: shard.write(data, to+at), p.recipe.seed,
-                          device, dtype, allow_nonfinite, stopped, bar.update)
-                shard.done(f'merge {to}+{w.vlm[0].nbytes}', w.vlm[0].nbytes)
-            def carry(file, src, to, n):
-                if stopped.is_set(): raise KeyboardInterrupt
-                shard.copy(files[file], src, to, n)
-                bar.update(n)
-                shard.done(f'copy {to}+{n}', n)
-            try:
-                shard.write(s.header, 0)
-                jobs = []
-                for e, to in s.places:
-                    if e.name not in works: continue
-                    n = works[e.name].vlm[0].nbytes
-                    if f'merge {to}+{n}' in shard.finished: bar.update(n)
-                    else: jobs.append(pool.submit(mix, works[e.name], to))
-                for file, src, to, n in runs(s.places, works):
-                    if f'copy {to}+{n}' in shard.finished: bar.update(n)
-                    else: jobs.append(pool.submit(carry, file, src, to, n))
-                for j in jobs: j.result()
-                whole = True
-            except BaseException:
-                stopped.set()
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
-            finally: shard.close(whole)
-        if len(shards)>1 or p.vlm.files[0] not in ('model.safetensors', 'pytorch_model.bin'):
-            sync_text(draft/'model.safetensors.index.json', index_text(p, shards))
-    finally:
-        stopped.set()
-        pool.shutdown(wait=True)
-        bar.close()
-        for fd in files.values(): os.close(fd)
-
-def index_text(
-    p:Plan,             # From `plan`
-    shards,             # `OutShard` of each output file
-)->str:
-    "The index of the merged model: the VLM's own, with the names of the output files"
-    old = p.vlm.path/'model.safetensors.index.json'
-    if old.is_file() and p.vlm.files[0].endswith('.safetensors'): return old.read_text(encoding='utf-8')
-    table = {e.name:s.name for s in shards for e, _ in s.places}
-    return json.dumps(dict(metadata={'total_size':p.vlm.nbytes}, weight_map=dict(sorted(table.items()))),
-                      indent=2)+'\n'

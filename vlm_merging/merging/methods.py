@@ -9,18 +9,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Callable, Literal, get_args, get_origin
 from .coins import drop, drop_by_rank
 from .largest import cuts
-if TYPE_CHECKING: from torch import Tensor   # Named in signatures only; a plan need not wait for torch
+if TYPE_CHECKING: from torch import Tensor   # For signatures; a plan need not wait for torch
 
 # %% auto #0
-__all__ = ['Share', 'Scale', 'FILLED', 'METHODS', 'Elect', 'Divide', 'Knob', 'Method', 'knob_of', 'merge_method', 'linear', 'arc',
-           'slerp', 'task_arithmetic', 'elect_signs', 'trims', 'ties', 'dare_linear', 'dare_ties', 'crumbs',
-           'breadcrumbs', 'della', 'energies', 'sce', 'blockwise']
+__all__ = ['Share', 'Scale', 'FILLED', 'METHODS', 'Elect', 'Divide', 'Knob', 'Method', 'merge_method', 'linear', 'arc', 'slerp',
+           'task_arithmetic', 'elect_signs', 'trims', 'ties', 'dare_linear', 'dare_ties', 'crumbs', 'breadcrumbs',
+           'della', 'energies', 'sce', 'blockwise']
 
-# %% ../../nbs/merging/05_methods.ipynb #c010
+# %% ../../nbs/merging/05_methods.ipynb #c012
 Share = Annotated[float, 0., 1.]  # A part of a whole
 Scale = Annotated[float, 0., 3.]  # A factor; more than 1 goes beyond the model it multiplies
 FILLED = ('vlm', 'llm', 'base', 'rng', 'seen')
-METHODS = {}
 
 @dataclass(frozen=True)
 class Knob:
@@ -40,10 +39,26 @@ class Knob:
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if self.choices and value not in self.choices:
             raise ValueError(f"{method}: {self.name} is {value!r}; "
-                             f"it can be {' or '.join(map(str,self.choices))}.")
+                             f"it can be {' or '.join(map(str, self.choices))}.")
         if not self.choices and not (number and self.low<=value<=self.high):
             raise ValueError(f"{method}: {self.name} is {value!r}; "
                              f"it is a number from {self.low:g} to {self.high:g}.")
+
+# %% ../../nbs/merging/05_methods.ipynb #c015
+def _knob_of(
+    fn:Callable,          # The method
+    p:inspect.Parameter,  # One of its parameters behind the `*`
+    about:str,            # The comment beside it
+)->Knob:
+    "Read one knob from a signature"
+    hint = eval(p.annotation, fn.__globals__) if isinstance(p.annotation, str) else p.annotation
+    if hint is bool: return Knob(p.name, p.default, choices=(True, False), about=about)
+    if get_origin(hint) is Literal: return Knob(p.name, p.default, choices=get_args(hint), about=about)
+    if get_origin(hint) is Annotated: return Knob(p.name, p.default, *hint.__metadata__, about=about)
+    raise TypeError(f"The knob {p.name!r} needs a type with bounds: Share, Scale, bool or Literal.")
+
+# %% ../../nbs/merging/05_methods.ipynb #c018
+METHODS = {}
 
 @dataclass(frozen=True)
 class Method:
@@ -56,17 +71,23 @@ class Method:
     rows:bool             # Must blocks be whole rows?
     about:str             # Its docstring
 
-def knob_of(
-    p:inspect.Parameter,  # One parameter behind the `*`
-    hint,                 # Its type: Share, Scale, bool or Literal
-    about:str,            # The comment beside it
-)->Knob:
-    "Read one knob from a signature"
-    if hint is bool: return Knob(p.name, p.default, choices=(True, False), about=about)
-    if get_origin(hint) is Literal: return Knob(p.name, p.default, choices=get_args(hint), about=about)
-    if get_origin(hint) is Annotated: return Knob(p.name, p.default, *hint.__metadata__, about=about)
-    raise TypeError(f"The knob {p.name!r} needs a type with bounds: Share, Scale, bool or Literal.")
+def _method_of(
+    fn:Callable,          # The formula
+    look:Callable|None,   # Its first pass
+    rows:bool,            # Does it need whole rows?
+)->Method:
+    "Read a method from its signature and the comments in it"
+    parameters = inspect.signature(fn).parameters
+    fills = tuple(n for n, p in parameters.items() if p.kind is not p.KEYWORD_ONLY)
+    stray = [n for n in fills if n not in FILLED]
+    if stray:
+        raise TypeError(f"{fn.__name__}: {stray[0]!r} stands before the `*`, "
+                        f"where only {', '.join(FILLED)} may. Knobs come after it.")
+    about = dict(re.findall(r'(\w+)\s*:[^#\n]*#\s*(.+)', inspect.getsource(fn).split('->')[0]))
+    knobs = {n: _knob_of(fn, p, about.get(n, '')) for n, p in parameters.items() if n not in fills}
+    return Method(fn.__name__, fn, fills, knobs, look, rows, fn.__doc__ or '')
 
+# %% ../../nbs/merging/05_methods.ipynb #c021
 def merge_method(
     fn:Callable|None=None, # The formula
     *,
@@ -75,42 +96,32 @@ def merge_method(
 )->Callable:              # The formula; called on whole tensors, it now takes that first look itself
     "Enter a function into `METHODS`; its signature says all there is to know"
     if fn is None: return functools.partial(merge_method, look=look, rows=rows)
+    method = METHODS[fn.__name__] = _method_of(fn, look, rows)
     signature = inspect.signature(fn)
-    fills = tuple(n for n, p in signature.parameters.items() if p.kind is not p.KEYWORD_ONLY)
-    stray = [n for n in fills if n not in FILLED]
-    if stray:
-        raise TypeError(f"{fn.__name__}: {stray[0]!r} stands before the `*`, "
-                        f"where only {', '.join(FILLED)} may. Knobs come after it.")
-    about = dict(re.findall(r'(\w+)\s*:[^#\n]*#\s*(.+)', inspect.getsource(fn).split('->')[0]))
-    hint = lambda t: eval(t, fn.__globals__) if isinstance(t, str) else t   # only those of knobs: no torch for that
-    knobs = {n: knob_of(p, hint(p.annotation), about.get(n, ''))
-             for n, p in signature.parameters.items() if p.kind is p.KEYWORD_ONLY}
-    METHODS[fn.__name__] = Method(fn.__name__, fn, fills, knobs, look, rows, fn.__doc__ or '')
     @functools.wraps(fn)
     def whole(*args, **kw):
         given = signature.bind(*args, **kw)
         given.apply_defaults()
         if look and given.arguments['seen'] is None:
-            block = tuple(given.arguments[k] for k in ('vlm', 'llm', 'base') if k in fills)
-            given.arguments['seen'] = look([block], block[0].numel(), **{k:given.arguments[k] for k in knobs})
+            block = tuple(given.arguments[k] for k in ('vlm', 'llm', 'base') if k in method.fills)
+            knobs = {k: given.arguments[k] for k in method.knobs}
+            given.arguments['seen'] = look([block], block[0].numel(), **knobs)
         return fn(*given.args, **given.kwargs)
     return whole
 
-# %% ../../nbs/merging/05_methods.ipynb #c013
+# %% ../../nbs/merging/05_methods.ipynb #c024
 @merge_method
 def linear(
-    vlm:Tensor,           # Any shape
-    llm:Tensor,           # Same shape
+    vlm:Tensor, llm:Tensor, # Any shape, the same for both
     *,
     weight:Share=.9,      # Share of the VLM; the LLM gets the rest
 )->Tensor:                # Same shape
     "A point on the straight line between the two (Chen et al. 2025, arXiv:2505.05464, section 3)"
     return (weight*vlm).add_((1-weight)*llm)
 
-# %% ../../nbs/merging/05_methods.ipynb #c019
+# %% ../../nbs/merging/05_methods.ipynb #c030
 def arc(
-    blocks,               # Can be iterated: pairs (vlm, llm)
-    n,                    # Entries in all
+    blocks, n,            # Can be iterated: pairs (vlm, llm); entries in all
     *,
     weight,               # Share of the VLM along the arc
     **_,
@@ -126,10 +137,10 @@ def arc(
     if torch.sin(angle)<1e-6: return weight, 1-weight         # parallel, or opposite: the line
     return tuple(float(torch.sin(s*angle)/torch.sin(angle)) for s in (weight, 1-weight))
 
+# %% ../../nbs/merging/05_methods.ipynb #c032
 @merge_method(look=arc)
 def slerp(
-    vlm:Tensor,           # Any shape
-    llm:Tensor,           # Same shape
+    vlm:Tensor, llm:Tensor, # Any shape, the same for both
     seen:tuple=None,      # Factors found by `arc`
     *,
     weight:Share=.9,      # Share of the VLM along the arc
@@ -137,12 +148,10 @@ def slerp(
     "A point on the arc between the two (Shoemake 1985, SIGGRAPH 19(3))"
     return seen[0]*vlm + seen[1]*llm
 
-# %% ../../nbs/merging/05_methods.ipynb #c023
+# %% ../../nbs/merging/05_methods.ipynb #c037
 @merge_method
 def task_arithmetic(
-    vlm:Tensor,           # Any shape
-    llm:Tensor,           # Same shape
-    base:Tensor,          # Same shape
+    vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
     *,
     weight:Scale=.9,      # Factor of the VLM's task vector
     llm_weight:Scale=.1,  # Factor of the LLM's task vector
@@ -150,7 +159,7 @@ def task_arithmetic(
     "Base plus weighted task vectors (Ilharco et al. 2023, arXiv:2212.04089)"
     return base + weight*(vlm-base) + llm_weight*(llm-base)
 
-# %% ../../nbs/merging/05_methods.ipynb #c027
+# %% ../../nbs/merging/05_methods.ipynb #c041
 Elect = Literal['unweighted', 'weighted']
 Divide = Literal['count', 'weights', 'none']
 
@@ -172,9 +181,9 @@ def elect_signs(
     total = a.mul_(wa).add_(b.mul_(wb)).mul_(sign)
     return total if divide=='none' else total.div_(voted)
 
+# %% ../../nbs/merging/05_methods.ipynb #c044
 def trims(
-    blocks,               # Can be iterated again and again: (vlm, llm, base)
-    n,                    # Entries in all
+    blocks, n,            # Can be iterated again and again: (vlm, llm, base); entries in all
     *,
     density,              # Share of each task vector that is kept
     **_,
@@ -183,11 +192,10 @@ def trims(
     sizes = lambda blocks: (((vlm-base).abs_(), (llm-base).abs_()) for vlm, llm, base in blocks)
     return cuts(sizes, blocks, (int(density*n),)*2, n)
 
+# %% ../../nbs/merging/05_methods.ipynb #c046
 @merge_method(look=trims)
 def ties(
-    vlm:Tensor,           # Any shape
-    llm:Tensor,           # Same shape
-    base:Tensor,          # Same shape
+    vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
     seen:list=None,       # A `Cut` for each task vector, found by `trims`
     *,
     weight:Scale=1.6,     # Factor of the VLM's task vector
@@ -200,12 +208,10 @@ def ties(
     kept = [cut.trim(d-base) for d, cut in zip((vlm, llm), seen)]
     return elect_signs(kept, (weight, llm_weight), elect, divide).add_(base)
 
-# %% ../../nbs/merging/05_methods.ipynb #c034
+# %% ../../nbs/merging/05_methods.ipynb #c053
 @merge_method
 def dare_linear(
-    vlm:Tensor,           # Any shape
-    llm:Tensor,           # Same shape
-    base:Tensor,          # Same shape
+    vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
     rng:tuple,            # A generator for each task vector
     *,
     weight:Scale=.9,      # Factor of the VLM's task vector
@@ -217,11 +223,10 @@ def dare_linear(
     a, b = (drop(d-base, density, g, rescale) for d, g in zip((vlm, llm), rng))
     return (weight*a.float() + llm_weight*b.float()).add_(base)     # in float32, also where `a` is not
 
+# %% ../../nbs/merging/05_methods.ipynb #c055
 @merge_method
 def dare_ties(
-    vlm:Tensor,           # Any shape
-    llm:Tensor,           # Same shape
-    base:Tensor,          # Same shape
+    vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
     rng:tuple,            # A generator for each task vector
     *,
     weight:Scale=1.6,     # Factor of the VLM's task vector
@@ -235,10 +240,9 @@ def dare_ties(
     kept = [drop(d-base, density, g, rescale) for d, g in zip((vlm, llm), rng)]
     return elect_signs(kept, (weight, llm_weight), elect, divide).add_(base)
 
-# %% ../../nbs/merging/05_methods.ipynb #c039
+# %% ../../nbs/merging/05_methods.ipynb #c060
 def crumbs(
-    blocks,               # Can be iterated again and again: (vlm, llm, base)
-    n,                    # Entries in all
+    blocks, n,            # Can be iterated again and again: (vlm, llm, base); entries in all
     *,
     density,              # Share of each task vector that is kept
     outliers,             # Share of its largest entries that is dropped
@@ -250,11 +254,10 @@ def crumbs(
     top = int(outliers*n)
     return cuts(sizes, blocks, (top, top)+(min(n, top+int(density*n)),)*2, n)
 
+# %% ../../nbs/merging/05_methods.ipynb #c061
 @merge_method(look=crumbs)
 def breadcrumbs(
-    vlm:Tensor,           # Any shape
-    llm:Tensor,           # Same shape
-    base:Tensor,          # Same shape
+    vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
     seen:list=None,       # Cuts found by `crumbs`
     *,
     weight:Scale=.9,      # Factor of the VLM's task vector
@@ -266,12 +269,10 @@ def breadcrumbs(
     a, b = (inner.trim(d)-outer.trim(d) for d, outer, inner in zip((vlm-base, llm-base), seen[:2], seen[2:]))
     return base + weight*a + llm_weight*b
 
-# %% ../../nbs/merging/05_methods.ipynb #c043
+# %% ../../nbs/merging/05_methods.ipynb #c065
 @merge_method(rows=True)
 def della(
-    vlm:Tensor,           # (rows, columns) or (columns,)
-    llm:Tensor,           # Same shape
-    base:Tensor,          # Same shape
+    vlm:Tensor, llm:Tensor, base:Tensor, # (rows, columns) or (columns,)
     rng:tuple,            # A generator for each task vector
     *,
     weight:Scale=1.6,     # Factor of the VLM's task vector
@@ -286,16 +287,16 @@ def della(
     kept = [drop_by_rank(d-base, density, epsilon, g, rescale) for d, g in zip((vlm, llm), rng)]
     return elect_signs(kept, (weight, llm_weight), elect, divide).add_(base)
 
-# %% ../../nbs/merging/05_methods.ipynb #c046
+# %% ../../nbs/merging/05_methods.ipynb #c069
 def energies(
-    blocks,               # Can be iterated again and again: (vlm, llm, base)
-    n,                    # Entries in all
+    blocks, n,            # Can be iterated again and again: (vlm, llm, base); entries in all
     *,
     density,              # Share of entries selected
     **_,
 ):
     "The cut that selects by difference, and the share of each task vector in the selected energy"
-    cut, = cuts(lambda blocks: (((vlm-llm).abs_(),) for vlm, llm, base in blocks), blocks, (int(density*n),), n)
+    sizes = lambda blocks: (((vlm-llm).abs_(),) for vlm, llm, base in blocks)
+    cut, = cuts(sizes, blocks, (int(density*n),), n)
     once, e = copy.copy(cut), [0., 0.]
     for vlm, llm, base in blocks:
         mask = once.keep((vlm-llm).abs())
@@ -303,11 +304,10 @@ def energies(
     total = sum(e)
     return cut, tuple(x/total if total else .5 for x in e)
 
+# %% ../../nbs/merging/05_methods.ipynb #c072
 @merge_method(look=energies)
 def sce(
-    vlm:Tensor,           # Any shape
-    llm:Tensor,           # Same shape
-    base:Tensor,          # Same shape
+    vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
     seen:tuple=None,      # Cut and weights found by `energies`
     *,
     density:Share=.1,     # Share of entries selected
@@ -318,7 +318,7 @@ def sce(
     chosen = tuple((d-base)*mask for d in (vlm, llm))
     return elect_signs(chosen, weights, 'unweighted', 'weights').add_(base)
 
-# %% ../../nbs/merging/05_methods.ipynb #c052
+# %% ../../nbs/merging/05_methods.ipynb #c079
 def blockwise(
     method:Method,        # From `METHODS`
     blocks,               # Can be iterated again and again: tuples of blocks (vlm, llm[, base])

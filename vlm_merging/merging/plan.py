@@ -8,14 +8,47 @@ from dataclasses import dataclass
 from pathlib import Path
 from ..checkpoints.headers import Checkpoint, readable
 from .checks import Finding, check
-from .families import Pair
+from .families import Pair, Pairing
 from .methods import METHODS, Method
-from .recipe import Recipe, recipe_of
+from .recipe import Recipe, knobs_at, recipe_of, why_kept
 
 # %% auto #0
-__all__ = ['Plan', 'Work', 'work_of', 'plan', 'describe']
+__all__ = ['Work', 'work_of', 'Plan', 'plan', 'describe']
 
-# %% ../../nbs/merging/07_plan.ipynb #c007
+# %% ../../nbs/merging/07_plan.ipynb #c009
+@dataclass(frozen=True)
+class Work:
+    "One tensor to merge: the byte ranges that go in, and the settings"
+    pair:Pair           # Names, layer and module
+    vlm:tuple           # `Entry` of the VLM, cut to the rows that are merged
+    llm:tuple           # Entries of the LLM, stacked by rows
+    base:tuple          # Entries of the base; empty without one
+    knobs:dict          # As set at this layer
+
+    def sides(self,
+        method:Method,  # From `METHODS`
+    )->list:            # Of tuples of entries
+        "What goes into the method: of the VLM, the LLM and the base, as far as it takes them"
+        return [getattr(self, who) for who in ('vlm', 'llm', 'base') if who in method.fills]
+
+# %% ../../nbs/merging/07_plan.ipynb #c011
+def work_of(
+    pair:Pair,          # Names, layer and module
+    vlm:Checkpoint,     # The VLM
+    llm:Checkpoint,     # The LLM
+    base:Checkpoint|None=None, # If it takes part
+    names:tuple=(),     # The partners in the base
+    knobs:dict|None=None, # As set at this layer
+)->Work:                # Embedding and head: the rows that all have
+    "The byte ranges of a pair"
+    sides = [(vlm.tensors[pair.vlm],), tuple(llm.tensors[n] for n in pair.llm),
+             tuple(base.tensors[n] for n in names) if base else ()]
+    if pair.module in ('embedding', 'head'):
+        rows = min(es[0].shape[0] for es in sides if es)
+        sides = [tuple(e.rows(rows) for e in es) for es in sides]
+    return Work(pair, *sides, knobs or {})
+
+# %% ../../nbs/merging/07_plan.ipynb #c015
 @dataclass(frozen=True, repr=False)
 class Plan:
     "What a recipe would do, known before it is done"
@@ -30,7 +63,7 @@ class Plan:
     @property
     def sides(self)->dict:
         "The open checkpoints by role"
-        return {who:c for who in ('vlm', 'llm', 'base') if (c:=getattr(self, who))}
+        return {who: c for who in ('vlm', 'llm', 'base') if (c:=getattr(self, who))}
 
     @property
     def stops(self)->list:
@@ -49,37 +82,26 @@ class Plan:
 
     def __repr__(self): return describe(self)
 
-@dataclass(frozen=True)
-class Work:
-    "One tensor to merge: the byte ranges that go in, and the settings"
-    pair:Pair           # Names, layer and module
-    vlm:tuple           # `Entry` of the VLM, cut to the rows that are merged
-    llm:tuple           # Entries of the LLM, stacked by rows
-    base:tuple          # Entries of the base; empty without one
-    knobs:dict          # As set at this layer
+# %% ../../nbs/merging/07_plan.ipynb #c018
+def _sort_pairs(
+    recipe:Recipe,      # What to do
+    sides:tuple,        # The open VLM, LLM and base, if there is one
+    paired:Pairing,     # VLM and LLM
+    of_base:dict,       # Name in the VLM -> names in the base
+)->tuple[list, dict]:   # `Work`, and the names that stay with their reasons
+    "What a recipe merges, and what it keeps"
+    vlm, llm, base = sides
+    with_base = 'base' in METHODS[recipe.method].fills
+    works, kept = [], dict(paired.kept)
+    for p in paired.pairs:
+        reason = why_kept(recipe, p, paired.depth)
+        if not reason and with_base and p.vlm not in of_base: reason = 'no partner in the base'
+        if reason: kept[p.vlm] = reason; continue
+        knobs = knobs_at(recipe, 0 if p.module=='embedding' else p.layer, paired.depth)
+        works.append(work_of(p, vlm, llm, base if with_base else None, of_base.get(p.vlm, ()), knobs))
+    return works, kept
 
-    def sides(self,
-        method:Method,  # From `METHODS`
-    )->list:            # Of tuples of entries
-        "What goes into the method: of the VLM, the LLM and the base, as far as it takes them"
-        return [es for who, es in (('vlm', self.vlm), ('llm', self.llm), ('base', self.base)) if who in method.fills]
-
-def work_of(
-    pair:Pair,          # Names, layer and module
-    vlm:Checkpoint,     # The VLM
-    llm:Checkpoint,     # The LLM
-    base:Checkpoint|None=None, # If it takes part
-    names:tuple=(),     # The partners in the base
-    knobs:dict|None=None, # As set at this layer
-)->Work:                # Embedding and head: the rows that all have
-    "The byte ranges of a pair"
-    sides = [(vlm.tensors[pair.vlm],), tuple(llm.tensors[n] for n in pair.llm),
-             tuple(base.tensors[n] for n in names) if base else ()]
-    if pair.module in ('embedding', 'head'):
-        rows = min(es[0].shape[0] for es in sides if es)
-        sides = [tuple(e.rows(rows) for e in es) for es in sides]
-    return Work(pair, *sides, knobs or {})
-
+# %% ../../nbs/merging/07_plan.ipynb #c021
 def plan(
     vlm:Recipe|str|Path, # A recipe; or the VLM: a folder, a hub id (with optional @revision), or lab/vlm
     llm:str|Path|None=None, # The LLM: a folder, a hub id, or lab/llm
@@ -94,43 +116,44 @@ def plan(
     **knobs,            # Of the method, such as weight=0.9; a list is a curve over depth
 )->Plan:
     "Look before merging: open, check, sort; nothing is written"
-    recipe = recipe_of(vlm, llm, base, method=method, layers=layers, modules=modules, embeddings=embeddings, seed=seed,
-                       as_run=as_run, **knobs)
-    vlm, llm, base = (Checkpoint.open(w) if w else None for w in (recipe.vlm, recipe.llm, recipe.base))
-    works_with_base = 'base' in METHODS[recipe.method].fills
-    paired, found = check(vlm, llm)
-    if base:
-        of_base, more = check(vlm, base, 'base')
-        found = sorted(found+more, key=lambda f: f.level!='stop')
-    if paired is None or any(f.level=='stop' for f in found):
-        return Plan(recipe, vlm, llm, base, (), {}, tuple(found))
-    of_base = {p.vlm:p.llm for p in of_base.pairs} if base else {}
-    merged, kept = [], dict(paired.kept)
-    for p in paired.pairs:
-        reason = recipe.leaves(p, paired.depth)
-        if not reason and works_with_base and p.vlm not in of_base:
-            reason = 'no partner in the base'
-        if reason: kept[p.vlm] = reason; continue
-        knobs = recipe.knobs_at(0 if p.module=='embedding' else p.layer, paired.depth)
-        merged.append(work_of(p, vlm, llm, base if works_with_base else None, of_base.get(p.vlm, ()), knobs))
-    if not merged: found.insert(0, Finding('stop', 'Nothing is left to merge.', 'Widen `layers` or `modules`.'))
-    return Plan(recipe, vlm, llm, base, tuple(merged), kept, tuple(found))
+    recipe = recipe_of(vlm, llm, base, method=method, layers=layers, modules=modules, embeddings=embeddings,
+                       seed=seed, as_run=as_run, **knobs)
+    sides = mine, theirs, third = tuple(Checkpoint.open(o) if o else None
+                                        for o in (recipe.vlm, recipe.llm, recipe.base))
+    paired, findings = check(mine, theirs)
+    if third:
+        with_base, more = check(mine, third, 'base')
+        findings = sorted(findings+more, key=lambda f: f.level!='stop')
+    if paired is None or any(f.level=='stop' for f in findings):
+        return Plan(recipe, *sides, (), {}, tuple(findings))
+    of_base = {p.vlm: p.llm for p in with_base.pairs} if third else {}
+    works, kept = _sort_pairs(recipe, sides, paired, of_base)
+    if not works:
+        findings.insert(0, Finding('stop', 'Nothing is left to merge.', 'Widen `layers` or `modules`.'))
+    return Plan(recipe, *sides, tuple(works), kept, tuple(findings))
 
-# %% ../../nbs/merging/07_plan.ipynb #c008
-def describe(
+# %% ../../nbs/merging/07_plan.ipynb #c025
+def _asked(
     plan:Plan,          # From `plan`
-)->str:                 # Several lines
-    "A plan in words"
-    r = plan.recipe
-    set_to = {k.name:k.default for k in METHODS[r.method].knobs.values()}|r.knobs
-    told = [f"{r.method}({', '.join(f'{k}={v}' for k,v in set_to.items())}) "
-            f"on layers {r.layers}, parts {r.modules}"
-            + (', with embeddings' if r.embeddings else '')
-            + (', as the paper\'s script ran' if r.as_run else '')]
+)->list[str]:           # Lines
+    "The recipe with all its knobs, and the models that it names"
+    recipe = plan.recipe
+    knobs = {k.name: k.default for k in METHODS[recipe.method].knobs.values()} | recipe.knobs
+    lines = [f"{recipe.method}({', '.join(f'{k}={v}' for k, v in knobs.items())}) "
+             f"on layers {recipe.layers}, parts {recipe.modules}"
+             + (', with embeddings' if recipe.embeddings else '')
+             + (', as the paper\'s script ran' if recipe.as_run else '')]
     for who, c in plan.sides.items():
         commit = f'@{c.revision}' if c.revision and '@' not in c.source else ''
-        told.append(f"  {who:<5}{c.source}{commit}  {c.config.get('model_type','?')}, "
-                    f"{len(c.tensors)} tensors, {readable(c.nbytes)} in {len(c.files)} file(s)")
+        lines.append(f"  {who:<5}{c.source}{commit}  {c.config.get('model_type', '?')}, "
+                     f"{len(c.tensors)} tensors, {readable(c.nbytes)} in {len(c.files)} file(s)")
+    return lines
+
+# %% ../../nbs/merging/07_plan.ipynb #c027
+def _gathered(
+    plan:Plan,          # From `plan`
+)->list[str]:           # Lines
+    "How many tensors are merged or kept, of what size, and why"
     groups = {}
     def add(what, why, entry, example):
         n, size, first = groups.get((what, why), (0, 0, example))
@@ -139,9 +162,14 @@ def describe(
         add('merged', 'final norm' if w.pair.key=='final_norm' else w.pair.module, w.vlm[0],
             f"{w.pair.vlm} with {' + '.join(w.pair.llm)}")
     for name, reason in plan.kept.items(): add('kept', reason, plan.vlm.tensors[name], name)
-    told += [f"  {what:<7}{n:>5} tensors {readable(size):>8}  {why}  ({example})"
-             for (what, why), (n, size, example) in groups.items()]
-    if plan.merged:
-        told.append(f"  reads {readable(plan.reads)}, writes {readable(plan.writes)}; "
-                    f"takes some 0.3 GB of memory at any size of model")
-    return '\n'.join(told+[f'  {f}' for f in plan.findings])
+    return [f"  {what:<7}{n:>5} tensors {readable(size):>8}  {why}  ({example})"
+            for (what, why), (n, size, example) in groups.items()]
+
+# %% ../../nbs/merging/07_plan.ipynb #c028
+def describe(
+    plan:Plan,          # From `plan`
+)->str:                 # Several lines
+    "A plan in words"
+    cost = [f"  reads {readable(plan.reads)}, writes {readable(plan.writes)}; "
+            f"takes some 0.3 GB of memory at any size of model"] if plan.merged else []
+    return '\n'.join([*_asked(plan), *_gathered(plan), *cost, *(f'  {f}' for f in plan.findings)])

@@ -12,9 +12,9 @@ from .families import Pair
 from .methods import METHODS
 
 # %% auto #0
-__all__ = ['MODULES', 'AS_RUN', 'layer_ranges', 'layer_set', 'at_depth', 'no_knob', 'Recipe', 'recipe_of']
+__all__ = ['MODULES', 'AS_RUN', 'layer_ranges', 'layer_set', 'at_depth', 'Recipe', 'recipe_of', 'why_kept', 'knobs_at']
 
-# %% ../../nbs/merging/06_recipe.ipynb #c009
+# %% ../../nbs/merging/06_recipe.ipynb #c013
 MODULES = ('attention', 'mlp', 'norm')
 
 def layer_ranges(
@@ -22,29 +22,30 @@ def layer_ranges(
 )->list:                # Of `(first, last)`; last is None for "to the end"
     "Read a text that names layers; raise ValueError if it names none"
     if text=='all': return [(0, None)]
-    made = []
+    ranges = []
     for part in text.split(','):
         m = re.fullmatch(r'\s*(\d{1,6})\s*(?:(-)\s*(\d{0,6}))?\s*', part)
         if not m or (m[3] and int(m[3])<int(m[1])):
             raise ValueError(f"layers {text!r} cannot be read at {part!r}. Write all, 6-31, 0-5,8 or 6-.")
-        made.append((int(m[1]), int(m[3]) if m[3] else None if m[2] else int(m[1])))
-    return made
+        ranges.append((int(m[1]), int(m[3]) if m[3] else None if m[2] else int(m[1])))
+    return ranges
 
+# %% ../../nbs/merging/06_recipe.ipynb #c016
 def layer_set(
     text:str,           # As for `layer_ranges`
     depth:int,          # Number of layers
 )->frozenset:
     "The layers that a text names in a model of that depth"
-    made = set()
+    chosen = set()
     for first, last in layer_ranges(text):
         last = depth-1 if last is None else last
         if first>=depth or last>=depth:
-            raise ValueError(f"layers {text!r}: {max(first,last)} is not within the layers 0-{depth-1} "
+            raise ValueError(f"layers {text!r}: {max(first, last)} is not within the layers 0-{depth-1} "
                              f"of this model.")
-        made.update(range(first, last+1))
-    return frozenset(made)
+        chosen.update(range(first, last+1))
+    return frozenset(chosen)
 
-# %% ../../nbs/merging/06_recipe.ipynb #c013
+# %% ../../nbs/merging/06_recipe.ipynb #c020
 def at_depth(
     value,              # A knob's value: one number or word, or a list of numbers
     layer:int,          # 0..depth-1
@@ -56,28 +57,85 @@ def at_depth(
     i = min(int(x), max(len(value)-2, 0))
     return value[i] if x==i else value[i]+(x-i)*(value[i+1]-value[i])
 
-# %% ../../nbs/merging/06_recipe.ipynb #c016
-def no_knob(
+# %% ../../nbs/merging/06_recipe.ipynb #c024
+def _near(name, names):
+    return next((f" Did you mean {o}?" for o in difflib.get_close_matches(name, names, 1)), '')
+
+def _no_method(
+    name:str,           # As it was typed
+)->str:
+    "A sentence for a method that does not exist"
+    return (f"No method {name!r}.{_near(name, METHODS)} There are: {', '.join(METHODS)}. "
+            f"A new one is a function under `@merge_method`.")
+
+# %% ../../nbs/merging/06_recipe.ipynb #c027
+def _no_knob(
     method:str,         # A key of `METHODS`
     name:str,           # What it was asked for
 )->str:
     "A sentence for a knob that a method does not have, with what may have been meant"
     knobs = METHODS[method].knobs
-    near = difflib.get_close_matches(name, [*knobs, *(f.name for f in fields(Recipe))], 1)
     others = [m.name for m in METHODS.values() if name in m.knobs]
-    return (f"{method} has no knob {name[:80]!r}; it has {', '.join(map(repr, knobs)) or 'none'}."
-            + (" Write each knob by its name, such as weight=0.9." if name=='knobs' else
-               f" {', '.join(others)} {'have' if others[1:] else 'has'} it: choose one as `method`." if others else
-               f" Did you mean `{near[0]}`?" if near else ''))
+    near = difflib.get_close_matches(name, [*knobs, *(f.name for f in fields(Recipe))], 1)
+    hint = (" Write each knob by its name, such as weight=0.9." if name=='knobs' else
+            f" {', '.join(others)} {'have' if others[1:] else 'has'} it: choose one as `method`."
+            if others else
+            f" Did you mean `{near[0]}`?" if near else '')
+    return f"{method} has no knob {name[:80]!r}; it has {', '.join(map(repr, knobs)) or 'none'}.{hint}"
 
+def _check_knob(
+    method:str,         # A key of `METHODS`
+    name:str,           # A knob, or what was taken for one
+    value,              # One value, or a list of them as a curve
+)->None:
+    "Raise ValueError unless the method has this knob and it can be set so, at each point of a curve"
+    knobs = METHODS[method].knobs
+    if name not in knobs: raise ValueError(_no_knob(method, str(name)))
+    if value==[]: raise ValueError(f"{method}: {name} is [], an empty list; a curve needs values.")
+    if isinstance(value, list) and knobs[name].choices:
+        raise ValueError(f"{method}: {name} is {value!r}, but only numbers can follow a curve.")
+    for v in value if isinstance(value, list) else [value]: knobs[name].check(v, method)
+
+# %% ../../nbs/merging/06_recipe.ipynb #c031
 AS_RUN = dict(rescale=False, elect='unweighted', divide='count')   # As the paper's published script sets them
 
+def _check_as_run(
+    method:str,         # A key of `METHODS`
+    knobs:dict,         # As the recipe sets them
+)->None:
+    "Raise ValueError if the paper's script could not have run so"
+    if method not in ('linear', 'ties', 'dare_linear', 'dare_ties'):
+        raise ValueError(f"as_run: the paper's script has no {method}; "
+                         f"it has linear, ties, dare_linear and dare_ties.")
+    for name, value in AS_RUN.items():
+        if knobs.get(name, value)!=value:
+            raise ValueError(f"as_run sets {name} to {value!r}; leave {name} out or turn as_run off.")
+
+# %% ../../nbs/merging/06_recipe.ipynb #c035
+_TYPES = dict(method=(str, 'text'), knobs=(dict, "a table such as {'weight': 0.9}"), layers=(str, 'text'),
+              modules=(str, 'text'), embeddings=(bool, 'true or false'), seed=(int, 'a whole number'),
+              as_run=(bool, 'true or false'))
+
+def _check_type(
+    name:str,           # A field of `Recipe`
+    value,              # What it was set to
+)->None:
+    "Raise ValueError if a field is of another kind than it must be"
+    if name in ('vlm', 'llm', 'base'):
+        if not (value and isinstance(value, str) or name=='base' and value is None):
+            raise ValueError(f"{name} is {value!r}; name a folder or a hub id.")
+        return
+    kind, word = _TYPES[name]
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{name} is {value!r}; it is {word}.")
+
+# %% ../../nbs/merging/06_recipe.ipynb #c038
 @dataclass(frozen=True, repr=False)
 class Recipe:
     "All that decides the outcome of a merge; checked when it is made"
-    vlm:str             # Folder or hub id (with optional @revision)
-    llm:str             # Folder or hub id
-    base:str|None=None  # Folder or hub id; for methods that work with task vectors
+    vlm:str             # The VLM: a folder, a hub id (with optional @revision), or lab/vlm
+    llm:str             # The LLM: a folder, a hub id, or lab/llm
+    base:str|None=None  # What both were trained from; for methods that work with task vectors
     method:str='linear' # Merge method, by its name: how two tensors become one
     knobs:dict=field(default_factory=dict) # Of the method; a list is a curve over depth
     layers:str='all'    # Where: all, 6-31, 0-5,8, 6-
@@ -87,92 +145,33 @@ class Recipe:
     as_run:bool=False   # Compute as the paper's script ran: in float16, DARE without rescale, TIES as in PEFT
 
     def __post_init__(self):
-        for name in ('vlm', 'llm', 'base'):
-            value = getattr(self, name)
-            if isinstance(value, Path): object.__setattr__(self, name, str(value))
-            elif not (value and isinstance(value, str) or (name=='base' and value is None)):
-                raise ValueError(f"{name} is {value!r}; name a folder or a hub id.")
-        for name, kind, word in (('method', str, 'text'), ('layers', str, 'text'), ('modules', str, 'text'),
-                               ('embeddings', bool, 'true or false'), ('as_run', bool, 'true or false')):
-            if not isinstance(getattr(self, name), kind):
-                raise ValueError(f"{name} is {getattr(self,name)!r}; it is {word}.")
-        if self.method not in METHODS:
-            near = difflib.get_close_matches(self.method, METHODS, 1)
-            raise ValueError(f"No method {self.method!r}.{f' Did you mean {near[0]}?' if near else ''} "
-                             f"There are: {', '.join(METHODS)}. "
-                             f"A new one is a function under `@merge_method`.")
-        method = METHODS[self.method]
-        if 'base' in method.fills and not self.base:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Path): object.__setattr__(self, f.name, str(value))
+            _check_type(f.name, getattr(self, f.name))
+        if self.method not in METHODS: raise ValueError(_no_method(self.method))
+        if 'base' in METHODS[self.method].fills and not self.base:
             raise ValueError(f"{self.method} works with task vectors and needs `base`: "
                              f"the model that both were trained from.")
-        if not isinstance(self.knobs, dict):
-            raise ValueError(f"knobs is {self.knobs!r}; it is a table such as {{'weight': 0.9}}.")
-        lists = {k:list(v) if isinstance(v, tuple) else v for k, v in self.knobs.items()}   # as JSON has them
-        object.__setattr__(self, 'knobs', lists)
-        for name, value in self.knobs.items():
-            if name not in method.knobs:
-                raise ValueError(no_knob(self.method, str(name)))
-            if isinstance(value, (list, tuple)) and (not value or method.knobs[name].choices):
-                raise ValueError(f"{self.method}: {name} is {value!r}, "
-                                 f"{'an empty list; a curve needs values' if not value else ''}"
-                                 f"{'but only numbers can follow a curve' if value else ''}.")
-            for v in value if isinstance(value, (list, tuple)) else [value]:
-                method.knobs[name].check(v, self.method)
+        lists = {k: list(v) if isinstance(v, tuple) else v for k, v in self.knobs.items()}
+        object.__setattr__(self, 'knobs', lists)       # as JSON has them
+        for name, value in lists.items(): _check_knob(self.method, name, value)
         for part in self.parts:
             if part not in MODULES:
                 raise ValueError(f"modules {self.modules!r}: no part {part!r}. "
                                  f"Write all, or some of {','.join(MODULES)}.")
         layer_ranges(self.layers)
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
-            raise ValueError(f"seed is {self.seed!r}; it is a whole number.")
-        if self.as_run:
-            if self.method not in ('linear', 'ties', 'dare_linear', 'dare_ties'):
-                raise ValueError(f"as_run: the paper's script has no {self.method}; "
-                                 f"it has linear, ties, dare_linear and dare_ties.")
-            for k, v in AS_RUN.items():
-                if self.knobs.get(k, v)!=v:
-                    raise ValueError(f"as_run sets {k} to {v!r}; leave {k} out or turn as_run off.")
+        if self.as_run: _check_as_run(self.method, lists)
 
     def __repr__(self):
-        said = {f.name: getattr(self, f.name) for f in fields(self)[2:]}
         usual = {f.name: {} if f.name=='knobs' else f.default for f in fields(self)}
-        more = [f'{k}={v!r}' for k, v in said.items() if v!=usual[k]]
-        return f"Recipe({', '.join([repr(self.vlm), repr(self.llm), *more])})"
+        changed = [f'{k}={v!r}' for k, v in list(self.dict().items())[2:] if v!=usual[k]]
+        return f"Recipe({', '.join([repr(self.vlm), repr(self.llm), *changed])})"
 
     @property
     def parts(self)->tuple:
         "The parts of a layer that are merged"
         return MODULES if self.modules=='all' else tuple(p.strip() for p in self.modules.split(','))
-
-    @classmethod
-    def layer_swap(cls,
-        vlm:str,            # Folder or hub id
-        llm:str,            # Folder or hub id
-        last:int=5,         # The last layer that stays the VLM's; 5 keeps six layers
-        weight:float=.9,    # Share of the VLM in the layers behind, and in the final norm
-    )->Recipe:
-        "The paper's layer swapping: early layers stay, later ones are mixed"
-        return cls(vlm, llm, knobs={'weight':weight}, layers=f'{last+1}-')
-
-    @classmethod
-    def read(cls,
-        path:str|Path,      # A recipe, or the recipe.json of a merged folder
-    )->Recipe:
-        "A recipe from a file"
-        path = Path(path)
-        if os.path.isdir(path): path = path/'recipe.json'
-        if not os.path.isfile(path):
-            raise ValueError(f"{path} is not there. Name a recipe file, or a merged folder that holds one.")
-        held = read_json(path)
-        held = held.get('recipe', held)
-        if not isinstance(held, dict): raise ValueError(f"{path} is not a recipe: `recipe` is no table.")
-        extra = held.keys()-{f.name for f in fields(cls)}
-        if extra:
-            raise ValueError(f"{path}: a recipe has no {sorted(extra)[0][:80]!r}; "
-                             f"it has {', '.join(f.name for f in fields(cls))}.")
-        if missing:={'vlm', 'llm'}-held.keys(): raise ValueError(f"{path}: `{sorted(missing)[0]}` is missing.")
-        try: return cls(**held)
-        except (TypeError, AttributeError) as e: raise ValueError(f"{path} is not a recipe: {e}.") from None
 
     def dict(self)->dict:
         "The recipe as JSON can hold it"
@@ -184,27 +183,24 @@ class Recipe:
         "Save as JSON"
         Path(path).write_text(json.dumps(self.dict(), indent=1)+'\n')
 
-    def knobs_at(self,
-        layer:int|None,     # A layer; None for what comes after all layers
-        depth:int,          # Number of layers
-    )->dict:
-        "All knobs of the method, as they are set at one layer"
-        made = {k.name:k.default for k in METHODS[self.method].knobs.values()}|self.knobs
-        if self.as_run: made |= {k:v for k, v in AS_RUN.items() if k in made}
-        return {k: at_depth(v, depth-1 if layer is None else layer, depth) for k, v in made.items()}
+    @classmethod
+    def read(cls,
+        path:str|Path,      # A recipe, or the recipe.json of a merged folder
+    )->Recipe:
+        "A recipe from a file"
+        return _read_recipe(Path(path))
 
-    def leaves(self,
-        pair:Pair,          # A tensor of the VLM and its partner
-        depth:int,          # Number of layers of the VLM
-    )->str:                 # Reason; '' if the pair is merged
-        "Why this recipe leaves a pair alone"
-        if pair.module in ('embedding', 'head'):
-            return '' if self.embeddings else f'{pair.module} stays the VLM\'s'
-        if (depth-1 if pair.layer is None else pair.layer) not in layer_set(self.layers, depth):
-            return f'outside layers {self.layers}'
-        return '' if pair.module in self.parts else f'not among {self.modules}'
+    @classmethod
+    def layer_swap(cls,
+        vlm:str,            # Folder or hub id
+        llm:str,            # Folder or hub id
+        last:int=5,         # The last layer that stays the VLM's; 5 keeps six layers
+        weight:float=.9,    # Share of the VLM in the layers behind, and in the final norm
+    )->Recipe:
+        "The paper's layer swapping: early layers stay, later ones are mixed"
+        return cls(vlm, llm, knobs={'weight':weight}, layers=f'{last+1}-')
 
-# %% ../../nbs/merging/06_recipe.ipynb #c017
+# %% ../../nbs/merging/06_recipe.ipynb #c043
 def recipe_of(
     vlm:Recipe|str|Path, # A recipe; or the VLM: a folder, a hub id (with optional @revision), or lab/vlm
     llm:str|Path|None=None, # The LLM: a folder, a hub id, or lab/llm
@@ -219,12 +215,53 @@ def recipe_of(
     **knobs,            # Of the method, such as weight=0.9; a list is a curve over depth
 )->Recipe:
     "A recipe from its ingredients; or a recipe as it is, with some knobs turned"
-    said = dict(llm=llm, base=base, method=method, layers=layers, modules=modules, embeddings=embeddings, seed=seed,
-                as_run=as_run)
+    said = dict(llm=llm, base=base, method=method, layers=layers, modules=modules, embeddings=embeddings,
+                seed=seed, as_run=as_run)
     if not isinstance(vlm, Recipe): return Recipe(vlm, knobs=knobs, **said)
-    usual = {f.name:f.default for f in fields(Recipe)} | {'llm': None}
+    usual = {f.name: f.default for f in fields(Recipe)} | {'llm': None}
     for name, value in said.items():
         if value!=usual[name]:
             raise ValueError(f"`{name}` cannot stand beside a recipe, which says it already. "
                              f"Change it with dataclasses.replace(recipe, {name}={value!r}).")
     return replace(vlm, knobs=vlm.knobs|knobs) if knobs else vlm
+
+# %% ../../nbs/merging/06_recipe.ipynb #c049
+def why_kept(
+    recipe:Recipe,      # What was asked for
+    pair:Pair,          # A tensor of the VLM and its partner
+    depth:int,          # Number of layers of the VLM
+)->str:                 # Reason; '' if the pair is merged
+    "Why a recipe leaves a pair alone"
+    if pair.module in ('embedding', 'head'):
+        return '' if recipe.embeddings else f'{pair.module} stays the VLM\'s'
+    if (depth-1 if pair.layer is None else pair.layer) not in layer_set(recipe.layers, depth):
+        return f'outside layers {recipe.layers}'
+    return '' if pair.module in recipe.parts else f'not among {recipe.modules}'
+
+# %% ../../nbs/merging/06_recipe.ipynb #c051
+def knobs_at(
+    recipe:Recipe,      # What was asked for
+    layer:int|None,     # A layer; None for what comes after all layers
+    depth:int,          # Number of layers
+)->dict:
+    "All knobs of the method, as they are set at one layer"
+    knobs = {k.name: k.default for k in METHODS[recipe.method].knobs.values()} | recipe.knobs
+    if recipe.as_run: knobs |= {k: v for k, v in AS_RUN.items() if k in knobs}
+    return {k: at_depth(v, depth-1 if layer is None else layer, depth) for k, v in knobs.items()}
+
+# %% ../../nbs/merging/06_recipe.ipynb #c058
+def _read_recipe(
+    path:Path,          # A recipe, or a merged folder
+)->Recipe:
+    "A recipe from a file, or one sentence about what is wrong with it"
+    if os.path.isdir(path): path = path/'recipe.json'
+    if not os.path.isfile(path):
+        raise ValueError(f"{path} is not there. Name a recipe file, or a merged folder that holds one.")
+    whole = read_json(path)
+    text, names = whole.get('recipe', whole), [f.name for f in fields(Recipe)]
+    if not isinstance(text, dict): raise ValueError(f"{path} is not a recipe: `recipe` is no table.")
+    if extra:=text.keys()-set(names):
+        raise ValueError(f"{path}: a recipe has no {sorted(extra)[0][:80]!r}; it has {', '.join(names)}.")
+    if missing:={'vlm', 'llm'}-text.keys(): raise ValueError(f"{path}: `{sorted(missing)[0]}` is missing.")
+    try: return Recipe(**text)
+    except (TypeError, AttributeError) as e: raise ValueError(f"{path} is not a recipe: {e}.") from None
