@@ -23,13 +23,15 @@ def limit(
     seconds:float,      # Of processor time of this thread, from now on
 ):
     "Within this block reading raises `Late` when the time is over: in any thread, and without signals"
-    before, _clock.ends = getattr(_clock, 'ends', None), time.thread_time()+seconds
+    before = getattr(_clock, 'ends', None)
+    _clock.ends = time.monotonic()+seconds, time.thread_time()+seconds
     try: yield
     finally: _clock.ends = before
 
 def in_time()->None:
     "Raise `Late` if the time of the block around is over"
-    if (ends:=getattr(_clock, 'ends', None)) and time.thread_time()>ends: raise Late
+    ends = getattr(_clock, 'ends', None)
+    if ends and time.monotonic()>ends[0] and time.thread_time()>ends[1]: raise Late
 
 # %% ../../nbs/scoring/02_numbers.ipynb #c011
 TOKEN = re.compile(r'\s*(\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+\.?\d*|\.\d+|[a-zA-Z]+|\S)')
