@@ -16,7 +16,7 @@ SIGNS = {'−':'-', '–':'-', '—':'-', '±':'+-', '×':'*', '·':'*', '⋅':'
          '≤':'<=', '≥':'>=', '≠':'!=', '≈':'=', '→':'=', '⇒':'=',                              # Relations
          '°':' deg ', 'º':' deg ', '˚':' deg ', '掳':' deg ',                                    # Degrees
          '½':' 1/2 ', '¼':' 1/4 ', '¾':' 3/4 ', '⅓':' 1/3 ', '⅔':' 2/3 ',
-         '，':',', '：':':', '∶':':', '（':'(', '）':')',                                      # Of Chinese keyboards
+         '，':',', '：':':', '∶':':', '（':'(', '）':')',                           # Of Chinese keyboards
          '“':'"', '”':'"', '’':"'", '‘':"'", '´':"'", '\u200b':'', '\xa0':' '}
 _SIGN = re.compile('|'.join(map(re.escape, SIGNS)))
 
@@ -72,12 +72,13 @@ def expand(
 # %% ../../nbs/scoring/01_spelling.ipynb #c020
 LATEX_COMMANDS = {'cdot':'*', 'times':'*', 'div':'/', 'pm':'+-', 'pi':' pi ', 'infty':' inf ', 'cup':' U ',
                   'leq':'<=', 'le':'<=', 'leqslant':'<=', 'lt':'<', 'geq':'>=', 'ge':'>=', 'geqslant':'>=',
-                  'gt':'>', 'neq':'!=', 'ne':'!=', 'approx':'=', 'colon':':', 'circ':' deg ', 'degree':' deg ',
+                  'gt':'>', 'neq':'!=', 'ne':'!=', 'approx':'=', 'colon':':',
+                  'circ':' deg ', 'degree':' deg ', 'angle':' ', 'therefore':' ',
                   'cos':' cos ', 'sin':' sin ', 'tan':' tan ', 'tg':' tan ', 'ln':' ln ', 'log':' log ',
-                  'left':'', 'right':'', 'quad':' ', 'qquad':' ', 'displaystyle':'', 'angle':' ', 'therefore':' ',
+                  'left':'', 'right':'', 'quad':' ', 'qquad':' ', 'displaystyle':'',
                   'textdollar':'$', 'dollar':'$', 'ldots':'...', 'dots':'...'}
-_STYLE = re.compile(r'\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|operatorname|mbox|boxed|bold|rm|bf'
-                    r'|boldsymbol)\b')
+_STYLE = re.compile(r'\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|operatorname|mbox|boxed|bold|rm'
+                    r'|bf|boldsymbol)\b')
 _STYLED = re.compile(_STYLE.pattern+r'\s*\{([^{}]*)\}')
 _SPACING = re.compile(r'\\[,;:! ]|\\\\|\\[()\[\]]')          # Thin spaces, line breaks, borders of a formula
 _DEGREES = re.compile(r'\^\s*\{?\s*\\(?:circ|degree)(?![a-z])\s*\}?')
