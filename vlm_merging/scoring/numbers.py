@@ -155,11 +155,11 @@ def number(
     return got[0] if got and not got[1] else None
 
 # %% ../../nbs/scoring/02_numbers.ipynb #c043
-ONES = {w:i for i, w in enumerate('zero one two three four five six seven eight nine ten eleven twelve thirteen '
-                                  'fourteen fifteen sixteen seventeen eighteen nineteen'.split())}
+ONES = {w:i for i, w in enumerate('zero one two three four five six seven eight nine ten eleven twelve '
+                                  'thirteen fourteen fifteen sixteen seventeen eighteen nineteen'.split())}
 TENS = {w:10*(i+2) for i, w in enumerate('twenty thirty forty fifty sixty seventy eighty ninety'.split())}
-FRACTIONS = dict(half=2, third=3, quarter=4, fourth=4, fifth=5, sixth=6, seventh=7, eighth=8, ninth=9, tenth=10,
-                 twelfth=12)
+FRACTIONS = dict(half=2, third=3, quarter=4, fourth=4, fifth=5, sixth=6, seventh=7, eighth=8, ninth=9,
+                 tenth=10, twelfth=12)
 SPELLED = re.compile(rf'(?:({"|".join(TENS)})(?:[- ]({"|".join(list(ONES)[1:10])}))?'
                      rf'|({"|".join(sorted(ONES, key=len)[::-1])}))(?: (hundred)\b)?(?![a-z])', re.I)
 

@@ -77,8 +77,8 @@ LATEX_COMMANDS = {'cdot':'*', 'times':'*', 'div':'/', 'pm':'+-', 'pi':' pi ', 'i
                   'cos':' cos ', 'sin':' sin ', 'tan':' tan ', 'tg':' tan ', 'ln':' ln ', 'log':' log ',
                   'left':'', 'right':'', 'quad':' ', 'qquad':' ', 'displaystyle':'',
                   'textdollar':'$', 'dollar':'$', 'ldots':'...', 'dots':'...'}
-_STYLE = re.compile(r'\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|operatorname|mbox|boxed|bold|rm'
-                    r'|bf|boldsymbol)\b')
+_STYLE = re.compile(r'\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|operatorname|mbox|boxed|bold'
+                    r'|rm|bf|boldsymbol)\b')
 _STYLED = re.compile(_STYLE.pattern+r'\s*\{([^{}]*)\}')
 _SPACING = re.compile(r'\\[,;:! ]|\\\\|\\[()\[\]]')          # Thin spaces, line breaks, borders of a formula
 _DEGREES = re.compile(r'\^\s*\{?\s*\\(?:circ|degree)(?![a-z])\s*\}?')
