@@ -47,8 +47,8 @@ def unit_of(
 _LABEL = re.compile(r'^[^=<>]{0,60}=\s*(?=[^=])')
 _MINUS_BEFORE_MONEY = re.compile(r'^- ?(\$|€|£|¥) ?(?=\d)')                  # `-$5`
 _WORDS_BEFORE = re.compile(
-    r'^(?:(?:is|are|was|about|around|approximately|approx|roughly|nearly|almost|exactly|only|just|a total of|of|'
-    r'the|at|equal to|equals|answer|value|would be|to be|be|by|us\$|usd|rs|\$|€|£|¥|[:=~"\'])[. ]*)+', re.I)
+    r'^(?:(?:is|are|was|about|around|approximately|approx|roughly|nearly|almost|exactly|only|just|a total of|'
+    r'of|the|at|equal to|equals|answer|value|would be|to be|be|by|us\$|usd|rs|\$|€|£|¥|[:=~"\'])[. ]*)+', re.I)
 
 # %% ../../nbs/scoring/03_quantities.ipynb #c017
 _SPACED = re.compile(r'(?<=\d)[ \u202f](?=\d{3}(?!\d))')
@@ -163,7 +163,8 @@ def same_share(
     percent, of_gold = [bool(q.unit) and q.unit[0]=='share^1' for q in (answer, gold)]
     if percent==of_gold: return None
     digits = answer.digits
-    if percent and digits and decimals(answer.value, digits)==decimals(100*gold.value, digits): return 'same share, rounded'
+    if percent and digits and decimals(answer.value, digits)==decimals(100*gold.value, digits):
+        return 'same share, rounded'
     value, target = answer.value*(.01 if percent else 1), gold.value*(.01 if of_gold else 1)
     return 'same share' if math.isclose(value, target, rel_tol=1e-9) else None
 
