@@ -1,14 +1,7 @@
 "The embedded trio: it opens offline, sees but does not reason, and a merge of it reasons about what it sees"
 import json
 import pytest, torch
-from vlm_merging.lab.trio import PLACES, TOPICS, accuracy, answer, ask, lab_folder, questions, scene
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from vlm_merging.lab.trio import PLACES, TOPICS, accuracy, answer, lab_folder, question_about, questions, scene
 
 @pytest.fixture(scope='module')
 def trio():
@@ -94,7 +87,7 @@ def test_answers_follow_from_the_scene():
     for topic in TOPICS:
         for _ in range(50):
             sc = scene(rng)
-            q, steps, a = ask(topic, sc, rng)
+            q, steps, a = question_about(topic, sc, rng)
             at = [sc[PLACES.index(w)] for w in q.split() if w in PLACES]
             n = [m for *_, m in at]
             match topic:

@@ -122,6 +122,25 @@ def test_columns_of_other_types():
     with pytest.raises(ValueError, match='prediction holds List'): score(pl.DataFrame(dict(answer=['7'], prediction=[['7']])))
     assert score(pl.DataFrame(schema=dict(answer=pl.String, prediction=pl.String))).height==0
 
+def test_a_run_a_file_and_a_table_score_alike(tmp_path):
+    from vlm_merging.asking.replies import replies
+    rows = [dict(benchmark='bars', run='v', index=str(i), question='How many?', answer='7', prediction=p) for i, p in enumerate(('7', 'It is 8.'))]
+    run = tmp_path/'v'
+    run.mkdir()
+    (run/'run.json').write_text('{}')
+    (run/'replies.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in rows))
+    expected = score(replies(run)).rows()
+    assert [r[-8] for r in expected]==[True, False]
+    assert score(run).rows()==score(str(run)).rows()==expected
+    for name, write in (('t.parquet', 'write_parquet'), ('t.jsonl', 'write_ndjson'), ('t.csv', 'write_csv')):
+        getattr(pl.DataFrame(rows), write)(tmp_path/name)
+        assert score(tmp_path/name)['correct'].to_list()==[True, False], name
+    (tmp_path/'words.txt').write_text('7')
+    for what, told in ((tmp_path/'nowhere', 'is not there'), (tmp_path, 'no run.json'), (tmp_path/'words.txt', 'is read from'), (rows, 'list .* is no table')):
+        with pytest.raises(ValueError, match=told): score(what)
+    (tmp_path/'t.jsonl').write_text(json.dumps(rows[0])+'\n[1, 2]\n')
+    with pytest.warns(UserWarning, match='line 2'): assert score(tmp_path/'t.jsonl').height==1
+
 def test_nothing_is_run(tmp_path):
     mark = tmp_path/'run'
     code = f"__import__('pathlib').Path({str(mark)!r}).touch()"

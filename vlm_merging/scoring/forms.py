@@ -7,7 +7,6 @@ from __future__ import annotations
 import re
 from .numbers import CONSTANTS, FUNCTIONS, number
 from .quantities import UNITS
-from .spelling import plain_spelling
 
 # %% auto #0
 __all__ = ['NAMED_SYMBOL', 'CHAIN', 'ENDS', 'RELATION', 'LABELLED', 'UNITLESS', 'split_top', 'brackets', 'coordinates',

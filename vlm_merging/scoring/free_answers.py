@@ -16,8 +16,7 @@ from .passages import Pick, asked_for, finals, sentences
 # %% auto #0
 __all__ = ['COMPOUND', 'NUMBER', 'ADVERB', 'COPULA', 'WEAK', 'RANGE', 'NO_VALUE', 'CONCLUSION', 'NOT', 'WHEN', 'BESIDE',
            'AGAINST', 'RANGED', 'CLAUSE', 'TERM', 'COMPUTED', 'ROUNDED', 'FORMULA_TERM', 'FORMULA', 'YES', 'SAID',
-           'FIRST', 'Found', 'computed', 'numbers', 'pick_number', 'formulas', 'shape', 'as_brackets', 'shaped',
-           'pick_text', 'onward', 'pick_value']
+           'FIRST', 'pick_number', 'formulas_in', 'answer_kind', 'pick_text', 'pick_value']
 
 # %% ../../nbs/scoring/08_free_answers.ipynb #c007
 COMPOUND = (r'\d+ ?(?:hours?|hrs?|h|feet|ft|lbs?|minutes?|min)[ ,]*(?:and )?'
@@ -41,7 +40,7 @@ RANGED = re.compile(r'\d\S*\s*\b(?:to|or)\s*$|\bbetween\b.{0,20}\band\s*$', re.I
 CLAUSE = re.compile(r',\s|[;:]\s|\.\s|\.$|\b(?:and|with|which|that|for|in|because|since|left|from|on|of|than)\b')
 
 @dataclass(frozen=True)
-class Found:
+class _Candidate:
     "A number in a sentence"
     text:str             # With what follows
     at:int               # Where it begins
@@ -52,7 +51,7 @@ class Found:
 TERM = r'(?:\d[\d,]*\.?\d*|\.\d+|sqrt|\bpi\b|\b(?:sin|cos|tan|ln|log)\b|[-+*/^()])'
 COMPUTED = re.compile(rf'(?<![\w.,)]){TERM}(?:\s*{TERM})*')
 
-def computed(
+def _expressions(
     sentence:str,       # As `plain_spelling` gives it
 )->list[tuple[int, str]]: # Where each begins
     "Fractions, roots, powers and multiples of pi in a sentence"
@@ -66,16 +65,16 @@ def computed(
         if got and not got[1]: out.append((m.start(), s))
     return out
 
-def numbers(
+def _candidates(
     sentence:str,       # As `plain_spelling` gives it
     question:str='',    # Numbers that stand there are quoted, not found
     counted:str|None=None, # What the question counts: `bar` in `How many bars ...?`
-)->list[Found]:
+)->list[_Candidate]:
     "Every number of a sentence"
     head = asked_for(question) if question else None           # `a difference of 7`
     year = bool(re.search(r'\b(?:which|what|what is the) year\b', question, re.I))
     known = set(re.findall(r'\d+(?:\.\d+)?|[a-z]+', question.lower()))
-    special = computed(sentence)
+    special = _expressions(sentence)
     spans = [(at, at+len(s)) for at, s in special]
     spans += [m.span() for m in NUMBER.finditer(sentence) if not any(a<=m.start()<b for a, b in spans)]
     out = []
@@ -87,7 +86,7 @@ def numbers(
         if head and re.search(rf'\b{head}s? of (?:about |exactly )?$', near) or (
                 year and not AGAINST.search(near) and re.fullmatch(r'(?:1[5-9]|20)\d\d', it)): direct = max(direct, 2)
         if counted and re.match(rf'(?: of the| of these)?(?: \w+)?? {counted}', after, re.I): direct = 2
-        out.append(Found(it+CLAUSE.split(after[:60])[0], start, direct, it.lstrip('+-$ ').replace(',', '').lower() in known,
+        out.append(_Candidate(it+CLAUSE.split(after[:60])[0], start, direct, it.lstrip('+-$ ').replace(',', '').lower() in known,
                          bool(RANGED.search(near) or RANGE.match(after) and not re.match(r'\s*and', after))))
     return out
 
@@ -102,7 +101,7 @@ def pick_number(
     "The number that a sentence gives as its answer"
     sentence = re.sub(r'(?<=[\w)]) ?\((?=[^()]*[a-z]{3})(?=[^()]*=)[^()]*\)$', '', plain_spelling(sentence).rstrip('! '))
     sentence = re.sub(r'(?<![\d.,] )(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d.,]| \d)', lambda m: m[0].replace(' ', ''), sentence)
-    if (m:=CONCLUSION.match(sentence)) and (NUMBER.search(m[1]) or computed(m[1])): sentence = m[1]
+    if (m:=CONCLUSION.match(sentence)) and (NUMBER.search(m[1]) or _expressions(m[1])): sentence = m[1]
     reason = re.search(r',? (?:because|since|as (?:the|there|it|we|they)) .*$', sentence)
     for tail in (reason, NOT.search(sentence), WHEN.search(sentence)):
         if tail and NUMBER.search(sentence[:tail.start()]): sentence = sentence[:tail.start()]
@@ -110,7 +109,7 @@ def pick_number(
     if len(last)>1 and not re.search(r'\b(?:is|are|equals)\b', last[-1]) and (it:=quantity(last[-1])):
         return None if re.match(r'or -?\d', it.rest) else last[-1].strip()
     how_many = re.search(r'how many (?:\w+ )??(\w{3,}?)s?\b(?= |$)', question, re.I)
-    found = numbers(sentence, question, how_many and how_many[1])
+    found = _candidates(sentence, question, how_many and how_many[1])
     if how_many and all(f.quoted for f in found) and NO_VALUE.match(sentence): return '0'
     if not found: return (re.findall(r'(?<![\d:])\d{1,9} ?: ?\d{1,9}(?![\d:])', sentence) or [None])[-1]
     if whole: found = [f for f in found if re.match(r'\W*(?:\d[\d,]*(?!\.?\d)|\d[\d.]* (?:thou|m|b)|[a-z])', f.text, re.I)] or found
@@ -127,7 +126,7 @@ FORMULA_TERM = (r'(?:\d[\d,]*\.?\d*|\.\d+|sqrt|sin|cos|tan|ln|log|pi|inf|deg|(?<
                 r'|(?<=\d)[a-z](?![a-zA-Z])|[-+*/^()|<>=!]|\[|\])')
 FORMULA = re.compile(rf'{FORMULA_TERM}(?:\s*{FORMULA_TERM})*')
 
-def formulas(
+def formulas_in(
     sentence:str,       # As `plain_spelling` gives it
 )->list[str]:
     "Runs of a sentence that hold no words"
@@ -136,7 +135,7 @@ def formulas(
 
 YES = ('yes', 'no', 'true', 'false')
 
-def shape(
+def answer_kind(
     gold:str,           # As published
 )->str:                 # 'number', 'ratio', 'coordinates', 'relation', 'formula', 'list', 'range', 'yes or no' or 'text'
     "What kind of thing to look for in a reply"
@@ -154,7 +153,7 @@ def shape(
     g = unitless(unlabelled(g))
     return 'formula' if variables(g) and re.search(r'[-+*/^\d(]', g) else 'text'
 
-def as_brackets(
+def _as_brackets(
     sentence:str,       # As `plain_spelling` gives it
 )->str|None:            # Coordinates, or an interval; None: neither is told
     "What `x = 1, y = -4` or `x <= 2` would be in brackets"
@@ -170,16 +169,16 @@ def as_brackets(
     shut = '=' in sign
     return f"(- inf , {end}{']' if shut else ')'}" if sign[0]=='<' else f"{'[' if shut else '('}{end}, inf )"
 
-def shaped(
+def _last_of_kind(
     sentence:str,       # A passage of a reply
-    kind:str,           # As `shape` gives it
+    kind:str,           # As `answer_kind` gives it
     gold:str='',        # As published: which variables, how many brackets
 )->str|None:            # None: it holds nothing of this kind
     "The last thing of a kind in a passage"
     s = plain_spelling(sentence)
     if kind=='coordinates':
         found, many = coordinates(re.sub(r'\bthe origin\b', '(0,0)', s)), len(coordinates(plain_spelling(gold))) or 1
-        return '; '.join(found[-many:]) if found else as_brackets(s) if many==1 else None
+        return '; '.join(found[-many:]) if found else _as_brackets(s) if many==1 else None
     if kind=='range':
         found = [m[0] for m in re.finditer(ENDS, s) if range_ends(m[0].strip())]
         return found[-1].strip() if found else None
@@ -196,12 +195,12 @@ def shaped(
         return m[-1] if m else None
     g = unitless(unlabelled(plain_spelling(gold)))
     if kind=='formula':
-        parts = [p.strip() for r in formulas(s) for p in r.split('=') if p.strip()]
+        parts = [p.strip() for r in formulas_in(s) for p in r.split('=') if p.strip()]
         runs = [p for p in parts if variables(p)==variables(g)]
     else:
         of = sides(plain_spelling(gold))
         names = variables(of[0] if equation(of) or not variables(of[2]) else of[2])
-        runs = [r for r in formulas(s) if variables(r)>=names and re.search('[<>]' if of[1]!='=' else '=', r)]
+        runs = [r for r in formulas_in(s) if variables(r)>=names and re.search('[<>]' if of[1]!='=' else '=', r)]
     if not runs: return None
     if kind=='relation' and (m:=re.match(r'^(.*?)=.*=(?=[^=]+$)(.*)$', runs[-1])): return f'{m[1]}={m[2]}'
     return runs[-1]
@@ -226,7 +225,7 @@ def pick_text(
     if not commas: rest = re.split(r', (?=[a-z])', rest)[0]
     return Pick(rest, p.tier, p.reason) if rest and len(rest.split())<=words+3 else p
 
-def onward(
+def _onward(
     p:Pick,             # What was taken
     reply:str,          # Of a model
 )->Pick:
@@ -243,16 +242,16 @@ def pick_value(
     whole:bool=False,   # Is a whole number asked for?
 )->Pick:
     "The number, formula, list or coordinates that a reply gives as its answer"
-    kind = shape(gold)
+    kind = answer_kind(gold)
     passages = list(finals(reply, question))
     if passages and bare(plain_spelling(passages[0].text))==bare(plain_spelling(gold)): return passages[0]   # The whole passage, whatever its kind
     if kind=='text': return pick_text(passages, len(gold.split()), ',' in gold)
     if kind!='number':
         tries = passages+[Pick(s, 'fallback', 'an earlier sentence') for s in reversed(sentences(reply))]
         many = len(coordinates(plain_spelling(gold))) if kind=='coordinates' else 1
-        if many>1: tries = [p for t in tries for p in (t, onward(t, reply)) if len(coordinates(plain_spelling(p.text)))>=many] or tries
+        if many>1: tries = [p for t in tries for p in (t, _onward(t, reply)) if len(coordinates(plain_spelling(p.text)))>=many] or tries
         for p in tries:
-            if (s:=shaped(p.text, kind, gold)) is not None: return Pick(s, p.tier, p.reason)
+            if (s:=_last_of_kind(p.text, kind, gold)) is not None: return Pick(s, p.tier, p.reason)
     about = [p for p in passages if p.reason.startswith('the last sentence about')]
     surely = [(p, False) for p in passages if p.tier!='fallback' and p not in about]+[(p, True) for p in about]
     for p, sure in surely+[(p, False) for p in about+passages]:

@@ -10,20 +10,20 @@ from .quantities import quantity
 from .forms import coordinates
 from .equality import same
 from .passages import Pick, finals, sentences
-from .free_answers import formulas, pick_number
+from .free_answers import formulas_in, pick_number
 from ..benchmarks.items import LETTERS
 
 # %% auto #0
-__all__ = ['LEAD', 'CHOSEN', 'AFTER', 'OPTION', 'NEGATED', 'CONCLUSION_WORD', 'TICK', 'CROSS', 'undenied', 'letter_in', 'options',
-           'worded', 'gold_letters', 'named', 'equal_option', 'sequence_option', 'option_in', 'other_value',
-           'only_letter', 'pick_option']
+__all__ = ['LEAD', 'CHOSEN', 'AFTER', 'OPTION', 'NEGATED', 'CONCLUSION_WORD', 'TICK', 'CROSS', 'letter_in', 'options_in',
+           'plain_words', 'gold_letters', 'named_options', 'equal_option', 'sequence_option', 'option_in',
+           'pick_option']
 
 # %% ../../nbs/scoring/09_options.ipynb #c007
 LEAD = r"(?i:\b(?:so|hence|thus|therefore|it's|it is|it must be|must be|choose|pick|select|selected|go with|conclude|fits|remains|is|be)[ ,:]+|[→⇒]\s*)"
 CHOSEN = re.compile(rf'\b(?i:option|choice|answer|ans)\b|\([A-Z]\)|^\W*[A-Z]\W*$|{LEAD}(?:option |choice |letter )?[("\']*[A-Z][)"\' .!]*(?:$|,? (?:because|since))')
 AFTER = r'(?:is|are|because|since|as|for|which|and|with|in|where|according|based|matches|best|shows?|option|choice|would|must|has)\b'
 
-def undenied(
+def _undenied(
     text:str,           # A passage of a reply
     letters:str,        # Those that stand for an option
 )->str:
@@ -46,7 +46,7 @@ def letter_in(
         left = set(letters)-set(re.findall(L, gone[1]))
         if len(left)==1: return left.pop()                      # All others are ruled out
     s = re.sub(rf'\b{L}(?:(?:,? and |,? or |, |/| ){L}\b){{2,}}', '', s)    # `A, B, C, D` chooses none
-    s = undenied(s, letters)
+    s = _undenied(s, letters)
     both = re.match(rf'\W*({L})\)?\s*(?:,|or|and|/|&)\s*\(?({L})(?![\w\'’.):])', s)
     if both: return both[1]+both[2]                             # Two letters are no single option
     s = re.sub(rf"\bA(?= (?!{AFTER})[a-z])", 'a', s)           # `A cat` is no option
@@ -66,7 +66,7 @@ def letter_in(
 
 OPTION = re.compile(r'(?:^|\n|(?<=\s))\(?([A-Z])\s*[).:、．：]\s*')
 
-def options(
+def options_in(
     question:str,       # As asked
 )->tuple[str, ...]:     # In letter order; empty: none found
     "The options that a question lists behind `Choices:` or line by line"
@@ -81,7 +81,7 @@ def options(
     return tuple(o.strip(' \n,;') for o in found) if len(found)>1 else ()
 
 # %% ../../nbs/scoring/09_options.ipynb #c011
-def worded(
+def plain_words(
     text:str,           # Any text
 )->str:
     "Words in lower case and singular with single spaces, for finding one text in another"
@@ -99,13 +99,13 @@ def gold_letters(
     equal = [i for i, c in enumerate(choices) if same(c, gold)]
     return LETTERS[equal[0]] if len(equal)==1 else ''
 
-def named(
+def named_options(
     span:str,           # A passage of a reply
     choices:tuple,      # Texts in letter order
 )->list[int]:           # One that is part of another counts only by itself
     "The options whose texts a passage contains"
-    s = f' {worded(span)} '
-    hits = {i:w for i, c in enumerate(choices) if (w:=re.sub('^(?:the|an?) (?=.)', '', worded(c))) and f' {w} ' in s}
+    s = f' {plain_words(span)} '
+    hits = {i:w for i, c in enumerate(choices) if (w:=re.sub('^(?:the|an?) (?=.)', '', plain_words(c))) and f' {w} ' in s}
     return [i for i, w in hits.items() if not any(w!=v and f' {w} ' in f' {v} ' for v in hits.values())]
 
 def equal_option(
@@ -143,17 +143,17 @@ def option_in(
     if any(coordinates(c) for c in choices): span = re.sub(r'\bthe origin\b', '(0, 0)', span)
     if all(v is not None and not re.match(r'%?[-:]|.*[a-z]{4}', v.rest) for v in values):
         return equal_option(pick_number(span), choices)
-    hits = named(span, choices)
-    if len(hits)>1: hits = named(NEGATED.sub(' ', span), choices) or hits
+    hits = named_options(span, choices)
+    if len(hits)>1: hits = named_options(NEGATED.sub(' ', span), choices) or hits
     if len(hits)>1 and (clause:=CONCLUSION_WORD.split(span)[-1])!=span: return option_in(clause, choices)
     if hits: return hits[0] if len(hits)==1 else None
     if not any(re.search(r'[\d\\^=<>]', c) for c in choices): return None
     s = plain_spelling(span)
-    tries = (pick_number(s), re.split('(?<![<>!])=', s)[-1], *formulas(s)[-1:], *coordinates(s)[-1:])
+    tries = (pick_number(s), re.split('(?<![<>!])=', s)[-1], *formulas_in(s)[-1:], *coordinates(s)[-1:])
     return next((i for t in tries if (i:=equal_option(t, choices)) is not None), None)
 
 # %% ../../nbs/scoring/09_options.ipynb #c015
-def other_value(
+def _other_value(
     span:str,           # What a reply marked as its answer
     choices:tuple,      # Texts in letter order
 )->str|None:            # None: it is one of the options, or they are no numbers
@@ -165,7 +165,7 @@ def other_value(
 TICK = re.compile(r'✓|✔|✅|(?<!in)(?<!not )\b(?:correct|right|true|yes)\b', re.I)
 CROSS = re.compile(r'✗|✘|❌|\b(?:incorrect|wrong|false|not|no)\b', re.I)
 
-def only_letter(
+def _only_letter(
     sentence:str,       # A short one
     letters:str,        # Of the options
 )->str|None:            # None: none, or several
@@ -205,10 +205,10 @@ def pick_option(
     for p in spans:
         if (i:=option_in(p.text, choices)) is not None:
             return Pick(letters[i], p.tier if p.tier=='fallback' else 'pattern', f'option text: {p.reason}')
-        if p.reason in ('boxed', 'the answer tag') and (told:=other_value(p.text, choices)):
+        if p.reason in ('boxed', 'the answer tag') and (told:=_other_value(p.text, choices)):
             return Pick(told, p.tier, 'a value that is none of the options')
     plain_words = not any(re.search(r'\b[A-Z]\b', c) for c in choices)  # `Bird C` is the name of an option, not of its letter
-    if plain_words and len(last)<60 and (l:=only_letter(undenied(last, letters), letters)):
+    if plain_words and len(last)<60 and (l:=_only_letter(_undenied(last, letters), letters)):
         return Pick(l, 'pattern', 'the only letter of the last sentence')
     i = option_in(reply, choices)
     return Pick('', 'none', 'no option found') if i is None else Pick(letters[i], 'fallback', 'the only option that the reply names')

@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from .equality import same
 from ..benchmarks.items import LETTERS
 from .passages import finals
-from .options import worded
-from .numbers import in_time
-from .spelling import plain_spelling
+from .options import plain_words
+from .numbers import in_time, plain_spelling
 
 # %% auto #0
-__all__ = ['NOTHING', 'NUMBER_WORDS', 'LITTLE', 'DAYS', 'Mark', 'marked_as', 'infer_option', 'by_option', 'number_of',
-           'mathvista_strict', 'mathvision_strict', 'mathverse_strict', 'short_answer', 'dynamath_strict', 'mm_math',
-           'golds', 'share_or_number', 'relaxed', 'edits', 'anls', 'normal', 'vqa', 'contains', 'yesno', 'same_text',
-           'same_items', 'answer_of']
+__all__ = ['NO_ANSWER_FOUND', 'Mark', 'official_mark', 'infer_option', 'option_strict', 'python_number', 'mathvista_strict',
+           'mathvision_strict', 'mathverse_strict', 'short_answer', 'dynamath_strict', 'mm_math', 'accepted_answers',
+           'chart_number', 'relaxed', 'edit_distance', 'anls', 'vqa_spelling', 'vqa', 'contains', 'yesno', 'same_text',
+           'same_items', 'final_passage']
 
 # %% ../../nbs/scoring/10_rules.ipynb #c007
 @dataclass(frozen=True)
@@ -28,9 +27,9 @@ class Mark:
     tier:str             # exact, pattern, fallback or none
     reason:str           # Why
 
-NOTHING = Mark(0., '', 'none', 'the official rule finds no answer without a judge')
+NO_ANSWER_FOUND = Mark(0., '', 'none', 'the official rule finds no answer without a judge')
 
-def marked_as(
+def official_mark(
     right:bool|float,    # 0 to 1
     picked:str,         # What was looked at
     reason:str='official rule', # On what ground
@@ -52,17 +51,17 @@ def infer_option(
     held = [l for l, c in zip(letters, choices) if c.strip() and c.lower() in text]
     return held[0] if len(held)==1 else None
 
-def by_option(
+def option_strict(
     reply:str,          # Of a model
     letter:str,          # Of the right option
     choices:tuple,      # Texts in letter order
 )->Mark:
     "Right if `infer_option` finds the letter"
     l = infer_option(reply, choices)
-    return marked_as(l==letter, l) if l else NOTHING
+    return official_mark(l==letter, l) if l else NO_ANSWER_FOUND
 
 # %% ../../nbs/scoring/10_rules.ipynb #c013
-def number_of(
+def python_number(
     text:str,           # Any text
     kind:type=float,     # float or int
 )->float|None:           # None: Python reads no number
@@ -79,10 +78,10 @@ def mathvista_strict(
 )->Mark:
     "A free answer must be nothing but a number; texts and lists are never right"
     kind = {'integer':int, 'float':float}.get(answer_type)
-    if kind is None: return NOTHING                     # The script compares with `None`
-    x = number_of(reply, kind)
-    if x is None: return NOTHING
-    return marked_as(x==number_of(gold), reply)
+    if kind is None: return NO_ANSWER_FOUND                     # The script compares with `None`
+    x = python_number(reply, kind)
+    if x is None: return NO_ANSWER_FOUND
+    return official_mark(x==python_number(gold), reply)
 
 def mathvision_strict(
     reply:str,          # Of a model
@@ -91,9 +90,9 @@ def mathvision_strict(
 )->Mark:
     "Equal in lower case, or as numbers within 1e-6"
     a, g = reply.strip().lower(), gold.strip().lower()
-    x, y = number_of(a), number_of(g)
-    if a!=g and (x is None or y is None): return NOTHING
-    return marked_as(a==g or abs(x-y)<1e-6, reply.strip())
+    x, y = python_number(a), python_number(g)
+    if a!=g and (x is None or y is None): return NO_ANSWER_FOUND
+    return official_mark(a==g or abs(x-y)<1e-6, reply.strip())
 
 def mathverse_strict(
     reply:str,          # Of a model
@@ -101,7 +100,7 @@ def mathverse_strict(
     **_,                # What other rules need
 )->Mark:
     "Equal as text"
-    return marked_as(1, reply.strip()) if reply.strip()==gold.strip() else NOTHING
+    return official_mark(1, reply.strip()) if reply.strip()==gold.strip() else NO_ANSWER_FOUND
 
 # %% ../../nbs/scoring/10_rules.ipynb #c017
 def short_answer(
@@ -123,13 +122,13 @@ def dynamath_strict(
 )->Mark:
     "The rule of DynaMath's evaluation"
     told = short_answer(reply)
-    if told is None: return NOTHING
+    if told is None: return NO_ANSWER_FOUND
     if answer_type=='float':
-        x, y = number_of(told), number_of(gold)
+        x, y = python_number(told), python_number(gold)
         if x is None: return Mark(0., told, 'exact', 'not a number and nothing else')
-        return marked_as(y is not None and abs(x-y)<=.001, told)
-    if answer_type=='multiple choice': return marked_as(told.strip().strip('()')==gold or told==gold, told)
-    return marked_as(bool(told) and told.lower() in gold.lower(), told)
+        return official_mark(y is not None and abs(x-y)<=.001, told)
+    if answer_type=='multiple choice': return official_mark(told.strip().strip('()')==gold or told==gold, told)
+    return official_mark(bool(told) and told.lower() in gold.lower(), told)
 
 # %% ../../nbs/scoring/10_rules.ipynb #c021
 def mm_math(
@@ -141,21 +140,21 @@ def mm_math(
     reply = reply[-4000:]
     told = re.findall(r'\\boxed\{((?:[^{}]|\{(?:[^{}]|\{[^{}]{0,200}\}){0,50}\}){0,300})\}', reply)[-20:]
     if not told: told = re.findall(r'\$([^$]{1,200})\$', reply.strip().rpartition('\n')[2])[-20:]
-    if not told: return NOTHING
+    if not told: return NO_ANSWER_FOUND
     def parts(text): return [plain_spelling(p) for p in re.split(r',(?!\d{3}\b)|;|，|；', text) if p.strip()]
     left, right = [p for t in told for p in parts(t)][-40:], parts(gold.replace('$', ''))[:40]
     def near(a, g):
         if a==g or same(a, g): return True
-        x, y = number_of(a), number_of(g)
+        x, y = python_number(a), python_number(g)
         return x is not None and y is not None and any(abs(x-z)<=.0101 for z in (y, y*100, y/100))
     for g in list(right):
         hit = next((a for a in left if near(a, g)), None)
-        if hit is None: return marked_as(0, ', '.join(told))
+        if hit is None: return official_mark(0, ', '.join(told))
         left.remove(hit)
-    return marked_as(not left, ', '.join(told))
+    return official_mark(not left, ', '.join(told))
 
 # %% ../../nbs/scoring/10_rules.ipynb #c025
-def golds(
+def accepted_answers(
     gold:str,            # One answer, or a JSON list of answers
 )->list[str]:
     "Every accepted answer"
@@ -165,28 +164,28 @@ def golds(
         if isinstance(made, list) and made: return [str(g) for g in made]
     return [gold]
 
-def share_or_number(
+def chart_number(
     text:str,           # Any text
     lenient:bool=False, # Look over `$`, thousands separators and a full stop?
 )->float|None:
     "A number; with a percent sign, its hundredth"
     if lenient: text = text.strip().rstrip('.').replace(',', '').lstrip('$')
-    x = number_of(text.rstrip('%'))
+    x = python_number(text.rstrip('%'))
     return x/100 if x is not None and text.endswith('%') else x
 
 def relaxed(
     reply:str,          # Of a model
     gold:str,           # As published
-    lenient:bool=False, # As for `share_or_number`
+    lenient:bool=False, # As for `chart_number`
     **_,                # What other rules need
 )->Mark:
     "Relaxed accuracy: a number within 5%, another text equal without case (ChartQA)"
-    x, y = share_or_number(reply, lenient), share_or_number(gold, lenient)
-    if x is not None and y: return marked_as(abs(x-y)<=.05*abs(y)+1e-12, reply.strip(), 'within 5%')
-    return marked_as(reply.strip().lower().rstrip('.')==gold.strip().lower(), reply.strip(), 'text')
+    x, y = chart_number(reply, lenient), chart_number(gold, lenient)
+    if x is not None and y: return official_mark(abs(x-y)<=.05*abs(y)+1e-12, reply.strip(), 'within 5%')
+    return official_mark(reply.strip().lower().rstrip('.')==gold.strip().lower(), reply.strip(), 'text')
 
 # %% ../../nbs/scoring/10_rules.ipynb #c029
-def edits(
+def edit_distance(
     a:str,              # One text
     b:str,              # The other
 )->int:
@@ -205,15 +204,15 @@ def anls(
 )->Mark:
     "Normalised Levenshtein similarity to the nearest gold answer, 0 below one half (DocVQA)"
     a, best = ' '.join(reply.lower().split())[:500], 0.
-    for g in dict.fromkeys(golds(gold)):
+    for g in dict.fromkeys(accepted_answers(gold)):
         g = ' '.join(g.lower().split())[:500]
-        if len(a)<=2*len(g): best = max(best, 1-edits(a, g)/max(len(a), len(g), 1))
-    return marked_as(best if best>=.5 else 0., reply.strip()[:500], 'edit distance')
+        if len(a)<=2*len(g): best = max(best, 1-edit_distance(a, g)/max(len(a), len(g), 1))
+    return official_mark(best if best>=.5 else 0., reply.strip()[:500], 'edit distance')
 
 # %% ../../nbs/scoring/10_rules.ipynb #c033
-NUMBER_WORDS = dict(zip('zero one two three four five six seven eight nine ten'.split(), map(str, range(11))), none='0')
+_NUMBER_WORDS = dict(zip('zero one two three four five six seven eight nine ten'.split(), map(str, range(11))), none='0')
 
-def normal(
+def vqa_spelling(
     text:str,           # Any text
 )->str:
     "Lower case, digits for small numbers, no articles, no punctuation, as VQA does"
@@ -221,7 +220,7 @@ def normal(
     for c in ';/[]"{}()=+\\_-><@`,?!':                  # A sign within a word parts it, one beside a space goes
         if c in text: text = text.replace(c, '' if f'{c} ' in text or f' {c}' in text or re.search(r'\d,\d', text) else ' ')
     text = re.sub(r'(?!<=\d)(\.)(?!\d)', '', text)
-    return ' '.join(NUMBER_WORDS.get(w, w) for w in text.split() if w not in ('a', 'an', 'the'))
+    return ' '.join(_NUMBER_WORDS.get(w, w) for w in text.split() if w not in ('a', 'an', 'the'))
 
 def vqa(
     reply:str,          # Of a model
@@ -229,11 +228,11 @@ def vqa(
     **_,                # What other rules need
 )->Mark:
     "VQA accuracy: the mean of min(1, matches/3) over all ways to leave one person out (TextVQA)"
-    a, of = normal(reply), [normal(g) for g in golds(gold)]
-    if len(of)<2: return marked_as(a==of[0], a, 'the only gold answer')
+    a, of = vqa_spelling(reply), [vqa_spelling(g) for g in accepted_answers(gold)]
+    if len(of)<2: return official_mark(a==of[0], a, 'the only gold answer')
     hits = of.count(a)
     left = [hits-(g==a) for g in of]
-    return marked_as(sum(min(1, h/3) for h in left)/len(of), a, f'{hits} of {len(of)} people')
+    return official_mark(sum(min(1, h/3) for h in left)/len(of), a, f'{hits} of {len(of)} people')
 
 # %% ../../nbs/scoring/10_rules.ipynb #c037
 def contains(
@@ -246,8 +245,8 @@ def contains(
     formula = 'mathematical' in str(tags.get('category', '')).lower()
     def form(t): return re.sub(r'\s+', '', t) if formula else t.lower().strip().replace('\n', ' ')
     text = form(reply)
-    hit = next((g for g in golds(gold) if form(g) and form(g) in text), None)
-    return marked_as(hit is not None, hit or reply.strip()[:100], 'contained' if hit else 'not contained')
+    hit = next((g for g in accepted_answers(gold) if form(g) and form(g) in text), None)
+    return official_mark(hit is not None, hit or reply.strip()[:100], 'contained' if hit else 'not contained')
 
 def yesno(
     reply:str,          # Of a model
@@ -259,18 +258,18 @@ def yesno(
     found = re.findall(r"\byes\b|\bno\b"+(r"|\bnot\b|n't\b" if lenient else ''), reply.lower())
     told = {'yes' if f=='yes' else 'no' for f in (found[:1] if lenient else found)}
     if len(told)!=1: return Mark(0., '', 'none', 'neither yes nor no' if not told else 'both yes and no')
-    return marked_as(gold.strip().lower() in told, *told, 'yes or no')
+    return official_mark(gold.strip().lower() in told, *told, 'yes or no')
 
 # %% ../../nbs/scoring/10_rules.ipynb #c041
-LITTLE = ('a', 'an', 'the', 'at', 'in', 'on')
-DAYS = frozenset('jan feb mar apr jun jul aug sep oct nov dec mon tue wed thu fri sat sun'.split()) # `July` and `Jul`
+_SMALL_WORDS = ('a', 'an', 'the', 'at', 'in', 'on')
+_MONTHS_AND_DAYS = frozenset('jan feb mar apr jun jul aug sep oct nov dec mon tue wed thu fri sat sun'.split()) # `July` and `Jul`
 
 def same_text(
     answer:str,         # As picked from a reply
     gold:str,           # As published
 )->str|None:             # In what they agree; None: they do not
     "Compare two short texts without case, punctuation, articles and plural"
-    def words(t): return [w[:3] if w[:3] in DAYS and len(w)>3 else w for w in worded(t).split() if w not in LITTLE]
+    def words(t): return [w[:3] if w[:3] in _MONTHS_AND_DAYS and len(w)>3 else w for w in plain_words(t).split() if w not in _SMALL_WORDS]
     return 'same words' if words(gold) and words(answer)==words(gold) else None
 
 def same_items(
@@ -278,10 +277,10 @@ def same_items(
     gold:str,            # As published, with commas between the items
 )->str|None:             # In what they agree; None: they do not
     "Compare two lists of texts, in any order"
-    def items(t): return sorted(' '.join(worded(p).split()) for p in re.split(r',|;|\band\b|\|', t) if p.strip())
+    def items(t): return sorted(' '.join(plain_words(p).split()) for p in re.split(r',|;|\band\b|\|', t) if p.strip())
     return 'same items' if items(gold) and items(answer)==items(gold) else None
 
-def answer_of(
+def final_passage(
     reply:str,           # As `readable_part` gives it
     question:str='',    # As asked
 )->str:
