@@ -179,7 +179,7 @@ def test_a_fault_of_ours_costs_one_reply_a_point_and_no_more(monkeypatch):
 def test_a_child_that_dies_is_replaced():
     with Algebra(seconds=30) as algebra:
         assert algebra.same('x(x+1)', 'x^2+x')
-        algebra.child.kill(); algebra.child.wait()
+        algebra.child.process.kill(); algebra.child.process.wait()
         assert algebra.same('x(x+1)', 'x^2+x') is None
         assert algebra.ready().same('x(x+1)', 'x^2+x')
 
