@@ -52,7 +52,7 @@ def _alarm(seconds):
     try: yield
     finally: signal.setitimer(signal.ITIMER_REAL, 0)
 
-# %% ../../nbs/scoring/06_algebra.ipynb #c017
+# %% ../../nbs/scoring/06_algebra.ipynb #c018
 MEMORY = 2<<30         # Bytes of address space that the child may use
 
 def _fenced_in():
@@ -66,7 +66,7 @@ def _fenced_in():
     except (ImportError, ValueError, OSError): pass    # Not on Windows; and macOS has no such limit
     return answers
 
-# %% ../../nbs/scoring/06_algebra.ipynb #c019
+# %% ../../nbs/scoring/06_algebra.ipynb #c020
 def serve():
     "Answer each line `[seconds, answer, gold]` of standard input with `true`, `false` or `null`"
     answers = _fenced_in()
@@ -81,14 +81,14 @@ def serve():
         except Exception: verdict = None   # Whatever SymPy raises means: not decided
         print(json.dumps(verdict), file=answers, flush=True)
 
-# %% ../../nbs/scoring/06_algebra.ipynb #c021
+# %% ../../nbs/scoring/06_algebra.ipynb #c022
 class _Child:
     "A process that serves, and a queue of the lines that it says"
     def __init__(self):
         here = str(Path(__file__).resolve().parents[2]) if '__file__' in globals() else ''
-        code = f'import sys; sys.path.insert(0, {here!r}); from vlm_merging.scoring.algebra import serve; serve()'
-        self.process = subprocess.Popen([sys.executable, '-c', code], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.DEVNULL, text=True, encoding='utf-8')
+        code = f'import sys; sys.path.insert(0, {here!r})\nfrom vlm_merging.scoring.algebra import serve\nserve()'
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen([sys.executable, '-c', code], text=True, encoding='utf-8', **pipes)
         self.lines = queue.Queue()
         threading.Thread(target=self.read, args=(self.process.stdout,), daemon=True).start()
     def read(self, out):
@@ -109,7 +109,7 @@ class _Child:
         with contextlib.suppress(OSError): self.process.stdin.close()    # It may have ended before
         self.process.wait()
 
-# %% ../../nbs/scoring/06_algebra.ipynb #c026
+# %% ../../nbs/scoring/06_algebra.ipynb #c027
 class Algebra:
     "A process that compares formulas, each within `seconds`"
     def __init__(self,
