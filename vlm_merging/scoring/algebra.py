@@ -86,7 +86,8 @@ class _Child:
     "A process that serves, and a queue of the lines that it says"
     def __init__(self):
         here = str(Path(__file__).resolve().parents[2]) if '__file__' in globals() else ''
-        code = f'import sys; sys.path.insert(0, {here!r})\nfrom vlm_merging.scoring.algebra import serve\nserve()'
+        code = (f'import sys; sys.path.insert(0, {here!r}); '
+                'from vlm_merging.scoring.algebra import serve; serve()')
         pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         self.process = subprocess.Popen([sys.executable, '-c', code], text=True, encoding='utf-8', **pipes)
         self.lines = queue.Queue()

@@ -175,7 +175,8 @@ def marked(
 
 # %% ../../nbs/scoring/07_passages.ipynb #c054
 _CONCLUDING = re.compile(r'\b(?:therefore|thus|hence|consequently|so|accordingly|in conclusion|in summary|'
-                         r'finally|this means|which means|we get|we have|we find|leaving|equals|left with)\b', re.I)
+                         r'finally|this means|which means|we get|we have|we find|leaving|equals|left with)\b',
+                         re.I)
 
 # %% ../../nbs/scoring/07_passages.ipynb #c057
 _RESULT = re.compile(r'(?:(?<![<>!])=|≈|→|⇒|\\approx)([^=≈→⇒]{1,80})$'
@@ -200,9 +201,9 @@ def alone(
     return bool(it) and len(it.rest)<12 and not _WORDY.search(plain_spelling(sentence))
 
 # %% ../../nbs/scoring/07_passages.ipynb #c061
-_STOP = frozenset('the a an of is are was were in on at to and or for by with from what which how many much does do did '
-                  'this that these there it its as be your you please answer question final value end provide unit '
-                  'image figure shown'.split())
+_STOP = frozenset('the a an of is are was were in on at to and or for by with from what which how many much does do '
+                  'did this that these there it its as be your you please answer question final value end provide '
+                  'unit image figure shown'.split())
 
 def words_of(
     text:str,           # Any text
@@ -212,8 +213,8 @@ def words_of(
 
 # %% ../../nbs/scoring/07_passages.ipynb #c062
 _ASKED = re.compile(r"\b(?:what(?: is|'s| was| are| were| will be)? (?:the )?|which |how many |how much |"
-                    r'find (?:the )?|determine (?:the )?|calculate (?:the )?)((?:(?!(?:of|in|for|is|are|does|do|to|did|'
-                    r'was|were|that|between|would|will|has|have)\b)[a-z-]+ ?){1,5})', re.I)
+                    r'find (?:the )?|determine (?:the )?|calculate (?:the )?)((?:(?!(?:of|in|for|is|are|does|do|to|'
+                    r'did|was|were|that|between|would|will|has|have)\b)[a-z-]+ ?){1,5})', re.I)
 
 def asked_for(
     question:str,       # As asked

@@ -48,7 +48,8 @@ _LABEL = re.compile(r'^[^=<>]{0,60}=\s*(?=[^=])')
 _MINUS_BEFORE_MONEY = re.compile(r'^- ?(\$|€|£|¥) ?(?=\d)')                  # `-$5`
 _WORDS_BEFORE = re.compile(
     r'^(?:(?:is|are|was|about|around|approximately|approx|roughly|nearly|almost|exactly|only|just|a total of|'
-    r'of|the|at|equal to|equals|answer|value|would be|to be|be|by|us\$|usd|rs|\$|€|£|¥|[:=~"\'])[. ]*)+', re.I)
+    r'of|the|at|equal to|equals|answer|value|would be|to be|be|by|us\$|usd|rs|\$|€|£|¥|'
+    r'[:=~"\'])[. ]*)+', re.I)
 
 # %% ../../nbs/scoring/03_quantities.ipynb #c017
 _SPACED = re.compile(r'(?<=\d)[ \u202f](?=\d{3}(?!\d))')
