@@ -201,9 +201,9 @@ def alone(
     return bool(it) and len(it.rest)<12 and not _WORDY.search(plain_spelling(sentence))
 
 # %% ../../nbs/scoring/07_passages.ipynb #c061
-_STOP = frozenset('the a an of is are was were in on at to and or for by with from what which how many much does do '
-                  'did this that these there it its as be your you please answer question final value end provide '
-                  'unit image figure shown'.split())
+_STOP = frozenset('the a an of is are was were in on at to and or for by with from what which how many much '
+                  'does do did this that these there it its as be your you please answer question final value end '
+                  'provide unit image figure shown'.split())
 
 def words_of(
     text:str,           # Any text
@@ -213,8 +213,8 @@ def words_of(
 
 # %% ../../nbs/scoring/07_passages.ipynb #c062
 _ASKED = re.compile(r"\b(?:what(?: is|'s| was| are| were| will be)? (?:the )?|which |how many |how much |"
-                    r'find (?:the )?|determine (?:the )?|calculate (?:the )?)((?:(?!(?:of|in|for|is|are|does|do|to|'
-                    r'did|was|were|that|between|would|will|has|have)\b)[a-z-]+ ?){1,5})', re.I)
+                    r'find (?:the )?|determine (?:the )?|calculate (?:the )?)((?:(?!(?:of|in|for|is|are|does|'
+                    r'do|to|did|was|were|that|between|would|will|has|have)\b)[a-z-]+ ?){1,5})', re.I)
 
 def asked_for(
     question:str,       # As asked
