@@ -81,7 +81,7 @@ def serve():
         except Exception: verdict = None   # Whatever SymPy raises means: not decided
         print(json.dumps(verdict), file=answers, flush=True)
 
-# %% ../../nbs/scoring/06_algebra.ipynb #c022
+# %% ../../nbs/scoring/06_algebra.ipynb #c023
 class _Child:
     "A process that serves, and a queue of the lines that it says"
     def __init__(self):
@@ -110,7 +110,7 @@ class _Child:
         with contextlib.suppress(OSError): self.process.stdin.close()    # It may have ended before
         self.process.wait()
 
-# %% ../../nbs/scoring/06_algebra.ipynb #c027
+# %% ../../nbs/scoring/06_algebra.ipynb #c028
 class Algebra:
     "A process that compares formulas, each within `seconds`"
     def __init__(self,

@@ -202,8 +202,8 @@ def alone(
 
 # %% ../../nbs/scoring/07_passages.ipynb #c061
 _STOP = frozenset('the a an of is are was were in on at to and or for by with from what which how many much '
-                  'does do did this that these there it its as be your you please answer question final value end '
-                  'provide unit image figure shown'.split())
+                  'does do did this that these there it its as be your you please answer question final '
+                  'value end provide unit image figure shown'.split())
 
 def words_of(
     text:str,           # Any text
