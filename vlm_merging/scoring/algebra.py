@@ -52,7 +52,7 @@ def _alarm(seconds):
     try: yield
     finally: signal.setitimer(signal.ITIMER_REAL, 0)
 
-# %% ../../nbs/scoring/06_algebra.ipynb #c018
+# %% ../../nbs/scoring/06_algebra.ipynb #c019
 MEMORY = 2<<30         # Bytes of address space that the child may use
 
 def _fenced_in():
@@ -66,7 +66,7 @@ def _fenced_in():
     except (ImportError, ValueError, OSError): pass    # Not on Windows; and macOS has no such limit
     return answers
 
-# %% ../../nbs/scoring/06_algebra.ipynb #c020
+# %% ../../nbs/scoring/06_algebra.ipynb #c021
 def serve():
     "Answer each line `[seconds, answer, gold]` of standard input with `true`, `false` or `null`"
     answers = _fenced_in()
@@ -81,7 +81,7 @@ def serve():
         except Exception: verdict = None   # Whatever SymPy raises means: not decided
         print(json.dumps(verdict), file=answers, flush=True)
 
-# %% ../../nbs/scoring/06_algebra.ipynb #c023
+# %% ../../nbs/scoring/06_algebra.ipynb #c024
 class _Child:
     "A process that serves, and a queue of the lines that it says"
     def __init__(self):
@@ -110,7 +110,7 @@ class _Child:
         with contextlib.suppress(OSError): self.process.stdin.close()    # It may have ended before
         self.process.wait()
 
-# %% ../../nbs/scoring/06_algebra.ipynb #c028
+# %% ../../nbs/scoring/06_algebra.ipynb #c029
 class Algebra:
     "A process that compares formulas, each within `seconds`"
     def __init__(self,
