@@ -6,8 +6,8 @@
 from __future__ import annotations
 import math, re
 from typing import NamedTuple
-from .forms import (bare, bracket_interval, brackets, coordinates, equation, list_parts, range_ends,
-                                       sides, unitless, unlabelled, variables)
+from .forms import (bare, bracket_interval, brackets, coordinates, equation, list_parts,
+                                       range_ends, sides, unitless, unlabelled, variables)
 from .numbers import leading_value, number
 from .quantities import quantity, same_number
 from .spelling import plain_spelling
@@ -85,7 +85,7 @@ def same_angle(
     answer, gold = quantity(both.answer), quantity(both.gold)
     degrees, pi = ['deg' in o for o in whole[:2]], [' pi' in f' {o}' for o in whole[:2]]
     if not answer or not gold or not (degrees[0] and pi[1] or degrees[1] and pi[0]): return None
-    radians = [o.value*math.pi/180 if is_degrees else o.value for o, is_degrees in zip((answer, gold), degrees)]
+    radians = [q.value*(math.pi/180 if in_degrees else 1) for q, in_degrees in zip((answer, gold), degrees)]
     return 'same angle' if math.isclose(*radians) else None
 
 # %% ../../nbs/scoring/05_equality.ipynb #c024
@@ -96,8 +96,8 @@ def same_coordinates(
     if not (gold:=brackets(both.gold)): return None
     answer = brackets(both.answer)
     if answer is None or len(answer)!=len(gold) or answer[:2]!=gold[:2]: return NO
-    parts = zip(answer[2:], gold[2:])
-    return 'same coordinates or interval' if all(same(a, g) or same_angle(Both(a, g), both) for a, g in parts) else NO
+    alike = all(same(a, g) or same_angle(Both(a, g), both) for a, g in zip(answer[2:], gold[2:]))
+    return 'same coordinates or interval' if alike else NO
 
 # %% ../../nbs/scoring/05_equality.ipynb #c027
 def same_square_list(
@@ -106,7 +106,8 @@ def same_square_list(
     "Square brackets around other than two parts are a list"
     gold = brackets(both.gold)
     if not gold or gold[:2]!=['[', ']'] or len(gold)==4: return None
-    return same(both.answer[1:-1] if brackets(both.answer) else both.answer, both.gold[1:-1], both.precision) or NO
+    answer = both.answer[1:-1] if brackets(both.answer) else both.answer
+    return same(answer, both.gold[1:-1], both.precision) or NO
 
 # %% ../../nbs/scoring/05_equality.ipynb #c029
 def same_union(
@@ -177,7 +178,8 @@ def same_ratio(
         multiple = len(answer)==len(gold)==2 and not clock and answer[0]*gold[1]==answer[1]*gold[0]!=0
         return 'same ratio or time' if answer==gold or multiple else NO
     value, gold = number(both.answer), [float(o[:9]) for o in both.gold.split(':')]
-    return 'same ratio' if value and len(gold)==2 and gold[1] and math.isclose(value, gold[0]/gold[1], rel_tol=1e-9) else NO
+    alike = value and len(gold)==2 and gold[1] and math.isclose(value, gold[0]/gold[1], rel_tol=1e-9)
+    return 'same ratio' if alike else NO
 
 # %% ../../nbs/scoring/05_equality.ipynb #c043
 HALF_OF_DAY = re.compile(r'\d ?([ap])\.?m\b')
@@ -214,7 +216,8 @@ def same_formula(
     if not names or len(names)>4 or sorted(variables(a))!=names: return False
     left, right = at_points(a, names), at_points(g, names)
     if left is None or right is None: return False
-    both = [(x, y) for x, y in zip(left, right) if x is not None and y is not None and math.isfinite(x) and math.isfinite(y)]
+    def finite(x): return x is not None and math.isfinite(x)
+    both = [(x, y) for x, y in zip(left, right) if finite(x) and finite(y)]
     if len(both)<3: return False
     k = both[0][0]/both[0][1] if factor and both[0][1] else 1
     return bool(k) and all(math.isclose(x, k*y, rel_tol=1e-7, abs_tol=1e-9) for x, y in both)
@@ -273,7 +276,8 @@ def chains_in_brackets(
     both:Both,          # The two answers
 )->Both:
     "`2 <= x < 5` as `[2, 5)`"
-    return both._replace(answer=bracket_interval(both.answer) or both.answer, gold=bracket_interval(both.gold) or both.gold)
+    answer, gold = (bracket_interval(text) or text for text in both[:2])
+    return both._replace(answer=answer, gold=gold)
 
 # %% ../../nbs/scoring/05_equality.ipynb #c066
 def without_labels(
@@ -295,6 +299,6 @@ def with_decimal_points(
 STAGES = (
     (as_written, (same_letters, same_range)),
     (chains_in_brackets, (other_half_of_day, same_function, same_relation, other_variable, other_equation)),
-    (without_labels, (same_letters, same_square_list, same_coordinates, same_union, same_intervals, ratio_for_number, same_ratio,
-                      same_expression, same_list)),
+    (without_labels, (same_letters, same_square_list, same_coordinates, same_union, same_intervals,
+                      ratio_for_number, same_ratio, same_expression, same_list)),
     (with_decimal_points, (same_angle, same_quantity)))

@@ -9,9 +9,8 @@ from .numbers import CONSTANTS, FUNCTIONS, number
 from .quantities import UNITS
 
 # %% auto #0
-__all__ = ['NAMED_SYMBOL', 'CHAIN', 'ENDS', 'RELATION', 'LABELLED', 'UNITLESS', 'split_top', 'brackets', 'coordinates',
-           'bracket_interval', 'range_ends', 'sides', 'variables', 'equation', 'unlabelled', 'unitless', 'list_parts',
-           'bare']
+__all__ = ['ENDS', 'split_top', 'brackets', 'coordinates', 'bracket_interval', 'range_ends', 'sides', 'variables', 'equation',
+           'unlabelled', 'unitless', 'list_parts', 'bare']
 
 # %% ../../nbs/scoring/04_forms.ipynb #c008
 def split_top(
@@ -26,19 +25,24 @@ def split_top(
     return [*parts, text[at:].strip()]
 
 # %% ../../nbs/scoring/04_forms.ipynb #c011
+_IN_BRACKETS = re.compile(r'[\[(].*,.*[\])]')
+
 def brackets(
     text:str,           # As `plain_spelling` gives it
-)->list[str]|None:      # Opening bracket, closing bracket, the parts between; None: not coordinates and not an interval
+)->list[str]|None:      # Opening bracket, closing bracket, the parts; None: no coordinates, no interval
     "The parts of coordinates or an interval"
-    if not re.fullmatch(r'[\[(].*,.*[\])]', text): return None
+    if not _IN_BRACKETS.fullmatch(text): return None
     depth = 0
     for i, c in enumerate(text):
         depth += (c in '([') - (c in ')]')
         if not depth and i<len(text)-1: return None
-    return [text[0], text[-1], *split_top(re.sub(r',(?=\d{3}\b)', ',', text[1:-1]), ',;')]
+    return [text[0], text[-1], *split_top(text[1:-1], ',;')]
 
 # %% ../../nbs/scoring/04_forms.ipynb #c014
-NAMED_SYMBOL = re.compile('|'.join([*FUNCTIONS, *CONSTANTS, 'deg']))
+_SYMBOL_WORD = re.compile('|'.join([*FUNCTIONS, *CONSTANTS, 'deg']))
+_WORD = re.compile('[a-zA-Z]{2,}')
+
+def _mathematical(parts): return all(p and not _WORD.search(_SYMBOL_WORD.sub('', p)) for p in parts)
 
 def coordinates(
     text:str,           # As `plain_spelling` gives it
@@ -50,20 +54,20 @@ def coordinates(
         elif c in ')]' and opened:
             at = opened.pop()
             parts = brackets(text[at:i+1]) if ',' in text[at:i] and text[i+1:i+3].strip()[:1]!='=' else None
-            if not parts or not all(p and not re.search('[a-zA-Z]{2,}', re.sub(NAMED_SYMBOL, '', p)) for p in parts[2:]): continue
+            if not parts or not _mathematical(parts[2:]): continue
             if out and text[last:at].strip()=='U': out[-1] += ' U '+text[at:i+1]
             else: out.append(text[at:i+1])
             last = i+1
     return out
 
 # %% ../../nbs/scoring/04_forms.ipynb #c018
-CHAIN = re.compile(r'([^<>=,;]+?) ?(<=?|>=?) ?[a-zA-Z] ?(<=?|>=?) ?([^<>=,;]+?)')
+_CHAIN = re.compile(r'([^<>=,;]+?) ?(<=?|>=?) ?[a-zA-Z] ?(<=?|>=?) ?([^<>=,;]+?)')
 
 def bracket_interval(
     text:str,           # As `plain_spelling` gives it
 )->str|None:            # None: it is no chain
     "`2 <= x < 5` in brackets"
-    m = CHAIN.fullmatch(text)
+    m = _CHAIN.fullmatch(text)
     if not m or m[2][0]!=m[3][0]: return None
     low, opens, closes, high = (m[1], m[2], m[3], m[4]) if m[2][0]=='<' else (m[4], m[3], m[2], m[1])
     return f"{'[' if '=' in opens else '('}{low}, {high}{']' if '=' in closes else ')'}"
@@ -79,25 +83,26 @@ def range_ends(
     return tuple(float(e.replace(',', '').rstrip('.')) for e in m.groups()) if m else None
 
 # %% ../../nbs/scoring/04_forms.ipynb #c025
-RELATION = re.compile(r'<=|>=|!=|=|<|>')
+_RELATION = re.compile(r'<=|>=|!=|=|<|>')
 
 def sides(
     text:str,           # As `plain_spelling` gives it
 )->tuple[str, str, str]|None: # Left, relation, right; None: no relation, or several
     "The two sides of an equation or inequality"
-    found = list(RELATION.finditer(text))
+    found = list(_RELATION.finditer(text))
     if len(found)!=1: return None
     m = found[0]
     return text[:m.start()].strip(), m[0], text[m.end():].strip()
 
 # %% ../../nbs/scoring/04_forms.ipynb #c028
+_LETTERS = re.compile('[a-zA-Z]+')
+
 def variables(
     text:str,           # As `plain_spelling` gives it
 )->set[str]:            # One-letter names
     "Names in an expression that are neither functions nor constants"
-    words = re.findall('[a-zA-Z]+', text)
-    return {c for w in words if w not in FUNCTIONS and w not in CONSTANTS for c in w} if all(
-        len(w)<3 or w in FUNCTIONS or w in CONSTANTS for w in words) else set()
+    names = [word for word in _LETTERS.findall(text) if word not in FUNCTIONS and word not in CONSTANTS]
+    return {letter for word in names for letter in word} if all(len(word)<3 for word in names) else set()
 
 # %% ../../nbs/scoring/04_forms.ipynb #c029
 def equation(
@@ -107,35 +112,39 @@ def equation(
     return bool(variables(of[0]) and re.search(r'[-+*/^]', of[0]))
 
 # %% ../../nbs/scoring/04_forms.ipynb #c033
-LABELLED = re.compile(r'^(?:[A-Za-z .]{1,60}= ?|[A-Za-z]{3,20}: ?|[A-Za-z]\w* ?= ?|\([a-z]\w? ?, ?[a-z]\w?\) ?= ?|y ?= ?sin x ?= ?)'
-                      r'(?=[^=])(.*)$')
+_LABELLED = re.compile(r'^(?:[A-Za-z .]{1,60}= ?|[A-Za-z]{3,20}: ?|[A-Za-z]\w* ?= ?'
+                       r'|\([a-z]\w? ?, ?[a-z]\w?\) ?= ?|y ?= ?sin x ?= ?)(?=[^=])(.*)$')
 
 def unlabelled(
     text:str,           # As `plain_spelling` gives it
 )->str:                 # What stands behind a name and `=`
     "Without `Area =`, `domain:`, `x =` or `(x, y) =`"
-    m = LABELLED.match(text)
+    m = _LABELLED.match(text)
     return m[1].strip() if m else text
 
 # %% ../../nbs/scoring/04_forms.ipynb #c036
 _UNIT_WORDS = '|'.join(sorted((u for u in UNITS if len(u)>1 and u.isalpha()), key=len, reverse=True))
-UNITLESS = re.compile(rf'[ (]*\b(?:square |sq |cubic )?(?:units?|{_UNIT_WORDS})s?(?: ?\^ ?[23])?\)?$', re.I)
+_UNIT_AT_END = re.compile(
+    rf'[ (]*\b(?:square |sq |cubic )?(?:units?|{_UNIT_WORDS})s?(?: ?\^ ?[23])?\)?$', re.I)
 
 def unitless(
     text:str,           # As `plain_spelling` gives it
 )->str:
     "Without a unit at the end: what stands before it is a formula"
-    return UNITLESS.sub('', text)
+    return _UNIT_AT_END.sub('', text)
 
 # %% ../../nbs/scoring/04_forms.ipynb #c040
+_FIGURES, _THOUSANDS = re.compile(r'[\d,.$ ]+'), re.compile(r',(?=\d{3}(?!\d))')
+_AND = re.compile(r'\b(?:and|or)\b')
+
 def list_parts(
     text:str,           # As `plain_spelling` gives it
 )->list[str]:           # One part if it is not a list
     "The parts of a list: between commas, semicolons, `and` or `or`"
     inner = text[1:-1] if text[:1]+text[-1:]=='[]' else text
-    inner = re.sub(r',(?=\d{3}(?!\d))', '', inner) if re.fullmatch(r'[\d,.$ ]+', inner) and not re.search(r', ', inner) else inner
-    parts = [p for o in split_top(re.sub(r'\b(?:and|or)\b', ';', inner), ',;') if (p:=o.strip())]
-    return [unlabelled(p) for p in parts] if all(number(unlabelled(p)) is not None for p in parts) else [text]
+    if _FIGURES.fullmatch(inner) and ', ' not in inner: inner = _THOUSANDS.sub('', inner)
+    parts = [unlabelled(part) for part in split_top(_AND.sub(';', inner), ',;') if part]
+    return parts if all(number(part) is not None for part in parts) else [text]
 
 # %% ../../nbs/scoring/04_forms.ipynb #c043
 def bare(
