@@ -46,9 +46,8 @@ def test_a_killed_run_asks_only_what_is_missing(tmp_path, size):
     command = [sys.executable, '-c', KILLED, str(out), str(asked), str(size)]
     for enough in (10, 25):
         p = subprocess.Popen(command)
-        deadline = time.time()+60
         while not (asked.exists() and len(asked.read_text().split())>=enough):
-            assert p.poll() is None and time.time()<deadline
+            assert p.poll() is None                                     # it ends by itself after 60 items
             time.sleep(.002)
         p.send_signal(signal.SIGKILL)
         p.wait()
@@ -268,17 +267,10 @@ def test_a_reader_beside_a_writer_sees_whole_lines(tmp_path):
 # ---- Models ----
 
 torch = pytest.importorskip('torch')
-from vlm_merging.checkpoints.checkpoint import FLOATS, Checkpoint
+from vlm_merging.checkpoints.headers import FLOATS, Checkpoint
 from vlm_merging.lab.trio import lab_folder, questions
 from vlm_merging.asking.fingerprints import WHOLE, weights_hash
 from vlm_merging.asking.models import open_model
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 @pytest.fixture(scope='module')
 def vlm(): return open_model(lab_folder()/'vlm', device='cpu', max_new_tokens=16)

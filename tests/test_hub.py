@@ -150,7 +150,7 @@ def python(tmp, address, code, *args, offline=False):
     return subprocess.run([sys.executable, '-c', code, *map(str, args)], env=env, cwd=tmp, timeout=100,
                           capture_output=True, text=True)
 
-OPEN = '''import sys, json; from vlm_merging.checkpoints.checkpoint import Checkpoint
+OPEN = '''import sys, json; from vlm_merging.checkpoints.headers import Checkpoint
 made = []
 for name in sys.argv[1:]:
     c = Checkpoint.open(name)

@@ -69,7 +69,7 @@ def test_a_run_begun_here_is_finished_on_ray(tmp_path, cluster):
 def test_a_sweep_on_ray_gives_the_same_table(tmp_path, cluster):
     lab, items = lab_folder(), load('lab', n=14, split='dev')
     how = dict(weights=[.8, .5], items=items, max_new_tokens=12)
-    here, there = (sweep(lab/'vlm', lab/'llm', out=tmp_path/n, ray=r, **how) for n, r in (('here', None), ('there', cluster)))
+    here, there = (sweep(lab/'vlm', lab/'llm', out=tmp_path/n, ray=r, **how).table for n, r in (('here', None), ('there', cluster)))
     assert here.equals(there)
 
 def test_a_probe_on_ray_makes_the_same_files(tmp_path, cluster):

@@ -3,13 +3,6 @@ import json
 import pytest, torch
 from vlm_merging.lab.trio import PLACES, TOPICS, accuracy, answer, lab_folder, question_about, questions, scene
 
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 @pytest.fixture(scope='module')
 def trio():
     "VLM, its processor, LLM, its tokenizer"

@@ -16,7 +16,7 @@ from vlm_merging.merging.recipe import Recipe
 @pytest.fixture(scope='module')
 def merged(tmp_path_factory):
     lab = lab_folder()
-    return merge(Recipe(lab/'vlm', lab/'llm', knobs=dict(weight=.5)), tmp_path_factory.mktemp('serving')/'merged')
+    return merge(Recipe(lab/'vlm', lab/'llm', knobs=dict(weight=.5)), out=tmp_path_factory.mktemp('serving')/'merged')
 
 @pytest.fixture(scope='module')
 def served(merged, tmp_path_factory):

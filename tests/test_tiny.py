@@ -2,8 +2,10 @@
 import json, re, subprocess, sys
 import pytest, torch
 from safetensors.torch import load_file
-from vlm_merging.lab.tiny import (KINDS, REMOTE, ask_inputs, llm_config, make_llm, make_trio, make_vlm, blank_picture,
-                              vlm_config)
+from vlm_merging.lab.kinds import KINDS
+from vlm_merging.lab.remote import REMOTE
+from vlm_merging.lab.tiny import (ask_inputs, blank_picture, llm_config, make_llm, make_trio, make_vlm,
+                                  vlm_config)
 
 torch.set_num_threads(1)
 ALL = [(kind, layout) for kind, k in KINDS.items() for layout in k.layouts]

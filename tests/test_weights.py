@@ -5,14 +5,18 @@ import pytest, torch
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 from vlm_merging.probing import weights as weights
-from vlm_merging.checkpoints.checkpoint import Checkpoint
+from vlm_merging.checkpoints.headers import Checkpoint
 from vlm_merging.probing.diagnose import LEVELS, THRESHOLDS, Diagnosis, Threshold, diagnose
-from vlm_merging.merging.families import pair_names, ranges_said
+from vlm_merging.merging.families import pair_names
+from vlm_merging.comparing.findings import ranges_said
 from vlm_merging.lab.trio import lab_folder
 from vlm_merging.merging.merge import Work
-from vlm_merging.lab.tiny import KINDS, REMOTE, make_llm, make_trio, make_vlm
-from vlm_merging.probing.weights import (WEIGHT_METRICS, by_layer, by_module, left_out, leading_subspaces, lineage, long, overlap_of, step_of,
-                                 sums_of, top_energy, weight_stats)
+from vlm_merging.lab.kinds import KINDS
+from vlm_merging.lab.remote import REMOTE
+from vlm_merging.lab.tiny import make_llm, make_trio, make_vlm
+from vlm_merging.probing.subspaces import leading_subspaces, overlap_of
+from vlm_merging.probing.weights import (WEIGHT_METRICS, by_layer, by_module, left_out, lineage, long, step_of, sums_of,
+                                         top_energy, weight_stats)
 
 torch.set_num_threads(1)
 logging.disable_progress_bar()

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
 from ..benchmarks.items import Item, Picture, as_item
-from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.headers import Checkpoint
 from .fingerprints import weights_hash
 from .models import Reply
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import hashlib, json
 from contextlib import ExitStack
-from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.headers import Checkpoint
 from ..benchmarks.items import Item
 
 # %% auto #0

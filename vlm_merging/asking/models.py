@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 from .fingerprints import weights_hash
 from ..benchmarks.items import Item, as_item
-from ..checkpoints.checkpoint import Checkpoint
+from ..checkpoints.headers import Checkpoint
 
 # %% auto #0
 __all__ = ['Reply', 'chat', 'decode_picture', 'picture_size', 'LocalModel', 'settings_of', 'written', 'prompt_inputs',
@@ -297,7 +297,7 @@ def _from_pretrained(folder, where, opener, dtype, trust_remote_code):
 
 # %% ../../nbs/asking/02_models.ipynb #c076
 def open_model(
-    where:str|Path,      # Folder or hub id of a VLM, or of a text model
+    where:str|Path,      # Folder, hub id or lab/vlm of a VLM, or of a text model
     dtype:str|None=None, # bfloat16, float16 or float32; default: bfloat16 on a GPU, float32 on a CPU
     device:str|None=None, # cuda, cuda:1, mps or cpu; default: the best there is
     trust_remote_code:bool=False, # Run code that the checkpoint brings along?

@@ -286,16 +286,16 @@ def compare_command(
     if 'run' in a.columns and 'run' in b.columns and a['run'].unique().to_list()==b['run'].unique().to_list():
         a, b = (t.with_columns(run=pl.lit(str(p))) for t, p in ((a, args.before), (b, args.after)))  # Told apart by where they lie
     by = tuple(t.strip() for t in args.by.split(',') if t.strip()) if args.by is not None else tuple(t for t in ('category',) if t in a.columns and t in b.columns)
-    table = compare(a, b, by)
+    table = compare(a, b, by).table
     for name in {n.lower() for n in VARIANTS}&set(table['benchmark'].str.to_lowercase()):        # All variants of a question right
         try: worst = [worst_case(t.filter(pl.col('benchmark').str.to_lowercase()==name)) for t in (a, b)]
         except ValueError: continue                                  # No question is there with all its variants
         worst = [t.with_columns(benchmark=pl.col('benchmark')+', worst case') for t in worst]
-        if {*worst[0]['index']}&{*worst[1]['index']}: table = pl.concat([table, compare(*worst)])
+        if {*worst[0]['index']}&{*worst[1]['index']}: table = pl.concat([table, compare(*worst).table])
     print(verdict(table))
     if args.out: write_table(table, args.out)
     if args.chart:
-        from vlm_merging.charts.charts import save_chart
+        from vlm_merging.charts.pages import save_chart
         save_chart(comparison_charts(table, a, b, by), args.chart)
     return 0
 
@@ -307,7 +307,8 @@ def comparison_charts(
 ):
     "Scores, items won and lost, and accuracy against length, on one page"
     import polars as pl
-    from vlm_merging.charts.charts import length_chart, pairs_chart, scores_chart, together
+    from vlm_merging.charts.score_charts import length_chart, pairs_chart, scores_chart
+    from vlm_merging.charts.pages import together
     from vlm_merging.comparing.statistics import by_length, summarize
     sums = summarize([a, b], by)
     tags = ['all', *(t for t in ('split', *by) if table.filter(pl.col('tag')==t, pl.col('n')>0).height)]

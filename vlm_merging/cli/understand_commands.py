@@ -9,8 +9,8 @@ from pathlib import Path
 from .evaluate_commands import TABLES, add_questions, questions_of, read_table, ready_to_write, write_table
 
 # %% auto #0
-__all__ = ['PAGES', 'UNDERSTAND', 'diagnose_options', 'weights_by_layer', 'diagnose_command', 'probe_options', 'listed_words',
-           'tags_asked', 'named_models', 'probe_command', 'probe_tables', 'sweep_options', 'sweep_command']
+__all__ = ['PAGES', 'UNDERSTAND', 'diagnose_options', 'diagnose_command', 'probe_options', 'listed_words', 'tags_asked',
+           'named_models', 'probe_command', 'probe_tables', 'sweep_options', 'sweep_command']
 
 # %% ../../nbs/cli/02_understand_commands.ipynb #c007
 PAGES = ('.html', '.svg', '.png')
@@ -27,16 +27,6 @@ def diagnose_options(
     p.add_argument('--out', type=Path, metavar='TABLE', help='write the measures of every tensor there: .parquet, .jsonl or .csv')
     p.add_argument('--chart', type=Path, metavar='PAGE', help='a page with the change by layer and module (.html, .svg or .png)')
 
-def weights_by_layer(
-    stats,              # From `weight_stats`, one row a tensor
-):                      # Long: layer, module, what, value; all modules together, and each of them
-    "What `weight_map` draws"
-    from vlm_merging.probing.weights import by_layer, long
-    if lost := [c for c in ('layer', 'module', 'n') if c not in stats.columns]:
-        raise ValueError(f"The table has no column {' and no column '.join(lost)}. Give one that diagnose --out wrote.")
-    modules = stats.drop_nulls('layer')['module'].unique(maintain_order=True).to_list()
-    return long(by_layer(stats), *(by_layer(stats, m) for m in modules))
-
 def diagnose_command(
     args,               # What was typed
 )->int:                 # Exit code: 3 if the pair cannot be merged
@@ -47,6 +37,7 @@ def diagnose_command(
     ready_to_write(args.out, TABLES)
     ready_to_write(args.chart, PAGES)
     from vlm_merging.probing.diagnose import diagnose
+    from vlm_merging.probing.weights import weights_by_layer
     found = diagnose(args.vlm, args.llm, args.base, tuple(args.candidates), args.subspace)
     print(found)
     stops = any(f.level=='stop' for f in found.findings)
@@ -54,7 +45,7 @@ def diagnose_command(
     if not there and (args.out or args.chart): print('vlm-merging: no weights could be compared, so nothing was written.', file=sys.stderr)
     if there and args.out: write_table(found.stats, args.out)
     if there and args.chart:
-        from vlm_merging.charts.charts import save_chart
+        from vlm_merging.charts.pages import save_chart
         from vlm_merging.charts.maps import layers_page
         save_chart(layers_page(None, weights_by_layer(found.stats)), args.chart)
     return 3 if stops else 0
@@ -142,6 +133,7 @@ def probe_command(
     from vlm_merging.probing.masks import PARTS, WAYS
     how, parts = listed_words(args.how, WAYS, '--how'), listed_words([*args.parts, *['head']*args.heads], PARTS, '--parts')
     if ('weights' in how)!=bool(args.other): raise ValueError('--how weights and --other go together: the layers of OTHER are put in.')
+    from vlm_merging.probing.weights import weights_by_layer
     models, drawn = named_models(args.model, args.against), weights_by_layer(read_table(args.weights)) if args.weights else None
     items, left = questions_of(args)
     by = tags_asked(args.by, items)
@@ -158,7 +150,7 @@ def probe_command(
     if rows['before'].is_null().all(): raise ValueError('No reply could be scored: the table has no readable answers. Measure likelihood with --target reply, which needs none.')
     told = probe_tables(rows, args.out, by, tuple(models))
     if args.chart:
-        from vlm_merging.charts.charts import save_chart
+        from vlm_merging.charts.pages import save_chart
         from vlm_merging.charts.maps import layers_page
         save_chart(layers_page(told['profile'], drawn, told.get('change')), args.chart)
     return 4 if left else 0
@@ -171,7 +163,8 @@ def probe_tables(
 )->dict:                # profile, depth and, of two models, change
     "Write what a probe says as tables, and print it in words"
     from vlm_merging.probing.profile import profile_change, profile_table
-    from vlm_merging.probing.verdicts import change_verdict, depth_table, profile_verdict
+    from vlm_merging.comparing.layer_findings import change_verdict, profile_verdict
+    from vlm_merging.probing.depth import depth_table
     made = dict(profile=profile_table(rows, by), depth=depth_table(rows, by))
     print(profile_verdict(made['profile'], made['depth']))
     if len(models)>1:
@@ -225,16 +218,18 @@ def sweep_command(
     if not sys.stderr.isatty():
         from transformers.utils import logging
         logging.disable_progress_bar()
-    from vlm_merging.probing.sweep import sweep, sweep_verdict
+    from vlm_merging.probing.sweep import sweep
+    from vlm_merging.comparing.findings import sweep_verdict
     asking = dict(batch_size=args.batch_size, max_new_tokens=args.max_new_tokens)|{k:v for k in ('dtype', 'device') if (v:=getattr(args, k))}
-    made = sweep(args.vlm, args.llm, weights, items, base=args.base, method=args.method, knobs=knobs, layers=args.layers, modules=args.modules, by=by, out=args.out,
-                 ray=args.ray, **asking)
+    made = sweep(args.vlm, args.llm, args.base, weights=weights, items=items, method=args.method, knobs=knobs, layers=args.layers, modules=args.modules, by=by, out=args.out,
+                 ray=args.ray, **asking).table
     for r in made.filter(what='accuracy').drop_nulls('value').sort('benchmark', 'tag', 'where', maintain_order=True).to_dicts():
         print(f"{r['benchmark']}{'' if r['tag']=='all' else ', '+r['where']}, {r['run']}: {r['value']:.1%} (95% interval {r['low']:.1%} to {r['high']:.1%}) of {r['n']}")
     print(sweep_verdict(made))
     write_table(made, args.out/'sweep.parquet')
     if args.chart:
-        from vlm_merging.charts.charts import save_chart, together, weights_chart
+        from vlm_merging.charts.pages import save_chart, together
+        from vlm_merging.charts.score_charts import weights_chart
         place = {(l, m):''.join(f', {k} {v}' for k, v in (('layers', l), ('modules', m)) if v!='all') for l, m in made.select('layers', 'modules').rows()}
         import polars as pl
         where = pl.Series([place[p] for p in made.select('layers', 'modules').rows()])

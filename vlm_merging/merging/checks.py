@@ -6,7 +6,7 @@
 from __future__ import annotations
 from dataclasses import dataclass
 import numpy as np
-from ..checkpoints.checkpoint import FLOATS, Checkpoint, read_json
+from ..checkpoints.headers import FLOATS, Checkpoint, read_json
 from .families import NESTED, Decoder, Pairing, pair_names, text_config
 
 # %% auto #0
