@@ -40,7 +40,7 @@ def here(
     for name, args in jobs.items(): yield name, work(*args)
 
 # %% ../../nbs/asking/07_jobs.ipynb #c019
-def _go_on(work, jobs, out, make, progress):
+def _make_missing(work, jobs, out, make, progress):
     "The parts that are there, and those that `make` makes now, by name"
     done = {n:f for n in jobs if (f:=read_part(out/'parts'/f'{n}.parquet')) is not None}
     todo = {n:args for n, args in jobs.items() if n not in done}
@@ -68,7 +68,7 @@ def carry_out(
         write_config(out, settle(out, about))
         (out/'parts').mkdir(exist_ok=True)
         make = (lambda work, todo: on_ray(work, todo, ray)) if ray else here
-        done = _go_on(work, jobs, out, make, progress)
+        done = _make_missing(work, jobs, out, make, progress)
     return pl.concat([done[n] for n in jobs], how='diagonal_relaxed')
 
 # %% ../../nbs/asking/07_jobs.ipynb #c026

@@ -63,6 +63,7 @@ def unique_rows(
 def _natural(place):
     return [(0, int(p), '') if p and p.isdecimal() and len(p)<19 else (1, 0, p or '') for p in place]
 
+# %% ../../nbs/asking/04_replies.ipynb #c023
 def replies(
     out:str|Path,       # Folder of a run
 )->pl.DataFrame:        # A reply table, sorted by benchmark, split and index
@@ -74,7 +75,7 @@ def replies(
     last = {place_of(r):r for r in rows}
     return reply_table([last[p] for p in sorted(last, key=_natural)])
 
-# %% ../../nbs/asking/04_replies.ipynb #c025
+# %% ../../nbs/asking/04_replies.ipynb #c027
 def _named(rows): return f"({', '.join(str(r['index']) for r in rows[:5])}{', ...'*(len(rows)>5)})"
 
 def report(
