@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
 from ..benchmarks.items import Item, Picture, as_item
-from ..checkpoints.headers import Checkpoint
+from ..checkpoints.headers import Checkpoint, lab_model
 from .fingerprints import weights_hash
 from .models import Reply
 
@@ -118,7 +118,7 @@ def weights_of(
     served:str|Path|None, # Folder that is served, or any name for its weights
 )->str|None:            # None: not known
     "The hash of a folder, or the name as it is"
-    folder = isinstance(served, Path) or served and os.path.isdir(served)
+    folder = isinstance(served, Path) or served and (os.path.isdir(served) or lab_model(served))
     return weights_hash(Checkpoint.open(served)) if folder else served
 
 def endpoint_settings(

@@ -19,7 +19,7 @@ REPLY_COLUMNS = ('benchmark', 'split', 'run', 'index', 'group', 'question', 'que
                  'answer', 'answer_option', 'question_type', 'answer_type', 'precision', 'unit', 'metric',
                  'prediction', 'finish', 'seconds', 'key')
 
-def _text(value):
+def _as_text(value):
     "A value as text that can be written down"
     if value is None: return None
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -33,7 +33,7 @@ def reply_table(
     def column(name):
         values = [r.get(name) for r in rows]
         if name in numbers: return pl.Series(name, values, numbers[name], strict=False)
-        return pl.Series(name, map(_text, values), pl.String)
+        return pl.Series(name, map(_as_text, values), pl.String)
     return pl.DataFrame([column(n) for n in dict.fromkeys((*REPLY_COLUMNS, *(k for r in rows for k in r)))])
 
 # %% ../../nbs/asking/04_replies.ipynb #c014
