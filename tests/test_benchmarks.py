@@ -9,14 +9,14 @@ from PIL import Image
 
 from vlm_merging.benchmarks import prepare as preparing
 from vlm_merging.benchmarks import tables as readers
-from vlm_merging.benchmarks.items import (BENCHMARKS, RULE_OF, Item, Picture, cell, metric_of, options_of, record_of, row_of,
+from vlm_merging.benchmarks.items import (BENCHMARKS, RULE_OF, Item, Picture, as_item, cell, metric_of, options_of, record_of, row_of,
                                     text_of, unpacked)
 from vlm_merging.benchmarks.mathematics import dynamath_row, mathverse_row, mathvision_row, mathvista_row, mm_math_row
 from vlm_merging.benchmarks.perception import (chartqa_row, docvqa_row, inline_options, korean_row, mmstar_row, ocrbench_row, pope_row,
                                     tablevqa_row, textvqa_row)
 from vlm_merging.benchmarks.prepare import data_root, pattern_of, prepare, prepared
 from vlm_merging.benchmarks.tables import LONG, rows_in, told_rows
-from vlm_merging.benchmarks.load import load, own_row, subset
+from vlm_merging.benchmarks.load import as_items, load, own_row, subset
 
 def png(colour, size=(8, 6)):
     held = io.BytesIO()
@@ -617,3 +617,40 @@ def test_what_a_model_should_say_can_be_said():
     assert right_answer(Item('1', 'Q', 'blue', choices=('red', 'blue'), answer_option='B'))=='B'
     assert right_answer(Item('2', 'Q', '["seven", "7"]', answer_type='any of'))=='seven'
     assert right_answer(Item('3', 'Q', 'blue'))=='blue' and right_answer(Item('4', 'Q')) is None
+
+
+# What shows itself
+
+HOSTILE = '<script>alert(1)</script> {{ 7*7 }} & "quotes" \'\'\' \0\u2028'
+
+def test_an_item_shows_itself_escaped_and_never_prints_bytes():
+    item = Item(HOSTILE, HOSTILE, HOSTILE, (Picture(RED, HOSTILE), Picture(b'broken', HOSTILE)), tags=dict(category=HOSTILE), benchmark=HOSTILE)
+    page = item._repr_html_()
+    assert '<script>' not in page and '49' not in page and '&lt;script&gt;' in page and page.count('<img')==1 and 'cannot be decoded' in page
+    wide = Item('1', 'Q'*10_000, 'A'*10_000, tuple(Picture(big(i)) for i in range(9)))
+    assert len(repr(wide))<200 and '\n' not in repr(wide) and 'PNG' not in repr(wide)+repr(wide.images) and '9 pictures' in repr(wide)
+    assert len(Item('1', '?', images=(Picture(Image.effect_noise((3000, 2000), 90)),))._repr_html_())<200_000
+    assert wide._repr_html_().count('<img')==4                              # The first four will do
+
+def test_a_list_of_items_is_no_longer_than_a_screen(tmp_path):
+    rows = [dict(question=f'{i}\n?'*500, answer='x'*500) for i in range(100)]+[dict(question='', answer=str(i)) for i in range(100)]
+    items = load(write(tmp_path, 'long.jsonl', rows))
+    assert len(items)==100 and len(repr(items).splitlines())<20 and max(map(len, repr(items).splitlines()))<=310
+    assert repr(load(write(tmp_path, 'one.csv', [dict(question='How many?', answer='7')])))=='1 item\n1  How many?  7'
+
+def test_a_question_is_typed_as_text_and_files(tmp_path):
+    (tmp_path/'a.png').write_bytes(RED)
+    for source in (tmp_path/'a.png', str(tmp_path/'a.png'), RED, Image.new('RGB', (2, 2), 'red'), Picture(RED), f'data:image/png;base64,{text(RED)}'):
+        item = as_item('Which colour?', source)
+        assert item.question=='Which colour?' and colour(item.images[0])==(255, 0, 0)
+    with pytest.raises(ValueError, match='no.png: cannot read'): as_item('?', tmp_path/'no.png').images[0].open()
+    with pytest.raises(ValueError, match='brings its own pictures'): as_item(item, RED)
+    assert as_item(item) is item
+
+def test_items_or_what_is_loaded(tmp_path):
+    path = write(tmp_path, 'a.csv', [dict(question='a?'), dict(question='')])
+    items = [Item('1', '?')]
+    assert as_items(items)==items and as_items(iter(items))==items and [i.id for i in as_items('lab')[:2]]==['test-0-0', 'test-0-1']
+    with pytest.warns(UserWarning, match='a.csv row 2: `question` is empty') as heard: assert len(as_items(path))==1
+    assert len(heard)==1
+    with pytest.raises(LookupError, match='No benchmark is named'): as_items('MathVisat')

@@ -158,6 +158,17 @@ def test_what_is_sent(server, tiny):
     replace(tiny, temperature=None, max_tokens=None)(Item('1', 'text only'))
     assert server.seen['text only'][0][1]==dict(model='tiny', messages=[dict(role='user', content='text only')])
 
+def test_a_text_and_a_picture_are_a_question(server, tiny, tmp_path):
+    Image.new('RGB', (5, 3), 'red').save(tmp_path/'a.png')
+    assert tiny('How many?', tmp_path/'a.png', Image.new('RGB', (2, 2)))=='re: How many?'
+    (_, body, _), = server.seen['How many?']
+    assert [o['type'] for o in body['messages'][-1]['content']]==['image_url', 'image_url', 'text']
+    with pytest.raises(ValueError, match='no.png: cannot read'): tiny('?', tmp_path/'no.png')
+
+def test_an_endpoint_shows_itself_in_a_line_without_secrets():
+    shown = repr(Endpoint('http://u:secret@a.b:1/v1?key=secret', 'm', 'secret', max_tokens=None))
+    assert shown=="Endpoint('http://a.b:1/v1', 'm', greedy)"
+
 def test_a_broken_picture_is_not_sent(server, tiny):
     broken = Item('1', 'q', images=(Picture(b'\xff\xd8\xff\xe0 no more', 'row 1'),))
     made = {r.id:r for r in tiny.many([broken, Item('2', 'other')])}

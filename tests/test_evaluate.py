@@ -243,6 +243,22 @@ def test_other_packages_on_resuming_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(room, 'versions', lambda: dict(torch='9.9'))
     with pytest.warns(UserWarning, match='begun with other packages: .*"9.9" here'): ask(Canned(), items_of(1), out=tmp_path/'run')
 
+def test_parts_and_replies_do_not_share_a_folder(tmp_path):
+    from vlm_merging.asking.jobs import carry_out
+    def part(): return pl.DataFrame(dict(i=[1]))
+    ask(Canned(), items_of(1), out=tmp_path/'run')
+    with pytest.raises(ValueError, match='other settings'): carry_out(part, dict(a=()), tmp_path/'run', dict(what='parts'))
+    carry_out(part, dict(a=()), tmp_path/'parts', dict(what='parts'))
+    with pytest.raises(ValueError, match='other settings'): ask(Canned(), items_of(1), out=tmp_path/'parts')
+
+def test_questions_and_models_may_be_named(tmp_path):
+    (tmp_path/'mine.csv').write_text('question,answer\nHow many?,7\n')
+    assert ask(Canned(), tmp_path/'mine.csv', out=tmp_path/'run')['benchmark'].to_list()==['mine']
+    with pytest.raises(ValueError, match='is open already'): ask(Canned(), items_of(1), out=tmp_path/'run', max_new_tokens=8)
+    with pytest.raises(ValueError, match='int cannot be asked'): ask(7, items_of(1), out=tmp_path/'run')
+    with pytest.raises(LookupError, match='No benchmark is named'): ask(Canned(), 'MathVisat', out=tmp_path/'other')
+    assert not (tmp_path/'other').exists()
+
 # ---- The table ----
 
 def test_types_do_not_depend_on_the_rows():
@@ -286,6 +302,20 @@ def texts(made): return {r.id:r.error or r.text for r in made}
 @pytest.mark.parametrize('size', [2, 5, 21])
 def test_a_batch_replies_as_one_at_a_time(vlm, asked, alone, size):
     assert texts(replace(vlm, batch_size=size).many(asked))==alone
+
+def test_a_text_and_a_file_are_a_question(vlm, asked, alone, tmp_path):
+    (tmp_path/'a.png').write_bytes(asked[0].images[0].bytes())
+    for picture in (tmp_path/'a.png', str(tmp_path/'a.png'), asked[0].images[0], asked[0].images[0].open()):
+        assert vlm(asked[0].question, picture)==alone[asked[0].id]
+    with pytest.raises(ValueError, match='no.png: cannot read'): vlm('?', tmp_path/'no.png')
+
+def test_a_model_shows_itself_in_a_line(vlm):
+    assert repr(replace(vlm, name='v', temperature=.5))=="LocalModel('v', sees pictures, float32 on cpu, temperature 0.5, at most 16 new tokens)"
+
+def test_a_model_is_opened_by_name_and_asked(asked, alone, tmp_path):
+    table = ask('lab/vlm', asked[:3], out=tmp_path/'run', device='cpu', max_new_tokens=16)
+    assert table['prediction'].to_list()==[alone[i.id] for i in asked[:3]]
+    assert json.loads((tmp_path/'run'/'run.json').read_text())['sessions'][0]['how']['model']=='lab/vlm'
 
 def test_several_pictures_none_and_mixed_sizes_in_one_batch(vlm, asked):
     wide = asked[0].images[0].open().resize((96, 48)).convert('L')

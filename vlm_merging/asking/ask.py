@@ -13,13 +13,14 @@ from ..benchmarks.items import Item
 from ..benchmarks.load import as_items
 from .fingerprints import reply_key
 from .models import Reply, as_model
-from .folder import Lines, mend, read_lines, replace_text, settle, sole, with_session, write_config
+from .folder import (Lines, mend, read_lines, replace_text, settle, sole, with_session,
+                                         write_config)
 from .replies import place_of, reply_table, report, unique_rows
 
 # %% auto #0
 __all__ = ['HOPELESS', 'one_by_one', 'ask']
 
-# %% ../../nbs/asking/05_ask.ipynb #c010
+# %% ../../nbs/asking/05_ask.ipynb #c014
 def one_by_one(
     model:Callable,     # Item -> text
     items:list[Item],   # What to ask
@@ -31,11 +32,13 @@ def one_by_one(
         except Exception as e: # of the user's callable: it must not stop the others
             yield Reply(item.id, '', error=f"{type(e).__name__}: {' '.join(str(e).split())[:300]}")
             continue
+        kind = type(text).__name__
         if isinstance(text, str): yield Reply(item.id, text, round(time.perf_counter()-start, 4))
-        else: yield Reply(item.id, '', error=f"The asker returned {type(text).__name__} where text is needed.")
+        else: yield Reply(item.id, '', error=f'The asker returned {kind} where text is needed.')
 
+# %% ../../nbs/asking/05_ask.ipynb #c017
 def _incoming(model, items):
-    "Replies as they come, benchmark by benchmark, for ids differ only within one; with the part each belongs to"
+    "Replies as they come, each with the benchmark and split that it belongs to"
     parts = {}
     for i in items: parts.setdefault((i.benchmark or None, i.split or None), []).append(i)
     for part, some in parts.items():
@@ -44,9 +47,7 @@ def _incoming(model, items):
             for reply in feed: yield part, reply
         finally: getattr(feed, 'close', bool)()
 
-# %% ../../nbs/asking/05_ask.ipynb #c014
-HOPELESS = 20           # Failures without a single reply after which a run stops
-
+# %% ../../nbs/asking/05_ask.ipynb #c021
 def _sorted_out(items, rows, run, about, stored):
     "By place: rows with a reply, items that need one with their row and its number, and failures"
     done, todo, failed = {}, {}, {}
@@ -55,58 +56,74 @@ def _sorted_out(items, rows, run, about, stored):
         try: row = row|dict(run=run, key=reply_key(item, about))
         except ValueError as e: failed[place] = row|dict(row=n, error=str(e)); continue
         old = stored.get(place, {})
-        if old.get('key')==row['key']: done[place] = row|{k:old.get(k) for k in ('prediction', 'finish', 'seconds')}
-        else: todo[place] = item, row, n
+        if old.get('key')!=row['key']: todo[place] = item, row, n
+        else: done[place] = row|{k:old.get(k) for k in ('prediction', 'finish', 'seconds')}
     return done, todo, failed
 
+# %% ../../nbs/asking/05_ask.ipynb #c024
 def _note_failures(path, failed, done):
     "Write the failures down; those of other items stay"
     rows = [r for r in read_lines(path)[0] if place_of(r) not in done and place_of(r) not in failed]
     columns = ('benchmark', 'split', 'index', 'row', 'error')
     rows += [{k:r[k] for k in columns if r.get(k) is not None} for r in failed.values()]
-    if rows or path.exists(): replace_text(path, ''.join(json.dumps(r, ensure_ascii=False)+'\n' for r in rows))
+    lines = [json.dumps(r, ensure_ascii=False)+'\n' for r in rows]
+    if rows or path.exists(): replace_text(path, ''.join(lines))
 
-def _ask_missing(model, items, rows, out, run, about, progress):
+# %% ../../nbs/asking/05_ask.ipynb #c028
+HOPELESS = 20           # Failures without a single reply after which a run stops
+
+def _ask_missing(model, todo, done, failed, lines, bar):
+    "Ask for what is missing, and sort each reply in"
+    lost = 0
+    for part, reply in _incoming(model, [item for item, *_ in todo.values()]):
+        if (place := (*part, str(reply.id))) not in todo:
+            raise LookupError(f'The asker replied to {reply.id!r}, which was not asked, or was answered '
+                              f'before.')
+        _, row, n = todo.pop(place)
+        if reply.error:
+            failed[place], lost = row|dict(row=n, error=reply.error), lost+1
+            bar.set_postfix(failed=len(failed))
+        else:
+            done[place] = row|dict(prediction=reply.text, finish=reply.finish, seconds=reply.seconds)
+            lines.add(done[place])
+        bar.update(1)
+        if lost>=HOPELESS and not done:
+            raise ValueError(f"The first {lost} questions all failed, the last with: {reply.error} "
+                             f"Mend that, and run the same again.")
+    for place, (_, row, n) in todo.items(): failed[place] = row|dict(row=n, error='The asker gave no reply.')
+
+# %% ../../nbs/asking/05_ask.ipynb #c031
+def _go_on(model, items, rows, out, run, about, progress):
     "Ask for the replies that `out` lacks; gives those that there are by place, and failures"
     stored = {place_of(r):r for r in read_lines(out/'replies.jsonl')[0]}
     done, todo, failed = _sorted_out(items, rows, run, about, stored)
     if done and about.get('weights', '') is None:
-        warnings.warn(f"{out} goes on with {len(done)} {'reply' if len(done)==1 else 'replies'} of weights that nobody named: if others "
-                      f"are asked by now, choose another folder, and name what is asked with `weights`.", stacklevel=3)
-    lines, lost = Lines(out/'replies.jsonl'), 0
+        what = 'reply' if len(done)==1 else 'replies'
+        warnings.warn(f"{out} goes on with {len(done)} {what} of weights that nobody named: if others are "
+                      f"asked by now, choose another folder, and name what is asked with `weights`.", stacklevel=3)
+    lines = Lines(out/'replies.jsonl')
     try:
-        for place, row in done.items():                                     # Gold or tags were mended
-            if {k:v for k, v in row.items() if v is not None}!=stored[place]: lines.add(row)
+        for place, row in done.items():
+            plain = {k:v for k, v in row.items() if v is not None}
+            if plain!=stored[place]: lines.add(row)                             # Gold or tags were mended
         with tqdm(total=len(items), initial=len(items)-len(todo), desc='asking', unit='item',
                   disable=None if progress is None else not progress) as bar:
-            for part, reply in _incoming(model, [i for i, *_ in todo.values()]):
-                if (place := (*part, str(reply.id))) not in todo:
-                    raise LookupError(f'The asker replied to {reply.id!r}, which was not asked, or was answered before.')
-                _, row, n = todo.pop(place)
-                if reply.error:
-                    failed[place], lost = row|dict(row=n, error=reply.error), lost+1
-                    bar.set_postfix(failed=len(failed))
-                else:
-                    done[place] = row|dict(prediction=reply.text, finish=reply.finish, seconds=reply.seconds)
-                    lines.add(done[place])
-                bar.update(1)
-                if lost>=HOPELESS and not done: raise ValueError(
-                    f"The first {lost} questions all failed, the last with: {reply.error} Mend that, and run the same again.")
-        for place, (_, row, n) in todo.items(): failed[place] = row|dict(row=n, error='The asker gave no reply.')
+            _ask_missing(model, todo, done, failed, lines, bar)
     finally:
         lines.close()
         _note_failures(out/'failures.jsonl', failed, done.keys())
     return done, failed
 
+# %% ../../nbs/asking/05_ask.ipynb #c033
 def ask(
-    model:Callable|str|Path, # Folder, hub id or lab/vlm; or what is open already: from `open_model`, an `Endpoint`, a function
-    items:Iterable[Item]|str|Path, # Items, a table file, or the name of a benchmark; ids differ within benchmark and split
+    model:Callable|str|Path, # Folder, hub id or lab/vlm; or what answers already: an open model, a function
+    items:Iterable[Item]|str|Path, # A table file or the name of a benchmark; or items, with ids of their own
     out:str|Path,       # Folder of the run; made if it is not there, gone on with if it is
-    run:str|None=None,  # Name in tables; default: name of the folder. Needed if the model has no `about`
+    run:str|None=None,  # Name in tables; default: that of the folder
     progress:bool|None=None, # Show a bar with the time left? Default: only on a terminal
-    **asking,           # For a model that is opened here, as in `open_model`: max_new_tokens, batch_size, dtype, device, ...
+    **asking,           # For a model that is opened here: max_new_tokens, batch_size, dtype, device, ...
 )->pl.DataFrame:        # A reply table in the order of `items`, without those that failed
-    "Ask every item that has no reply yet, and keep each reply at once"
+    "Ask every question that has no reply yet, and keep each reply at once"
     items = as_items(items)
     rows = unique_rows(items)
     model, out = as_model(model, **asking), Path(out).expanduser()
@@ -121,6 +138,6 @@ def ask(
         config |= dict(asked=max(len(items), config.get('asked', 0)))
         write_config(out, with_session(out, config, getattr(model, 'how', {})))
         mend(out/'replies.jsonl')
-        done, failed = _ask_missing(model, items, rows, out, run, about, progress)
+        done, failed = _go_on(model, items, rows, out, run, about, progress)
     if failed: warnings.warn(report(out), stacklevel=2)
     return reply_table([done[p] for p in map(place_of, rows) if p in done])

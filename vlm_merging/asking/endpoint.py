@@ -10,23 +10,25 @@ from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
 from ..benchmarks.items import Item, Picture, as_item
-from ..checkpoints.headers import Checkpoint
+from ..checkpoints.headers import Checkpoint, lab_model
 from .fingerprints import weights_hash
 from .models import Reply
 
 # %% auto #0
-__all__ = ['LONGEST', 'data_url', 'wire_messages', 'pause', 'Endpoint']
+__all__ = ['LONGEST', 'data_url', 'wire_messages', 'pause', 'Endpoint', 'bare_address', 'weights_of', 'endpoint_settings',
+           'open_client', 'served_by', 'in_flight']
 
 # %% ../../nbs/asking/06_endpoint.ipynb #c009
 def data_url(
     picture:Picture,    # As in an item
 )->str:                 # 'data:image/png;base64,...'
     "A picture as text; raise ValueError if it is broken"
-    held, seen = picture.bytes(), picture.open()
-    kind = 'png' if held.startswith(b'\x89PNG') else 'jpeg' if held.startswith(b'\xff\xd8\xff') else None
-    if not kind: held, kind = Picture(seen).bytes(), 'png'
-    return f'data:image/{kind};base64,{base64.b64encode(held).decode()}'
+    data, seen = picture.bytes(), picture.open()
+    kind = 'png' if data.startswith(b'\x89PNG') else 'jpeg' if data.startswith(b'\xff\xd8\xff') else None
+    if not kind: data, kind = Picture(seen).bytes(), 'png'
+    return f'data:image/{kind};base64,{base64.b64encode(data).decode()}'
 
+# %% ../../nbs/asking/06_endpoint.ipynb #c012
 def wire_messages(
     item:Item,          # What is asked
     system:str|None=None, # What stands before the conversation
@@ -36,7 +38,7 @@ def wire_messages(
     content = [*content, dict(type='text', text=item.question)] if content else item.question
     return [dict(role='system', content=system)]*bool(system)+[dict(role='user', content=content)]
 
-# %% ../../nbs/asking/06_endpoint.ipynb #c013
+# %% ../../nbs/asking/06_endpoint.ipynb #c016
 LONGEST = 120.          # Seconds of a pause, at most
 
 def pause(
@@ -53,17 +55,15 @@ def pause(
         if 0<=asked<float('inf'): return min(asked, LONGEST)
     return min(patience*2**(tries-1), LONGEST)*random.uniform(.5, 1.5)
 
-# %% ../../nbs/asking/06_endpoint.ipynb #c017
-class _Stop(Exception): "Would fail for every item"
-
+# %% ../../nbs/asking/06_endpoint.ipynb #c020
 @dataclass(frozen=True, repr=False)
 class Endpoint:
     "A model behind an OpenAI-compatible server, and how it is asked"
-    base_url:str         # 'http://127.0.0.1:8000/v1'; '/v1' is added if there is no path
+    base_url:str         # Address, such as http://127.0.0.1:8000/v1; /v1 is added if there is no path
     model:str            # Name under which it is served
-    api_key:str|None=None # None: the variable OPENAI_API_KEY, if there is one
-    weights:str|Path|None=None # Folder that is served, or any name for its weights; None: not known
-    concurrency:int=8    # Questions in flight
+    api_key:str|None=None # Key; default: the variable OPENAI_API_KEY, if there is one
+    weights:str|Path|None=None # Folder that is served, or any name for its weights; default: not known
+    concurrency:int=8    # Questions in flight, at most
     max_tokens:int|None=1024 # Tokens of a reply, at most; None: the server's limit
     temperature:float|None=0 # 0: greedy; None: not sent
     top_p:float|None=None # Share of the probability that is sampled from; None: not sent
@@ -75,59 +75,25 @@ class Endpoint:
     patience:float=1.    # Seconds of the first pause; each later one is twice as long
 
     @property
-    def url(self)->str:
-        "Address without name, password and query"
-        u = urlsplit(self.base_url if '://' in self.base_url else f'http://{self.base_url}')
-        port = f':{u.port}' if u.port else ''
-        return f"{u.scheme}://{u.hostname}{port}{u.path.rstrip('/') or '/v1'}"
-
-    @cached_property
-    def _weights(self):
-        if isinstance(self.weights, Path) or self.weights and os.path.isdir(self.weights):
-            return weights_hash(Checkpoint.open(self.weights))
-        return self.weights
-
+    def url(self)->str: return bare_address(self.base_url) # Without name, password and query
     @property
-    def about(self)->dict:
-        "All that decides what it replies, as far as one can know: replies are kept under this"
-        where = dict(weights=self._weights) if self.weights else dict(weights=None, url=self.url, model=self.model)
-        return where|dict(system=self.system, max_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p,
-                          seed=self.seed, extra=self.extra)
-
+    def about(self)->dict: return endpoint_settings(self) # Replies are kept under this
     @property
-    def how(self)->dict:
-        "What is written down beside, but does not tell replies apart"
-        return dict(url=self.url, model=self.model, concurrency=self.concurrency, timeout=self.timeout, tries=self.tries)
-
+    def how(self)->dict: # What is written down beside, but does not tell replies apart
+        return dict(url=self.url, model=self.model, concurrency=self.concurrency, timeout=self.timeout,
+                    tries=self.tries)
     @cached_property
-    def _client(self):
-        try: import openai
-        except ImportError:
-            raise ValueError("Asking a server needs the package openai: pip install 'vlm_merging[serving]'.") from None
-        key = self.api_key or os.environ.get('OPENAI_API_KEY') or 'none'
-        return openai.OpenAI(base_url=self.url, api_key=key, timeout=openai.Timeout(self.timeout, connect=min(10., self.timeout)),
-                             max_retries=0)
+    def _client(self): return open_client(self)
+    @cached_property
+    def _weights(self): return weights_of(self.weights)
 
-    def served(self)->list[str]: # Empty if the server answers, but has no list
-        "Names of the models that the server has; raise ValueError if it cannot be asked"
-        wait, client = min(self.timeout, 30.), self._client
-        import openai
-        try: return [m.id for m in client.models.list(timeout=wait).data]
-        except openai.APITimeoutError: raise ValueError(f'{self.url} gave no list of its models within {wait:g} s.') from None
-        except openai.APIConnectionError as e: raise ValueError(self._nobody(e)) from None
-        except openai.APIStatusError as e:
-            why = f"{self.url} refuses to name its models, with status {e.status_code}"
-            if e.status_code in (401, 403): raise ValueError(f'{why}. Check the key (OPENAI_API_KEY).') from None
-            if e.status_code==429 or e.status_code>=500 and e.status_code!=501: raise ValueError(f'{why}. Try again later.') from None
-            return []
-        except (openai.OpenAIError, ValueError, AttributeError, TypeError): return []
-
-    def _nobody(self, trouble): return (f'{self.url} cannot be reached ({trouble.__cause__ or trouble}). '
-                                        f'Start the server, or correct the address.')
+    def served(self)->list[str]: return served_by(self) # Names of the models that the server has
+    def many(self, items): return in_flight(self, items) # Yields a `Reply` for each, as they come
 
     def __repr__(self):
-        greedy = 'greedy' if self.temperature==0 else f'temperature {self.temperature}'
-        return f"Endpoint({self.url!r}, {self.model!r}, {greedy}, at most {self.max_tokens or 'what the server allows'} tokens)"
+        draws = 'greedy' if self.temperature==0 else f'temperature {self.temperature}'
+        limit = f', at most {self.max_tokens} tokens' if self.max_tokens else ''
+        return f'Endpoint({self.url!r}, {self.model!r}, {draws}{limit})'
 
     def __call__(self,
         question:Item|str, # An `Item`, or the text of a question
@@ -138,64 +104,147 @@ class Endpoint:
         if reply.error: raise ValueError(reply.error)
         return reply.text
 
-    def many(self,
-        items,          # What to ask
-    ):                  # Yields a `Reply` for each, as they come; raises ValueError if no item can be asked
-        "Ask many questions at once"
-        self._client
-        items, done, stop, heard = list(items), queue.Queue(), threading.Event(), threading.Event()
-        waiting, lock = iter(items), threading.Lock()
-        def work():
-            while not stop.is_set():
-                with lock: item = next(waiting, None)
-                if item is None: return
-                try: done.put(self._ask(item, stop, heard))
-                except Exception as e: done.put(e) # told by the thread that waits
-        for _ in range(min(self.concurrency, len(items))): threading.Thread(target=work, daemon=True).start()
-        try:
-            for _ in items:
-                made = done.get()
-                if isinstance(made, Exception): raise ValueError(str(made)) if isinstance(made, _Stop) else made
-                yield made
-        finally: stop.set()
+# %% ../../nbs/asking/06_endpoint.ipynb #c023
+def bare_address(
+    base_url:str,       # As it was given
+)->str:                 # With a path: '/v1' if there is none
+    "An address without name, password and query"
+    u = urlsplit(base_url if '://' in base_url else f'http://{base_url}')
+    port = f':{u.port}' if u.port else ''
+    return f"{u.scheme}://{u.hostname}{port}{u.path.rstrip('/') or '/v1'}"
 
-    def _ask(self, item, stop, heard):
-        "One question, with patience; `heard`: has the server said anything yet?"
-        import openai
-        try: messages = wire_messages(item, self.system)
-        except ValueError as e: return Reply(item.id, '', error=str(e))
-        sent = dict(max_tokens=self.max_tokens, temperature=self.temperature, top_p=self.top_p, seed=self.seed)
-        sent = {k:v for k, v in sent.items() if v is not None}
-        for n in range(1, self.tries+1):
-            told, start = None, time.perf_counter()
-            try:
-                made = self._client.chat.completions.create(model=self.model, messages=messages, extra_body=self.extra, **sent)
-                heard.set()
-                choice = made.choices[0]
-                text = choice.message.content
-                if text is None: text = getattr(choice.message, 'refusal', None)
-                if text is None and choice.finish_reason in ('length', 'content_filter'): text = ''
-                if isinstance(text, str): return Reply(item.id, text, round(time.perf_counter()-start, 4), choice.finish_reason)
-                why = 'the reply has no content'
-            except openai.APITimeoutError: why = f'nothing came within {self.timeout:g} s'
-            except openai.APIConnectionError as e:
-                why = f'the connection was lost ({type(e.__cause__).__name__})'
-                if type(e.__cause__).__name__=='ConnectError' and (n==self.tries or not heard.is_set()):
-                    raise _Stop(self._nobody(e)) from None
-            except openai.APIStatusError as e:
-                heard.set()
-                code, words, told = e.status_code, ' '.join(e.response.text.split())[:300], e.response.headers.get('retry-after')
-                why = f'status {code}: {words}'
-                if code in (401, 403, 404) or code==400 and any(f'{q}{self.model}{q}' in words for q in '\'"`'):
-                    try: there = [] if code in (401, 403) else self.served()
-                    except ValueError: there = []
-                    if there and self.model not in there:
-                        raise _Stop(f"{self.url} does not serve {self.model!r}, but {', '.join(there[:10])} ({why}).") from None
-                    raise _Stop(f'{self.url} refuses with {why}. Check the address, the key (OPENAI_API_KEY) '
-                                f'and the name of the model.') from None
-                if code<500 and code not in (408, 409, 425, 429): return Reply(item.id, '', error=f'The server refuses with {why}')
-            except (openai.OpenAIError, ValueError, AttributeError, TypeError, LookupError):
-                heard.set()
-                why = 'the reply is not of the expected form'
-            if n<self.tries and stop.wait(pause(n, self.patience, told)): break
-        return Reply(item.id, '', error=f'No reply in {n} tries, the last time: {why}')
+# %% ../../nbs/asking/06_endpoint.ipynb #c026
+def weights_of(
+    served:str|Path|None, # Folder that is served, or any name for its weights
+)->str|None:            # None: not known
+    "The hash of a folder, or the name as it is"
+    folder = isinstance(served, Path) or served and (os.path.isdir(served) or lab_model(served))
+    return weights_hash(Checkpoint.open(served)) if folder else served
+
+def endpoint_settings(
+    endpoint:Endpoint,  # Who is asked
+)->dict:
+    "All that decides what a server replies, as far as one can know"
+    where = dict(weights=endpoint._weights)
+    if not endpoint.weights: where = dict(weights=None, url=endpoint.url, model=endpoint.model)
+    settings = ('system', 'max_tokens', 'temperature', 'top_p', 'seed', 'extra')
+    return where|{k:getattr(endpoint, k) for k in settings}
+
+# %% ../../nbs/asking/06_endpoint.ipynb #c033
+def open_client(
+    endpoint:Endpoint,  # Who is asked
+):                      # The client of the package `openai`
+    "A client without retries of its own; raise ValueError if the package is not there"
+    try: import openai
+    except ImportError:
+        raise ValueError("Asking a server needs the package openai: "
+                         "pip install 'vlm_merging[serving]'.") from None
+    timeout = openai.Timeout(endpoint.timeout, connect=min(10., endpoint.timeout))
+    key = endpoint.api_key or os.environ.get('OPENAI_API_KEY') or 'none'
+    return openai.OpenAI(base_url=endpoint.url, api_key=key, timeout=timeout, max_retries=0)
+
+# %% ../../nbs/asking/06_endpoint.ipynb #c035
+def _nobody(endpoint, trouble):
+    return (f'{endpoint.url} cannot be reached ({trouble.__cause__ or trouble}). '
+            f'Start the server, or correct the address.')
+
+def served_by(
+    endpoint:Endpoint,  # Who is asked
+)->list[str]:           # Empty if the server answers, but has no list
+    "Names of the models that a server has; raise ValueError if it cannot be asked"
+    wait, client = min(endpoint.timeout, 30.), endpoint._client
+    import openai
+    try: return [m.id for m in client.models.list(timeout=wait).data]
+    except openai.APITimeoutError:
+        raise ValueError(f'{endpoint.url} gave no list of its models within {wait:g} s.') from None
+    except openai.APIConnectionError as e: raise ValueError(_nobody(endpoint, e)) from None
+    except openai.APIStatusError as e:
+        why, code = f'{endpoint.url} refuses to name its models, with status {e.status_code}', e.status_code
+        if code in (401, 403): raise ValueError(f'{why}. Check the key (OPENAI_API_KEY).') from None
+        if code==429 or code>=500 and code!=501: raise ValueError(f'{why}. Try again later.') from None
+        return []
+    except (openai.OpenAIError, ValueError, AttributeError, TypeError): return []
+
+# %% ../../nbs/asking/06_endpoint.ipynb #c039
+def _text_and_finish(completion):
+    "What the first choice says, and why it ended; text None: nothing was said, for no reason that is known"
+    choice = completion.choices[0]
+    text = choice.message.content
+    if text is None: text = getattr(choice.message, 'refusal', None)
+    if text is None and choice.finish_reason in ('length', 'content_filter'): text = ''
+    return text if isinstance(text, str) else None, choice.finish_reason
+
+# %% ../../nbs/asking/06_endpoint.ipynb #c042
+class _Stop(Exception): "Would fail for every item"
+
+def _refused(endpoint, trouble):
+    "Why a server refuses, and whether to try again; raise _Stop for what would fail for every item"
+    code, words = trouble.status_code, ' '.join(trouble.response.text.split())[:300]
+    why = f'status {code}: {words}'
+    if code in (401, 403, 404) or code==400 and any(f'{q}{endpoint.model}{q}' in words for q in '\'"`'):
+        try: there = [] if code in (401, 403) else endpoint.served()
+        except ValueError: there = []
+        if there and endpoint.model not in there:
+            raise _Stop(f"{endpoint.url} does not serve {endpoint.model!r}, but {', '.join(there[:10])} "
+                        f"({why}).") from None
+        raise _Stop(f'{endpoint.url} refuses with {why}. Check the address, the key (OPENAI_API_KEY) '
+                    f'and the name of the model.') from None
+    return why, code>=500 or code in (408, 409, 425, 429)
+
+# %% ../../nbs/asking/06_endpoint.ipynb #c045
+def _patiently(endpoint, item, stop, heard):
+    "One question, tried again; `heard`: has the server said anything yet?"
+    import openai
+    try: messages = wire_messages(item, endpoint.system)
+    except ValueError as e: return Reply(item.id, '', error=str(e))
+    sent = {k:getattr(endpoint, k) for k in ('max_tokens', 'temperature', 'top_p', 'seed')}
+    sent = {k:v for k, v in sent.items() if v is not None}
+    for n in range(1, endpoint.tries+1):
+        wait, start = None, time.perf_counter()
+        try:
+            answer = endpoint._client.chat.completions.create(model=endpoint.model, messages=messages,
+                                                              extra_body=endpoint.extra, **sent)
+            heard.set()
+            text, finish = _text_and_finish(answer)
+            if text is not None: return Reply(item.id, text, round(time.perf_counter()-start, 4), finish)
+            why = 'the reply has no content'
+        except openai.APITimeoutError: why = f'nothing came within {endpoint.timeout:g} s'
+        except openai.APIConnectionError as e:
+            cause = type(e.__cause__).__name__
+            why = f'the connection was lost ({cause})'
+            last = n==endpoint.tries or not heard.is_set()
+            if cause=='ConnectError' and last: raise _Stop(_nobody(endpoint, e)) from None
+        except openai.APIStatusError as e:
+            heard.set()
+            why, again = _refused(endpoint, e)
+            if not again: return Reply(item.id, '', error=f'The server refuses with {why}')
+            wait = e.response.headers.get('retry-after')
+        except (openai.OpenAIError, ValueError, AttributeError, TypeError, LookupError):
+            heard.set()
+            why = 'the reply is not of the expected form'
+        if n<endpoint.tries and stop.wait(pause(n, endpoint.patience, wait)): break
+    return Reply(item.id, '', error=f'No reply in {n} tries, the last time: {why}')
+
+# %% ../../nbs/asking/06_endpoint.ipynb #c049
+def in_flight(
+    endpoint:Endpoint,  # Who is asked
+    items,              # What to ask
+):                      # Yields a `Reply` for each, as they come; raises ValueError if no item can be asked
+    "Ask many questions at once"
+    endpoint._client
+    items, done, stop, heard = list(items), queue.Queue(), threading.Event(), threading.Event()
+    waiting, lock = iter(items), threading.Lock()
+    def work():
+        while not stop.is_set():
+            with lock: item = next(waiting, None)
+            if item is None: return
+            try: done.put(_patiently(endpoint, item, stop, heard))
+            except Exception as e: done.put(e) # Raised by the thread that waits
+    for _ in range(min(endpoint.concurrency, len(items))): threading.Thread(target=work, daemon=True).start()
+    try:
+        for _ in items:
+            reply = done.get()
+            if isinstance(reply, _Stop): raise ValueError(str(reply))
+            if isinstance(reply, Exception): raise reply
+            yield reply
+    finally: stop.set()

@@ -10,10 +10,9 @@ from ..checkpoints.headers import Checkpoint
 from ..benchmarks.items import Item
 
 # %% auto #0
-__all__ = ['SIDE_SUFFIXES', 'HASH_SAMPLE', 'HASH_SAMPLES', 'WHOLE', 'sampled', 'weights_hash', 'reply_key', 'describe_items']
+__all__ = ['HASH_SAMPLE', 'HASH_SAMPLES', 'WHOLE', 'SIDE_SUFFIXES', 'sampled', 'weights_hash', 'reply_key', 'describe_items']
 
 # %% ../../nbs/asking/01_fingerprints.ipynb #c009
-SIDE_SUFFIXES = ('.json', '.jinja', '.txt', '.model', '.tiktoken', '.py')
 HASH_SAMPLE, HASH_SAMPLES = 1<<12, 16 # Bytes of a sample; samples of a large tensor
 WHOLE = HASH_SAMPLE*HASH_SAMPLES    # Bytes up to which all of a tensor is hashed
 
@@ -26,42 +25,57 @@ def sampled(
     if full or size<=WHOLE: return [(i, min(step, size-i)) for i in range(0, size, step)]
     return [((size-HASH_SAMPLE)*i//(HASH_SAMPLES-1), HASH_SAMPLE) for i in range(HASH_SAMPLES)]
 
+# %% ../../nbs/asking/01_fingerprints.ipynb #c012
+def _tensor_hashes(checkpoint, full):
+    "Name of each tensor -> hash of its parts"
+    hashes = {}
+    with ExitStack() as stack:
+        def opened(file): return stack.enter_context(open(checkpoint.path/file, 'rb', buffering=0))
+        disk = {file:opened(file) for file in checkpoint.files}
+        for e in sorted(checkpoint.tensors.values(), key=lambda e: (e.file, e.start)):
+            hashes[e.name] = hashlib.sha256()
+            for start, size in sampled(e.nbytes, full):
+                disk[e.file.name].seek(e.start+start)
+                hashes[e.name].update(disk[e.file.name].read(size))
+    return {name:o.hexdigest() for name, o in hashes.items()}
+
+# %% ../../nbs/asking/01_fingerprints.ipynb #c015
+SIDE_SUFFIXES = ('.json', '.jinja', '.txt', '.model', '.tiktoken', '.py')
+
+def _is_side(path):
+    return (path.suffix in SIDE_SUFFIXES and path.is_file() and path.name!='recipe.json'
+            and not path.name.endswith('.index.json'))
+
 def weights_hash(
     checkpoint:Checkpoint, # An open checkpoint
     full:bool=False,    # Hash every byte of every tensor?
 )->str:                 # 24 hexadecimal digits
     "What tells one checkpoint from another, wherever it lies and whatever it is called"
-    folder, parts, held = checkpoint.path, {}, hashlib.sha256(b'full' if full else b'samples')
-    with ExitStack() as stack:
-        disk = {file:stack.enter_context(open(folder/file, 'rb', buffering=0)) for file in checkpoint.files}
-        for e in sorted(checkpoint.tensors.values(), key=lambda e: (e.file, e.start)):  # In the order of the disk
-            parts[e.name] = hashlib.sha256()
-            for start, size in sampled(e.nbytes, full):
-                disk[e.file.name].seek(e.start+start)
-                parts[e.name].update(disk[e.file.name].read(size))
+    folder, parts = checkpoint.path, _tensor_hashes(checkpoint, full)
+    whole = hashlib.sha256(b'full' if full else b'samples')
     for name, e in sorted(checkpoint.tensors.items()):
-        held.update(json.dumps([name, e.dtype, e.shape, parts[name].hexdigest()]).encode())
-    for p in sorted(folder.iterdir()):
-        if p.suffix in SIDE_SUFFIXES and p.is_file() and not p.name.endswith('.index.json') and p.name!='recipe.json':
-            held.update(f'{p.name} {hashlib.sha256(p.read_bytes()).hexdigest()}\n'.encode())
+        whole.update(json.dumps([name, e.dtype, e.shape, parts[name]]).encode())
+    for p in filter(_is_side, sorted(folder.iterdir())):
+        whole.update(f'{p.name} {hashlib.sha256(p.read_bytes()).hexdigest()}\n'.encode())
     if (folder/'recipe.json').is_file():
-        made = json.loads((folder/'recipe.json').read_text(encoding='utf-8'))
-        held.update(json.dumps([made.get('recipe'), made.get('inputs')], sort_keys=True).encode())
-    return held.hexdigest()[:24]
+        recipe = json.loads((folder/'recipe.json').read_text(encoding='utf-8'))
+        whole.update(json.dumps([recipe.get('recipe'), recipe.get('inputs')], sort_keys=True).encode())
+    return whole.hexdigest()[:24]
 
-# %% ../../nbs/asking/01_fingerprints.ipynb #c016
+# %% ../../nbs/asking/01_fingerprints.ipynb #c022
 def reply_key(
     item:Item,          # What is asked; its pictures are read
     about:dict,         # All that decides a reply, beside the item
 )->str:                 # 32 hexadecimal digits
     "Hash of weights, settings, prompt and pictures; raise ValueError if a picture cannot be read"
-    held = [about, item.question, [p.sha256() for p in item.images]]
-    return hashlib.sha256(json.dumps(held, sort_keys=True, default=str).encode()).hexdigest()[:32]
+    asked = [about, item.question, [p.sha256() for p in item.images]]
+    return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
-# %% ../../nbs/asking/01_fingerprints.ipynb #c020
+# %% ../../nbs/asking/01_fingerprints.ipynb #c026
 def describe_items(
     items,              # `Item`s
 )->dict:                # For `about`
     "How many questions, and what tells them from others: texts and pictures"
-    held = hashlib.sha256(json.dumps([reply_key(i, {}) for i in items]).encode()).hexdigest()[:12]
-    return dict(number_of_questions=len(items), hash_of_questions=held)
+    keys = json.dumps([reply_key(i, {}) for i in items])
+    name = hashlib.sha256(keys.encode()).hexdigest()[:12]
+    return dict(number_of_questions=len(items), hash_of_questions=name)

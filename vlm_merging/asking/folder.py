@@ -26,12 +26,18 @@ def sole(
     try:
         try: fcntl.flock(fd, fcntl.LOCK_EX|fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"Another process is writing to {out}. Wait for it, or choose another folder.") from None
+            raise ValueError(f"Another process is writing to {out}. Wait for it, or choose another "
+                             f"folder.") from None
         yield
     finally: os.close(fd)
 
 # %% ../../nbs/asking/03_folder.ipynb #c013
 SYNC_LINES, SYNC_SECONDS = 32, 5. # Flush to disk after so many lines, or so long
+
+def _line(row):
+    "A row as bytes of one line, without what is None"
+    text = json.dumps({k:v for k, v in row.items() if v is not None}, ensure_ascii=False)
+    return (text+'\n').encode('utf-8', 'replace')      # Models write half a character now and then
 
 class Lines:
     "The end of a file, to which whole lines are added"
@@ -45,8 +51,7 @@ class Lines:
         row:dict,           # Plain values
     )->None:
         "Write one line now, to disk soon"
-        line = memoryview((json.dumps({k:v for k, v in row.items() if v is not None}, ensure_ascii=False)+'\n')
-                          .encode('utf-8', 'replace'))
+        line = memoryview(_line(row))
         while line: line = line[os.write(self.fd, line):]
         self.waiting += 1
         if self.waiting>=SYNC_LINES or time.monotonic()-self.synced>SYNC_SECONDS: self.sync()
@@ -76,20 +81,21 @@ def read_lines(
         else: bad.append(n)
     return rows, bad
 
+# %% ../../nbs/asking/03_folder.ipynb #c019
 def mend(
     path:Path,          # JSONL that nobody writes to now
 )->int:                 # Bytes that were set aside
     "Move a last line without an end into a file `.torn` beside it"
     if not path.exists(): return 0
     with open(path, 'r+b') as f:
-        held = f.read()
-        torn = held[held.rfind(b'\n')+1:]
+        content = f.read()
+        torn = content[content.rfind(b'\n')+1:]
         if torn:
             with open(path.with_suffix('.torn'), 'ab') as aside: aside.write(torn+b'\n')
-            f.truncate(len(held)-len(torn)); os.fsync(f.fileno())
+            f.truncate(len(content)-len(torn)); os.fsync(f.fileno())
     return len(torn)
 
-# %% ../../nbs/asking/03_folder.ipynb #c020
+# %% ../../nbs/asking/03_folder.ipynb #c023
 def config_differences(
     old:dict,           # Settings as stored
     new:dict,           # Settings as asked for
@@ -102,28 +108,31 @@ def config_differences(
         elif a!=b: out.append(f'{k} is {json.dumps(a)[:80]} there and {json.dumps(b)[:80]} here')
     return out
 
-# %% ../../nbs/asking/03_folder.ipynb #c023
+# %% ../../nbs/asking/03_folder.ipynb #c026
 def stored_config(
     out:Path,           # Folder of a run, held by `sole`
 )->dict|None:           # What run.json holds; None: the folder is empty
-    "What an earlier start wrote down; raise ValueError if it cannot be read, or if the folder is of something else"
+    "What an earlier start wrote down; raise ValueError if it cannot be read, or is of something else"
     path = out/'run.json'
     if not path.is_file():
         strange = sorted(p.name for p in out.iterdir() if not p.name.startswith('.'))
-        if strange: raise ValueError(f"{out} is no folder of a run, but holds {', '.join(strange[:3])}. Choose another folder.")
+        if strange: raise ValueError(f"{out} is no folder of a run, but holds {', '.join(strange[:3])}. "
+                                     f"Choose another folder.")
         return None
     try: return dict(json.loads(path.read_text(encoding='utf-8')))
     except (ValueError, TypeError):
-        raise ValueError(f"{path} is damaged, so what its results depend on is not known. Choose another folder.") from None
+        raise ValueError(f"{path} is damaged, so what its results depend on is not known. "
+                         f"Choose another folder.") from None
 
-# %% ../../nbs/asking/03_folder.ipynb #c026
-HISTORY = ('sessions', 'asked') # Keys of run.json that say how it went, not what the results depend on
-
+# %% ../../nbs/asking/03_folder.ipynb #c029
 def begun(
     out:Path,           # Folder of a run
 )->bool:
     "Are there results already?"
     return bool(read_lines(out/'replies.jsonl')[0]) or any((out/'parts').glob('*.parquet'))
+
+# %% ../../nbs/asking/03_folder.ipynb #c032
+HISTORY = ('sessions', 'asked') # Keys of run.json that say how it went, not what the results depend on
 
 def settle(
     out:Path,           # Folder of a run, held by `sole`
@@ -133,10 +142,12 @@ def settle(
     stored, config = stored_config(out), json.loads(json.dumps(config, default=str))
     if stored is None: return config
     changed = config_differences({k:v for k, v in stored.items() if k not in HISTORY}, config)
-    if changed and begun(out): raise ValueError(f"{out} was begun with other settings: {'; '.join(changed[:5])}. "
-                                           f"Choose another folder, or those settings.")
+    if changed and begun(out):
+        raise ValueError(f"{out} was begun with other settings: {'; '.join(changed[:5])}. "
+                         f"Choose another folder, or those settings.")
     return config if changed else stored
 
+# %% ../../nbs/asking/03_folder.ipynb #c034
 def replace_text(
     path:Path,          # File that shall appear, or be another
     text:str,           # All of it
@@ -152,17 +163,18 @@ def write_config(
     "Write run.json"
     replace_text(out/'run.json', json.dumps(config, indent=1)+'\n')
 
-# %% ../../nbs/asking/03_folder.ipynb #c030
+# %% ../../nbs/asking/03_folder.ipynb #c038
 PACKAGES = ('vlm_merging', 'transformers', 'torch', 'openai', 'polars', 'pillow', 'tokenizers')
 
 def versions()->dict:   # Name -> version
     "Versions of what may change a reply, as far as it is installed"
-    found = dict(python=platform.python_version())
+    installed = dict(python=platform.python_version())
     for name in PACKAGES:
-        try: found[name] = metadata.version(name)
+        try: installed[name] = metadata.version(name)
         except metadata.PackageNotFoundError: pass
-    return found
+    return installed
 
+# %% ../../nbs/asking/03_folder.ipynb #c041
 def with_session(
     out:Path,           # Folder of a run, for the warning
     config:dict,        # From `settle`
@@ -173,5 +185,6 @@ def with_session(
     now = dict(started=time.strftime('%Y-%m-%d %H:%M:%S'), platform=platform.platform(), versions=versions(),
                how=json.loads(json.dumps(how, default=str)))
     if sessions and (moved := config_differences(sessions[-1]['versions'], now['versions'])):
-        warnings.warn(f"{out} was begun with other packages: {'; '.join(moved)}. Replies may differ in rare cases.", stacklevel=3)
+        warnings.warn(f"{out} was begun with other packages: {'; '.join(moved)}. "
+                      f"Replies may differ in rare cases.", stacklevel=3)
     return config|dict(sessions=[*sessions, now])

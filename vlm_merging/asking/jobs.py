@@ -13,9 +13,9 @@ from .folder import settle, sole, write_config
 from ..checkpoints.writer import appearing
 
 # %% auto #0
-__all__ = ['write_part', 'read_part', 'here', 'cluster', 'on_ray', 'carry_out']
+__all__ = ['write_part', 'read_part', 'here', 'carry_out', 'cluster', 'on_ray']
 
-# %% ../../nbs/asking/07_jobs.ipynb #c008
+# %% ../../nbs/asking/07_jobs.ipynb #c009
 def write_part(
     frame:pl.DataFrame, # What was found
     path:Path,          # File that shall appear
@@ -23,6 +23,7 @@ def write_part(
     "Write a table as parquet, whole or not at all"
     with appearing(path) as draft: frame.write_parquet(draft)
 
+# %% ../../nbs/asking/07_jobs.ipynb #c011
 def read_part(
     path:Path,          # Of an earlier run, perhaps
 )->pl.DataFrame|None:   # None: it is not there, or not sound
@@ -30,13 +31,55 @@ def read_part(
     try: return pl.read_parquet(path)
     except (OSError, pl.exceptions.PolarsError): return None
 
-# %% ../../nbs/asking/07_jobs.ipynb #c011
+# %% ../../nbs/asking/07_jobs.ipynb #c015
 def here(
     work:Callable,      # Arguments of a part -> frame
     jobs:dict,          # Name -> arguments
 ):                      # Yields (name, frame)
     "Make parts one after the other in this process"
     for name, args in jobs.items(): yield name, work(*args)
+
+# %% ../../nbs/asking/07_jobs.ipynb #c019
+def _make_missing(work, jobs, out, make, progress):
+    "The parts that are there, and those that `make` makes now, by name"
+    done = {n:f for n in jobs if (f:=read_part(out/'parts'/f'{n}.parquet')) is not None}
+    todo = {n:args for n, args in jobs.items() if n not in done}
+    with tqdm(total=len(jobs), initial=len(done), unit='part',
+              disable=None if progress is None else not progress) as bar:
+        for name, frame in make(work, todo) if todo else ():
+            write_part(frame, out/'parts'/f'{name}.parquet')
+            done[name] = frame
+            bar.update(1)
+    return done
+
+def carry_out(
+    work:Callable,      # A function of a module: arguments of a part -> polars frame
+    jobs:dict[str, tuple], # Name of the part -> its arguments, plain values
+    out:str|Path,       # Folder; made if it is not there, gone on with if it is
+    about:dict,         # All that decides the results
+    ray:str|None=None,  # None: in this process; 'local', 'auto' or the address of a cluster
+    progress:bool|None=None, # Show a bar? None: only on a terminal
+)->pl.DataFrame:        # All parts, in the order of `jobs`
+    "Make every part that is not there yet"
+    out = Path(out).expanduser()
+    if odd := [n for n in jobs if not re.fullmatch(r'[\w.+-]{1,100}', n)]:
+        raise ValueError(f'{odd[0]!r} is no name for a part.')
+    with sole(out):
+        write_config(out, settle(out, about))
+        (out/'parts').mkdir(exist_ok=True)
+        make = (lambda work, todo: on_ray(work, todo, ray)) if ray else here
+        done = _make_missing(work, jobs, out, make, progress)
+    return pl.concat([done[n] for n in jobs], how='diagonal_relaxed')
+
+# %% ../../nbs/asking/07_jobs.ipynb #c026
+def _answers(address):
+    "Raise ValueError if nobody listens at host:port"
+    at = re.fullmatch(r'(?:ray://)?(.+):(\d+)', address)
+    if not at: return
+    try: socket.create_connection((at[1], int(at[2])), 5).close()
+    except (OSError, OverflowError):
+        raise ValueError(f'No Ray cluster answers at {address!r}. Is it running, and can it be reached from '
+                         f'here?') from None
 
 def cluster(
     address:str,        # 'local': start one on this machine; 'auto' or an address: join that
@@ -48,16 +91,16 @@ def cluster(
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
     import ray
     how = dict(include_dashboard=False, num_cpus=cores) if address=='local' else dict(address=address)
-    if (at := re.fullmatch(r'(?:ray://)?(.+):(\d+)', address)):  # Ray itself would try for minutes
-        try: socket.create_connection((at[1], int(at[2])), 5).close()
-        except (OSError, OverflowError): raise ValueError(f'No Ray cluster answers at {address!r}. Is it running, and can it be reached from here?') from None
+    _answers(address)
     for attempt in range(3):
         try: ray.init(**how, logging_level='ERROR', log_to_driver=False)
-        except Exception as e: # of many kinds, one of them plain `Exception`: a busy machine did not start it within 30 s
+        except Exception as e: # of many kinds, one of them plain `Exception`
             if address=='local' and attempt<2 and 'timed out' in str(e): continue
-            raise ValueError(f"No Ray cluster answers at {address!r}: {' '.join(str(e).split())[:200]}") from None
+            raise ValueError(f"No Ray cluster answers at {address!r}: "
+                             f"{' '.join(str(e).split())[:200]}") from None
         return ray
 
+# %% ../../nbs/asking/07_jobs.ipynb #c029
 def on_ray(
     work:Callable,      # A function of a module: arguments of a part -> frame
     jobs:dict,          # Name -> arguments
@@ -77,30 +120,5 @@ def on_ray(
             try: yield name, ray.get(ready[0])
             except ray.exceptions.RayTaskError as e: raise e.cause from None
     finally:
-        for left in waiting: ray.cancel(left)               # After an error nothing goes on behind our back
+        for left in waiting: ray.cancel(left)
         if not running: ray.shutdown()
-
-def carry_out(
-    work:Callable,      # A function of a module: arguments of a part -> polars frame
-    jobs:dict[str, tuple], # Name of the part -> its arguments, plain values
-    out:str|Path,       # Folder; made if it is not there, gone on with if it is
-    about:dict,         # All that decides the results
-    ray:str|None=None,  # None: in this process; 'local', 'auto' or the address of a cluster
-    progress:bool|None=None, # Show a bar? None: only on a terminal
-)->pl.DataFrame:        # All parts, in the order of `jobs`
-    "Make every part that is not there yet"
-    out = Path(out).expanduser()
-    if odd := [n for n in jobs if not re.fullmatch(r'[\w.+-]{1,100}', n)]: raise ValueError(f'{odd[0]!r} is no name for a part.')
-    with sole(out):
-        parts = out/'parts'
-        write_config(out, settle(out, about))
-        parts.mkdir(exist_ok=True)
-        held = {n:f for n in jobs if (f:=read_part(parts/f'{n}.parquet')) is not None}
-        todo = {n:args for n, args in jobs.items() if n not in held}
-        made = on_ray(work, todo, ray) if ray and todo else here(work, todo)
-        with tqdm(total=len(jobs), initial=len(held), unit='part', disable=None if progress is None else not progress) as bar:
-            for name, frame in made:
-                write_part(frame, parts/f'{name}.parquet')
-                held[name] = frame
-                bar.update(1)
-    return pl.concat([held[n] for n in jobs], how='diagonal_relaxed')

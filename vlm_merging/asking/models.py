@@ -9,15 +9,15 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from PIL import Image
+from .fingerprints import weights_hash
 from ..benchmarks.items import Item, as_item
 from ..checkpoints.headers import Checkpoint
-from .fingerprints import weights_hash
 
 # %% auto #0
-__all__ = ['Reply', 'chat', 'decode_picture', 'picture_size', 'written', 'prompt_inputs', 'end_tokens', 'short_of_memory',
-           'LocalModel', 'open_model', 'as_model']
+__all__ = ['Reply', 'chat', 'decode_picture', 'picture_size', 'LocalModel', 'settings_of', 'written', 'prompt_inputs',
+           'end_tokens', 'short_of_memory', 'tokens_of', 'in_batches', 'open_model', 'as_model']
 
-# %% ../../nbs/asking/02_models.ipynb #c011
+# %% ../../nbs/asking/02_models.ipynb #c014
 @dataclass(frozen=True)
 class Reply:
     "What came back for one question"
@@ -27,7 +27,7 @@ class Reply:
     finish:str|None=None # 'stop', 'length' or what the server said; None: not known
     error:str|None=None # What went wrong, in a sentence; None: nothing
 
-# %% ../../nbs/asking/02_models.ipynb #c015
+# %% ../../nbs/asking/02_models.ipynb #c018
 def chat(
     question:str,       # As it is sent
     images:int,         # How many pictures go with it
@@ -35,16 +35,18 @@ def chat(
     system:str|None=None, # What stands before the conversation
 )->list[dict]:          # Messages, as chat templates want them
     "A question as a conversation that waits for its answer"
-    def said(text): return [dict(type='text', text=text)] if sees else text
-    content = [dict(type='image')]*images+said(question) if sees else question
-    return [dict(role='system', content=said(system))]*bool(system)+[dict(role='user', content=content)]
+    def part(text): return [dict(type='text', text=text)] if sees else text
+    content = [dict(type='image')]*images+part(question) if sees else question
+    return [dict(role='system', content=part(system))]*bool(system)+[dict(role='user', content=content)]
 
+# %% ../../nbs/asking/02_models.ipynb #c022
 def decode_picture(
     picture,            # A PIL image, or anything whose `.open()` gives one
 )->Image.Image:         # RGB
     "The decoded picture; raise ValueError if it is broken"
     return picture.convert('RGB') if isinstance(picture, Image.Image) else picture.open()
 
+# %% ../../nbs/asking/02_models.ipynb #c025
 def picture_size(
     picture,            # As in `decode_picture`, with `.bytes()` if it is no PIL image
 )->int:                 # Width times height
@@ -53,10 +55,80 @@ def picture_size(
     try:
         with Image.open(io.BytesIO(picture.bytes())) as seen: return seen.width*seen.height
     except (OSError, SyntaxError, Image.DecompressionBombError) as e:
-        raise ValueError(f"{getattr(picture,'name','image')}: the image cannot be decoded "
+        raise ValueError(f"{getattr(picture, 'name', 'image')}: the image cannot be decoded "
                          f"({str(e).partition(' <')[0][:120]}).") from None
 
-# %% ../../nbs/asking/02_models.ipynb #c019
+# %% ../../nbs/asking/02_models.ipynb #c029
+@dataclass(frozen=True, repr=False)
+class LocalModel:
+    "A model in memory, and how it is asked"
+    model:object         # From `from_pretrained`
+    processor:object     # Of a VLM; a tokenizer for a text model
+    weights:str          # Names the weights: from `weights_hash`, or any name for weights you made in memory
+    name:str='model'     # Folder or hub id, for tables and messages
+    batch_size:int=8     # Questions at a time, at most
+    max_new_tokens:int=1024 # Tokens of a reply, at most
+    temperature:float=0  # 0 is greedy: always the likeliest token; above 0 replies are drawn
+    top_p:float=1        # Share of the probability that is drawn from, 0..1; for temperatures above 0
+    seed:int=0           # Of the draws; same seed and same batches, same replies
+    system:str|None=None # System message, put before each question
+
+    @property
+    def sees(self)->bool:
+        "Can it be shown pictures?"
+        return hasattr(self.processor, 'image_processor')
+
+    @property
+    def tokenizer(self):
+        "The tokenizer, also inside a processor"
+        return getattr(self.processor, 'tokenizer', self.processor)
+
+    @property
+    def how(self)->dict:
+        "What is written down beside, but does not tell replies apart"
+        return dict(model=self.name, device=str(self.model.device), batch_size=self.batch_size)
+
+    @property
+    def about(self)->dict:
+        "All that decides what it replies: replies are kept under this"
+        return settings_of(self)
+
+    def cost(self, item)->int: return tokens_of(self, item) # About how many tokens a question takes
+    def many(self, items): return in_batches(self, items) # Yields a `Reply` for each, longest questions first
+    def __repr__(self): return _in_one_line(self)
+
+    def __call__(self,
+        question:Item|str, # An `Item`, or the text of a question
+        *images,        # Pictures that go with a text: paths, PIL images or encoded bytes
+    )->str:
+        "Ask one question; raise ValueError if it cannot be answered"
+        reply = next(self.many([as_item(question, *images)]))
+        if reply.error: raise ValueError(reply.error)
+        return reply.text
+
+# %% ../../nbs/asking/02_models.ipynb #c032
+def settings_of(
+    asker,              # A `LocalModel`
+)->dict:
+    "All that decides what a model replies"
+    draws = dict(temperature=asker.temperature, top_p=asker.top_p, seed=asker.seed)
+    ours = (*draws, 'top_k', 'do_sample', 'max_new_tokens', 'max_length', 'transformers_version')
+    own = asker.model.generation_config.to_diff_dict()
+    own = {k:v for k, v in own.items() if not k.startswith('_') and k not in ours}
+    dtype = str(asker.model.dtype).removeprefix('torch.')
+    return dict(weights=asker.weights, dtype=dtype, system=asker.system, max_new_tokens=asker.max_new_tokens,
+                greedy=not asker.temperature, **draws if asker.temperature else {}, own=own)
+
+# %% ../../nbs/asking/02_models.ipynb #c035
+def _in_one_line(asker):
+    "A model in a line"
+    kind = 'sees pictures' if asker.sees else 'text only'
+    draws = f'temperature {asker.temperature:g}' if asker.temperature else 'greedy'
+    dtype = str(getattr(asker.model, 'dtype', '')).removeprefix('torch.')
+    return (f'LocalModel({asker.name!r}, {kind}, {dtype} on {asker.model.device}, {draws}, '
+            f'at most {asker.max_new_tokens} new tokens)')
+
+# %% ../../nbs/asking/02_models.ipynb #c039
 def written(
     asker,              # A `LocalModel`
     item,               # Has `question` and `images`
@@ -65,9 +137,11 @@ def written(
     "A conversation as text"
     turns = chat(item.question, len(item.images), asker.sees, asker.system)
     if answer is not None:
-        turns = [*turns, dict(role='assistant', content=[dict(type='text', text=answer)] if asker.sees else answer)]
+        content = [dict(type='text', text=answer)] if asker.sees else answer
+        turns = [*turns, dict(role='assistant', content=content)]
     return asker.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None)
 
+# %% ../../nbs/asking/02_models.ipynb #c042
 def prompt_inputs(
     asker,              # A `LocalModel`
     items,              # Each has `question` and `images`
@@ -82,6 +156,7 @@ def prompt_inputs(
     return {k:v.to(model.device, model.dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v
             for k, v in inputs.items()}
 
+# %% ../../nbs/asking/02_models.ipynb #c046
 def end_tokens(
     asker,              # A `LocalModel`
 )->set[int]:
@@ -90,6 +165,25 @@ def end_tokens(
     known = asker.tokenizer.eos_token_id if known is None else known
     return set(known if isinstance(known, list) else [known])
 
+# %% ../../nbs/asking/02_models.ipynb #c048
+def _generate(asker, items, images):
+    "The replies to one batch"
+    import torch
+    start, inputs = time.perf_counter(), prompt_inputs(asker, items, images)
+    sampling = dict(do_sample=False, temperature=None, top_p=None, top_k=None)
+    if asker.temperature:
+        sampling = dict(do_sample=True, temperature=asker.temperature, top_p=asker.top_p, top_k=0)
+        torch.manual_seed(zlib.crc32(f'{asker.seed} {[i.id for i in items]}'.encode()))
+    with torch.inference_mode():
+        generated = asker.model.generate(**inputs, max_new_tokens=asker.max_new_tokens, **sampling)
+    each, ends, replies = (time.perf_counter()-start)/len(items), end_tokens(asker), []
+    for item, ids in zip(items, generated[:, inputs['input_ids'].shape[1]:].tolist(), strict=True):
+        stop = next((k for k, t in enumerate(ids) if t in ends), None)
+        text = asker.tokenizer.decode(ids[:stop], skip_special_tokens=True)
+        replies.append(Reply(item.id, text, round(each, 4), 'length' if stop is None else 'stop'))
+    return replies
+
+# %% ../../nbs/asking/02_models.ipynb #c052
 def short_of_memory(
     trouble:BaseException, # What was raised
 )->bool:
@@ -98,168 +192,135 @@ def short_of_memory(
     return isinstance(trouble, MemoryError) or type(trouble).__name__=='OutOfMemoryError' or (
         isinstance(trouble, RuntimeError) and any(w in str(trouble).lower() for w in words))
 
-@dataclass(frozen=True, repr=False)
-class LocalModel:
-    "A model in memory, and how it is asked"
-    model:object         # From `from_pretrained`
-    processor:object     # Of a VLM; a tokenizer for a text model
-    weights:str          # Names the weights: from `weights_hash`, or any name for weights you made in memory
-    name:str='model'     # Folder or hub id, for tables and messages
-    batch_size:int=8     # Questions at a time, at most
-    max_new_tokens:int=1024 # Tokens of a reply, at most
-    temperature:float=0  # 0: greedy
-    top_p:float=1        # Share of the probability that is sampled from; for temperatures above 0
-    seed:int=0           # Of the sampling
-    system:str|None=None # System message
-
-    @property
-    def sees(self)->bool:
-        "Can it be shown pictures?"
-        return hasattr(self.processor, 'image_processor')
-
-    @property
-    def tokenizer(self):
-        "The tokenizer, also inside a processor"
-        return getattr(self.processor, 'tokenizer', self.processor)
-
-    @property
-    def about(self)->dict:
-        "All that decides what it replies: replies are kept under this"
-        sampled = dict(temperature=self.temperature, top_p=self.top_p, seed=self.seed) if self.temperature else {}
-        own = {k:v for k, v in self.model.generation_config.to_diff_dict().items() if not k.startswith('_')
-               and k not in ('transformers_version', 'max_new_tokens', 'max_length', 'do_sample', 'temperature', 'top_p', 'top_k')}
-        return dict(weights=self.weights, dtype=str(self.model.dtype).removeprefix('torch.'), system=self.system,
-                    max_new_tokens=self.max_new_tokens, greedy=not self.temperature, **sampled, own=own)
-
-    @property
-    def how(self)->dict:
-        "What is written down beside, but does not tell replies apart"
-        return dict(model=self.name, device=str(self.model.device), batch_size=self.batch_size)
-
-    def __repr__(self):
-        greedy = 'greedy' if not self.temperature else f'temperature {self.temperature:g}'
-        return (f"LocalModel({self.name!r}, {'sees pictures' if self.sees else 'text only'}, {self.how['device']}, "
-                f"{self.about['dtype']}, {greedy}, at most {self.max_new_tokens} new tokens)")
-
-    def __call__(self,
-        question:Item|str, # An `Item`, or the text of a question
-        *images,        # Pictures that go with a text: paths, PIL images or encoded bytes
-    )->str:
-        "Ask one question; raise ValueError if it cannot be answered"
-        reply = next(self.many([as_item(question, *images)]))
-        if reply.error: raise ValueError(reply.error)
-        return reply.text
-
-    def many(self,
-        items,          # Each has `id`, `question` and `images`
-    ):                  # Yields a `Reply` for each, longest questions first
-        "Ask many questions in batches that fit"
-        jobs, broken = [], []
-        for item in items:
-            try: jobs.append((bool(item.images), self.cost(item), item))
-            except ValueError as e: broken.append(Reply(item.id, '', error=str(e)))
-        queue, room, alone = deque(sorted(jobs, key=lambda j: j[:2], reverse=True)), float('inf'), 0
-        while queue:
-            sees, cost, _ = queue[0]
-            n, batch = 1 if alone else max(1, int(min(self.batch_size, room//cost))), []
-            while queue and len(batch)<n and queue[0][0]==sees: batch.append(queue.popleft())
-            alone, ready = max(0, alone-1), []
-            for job in batch:
-                try: ready.append((job, [decode_picture(p) for p in job[2].images]))
-                except ValueError as e: yield Reply(job[2].id, '', error=str(e))
-            if not ready: continue
-            made, trouble, memory = self._attempt([j[2] for j, _ in ready], [i for _, i in ready])
-            if memory: room = min(room, cost*len(ready)/2)
-            if made: yield from made
-            elif len(ready)==1: yield Reply(ready[0][0][2].id, '', error=trouble)
-            else:
-                queue.extendleft(j for j, _ in reversed(ready))
-                if not memory: alone = len(ready)
-        yield from broken
-
-    def cost(self,
-        item,           # Has `question` and `images`
-    )->int:
-        "About how many tokens a question takes, its reply included; raise ValueError if the model cannot be shown its pictures"
-        if item.images and not self.sees: raise ValueError(f'{self.name} is a text model and cannot be shown pictures.')
-        return len(self.tokenizer(item.question)['input_ids'])+sum(map(picture_size, item.images))//784+self.max_new_tokens
-
-    def _attempt(self, items, images):
-        "Replies, or why there are none and whether it was for want of memory"
-        try: return self._generate(items, images), None, False
-        except Exception as e: # of any model and any backend: it must not stop the others
-            memory = short_of_memory(e)
-            trouble = f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"
-            if memory: trouble = 'It does not fit into memory, not even alone.'
-        if memory and self.model.device.type=='cuda':
-            import torch
-            torch.cuda.empty_cache()
-        return None, trouble, memory
-
-    def _generate(self, items, images):
-        "One batch"
+# %% ../../nbs/asking/02_models.ipynb #c055
+def _attempt(asker, items, images):
+    "Replies, or why there are none and whether it was for want of memory"
+    try: return _generate(asker, items, images), None, False
+    except Exception as e: # of any model and any backend: it must not stop the others
+        memory = short_of_memory(e)
+        trouble = f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"
+        if memory: trouble = 'It does not fit into memory, not even alone.'
+    if memory and asker.model.device.type=='cuda':
         import torch
-        start, inputs = time.perf_counter(), prompt_inputs(self, items, images)
-        sampling = dict(do_sample=False, temperature=None, top_p=None, top_k=None)
-        if self.temperature:
-            sampling = dict(do_sample=True, temperature=self.temperature, top_p=self.top_p, top_k=0)
-            torch.manual_seed(zlib.crc32(f'{self.seed} {[i.id for i in items]}'.encode()))
-        with torch.inference_mode(): made = self.model.generate(**inputs, max_new_tokens=self.max_new_tokens, **sampling)
-        stops = end_tokens(self)
-        each, replies = (time.perf_counter()-start)/len(items), []
-        for item, ids in zip(items, made[:, inputs['input_ids'].shape[1]:].tolist(), strict=True):
-            stop = next((k for k, t in enumerate(ids) if t in stops), None)
-            text = self.tokenizer.decode(ids[:stop], skip_special_tokens=True)
-            replies.append(Reply(item.id, text, round(each, 4), 'length' if stop is None else 'stop'))
-        return replies
+        torch.cuda.empty_cache()
+    return None, trouble, memory
 
-# %% ../../nbs/asking/02_models.ipynb #c022
-def open_model(
-    where:str|Path,      # Folder or hub id of a VLM, or of a text model
-    dtype:str|None=None, # 'bfloat16', 'float16' or 'float32'; None: bfloat16 (else float16) on a GPU, float32 on a CPU
-    device:str|None=None, # cuda, cuda:1, mps, cpu; None: the best there is
-    trust_remote_code:bool=False, # Run code that the checkpoint brings along?
-    **asking,            # Fields of `LocalModel`: batch_size, max_new_tokens, temperature, top_p, seed, system
-)->LocalModel:
-    "Open a checkpoint for asking; raise ValueError with one sentence if it cannot be"
-    import torch, transformers
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as vlms
-    checkpoint = Checkpoint.open(where)
-    folder, config = checkpoint.path, checkpoint.config
-    if device is None: device = 'cuda' if torch.cuda.is_available() else 'mps' if torch.backends.mps.is_available() else 'cpu'
+# %% ../../nbs/asking/02_models.ipynb #c059
+def tokens_of(
+    asker,              # A `LocalModel`
+    item,               # Has `question` and `images`
+)->int:
+    "About how many tokens a question takes, reply included; raise ValueError if its pictures cannot be shown"
+    if item.images and not asker.sees:
+        raise ValueError(f'{asker.name} is a text model and cannot be shown pictures.')
+    text, pixels = asker.tokenizer(item.question)['input_ids'], sum(map(picture_size, item.images))
+    return len(text) + pixels//784 + asker.max_new_tokens
+
+# %% ../../nbs/asking/02_models.ipynb #c062
+def _longest_first(asker, items):
+    "A queue of (has it pictures?, tokens, item), and replies for those that cannot be asked"
+    jobs, broken = [], []
+    for item in items:
+        try: jobs.append((bool(item.images), asker.cost(item), item))
+        except ValueError as e: broken.append(Reply(item.id, '', error=str(e)))
+    return deque(sorted(jobs, key=lambda job: job[:2], reverse=True)), broken
+
+def in_batches(
+    asker,              # A `LocalModel`
+    items,              # Each has `id`, `question` and `images`
+):                      # Yields a `Reply` for each, longest questions first
+    "Ask many questions in batches that fit"
+    queue, broken = _longest_first(asker, items)
+    room, alone = float('inf'), 0                               # Tokens that fit; questions to ask one by one
+    while queue:
+        sees, cost, _ = queue[0]
+        n, batch, ready = 1 if alone else max(1, int(min(asker.batch_size, room//cost))), [], []
+        while queue and len(batch)<n and queue[0][0]==sees: batch.append(queue.popleft())
+        alone = max(0, alone-1)
+        for job in batch:
+            try: ready.append((job, [decode_picture(p) for p in job[2].images]))
+            except ValueError as e: yield Reply(job[2].id, '', error=str(e))
+        if not ready: continue
+        answered, trouble, memory = _attempt(asker, [job[2] for job, _ in ready], [seen for _, seen in ready])
+        if memory: room = min(room, cost*len(ready)/2)
+        if answered: yield from answered
+        elif len(ready)==1: yield Reply(ready[0][0][2].id, '', error=trouble)
+        else:
+            queue.extendleft(job for job, _ in reversed(ready))
+            if not memory: alone = len(ready)
+    yield from broken
+
+# %% ../../nbs/asking/02_models.ipynb #c069
+def _device_and_dtype(device, dtype):
+    "What was asked for, or the best there is"
+    import torch
+    if device is None:
+        mps = torch.backends.mps.is_available()
+        device = 'cuda' if torch.cuda.is_available() else 'mps' if mps else 'cpu'
     if dtype is None:
         known = device.startswith('cuda') and torch.cuda.is_bf16_supported()
         dtype = 'float32' if device=='cpu' else 'bfloat16' if known else 'float16'
+    return device, getattr(torch, dtype)
+
+# %% ../../nbs/asking/02_models.ipynb #c072
+def _opener(config, where, trust_remote_code):
+    "Is it a VLM?, and the classes that open model and processor"
+    import transformers
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as vlms
     kind, own = config.get('model_type'), config.get('auto_map', {})
     if own and kind not in transformers.CONFIG_MAPPING and not trust_remote_code:
-        raise ValueError(f"{where} brings code of its own (auto_map in config.json), and transformers has none for it. "
-                         f"Read that code, and pass trust_remote_code=True if you trust it.")
-    vlm = 'AutoModelForImageTextToText' in own or kind in vlms
-    auto, reads = (transformers.AutoModelForImageTextToText, transformers.AutoProcessor) if vlm else (
-        transformers.AutoModelForCausalLM, transformers.AutoTokenizer)
+        raise ValueError(f"{where} brings code of its own (auto_map in config.json), and transformers has "
+                         f"none for it. Read that code, and pass trust_remote_code=True if you trust it.")
+    if 'AutoModelForImageTextToText' in own or kind in vlms:
+        return True, transformers.AutoModelForImageTextToText, transformers.AutoProcessor
+    return False, transformers.AutoModelForCausalLM, transformers.AutoTokenizer
+
+# %% ../../nbs/asking/02_models.ipynb #c075
+def _from_pretrained(folder, where, opener, dtype, trust_remote_code):
+    "Model and processor; raise ValueError if something is missing"
+    import transformers
+    sees, auto, reads = opener
     try:
         processor = reads.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        model, found = auto.from_pretrained(folder, dtype=getattr(torch, dtype), trust_remote_code=trust_remote_code,
-                                           output_loading_info=True)
+        model, found = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code,
+                                            output_loading_info=True)
     except (OSError, ValueError, LookupError, ImportError, AttributeError, TypeError, RuntimeError) as e:
         raise ValueError(f"{where} cannot be opened by transformers {transformers.__version__}: "
                          f"{' '.join(str(e).split())[:300]}") from e
     if lost := sorted(found['missing_keys']):
-        raise ValueError(f"{where} lacks {len(lost)} tensors of its model, the first is {lost[0]}; they would be random numbers. "
-                         f"Write the checkpoint again.")
-    if vlm and not hasattr(processor, 'image_processor'):
-        raise ValueError(f"{where} is a VLM without preprocessor_config.json. Copy that file from the model it was made of.")
+        raise ValueError(f"{where} lacks {len(lost)} tensors of its model, the first is {lost[0]}; they "
+                         f"would be random numbers. Write the checkpoint again.")
+    if sees and not hasattr(processor, 'image_processor'):
+        raise ValueError(f"{where} is a VLM without preprocessor_config.json. "
+                         f"Copy that file from the model it was made of.")
+    return model, processor
+
+# %% ../../nbs/asking/02_models.ipynb #c076
+def open_model(
+    where:str|Path,      # Folder, hub id or lab/vlm of a VLM, or of a text model
+    dtype:str|None=None, # bfloat16, float16 or float32; default: bfloat16 on a GPU, float32 on a CPU
+    device:str|None=None, # cuda, cuda:1, mps or cpu; default: the best there is
+    trust_remote_code:bool=False, # Run code that the checkpoint brings along?
+    **asking,            # As in `LocalModel`: batch_size, max_new_tokens, temperature, top_p, seed, system
+)->LocalModel:
+    "Open a checkpoint for asking; raise ValueError with one sentence if it cannot be"
+    checkpoint = Checkpoint.open(where)
+    device, numbers = _device_and_dtype(device, dtype)
+    opener = _opener(checkpoint.config, where, trust_remote_code)
+    model, processor = _from_pretrained(checkpoint.path, where, opener, numbers, trust_remote_code)
     try: model = model.to(device).eval()
     except (RuntimeError, AssertionError, NotImplementedError) as e:
-        raise ValueError(f"{where} cannot be brought to the device {device!r}: {' '.join(str(e).split()).partition('. ')[0][:160]}.") from e
-    made = LocalModel(model, processor, weights_hash(checkpoint), str(where), **asking)
-    if not (processor.chat_template or made.tokenizer.chat_template):
+        raise ValueError(f"{where} cannot be brought to the device {device!r}: "
+                         f"{' '.join(str(e).split()).partition('. ')[0][:160]}.") from e
+    opened = LocalModel(model, processor, weights_hash(checkpoint), str(where), **asking)
+    if not (processor.chat_template or opened.tokenizer.chat_template):
         raise ValueError(f"{where} has no chat template, so how it wants to be asked is not known. "
                          f"Copy chat_template.jinja from the model it was made of.")
-    made.tokenizer.padding_side = 'left'
-    if made.tokenizer.pad_token is None: made.tokenizer.pad_token = made.tokenizer.eos_token
-    return made
+    opened.tokenizer.padding_side = 'left'
+    if opened.tokenizer.pad_token is None: opened.tokenizer.pad_token = opened.tokenizer.eos_token
+    return opened
 
+# %% ../../nbs/asking/02_models.ipynb #c086
 def as_model(
     model,               # A folder or hub id; or what can be asked already
     **asking,            # For a model that is opened here, as in `open_model`
@@ -267,8 +328,9 @@ def as_model(
     "What answers: a name is opened, anything else is as it is; raise ValueError if it cannot be asked"
     if isinstance(model, (str, Path)): return open_model(model, **asking)
     if not (callable(model) or hasattr(model, 'many')):
-        raise ValueError(f"{type(model).__name__} cannot be asked. Name a folder or hub id, or give what `open_model` returns, "
-                         f"an `Endpoint`, or a function from an item to its reply.")
-    if asking: raise ValueError(f"{', '.join(asking)}: this model is open already. Open it with these settings: "
-                                f"open_model(folder, {next(iter(asking))}=...).")
+        raise ValueError(f"{type(model).__name__} cannot be asked. Name a folder or hub id, or give what "
+                         f"`open_model` returns, an `Endpoint`, or a function from an item to its reply.")
+    if asking:
+        raise ValueError(f"{', '.join(asking)}: this model is open already. Open it with these settings: "
+                         f"open_model(folder, {next(iter(asking))}=...).")
     return model

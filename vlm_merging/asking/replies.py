@@ -14,12 +14,13 @@ from ..benchmarks.items import Item, row_of
 # %% auto #0
 __all__ = ['REPLY_COLUMNS', 'reply_table', 'place_of', 'unique_rows', 'replies', 'report']
 
-# %% ../../nbs/asking/04_replies.ipynb #c008
-REPLY_COLUMNS = ('benchmark', 'split', 'run', 'index', 'group', 'question', 'question_for_eval', 'choices', 'answer', 'answer_option',
-           'question_type', 'answer_type', 'precision', 'unit', 'metric', 'prediction', 'finish', 'seconds', 'key')
+# %% ../../nbs/asking/04_replies.ipynb #c010
+REPLY_COLUMNS = ('benchmark', 'split', 'run', 'index', 'group', 'question', 'question_for_eval', 'choices',
+                 'answer', 'answer_option', 'question_type', 'answer_type', 'precision', 'unit', 'metric',
+                 'prediction', 'finish', 'seconds', 'key')
 
-def _text(value):
-    "A value as text; models write half a character now and then"
+def _as_text(value):
+    "A value as text that can be written down"
     if value is None: return None
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if text.isascii() else text.encode('utf-8', 'replace').decode()
@@ -32,16 +33,17 @@ def reply_table(
     def column(name):
         values = [r.get(name) for r in rows]
         if name in numbers: return pl.Series(name, values, numbers[name], strict=False)
-        return pl.Series(name, map(_text, values), pl.String)
+        return pl.Series(name, map(_as_text, values), pl.String)
     return pl.DataFrame([column(n) for n in dict.fromkeys((*REPLY_COLUMNS, *(k for r in rows for k in r)))])
 
-# %% ../../nbs/asking/04_replies.ipynb #c012
+# %% ../../nbs/asking/04_replies.ipynb #c014
 def place_of(
     row:dict,           # Of a reply table
 )->tuple:               # Benchmark, split and id
     "What tells the replies of one run apart"
     return row.get('benchmark'), row.get('split'), str(row.get('index'))
 
+# %% ../../nbs/asking/04_replies.ipynb #c017
 def unique_rows(
     items:list[Item],   # To be asked
 )->list[dict]:          # Question side of the reply table
@@ -51,43 +53,52 @@ def unique_rows(
     twice = [(p, n) for p, n in at.items() if len(n)>1]
     if twice:
         (*_, name), where = twice[0]
-        raise ValueError(f"Items need ids of their own: {name!r} stands in rows {', '.join(map(str, where[:5]))}"
-                         f"{f', and {len(twice)-1} more ids stand twice' if len(twice)>1 else ''}.")
+        more = f', and {len(twice)-1} more ids stand twice' if len(twice)>1 else ''
+        raise ValueError(f"Items need ids of their own: {name!r} stands in rows "
+                         f"{', '.join(map(str, where[:5]))}{more}.")
     if not items: raise ValueError('There are no items to ask.')
     return rows
 
-# %% ../../nbs/asking/04_replies.ipynb #c015
-def _natural(place): return [(0, int(p), '') if p and p.isdecimal() and len(p)<19 else (1, 0, p or '') for p in place]
+# %% ../../nbs/asking/04_replies.ipynb #c021
+def _natural(place):
+    return [(0, int(p), '') if p and p.isdecimal() and len(p)<19 else (1, 0, p or '') for p in place]
 
+# %% ../../nbs/asking/04_replies.ipynb #c023
 def replies(
     out:str|Path,       # Folder of a run
 )->pl.DataFrame:        # A reply table, sorted by benchmark, split and index
     "All replies of a run, the latest where a question was asked twice; raise ValueError if there is no run"
     out = Path(out).expanduser()
-    if not (out/'run.json').is_file(): raise ValueError(f"{out} is not the folder of a run: it has no run.json.")
+    if not (out/'run.json').is_file():
+        raise ValueError(f"{out} is not the folder of a run: it has no run.json.")
     rows, _ = read_lines(out/'replies.jsonl')
     last = {place_of(r):r for r in rows}
     return reply_table([last[p] for p in sorted(last, key=_natural)])
 
-# %% ../../nbs/asking/04_replies.ipynb #c017
+# %% ../../nbs/asking/04_replies.ipynb #c027
+def _named(rows): return f"({', '.join(str(r['index']) for r in rows[:5])}{', ...'*(len(rows)>5)})"
+
 def report(
     out:str|Path,       # Folder of a run
 )->str:                 # A line for each kind of thing
     "What a run has, what it lacks and why, in words"
     table, out = replies(out), Path(out).expanduser()
     failed, bad = read_lines(out/'failures.jsonl')[0], read_lines(out/'replies.jsonl')[1]
-    def named(rows): return f"({', '.join(str(r['index']) for r in rows[:5])}{', ...' if len(rows)>5 else ''})"
-    asked = max(json.loads((out/'run.json').read_text(encoding='utf-8')).get('asked', 0), table.height+len(failed))
-    told = [f"{table.height} of {asked} items have a reply."]
-    if rest := asked-table.height-len(failed): told.append(f"{rest} were not asked yet; the same again goes on with them.")
+    asked = json.loads((out/'run.json').read_text(encoding='utf-8')).get('asked', 0)
+    asked = max(asked, table.height+len(failed))
+    lines = [f'{table.height} of {asked} items have a reply.']
+    if rest := asked-table.height-len(failed):
+        lines.append(f'{rest} were not asked yet; the same again goes on with them.')
     for what, which in (('empty', pl.col('prediction').str.strip_chars()==''),
                         ('cut at the limit of new tokens', pl.col('finish')=='length')):
         if rows := table.filter(which).to_dicts():
-            told.append(f"{len(rows)} of the replies {'are' if len(rows)>1 else 'is'} {what} {named(rows)}.")
+            many = 'are' if len(rows)>1 else 'is'
+            lines.append(f'{len(rows)} of the replies {many} {what} {_named(rows)}.')
     if failed:
-        told.append(f"{len(failed)} failed; run the same again to ask only these:")
+        lines.append(f'{len(failed)} failed; run the same again to ask only these:')
         for why, n in Counter(r['error'] for r in failed).most_common(5):
-            told.append(f"  {n} x {why} {named([r for r in failed if r['error']==why])}")
-    if bad: told.append(f"{len(bad)} lines of replies.jsonl cannot be read ({', '.join(map(str, bad[:5]))}); "
-                        f"what they held is asked again.")
-    return '\n'.join(told)
+            lines.append(f"  {n} x {why} {_named([r for r in failed if r['error']==why])}")
+    if bad:
+        lines.append(f"{len(bad)} lines of replies.jsonl cannot be read ({', '.join(map(str, bad[:5]))}); "
+                     f"what they held is asked again.")
+    return '\n'.join(lines)

@@ -7,32 +7,36 @@ from __future__ import annotations
 import json, re, warnings
 from pathlib import Path
 import polars as pl
-from ..benchmarks.items import Item, metric_of, options_of, row_of, text_of
-from ..benchmarks.prepare import record_of               # From there, since that room has all records
 from .replies import REPLY_COLUMNS, reply_table
+from ..benchmarks.items import Item, metric_of, options_of, row_of, text_of
+from ..benchmarks.prepare import record_of        # From there, since that room has all records
 
 # %% auto #0
-__all__ = ['RESULT_READERS', 'FAILED', 'BRIM', 'COLUMN_NAMES', 'VERDICT_COLUMNS', 'IGNORED', 'read_results', 'named_in',
+__all__ = ['RESULT_READERS', 'COLUMN_NAMES', 'VERDICT_COLUMNS', 'IGNORED', 'FAILED', 'BRIM', 'read_results', 'named_in',
            'import_replies']
 
-# %% ../../nbs/asking/08_results.ipynb #c009
+# %% ../../nbs/asking/08_results.ipynb #c011
 def _spreadsheet_results(path):
     try: import fastexcel
     except ImportError:
-        raise ValueError("Reading a spreadsheet needs the package fastexcel: pip install 'vlm_merging[xlsx]'.") from None
+        raise ValueError("Reading a spreadsheet needs the package fastexcel: "
+                         "pip install 'vlm_merging[xlsx]'.") from None
     sheet = fastexcel.read_excel(path).load_sheet(0, dtypes='string').to_polars()
-    def plain(v): return v and v.replace('_x000D_', '\r').replace('\r\n', '\n').replace('\r', '\n')
+    def plain(text): return text and text.replace('_x000D_', '\r').replace('\r\n', '\n').replace('\r', '\n')
     return [{k:plain(v) for k, v in row.items()} for row in sheet.iter_rows(named=True)]
 
+# %% ../../nbs/asking/08_results.ipynb #c015
 def _json_results(path):
-    held = json.loads(path.read_text(encoding='utf-8'))
-    if isinstance(held, dict) and held and all(isinstance(v, (dict, list)) for v in held.values()): # by column, as pandas writes
-        held = {k:list(v.values()) if isinstance(v, dict) else v for k, v in held.items()}
-        held = [dict(zip(held, row)) for row in zip(*held.values(), strict=True)]
-    elif isinstance(held, dict): held = [dict(index=k, prediction=v) for k, v in held.items()]
-    if not isinstance(held, list) or not all(isinstance(r, dict) for r in held): raise ValueError('it is no list of rows')
-    return held
+    listed = json.loads(path.read_text(encoding='utf-8'))
+    if isinstance(listed, dict) and listed and all(isinstance(v, (dict, list)) for v in listed.values()):
+        columns = {k:list(v.values()) if isinstance(v, dict) else v for k, v in listed.items()}
+        listed = [dict(zip(columns, row)) for row in zip(*columns.values(), strict=True)]
+    elif isinstance(listed, dict): listed = [dict(index=k, prediction=v) for k, v in listed.items()]
+    if not isinstance(listed, list) or not all(isinstance(r, dict) for r in listed):
+        raise ValueError('it is no list of rows')
+    return listed
 
+# %% ../../nbs/asking/08_results.ipynb #c019
 RESULT_READERS = {'.xlsx':_spreadsheet_results, '.xls':_spreadsheet_results, '.json':_json_results,
     '.tsv':lambda p: pl.read_csv(p, separator='\t', infer_schema=False).to_dicts(),
     '.csv':lambda p: pl.read_csv(p, infer_schema=False).to_dicts(),
@@ -45,23 +49,16 @@ def read_results(
     "A table of results as it was written; raise ValueError if it is none"
     path = Path(path).expanduser()
     if path.suffix.lower() not in RESULT_READERS:
-        raise ValueError(f"{path} is none of {', '.join(RESULT_READERS)}. Pickles are not read: they can run code. "
-                         f"Save the table in another format.")
+        raise ValueError(f"{path} is none of {', '.join(RESULT_READERS)}. Pickles are not read: they can run "
+                         f"code. Save the table in another format.")
     if not path.is_file(): raise ValueError(f"{path} is not there.")
     try: return RESULT_READERS[path.suffix.lower()](path)
-    except (OSError, ValueError, TypeError, pl.exceptions.PolarsError) as e:
-        raise ValueError(f"{path} cannot be read: {' '.join(str(e).split())[:200]}") from None
     except Exception as e: # fastexcel has errors of its own
-        if not type(e).__module__.startswith(('fastexcel', '_fastexcel')): raise
+        known = isinstance(e, (OSError, ValueError, TypeError, pl.exceptions.PolarsError))
+        if not known and not type(e).__module__.startswith(('fastexcel', '_fastexcel')): raise
         raise ValueError(f"{path} cannot be read: {' '.join(str(e).split())[:200]}") from None
 
-# %% ../../nbs/asking/08_results.ipynb #c013
-FAILED = re.compile(r'\s*failed to obtain answer via api', re.I)
-BRIM = 32_767           # Characters that a cell of a spreadsheet holds
-COLUMN_NAMES = dict(index=('index', 'id', 'pid', 'question_id'), group=('group', 'problem_index', 'qid'), split=('split', 'problem_version'))
-VERDICT_COLUMNS = ('hit', 'res', 'log', 'extract', 'score', 'match', 'verdict', 'extraction')
-IGNORED = re.compile(r'image.*|decoded_image|options|[A-Z]|Unnamed.*')
-
+# %% ../../nbs/asking/08_results.ipynb #c023
 def named_in(
     path:Path,          # 'some/llava_v1.5_MathVista_MINI.xlsx'
 )->tuple[str, str|None]: # ('llava_v1.5', 'MathVista_MINI'); None: no benchmark that is known
@@ -73,10 +70,21 @@ def named_in(
         return '_'.join(parts[:i]), '_'.join(parts[i:])
     return path.stem, None
 
-def _side(row, benchmark, split):
+# %% ../../nbs/asking/08_results.ipynb #c027
+COLUMN_NAMES = dict(index=('index', 'id', 'pid', 'question_id'), group=('group', 'problem_index', 'qid'),
+                    split=('split', 'problem_version'))
+VERDICT_COLUMNS = ('hit', 'res', 'log', 'extract', 'score', 'match', 'verdict', 'extraction')
+IGNORED = re.compile(r'image.*|decoded_image|options|[A-Z]|Unnamed.*')
+
+def _column(row, name):
+    "The column of a row that holds what is called `name` here"
+    return next((n for n in COLUMN_NAMES.get(name, (name,)) if text_of(row.get(n)) is not None), name)
+
+def _question_side(row, benchmark, split):
     "Question side of the reply table, from a row of a result table"
-    used = {c:next((n for n in (COLUMN_NAMES.get(c, ()) or (c,)) if text_of(row.get(n)) is not None), c) for c in REPLY_COLUMNS}
-    out = {k:text_of(v) for k, v in row.items() if k not in used.values() and k not in REPLY_COLUMNS and not IGNORED.fullmatch(k)}
+    used = {c:_column(row, c) for c in REPLY_COLUMNS}
+    taken = {*used.values(), *REPLY_COLUMNS}
+    out = {k:text_of(v) for k, v in row.items() if k not in taken and not IGNORED.fullmatch(k)}
     out = {f'judge_{k}' if k in VERDICT_COLUMNS else k:v for k, v in out.items()}
     out |= {c:text_of(row.get(n)) for c, n in used.items()}
     out['choices'] = json.dumps(options_of(row, 'choices', 'options'), ensure_ascii=False)
@@ -85,40 +93,63 @@ def _side(row, benchmark, split):
     for c in ('question_type', 'split'): out[c] = out[c] and re.sub('[- ]', '_', out[c])
     return out|dict(benchmark=benchmark or out['benchmark'], split=split or out['split'], key=None)
 
+# %% ../../nbs/asking/08_results.ipynb #c031
+FAILED = re.compile(r'\s*failed to obtain answer via api', re.I)
+BRIM = 32_767           # Characters that a cell of a spreadsheet holds
+
+def _reply_text(row):
+    "The reply of a row; empty if the cell is"
+    text = row.get('prediction')
+    return '' if text is None or text!=text else text if isinstance(text, str) else text_of(text)
+
+def _why_left(side, text, known):
+    "Why a row makes no reply, or None; `known`: items by id, empty if none were given"
+    if side['index'] is None: return 'have no index'
+    if FAILED.match(text): return 'hold a failed request instead of a reply'
+    if known and side['index'] not in known: return 'belong to no item'
+
+# %% ../../nbs/asking/08_results.ipynb #c034
+def _reply_rows(rows, path, run, benchmark, split, known):
+    "Rows of a reply table, numbers of rows by what tells replies apart, and by why they were left out"
+    out, seen, left = [], {}, {}
+    spreadsheet = path.suffix.lower() in ('.xlsx', '.xls')
+    for n, row in enumerate(rows, 1):
+        try: side = _question_side(row, benchmark, split)
+        except ValueError as e: left.setdefault(f'could not be read ({e})', []).append(n); continue
+        text = _reply_text(row)
+        if why := _why_left(side, text, known): left.setdefault(why, []).append(n); continue
+        seen.setdefault((side['benchmark'], side['split'], side['run'], side['index']), []).append(n)
+        finish = 'length' if spreadsheet and len(text)>=BRIM else side['finish']
+        side |= dict(metric=side['metric'] or metric_of(side['benchmark'] or ''))
+        side |= known.get(side['index'], {})
+        out.append(side|dict(run=run or side['run'], prediction=text, finish=finish))
+    return out, seen, left
+
 def import_replies(
-    path:str|Path,      # A result table
-    run:str|None=None,  # Name of the run; None: the column `run`, or what the name of the file says
-    benchmark:str|None=None, # Its name, also that of a VLMEvalKit table; None: likewise
-    split:str|None=None, # Its split; None: what the table or the record of the benchmark says
+    path:str|Path,      # A result table: xlsx, tsv, csv, json, jsonl or parquet
+    run:str|None=None,  # Name of the run; default: the column `run`, or what the name of the file says
+    benchmark:str|None=None, # Its name, also that of a VLMEvalKit table; default: likewise
+    split:str|None=None, # Its split; default: what the table or the record of the benchmark says
     items:list[Item]|None=None, # The benchmark: the question side is taken from here
 )->pl.DataFrame:        # A reply table
     "Read a result table as replies; raise ValueError if it is none, warn of rows that are left out"
     path = Path(path).expanduser()
-    rows, (model, told) = read_results(path), named_in(path)
+    rows, (model, named) = read_results(path), named_in(path)
     columns = set().union(*rows) if rows else set()
     if not rows or 'prediction' not in columns or not columns & {*COLUMN_NAMES['index']}:
-        raise ValueError(f"{path} needs the columns index and prediction; it has {', '.join(sorted(columns)[:20]) or 'no rows'}.")
-    benchmark = benchmark or (None if 'benchmark' in columns else told)
+        raise ValueError(f"{path} needs the columns index and prediction; it has "
+                         f"{', '.join(sorted(columns)[:20]) or 'no rows'}.")
+    benchmark = benchmark or (None if 'benchmark' in columns else named)
     try: record = record_of(benchmark or '')
     except LookupError: record = None
     if record: split, benchmark = split or record.tables.get(benchmark), record.name
     known = {i.id:row_of(i) for i in items or ()}
-    out, seen, left = [], {}, {}
-    for n, row in enumerate(rows, 1):
-        try: side = _side(row, benchmark, split)
-        except ValueError as e: left.setdefault(f'could not be read ({e})', []).append(n); continue
-        text = row.get('prediction')
-        text = '' if text is None or text!=text else text if isinstance(text, str) else text_of(text)
-        if side['index'] is None: left.setdefault('have no index', []).append(n); continue
-        if FAILED.match(text): left.setdefault('hold a failed request instead of a reply', []).append(n); continue
-        if items and side['index'] not in known: left.setdefault('belong to no item', []).append(n); continue
-        seen.setdefault((side['benchmark'], side['split'], side['run'], side['index']), []).append(n)
-        cut = 'length' if len(text)>=BRIM and path.suffix.lower() in ('.xlsx', '.xls') else side['finish']
-        side = side|dict(metric=side['metric'] or metric_of(side['benchmark'] or ''))|known.get(side['index'], {})
-        out.append(side|dict(run=run or side['run'] or model, prediction=text, finish=cut))
+    out, seen, left = _reply_rows(rows, path, run, benchmark, split, known)
     if twice := next((w for w in seen.items() if len(w[1])>1), None):
-        raise ValueError(f"{path}: index {twice[0][3]} stands in rows {', '.join(map(str,twice[1][:5]))}. Keep one of each.")
+        raise ValueError(f"{path}: index {twice[0][3]} stands in rows {', '.join(map(str, twice[1][:5]))}. "
+                         f"Keep one of each.")
     for why, at in left.items():
-        named = ', '.join(map(str, at[:8]))+', ...'*(len(at)>8)
-        warnings.warn(f'{path.name}: {len(at)} of {len(rows)} rows {why} (rows {named}) and are left out.', stacklevel=2)
-    return reply_table(out)
+        some = ', '.join(map(str, at[:8]))+', ...'*(len(at)>8)
+        warnings.warn(f'{path.name}: {len(at)} of {len(rows)} rows {why} (rows {some}) and are left out.',
+                      stacklevel=2)
+    return reply_table([r|dict(run=r['run'] or model) for r in out])

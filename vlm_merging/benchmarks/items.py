@@ -11,77 +11,78 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 # %% auto #0
-__all__ = ['ITEM_PAGE', 'ROW_KEYS', 'BENCHMARKS', 'RULE_OF', 'LETTERS', 'DIRECTLY', 'Picture', 'pictures', 'one_line', 'Item',
-           'item_html', 'as_item', 'right_answer', 'row_of', 'Benchmark', 'metric_of', 'record_of', 'text_of', 'cell',
-           'unpacked', 'options_of', 'lettered', 'tags_of']
+__all__ = ['ITEM_PAGE', 'BENCHMARKS', 'RULE_OF', 'ROW_KEYS', 'LETTERS', 'DIRECTLY', 'encoded', 'Picture', 'pictures', 'Item',
+           'one_line', 'item_line', 'item_html', 'right_answer', 'as_picture', 'as_item', 'Benchmark', 'metric_of',
+           'record_of', 'row_of', 'text_of', 'cell', 'unpacked', 'options_of', 'lettered', 'tags_of']
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c008
+# %% ../../nbs/benchmarks/01_items.ipynb #c009
+def encoded(
+    source,             # Bytes, Path, base64 text, PIL image, struct of bytes and path, or a function to one
+    name:str='image',   # Whose picture it is, for messages
+)->bytes:
+    "The encoded file of an image; raise ValueError if there is none"
+    try: data = source() if callable(source) else source
+    except (ValueError, OSError) as e: raise ValueError(f'{name}: {e}') from None
+    if isinstance(data, dict): data = data['bytes'] if data.get('bytes') is not None else data.get('path')
+    if isinstance(data, (bytes, bytearray, memoryview)): return bytes(data)
+    if isinstance(data, Image.Image):
+        file = io.BytesIO()
+        data.save(file, 'PNG')
+        return file.getvalue()
+    if isinstance(data, Path):
+        try: return data.read_bytes()
+        except OSError as e: raise ValueError(f'{name}: cannot read {data} ({e.strerror or e}).') from None
+    if not isinstance(data, str) or not data.strip(): raise ValueError(f'{name}: there is no image.')
+    try: return base64.b64decode(''.join(data.rpartition('base64,')[2].split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError(f'{name}: the image is neither a file nor base64 text but {data[:40]!r}.') from None
+
+# %% ../../nbs/benchmarks/01_items.ipynb #c012
 @dataclass(frozen=True)
 class Picture:
     "Where an image is; nothing is read before it is opened"
-    source:object=field(repr=False) # Encoded bytes, a Path, base64 text, a PIL image, or a function that returns one of these
+    source:object=field(repr=False) # Whatever `encoded` takes
     name:str='image'    # Whose picture it is, for messages: 'MathVista row 3'
 
     def bytes(self)->bytes:
         "The encoded file; raise ValueError if there is none"
-        try: made = self.source() if callable(self.source) else self.source
-        except (ValueError, OSError) as e: raise ValueError(f"{self.name}: {e}") from None
-        if isinstance(made, dict): made = made['bytes'] if made.get('bytes') is not None else made.get('path')
-        if isinstance(made, Image.Image):
-            held = io.BytesIO()
-            made.save(held, 'PNG')
-            return held.getvalue()
-        if isinstance(made, (bytes, bytearray, memoryview)): return bytes(made)
-        if isinstance(made, Path):
-            try: return made.read_bytes()
-            except OSError as e: raise ValueError(f"{self.name}: cannot read {made} ({e.strerror or e}).") from None
-        if not isinstance(made, str) or not made.strip(): raise ValueError(f"{self.name}: there is no image.")
-        try: return base64.b64decode(''.join(made.rpartition('base64,')[2].split()), validate=True)
-        except (binascii.Error, ValueError):
-            raise ValueError(f"{self.name}: the image is neither a file nor base64 text but {made[:40]!r}.") from None
+        return encoded(self.source, self.name)
 
     def open(self)->Image.Image:
         "The decoded image, RGB, upright; raise ValueError if it is broken"
-        held = self.bytes()
-        try: return ImageOps.exif_transpose(Image.open(io.BytesIO(held))).convert('RGB')
+        data = self.bytes()
+        try: return ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert('RGB')
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-            raise ValueError(f"{self.name}: the image cannot be decoded ({str(e)[:120]}).") from None
-
-    def thumbnail(self,
-        size:int=240,   # Pixels of the longer side, at most
-    )->bytes:
-        "A PNG file to look at"
-        held, image = io.BytesIO(), self.open()
-        image.thumbnail((size, size))
-        image.save(held, 'PNG')
-        return held.getvalue()
-
-    def _repr_png_(self):
-        try: return self.thumbnail()
-        except ValueError: return None          # What is broken shows its name
+            raise ValueError(f'{self.name}: the image cannot be decoded ({str(e)[:120]}).') from None
 
     def sha256(self)->str:
         "Hash of the encoded bytes, for keys"
         return hashlib.sha256(self.bytes()).hexdigest()
 
+    def thumbnail(self,
+        size:int=240,   # Pixels of the longer side, at most
+    )->bytes:
+        "A PNG file to look at"
+        file, image = io.BytesIO(), self.open()
+        image.thumbnail((size, size))
+        image.save(file, 'PNG')
+        return file.getvalue()
+
+    def _repr_png_(self):
+        try: return self.thumbnail()
+        except ValueError: return None
+
+# %% ../../nbs/benchmarks/01_items.ipynb #c015
 def pictures(
     row:dict,           # Of a table
     *columns:str,       # Where an image may stand; the first that is there is taken
-)->tuple[Picture, ...]:  # Empty: there is no image
+)->tuple[Picture, ...]: # Empty: there is no image
     "The images of a raw row, of whatever kind"
-    held = next((row[c] for c in columns if row.get(c) is not None), ())
-    held = held if isinstance(held, (list, tuple)) else (held,)
-    return tuple(o if isinstance(o, Picture) else Picture(o, row.get('__where__', 'image')) for o in held)
+    images = next((row[c] for c in columns if row.get(c) is not None), ())
+    images = images if isinstance(images, (list, tuple)) else (images,)
+    return tuple(o if isinstance(o, Picture) else Picture(o, row.get('__where__', 'image')) for o in images)
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c012
-def one_line(
-    text:str,           # Of any length
-    most:int=70,        # Characters that are shown
-)->str:
-    "A text in one line, cut where it is long"
-    line = ' '.join(str(text)[:4*most].split())
-    return line if len(line)<=most else line[:most-3]+'...'
-
+# %% ../../nbs/benchmarks/01_items.ipynb #c019
 @dataclass(frozen=True, repr=False)
 class Item:
     "One question as it is asked"
@@ -102,65 +103,76 @@ class Item:
     metric:str|None=None # Rule of scoring, where it is not the benchmark's
     question_for_eval:str|None=None # What a judge may compare with, where it is not `question`
 
-    def __repr__(self):
-        answer = '' if self.answer is None else f', answer={one_line(self.answer, 30)!r}'
-        pictures = f", {len(self.images)} picture{'s'[:len(self.images)!=1]}" if self.images else ''
-        return f'Item({one_line(self.id, 30)!r}, {one_line(self.question)!r}{answer}{pictures})'
-
+    def __repr__(self): return item_line(self)
     def _repr_html_(self): return item_html(self)
 
-ITEM_PAGE = '''<div style="max-width:44em">{% for p in pictures %}{% if p.why %}<p><em>{{ p.why }}</em></p>{% else %}\
-<img src="data:image/png;base64,{{ p.data }}" alt="picture {{ loop.index }} of the question" style="margin:0 8px 4px 0;min-width:96px">{% endif %}{% endfor %}
+# %% ../../nbs/benchmarks/01_items.ipynb #c021
+def one_line(
+    text:str,           # Of any length
+    most:int=70,        # Characters that are shown
+)->str:
+    "A text in one line, cut where it is long"
+    line = ' '.join(str(text)[:4*most].split())
+    return line if len(line)<=most else line[:most-3]+'...'
+
+def item_line(
+    item:Item,          # A question
+)->str:
+    "A question in a line, without its pictures"
+    answer = '' if item.answer is None else f', answer={one_line(item.answer, 30)!r}'
+    seen = f", {len(item.images)} picture{'s'[:len(item.images)!=1]}" if item.images else ''
+    return f'Item({one_line(item.id, 30)!r}, {one_line(item.question)!r}{answer}{seen})'
+
+# %% ../../nbs/benchmarks/01_items.ipynb #c024
+ITEM_PAGE = '''<div style="max-width:44em">
+{% for p in pictures %}{% if p.why %}<p><em>{{ p.why }}</em></p>{% else %}
+<img src="data:image/png;base64,{{ p.data }}" alt="picture {{ loop.index }} of the question"
+style="margin:0 8px 4px 0;min-width:96px">{% endif %}{% endfor %}
 <p style="white-space:pre-wrap;margin:4px 0">{{ item.question }}</p>
-<p style="margin:4px 0"><small>{{ item.id }}{% if item.benchmark %} of {{ item.benchmark }}{% endif %}\
+<p style="margin:4px 0"><small>{{ item.id }}{% if item.benchmark %} of {{ item.benchmark }}{% endif %}
 {% if answer is not none %}; right is <b>{{ answer }}</b>{% endif %}</small></p></div>'''
 
 def item_html(
     item:Item,          # A question
 )->str:                 # All of its text escaped
-    "A question with its pictures, for a notebook"
+    "A question with its first pictures, for a notebook"
     from jinja2 import Environment
-    pictures = []
+    shown = []
     for p in item.images[:4]:
-        try: pictures.append(dict(data=base64.b64encode(p.thumbnail()).decode()))
-        except ValueError as e: pictures.append(dict(why=str(e)))
+        try: shown.append(dict(data=base64.b64encode(p.thumbnail()).decode()))
+        except ValueError as e: shown.append(dict(why=str(e)))
     page = Environment(autoescape=True).from_string(ITEM_PAGE)
-    return page.render(item=item, pictures=pictures, answer=right_answer(item))
+    return page.render(item=item, pictures=shown, answer=right_answer(item))
+
+# %% ../../nbs/benchmarks/01_items.ipynb #c026
+def right_answer(
+    item:Item,          # A question
+)->str|None:            # None: not published
+    "What a model should say: a letter where it is asked for one, one of the accepted answers, else the gold"
+    if item.choices and item.answer_option: return item.answer_option
+    listed = item.answer_type=='any of' and (item.answer or '').lstrip()[:1]=='['
+    return str((json.loads(item.answer) or [''])[0]) if listed else item.answer
+
+# %% ../../nbs/benchmarks/01_items.ipynb #c030
+def as_picture(
+    source,             # A path, a PIL image, encoded bytes, or a `Picture`
+)->Picture:
+    "A picture as somebody types it"
+    if isinstance(source, Picture): return source
+    name = str(source)[:80] if isinstance(source, (str, Path)) else 'image'
+    if isinstance(source, str) and not source.startswith('data:'): source = Path(source).expanduser()
+    return Picture(source, name)
 
 def as_item(
     question:Item|str,  # An `Item`, or the text of a question
     *images,            # Pictures that go with a text: paths, PIL images or encoded bytes
 )->Item:
     "A question as an `Item`; one that is an item already stays as it is"
-    if not isinstance(question, str):
-        if images: raise ValueError('An item brings its own pictures. Give the text of a question to put others beside it.')
-        return question
-    def picture(source):
-        if isinstance(source, Picture): return source
-        name = str(source) if isinstance(source, (str, Path)) else 'image'
-        return Picture(Path(source).expanduser() if isinstance(source, str) and not source.startswith('data:') else source, name[:80])
-    return Item('asked', question, images=tuple(map(picture, images)))
+    if isinstance(question, str): return Item('asked', question, images=tuple(map(as_picture, images)))
+    if images: raise ValueError('An item brings its own pictures. Give a text to put others beside it.')
+    return question
 
-def right_answer(
-    item:Item,          # A question
-)->str|None:            # None: not published
-    "What a model should say: the letter where it is asked for one, the first of several accepted answers, else the gold"
-    if item.choices and item.answer_option: return item.answer_option
-    if item.answer_type=='any of' and (item.answer or '').lstrip()[:1]=='[': return str((json.loads(item.answer) or [''])[0])
-    return item.answer
-
-def row_of(
-    item:Item,          # A question
-)->dict:                # Columns of the question side of a reply table
-    "An item as the columns that travel with its replies"
-    own = dict(benchmark=item.benchmark or None, split=item.split or None, index=item.id, group=item.group,
-               question=item.question, question_for_eval=item.question_for_eval,
-               choices=json.dumps(item.choices, ensure_ascii=False) if item.choices else None, answer=item.answer,
-               answer_option=item.answer_option, question_type=item.question_type, answer_type=item.answer_type,
-               precision=item.precision, unit=item.unit, metric=item.metric or metric_of(item.benchmark))
-    return own|{k:text_of(v) for k, v in item.tags.items() if k not in own}
-
-# %% ../../nbs/benchmarks/01_items.ipynb #c016
+# %% ../../nbs/benchmarks/01_items.ipynb #c034
 @dataclass(frozen=True)
 class Benchmark:
     "Where a benchmark is and how its rows are read"
@@ -169,7 +181,7 @@ class Benchmark:
     split:str           # Default split
     to_item:Callable    # Row (dict) -> `Item`
     metric:str='answer' # Rule of scoring, by name
-    splits:dict=field(default_factory=dict) # Split -> pattern of its files in the source; `file#part` for a part of one
+    splits:dict=field(default_factory=dict) # Split -> pattern of its files, or `file#part` for a part of one
     tables:dict=field(default_factory=dict) # Name of a VLMEvalKit table -> split
     images:tuple=('image', 'image_path') # Columns that may hold the image; the first that does is taken
     revision:str='main' # Commit on the hub; 'main': none is pinned, and `prepare` notes the one it got
@@ -178,13 +190,13 @@ class Benchmark:
     probes:str=''       # 'perception', 'reasoning', or empty: both
     blind:tuple=()      # Splits that are asked without images
 
-ROW_KEYS = ('benchmark', 'split', 'run', 'index', 'group')  # Columns that say which reply a row is, in every table
-
 BENCHMARKS:dict[str, Benchmark] = {}
 
-RULE_OF = {'MathVista':'mathvista', 'MathVerse':'mathverse', 'MathVision':'mathvision', 'DynaMath':'dynamath', 'MM-Math':'mm_math',
-           'MMStar':'mmstar', 'K-MMStar':'mmstar', 'K-DTCBench':'mmstar', 'ChartQA':'relaxed', 'DocVQA':'anls', 'TextVQA':'vqa',
-           'OCRBench':'contains', 'TableVQA-Bench':'answer', 'POPE':'yesno'}
+# %% ../../nbs/benchmarks/01_items.ipynb #c038
+RULE_OF = {'MathVista':'mathvista', 'MathVerse':'mathverse', 'MathVision':'mathvision', 'DynaMath':'dynamath',
+           'MM-Math':'mm_math', 'MMStar':'mmstar', 'K-MMStar':'mmstar', 'K-DTCBench':'mmstar',
+           'ChartQA':'relaxed', 'DocVQA':'anls', 'TextVQA':'vqa', 'OCRBench':'contains',
+           'TableVQA-Bench':'answer', 'POPE':'yesno'}
 
 def _bare(text): return ''.join(c for c in text.lower() if c.isalnum())
 
@@ -196,6 +208,7 @@ def metric_of(
     hits = [b for b in known if re.match(_bare(b)+r'(?!v\d)', _bare(name))]
     return known[max(hits, key=len)] if hits else 'answer'
 
+# %% ../../nbs/benchmarks/01_items.ipynb #c041
 def record_of(
     name:str,           # Of a benchmark or of its VLMEvalKit table; case, `-` and `_` do not matter
 )->Benchmark:
@@ -205,10 +218,22 @@ def record_of(
     raise LookupError(f"No benchmark is named {name!r}. There are: {', '.join(BENCHMARKS)}. "
                       f"A table of your own is read by its path: load('mine.csv').")
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c020
-LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
-DIRECTLY = "Answer with the option's letter from the given choices directly."
+# %% ../../nbs/benchmarks/01_items.ipynb #c045
+ROW_KEYS = ('benchmark', 'split', 'run', 'index', 'group')  # Which reply a row is, in every table
 
+def row_of(
+    item:Item,          # A question
+)->dict:                # Columns of the question side of a reply table
+    "An item as the columns that travel with its replies"
+    own = dict(benchmark=item.benchmark or None, split=item.split or None, index=item.id, group=item.group,
+               question=item.question, question_for_eval=item.question_for_eval,
+               choices=json.dumps(item.choices, ensure_ascii=False) if item.choices else None,
+               answer=item.answer, answer_option=item.answer_option, question_type=item.question_type,
+               answer_type=item.answer_type, precision=item.precision, unit=item.unit,
+               metric=item.metric or metric_of(item.benchmark))
+    return own|{k:text_of(v) for k, v in item.tags.items() if k not in own}
+
+# %% ../../nbs/benchmarks/01_items.ipynb #c048
 def text_of(
     value,              # Cell
 )->str|None:            # None: empty
@@ -221,6 +246,7 @@ def text_of(
     text = str(value)
     return text if text.strip() else None
 
+# %% ../../nbs/benchmarks/01_items.ipynb #c051
 def cell(
     row:dict,           # Of a table
     *columns:str,       # The first one that holds something is taken
@@ -231,6 +257,7 @@ def cell(
     if any(c in row for c in columns): raise ValueError(f"`{next(c for c in columns if c in row)}` is empty")
     raise ValueError(f"there is no column {' or '.join(f'`{c}`' for c in columns)}")
 
+# %% ../../nbs/benchmarks/01_items.ipynb #c054
 def unpacked(
     value,              # Cell: a list, an object, or the text of one
 ):
@@ -241,18 +268,24 @@ def unpacked(
         except (ValueError, SyntaxError, RecursionError, MemoryError): continue
     return value
 
+# %% ../../nbs/benchmarks/01_items.ipynb #c057
+LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
+
 def options_of(
     row:dict,           # Of a table
     *columns:str,       # Where a list of options may stand
 )->tuple[str, ...]:     # Empty: there are none
     "Options from a list, its text, or the columns A, B, C, ..."
-    held = next((unpacked(row[c]) for c in columns if text_of(row.get(c)) is not None), None)
-    if isinstance(held, dict): held = [held[k] for k in held if held[k] is not None]
-    if isinstance(held, (list, tuple)): return tuple(text_of(o) or '' for o in held)
-    if held is not None: raise ValueError(f"the choices are no list but {str(held)[:60]!r}")
+    listed = next((unpacked(row[c]) for c in columns if text_of(row.get(c)) is not None), None)
+    if isinstance(listed, dict): listed = [o for o in listed.values() if o is not None]
+    if isinstance(listed, (list, tuple)): return tuple(text_of(o) or '' for o in listed)
+    if listed is not None: raise ValueError(f"the choices are no list but {str(listed)[:60]!r}")
     lettered = [text_of(row.get(l)) for l in LETTERS]
     while lettered and lettered[-1] is None: lettered.pop()
     return tuple(o or '' for o in lettered)
+
+# %% ../../nbs/benchmarks/01_items.ipynb #c060
+DIRECTLY = "Answer with the option's letter from the given choices directly."
 
 def lettered(
     question:str,       # Text above the options
@@ -262,6 +295,7 @@ def lettered(
     "A question with its options, one a line"
     return '\n'.join([question, *(mark.format(l, c) for l, c in zip(LETTERS, choices))])
 
+# %% ../../nbs/benchmarks/01_items.ipynb #c063
 def tags_of(
     **named,            # Cells
 )->dict:

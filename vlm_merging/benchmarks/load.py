@@ -9,52 +9,66 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 import polars as pl
-from .items import (BENCHMARKS, Benchmark, DIRECTLY, Item, LETTERS, Picture, cell, lettered, one_line, options_of, pictures,
-                                    record_of, tags_of, text_of, unpacked)
+from .items import (BENCHMARKS, Benchmark, DIRECTLY, Item, LETTERS, Picture, cell,
+    lettered, one_line, options_of, pictures, record_of, tags_of, text_of, unpacked)
 from ..lab.trio import questions
 from .prepare import pattern_of, prepared
 from .tables import IMAGES, TABLE_SUFFIXES, pictures_at, rows_in, told_rows
 
 # %% auto #0
-__all__ = ['OWN_COLUMNS', 'SHOWN', 'own_row', 'subset', 'Items', 'Table', 'table_of', 'lab_items', 'load', 'as_items']
+__all__ = ['OWN_COLUMNS', 'SHOWN', 'option_of', 'own_row', 'subset', 'Items', 'lab_items', 'Table', 'table_of', 'load',
+           'as_items']
 
 # %% ../../nbs/benchmarks/06_load.ipynb #c009
-OWN_COLUMNS = ('question', 'answer', 'choices', 'options', 'index', 'id', 'group', 'answer_option', 'question_type', 'answer_type',
-         'precision', 'unit', 'split', 'metric', 'question_for_eval', *IMAGES, *LETTERS)
+def option_of(
+    answer:str|None,    # Gold: a letter or the text of an option; None: not published
+    choices:tuple,      # Texts in letter order
+    option:str|None=None, # Letter, where the table has a column for it
+)->str|None:            # A letter; None: not published
+    "Which choice a gold answer means; raise ValueError if that is not clear"
+    letters, text = LETTERS[:len(choices)], (answer or '').strip()
+    read = {l for l, c in zip(letters, choices) if text and text in (l, c.strip())}
+    read = read or {l for l in letters if l==text.strip(' ().:').upper()}
+    if option is None and len(read)>1:
+        both = ' or '.join(sorted(read))
+        raise ValueError(f"`answer` is {answer!r}, which may be {both}; add a column `answer_option`")
+    option = option or next(iter(read), None)
+    if answer is not None and (option is None or option not in letters):
+        raise ValueError(f"`answer` is {(option or answer)[:40]!r}, but there are {len(choices)} choices: "
+                         f"{', '.join(choices)[:80]}")
+    return option
+
+# %% ../../nbs/benchmarks/06_load.ipynb #c012
+OWN_COLUMNS = ('question', 'answer', 'choices', 'options', 'index', 'id', 'group', 'answer_option',
+               'question_type', 'answer_type', 'precision', 'unit', 'split', 'metric', 'question_for_eval',
+               *IMAGES, *LETTERS)
+
+def _places(row):
+    "Decimal places that count; raise ValueError if the cell holds no number"
+    text = text_of(row.get('precision'))
+    try: return None if text is None else int(float(text))
+    except (ValueError, OverflowError):
+        raise ValueError(f"`precision` is {text!r}, where a number of decimal places is needed") from None
 
 def own_row(
     row:dict,           # `question`, and what else there is of `OWN_COLUMNS`; other columns are tags
 )->Item:
     "A row of a table of your own"
-    question, answer = cell(row, 'question'), text_of(row.get('answer'))
-    choices = options_of(row, 'choices', 'options')
-    option = text_of(row.get('answer_option'))
+    text = {k:text_of(row.get(k)) for k in OWN_COLUMNS if k not in IMAGES}
+    question, choices = cell(row, 'question'), options_of(row, 'choices', 'options')
+    option, kind = text['answer_option'], text['question_type']
+    kind = kind or ('multi_choice' if choices else 'free_form')
     if choices:
-        letters = LETTERS[:len(choices)]
-        told = (answer or '').strip()
-        read = {l for l, c in zip(letters, choices) if told and told in (l, c.strip())}
-        read = read or {l for l in letters if l==told.strip(' ().:').upper()}
-        if option is None and len(read)>1:
-            both = ' or '.join(sorted(read))
-            raise ValueError(f"`answer` is {answer!r}, which may be {both}; add a column `answer_option`")
-        option = option or next(iter(read), None)
-        if answer is not None and (option is None or option not in letters):
-            raise ValueError(f"`answer` is {(option or answer)[:40]!r}, but there are {len(choices)} choices: "
-                             f"{', '.join(choices)[:80]}")
+        option = option_of(text['answer'], choices, option)
         question = lettered(question, choices, '{}. {}')+'\n'+DIRECTLY
-    places = text_of(row.get('precision'))
-    try: places = None if places is None else int(float(places))
-    except (ValueError, OverflowError):
-        raise ValueError(f"`precision` is {places!r}, where a number of decimal places is needed") from None
-    index = text_of(row.get('index')) or text_of(row.get('id')) or str(row['__row__']+1)
-    kind = text_of(row.get('question_type')) or ('multi_choice' if choices else 'free_form')
-    tags = tags_of(**{k:unpacked(v) for k, v in row.items()
-                      if k not in OWN_COLUMNS and not k.startswith('__') and not callable(v) and not isinstance(v, bytes)})
-    return Item(index, question, answer, pictures(row, *IMAGES), choices, text_of(row.get('group')), option, kind,
-                text_of(row.get('answer_type')), places, text_of(row.get('unit')), tags, split=text_of(row.get('split')) or '',
-                metric=text_of(row.get('metric')) or 'answer', question_for_eval=text_of(row.get('question_for_eval')))
+    tags = {k:unpacked(v) for k, v in row.items() if k not in OWN_COLUMNS and not k.startswith('__')
+            and not callable(v) and not isinstance(v, bytes)}
+    return Item(text['index'] or text['id'] or str(row['__row__']+1), question, text['answer'],
+                pictures(row, *IMAGES), choices, text['group'], option, kind, text['answer_type'],
+                _places(row), text['unit'], tags_of(**tags), split=text['split'] or '',
+                metric=text['metric'] or 'answer', question_for_eval=text['question_for_eval'])
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c013
+# %% ../../nbs/benchmarks/06_load.ipynb #c016
 def subset(
     items:list[Item],   # Of one or several benchmarks
     n:int,              # How many; whole groups are taken as long as they fit, and one at least
@@ -73,7 +87,7 @@ def subset(
         size += len(groups[g])
     return [i for i in items if key(i) in taken]
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c017
+# %% ../../nbs/benchmarks/06_load.ipynb #c020
 SHOWN = 5               # Items that a list shows of itself
 
 class Items(list):
@@ -85,14 +99,28 @@ class Items(list):
     ):
         super().__init__(items)
         self.problems, self.left = list(problems), left
+
     def __repr__(self):
-        problems = '; problems:'*bool(self.problems)+''.join(f'\n- {p}' for p in self.problems[:8])
-        some = [(one_line(i.id, 14), one_line(i.question, 50), one_line(i.answer or '', 20), 'picture'*bool(i.images)) for i in self[:SHOWN]]
+        problems = ''.join(f'\n- {one_line(p, 300)}' for p in self.problems[:8])
+        problems = '; problems:'*bool(problems)+problems
+        some = [(one_line(i.id, 14), one_line(i.question, 50), one_line(i.answer or '', 20),
+                 'picture'*bool(i.images)) for i in self[:SHOWN]]
         wide = [max(map(len, column)) for column in zip(*some)]
         lines = ''.join('\n'+'  '.join(c.ljust(n) for c, n in zip(row, wide)).rstrip() for row in some)
         rest = f'\nand {len(self)-SHOWN} more'*(len(self)>SHOWN)
         return f"{len(self)} item{'s'[:len(self)!=1]}{problems}{lines}{rest}"
 
+# %% ../../nbs/benchmarks/06_load.ipynb #c024
+def lab_items(
+    n:int=420,          # How many; all topics in turn
+    seed:int=0,         # Same seed, same questions
+    split:str='test',   # 'test' to report, 'dev' to choose
+)->list[Item]:          # Tags: category (perception or reasoning) and topic
+    "Questions about the pictures of the embedded lab"
+    return [Item(q.id, q.ask, q.answer, (Picture(q.image, q.id),), benchmark='lab', split=split,
+                 tags=dict(category=q.kind, topic=q.topic)) for q in questions(n, seed, split)]
+
+# %% ../../nbs/benchmarks/06_load.ipynb #c028
 @dataclass(frozen=True)
 class Table:
     "What is to be read: rows, and how"
@@ -102,12 +130,23 @@ class Table:
     part:str            # Keep items of this split only; empty: all
     name:str            # Value of the column `benchmark`
 
+# %% ../../nbs/benchmarks/06_load.ipynb #c030
+def _table_of_file(path, record, split, name):
+    "A file, of a benchmark or of your own"
+    known = [b for b in BENCHMARKS.values() if path.suffix.lower()=='.tsv' and path.stem in b.tables]
+    record = record or (known[0] if known else None)
+    if record is None: return Table((path,), None, '', split or '', name or path.stem)
+    part = pattern_of(record, split)[1] if split else ''
+    named = (s for s, p in record.splits.items() if fnmatchcase(path.name, p.rpartition('/')[2]))
+    return Table((path,), record, split or record.tables.get(path.stem) or next(named, ''), part, record.name)
+
+# %% ../../nbs/benchmarks/06_load.ipynb #c033
 def table_of(
     what,               # Path, name or polars frame
-    split:str|None,     # As for `load`
-    benchmark:str|None, # As for `load`
-    name:str|None,      # As for `load`
-    folder:Path|str|None,# As for `load`
+    split:str|None=None, # As for `load`
+    benchmark:str|None=None, # As for `load`
+    name:str|None=None, # As for `load`
+    folder:Path|str|None=None, # As for `load`
 )->Table:
     "Find out what is meant; raise ValueError or LookupError if nothing is"
     record = record_of(benchmark) if benchmark else None
@@ -117,42 +156,43 @@ def table_of(
     if not isinstance(what, (str, Path)):
         raise ValueError(f"{type(what).__name__} is no table. Give a path, a name or a polars frame.")
     path = Path(what).expanduser()
-    if path.is_file():
-        known = [b for b in BENCHMARKS.values() if path.suffix.lower()=='.tsv' and path.stem in b.tables]
-        record = record or (known[0] if known else None)
-        if record is None: return Table((path,), None, '', split or '', name or path.stem)
-        part = pattern_of(record, split)[1] if split else ''
-        named = (s for s, p in record.splits.items() if fnmatchcase(path.name, p.rpartition('/')[2]))
-        return Table((path,), record, split or record.tables.get(path.stem) or next(named, ''), part, record.name)
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder. Name one table in it, or if it is a benchmark: prepare(name, source={str(path)!r}).")
+    if path.is_file(): return _table_of_file(path, record, split, name)
+    if path.is_dir(): raise ValueError(f"{path} is a folder. Name one table in it, or if it is a benchmark: "
+                                       f"prepare(name, source={str(path)!r}).")
     if path.suffix.lower() in TABLE_SUFFIXES or '/' in str(what):
         raise ValueError(f"{path} is not there. Name a table ({', '.join(TABLE_SUFFIXES)}) or a benchmark.")
     record = record_of(str(what))
     split = split or record.tables.get(str(what)) or record.split
     files, part = prepared(record.name, split, folder)
-    return Table(tuple(f for f in files if f.suffix.lower() in TABLE_SUFFIXES), record, split, part, record.name)
+    tables = tuple(f for f in files if f.suffix.lower() in TABLE_SUFFIXES)
+    return Table(tables, record, split, part, record.name)
 
-def _items_made(numbered, table, file, folder, first, word):
+# %% ../../nbs/benchmarks/06_load.ipynb #c037
+def _items_of_rows(numbered, table, file, folder, first, word):
     "Items of one file by number of their row, and sentences about the rows that make none"
     own = table.record is None
     columns = IMAGES if own else table.record.images
     blind = not own and table.split in table.record.blind
     to_item = own_row if own else table.record.to_item
-    by_index = {text_of(r['index']):next((r[c] for c in columns if r.get(c) is not None), None)
-                for _, r in numbered if file.lower().endswith('.tsv') and text_of(r.get('index'))}
+    def image(raw): return next((raw[c] for c in columns if raw.get(c) is not None), None)
+    by_index = {text_of(r['index']):image(r) for _, r in numbered
+                if file.lower().endswith('.tsv') and text_of(r.get('index'))}
     out, failed = [], {}
     for at, (n, raw) in enumerate(numbered):
         row = {k:v for k, v in raw.items() if k not in columns}
-        row |= dict(__row__=first+at, __file__=file.rpartition('.')[0] or file, __where__=f'{file} {word} {n}')
-        held = next((raw[c] for c in columns if raw.get(c) is not None and raw[c]!=''), None)
+        where = f'{file} {word} {n}'
+        row |= dict(__row__=first+at, __file__=file.rpartition('.')[0] or file, __where__=where)
+        source = next((raw[c] for c in columns if raw.get(c) is not None and raw[c]!=''), None)
         try:
-            if held is not None and not blind: row[columns[0]] = pictures_at(held, folder, by_index, own, row['__where__'])
+            if source is not None and not blind:
+                row[columns[0]] = pictures_at(source, folder, by_index, own, where)
             out.append((n, to_item(row)))
         except ValueError as e: failed.setdefault(str(e).rstrip('.'), []).append(n)
-        except (TypeError, KeyError, AttributeError) as e: failed.setdefault(f'the row cannot be read ({e})', []).append(n)
-    return out, [f"{file} {told_rows(at,word)}: {why}." for why, at in failed.items()]
+        except (TypeError, KeyError, AttributeError) as e:
+            failed.setdefault(f'the row cannot be read ({e})', []).append(n)
+    return out, [f"{file} {told_rows(at, word)}: {why}." for why, at in failed.items()]
 
+# %% ../../nbs/benchmarks/06_load.ipynb #c040
 def _unique(numbered, seen, file, word):
     "Items whose index is new, and a sentence about the others"
     out, twice = [], []
@@ -160,49 +200,53 @@ def _unique(numbered, seen, file, word):
         if (item.split, item.id) in seen: twice.append(n)
         else: out.append(item)
         seen.add((item.split, item.id))
-    told = f"{file} {told_rows(twice,word)}: the index stands in an earlier row already; that one counts."
-    return out, [told] if twice else []
+    why = f"{file} {told_rows(twice, word)}: the index stands in an earlier row already; that one counts."
+    return out, [why] if twice else []
 
-def lab_items(
-    n:int=420,          # How many; all topics in turn
-    seed:int=0,         # Same seed, same questions
-    split:str='test',   # 'test' to report, 'dev' to choose
-)->list[Item]:          # Tags: category (perception or reasoning) and topic
-    "Questions about the pictures of the embedded lab"
-    return [Item(q.id, q.ask, q.answer, (Picture(q.image, q.id),), benchmark='lab', split=split, tags=dict(category=q.kind, topic=q.topic))
-            for q in questions(n, seed, split)]
+# %% ../../nbs/benchmarks/06_load.ipynb #c044
+def _read_file(source, table, first, seen, problems):
+    "The new items of one file, and how many rows it has; problems are added to those of earlier files"
+    frame = not isinstance(source, Path)
+    file = 'the table' if frame else source.name
+    word = 'line' if file.lower().endswith('.jsonl') else 'row'
+    numbered = (list(enumerate(source.lazy().collect().iter_rows(named=True), 1)) if frame
+                else list(rows_in(source, problems, nulls=table.record is None)))
+    if not numbered:
+        raise ValueError(problems[0] if problems else f"{'The table' if frame else source} has no rows.")
+    some, left = _items_of_rows(numbered, table, file, Path() if frame else source.parent, first, word)
+    if not some: raise ValueError(f"{left[0]} Its columns are {', '.join(numbered[0][1])[:200]}.")
+    new, twice = _unique(some, seen, file, word)
+    problems += left+twice
+    return new, len(numbered)
 
+# %% ../../nbs/benchmarks/06_load.ipynb #c045
 def load(
-    what:Path|str|pl.DataFrame, # A table, the name of a prepared benchmark, or 'lab': questions for the embedded models
-    split:str|None=None, # Part of it; None: the default split of a benchmark, all of a table
-    n:int|None=None,    # Take a fixed part of about so many items; None: all
-    seed:int=0,         # Of that part; shared by all runs
-    benchmark:str|None=None, # Read the table as this benchmark's; None: a table of VLMEvalKit is known by its name
-    name:str|None=None, # Of your own table in reports; None: that of the file
-    folder:Path|str|None=None, # Where prepared benchmarks lie; None: $VLM_MERGING_DATA, or ~/.cache/vlm_merging/benchmarks
+    what:Path|str|pl.DataFrame, # A table, a prepared benchmark, or lab: questions for the embedded models
+    split:str|None=None, # Part of it; default: the usual split of a benchmark, all of a table
+    n:int|None=None,    # Take a fixed part of about so many items, the same for every run; default: all
+    seed:int=0,         # Of that part; another number, another choice
+    benchmark:str|None=None, # Read the table as this benchmark's; a table of VLMEvalKit is known by its name
+    name:str|None=None, # Of your own table in reports; default: that of the file
+    folder:Path|str|None=None, # Where prepared benchmarks lie; default: `data_root()`
 )->Items:               # A list with `.problems`: sentences about rows that are left out
     "Questions as items; raise ValueError or LookupError with one sentence if there are none"
-    if isinstance(what, str) and what=='lab': return Items(lab_items(420 if n is None else n, seed, split or 'test'))
+    if isinstance(what, str) and what=='lab':
+        return Items(lab_items(420 if n is None else n, seed, split or 'test'))
     table = table_of(what, split, benchmark, name, folder)
-    problems, items, seen, first, left_out = [], [], set(), 0, 0
-    for held in table.files:
-        frame = not isinstance(held, Path)
-        file = 'the table' if frame else held.name
-        word = 'line' if file.lower().endswith('.jsonl') else 'row'
-        numbered = (list(enumerate(held.lazy().collect().iter_rows(named=True), 1)) if frame
-                    else list(rows_in(held, problems, nulls=table.record is None)))
-        if not numbered: raise ValueError(problems[0] if problems else f"{held if not frame else 'The table'} has no rows.")
-        made, left = _items_made(numbered, table, file, Path() if frame else held.parent, first, word)
-        new, twice = _unique(made, seen, file, word)
-        if not made: raise ValueError(f"{left[0]} Its columns are {', '.join(numbered[0][1])[:200]}.")
-        items, problems, first, left_out = items+new, problems+left+twice, first+len(numbered), left_out+len(numbered)-len(new)
+    problems, items, seen, rows = [], [], set(), 0
+    for source in table.files:
+        new, size = _read_file(source, table, rows, seen, problems)
+        items, rows = items+new, rows+size
+    left = rows-len(items)
     items = [replace(i, benchmark=table.name, split=i.split or table.split) for i in items]
     if table.part:
         there = list(dict.fromkeys(i.split for i in items))
         items = [i for i in items if i.split==table.part]
-        if not items: raise LookupError(f"No row is of the split {table.part!r}; there are {', '.join(map(repr,there[:12]))}.")
-    return Items(subset(items, n, seed) if n is not None else items, problems, left_out)
+        if not items: raise LookupError(f"No row is of the split {table.part!r}; there are "
+                                        f"{', '.join(map(repr, there[:12]))}.")
+    return Items(subset(items, n, seed) if n is not None else items, problems, left)
 
+# %% ../../nbs/benchmarks/06_load.ipynb #c051
 def as_items(
     items,              # `Item`s; or a table, its path, or the name of a benchmark, which are loaded
 )->list[Item]:

@@ -5,21 +5,16 @@
 # %% ../../nbs/benchmarks/02_mathematics.ipynb #c005
 from __future__ import annotations
 import re
-from .items import (BENCHMARKS, Benchmark, Item, LETTERS, RULE_OF, cell, lettered, options_of, pictures, tags_of,
-                                    text_of, unpacked)
+from .items import (BENCHMARKS, Benchmark, Item, LETTERS, RULE_OF, cell, lettered,
+                                          options_of, pictures, tags_of, text_of, unpacked)
 
 # %% auto #0
-__all__ = ['LETTER', 'DYNAMATH', 'FORM', 'BOXED', 'VERSIONS', 'DECODED', 'mathvista_prompt', 'mathvista_row', 'mathverse_row',
-           'mathvision_row', 'dynamath_row', 'mm_math_row']
+__all__ = ['LETTER', 'PLACES_TOLD', 'DECODED', 'VERSIONS', 'DYNAMATH', 'FORM', 'OTHER_FORM', 'BOXED', 'mathvista_prompt',
+           'mathvista_row', 'mathverse_row', 'mathvision_row', 'dynamath_row', 'mm_math_row']
 
 # %% ../../nbs/benchmarks/02_mathematics.ipynb #c008
 LETTER = 'provide the correct option letter, e.g., A, B, C, D'
-
-def _about(row):
-    held = unpacked(row.get('metadata'))
-    return {**row, **held} if isinstance(held, dict) else row
-
-def _question_type(choices): return 'multi_choice' if choices else 'free_form'
+PLACES_TOLD = {1:('one decimal place', '1.2, 1.3, 1.4'), 2:('two decimal places', '1.23, 1.34, 1.45')}
 
 def mathvista_prompt(
     question:str,       # Bare
@@ -30,51 +25,88 @@ def mathvista_prompt(
 )->str:
     "The prompt of MathVista, which names the form of the answer"
     if choices: form = f'and {LETTER}, at'
-    elif answer_type=='integer': form = 'requiring an integer answer and provide the final value, e.g., 1, 2, 3, at'
-    elif answer_type=='float' and precision in (1, 2):
-        places, like = ('one decimal place', '1.2, 1.3, 1.4') if precision==1 else ('two decimal places', '1.23, 1.34, 1.45')
-        form = f'requiring a floating-point number with {places} and provide the final value, e.g., {like}, at'
+    elif answer_type=='integer':
+        form = 'requiring an integer answer and provide the final value, e.g., 1, 2, 3, at'
+    elif answer_type=='float' and precision in PLACES_TOLD:
+        places, like = PLACES_TOLD[precision]
+        form = (f'requiring a floating-point number with {places} and provide the final value, '
+                f'e.g., {like}, at')
     elif answer_type=='list':
-        form = 'requiring a Python list as an answer and provide the final list, e.g., [1, 2, 3], [1.2, 1.3, 1.4], at'
+        form = ('requiring a Python list as an answer and provide the final list, e.g., [1, 2, 3], '
+                '[1.2, 1.3, 1.4], at')
     else: form = 'and provide the final answer at'
-    asked = f'Hint: Please answer the question {form} the end.\nQuestion: {question}' + (f' (Unit: {unit})' if unit else '')
+    asked = f'Hint: Please answer the question {form} the end.\nQuestion: {question}'
+    asked += f' (Unit: {unit})' if unit else ''
     return lettered(asked+'\nChoices:', choices) if choices else asked
 
+# %% ../../nbs/benchmarks/02_mathematics.ipynb #c011
+def _with_metadata(row):
+    packed = unpacked(row.get('metadata'))
+    return {**row, **packed} if isinstance(packed, dict) else row
+
+def _question_type(choices): return 'multi_choice' if choices else 'free_form'
+
+# %% ../../nbs/benchmarks/02_mathematics.ipynb #c013
 def mathvista_row(
     row:dict,           # Of AI4Math/MathVista or of MathVista_MINI.tsv
 )->Item:
     "A row of MathVista"
-    about = _about(row)
+    about = _with_metadata(row)
     choices, answer = options_of(row, 'choices'), text_of(row.get('answer'))
     unit, kind = text_of(row.get('unit')), text_of(row.get('answer_type')) or 'text'
     places = text_of(row.get('precision'))
     places = int(float(places)) if places else None
     question = cell(row, 'query') if text_of(row.get('query')) else cell(row, 'question')
     if not question.startswith('Hint:'): question = mathvista_prompt(question, choices, kind, places, unit)
-    option = text_of(row.get('answer_option')) or (LETTERS[choices.index(answer)] if answer in choices else None)
+    option = LETTERS[choices.index(answer)] if answer in choices else None
+    option = text_of(row.get('answer_option')) or option
     named = ('category', 'task', 'context', 'source', 'grade', 'language')
-    return Item(cell(row, 'pid', 'index'), question, answer, pictures(row, 'decoded_image', 'image'), choices, None, option,
-                _question_type(choices), kind, places, unit, tags_of(skills=unpacked(about.get('skills')), **{k:about.get(k) for k in named}))
+    return Item(cell(row, 'pid', 'index'), question, answer, pictures(row, 'decoded_image', 'image'), choices,
+                None, option, _question_type(choices), kind, places, unit,
+                tags_of(skills=unpacked(about.get('skills')), **{k:about.get(k) for k in named}))
 
+# %% ../../nbs/benchmarks/02_mathematics.ipynb #c016
+DECODED = ('decoded_image', 'image', 'image_path')
+
+BENCHMARKS['MathVista'] = Benchmark('MathVista', 'AI4Math/MathVista', 'testmini', mathvista_row,
+    RULE_OF['MathVista'], splits=dict(testmini='data/testmini-*.parquet', test='data/test-*.parquet'),
+    tables=dict(MathVista_MINI='testmini'), images=DECODED, licence='CC BY-SA 4.0',
+    revision='2b6ad69445fbb5695c9b165475e8decdbeb97747',
+    prompt='Hint: Please answer the question requiring ..., at the end.\\nQuestion: ...\\nChoices:\\n(A) ...')
+
+# %% ../../nbs/benchmarks/02_mathematics.ipynb #c019
 def mathverse_row(
     row:dict,           # Of AI4Math/MathVerse or of MathVerse_MINI*.tsv
 )->Item:
     "A row of MathVerse, with the prompt that asks for a direct answer"
-    about = _about(row)
+    about = _with_metadata(row)
     version = (text_of(row.get('problem_version')) or '').replace(' ', '_')
     many = (text_of(row.get('question_type')) or '').startswith('multi')
     question = text_of(row.get('query_wo')) or text_of(row.get('question'))
     if not (question or '').startswith(('Please directly', 'According to the question')):
-        told = LETTER if many else 'provide the final value, e.g., 1, 2.5, 300'
-        form = f'directly answer the question and {told}.'
+        form = LETTER if many else 'provide the final value, e.g., 1, 2.5, 300'
+        form = f'directly answer the question and {form}.'
         question = (f'According to the question shown in the image, please {form}' if version=='Vision_Only'
-                    else f'Please {form}\nQuestion: {cell(row,"question")}')
-    return Item(cell(row, 'sample_index', 'index'), question, text_of(row.get('answer')), pictures(row, 'image'), (),
-                cell(row, 'problem_index'), question_type=_question_type(many), split=version,
-                question_for_eval=text_of(row.get('question_for_eval')),
+                    else f"Please {form}\nQuestion: {cell(row, 'question')}")
+    return Item(cell(row, 'sample_index', 'index'), question, text_of(row.get('answer')),
+                pictures(row, 'image'), (), cell(row, 'problem_index'), split=version,
+                question_type=_question_type(many), question_for_eval=text_of(row.get('question_for_eval')),
                 tags=tags_of(category=about.get('subject') or about.get('category'),
                              task=about.get('subfield') or about.get('task'), source=about.get('source')))
 
+# %% ../../nbs/benchmarks/02_mathematics.ipynb #c022
+VERSIONS = ('Text_Dominant', 'Text_Lite', 'Vision_Intensive', 'Vision_Dominant', 'Vision_Only')
+
+BENCHMARKS['MathVerse'] = Benchmark('MathVerse', 'AI4Math/MathVerse', 'testmini', mathverse_row,
+    RULE_OF['MathVerse'],
+    splits=dict(testmini='testmini.parquet', testmini_text_only='testmini_text_only.parquet',
+                **{v:f'testmini.parquet#{v}' for v in VERSIONS}),
+    tables=dict(MathVerse_MINI='testmini', **{f'MathVerse_MINI_{v}':v for v in VERSIONS}),
+    blind=('testmini_text_only',), revision='268dfc55b62296be3bdf6406d6dea07bd06a7d64', licence='MIT',
+    probes='reasoning',
+    prompt='Please directly answer the question and provide ...\\nQuestion: ... (column query_wo)')
+
+# %% ../../nbs/benchmarks/02_mathematics.ipynb #c026
 def mathvision_row(
     row:dict,           # Of MathLLMs/MathVision or of MathVision*.tsv
 )->Item:
@@ -86,15 +118,25 @@ def mathvision_row(
         question = f'Hint: Please answer the question and {form}\nQuestion: {question}'
         if choices: question = lettered(question+'\nChoices:', choices)
     option = answer if choices and answer and answer in LETTERS[:len(choices)] else None
-    return Item(cell(row, 'id', 'index'), question, answer, pictures(row, 'decoded_image', 'image'), choices, None, option,
-                _question_type(choices), tags=tags_of(category=row.get('subject') or row.get('category'), level=row.get('level')))
+    tags = tags_of(category=row.get('subject') or row.get('category'), level=row.get('level'))
+    return Item(cell(row, 'id', 'index'), question, answer, pictures(row, 'decoded_image', 'image'), choices,
+                None, option, _question_type(choices), tags=tags)
 
-# %% ../../nbs/benchmarks/02_mathematics.ipynb #c014
+# %% ../../nbs/benchmarks/02_mathematics.ipynb #c028
+BENCHMARKS['MathVision'] = Benchmark('MathVision', 'MathLLMs/MathVision', 'testmini', mathvision_row,
+    RULE_OF['MathVision'], splits=dict(testmini='data/testmini-*.parquet', test='data/test-*.parquet'),
+    tables=dict(MathVision_MINI='testmini', MathVision='test'), images=DECODED,
+    revision='0c681f39d3dacd336abf62ceb833e40320c8599f', licence='MIT', probes='reasoning',
+    prompt='Hint: Please answer the question and provide ... at the end.\\nQuestion: ...\\n'
+           'Choices:\\n(A) ...')
+
+# %% ../../nbs/benchmarks/02_mathematics.ipynb #c031
 DYNAMATH = """## Question
  {question}
-## Answer Instruction Please provide an answer to the question outlined above. Your response should adhere \
-to the following JSON format, which includes two keys: 'solution' and 'short answer'. The 'solution' key can contain \
-detailed steps needed to solve the question, and the 'short answer' key should provide a concise response. {form}
+## Answer Instruction Please provide an answer to the question outlined above. Your response should \
+adhere to the following JSON format, which includes two keys: 'solution' and 'short answer'. The \
+'solution' key can contain detailed steps needed to solve the question, and the 'short answer' key \
+should provide a concise response. {form}
 
 Example of expected JSON response format:
 
@@ -102,26 +144,38 @@ Example of expected JSON response format:
     "solution": "[Detailed step-by-step explanation]",
     "short answer": "[Concise Answer]"
 }}"""
-FORM = {'multiple choice':"Provide the corresponing choice option in the 'short answer' key, such as 'A', 'B', 'C', or 'D'.",
-        'float':"Format the answer as a three-digit floating-point number and provide it in the 'short answer' key."}
+FORM = {'multiple choice':"Provide the corresponing choice option in the 'short answer' key, "
+                          "such as 'A', 'B', 'C', or 'D'.",
+        'float':"Format the answer as a three-digit floating-point number "
+                "and provide it in the 'short answer' key."}
+OTHER_FORM = 'Float numbers in the answer should be formatted as three-digit floating-point numbers.'
 
+# %% ../../nbs/benchmarks/02_mathematics.ipynb #c034
 def dynamath_row(
     row:dict,           # Of DynaMath/DynaMath_Sample (files sample1 ... sample10) or of DynaMath.tsv
 )->Item:
     "A row of DynaMath: one of ten variants of a question"
     kind = cell(row, 'answer_type')
-    form = FORM.get(kind, 'Float numbers in the answer should be formatted as three-digit floating-point numbers.')
     variant = text_of(row.get('varid')) or (re.search(r'(\d+)', str(row.get('__file__', ''))) or [None])[0]
-    if variant is None: raise ValueError('neither a column `varid` nor the name of the file says which variant this is')
+    if variant is None:
+        raise ValueError('neither a column `varid` nor the name of the file says which variant this is')
     group = cell(row, 'qid', 'id')
-    made = str((int(variant)-1)*1000+int(group)) if group.isdigit() else f'{group}-{variant}'  # As VLMEvalKit counts
-    index = text_of(row.get('index')) or made
-    return Item(index, DYNAMATH.format(question=cell(row, 'question'), form=form), cell(row, 'ground_truth', 'answer'),
-                pictures(row, 'decoded_image', 'image'), (), group, question_type=_question_type(kind=='multiple choice'), answer_type=kind,
+    counted = str((int(variant)-1)*1000+int(group)) if group.isdigit() else f'{group}-{variant}'
+    question = DYNAMATH.format(question=cell(row, 'question'), form=FORM.get(kind, OTHER_FORM))
+    return Item(text_of(row.get('index')) or counted, question, cell(row, 'ground_truth', 'answer'),
+                pictures(row, 'decoded_image', 'image'), (), group, answer_type=kind,
+                question_type=_question_type(kind=='multiple choice'),
                 tags=tags_of(category=row.get('subject'), task=row.get('knowledge_level'), variant=variant))
 
-BOXED = 'Solve the problem and put the final answer in \\boxed{}.'
+# %% ../../nbs/benchmarks/02_mathematics.ipynb #c036
+BENCHMARKS['DynaMath'] = Benchmark('DynaMath', 'DynaMath/DynaMath_Sample', 'sample', dynamath_row,
+    RULE_OF['DynaMath'],
+    splits=dict(sample='data/sample*.parquet',
+                **{f'sample_variant{i}':f'data/sample{i}-*.parquet' for i in range(1, 11)}),
+    tables=dict(DynaMath='sample'), images=DECODED, licence='Apache-2.0', probes='reasoning',
+    prompt='## Question\\n ...\\n## Answer Instruction ... JSON with `solution` and `short answer`')
 
+# %% ../../nbs/benchmarks/02_mathematics.ipynb #c039
 def _boxes(text):
     "What stands in each box of a text, with braces inside"
     out = []
@@ -133,6 +187,9 @@ def _boxes(text):
         if not open_: out.append(text[m.end():at-1])
     return out
 
+# %% ../../nbs/benchmarks/02_mathematics.ipynb #c042
+BOXED = 'Solve the problem and put the final answer in \\boxed{}.'
+
 def mm_math_row(
     row:dict,           # Of THU-KEG/MM_Math or of MM-Math.tsv
 )->Item:
@@ -141,36 +198,14 @@ def mm_math_row(
     if not answer: raise ValueError('the solution holds no \\boxed{} answer')
     question = cell(row, 'question')
     if text_of(row.get('answer')) is None: question += '\n'+BOXED
-    points = unpacked(row.get('knowledge'))
-    return Item(text_of(row.get('index')) or str(row.get('__row__', '')), question, answer, pictures(row, 'image', 'file_name'),
-                question_type='free_form', tags=tags_of(level=row.get('difficulty') or row.get('difficult'),
-                grade=row.get('year'), category=row.get('knowledge_l1'), task=row.get('knowledge_l2'), knowledge=points))
+    tags = tags_of(level=row.get('difficulty') or row.get('difficult'), grade=row.get('year'),
+                   category=row.get('knowledge_l1'), task=row.get('knowledge_l2'),
+                   knowledge=unpacked(row.get('knowledge')))
+    return Item(text_of(row.get('index')) or str(row.get('__row__', '')), question, answer,
+                pictures(row, 'image', 'file_name'), question_type='free_form', tags=tags)
 
-# %% ../../nbs/benchmarks/02_mathematics.ipynb #c018
-VERSIONS = ('Text_Dominant', 'Text_Lite', 'Vision_Intensive', 'Vision_Dominant', 'Vision_Only')
-DECODED = ('decoded_image', 'image', 'image_path')     # On the hub `image` is a path within a zip
-
-for record in (
-    Benchmark('MathVista', 'AI4Math/MathVista', 'testmini', mathvista_row, RULE_OF['MathVista'],
-        splits=dict(testmini='data/testmini-*.parquet', test='data/test-*.parquet'), tables=dict(MathVista_MINI='testmini'),
-        images=DECODED, revision='2b6ad69445fbb5695c9b165475e8decdbeb97747', licence='CC BY-SA 4.0',
-        prompt='Hint: Please answer the question requiring ..., at the end.\\nQuestion: ...\\nChoices:\\n(A) ...'),
-    Benchmark('MathVerse', 'AI4Math/MathVerse', 'testmini', mathverse_row, RULE_OF['MathVerse'],
-        splits=dict(testmini='testmini.parquet', testmini_text_only='testmini_text_only.parquet',
-                    **{v:f'testmini.parquet#{v}' for v in VERSIONS}),
-        tables=dict(MathVerse_MINI='testmini', **{f'MathVerse_MINI_{v}':v for v in VERSIONS}),
-        blind=('testmini_text_only',), revision='268dfc55b62296be3bdf6406d6dea07bd06a7d64', licence='MIT', probes='reasoning',
-        prompt='Please directly answer the question and provide ...\\nQuestion: ... (column query_wo)'),
-    Benchmark('MathVision', 'MathLLMs/MathVision', 'testmini', mathvision_row, RULE_OF['MathVision'],
-        splits=dict(testmini='data/testmini-*.parquet', test='data/test-*.parquet'),
-        tables=dict(MathVision_MINI='testmini', MathVision='test'), images=DECODED,
-        revision='0c681f39d3dacd336abf62ceb833e40320c8599f', licence='MIT', probes='reasoning',
-        prompt='Hint: Please answer the question and provide ... at the end.\\nQuestion: ...\\nChoices:\\n(A) ...'),
-    Benchmark('DynaMath', 'DynaMath/DynaMath_Sample', 'sample', dynamath_row, RULE_OF['DynaMath'],
-        splits=dict(sample='data/sample*.parquet', **{f'sample_variant{i}':f'data/sample{i}-*.parquet' for i in range(1, 11)}),
-        tables=dict(DynaMath='sample'), images=DECODED, licence='Apache-2.0', probes='reasoning',
-        prompt='## Question\\n ...\\n## Answer Instruction ... JSON with `solution` and `short answer`'),
-    Benchmark('MM-Math', 'THU-KEG/MM_Math', 'train', mm_math_row, RULE_OF['MM-Math'],
-        splits=dict(train='MM_Math/MM_Math.*'), tables={'MM-Math':'train'}, images=('image', 'image_path', 'file_name'),
-        licence='MIT', probes='reasoning', prompt=f'...\\n{BOXED} (ours; a TSV is sent as it is)'),
-): BENCHMARKS[record.name] = record
+# %% ../../nbs/benchmarks/02_mathematics.ipynb #c044
+BENCHMARKS['MM-Math'] = Benchmark('MM-Math', 'THU-KEG/MM_Math', 'train', mm_math_row, RULE_OF['MM-Math'],
+    splits=dict(train='MM_Math/MM_Math.*'), tables={'MM-Math':'train'},
+    images=('image', 'image_path', 'file_name'), licence='MIT', probes='reasoning',
+    prompt=f'...\\n{BOXED} (ours; a TSV is sent as it is)')

@@ -6,16 +6,14 @@
 from __future__ import annotations
 import json, re
 from dataclasses import replace
-from .items import (BENCHMARKS, Benchmark, DIRECTLY, Item, LETTERS, RULE_OF, cell, lettered, options_of, pictures,
-                                    tags_of, text_of, unpacked)
+from .items import (BENCHMARKS, Benchmark, DIRECTLY, Item, LETTERS, RULE_OF, cell,
+                                          lettered, options_of, pictures, tags_of, text_of, unpacked)
 
 # %% auto #0
 __all__ = ['KOREAN', 'SHORT_ANSWER', 'TABLE', 'inline_options', 'mcq', 'mmstar_row', 'korean_row', 'chartqa_row', 'docvqa_row',
-           'textvqa_row', 'ocrbench_row', 'pope_row', 'tablevqa_row']
+           'textvqa_row', 'ocrbench_row', 'tablevqa_row', 'pope_row']
 
 # %% ../../nbs/benchmarks/03_perception.ipynb #c008
-KOREAN = '주어진 선택지 중 해당 옵션의 문자로 바로 답하세요.'
-
 def inline_options(
     question:str,       # '... Options: A: red, B: blue'
 )->tuple[str, tuple]:   # The bare question; the options, empty if there are none
@@ -30,6 +28,7 @@ def inline_options(
     if len(starts)<2: return question, ()
     return bare.strip(), tuple(rest[a:b].strip() for a, b in zip(starts, [*ends[1:], len(rest)]))
 
+# %% ../../nbs/benchmarks/03_perception.ipynb #c011
 def mcq(
     question:str,       # Text above the options
     choices:tuple,      # Texts in letter order
@@ -37,11 +36,14 @@ def mcq(
     "A multiple-choice prompt as LLaVA's is: options as A., B., ..., then how to answer"
     return lettered(question, choices, '{}. {}')+'\n'+DIRECTLY
 
+# %% ../../nbs/benchmarks/03_perception.ipynb #c014
 def _chosen(row, question, choices):
+    "An item whose gold is a letter"
     about, answer = unpacked(row.get('meta_info')), cell(row, 'answer')
-    return Item(cell(row, 'index'), question, answer, pictures(row, 'image'), choices, None, answer, 'multi_choice',
-                tags=tags_of(category=row.get('category'), task=row.get('l2_category') or row.get('l2-category'),
-                             source=about.get('source') if isinstance(about, dict) else row.get('source')))
+    tags = tags_of(category=row.get('category'), task=row.get('l2_category') or row.get('l2-category'),
+                   source=about.get('source') if isinstance(about, dict) else row.get('source'))
+    return Item(cell(row, 'index'), question, answer, pictures(row, 'image'), choices, None, answer,
+                'multi_choice', tags=tags)
 
 def mmstar_row(
     row:dict,           # Of Lin-Chen/MMStar or of MMStar.tsv
@@ -49,9 +51,18 @@ def mmstar_row(
     "A row of MMStar"
     bare, choices = cell(row, 'question'), options_of(row)
     if not choices: bare, choices = inline_options(bare)
-    if not choices: raise ValueError('the question has no options, neither in columns A, B, ... nor behind `Options:`')
+    if not choices:
+        raise ValueError('the question has no options, neither in columns A, B, ... nor behind `Options:`')
     hint = text_of(row.get('hint'))
     return _chosen(row, mcq(f'{hint}\n{bare}' if hint else bare, choices), choices)
+
+# %% ../../nbs/benchmarks/03_perception.ipynb #c016
+BENCHMARKS['MMStar'] = Benchmark('MMStar', 'Lin-Chen/MMStar', 'val', mmstar_row, RULE_OF['MMStar'],
+    splits=dict(val='mmstar.parquet'), tables=dict(MMStar='val'), prompt=f'...\\nA. ...\\n{DIRECTLY}',
+    revision='bc98d668301da7b14f648724866e57302778ab27')
+
+# %% ../../nbs/benchmarks/03_perception.ipynb #c018
+KOREAN = '주어진 선택지 중 해당 옵션의 문자로 바로 답하세요.'
 
 def korean_row(
     row:dict,           # Of NCSOFT/K-MMStar or K-DTCBench, or of their tables
@@ -61,28 +72,53 @@ def korean_row(
     if not choices: choices = tuple(t for l in 'abcd' if (t:=text_of(row.get(f'choice_{l}'))) is not None)
     if not choices: bare, choices = inline_options(bare)
     if not choices: raise ValueError('the question has no options, neither in columns nor behind `Options:`')
-    told = ', '.join(f'{l}: {c}' for l, c in zip(LETTERS, choices))
-    return _chosen(row, f'{bare}\nOptions: {told}\n\n{KOREAN}', choices)
+    options = ', '.join(f'{l}: {c}' for l, c in zip(LETTERS, choices))
+    return _chosen(row, f'{bare}\nOptions: {options}\n\n{KOREAN}', choices)
 
-# %% ../../nbs/benchmarks/03_perception.ipynb #c012
+# %% ../../nbs/benchmarks/03_perception.ipynb #c020
+_KOREAN_PROMPT = f'...\\nOptions: A: ..., B: ...\\n\\n{KOREAN}'
+
+for record in (
+    Benchmark('K-MMStar', 'NCSOFT/K-MMStar', 'val', korean_row, RULE_OF['K-MMStar'],
+        splits=dict(val='data/val-*.parquet'), tables=dict(MMStar_KO='val'), licence='CC BY-NC 4.0',
+        revision='b14bb3aca3ba794809450cbf3ff27a3ba5aa3388', prompt=_KOREAN_PROMPT),
+    Benchmark('K-DTCBench', 'NCSOFT/K-DTCBench', 'test', korean_row, RULE_OF['K-DTCBench'],
+        splits=dict(test='data/test-*.parquet'), tables={'K-DTCBench':'test'}, licence='CC BY-NC 4.0',
+        revision='2ab14c836a7703fe6c79fc3af52759421b101f75', probes='perception', prompt=_KOREAN_PROMPT),
+): BENCHMARKS[record.name] = record
+
+# %% ../../nbs/benchmarks/03_perception.ipynb #c023
 SHORT_ANSWER = '\nAnswer the question using a single word or phrase.'
+_SHORTLY = '...'+SHORT_ANSWER.replace('\n', '\\n')
 
 def _short(row, answer, *ids, group=None, suffix=SHORT_ANSWER, **more):
-    index = next((t for c in (*ids, 'index') if (t:=text_of(row.get(c))) is not None), None) or str(row.get('__row__', ''))
-    return Item(index, cell(row, 'question').strip()+suffix, answer, pictures(row, 'image', 'image_path'), (),
-                text_of(row.get(group)) if group else None, question_type='free_form', **more)
+    "An item with a short free answer; its id is in the first of `ids` that holds one"
+    index = next((t for c in (*ids, 'index') if (t:=text_of(row.get(c))) is not None), None)
+    return Item(index or str(row.get('__row__', '')), cell(row, 'question').strip()+suffix, answer,
+                pictures(row, 'image', 'image_path'), (), text_of(row.get(group)) if group else None,
+                question_type='free_form', **more)
 
-def _accepted(row):
-    held = unpacked(next((row[c] for c in ('answers', 'answer') if text_of(row.get(c)) is not None), None))
-    if held is None: return None
-    return json.dumps([str(o) for o in held] if isinstance(held, (list, tuple)) else [str(held)], ensure_ascii=False)
-
+# %% ../../nbs/benchmarks/03_perception.ipynb #c026
 def chartqa_row(
     row:dict,           # Of lmms-lab/ChartQA or of ChartQA_TEST.tsv
 )->Item:
     "A row of ChartQA: written by people (`human_test`) or made by a machine (`augmented_test`)"
     return _short(row, cell(row, 'answer'), tags=tags_of(category=row.get('type') or row.get('split')))
 
+BENCHMARKS['ChartQA'] = Benchmark('ChartQA', 'lmms-lab/ChartQA', 'test', chartqa_row, RULE_OF['ChartQA'],
+    splits=dict(test='data/test-*.parquet'), tables=dict(ChartQA_TEST='test'), probes='perception',
+    prompt=_SHORTLY, revision='9e63b7df1592a1c2158e735cc1725454aef0d6d9',
+    licence='not stated (GPL-3.0 at its origin)')
+
+# %% ../../nbs/benchmarks/03_perception.ipynb #c030
+def _accepted(row):
+    "The accepted answers as JSON"
+    listed = unpacked(next((row[c] for c in ('answers', 'answer') if text_of(row.get(c)) is not None), None))
+    if listed is None: return None
+    listed = [str(o) for o in listed] if isinstance(listed, (list, tuple)) else [str(listed)]
+    return json.dumps(listed, ensure_ascii=False)
+
+# %% ../../nbs/benchmarks/03_perception.ipynb #c032
 def docvqa_row(
     row:dict,           # Of lmms-lab/DocVQA or of DocVQA_VAL.tsv
 )->Item:
@@ -96,24 +132,29 @@ def textvqa_row(
     "A row of TextVQA; the questions on one image are one group"
     return _short(row, _accepted(row), 'question_id', group='image_id', answer_type='any of', tags={})
 
+# %% ../../nbs/benchmarks/03_perception.ipynb #c035
 def ocrbench_row(
     row:dict,           # Of echo840/OCRBench or of OCRBench.tsv
 )->Item:
     "A row of OCRBench; the question says itself how to answer"
-    return _short(row, _accepted(row), suffix='', answer_type='any of',
-                  tags=tags_of(category=row.get('question_type') or row.get('category'), source=row.get('dataset')))
+    tags = tags_of(category=row.get('question_type') or row.get('category'), source=row.get('dataset'))
+    return _short(row, _accepted(row), suffix='', answer_type='any of', tags=tags)
 
-def pope_row(
-    row:dict,           # Of lmms-lab/POPE or of POPE.tsv
-)->Item:
-    "A row of POPE: is the object there? The questions on one image are one group"
-    asks = 'yes or no' in (text_of(row.get('question')) or '').lower()
-    number, kind = text_of(row.get('question_id')), text_of(row.get('category'))
-    made = _short(row, cell(row, 'answer').strip().lower(), group='image_source', suffix='' if asks else SHORT_ANSWER,
-                  answer_type='text', tags=tags_of(category=kind))
-    return replace(made, id=f'{kind}-{number}') if number and kind else made
+# %% ../../nbs/benchmarks/03_perception.ipynb #c038
+for record in (
+    Benchmark('DocVQA', 'lmms-lab/DocVQA', 'validation', docvqa_row, RULE_OF['DocVQA'],
+        splits=dict(validation='DocVQA/validation-*.parquet', test='DocVQA/test-*.parquet'),
+        tables=dict(DocVQA_VAL='validation', DocVQA_TEST='test'), licence='Apache-2.0', probes='perception',
+        revision='2d9ad9f365a9822f0fabe03da12200ea61caf9f2', prompt=_SHORTLY),
+    Benchmark('TextVQA', 'lmms-lab/textvqa', 'validation', textvqa_row, RULE_OF['TextVQA'],
+        splits=dict(validation='data/validation-*.parquet'), tables=dict(TextVQA_VAL='validation'),
+        probes='perception', prompt=_SHORTLY),
+    Benchmark('OCRBench', 'echo840/OCRBench', 'test', ocrbench_row, RULE_OF['OCRBench'],
+        splits=dict(test='data/test-*.parquet'), tables=dict(OCRBench='test'), probes='perception',
+        revision='92a54bd1384387c178d5a07140a2d85e0a3d12e1', prompt='The question alone'),
+): BENCHMARKS[record.name] = record
 
-# %% ../../nbs/benchmarks/03_perception.ipynb #c014
+# %% ../../nbs/benchmarks/03_perception.ipynb #c041
 TABLE = dict(
     vwtq="""You are asked to answer questions asked on an image.
 You should answer the question with a single word.
@@ -149,57 +190,49 @@ Answer: 34.2%
 Question: {question}
 Answer:""")
 
+# %% ../../nbs/benchmarks/03_perception.ipynb #c044
 def tablevqa_row(
     row:dict,           # Of terryoo/TableVQA-Bench (one file a part) or of TableVQABench.tsv
 )->Item:
     "A row of TableVQA-Bench; its part decides prompt and gold"
     part = text_of(row.get('split')) or str(row.get('__file__', '')).partition('-')[0]
     prompt = TABLE.get(part.removesuffix('_syn'))
-    if prompt is None: raise ValueError(f"{part!r} is no part of the benchmark; there are {', '.join(TABLE)} and vwtq_syn")
+    if prompt is None:
+        raise ValueError(f"{part!r} is no part of the benchmark; there are {', '.join(TABLE)} and vwtq_syn")
     answer = cell(row, 'gt', 'answer')
     index = text_of(row.get('qa_id')) or text_of(row.get('index')) or str(row.get('__row__', ''))
     question = prompt.format(question=cell(row, 'question'))
-    made = dict(images=pictures(row, 'image'), split=part, tags=dict(category=part))
+    more = dict(images=pictures(row, 'image'), split=part, tags=dict(category=part))
     if part!='vtabfact':
-        parts = answer.split('|')
-        kind = 'list' if len(parts)>1 else 'text'
-        return Item(index, question, ', '.join(parts), question_type='free_form', answer_type=kind, **made)
+        values = answer.split('|')
+        return Item(index, question, ', '.join(values), question_type='free_form',
+                    answer_type='list' if len(values)>1 else 'text', **more)
     gold = {'1':'True', '0':'False'}.get(answer, answer.capitalize())
     if gold not in ('True', 'False'): raise ValueError(f"`gt` is {answer!r}, where 1 or 0 is needed")
-    letter = 'A' if gold=='True' else 'B'
-    return Item(index, question, gold, choices=('True', 'False'), answer_option=letter, question_type='multi_choice', **made)
+    return Item(index, question, gold, choices=('True', 'False'), answer_option='A' if gold=='True' else 'B',
+                question_type='multi_choice', **more)
 
-# %% ../../nbs/benchmarks/03_perception.ipynb #c018
-_SHORTLY = '...'+SHORT_ANSWER.replace('\n', '\\n')
-_KOREAN = f'...\\nOptions: A: ..., B: ...\\n\\n{KOREAN}'
+# %% ../../nbs/benchmarks/03_perception.ipynb #c046
+BENCHMARKS['TableVQA-Bench'] = Benchmark('TableVQA-Bench', 'terryoo/TableVQA-Bench', 'all', tablevqa_row,
+    RULE_OF['TableVQA-Bench'],
+    splits=dict(all='data/*.parquet', **{p:f'data/{p}-*.parquet' for p in (*TABLE, 'vwtq_syn')}),
+    tables=dict(TableVQABench='all'), licence='CC BY 4.0',
+    revision='bde91518c3c5559db9c2b73c13218e3314d12514',
+    prompt='You are asked to answer ... Example: ... Question: ...\\nAnswer:')
 
-for record in (
-    Benchmark('MMStar', 'Lin-Chen/MMStar', 'val', mmstar_row, RULE_OF['MMStar'], splits=dict(val='mmstar.parquet'),
-        tables=dict(MMStar='val'), revision='bc98d668301da7b14f648724866e57302778ab27', prompt=f'...\\nA. ...\\n{DIRECTLY}'),
-    Benchmark('K-MMStar', 'NCSOFT/K-MMStar', 'val', korean_row, RULE_OF['K-MMStar'], splits=dict(val='data/val-*.parquet'),
-        tables=dict(MMStar_KO='val'), revision='b14bb3aca3ba794809450cbf3ff27a3ba5aa3388', licence='CC BY-NC 4.0',
-        prompt=_KOREAN),
-    Benchmark('K-DTCBench', 'NCSOFT/K-DTCBench', 'test', korean_row, RULE_OF['K-DTCBench'],
-        splits=dict(test='data/test-*.parquet'), tables={'K-DTCBench':'test'},
-        revision='2ab14c836a7703fe6c79fc3af52759421b101f75', licence='CC BY-NC 4.0', probes='perception', prompt=_KOREAN),
-    Benchmark('ChartQA', 'lmms-lab/ChartQA', 'test', chartqa_row, RULE_OF['ChartQA'], splits=dict(test='data/test-*.parquet'),
-        tables=dict(ChartQA_TEST='test'), revision='9e63b7df1592a1c2158e735cc1725454aef0d6d9',
-        licence='not stated (GPL-3.0 at its origin)', probes='perception', prompt=_SHORTLY),
-    Benchmark('DocVQA', 'lmms-lab/DocVQA', 'validation', docvqa_row, RULE_OF['DocVQA'],
-        splits=dict(validation='DocVQA/validation-*.parquet', test='DocVQA/test-*.parquet'),
-        tables=dict(DocVQA_VAL='validation', DocVQA_TEST='test'), revision='2d9ad9f365a9822f0fabe03da12200ea61caf9f2',
-        licence='Apache-2.0', probes='perception', prompt=_SHORTLY),
-    Benchmark('TextVQA', 'lmms-lab/textvqa', 'validation', textvqa_row, RULE_OF['TextVQA'],
-        splits=dict(validation='data/validation-*.parquet'), tables=dict(TextVQA_VAL='validation'), probes='perception',
-        prompt=_SHORTLY),
-    Benchmark('OCRBench', 'echo840/OCRBench', 'test', ocrbench_row, RULE_OF['OCRBench'], splits=dict(test='data/test-*.parquet'),
-        tables=dict(OCRBench='test'), revision='92a54bd1384387c178d5a07140a2d85e0a3d12e1', probes='perception',
-        prompt='The question alone'),
-    Benchmark('TableVQA-Bench', 'terryoo/TableVQA-Bench', 'all', tablevqa_row, RULE_OF['TableVQA-Bench'],
-        splits=dict(all='data/*.parquet', **{p:f'data/{p}-*.parquet' for p in (*TABLE, 'vwtq_syn')}),
-        tables=dict(TableVQABench='all'), revision='bde91518c3c5559db9c2b73c13218e3314d12514', licence='CC BY 4.0',
-        prompt='You are asked to answer ... Example: ... Question: ...\\nAnswer:'),
-    Benchmark('POPE', 'lmms-lab/POPE', 'test', pope_row, RULE_OF['POPE'],
-        splits=dict(test='data/test-*.parquet', **{p:f'Full/{p}-*.parquet' for p in ('adversarial', 'popular', 'random')}),
-        tables=dict(POPE='test'), revision='4db1276663dfa5eb8ad16a52d24c31a09e470896', probes='perception', prompt=_SHORTLY),
-): BENCHMARKS[record.name] = record
+# %% ../../nbs/benchmarks/03_perception.ipynb #c049
+def pope_row(
+    row:dict,           # Of lmms-lab/POPE or of POPE.tsv
+)->Item:
+    "A row of POPE: is the object there? The questions on one image are one group"
+    asks = 'yes or no' in (text_of(row.get('question')) or '').lower()
+    number, kind = text_of(row.get('question_id')), text_of(row.get('category'))
+    item = _short(row, cell(row, 'answer').strip().lower(), group='image_source', answer_type='text',
+                  suffix='' if asks else SHORT_ANSWER, tags=tags_of(category=kind))
+    return replace(item, id=f'{kind}-{number}') if number and kind else item
+
+BENCHMARKS['POPE'] = Benchmark('POPE', 'lmms-lab/POPE', 'test', pope_row, RULE_OF['POPE'],
+    splits=dict(test='data/test-*.parquet',
+                **{p:f'Full/{p}-*.parquet' for p in ('adversarial', 'popular', 'random')}),
+    tables=dict(POPE='test'), revision='4db1276663dfa5eb8ad16a52d24c31a09e470896', probes='perception',
+    prompt=_SHORTLY)

@@ -13,17 +13,21 @@ from .items import Benchmark, record_of
 from ..checkpoints.writer import flush_folder, sync_text
 
 # %% auto #0
-__all__ = ['NOTE', 'RECORDS', 'data_root', 'pattern_of', 'matching', 'prepare', 'prepared']
+__all__ = ['RECORDS', 'NOTE', 'data_root', 'pattern_of', 'matching', 'prepare', 'prepared']
 
 # %% ../../nbs/benchmarks/05_prepare.ipynb #c009
-NOTE = 'prepared.json'
 RECORDS = mathematics, perception  # Importing these rooms fills BENCHMARKS
 
 def data_root()->Path:
     "Where prepared benchmarks lie: $VLM_MERGING_DATA, or ~/.cache/vlm_merging/benchmarks"
-    held = os.environ.get('VLM_MERGING_DATA')
-    return Path(held).expanduser() if held else Path.home()/'.cache'/'vlm_merging'/'benchmarks'
+    named = os.environ.get('VLM_MERGING_DATA')
+    return Path(named).expanduser() if named else Path.home()/'.cache'/'vlm_merging'/'benchmarks'
 
+def _folder_of(record, folder):
+    "Where one benchmark lies"
+    return (Path(folder).expanduser() if folder else data_root())/record.name
+
+# %% ../../nbs/benchmarks/05_prepare.ipynb #c013
 def pattern_of(
     record:Benchmark,   # Of a benchmark
     split:str|None=None, # None: the default split
@@ -35,6 +39,7 @@ def pattern_of(
     pattern, _, part = record.splits[split].partition('#')
     return pattern, part
 
+# %% ../../nbs/benchmarks/05_prepare.ipynb #c016
 def matching(
     record:Benchmark,   # Of a benchmark
     split:str,          # Of the record
@@ -51,36 +56,46 @@ def matching(
         if found:=[p for p in files if fits(p)]: return found
     return []
 
-# %% ../../nbs/benchmarks/05_prepare.ipynb #c013
-def _note(out):
-    try: held = json.loads((out/NOTE).read_text(encoding='utf-8'))
-    except FileNotFoundError: return {}
-    except (ValueError, OSError) as e: raise ValueError(f"{out/NOTE} cannot be read ({e}). Delete it and prepare again.") from None
-    if not isinstance(held, dict) or not isinstance(held.get('patterns'), dict):
-        raise ValueError(f"{out/NOTE} is no note of `prepare`. Delete it and prepare again.")
-    return held['patterns']
+# %% ../../nbs/benchmarks/05_prepare.ipynb #c020
+NOTE = 'prepared.json'
 
-def _sha256(path):
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+def _notes(out):
+    "The notes by pattern; raise ValueError if the file is damaged"
+    try: note = json.loads((out/NOTE).read_text(encoding='utf-8'))
+    except FileNotFoundError: return {}
+    except (ValueError, OSError) as e:
+        raise ValueError(f"{out/NOTE} cannot be read ({e}). Delete it and prepare again.") from None
+    if not isinstance(note, dict) or not isinstance(note.get('patterns'), dict):
+        raise ValueError(f"{out/NOTE} is no note of `prepare`. Delete it and prepare again.")
+    return note['patterns']
 
 def _covering(notes, pattern, part):
     "The note of a part, of a pattern, or of a wider one"
-    return notes.get(f'{pattern}#{part}') or notes.get(pattern) or next((n for p, n in notes.items() if fnmatchcase(pattern, p)), None)
+    wider = (n for p, n in notes.items() if fnmatchcase(pattern, p))
+    return notes.get(f'{pattern}#{part}') or notes.get(pattern) or next(wider, None)
+
+# %% ../../nbs/benchmarks/05_prepare.ipynb #c023
+def _sha256(path):
+    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
 def _intact(out, note):
-    return all((out/f).is_file() and (out/f).stat().st_size==about['bytes'] and _sha256(out/f)==about['sha256']
-               for f, about in note['files'].items())
+    "Are all files of a note as they were?"
+    def same(path, about): return (path.is_file() and path.stat().st_size==about['bytes']
+                                   and _sha256(path)==about['sha256'])
+    return all(same(out/f, about) for f, about in note['files'].items())
 
+# %% ../../nbs/benchmarks/05_prepare.ipynb #c027
 def _from_hub(record, pattern, revision):
     from huggingface_hub import snapshot_download
-    wanted = [pattern, 'README.md']
-    try: return Path(snapshot_download(record.source, repo_type='dataset', revision=revision, allow_patterns=wanted))
-    except Exception as e:      # of the hub, its client or the network: all mean that the files are not here
+    how = dict(repo_type='dataset', revision=revision, allow_patterns=[pattern, 'README.md'])
+    try: return Path(snapshot_download(record.source, **how))
+    except Exception as e:      # Of the hub, its client or the network
         why = ' '.join(str(e).split()).partition('. ')[0].rstrip('.')[:160] or type(e).__name__
-        raise ValueError(f"{record.name} is not prepared, and {record.source}@{revision[:12]} could not be had from the hub: {why}. "
-                         f"Prepare it where there is a network and copy the folder, or name files that you have "
-                         f"with `source='folder'`.") from None
+        raise ValueError(f"{record.name} is not prepared, and {record.source}@{revision[:12]} could not be "
+                         f"had from the hub: {why}. Prepare it where there is a network and copy the folder, "
+                         f"or name files that you have with `source='folder'`.") from None
 
+# %% ../../nbs/benchmarks/05_prepare.ipynb #c029
 def _put(path, out, to, link):
     "Link (a file of the hub's cache) or copy (a file of the user's) to its place, whole or not at all"
     to.parent.mkdir(parents=True, exist_ok=True)
@@ -96,60 +111,71 @@ def _put(path, out, to, link):
     finally: draft.unlink(missing_ok=True)
     return to.relative_to(out).as_posix(), about
 
+# %% ../../nbs/benchmarks/05_prepare.ipynb #c033
+def _what_is_there(folder):
+    suffixes = ('.parquet', '.tsv', '.jsonl')
+    names = sorted(p.name for p in folder.rglob('*') if p.is_file() and p.suffix in suffixes)[:5]
+    return f"; it holds {', '.join(names)}" if names else ''
+
+def _write_note(out, record, key, note):
+    "Add a note to those that are there"
+    draft = out/f'.{NOTE}.part'
+    whole = dict(benchmark=record.name, patterns=_notes(out)|{key:note})
+    sync_text(draft, json.dumps(whole, indent=1, ensure_ascii=False))
+    os.replace(draft, out/NOTE)
+    flush_folder(out)
+
+# %% ../../nbs/benchmarks/05_prepare.ipynb #c034
 def prepare(
     name:str,           # Of a benchmark: MathVista, or MathVista_MINI
-    folder:Path|str|None=None, # Where prepared benchmarks lie; None: $VLM_MERGING_DATA, or ~/.cache/vlm_merging/benchmarks
-    split:str|None=None, # Part of the benchmark; None: the one that is usually reported
-    source:Path|str|None=None, # A file or folder to take in place of the hub
-    revision:str|None=None, # Commit, branch or tag of the hub; None: that of the record
+    folder:Path|str|None=None, # Where the folders of benchmarks lie; default: `data_root()`
+    split:str|None=None, # Default: the one that is usually reported
+    source:Path|str|None=None, # Take this file or folder in place of the hub
+    revision:str|None=None, # Commit, branch or tag of the hub; default: that of the record
 )->Path:                # Folder of the benchmark
-    "Fetch the files of a split once; raise ValueError or LookupError with one sentence if that cannot be done"
-    record = record_of(name)
+    "Fetch the files of a split once; raise ValueError or LookupError with one sentence if it cannot be done"
+    record, hub = record_of(name), source is None
     split = split or record.split
     pattern, part = pattern_of(record, split)
-    out = (Path(folder).expanduser() if folder else data_root())/record.name
-    note = _covering(_note(out), pattern, part)
-    if note and source is None and revision in (None, note['commit'], note['revision']) and _intact(out, note): return out
+    out = _folder_of(record, folder)
+    note = _covering(_notes(out), pattern, part)
+    same = note and hub and revision in (None, note['commit'], note['revision'])
+    if same and _intact(out, note): return out
     wanted = revision or record.revision
-    got = Path(source).expanduser() if source is not None else _from_hub(record, pattern, wanted)
+    got = _from_hub(record, pattern, wanted) if hub else Path(source).expanduser()
     if not got.exists(): raise ValueError(f"{got} is not there. Name a file or folder that holds {pattern}.")
     files = [got] if got.is_file() else matching(record, split, got)
-    if not files: raise ValueError(f"{got} holds no file {pattern} of {record.name} ({split}){_what_is_there(got)}.")
+    if not files:
+        raise ValueError(f"{got} holds no file {pattern} of {record.name} ({split}){_what_is_there(got)}.")
     base = got.parent if got.is_file() else got
+    alone = part and all(record.tables.get(f.stem)==split for f in files)  # A table of this part and no other
     try:
-        placed = dict(_put(f, out, out/f.relative_to(base), source is None) for f in files)
-        hub = source is None
-        note = dict(files=placed, source=record.source if hub else 'local', commit=got.name if hub else None,
+        note = dict(files=dict(_put(f, out, out/f.relative_to(base), hub) for f in files),
+                    source=record.source if hub else 'local', commit=got.name if hub else None,
                     revision=wanted if hub else None, licence=record.licence)
-        draft = out/f'.{NOTE}.part'
-        alone = part and all(record.tables.get(f.stem)==split for f in files)  # A table of this part and no other
-        whole = dict(benchmark=record.name, patterns=_note(out)|{f'{pattern}#{part}' if alone else pattern:note})
-        sync_text(draft, json.dumps(whole, indent=1, ensure_ascii=False))
-        os.replace(draft, out/NOTE)
-        flush_folder(out)
+        _write_note(out, record, f'{pattern}#{part}' if alone else pattern, note)
     except OSError as e:
-        raise ValueError(f"{out} could not be written ({e.strerror or e}). Make room, or choose another folder.") from None
+        raise ValueError(f"{out} could not be written ({e.strerror or e}). "
+                         f"Make room, or choose another folder.") from None
     return out
 
-def _what_is_there(folder):
-    held = sorted(p.name for p in folder.rglob('*') if p.is_file() and p.suffix in ('.parquet', '.tsv', '.jsonl'))[:5]
-    return f"; it holds {', '.join(held)}" if held else ''
-
+# %% ../../nbs/benchmarks/05_prepare.ipynb #c038
 def prepared(
     name:str,           # Of a benchmark
     split:str|None=None, # None: the default split
-    folder:Path|str|None=None, # Where prepared benchmarks lie; None: $VLM_MERGING_DATA, or ~/.cache/vlm_merging/benchmarks
+    folder:Path|str|None=None, # Where the folders of benchmarks lie; None: `data_root()`
 )->tuple[list[Path], str]: # Files; part of them that the split is, empty for all
     "The files of a prepared split; raise LookupError if it is not prepared"
     record = record_of(name)
     pattern, part = pattern_of(record, split)
-    out = (Path(folder).expanduser() if folder else data_root())/record.name
-    note = _covering(_note(out), pattern, part)
+    out = _folder_of(record, folder)
+    note = _covering(_notes(out), pattern, part)
     names = list(note['files']) if note else []
-    narrow = [f for f in names if fnmatchcase(f, pattern) or fnmatchcase(Path(f).name, pattern.rpartition('/')[2])]
+    last = pattern.rpartition('/')[2]
+    narrow = [f for f in names if fnmatchcase(f, pattern) or fnmatchcase(Path(f).name, last)]
     files = [out/f for f in narrow or names]
-    if not files or not all(f.is_file() for f in files):
-        raise LookupError(f"{record.name} ({split or record.split}) is not prepared in {out}. "
-                          f"Run `vlm-merging prepare {record.name}{f' --split {split}' if split else ''}` once where there is "
-                          f"a network, or prepare({record.name!r}, source='folder') from files that you have.")
-    return files, part
+    if files and all(f.is_file() for f in files): return files, part
+    option = f' --split {split}' if split else ''
+    raise LookupError(f"{record.name} ({split or record.split}) is not prepared in {out}. "
+                      f"Run `vlm-merging prepare {record.name}{option}` once where there is "
+                      f"a network, or prepare({record.name!r}, source='folder') from files that you have.")

@@ -13,21 +13,11 @@ from PIL import Image
 from .items import Picture, unpacked
 
 # %% auto #0
-__all__ = ['ROWS_AT_ONCE', 'LONG', 'IMAGES', 'TABLE_SUFFIXES', 'POINTER', 'inside', 'Cell', 'told_rows', 'rows_in',
+__all__ = ['ROWS_AT_ONCE', 'IMAGES', 'LONG', 'TABLE_SUFFIXES', 'POINTER', 'inside', 'Cell', 'told_rows', 'rows_in',
            'image_source', 'pictures_at']
 
 # %% ../../nbs/benchmarks/04_tables.ipynb #c009
-def inside(
-    folder:Path,        # That must not be left
-    name:str,           # Relative path
-)->Path:
-    "A file inside a folder; raise ValueError if the name leads out of it"
-    if Path(name).is_absolute() or '..' in Path(name).parts:
-        raise ValueError(f"the image {name[:60]!r} is outside the folder")
-    return folder/name
-
-ROWS_AT_ONCE = 16              # Rows that are read together
-LONG = 4096             # Bytes of text in a column of images, from which on it is read later
+ROWS_AT_ONCE = 16       # Rows that are read together
 
 def _suffix(path): return path.suffix.lower()
 
@@ -38,11 +28,23 @@ def _scan(path, ragged=False):
 
 @lru_cache(maxsize=4)
 def _block(path, changed, column, start):
-    if _suffix(path)!='.jsonl': return _scan(path, True).select(column).slice(start, ROWS_AT_ONCE).collect()[column].to_list()
-    with open(path, 'rb') as f:
-        f.seek(start)
-        return [json.loads(f.readline())[column]]
+    if _suffix(path)=='.jsonl':
+        with open(path, 'rb') as f:
+            f.seek(start)
+            return [json.loads(f.readline())[column]]
+    return _scan(path, True).select(column).slice(start, ROWS_AT_ONCE).collect()[column].to_list()
 
+# %% ../../nbs/benchmarks/04_tables.ipynb #c012
+def inside(
+    folder:Path,        # That must not be left
+    name:str,           # Relative path
+)->Path:
+    "A file inside a folder; raise ValueError if the name leads out of it"
+    if Path(name).is_absolute() or '..' in Path(name).parts:
+        raise ValueError(f"the image {name[:60]!r} is outside the folder")
+    return folder/name
+
+# %% ../../nbs/benchmarks/04_tables.ipynb #c015
 @dataclass(frozen=True)
 class Cell:
     "An image in a table, to be read later"
@@ -54,49 +56,40 @@ class Cell:
     def __call__(self):
         "The cell; raise ValueError if the file has changed or is gone"
         start = self.row if _suffix(self.path)=='.jsonl' else self.row//ROWS_AT_ONCE*ROWS_AT_ONCE
-        try: made = _block(self.path, self.path.stat().st_mtime_ns, self.column, start)[self.row-start]
+        try: value = _block(self.path, self.path.stat().st_mtime_ns, self.column, start)[self.row-start]
         except (OSError, IndexError, KeyError, ValueError, pl.exceptions.PolarsError) as e:
-            raise ValueError(f"{self.path} has changed or is gone ({str(e)[:100]}). Load the table again.") from None
-        if self.part is not None: made = unpacked(made)[self.part]
-        if isinstance(made, dict) and made.get('bytes') is None and made.get('path'): return inside(self.path.parent, made['path'])
-        return made
+            raise ValueError(f"{self.path} has changed or is gone ({str(e)[:100]}). "
+                             f"Load the table again.") from None
+        if self.part is not None: value = unpacked(value)[self.part]
+        if isinstance(value, dict) and value.get('bytes') is None and value.get('path'):
+            return inside(self.path.parent, value['path'])
+        return value
 
-# %% ../../nbs/benchmarks/04_tables.ipynb #c012
-IMAGES = ('image', 'images', 'image_path', 'decoded_image', 'img', 'picture', 'file_name')
-
+# %% ../../nbs/benchmarks/04_tables.ipynb #c019
 def told_rows(
     rows:list[int],     # Numbers of rows or lines
     word:str='row',     # What a row is called: row or line
 )->str:
     "The numbers in words, at most eight"
     more = f' and {len(rows)-8} more' if len(rows)>8 else ''
-    return f"{word if len(rows)==1 else word+'s'} {', '.join(map(str,rows[:8]))}{more}"
+    return f"{word if len(rows)==1 else word+'s'} {', '.join(map(str, rows[:8]))}{more}"
 
-def _several(text):
-    "Is the text of a cell that of a list? Then of how many"
-    return pl.when(text.str.starts_with('[')).then(text.str.count_matches(',', literal=True)+1)
-
-def _parquet_rows(path, nulls):
-    schema = _scan(path).collect_schema()
-    def heavy(t): return t==pl.Binary or isinstance(t, pl.Struct) and any(f.name=='bytes' for f in t.fields)
-    later = {c for c, t in schema.items() if heavy(t) or isinstance(t, pl.List) and heavy(t.inner)}
-    texts = [c for c in IMAGES if schema.get(c)==pl.String]
-    def empty(c):
-        if not isinstance(schema[c], pl.Struct): return pl.col(c).is_null()
-        held = [f.name for f in schema[c].fields if f.name in ('bytes', 'path')]
-        return pl.all_horizontal(pl.col(c).struct.field(n).is_null() for n in held)
-    wanted = [pl.col(c) for c in schema if c not in later and c not in texts]
-    wanted += [pl.col(c).list.len() for c in later if isinstance(schema[c], pl.List)]
-    wanted += [empty(c).alias(c) for c in later if not isinstance(schema[c], pl.List) and nulls]
-    return _with_cells(path, _scan(path).select(*wanted, *_shortened(texts)).collect(engine='streaming'), later, texts, schema)
+# %% ../../nbs/benchmarks/04_tables.ipynb #c023
+IMAGES = ('image', 'images', 'image_path', 'decoded_image', 'img', 'picture', 'file_name')
+LONG = 4096             # Bytes of text in a column of images, from which on it is read later
 
 def _shortened(texts):
+    "Of each column: its short texts, and for long ones how many images (0: one that is no list)"
     for c in texts:
         text = pl.col(c)
+        commas = text.str.count_matches(',', literal=True)
+        many = pl.when(text.str.starts_with('[')).then(commas+1).otherwise(0)
         yield pl.when(text.str.len_bytes()<=LONG).then(text)
-        yield pl.when(text.str.len_bytes()>LONG).then(_several(text).otherwise(0)).alias(f'{c}\0many')
+        yield pl.when(text.str.len_bytes()>LONG).then(many).alias(f'{c}\0many')
 
+# %% ../../nbs/benchmarks/04_tables.ipynb #c026
 def _with_cells(path, frame, later, texts, schema):
+    "Number from 0 and row, with heavy cells as addresses"
     for n, row in enumerate(frame.iter_rows(named=True)):
         for c in later:
             if isinstance(schema[c], pl.List): row[c] = [Cell(path, c, n, k) for k in range(row[c] or 0)]
@@ -104,33 +97,62 @@ def _with_cells(path, frame, later, texts, schema):
             else: row[c] = None
         for c in texts:
             many = row.pop(f'{c}\0many')
-            if many is not None: row[c] = [Cell(path, c, n, k) for k in range(many)] if many else Cell(path, c, n)
+            if many==0: row[c] = Cell(path, c, n)
+            elif many is not None: row[c] = [Cell(path, c, n, k) for k in range(many)]
         yield n+1, row
 
-def _csv_rows(path, problems):
+# %% ../../nbs/benchmarks/04_tables.ipynb #c029
+def _parquet_rows(path, nulls):
+    schema = _scan(path).collect_schema()
+    def heavy(t): return t==pl.Binary or isinstance(t, pl.Struct) and any(f.name=='bytes' for f in t.fields)
+    later = {c for c, t in schema.items() if heavy(t) or isinstance(t, pl.List) and heavy(t.inner)}
+    texts = [c for c in IMAGES if schema.get(c)==pl.String]
+    def empty(c):
+        if not isinstance(schema[c], pl.Struct): return pl.col(c).is_null()
+        named = [f.name for f in schema[c].fields if f.name in ('bytes', 'path')]
+        return pl.all_horizontal(pl.col(c).struct.field(n).is_null() for n in named)
+    wanted = [pl.col(c) for c in schema if c not in later and c not in texts]
+    wanted += [pl.col(c).list.len() for c in later if isinstance(schema[c], pl.List)]
+    wanted += [empty(c).alias(c) for c in later if not isinstance(schema[c], pl.List) and nulls]
+    frame = _scan(path).select(*wanted, *_shortened(texts)).collect(engine='streaming')
+    return _with_cells(path, frame, later, texts, schema)
+
+# %% ../../nbs/benchmarks/04_tables.ipynb #c033
+def _separator(path):
+    "The mark between cells, and its name; raise ValueError if the first line has another one"
     with open(path, encoding='utf-8-sig', errors='replace', newline='') as f: head = f.readline()
-    mark, said = ('\t', 'tab') if _suffix(path)=='.tsv' else (',', 'comma')
+    mark, name = ('\t', 'tab') if _suffix(path)=='.tsv' else (',', 'comma')
     other = next((o for o in '\t;|,' if o in head), None)
     if mark not in head and other:
-        raise ValueError(f"{path}: the first line has no {said} but {other!r}: {head.strip()[:60]!r}. "
-                         f"Save it with {said}s{', or name it .tsv' if other==chr(9) else ''}.")
+        raise ValueError(f"{path}: the first line has no {name} but {other!r}: {head.strip()[:60]!r}. "
+                         f"Save it with {name}s{', or name it .tsv' if other==chr(9) else ''}.")
+    return mark, name
+
+# %% ../../nbs/benchmarks/04_tables.ipynb #c036
+def _csv_rows(path, problems):
+    mark, name = _separator(path)
     names = _scan(path, True).collect_schema().names()
     texts = [c for c in IMAGES if c in names]
     wanted = [pl.col(c) for c in names if c not in texts]
-    def read(ragged): return _scan(path, ragged).select(*wanted, *_shortened(texts)).collect(engine='streaming')
+    wanted += _shortened(texts)
+    def read(ragged): return _scan(path, ragged).select(*wanted).collect(engine='streaming')
     try: frame, bad = read(False), set()
     except pl.exceptions.ComputeError as e:
         if 'more fields' not in str(e): raise
         csv.field_size_limit(2**31-1)
         with open(path, encoding='utf-8-sig', newline='') as f:
-            bad = {n for n, fields in enumerate(csv.reader(f, delimiter=mark)) if n and len(fields)>len(names)}
+            numbered = enumerate(csv.reader(f, delimiter=mark))
+            bad = {n for n, fields in numbered if n and len(fields)>len(names)}
         problems.append(f"{path.name} {told_rows(sorted(bad))}: more cells than the {len(names)} columns. "
-                        f"Put quotes around text that holds a {said}.")
+                        f"Put quotes around text that holds a {name}.")
         frame = read(True)
     yield from ((n, row) for n, row in _with_cells(path, frame, (), texts, {}) if n not in bad)
 
+# %% ../../nbs/benchmarks/04_tables.ipynb #c040
 def _jsonl_rows(path, problems):
     at, broken = 0, []
+    def later(value, c, begin, part=None):
+        return Cell(path, c, begin, part) if isinstance(value, str) and len(value)>LONG else value
     with open(path, 'rb') as f:
         for n, line in enumerate(f, 1):
             begin, at = at, at+len(line)
@@ -138,22 +160,23 @@ def _jsonl_rows(path, problems):
             try: row = json.loads(line)
             except (ValueError, RecursionError): row = None
             if not isinstance(row, dict): broken.append(n); continue
-            for c in IMAGES:
-                v = row.get(c)
-                if isinstance(v, str) and len(v)>LONG: row[c] = Cell(path, c, begin)
-                if isinstance(v, list):
-                    row[c] = [Cell(path, c, begin, k) if isinstance(o, str) and len(o)>LONG else o for k, o in enumerate(v)]
+            for c in row.keys() & {*IMAGES}:
+                if not isinstance(row[c], list): row[c] = later(row[c], c, begin)
+                else: row[c] = [later(o, c, begin, k) for k, o in enumerate(row[c])]
             yield n, row
-    if broken: problems.append(f"{path.name} {told_rows(broken,'line')}: no JSON object. Each line must be one.")
+    if broken: problems.append(f"{path.name} {told_rows(broken, 'line')}: no JSON object. "
+                               f"Each line must be one.")
 
+# %% ../../nbs/benchmarks/04_tables.ipynb #c042
 def _json_rows(path):
-    held = json.loads(path.read_bytes())
-    if isinstance(held, dict) and isinstance(held.get('data'), list): held = held['data']
-    if isinstance(held, dict): held = [{'id':k, **v} for k, v in held.items() if isinstance(v, dict)]
-    if not isinstance(held, list) or not all(isinstance(o, dict) for o in held):
+    listed = json.loads(path.read_bytes())
+    if isinstance(listed, dict) and isinstance(listed.get('data'), list): listed = listed['data']
+    if isinstance(listed, dict): listed = [{'id':k, **v} for k, v in listed.items() if isinstance(v, dict)]
+    if not isinstance(listed, list) or not all(isinstance(o, dict) for o in listed):
         raise ValueError(f"{path}: a list of objects is needed, one a question.")
-    yield from enumerate(held, 1)
+    yield from enumerate(listed, 1)
 
+# %% ../../nbs/benchmarks/04_tables.ipynb #c046
 TABLE_SUFFIXES = ('.parquet', '.tsv', '.csv', '.jsonl', '.json')
 
 def rows_in(
@@ -171,12 +194,10 @@ def rows_in(
             case _: raise ValueError(f"{path}: a table is one of {', '.join(TABLE_SUFFIXES)}.")
     except pl.exceptions.NoDataError: raise ValueError(f"{path} is empty.") from None
     except (json.JSONDecodeError, UnicodeDecodeError, pl.exceptions.PolarsError) as e:
-        told = ' '.join(str(e).split()).partition(' The current offset')[0][:160].rstrip('.')
-        raise ValueError(f"{path} is no {path.suffix[1:]} table that can be read: {told}.") from None
+        why = ' '.join(str(e).split()).partition(' The current offset')[0][:160].rstrip('.')
+        raise ValueError(f"{path} is no {path.suffix[1:]} table that can be read: {why}.") from None
 
-# %% ../../nbs/benchmarks/04_tables.ipynb #c016
-POINTER = 64            # Characters of a pointer at most, as in VLMEvalKit
-
+# %% ../../nbs/benchmarks/04_tables.ipynb #c050
 @dataclass(frozen=True)
 class _Zipped:
     path:Path
@@ -189,13 +210,38 @@ class _Zipped:
 
 @lru_cache(maxsize=8)
 def _zip_names(folder):
+    "Name of each file in the zips of a folder -> zip and name inside"
     out = {}
-    for z in sorted(folder.glob('*.zip')):
+    for path in sorted(folder.glob('*.zip')):
         try:
-            with zipfile.ZipFile(z) as held: names = held.namelist()
+            with zipfile.ZipFile(path) as z: names = z.namelist()
         except (OSError, zipfile.BadZipFile): continue
-        out |= {n.rpartition('/')[2]:(z, n) for n in names if not n.endswith('/')}
+        out |= {n.rpartition('/')[2]:(path, n) for n in names if not n.endswith('/')}
     return out
+
+# %% ../../nbs/benchmarks/04_tables.ipynb #c053
+POINTER = 64            # Characters of a pointer at most, as in VLMEvalKit
+
+def _pointed(value, by_index):
+    "What a pointer leads to, or what is no pointer as it is; raise ValueError if it goes round in a circle"
+    seen = set()
+    while isinstance(value, str) and len(value.strip())<=POINTER and value.strip() in by_index:
+        value = value.strip()
+        if value in seen:
+            raise ValueError(f"the image points to index {value!r}, and from there back to itself")
+        seen.add(value)
+        value = by_index[value]
+    return value
+
+# %% ../../nbs/benchmarks/04_tables.ipynb #c056
+def _file_of(text, folder, own):
+    "The file that a text names, or None; raise ValueError if it should be one"
+    path = folder/text if own else inside(folder, text)
+    try:
+        if path.is_file(): return path
+    except OSError: pass
+    if (zipped:=_zip_names(folder).get(path.name)): return _Zipped(*zipped)
+    if '.' in text: raise ValueError(f"there is no image file {text[:80]!r}")
 
 def image_source(
     value,              # A cell: text, bytes, `Cell`, an image, or a struct of bytes and path
@@ -205,30 +251,21 @@ def image_source(
 ):
     "Where an image is, for a `Picture`; raise ValueError if it is nowhere"
     if isinstance(value, dict) and value.get('bytes') is None: value = value.get('path')
-    seen = set()
-    while isinstance(value, str):
+    value = _pointed(value, by_index)
+    if isinstance(value, str):
         value = value.strip()
         if value.startswith('data:'): return value
-        if '://' in value[:20]: raise ValueError(f"the image {value[:60]!r} is on the net. Download it and write its path")
-        if len(value)<=POINTER and value in by_index:
-            if value in seen: raise ValueError(f"the image points to index {value!r}, and from there back to itself")
-            seen.add(value)
-            value = by_index[value]
-            continue
-        if len(value)<=LONG:
-            path = folder/value if own else inside(folder, value)
-            try:
-                if path.is_file(): return path
-            except OSError: pass
-            if (found:=_zip_names(folder).get(path.name)): return _Zipped(*found)
-            if '.' in value: raise ValueError(f"there is no image file {value[:80]!r}")
-        if 0<len(value)<=POINTER: raise ValueError(f"the image points to index {value!r}, which the table does not have")
-        break
+        if '://' in value[:20]:
+            raise ValueError(f"the image {value[:60]!r} is on the net. Download it and write its path")
+        if len(value)<=LONG and (file:=_file_of(value, folder, own)): return file
+        if 0<len(value)<=POINTER:
+            raise ValueError(f"the image points to index {value!r}, which the table does not have")
     if value is None or value=='': raise ValueError('the image is empty')
     if not isinstance(value, (str, bytes, bytearray, dict, Image.Image, Picture)) and not callable(value):
         raise ValueError(f"the image is {type(value).__name__}, where bytes, base64 text or a path is needed")
     return value
 
+# %% ../../nbs/benchmarks/04_tables.ipynb #c059
 def pictures_at(
     value,              # A cell, or a list of them
     folder:Path,        # Of the table
@@ -237,6 +274,6 @@ def pictures_at(
     where:str,          # Name for messages
 )->tuple[Picture, ...]:
     "The pictures of a cell; raise ValueError if one is nowhere"
-    held = unpacked(value) if isinstance(value, str) else value
-    held = held if isinstance(held, (list, tuple)) else [held]
-    return tuple(Picture(image_source(v, folder, by_index, own), where) for v in held)
+    cells = unpacked(value) if isinstance(value, str) else value
+    cells = cells if isinstance(cells, (list, tuple)) else [cells]
+    return tuple(Picture(image_source(v, folder, by_index, own), where) for v in cells)
