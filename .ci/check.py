@@ -32,18 +32,18 @@ def export():
     return changed_by('nbdev-export')
 
 def lint():
-    "Is every name known, and every import used?"
+    "Is every name known, every import used, and everything of one hand?"
     if call(sys.executable, '-m', 'pyflakes', 'vlm_merging', 'tests', '.ci', 'setup.py'):
         return 'pyflakes found the names above.'
+    if call(sys.executable, '.ci/lint.py'): return 'The lines above are too long, or have commas without a space.'
 
 def docs():
     "Does every page of the site build, and does every link lead somewhere?"
     if call(sys.executable, '.ci/docs.py'): return 'The pages do not build. The reason stands above.'
 
 def notebooks():
-    "Do all notebooks run, and do their tests pass?"
-    if call(tools/'nbdev-test', '--n-workers', 2, '--timing'):
-        return 'A notebook fails. Its cell stands above.'
+    "Do all notebooks run, do their tests pass, and do they store what they show?"
+    if call(sys.executable, '.ci/notebooks.py'): return 'A notebook fails, or shows something else than it stores. Its cell stands above.'
 
 def tests():
     "Do the other tests pass?"

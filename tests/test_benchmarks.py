@@ -574,12 +574,12 @@ def test_prepare_from_the_hub_notes_the_commit(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('fault', [OSError(28, 'No space left on device'), KeyboardInterrupt()])
 def test_prepare_interrupted(tmp_path, monkeypatch, fault):
-    mirror, place, placed = vista_mirror(tmp_path/'m'), preparing._place, []
+    mirror, place, placed = vista_mirror(tmp_path/'m'), preparing._put, []
     def failing(path, out, to, link):
         if placed: raise fault
         placed.append(to)
         return place(path, out, to, link)
-    monkeypatch.setattr(preparing, '_place', failing)
+    monkeypatch.setattr(preparing, '_put', failing)
     with pytest.raises((ValueError, KeyboardInterrupt)) as e: prepare('MathVista', tmp_path/'out', 'test', mirror)
     if isinstance(fault, OSError): assert 'No space left on device' in said(e)
     monkeypatch.undo()

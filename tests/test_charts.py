@@ -1,11 +1,12 @@
 "Charts: every one validates, says its units, fetches nothing, and takes tables as they come"
 import json
 import altair as alt, polars as pl, pytest
-from vlm_merging.charts import charts as charts
+from vlm_merging.charts import pages
 from vlm_merging.checkpoints import writer as writer
-from vlm_merging.charts.charts import (length_chart, lengthening_chart, pairs_chart, save_chart, scores_chart, show_offline, together,
-                                weights_chart)
-from vlm_merging.comparing.compare import compare
+from vlm_merging.charts.score_charts import (
+    length_chart, lengthening_chart, pairs_chart, scores_chart, weights_chart)
+from vlm_merging.charts.pages import save_chart, show_offline, together
+from vlm_merging.comparing.pairs import comparison_table
 from vlm_merging.comparing.statistics import by_length, summarize
 
 def scores(run='a', n=40, shift=0, **more):
@@ -17,7 +18,7 @@ def scores(run='a', n=40, shift=0, **more):
 
 A, B = scores(), scores('b', shift=2)
 BOTH = pl.concat([A, B])
-SUMMARY, PAIRS, LENGTHS = summarize(BOTH, 'category'), compare(A, B, 'category'), by_length(BOTH)
+SUMMARY, PAIRS, LENGTHS = summarize(BOTH, 'category'), comparison_table(A, B, 'category'), by_length(BOTH)
 SWEEP = summarize(pl.concat(scores(f'{w/4}', shift=w) for w in range(5)), 'category').with_columns(weight=pl.col('run').cast(pl.Float64))
 ALL = dict(scores=lambda: scores_chart(SUMMARY, 'category'), loops=lambda: scores_chart(SUMMARY, what='loop'), long=lambda: scores_chart(SUMMARY, what='length'),
            pairs=lambda: pairs_chart(PAIRS, 'category'), length=lambda: length_chart(LENGTHS), lengthening=lambda: lengthening_chart(PAIRS),
@@ -49,7 +50,7 @@ def test_a_chart_has_a_message_and_units_and_fetches_nothing(name):
 def test_a_title_leaves_names_as_they_are():
     a, b = (scores(r, benchmark='mine', shift=s) for r, s in (('a', 0), ('b', 2)))
     sweep = summarize(pl.concat([a.with_columns(run=pl.lit('0.5')), b.with_columns(run=pl.lit('1'))]), 'category').with_columns(weight=pl.col('run').cast(pl.Float64))
-    for chart in (lengthening_chart(compare(a, b, 'category')), weights_chart(sweep, 'category')):
+    for chart in (lengthening_chart(comparison_table(a, b, 'category')), weights_chart(sweep, 'category')):
         assert chart.to_dict()['title']['text'][0].startswith('mine: ')
     assert weights_chart(sweep).to_dict()['title']['text'][0].startswith('Highest at')
 
@@ -92,7 +93,7 @@ def test_the_renderer_for_offline_notebooks():
     lambda: scores_chart(summarize(scores(n=1))), lambda: scores_chart(summarize(A)),
     lambda: scores_chart(SUMMARY.with_columns(low=pl.lit(None, pl.Float64), high=pl.lit(None, pl.Float64))),
     lambda: scores_chart(SUMMARY.with_columns(value=pl.lit(None, pl.Float64))),
-    lambda: pairs_chart(compare(scores(n=1), scores('b', n=1))), lambda: pairs_chart(compare(A, A.with_columns(run=pl.lit('b')))),
+    lambda: pairs_chart(comparison_table(scores(n=1), scores('b', n=1))), lambda: pairs_chart(comparison_table(A, A.with_columns(run=pl.lit('b')))),
     lambda: length_chart(by_length(scores(n=1, length=0))), lambda: length_chart(by_length([A, scores(benchmark='Other')])),
     lambda: lengthening_chart(PAIRS, 'all'), lambda: weights_chart(SWEEP.filter(weight=.5)),
     lambda: weights_chart(SWEEP.with_columns(low=pl.lit(None, pl.Float64)), 'category'), lambda: scores_chart(SUMMARY, title='Mine')])
@@ -133,5 +134,5 @@ def contrast(a, b):
 
 def test_ink_and_colours_show_on_light_and_on_dark_pages():
     for page in ('#ffffff', '#14171d', '#111111'):
-        assert contrast(charts.INK, page)>4
-        assert all(contrast(c, page)>2.2 for c in charts.COLOURS) and all(contrast(c, page)>3 for c in charts.COLOURS[:3])
+        assert contrast(pages.INK, page)>4
+        assert all(contrast(c, page)>2.2 for c in pages.COLOURS) and all(contrast(c, page)>3 for c in pages.COLOURS[:3])

@@ -4,8 +4,8 @@ from dataclasses import fields
 
 import pytest, torch
 from safetensors.torch import load_file, save_file
-from vlm_merging import __version__, cli
-from vlm_merging.cli.main import knob_value, main, parser
+from vlm_merging import __version__
+from vlm_merging.cli.main import asked_recipe, knob_value, main, parser
 from vlm_merging.cli.demo import demo
 from vlm_merging.merging.merge import merge
 from vlm_merging.merging.methods import METHODS
@@ -55,7 +55,7 @@ def test_plan_merge_and_inspect(who, trio, tmp_path):
     assert all(said.startswith('warn: ') for said in err.splitlines()), 'a bar, where nobody looks'
     assert {x.name for x in tmp_path.iterdir()}=={'done'}
     (tmp_path/'python').mkdir()
-    python = merge(Recipe(trio.vlm, trio.llm, knobs=dict(weight=.7)), tmp_path/'python'/'done')
+    python = merge(Recipe(trio.vlm, trio.llm, knobs=dict(weight=.7)), out=tmp_path/'python'/'done')
     assert files(python)==files(tmp_path/'done')
     code, out, err = shell('inspect', tmp_path/'done')
     assert code==0 and not err and 'language_model' in out and '"weight": 0.7' in out
@@ -127,10 +127,10 @@ RECIPE = {f.name for f in fields(Recipe)} - {'knobs'}
 
 
 def test_options_are_those_of_the_python_calls():
-    about = set(inspect.signature(merge).parameters) - {'recipe', 'progress'}
+    about = set(inspect.signature(merge).parameters) - {'knobs', 'progress'}
     assert options('plan')==RECIPE | KNOBS | {'recipe', 'layer_swap'}
     assert options('merge')==options('plan') | about | {'quiet'}
-    assert not RECIPE & KNOBS and not (about | {'quiet', 'recipe', 'layer_swap'}) & (RECIPE | KNOBS)
+    assert not RECIPE & KNOBS and not ((about-RECIPE) | {'quiet', 'recipe', 'layer_swap'}) & (RECIPE | KNOBS)
 
 
 @pytest.mark.parametrize('command', ['plan', 'merge', 'inspect', 'demo'])
@@ -158,7 +158,7 @@ def test_each_option_sets_its_field(name):
     need = dict(vlm='v', llm='l') | (dict(base='b') if name=='method' else {}) | {name:VALUES[name]}
     argv = []
     for k, v in need.items(): argv += ['--'+k.replace('_', '-')] + ([] if v is True else [str(v)])
-    assert cli.recipe_of(parser('plan').parse_args(['plan', *argv]))==Recipe(**need)
+    assert asked_recipe(parser('plan').parse_args(['plan', *argv]))==Recipe(**need)
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -168,7 +168,7 @@ def test_each_knob_sets_itself(method):
     argv = [x for k, v in knobs.items() for x in ('--'+k.replace('_', '-'), str(v))]
     names = ['--vlm', 'v', '--llm', 'l', '--base', 'b', '--method', method]
     args = parser('merge').parse_args(['merge', *names, *argv])
-    assert cli.recipe_of(args)==Recipe('v', 'l', 'b', method, knobs)
+    assert asked_recipe(args)==Recipe('v', 'l', 'b', method, knobs)
 
 
 def test_merge_gets_its_arguments(who, tmp_path, monkeypatch, call):
@@ -187,7 +187,8 @@ def test_merge_gets_its_arguments(who, tmp_path, monkeypatch, call):
     assert seen==dict(overwrite=True, workers=3, device='cuda:1', sha256=True, allow_nonfinite=True,
                       progress=False, out=tmp_path/'b')
     known = inspect.signature(merge).parameters
-    assert plain=={k:p.default for k, p in known.items() if p.default is not p.empty}
+    of_recipe = {f.name for f in fields(Recipe)}
+    assert plain=={k:p.default for k, p in known.items() if p.default is not p.empty and k not in of_recipe}
 
 
 # --- Recipes

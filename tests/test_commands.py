@@ -25,7 +25,7 @@ def call(capsys):
 def room(tmp_path_factory):
     "A merged lab model, and questions in the shape of a benchmark of the hub"
     out = tmp_path_factory.mktemp('room')
-    merge(Recipe(lab_folder()/'vlm', lab_folder()/'llm', knobs=dict(weight=.25)), out/'merged')
+    merge(Recipe(lab_folder()/'vlm', lab_folder()/'llm', knobs=dict(weight=.25)), out=out/'merged')
     rows = [dict(type='human_test' if q.kind=='perception' else 'augmented_test', question=q.ask, answer=q.answer,
                  image=dict(bytes=png(q.image), path=f'{q.id}.png')) for q in questions(84, 5)]
     (out/'hub'/'data').mkdir(parents=True)

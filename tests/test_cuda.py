@@ -14,7 +14,7 @@ def trio(tmp_path_factory): return make_trio('llava', tmp_path_factory.mktemp('t
 @pytest.mark.parametrize('method', METHODS)
 def test_same_result_on_both_devices(trio, tmp_path, method):
     recipe = Recipe(*trio, method)
-    a, b = (load_file(merge(recipe, tmp_path/d, device=d)/'model.safetensors') for d in ('cpu', 'cuda'))
+    a, b = (load_file(merge(recipe, out=tmp_path/d, device=d)/'model.safetensors') for d in ('cpu', 'cuda'))
     for name in a:      # a fused multiply-add may round the last bit of bfloat16 the other way
         torch.testing.assert_close(b[name], a[name], rtol=2**-7, atol=1e-6)
 
@@ -39,5 +39,5 @@ def test_a_merge_in_the_memory_of_the_gpu_is_that_of_the_disk(tmp_path):
     lab = lab_folder()
     mixer = Mixer(open_model(lab/'vlm', device='cuda', dtype='float32'), Recipe(lab/'vlm', lab/'llm'))
     mixed = mixer.mix(knobs={'weight': .4}).model
-    there = open_model(merge(Recipe(lab/'vlm', lab/'llm', knobs={'weight': .4}), tmp_path/'out', device='cuda'), device='cuda', dtype='float32').model
+    there = open_model(merge(Recipe(lab/'vlm', lab/'llm', knobs={'weight': .4}), out=tmp_path/'out', device='cuda'), device='cuda', dtype='float32').model
     for (name, x), y in zip(mixed.named_parameters(), there.parameters(), strict=True): assert torch.equal(x, y), name

@@ -251,19 +251,6 @@ def test_any_other_folder_is_left_alone(tmp_path, monkeypatch, capsys):
 
 # --- In a browser
 
-@pytest.fixture(scope='module')
-def browser():
-    sync = pytest.importorskip('playwright.sync_api', reason='the Python package playwright is not installed')
-    program = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-    if not program: pytest.skip('there is no Chromium on this machine')
-    quiet = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
-             '--disable-component-update --disable-sync').split()
-    with sync.sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=program, args=quiet)
-        yield opened
-        opened.close()
-
-
 @pytest.mark.parametrize('width,scheme', [(390, 'light'), (390, 'dark'), (1100, 'light'), (1100, 'dark')])
 def test_in_a_browser(width, scheme, browser, made):
     seen, said = browser.new_page(viewport=dict(width=width, height=900), color_scheme=scheme), []
@@ -286,6 +273,6 @@ def test_in_a_browser(width, scheme, browser, made):
 
 
 def groups_of(made):
-    from vlm_merging.asking.ask import replies
+    from vlm_merging.asking.replies import replies
     from vlm_merging.scoring.score import score
     return groups(pl.concat([score(replies(made[0]/'replies'/m)) for m in MODELS])).height

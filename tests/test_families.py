@@ -6,8 +6,9 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.utils import logging
 from vlm_merging.checkpoints.headers import Checkpoint
 from vlm_merging.merging.families import find_decoder
-from vlm_merging.merging.merge import merge, plan
-from vlm_merging.merging.methods import drop, name_rng
+from vlm_merging.merging.merge import merge
+from vlm_merging.merging.plan import plan
+from vlm_merging.merging.coins import drop, name_rng
 from vlm_merging.merging.recipe import Recipe
 from vlm_merging.lab.tiny import KINDS, REMOTE, ask_inputs, make_llm, make_trio, make_vlm
 
@@ -130,7 +131,7 @@ def in_text(cross=()):
 @pytest.mark.parametrize('kind,layout', ALL)
 def test_the_merged_file_is_the_merged_model(kind, layout, tmp_path):
     trio = make_trio(kind, tmp_path, layout=layout)
-    out = merge(Recipe(trio.vlm, trio.llm, knobs=dict(weight=.7)), tmp_path/'out')
+    out = merge(Recipe(trio.vlm, trio.llm, knobs=dict(weight=.7)), out=tmp_path/'out')
     vlm, merged = opened(trio.vlm), opened(out)
     before, after = said(vlm, kind), said(merged, kind)
     assert not torch.equal(before, after)
@@ -146,7 +147,7 @@ def test_the_merged_file_is_the_merged_model(kind, layout, tmp_path):
 def test_methods_with_a_base(kind, layout, formula, tmp_path):
     trio = make_trio(kind, tmp_path, layout=layout)
     knobs = dict(weight=1.5, llm_weight=.5, density=.4)
-    out = merge(Recipe(*trio, formula.__name__, knobs, seed=5), tmp_path/'out')
+    out = merge(Recipe(*trio, formula.__name__, knobs, seed=5), out=tmp_path/'out')
     llm, base = (opened(f, AutoModelForCausalLM) for f in (trio.llm, trio.base))
     same_models(opened(out), mix(opened(trio.vlm), llm, base, formula=formula))
 
@@ -171,7 +172,7 @@ def test_llama_3_2_vision_pairs_by_rank(tmp_path):
         for i, layer in enumerate(llm.model.layers):
             for p in layer.parameters(): p.fill_(i+1)
     llm.save_pretrained(tmp_path/'marked')
-    out = weights(merge(Recipe(trio.vlm, tmp_path/'marked', knobs=dict(weight=0.)), tmp_path/'out'))
+    out = weights(merge(Recipe(trio.vlm, tmp_path/'marked', knobs=dict(weight=0.)), out=tmp_path/'out'))
     before, stem = weights(trio.vlm), 'language_model.model.layers.'
     for i, mark in {0:1, 2:2, 3:3, 5:4}.items():    # 1 and 4 look at the picture
         names = [n for n in out if n.startswith(f'{stem}{i}.')]
@@ -213,7 +214,7 @@ def partner(kind, name, llm):
 @pytest.mark.parametrize('kind', REMOTE)
 def test_families_with_code_of_their_own(kind, shards, tmp_path):
     trio = make_trio(kind, tmp_path, shards=shards)
-    out = merge(Recipe(trio.vlm, trio.llm, knobs=dict(weight=.7)), tmp_path/'out')
+    out = merge(Recipe(trio.vlm, trio.llm, knobs=dict(weight=.7)), out=tmp_path/'out')
     vlm, llm, merged = map(weights, (trio.vlm, trio.llm, out))
     theirs = {n:x for n in vlm if (x:=partner(kind, n, llm)) is not None}
     assert len(theirs)==MERGED[kind]
@@ -229,7 +230,7 @@ def test_stacked_matrices_with_a_base(method, formula, tmp_path):
     "Molmo's q, k, v: the trim ranks, and the coins fall, over the whole matrix"
     trio = make_trio('molmo', tmp_path)
     recipe = Recipe(*trio, method, dict(weight=1.5, llm_weight=.5, density=.4), seed=5)
-    out = weights(merge(recipe, tmp_path/'out'))
+    out = weights(merge(recipe, out=tmp_path/'out'))
     vlm, llm, base = map(weights, trio)
     for i in range(4):
         n = f'model.transformer.blocks.{i}.att_proj.weight'
@@ -260,7 +261,7 @@ def test_an_llm_as_people_save_it(kind, odd, tmp_path):
     base = make_llm(kind, tmp_path/'base')
     llm = make_llm(kind, tmp_path/'llm', near=base, seed=1, **ODD_LLMS[odd])
     vlm = make_vlm(kind, tmp_path/'vlm', near=base, seed=2)
-    out = merge(Recipe(vlm, llm, knobs=dict(weight=.7)), tmp_path/'out')
+    out = merge(Recipe(vlm, llm, knobs=dict(weight=.7)), out=tmp_path/'out')
     model, llm = opened(vlm), by_llm_name(llm)
     for name, mine in pairs(model):
         theirs = llm['model.norm.weight' if name=='final_norm' else f'model.{name}']
@@ -275,7 +276,7 @@ def test_number_types(mine, theirs, tmp_path):
     base = make_llm('llava', tmp_path/'base', dtype='float32')
     llm = make_llm('llava', tmp_path/'llm', near=base, seed=1, dtype=theirs)
     vlm = make_vlm('llava', tmp_path/'vlm', near=base, seed=2, dtype=mine)
-    out = merge(Recipe(vlm, llm, knobs=dict(weight=.7)), tmp_path/'out')
+    out = merge(Recipe(vlm, llm, knobs=dict(weight=.7)), out=tmp_path/'out')
     model = opened(out)
     assert {str(p.dtype) for p in model.parameters()}=={f'torch.{mine}'}
     same_models(model, mix(opened(vlm), opened(llm, AutoModelForCausalLM)))
@@ -288,7 +289,7 @@ def test_a_vlm_as_people_save_it(kind, how, tmp_path):
     base = make_llm(kind, tmp_path/'base', dtype='float16')
     llm = make_llm(kind, tmp_path/'llm', near=base, seed=1, dtype='float16', shards=2)
     vlm = make_vlm(kind, tmp_path/'vlm', near=base, seed=2, dtype='float16', **how)
-    out = merge(Recipe(vlm, llm, knobs=dict(weight=.7)), tmp_path/'out')
+    out = merge(Recipe(vlm, llm, knobs=dict(weight=.7)), out=tmp_path/'out')
     model = opened(out)
     assert said(model, kind).isfinite().all()
     same_models(model, mix(opened(vlm), opened(llm, AutoModelForCausalLM)))
@@ -314,7 +315,7 @@ def test_embeddings_merge_the_common_rows(vlm_tied, llm_tied, vocab, tmp_path):
     base = make_llm('llava', tmp_path/'base', vocab=130)
     llm = make_llm('llava', tmp_path/'llm', near=base, seed=1, tie=llm_tied, vocab=vocab)
     vlm = make_vlm('llava', tmp_path/'vlm', near=base, seed=2, tie=vlm_tied)
-    out = merge(Recipe(vlm, llm, knobs=dict(weight=.7), embeddings=True), tmp_path/'out')
+    out = merge(Recipe(vlm, llm, knobs=dict(weight=.7), embeddings=True), out=tmp_path/'out')
     v, l, m = map(weights, (vlm, llm, out))
     name, head = 'model.embed_tokens.weight', 'lm_head.weight'
     stem = 'language_model.'
@@ -329,7 +330,7 @@ def test_embeddings_merge_the_common_rows(vlm_tied, llm_tied, vocab, tmp_path):
 @pytest.mark.parametrize('kind', KINDS)
 def test_embeddings_in_every_family(kind, tmp_path):
     trio = make_trio(kind, tmp_path)
-    out = merge(Recipe(trio.vlm, trio.llm, knobs=dict(weight=.7), embeddings=True), tmp_path/'out')
+    out = merge(Recipe(trio.vlm, trio.llm, knobs=dict(weight=.7), embeddings=True), out=tmp_path/'out')
     vlm, llm = opened(trio.vlm), opened(trio.llm, AutoModelForCausalLM)
     tied = KINDS[kind].tie
     with torch.no_grad():
@@ -344,7 +345,7 @@ def test_an_llm_saved_without_its_head_has_none(tmp_path):
     base = make_llm('llava', tmp_path/'base')
     llm = make_llm('llava', tmp_path/'llm', near=base, seed=1, prefix=False)
     vlm = make_vlm('llava', tmp_path/'vlm', near=base, seed=2)
-    out = merge(Recipe(vlm, llm, knobs=dict(weight=.7), embeddings=True), tmp_path/'out')
+    out = merge(Recipe(vlm, llm, knobs=dict(weight=.7), embeddings=True), out=tmp_path/'out')
     v, l, m = map(weights, (vlm, llm, out))
     name, head = 'language_model.model.embed_tokens.weight', 'language_model.lm_head.weight'
     assert same(m[name], rows_merged(v[name], l['embed_tokens.weight'])) and same(m[head], v[head])
@@ -355,7 +356,7 @@ def test_embeddings_with_a_base_of_fewer_rows(tmp_path):
     llm = make_llm('llava', tmp_path/'llm', near=base, seed=1)
     vlm = make_vlm('llava', tmp_path/'vlm', near=base, seed=2)
     knobs = dict(weight=.7, llm_weight=.2)
-    out = merge(Recipe(vlm, llm, base, 'task_arithmetic', knobs, embeddings=True), tmp_path/'out')
+    out = merge(Recipe(vlm, llm, base, 'task_arithmetic', knobs, embeddings=True), out=tmp_path/'out')
     v, l, b, m = map(weights, (vlm, llm, base, out))
     for n in ('model.embed_tokens.weight', 'lm_head.weight'):
         mine = v['language_model.'+n]

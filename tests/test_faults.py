@@ -10,7 +10,8 @@ from vlm_merging.merging import merge as room
 from vlm_merging.checkpoints import writer as writer
 from vlm_merging.checkpoints.headers import Checkpoint, read_header
 from vlm_merging.cli.main import main
-from vlm_merging.merging.merge import merge, plan
+from vlm_merging.merging.merge import merge
+from vlm_merging.merging.plan import plan
 from vlm_merging.merging.methods import METHODS
 from vlm_merging.merging.recipe import Recipe
 
@@ -74,7 +75,7 @@ def refused(recipe, out, match, **how):
     "Call and command line refuse the merge alike; nothing is left, nothing was touched"
     around = names(out.parent)
     inputs = {w: files(Path(w)) for w in (recipe.vlm, recipe.llm, recipe.base) if w}
-    with pytest.raises(ValueError, match=match) as e: merge(recipe, out, **how)
+    with pytest.raises(ValueError, match=match) as e: merge(recipe, out=out, **how)
     a_sentence(str(e.value))
     recipe.write(card := out.parent.parent/'recipe.json')
     flags = ['--overwrite'] if how.get('overwrite') else []
@@ -103,7 +104,7 @@ def sharded(tmp_path_factory):
     recipe = write_trio(tmp, shards=3)
     before = files(tmp/'in')
     (tmp/'there').mkdir()
-    right = files(merge(recipe, tmp/'there'/'out'))
+    right = files(merge(recipe, out=tmp/'there'/'out'))
     assert len(right)==3+1+1+3+2       # shards, index, configuration, side files, recipe and card
     yield recipe, right
     assert files(tmp/'in')==before, 'an input was touched'
@@ -141,7 +142,7 @@ def calm(*_): pass
 
 def calls_of(recipe, out):
     "How many calls that change the disk a whole merge makes"
-    with watched(calm) as seen: merge(recipe, out)
+    with watched(calm) as seen: merge(recipe, out=out)
     shutil.rmtree(out)
     return len(seen)
 
@@ -151,7 +152,7 @@ def resumed(recipe, out):
     "Merge; gives how many pieces were made now"
     made, done = [], writer.Shard.done
     with patched(writer.Shard, done=lambda self, *args: (made.append(args), done(self, *args))[1]):
-        merge(recipe, out)
+        merge(recipe, out=out)
     return len(made)
 
 @pytest.fixture(autouse=True)
@@ -171,7 +172,7 @@ def child(recipe, out, act, by=merge):
     listdir = os.listdir                               # in the order that is worst for what marks a draft
     with watched(act), patched(os, listdir=lambda *args: sorted(listdir(*args))):
         if by is main: sys.exit(main(['merge', '--recipe', str(recipe), '--out', str(out)]))
-        try: merge(recipe, out)
+        try: merge(recipe, out=out)
         except ValueError: sys.exit(3)
 
 def start(*args):
@@ -227,7 +228,7 @@ def test_killed_at_any_call(sharded, out):
         process.join()
         assert process.exitcode==-signal.SIGKILL and names(out.parent)<={'out', '.out.draft'}, n
         assert not out.exists() or files(out)==right
-        if not out.exists(): merge(recipe, out)
+        if not out.exists(): merge(recipe, out=out)
         assert files(out)==right and names(out.parent)=={'out'}, n
         shutil.rmtree(out)
 
@@ -247,7 +248,7 @@ def test_a_draft_that_lost_what_it_notes_as_finished(sharded, out, harm):
     start(recipe, out, Die(25)).join()
     assert pieces(draft)>0
     harm(next(draft.glob('*.part')))
-    merge(recipe, out)
+    merge(recipe, out=out)
     assert files(out)==right and names(out.parent)=={'out'}
 
 def test_a_draft_of_another_recipe_or_input_is_not_continued(sharded, tmp_path, out):
@@ -267,22 +268,22 @@ def test_killed_while_a_draft_is_started_over(tmp_path, out):
     "The draft of another recipe is taken away; whatever is left of it then is still known as a draft"
     recipe = write_trio(tmp_path)
     other = Recipe(recipe.vlm, recipe.llm, knobs=dict(weight=.3))
-    right = files(merge(other, out))
+    right = files(merge(other, out=out))
     for n in range(1, 10):
         shutil.rmtree(out)
         for how, k in (recipe, 40), (other, n): start(how, out, Die(k)).join()
-        merge(other, out)
+        merge(other, out=out)
         assert files(out)==right and names(out.parent)=={'out'}, n
 
 def test_killed_while_a_refused_draft_is_taken_away(tmp_path, out):
     recipe, found = write_trio(tmp_path), set()
     poke(Path(recipe.llm), STEMS['llm']+'norm.weight', torch.tensor([torch.nan]).bfloat16())
-    with watched(calm) as seen, pytest.raises(ValueError, match='NaN'): merge(recipe, out)
+    with watched(calm) as seen, pytest.raises(ValueError, match='NaN'): merge(recipe, out=out)
     for n in range(len(seen)-8, len(seen)+1):
         process = start(recipe, out, Die(n))
         process.join()
         found.add(process.exitcode)
-        with pytest.raises(ValueError, match='NaN'): merge(recipe, out)
+        with pytest.raises(ValueError, match='NaN'): merge(recipe, out=out)
         assert not names(out.parent), n
     assert -signal.SIGKILL in found
 
@@ -308,18 +309,18 @@ def test_stopped_at_any_call(sharded, out):
             if n==k: raise KeyboardInterrupt
         return act
     for k in range(1, calls_of(recipe, out)+1, 4):
-        with watched(stop_at(k)) as seen, contextlib.suppress(KeyboardInterrupt): merge(recipe, out)
+        with watched(stop_at(k)) as seen, contextlib.suppress(KeyboardInterrupt): merge(recipe, out=out)
         assert len(seen)>=k and names(out.parent)<={'out', '.out.draft'}, seen[-1]
         assert not out.exists() or files(out)==right, 'half of a result has its name'
-        if not out.exists(): merge(recipe, out)
+        if not out.exists(): merge(recipe, out=out)
         assert files(out)==right and names(out.parent)=={'out'}, seen[-1]
         shutil.rmtree(out)
 
-@pytest.mark.parametrize('step', ['copy_sides', 'sync_text', 'provenance', 'card', 'publish'])
+@pytest.mark.parametrize('step', ['copy_sides', 'sync_text', 'provenance', 'model_card', 'publish'])
 def test_stopped_at_a_step(sharded, out, step):
     (recipe, right), where = sharded, writer if step=='publish' else room
     def stop(*_): raise KeyboardInterrupt
-    with patched(where, **{step: stop}), pytest.raises(KeyboardInterrupt): merge(recipe, out)
+    with patched(where, **{step: stop}), pytest.raises(KeyboardInterrupt): merge(recipe, out=out)
     assert names(out.parent)=={'.out.draft'}
     assert resumed(recipe, out)==0, 'a finished piece was made again'
     assert files(out)==right and names(out.parent)=={'out'}
@@ -367,14 +368,14 @@ def test_a_disk_that_fills_up(sharded, tmp_path):
             check(*args)
             (small/'other').write_bytes(bytes(shutil.disk_usage(small).free-16_000))
         with patched(room, need_room=fill), pytest.raises(OSError, match='No space left on device') as e:
-            merge(recipe, small/'out')
+            merge(recipe, out=small/'out')
         assert e.value.errno==errno.ENOSPC and 'make room and run the same again' in str(e.value)
         assert names(small)=={'other', '.out.draft'}
         (small/'other').unlink()
-        merge(recipe, small/'out')
+        merge(recipe, out=small/'out')
         assert files(small/'out')==right and names(small)=={'out'}
         (small/'other').write_bytes(bytes(shutil.disk_usage(small).free-4000))
-        with pytest.raises(ValueError, match='free.*Make room'): merge(recipe, small/'out2')
+        with pytest.raises(ValueError, match='free.*Make room'): merge(recipe, out=small/'out2')
         assert names(small)=={'out', 'other'}
 
 def test_files_may_not_grow(sharded, out):
@@ -383,12 +384,12 @@ def test_files_may_not_grow(sharded, out):
     process = context.Process(target=limited, args=(recipe, out))
     process.start(); process.join()
     assert process.exitcode==27 and names(out.parent)=={'.out.draft'}
-    merge(recipe, out)
+    merge(recipe, out=out)
     assert files(out)==right
 
 def limited(recipe, out):
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
-    try: merge(recipe, out)
+    try: merge(recipe, out=out)
     except OSError as e: sys.exit(e.errno if 'make room' in str(e) else 1)
 
 def test_room_is_looked_for_before_the_start(sharded, out, monkeypatch):
@@ -540,14 +541,14 @@ def test_nan_and_inf_are_named(method, who, tmp_path, out):
     recipe, name = Recipe(*folders, method=method), STEMS[who]+UP
     if who=='base' and 'base' not in METHODS[method].fills:
         poke(tmp_path/'in'/who, name, torch.tensor([torch.nan]).bfloat16())
-        merge(recipe, out)             # not read, so not minded
+        merge(recipe, out=out)             # not read, so not minded
         return
     at = random.Random(method).randrange(1024)
     for value in torch.nan, torch.inf, -torch.inf:
         warnings.simplefilter('error')                 # and numpy does not grumble besides
         poke(tmp_path/'in'/who, name, torch.tensor([value]).bfloat16(), at)
         refused(recipe, out, f'{re.escape(name)} in .*{who}.*NaN or Inf.*allow_nonfinite')
-    merge(recipe, out, allow_nonfinite=True)
+    merge(recipe, out=out, allow_nonfinite=True)
     merged = load_file(out/'model.safetensors')
     assert [n for n, x in merged.items() if not x.isfinite().all()]==[STEMS['vlm']+UP]
 
@@ -557,14 +558,14 @@ def test_numbers_that_do_not_fit(tmp_path, out):
     recipe = Recipe(*folders, method='task_arithmetic', knobs=dict(weight=3.))
     poke(folders[0], STEMS['vlm']+UP, torch.tensor([6e4]).half())
     refused(recipe, out, f'{re.escape(UP)}.*do not fit F16')
-    merge(recipe, out, allow_nonfinite=True)
+    merge(recipe, out=out, allow_nonfinite=True)
     x = load_file(out/'model.safetensors')[STEMS['vlm']+UP].flatten()
     assert x[7]==torch.inf and x.isfinite().sum()==len(x)-1
 
 def test_nan_in_what_is_not_merged_travels(tmp_path, out):
     recipe = write_trio(tmp_path)
     poke(Path(recipe.vlm), 'vision.1.w', torch.tensor([torch.nan]).bfloat16())
-    merge(recipe, out)
+    merge(recipe, out=out)
     assert load_file(out/'model.safetensors')['vision.1.w'].isnan().sum()==1
 
 
@@ -575,7 +576,7 @@ def test_two_merges_to_one_target(sharded, out):
     first = start(recipe, out, Slow(.01))
     wait_for(out.with_name('.out.draft')/'.key', first)
     for other in recipe, Recipe(recipe.vlm, recipe.llm, knobs=dict(weight=.3)):
-        with pytest.raises(ValueError, match='Another merge is writing') as e: merge(other, out)
+        with pytest.raises(ValueError, match='Another merge is writing') as e: merge(other, out=out)
         a_sentence(str(e.value))
     assert first.is_alive()
     first.join()
@@ -594,7 +595,7 @@ def test_somebody_else_makes_the_target_meanwhile(sharded, out):
         out.mkdir()
         (out/'mine').write_text('mine')
     with patched(room, copy_sides=meanwhile), pytest.raises(ValueError, match='already there'):
-        merge(recipe, out)
+        merge(recipe, out=out)
     assert names(out)=={'mine'} and names(out.parent)=={'out'}
 
 @pytest.mark.parametrize('kind', ['folder', 'link', 'file'])
@@ -609,7 +610,7 @@ def test_what_somebody_else_keeps_under_a_hidden_name_is_left_alone(sharded, tmp
     else: mine.rename(out.with_name(name))
     if name=='.out.draft': refused(sharded[0], out, '.out.draft')
     else:
-        with contextlib.suppress(ValueError): merge(sharded[0], out)
+        with contextlib.suppress(ValueError): merge(sharded[0], out=out)
         assert not out.exists() or files(out)==sharded[1]
     held = out.with_name(name)
     assert (held if kind=='file' else held/'precious').read_text()=='mine'
@@ -635,7 +636,7 @@ def test_an_input_that_changes_while_it_is_read(what, who, big, tmp_path, out):
         if not once: once.append(CHANGES[what](path))
         return one(*args, **kw)
     with patched(room, merge_one=meanwhile), pytest.raises(ValueError, match='became shorter|changed') as e:
-        merge(recipe, out, workers=1)
+        merge(recipe, out=out, workers=1)
     a_sentence(str(e.value))
     assert once and not names(out.parent)
 
@@ -663,30 +664,30 @@ def test_a_target_that_exists(sharded, tmp_path, out):
 def test_overwriting_replaces_all_or_nothing(sharded, tmp_path, out):
     recipe, right = sharded
     other = Recipe(recipe.vlm, recipe.llm, knobs=dict(weight=.3))
-    merge(other, out)
+    merge(other, out=out)
     (out/'stale').write_text('of the old one')
     old = files(out)
     bad = write_trio(tmp_path)
     poke(Path(bad.llm), STEMS['llm']+UP, torch.tensor([torch.nan]).bfloat16())
     refused(bad, out, 'NaN', overwrite=True)
     assert files(out)==old
-    with watched(calm) as seen: merge(recipe, out, overwrite=True)
+    with watched(calm) as seen: merge(recipe, out=out, overwrite=True)
     assert files(out)==right and names(out.parent)=={'out'}
     for n in range(len(seen)-8, len(seen)+1):          # killed around the exchange
         shutil.rmtree(out)
-        merge(other, out)
+        merge(other, out=out)
         (out/'stale').write_text('of the old one')
         process = context.Process(target=overwriting, args=(recipe, out, Die(n)))
         process.start(); process.join()
         assert process.exitcode==-signal.SIGKILL
         held = [files(p) for p in out.parent.iterdir() if p.name!='.out.draft']
         assert old in held or right in held, 'neither the old nor the new one is whole'
-        merge(recipe, out, overwrite=True)
+        merge(recipe, out=out, overwrite=True)
         assert files(out)==right and names(out.parent)=={'out'}, n
 
 def overwriting(recipe, out, act):
     writer.FLUSH = 1
-    with watched(act): merge(recipe, out, overwrite=True)
+    with watched(act): merge(recipe, out=out, overwrite=True)
 
 def linger(n, name, *_):
     "Take a long time over each rename"
@@ -695,11 +696,11 @@ def linger(n, name, *_):
 def test_the_moment_of_the_exchange_belongs_to_one_merge(sharded, out):
     recipe, right = sharded
     other = Recipe(recipe.vlm, recipe.llm, knobs=dict(weight=.3))
-    merge(other, out)
+    merge(other, out=out)
     process = context.Process(target=overwriting, args=(recipe, out, linger))
     process.start()
     while process.is_alive() and out.exists(): time.sleep(.002)
-    with pytest.raises(ValueError, match='Another merge is writing'): merge(other, out, overwrite=True)
+    with pytest.raises(ValueError, match='Another merge is writing'): merge(other, out=out, overwrite=True)
     process.join()
     assert process.exitcode==0 and files(out)==right and names(out.parent)=={'out'}
 
@@ -709,17 +710,17 @@ def test_targets_among_the_inputs(sharded, out):
     for to in vlm/'out', Path(recipe.llm)/'code'/'out': refused_quietly(recipe, to, 'inputs|not a folder')
     refused_quietly(recipe, vlm, 'already there|inputs')
     refused_quietly(recipe, vlm.parent, 'already there')
-    merge(recipe, out)
+    merge(recipe, out=out)
     again = Recipe(out, recipe.llm)
     before = files(out)
     for to in out, out/'code'/'out': 
-        with pytest.raises(ValueError, match='inputs'): merge(again, to, overwrite=True)
+        with pytest.raises(ValueError, match='inputs'): merge(again, out=to, overwrite=True)
     (out.parent/'link').symlink_to(out)
-    with pytest.raises(ValueError, match='inputs|made by'): merge(again, out.parent/'link', overwrite=True)
+    with pytest.raises(ValueError, match='inputs|made by'): merge(again, out=out.parent/'link', overwrite=True)
     assert files(out)==before
 
 def refused_quietly(recipe, to, match):
-    with pytest.raises(ValueError, match=match) as e: merge(recipe, to)
+    with pytest.raises(ValueError, match=match) as e: merge(recipe, out=to)
     a_sentence(str(e.value))
 
 def test_a_folder_that_cannot_be_written_to(sharded, tmp_path, out):
@@ -745,7 +746,7 @@ def test_modes_follow_the_umask(mask, tmp_path, out):
     recipe = write_trio(tmp_path, shards=3)
     for p in (tmp_path/'in').rglob('*'): p.chmod(0o500 if p.is_dir() else 0o400)
     old = os.umask(mask)
-    try: merge(recipe, out)
+    try: merge(recipe, out=out)
     finally:
         os.umask(old)
         for p in (tmp_path/'in').rglob('*'): p.chmod(0o700)
@@ -763,7 +764,7 @@ def test_links_of_a_hub_cache_become_files(sharded, tmp_path, out):
             (folder/f).parent.mkdir(parents=True, exist_ok=True)
             (folder/f).symlink_to(os.path.relpath(blobs/sha, (folder/f).parent))
     (snapshots['vlm']/'gone.json').symlink_to('nowhere')
-    merge(Recipe(*snapshots.values(), method=recipe.method, knobs=recipe.knobs), out)
+    merge(Recipe(*snapshots.values(), method=recipe.method, knobs=recipe.knobs), out=out)
     assert not any(p.is_symlink() for p in out.rglob('*'))
     told = {'recipe.json', 'README.md'}
     same = {f for f in right if files(out)[f]==right[f]}
@@ -794,7 +795,7 @@ def test_what_is_not_merged_comes_out_bit_for_bit(tmp_path, out):
     rng.shuffle(mine)
     head = raw_file(path, mine, 3, {'format': 'pt', 'note': 'größer 名前 \n'})
     before, kept = path.read_bytes(), plan(recipe).kept
-    merge(recipe, out)
+    merge(recipe, out=out)
     after = (out/'model.safetensors').read_bytes()
     assert {n for n, *_ in odd}<=kept.keys() and len(after)==len(before)
     assert after[:8+len(head)]==before[:8+len(head)]
@@ -814,13 +815,13 @@ def test_a_buffer_inside_a_layer(method, odd, tmp_path, out):
         save_file(load_file(path) | {STEMS[who]+'layers.1.buffer': odd}, path)
     recipe = Recipe(*(tmp_path/'in'/who for who in STEMS), method=method)
     if plan(recipe).stops: return refused(recipe, out, 'layers.1.buffer')
-    merge(recipe, out)
+    merge(recipe, out=out)
     assert torch.equal(load_file(out/'model.safetensors')[STEMS['vlm']+'layers.1.buffer'], odd)
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64, torch.float16])
 def test_every_floating_type_is_merged(dtype, tmp_path, out):
     recipe = write_trio(tmp_path, dtype=dtype)
-    merge(recipe, out)
+    merge(recipe, out=out)
     merged, vlm = load_file(out/'model.safetensors'), load_file(Path(recipe.vlm)/'model.safetensors')
     one, two = (x[STEMS['vlm']+UP] for x in (merged, vlm))
     assert one.dtype==two.dtype==dtype and not torch.equal(one, two)

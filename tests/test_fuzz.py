@@ -9,7 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 from vlm_merging.checkpoints.headers import DTYPES, Checkpoint, read_bin, read_header, weight_files
-from vlm_merging.merging.merge import merge, plan
+from vlm_merging.merging.merge import merge
+from vlm_merging.merging.plan import plan
 from vlm_merging.merging.methods import METHODS
 from vlm_merging.merging.recipe import Recipe
 

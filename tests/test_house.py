@@ -1,5 +1,5 @@
 "The house stands: imports go downward, light rooms stay light, and the package needs only what it asks for"
-import ast, io, json, re, subprocess, sys, tokenize
+import ast, graphlib, io, json, re, subprocess, sys, tokenize
 from configparser import ConfigParser
 from pathlib import Path
 
@@ -11,6 +11,7 @@ LONGEST = 350                                                                   
 HOUSES = 'lab checkpoints merging benchmarks asking scoring comparing probing charts widgets cli'.split()  # Lower first
 NEVER_TORCH = 'benchmarks scoring comparing charts'.split()                        # Houses which never import it, not even later
 NO_TORCH = [*NEVER_TORCH, 'checkpoints', 'asking', 'widgets', 'cli']               # Houses which import without it
+NO_TORCH_ROOMS = [f'merging.{o}' for o in 'families checks largest coins methods recipe plan'.split()]  # A plan waits for nothing
 
 def cells(path): return [''.join(o['source']) for o in json.loads(path.read_text(encoding='utf-8'))['cells']
                          if o['cell_type']=='code']
@@ -25,8 +26,6 @@ MODULES = {'.'.join(o.relative_to(project/package).with_suffix('').parts): o
            for house in HOUSES for o in sorted((project/package/house).glob('[!_]*.py'))}
 def house_of(module): return module.partition('.')[0]
 def module_text(module): return MODULES[module].read_text(encoding='utf-8')
-ORDER = [*NOTEBOOKS, *(o for o in MODULES if o not in NOTEBOOKS)]                  # Plain modules stand behind the notebooks
-def height(module): return HOUSES.index(house_of(module)), ORDER.index(module)
 
 def without_magics(source):
     return '' if source.startswith('%%') else re.sub(r'^\s*[%!].*$', 'pass', source, flags=re.M)
@@ -44,6 +43,14 @@ def imported(source, here=package):
 
 def parts(module): return imported(module_text(module), f'{package}.{house_of(module)}')
 def own(names): return {o.removeprefix(f'{package}.') for o, _ in names} & set(MODULES)
+
+def in_order():
+    "All modules: those with a notebook by its number, then plain ones by what they import; raises CycleError if they run in a circle"
+    plain = {o: {p for p in own(parts(o)) if p not in NOTEBOOKS and p!=o} for o in MODULES if o not in NOTEBOOKS}
+    return [*NOTEBOOKS, *graphlib.TopologicalSorter(plain).static_order()]
+
+ORDER = in_order()
+def height(module): return HOUSES.index(house_of(module)), ORDER.index(module)
 
 def test_every_room_has_one_place():
     assert None not in NOTEBOOKS, 'A notebook of a house has no `#| default_exp`'
@@ -113,7 +120,8 @@ def test_rooms_of_tables_never_import_torch():
         assert not heavy, f'{module} imports {heavy}'
 
 def test_light_rooms_import_without_torch():
-    light = [o for o in MODULES if house_of(o) in NO_TORCH]
+    light = [o for o in MODULES if house_of(o) in NO_TORCH or o in NO_TORCH_ROOMS]
+    assert set(NO_TORCH_ROOMS)<=set(light)
     code = f'''import sys, importlib
 for o in {light}:
     importlib.import_module("{package}." + o)
@@ -121,6 +129,15 @@ for o in {light}:
     if heavy: sys.exit(f"{{o}} brings in {{heavy}}")'''
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert not done.returncode, done.stderr
+
+def test_a_plan_needs_no_torch():
+    lab = [str(project/package/'data'/'lab'/o) for o in ('vlm', 'llm', 'base')]
+    code = f'''import sys
+from {package}.merging.plan import plan
+print(plan(*{lab}, method="ties", density=.3))
+sys.exit(len({{"torch", "transformers"}} & set(sys.modules)))'''
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert not done.returncode and done.stdout.startswith('ties('), done.stderr
 
 @pytest.mark.parametrize('module', [o for o in MODULES if HOUSES.index(house_of(o))>HOUSES.index('merging')])
 def test_every_parameter_of_a_public_function_is_explained(module):

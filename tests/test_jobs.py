@@ -37,7 +37,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir() if p.name[0]!='.')==['notes.txt']
 
 def test_two_processes_do_not_share_a_folder(tmp_path):
-    from vlm_merging.asking.ask import sole
+    from vlm_merging.asking.folder import sole
     (tmp_path/'run').mkdir()
     with sole(tmp_path/'run'), pytest.raises(ValueError, match='Another process'): carry_out(squares, JOBS, tmp_path/'run', {})
 
@@ -69,7 +69,7 @@ def test_a_run_begun_here_is_finished_on_ray(tmp_path, cluster):
 def test_a_sweep_on_ray_gives_the_same_table(tmp_path, cluster):
     lab, items = lab_folder(), load('lab', n=14, split='dev')
     how = dict(weights=[.8, .5], items=items, max_new_tokens=12)
-    here, there = (sweep(lab/'vlm', lab/'llm', out=tmp_path/n, ray=r, **how) for n, r in (('here', None), ('there', cluster)))
+    here, there = (sweep(lab/'vlm', lab/'llm', out=tmp_path/n, ray=r, **how).table for n, r in (('here', None), ('there', cluster)))
     assert here.equals(there)
 
 def test_a_probe_on_ray_makes_the_same_files(tmp_path, cluster):

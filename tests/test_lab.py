@@ -1,14 +1,7 @@
 "The embedded trio: it opens offline, sees but does not reason, and a merge of it reasons about what it sees"
 import json
 import pytest, torch
-from vlm_merging.lab.trio import PLACES, TOPICS, accuracy, answer, question_about, lab_folder, questions, scene
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+from vlm_merging.lab.trio import PLACES, TOPICS, accuracy, answer, lab_folder, question_about, questions, scene
 
 @pytest.fixture(scope='module')
 def trio():

@@ -1,14 +1,13 @@
 "The three widgets in a real JupyterLab, in a headless Chromium: sliders by keyboard, charts by click, dark pages, and nothing from the network"
-import json, os, re, shutil, socket, subprocess, sys, time, urllib.request
+import json, os, re, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 import pytest
+from conftest import CHROMIUM, FLAGS
 
 pytestmark = pytest.mark.xdist_group('browser')
+
 project = Path(__file__).resolve().parent.parent
 SHOTS = Path(os.environ.get('SCREENSHOTS') or project/'_screenshots')
-CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-FLAGS = ('--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update '
-         '--disable-sync --disable-dev-shm-usage').split()
 WAIT = 240_000          # Milliseconds; a busy machine is slow
 CELLS = ['''import torch
 torch.set_num_threads(1)
@@ -65,10 +64,8 @@ class Seen:
     def __init__(self): self.asked, self.strange, self.errors = 0, [], []
 
 @pytest.fixture(scope='module')
-def lab(address):
+def lab(address, playing):
     "The notebook with the three widgets, run; and what the page asked for"
-    sync = pytest.importorskip('playwright.sync_api', reason='the package playwright is not there')
-    if not CHROMIUM: pytest.skip('no chromium is there')
     seen = Seen()
     def asked(route):
         url = route.request.url
@@ -77,25 +74,24 @@ def lab(address):
         else:
             seen.strange.append(url)
             route.abort()
-    with sync.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, '--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1'])
-        page = browser.new_page(viewport=dict(width=1440, height=1000))
-        page.set_default_timeout(WAIT)
-        page.set_default_navigation_timeout(WAIT)
-        page.route('**/*', asked)
-        page.on('websocket', lambda w: None if '127.0.0.1' in w.url else seen.strange.append(w.url))
-        page.on('console', lambda m: seen.errors.append(m.text) if m.type=='error' else None)
-        page.on('pageerror', lambda e: seen.errors.append(str(e)))
-        page.goto(f'{address}/lab/workspaces/widgets/tree/widgets.ipynb?reset')
-        page.locator('.jp-Notebook').wait_for()
-        page.get_by_text('Python 3').or_(page.get_by_text('python3')).first.wait_for()
-        page.locator('.lm-MenuBar-itemLabel:text-is("Run")').click()
-        page.locator('.lm-Menu-itemLabel:text-is("Run All Cells")').click()
-        SHOTS.mkdir(parents=True, exist_ok=True)
-        try: yield page, seen
-        finally:
-            page.screenshot(path=SHOTS/'last.png')
-            browser.close()
+    browser = playing.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, '--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1'])
+    page = browser.new_page(viewport=dict(width=1440, height=1000))
+    page.set_default_timeout(WAIT)
+    page.set_default_navigation_timeout(WAIT)
+    page.route('**/*', asked)
+    page.on('websocket', lambda w: None if '127.0.0.1' in w.url else seen.strange.append(w.url))
+    page.on('console', lambda m: seen.errors.append(m.text) if m.type=='error' else None)
+    page.on('pageerror', lambda e: seen.errors.append(str(e)))
+    page.goto(f'{address}/lab/workspaces/widgets/tree/widgets.ipynb?reset')
+    page.locator('.jp-Notebook').wait_for()
+    page.get_by_text('Python 3').or_(page.get_by_text('python3')).first.wait_for()
+    page.locator('.lm-MenuBar-itemLabel:text-is("Run")').click()
+    page.locator('.lm-Menu-itemLabel:text-is("Run All Cells")').click()
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    try: yield page, seen
+    finally:
+        page.screenshot(path=SHOTS/'last.png')
+        browser.close()
 
 def area(page, n): return page.locator('.jp-OutputArea-output:has(.jupyter-widgets)').nth(n)
 def slider(place, name): return place.locator(f'.widget-hslider:has(> label:text-is("{name}")) .noUi-handle')

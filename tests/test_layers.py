@@ -1,7 +1,7 @@
 "Charts along the layers: valid, with units, one shared selection, and readable for tables as they come"
 import json
 import numpy as np, polars as pl, pytest
-from vlm_merging.charts.charts import save_chart, together
+from vlm_merging.charts.pages import save_chart, together
 from vlm_merging.charts.layer_charts import PICKED, before_after_chart, change_scale, linked, of_layers, profile_chart
 from vlm_merging.charts.maps import heat_chart, layers_page, weight_map
 from vlm_merging.probing.profile import profile_change, profile_table

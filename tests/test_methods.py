@@ -5,9 +5,9 @@ from peft.utils import merge_utils as peft
 from safetensors.torch import load_file
 from vlm_merging.merging import merge as room
 from vlm_merging.merging.merge import merge
+from vlm_merging.merging.coins import drop, drop_by_rank, name_rng
 from vlm_merging.merging.methods import (METHODS, Scale, Share, elect_signs, blockwise, breadcrumbs, dare_linear,
-    dare_ties, della, drop, drop_by_rank, energies, linear, merge_method, name_rng, sce, slerp,
-    task_arithmetic, ties, trims)
+    dare_ties, della, energies, linear, merge_method, sce, slerp, task_arithmetic, ties, trims)
 from vlm_merging.merging.recipe import Recipe
 from vlm_merging.lab.tiny import make_trio
 
@@ -230,9 +230,9 @@ def test_blocks_of_rows_change_nothing(name, step):
 @pytest.mark.parametrize('name', METHODS)
 def test_blocks_of_any_size_make_the_same_file(name, step, trio, monkeypatch, tmp_path):
     recipe = Recipe(*trio, name, seed=3, layers='3-')
-    whole = merge(recipe, tmp_path/'whole')/'model.safetensors'
+    whole = merge(recipe, out=tmp_path/'whole')/'model.safetensors'
     monkeypatch.setattr(room, 'BLOCK', step)
-    assert (merge(recipe, tmp_path/'parts')/'model.safetensors').read_bytes()==whole.read_bytes()
+    assert (merge(recipe, out=tmp_path/'parts')/'model.safetensors').read_bytes()==whole.read_bytes()
 
 
 @pytest.fixture(scope='module')
@@ -354,7 +354,7 @@ def test_a_method_of_ones_own(methods, trio, tmp_path):
     assert (methods['louder'].fills, list(methods['louder'].knobs))==(('vlm', 'llm'), ['gain'])
     assert methods['louder'].knobs['gain'].about=='Factor of the LLM where it wins'
     assert torch.equal(louder(vec(1., -3.), vec(2., 2.), gain=.5), vec(1., -3.))
-    out = merge(Recipe(trio.vlm, trio.llm, method='louder', knobs=dict(gain=.5), layers='1-'), tmp_path/'out')
+    out = merge(Recipe(trio.vlm, trio.llm, method='louder', knobs=dict(gain=.5), layers='1-'), out=tmp_path/'out')
     vlm, llm, done = (load_file(f/'model.safetensors') for f in (trio.vlm, trio.llm, out))
     for n in llm:
         v, l, d = vlm['language_model.'+n], llm[n], done['language_model.'+n]
@@ -374,7 +374,7 @@ def test_a_method_of_ones_own_may_look_first(methods, trio, tmp_path, monkeypatc
         return weight*vlm + (1-weight)*llm*(seen[0]/seen[1])
 
     monkeypatch.setattr(room, 'BLOCK', 64)
-    out = merge(Recipe(trio.vlm, trio.llm, method='matched', knobs=dict(weight=0.)), tmp_path/'out')
+    out = merge(Recipe(trio.vlm, trio.llm, method='matched', knobs=dict(weight=0.)), out=tmp_path/'out')
     vlm, done = (load_file(f/'model.safetensors') for f in (trio.vlm, out))
     for n in vlm: torch.testing.assert_close(done[n].float().norm(), vlm[n].float().norm(), rtol=.01, atol=0)
     n = 'language_model.model.layers.0.mlp.up_proj.weight'
@@ -401,7 +401,7 @@ def as_run(trio, out, method, knobs):
     "Tensors of the three models in float16, and what a merge made of them, by the LLM's names"
     base = trio.base if 'base' in METHODS[method].fills else None
     recipe = Recipe(trio.vlm, trio.llm, base, method, knobs, as_run=True)
-    done = load_file(merge(recipe, out)/'model.safetensors')
+    done = load_file(merge(recipe, out=out)/'model.safetensors')
     vlm, llm, base = (load_file(f/'model.safetensors') for f in trio)
     for n in llm:
         at = 'language_model.'+n

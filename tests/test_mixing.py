@@ -26,7 +26,7 @@ def test_every_family(kind, tmp_path):
     trio = make_trio(kind, tmp_path/'trio')
     mixer, recipe = mixer_of(trio)
     how = dict(knobs={'weight': .3}, layers='1-2', embeddings=True)
-    out = merge(Recipe(trio.vlm, trio.llm, trio.base, **how), tmp_path/'out')
+    out = merge(Recipe(trio.vlm, trio.llm, trio.base, **how), out=tmp_path/'out')
     assert_same(mixer.mix(**how).model, out)
     assert_same(mixer.restore().model, trio.vlm)
 
@@ -35,7 +35,7 @@ def test_every_method(method, tmp_path):
     trio = make_trio('llava', tmp_path/'trio')
     mixer, recipe = mixer_of(trio, method)
     mixer.mix(seed=3)                                   # What was mixed before leaves no trace
-    out = merge(recipe, tmp_path/'out')
+    out = merge(recipe, out=tmp_path/'out')
     assert_same(mixer.mix().model, out)
 
 def test_another_model_is_refused(tmp_path):

@@ -1,20 +1,12 @@
 "Masks and reads on every pico family, against models that were edited by hand"
 import copy
 import pytest, torch
-from vlm_merging.probing.layers import adds, attending, child, decoder_layers
+from vlm_merging.probing.layers import stream_writer, wrapped_attention, find_part, decoder_layers
 from vlm_merging.probing.masks import PARTS, WAYS, Mask, applied, masked, masks, means
 from vlm_merging.lab.tiny import KINDS, ask_inputs, llm_config, vlm_config
 
 CLOSE = dict(atol=2e-5, rtol=1e-4)
 REST = tuple(k for k in KINDS if k not in ('llava', 'gemma3', 'mllama'))
-
-
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def made(config, auto, seed=0, how='sdpa'):
@@ -86,7 +78,7 @@ def zeroed(model, i, *names):
 def own(model, i, part):
     "What the part is called in that layer"
     layer = decoder_layers(model)[i]
-    return next(n for n, m in layer.named_children() if m is child(layer, part))
+    return next(n for n, m in layer.named_children() if m is find_part(layer, part))
 
 
 def skip_by_hand(model, i, part):
@@ -96,7 +88,7 @@ def skip_by_hand(model, i, part):
 
 def head_by_hand(model, i, head):
     model = copy.deepcopy(model)
-    w = child(child(decoder_layers(model)[i], 'attention'), 'out').weight
+    w = find_part(find_part(decoder_layers(model)[i], 'attention'), 'out').weight
     d = w.shape[1]//4
     with torch.no_grad(): w[:, head*d:(head+1)*d] = 0
     return model
@@ -105,8 +97,8 @@ def head_by_hand(model, i, head):
 def constant_by_hand(model, i, part):
     model = copy.deepcopy(model)
     layer = decoder_layers(model)[i]
-    for m in (child(layer, 'attention'), child(layer, 'mlp')):
-        if part!='layer' and m is not child(layer, part): continue
+    for m in (find_part(layer, 'attention'), find_part(layer, 'mlp')):
+        if part!='layer' and m is not find_part(layer, part): continue
         for o in m.modules():
             if isinstance(o, torch.nn.Linear):
                 torch.nn.init.constant_(o.weight, 1/o.in_features)
@@ -117,7 +109,7 @@ def constant_by_hand(model, i, part):
 def uniform_by_hand(model, i, head=None):
     "No score: the query projection gives zero"
     model = copy.deepcopy(model)
-    q = child(decoder_layers(model)[i], 'attention').q_proj
+    q = find_part(decoder_layers(model)[i], 'attention').q_proj
     d = q.out_features//4
     rows = slice(None) if head is None else slice(head*d, (head+1)*d)
     with torch.no_grad():
@@ -195,9 +187,9 @@ def test_mean_is_what_a_part_adds_on_average(kind):
             assert torch.allclose(found[i, 'mlp'], mean, **CLOSE)
             got = flow('mlp')
             assert torch.allclose(got['exit']-got['middle'], mean.expand_as(got['exit']), **CLOSE)
-            out = child(child(layers[i], 'attention'), 'out')
+            out = find_part(find_part(layers[i], 'attention'), 'out')
             with torch.no_grad(): total = out(found[i, 'head'].flatten())
-            if adds(layers[i], 'attention') is child(layers[i], 'attention'):
+            if stream_writer(layers[i], 'attention') is find_part(layers[i], 'attention'):
                 assert torch.allclose(total, found[i, 'attention'], **CLOSE)
 
 
@@ -214,7 +206,7 @@ def test_weights_of_another_model(kind):
     for part in ('layer', 'attention', 'mlp'):
         edited = copy.deepcopy(model)
         layer = decoder_layers(edited)[i]
-        into, source = (layer, donor) if part=='layer' else (child(layer, part), child(donor, part))
+        into, source = (layer, donor) if part=='layer' else (find_part(layer, part), find_part(donor, part))
         into.load_state_dict(source.state_dict())
         with masked(model, i, part, 'weights', other=llm): got = logits(model, inputs)
         assert torch.equal(got, logits(edited, inputs)), part
@@ -324,7 +316,7 @@ def test_sliding_windows():
             seen.update(v=v.repeat_interleave(2, 1), out=out[0].transpose(1, 2))
             return out
         attention = decoder_layers(model)[1].self_attn
-        with attending(attention, watch), masked(model, 1, 'attention', 'uniform'): logits(model, dict(input_ids=ids))
+        with wrapped_attention(attention, watch), masked(model, 1, 'attention', 'uniform'): logits(model, dict(input_ids=ids))
         windows = torch.stack([seen['v'][:, :, max(0, t-2):t+1].mean(2) for t in range(7)], 2)
         assert torch.allclose(seen['out'], windows, atol=1e-5)
 
@@ -538,7 +530,7 @@ def test_reads_add_up(kind):
             return do
         from contextlib import ExitStack
         with ExitStack() as stack:
-            for i, layer in enumerate(decoder_layers(eager)): stack.enter_context(attending(child(layer, 'attention'), catch(i)))
+            for i, layer in enumerate(decoder_layers(eager)): stack.enter_context(wrapped_attention(find_part(layer, 'attention'), catch(i)))
             logits(eager, inputs)
         at = seen&~picture
         if of=='last': at = torch.zeros_like(at); at[:, -1] = True

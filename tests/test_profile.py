@@ -4,8 +4,9 @@ import pytest
 from vlm_merging.lab.trio import lab_folder
 from vlm_merging.merging.merge import merge
 from vlm_merging.asking.models import open_model
-from vlm_merging.probing.masks import Mask, masks
-from vlm_merging.probing.probe import offline_value, profile, profile_rows, probe_folder
+from vlm_merging.probing.layers import decoder_layers
+from vlm_merging.probing.masks import Mask, applied, masked, masks
+from vlm_merging.probing.probe import Profile, score_reply, profile, profile_rows, probe_folder
 from vlm_merging.merging.recipe import Recipe
 from vlm_merging.benchmarks.load import load
 
@@ -28,7 +29,7 @@ def test_a_folder_has_the_numbers_of_a_run_in_memory(tmp_path, vlm):
     assert there.height==28*2*2*2*2
 
 def test_two_models_and_other_weights(tmp_path):
-    half = merge(Recipe(LAB/'vlm', LAB/'llm', knobs={'weight': .5}), tmp_path/'half')
+    half = merge(Recipe(LAB/'vlm', LAB/'llm', knobs={'weight': .5}), out=tmp_path/'half')
     items = load('lab', n=7, split='dev')
     rows = probe_folder({'VLM': LAB/'vlm', 'merged': half}, items, tmp_path/'run', layers='3', parts=('layer',), how=('weights',), other=LAB/'vlm', **HOW)
     own = rows.filter(model='VLM')
@@ -53,22 +54,22 @@ def test_it_goes_on_where_it_was_and_refuses_other_settings(tmp_path, monkeypatc
         with pytest.raises(ValueError, match='begun with other settings'): probe_folder({'VLM': LAB/'vlm'}, items, tmp_path/'run', **how|other)
     with pytest.raises(ValueError, match='begun with other settings'): probe_folder({'VLM': LAB/'vlm'}, items[:79], tmp_path/'run', **how)
     with pytest.raises(ValueError, match='hash_of_questions'): probe_folder({'VLM': LAB/'vlm'}, load('lab', n=80, seed=1, split='dev'), tmp_path/'run', **how)
-    both = probe_folder({'VLM': LAB/'vlm', 'base': merge(Recipe(LAB/'vlm', LAB/'llm'), tmp_path/'merged')}, items, tmp_path/'run', **how)
+    both = probe_folder({'VLM': LAB/'vlm', 'base': merge(Recipe(LAB/'vlm', LAB/'llm'), out=tmp_path/'merged')}, items, tmp_path/'run', **how)
     assert asked[4:]==[32, 32, 16] and both.filter(model='VLM').equals(rows) and both.height==2*rows.height       # A model can be added
 
 def test_an_own_score_and_an_own_target(vlm):
     items = load('lab', n=14, split='dev')
-    table = profile(vlm, items, [Mask((0,))], lambda item, text: float('yes' in text), measures=('answer',))
+    table = profile(vlm, items, [Mask((0,))], lambda item, text: float('yes' in text), measures=('answer',)).table
     assert set(table['tag'])=={'all', 'category'} and table.filter(tag='all')['n'].to_list()==[14]
-    same = profile(vlm, items, [Mask((5,), 'mlp')], target=lambda item: f'so {item.answer}', by=())
-    plain = profile(vlm, items, [Mask((5,), 'mlp')], by=())
+    same = profile(vlm, items, [Mask((5,), 'mlp')], target=lambda item: f'so {item.answer}', by=()).table
+    plain = profile(vlm, items, [Mask((5,), 'mlp')], by=()).table
     assert same['before'][0]<plain['before'][0]                       # The VLM does not say "so"
 
 def test_scores_of_replies():
     item = next(i for i in load('lab', n=7) if i.tags['topic']=='plus')
-    assert offline_value(item, f'2 + 3 = {item.answer} so {item.answer}')==1 and offline_value(item, 'red')==0
+    assert score_reply(item, f'2 + 3 = {item.answer} so {item.answer}')==1 and score_reply(item, 'red')==0
     import dataclasses
-    assert offline_value(dataclasses.replace(item, answer=None), '5') is None
+    assert score_reply(dataclasses.replace(item, answer=None), '5') is None
 
 def test_what_cannot_be_probed_is_one_sentence(tmp_path):
     items = load('lab', n=7, split='dev')
@@ -81,7 +82,7 @@ def test_what_cannot_be_probed_is_one_sentence(tmp_path):
 def test_items_that_cannot_be_asked_are_counted_and_stop_nothing(tmp_path):
     from dataclasses import replace
     from vlm_merging.probing.profile import profile_table
-    from vlm_merging.probing.verdicts import profile_verdict
+    from vlm_merging.comparing.layer_findings import profile_verdict
     items = load('lab', n=33, split='dev')
     items = sorted(items, key=lambda i: (i.benchmark, i.split, bool(i.images), len(i.question)))
     items[32] = replace(items[32], answer=None)                       # Alone in its part
@@ -95,11 +96,34 @@ def test_a_model_can_be_measured_by_its_own_replies(tmp_path, vlm):
     items = load('lab', n=7, split='dev')
     own = profile_rows(vlm, items, [Mask((5,), 'mlp')], target='reply')
     gold = profile_rows(vlm, items, [Mask((5,), 'mlp')])
-    wrong = [offline_value(i, vlm(i))==0 for i in items]
+    wrong = [score_reply(i, vlm(i))==0 for i in items]
     assert all((a>b)==w for a, b, w in zip(own['before'], gold['before'], wrong) if w)
 
 def test_pictures_are_not_shown_to_a_text_model_and_models_in_memory_not_to_run(tmp_path, vlm):
     with pytest.raises(ValueError, match='is a text model'): probe_folder({'LLM': LAB/'llm'}, load('lab', n=7), tmp_path/'run')
     with pytest.raises(ValueError, match='model in memory'): probe_folder({'a': vlm}, load('lab', n=7), tmp_path/'run')
-    with pytest.raises(ValueError, match='no open model'): profile(str(LAB/'vlm'), load('lab', n=7))
-    with pytest.raises(ValueError, match='is a name'): profile(vlm, 'lab')
+    with pytest.raises(ValueError, match='no open model'): profile(3, load('lab', n=7))
+
+def test_a_folder_is_as_good_as_an_open_model_and_a_table_as_items(tmp_path, vlm):
+    how = dict(parts='mlp', layers='1-2', measures='likelihood')
+    named = profile({'VLM': LAB/'vlm'}, 'lab', **how, **HOW)
+    assert named.rows.equals(profile({'VLM': vlm}, load('lab'), **how).rows) and named.table['n'].max()==420
+    with pytest.raises(ValueError, match='nowhere.csv is not there'): profile(vlm, 'nowhere.csv')
+    assert profile(LAB/'vlm', load('lab', n=7), masks(vlm, 'mlp', layers=1), **HOW).models==['vlm']
+
+def test_a_profile_says_what_it_has(tmp_path, vlm):
+    items, how = load('lab', n=28, split='dev'), dict(parts=('mlp',), layers='1-2')
+    one = profile({'<b>VLM': vlm}, items, **how)
+    assert one.change is None and one.verdict.startswith('<b>VLM on lab, 28 items') and 'MLP' in one.chart().to_json()
+    assert '&lt;b&gt;VLM' in one._repr_html_() and '<b>' not in one._repr_html_() and len(repr(one).split('\n'))<=40
+    half = merge(Recipe(LAB/'vlm', LAB/'llm', knobs={'weight': .5}), out=tmp_path/'half')
+    both = Profile(probe_folder({'VLM': LAB/'vlm', 'merged': half}, items, tmp_path/'run', **how, **HOW))
+    assert both.models==['VLM', 'merged'] and both.change['versus'].unique().to_list()==['VLM'] and 'merged against VLM on lab' in both.verdict
+    assert 'merged' in both.chart().to_json()
+
+def test_masks_fit_what_open_model_returns(vlm):
+    item = load('lab', n=1)[0]
+    with masked(vlm, 0, 'attention', 'uniform') as blurred: told = blurred(item)
+    with masked(vlm.model, 0, 'attention', 'uniform'): assert told==vlm(item)
+    with applied(vlm, Mask(3), other=vlm) as same: assert same is vlm
+    assert masks(vlm, 'mlp')==masks(vlm.model, 'mlp') and len(decoder_layers(vlm))==8

@@ -1,9 +1,10 @@
 "Profiles: intervals that cover, p values that keep their word, tables as they come, and sentences that claim no more than the numbers"
 import time
 import numpy as np, polars as pl, pytest
-from vlm_merging.comparing.compare import difference, sign_flip
+from vlm_merging.comparing.pairs import difference, sign_flip
 from vlm_merging.probing.profile import mask_differences, flip_chance, profile_change, profile_table
-from vlm_merging.probing.verdicts import change_verdict, depth_table, layers_said, profile_verdict
+from vlm_merging.comparing.layer_findings import change_verdict, layers_said, profile_verdict
+from vlm_merging.probing.depth import depth_table
 
 def probe(cost, n=60, model='m', measure='likelihood', seed=0, noise=.3, **more):
     "A probe table: `cost` is what masking each layer costs, nats (or the share of items lost)"
@@ -180,7 +181,7 @@ def test_few_items_have_no_interval_in_nats_and_many_masks_no_significance():
     assert 'no change can be told from chance' in said and 'matter' not in said.replace('may still matter', '')
 
 def test_the_correction_is_over_all_masks_of_a_place():
-    from vlm_merging.comparing.compare import holm
+    from vlm_merging.comparing.pairs import holm
     rows = pl.concat([probe([.2, .1, 0, .05], n=40, part=p, benchmark=b) for p in ('layer', 'mlp') for b in ('A', 'B')])
     table = profile_table(rows)
     assert np.allclose(table['p_holm'], holm(table['p'].to_list()))

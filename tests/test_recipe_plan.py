@@ -1,5 +1,5 @@
 "Where a recipe acts, what stops or warns before a merge, and that a recipe makes its folder again"
-import builtins, hashlib, io, json, os, re, shutil
+import builtins, hashlib, inspect, io, json, os, re, shutil
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,9 +10,10 @@ from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 from vlm_merging.checkpoints.headers import Checkpoint
 from vlm_merging.merging.families import text_config
-from vlm_merging.merging.merge import merge, plan
+from vlm_merging.merging.merge import merge
+from vlm_merging.merging.plan import plan
 from vlm_merging.merging.checks import check, rope, unlike_settings
-from vlm_merging.merging.recipe import Recipe, layer_set
+from vlm_merging.merging.recipe import Recipe, layer_set, recipe_of
 from vlm_merging.lab.tiny import KINDS, REMOTE, llm_config, make_llm, make_trio, make_vlm
 
 torch.set_num_threads(1)
@@ -39,13 +40,65 @@ def changed(merged, vlm):
 def line(v, l, weight): return (weight*v.float() + (1-weight)*l.float()).to(v.dtype)
 
 
+# --- A recipe or its ingredients
+
+def comments(fn):
+    "What stands beside each parameter or field"
+    return {o[1]: o[2].strip() for o in re.finditer(r'^    \*{0,2}(\w+)\b[^#\n]*#(.+)$', inspect.getsource(fn), re.M)}
+
+def test_a_recipe_is_one_thing_in_all_signatures():
+    "Name, default and comment of each ingredient"
+    usual = {f.name: f.default for f in fields(Recipe) if f.name not in ('vlm', 'knobs')} | {'llm': None}
+    for verb in (recipe_of, plan, merge):
+        said = inspect.signature(verb).parameters
+        assert {k: said[k].default for k in usual}==usual
+        assert said['knobs'].kind is said['knobs'].VAR_KEYWORD
+        beside, fields_beside = comments(verb), comments(Recipe)
+        assert beside==beside | comments(recipe_of)
+        assert all(beside[k]==fields_beside[k] for k in usual if k not in ('llm', 'base')), verb
+
+@pytest.mark.parametrize('more', [dict(), dict(weight=.4), dict(weight=[1., .5], layers='1-2', modules='mlp')])
+def test_a_recipe_or_its_ingredients(more, trio, tmp_path):
+    knobs = {k:v for k, v in more.items() if k=='weight'}
+    recipe = Recipe(trio.vlm, trio.llm, knobs=knobs, **{k:v for k, v in more.items() if k!='weight'})
+    assert plan(trio.vlm, trio.llm, **more).recipe==plan(recipe).recipe==recipe
+    one, two = merge(recipe, out=tmp_path/'one'), merge(trio.vlm, trio.llm, out=tmp_path/'two', **more)
+    for name in ('model.safetensors', 'recipe.json'): assert (one/name).read_bytes()==(two/name).read_bytes()
+
+def test_a_base_stands_third(trio):
+    assert recipe_of(*trio, method='ties', density=.3)==Recipe(*trio, 'ties', dict(density=.3))
+
+@pytest.mark.parametrize('more,said', [
+    (dict(wieght=.9), "no knob 'wieght'; it has 'weight'.*Did you mean `weight`"), (dict(layer='6-'), 'Did you mean `layers`'),
+    (dict(density=.3), 'ties.* have it: choose one as `method`'), (dict(knobs=dict(weight=.9)), 'weight=0.9'),
+    (dict(epsilon=.3), 'della has it')])
+def test_an_unknown_keyword_is_told_what_was_meant(more, said):
+    with pytest.raises(ValueError, match=said): recipe_of('v', 'l', **more)
+
+@pytest.mark.parametrize('more', [dict(llm='l'), dict(layers='6-'), dict(seed=1), dict(method='slerp')])
+def test_what_stands_in_a_recipe_is_not_said_twice(more):
+    with pytest.raises(ValueError, match=f'`{next(iter(more))}` cannot stand beside a recipe'): recipe_of(Recipe('v', 'l'), **more)
+
+def test_knobs_of_a_recipe_can_be_turned():
+    recipe = Recipe('v', 'l', 'b', 'ties', dict(density=.3), layers='6-')
+    assert recipe_of(recipe) is recipe
+    assert recipe_of(recipe, density=.5, weight=1.)==Recipe('v', 'l', 'b', 'ties', dict(density=.5, weight=1.), layers='6-')
+
+def test_a_recipe_and_a_plan_can_be_read_on_a_screen(trio):
+    recipe = Recipe('v', 'l', 'b', 'ties', dict(density=.3), layers='6-', as_run=True)
+    assert eval(repr(recipe))==recipe
+    assert repr(Recipe('v', 'l'))=="Recipe('v', 'l')"
+    p = plan(trio.vlm, trio.llm)
+    assert repr(p)==str(p) and len(repr(p).splitlines())<40
+
+
 # --- Where
 
 @pytest.mark.parametrize('layers,numbers', [
     ('all', {0, 1, 2, 3}), ('1-2', {1, 2}), ('0,3', {0, 3}), ('2-', {2, 3}), ('1', {1}), (' 0 - 1 , 3 ', {0, 1, 3}),
     ('0-1,1-2', {0, 1, 2})])
 def test_layers(layers, numbers, trio, tmp_path):
-    out = merge(Recipe(trio.vlm, trio.llm, layers=layers), tmp_path/'out')
+    out = merge(Recipe(trio.vlm, trio.llm, layers=layers), out=tmp_path/'out')
     inside = re.compile(rf"model\.layers\.({'|'.join(map(str, numbers))})\.")
     expected = {n for n in weights(trio.llm) if inside.match(n)}
     assert changed(out, trio.vlm)==expected | ({'model.norm.weight'} if 3 in numbers else set())
@@ -55,7 +108,7 @@ def test_layers(layers, numbers, trio, tmp_path):
     ('mlp,norm', 'mlp|norm'), (' attention , mlp ', 'self_attn|mlp'), ('all', '.')])
 @pytest.mark.parametrize('layers', ['all', '1-2'])
 def test_modules(modules, words, layers, trio, tmp_path):
-    out = merge(Recipe(trio.vlm, trio.llm, modules=modules, layers=layers), tmp_path/'out')
+    out = merge(Recipe(trio.vlm, trio.llm, modules=modules, layers=layers), out=tmp_path/'out')
     reach = r'model\.(layers\.\d|norm)' if layers=='all' else r'model\.layers\.[12]'
     expected = {n for n in weights(trio.llm) if re.match(reach, n) and re.search(words, n)}
     assert changed(out, trio.vlm)==expected
@@ -64,7 +117,7 @@ def test_modules(modules, words, layers, trio, tmp_path):
 @pytest.mark.parametrize('curve', [[1., 0.], [.2, .9, .4], [.1, .2, .3, .4], [.5],
                                    [1., .5, .5, .5, .8, 0., .3]])
 def test_a_curve_over_depth(curve, trio, tmp_path):
-    out = weights(merge(Recipe(trio.vlm, trio.llm, knobs=dict(weight=curve)), tmp_path/'out'))
+    out = weights(merge(Recipe(trio.vlm, trio.llm, knobs=dict(weight=curve)), out=tmp_path/'out'))
     vlm, llm = weights(trio.vlm), weights(trio.llm)
     at = np.interp(np.linspace(0, 1, 4), np.linspace(0, 1, len(curve)) if len(curve)>1 else [0], curve)
     for n in llm:
@@ -77,7 +130,7 @@ def test_a_curve_over_depth(curve, trio, tmp_path):
 def test_a_curve_counts_the_layers_of_the_vlm(tmp_path):
     "Llama 3.2 Vision with six layers, of which 1 and 4 look at the picture"
     vlm, llm, _ = make_trio('mllama', tmp_path)
-    out = weights(merge(Recipe(vlm, llm, knobs=dict(weight=[0., .2, .4, .6, .8, 1.])), tmp_path/'out'))
+    out = weights(merge(Recipe(vlm, llm, knobs=dict(weight=[0., .2, .4, .6, .8, 1.])), out=tmp_path/'out'))
     v, l = weights(vlm), weights(llm)
     for mine, theirs in {0:0, 2:1, 3:2, 5:3}.items():
         at, of = (f'model.layers.{i}.mlp.up_proj.weight' for i in (mine, theirs))
@@ -89,7 +142,7 @@ def test_a_curve_counts_the_layers_of_the_vlm(tmp_path):
 def test_layer_swap_is_the_rule_of_the_paper(kind, last, tmp_path):
     "The first number in a name, up to `last`: stays. Otherwise, the final norm too: a mix"
     vlm, llm, _ = make_trio(kind, tmp_path)
-    out = weights(merge(Recipe.layer_swap(vlm, llm, last=last, weight=.85), tmp_path/'out'))
+    out = weights(merge(Recipe.layer_swap(vlm, llm, last=last, weight=.85), out=tmp_path/'out'))
     v, l, stem = weights(vlm), weights(llm), {'llava':STEM, 'idefics2':'model.text_'}[kind]
     for n in l:
         if n in ('model.embed_tokens.weight', 'lm_head.weight'): continue
@@ -183,7 +236,7 @@ def refused(recipe, message, tmp_path):
     assert [f for f in p.stops if re.search(message, f.what)], [str(f) for f in p.findings]
     assert all(len(f.fix)>20 and f.fix.endswith('.') for f in p.stops)
     assert not p.merged and str(p.stops[0]) in str(p)
-    with pytest.raises(ValueError, match=message): merge(recipe, tmp_path/'out')
+    with pytest.raises(ValueError, match=message): merge(recipe, out=tmp_path/'out')
     assert sorted(x.name for x in tmp_path.iterdir())==before
     return p
 
@@ -393,7 +446,7 @@ def test_head_type_and_lineage(how, message, quiet, tmp_path):
     shutil.copy(vlm/'tokenizer.json', llm)
     found = plan(Recipe(vlm, llm)).findings
     assert len(found)==1 and found[0].level=='warn' and message in found[0].what
-    merge(Recipe(vlm, llm), tmp_path/'out')     # a warning is no stop
+    merge(Recipe(vlm, llm), out=tmp_path/'out')     # a warning is no stop
     assert message in (tmp_path/'out'/'README.md').read_text()
 
 
@@ -526,9 +579,9 @@ def files(folder): return {str(f.relative_to(folder)):f.read_bytes() for f in fo
     ids=lambda o: o.get('method', 'linear'))
 def test_the_recipe_in_the_folder_makes_the_folder_again(more, tmp_path):
     trio = make_trio('llava', tmp_path/'trio', shards=2)
-    out = merge(Recipe(*trio, **more), tmp_path/'out', workers=2)
+    out = merge(Recipe(*trio, **more), out=tmp_path/'out', workers=2)
     (tmp_path/'elsewhere').mkdir()
-    again = merge(Recipe.read(out), tmp_path/'elsewhere'/'out', workers=1)
+    again = merge(Recipe.read(out), out=tmp_path/'elsewhere'/'out', workers=1)
     assert files(again)==files(out) and Recipe.read(out/'recipe.json')==Recipe(*trio, **more)
 
 
@@ -536,13 +589,13 @@ def test_a_base_that_the_method_does_not_use_changes_nothing(trio, tmp_path):
     base = make_llm('llava', tmp_path/'base', near=trio.base, vocab=50)
     how = dict(knobs=dict(weight=.7), embeddings=True)
     alone, beside = Recipe(trio.vlm, trio.llm, **how), Recipe(trio.vlm, trio.llm, base, **how)
-    one, two = merge(alone, tmp_path/'one'), merge(beside, tmp_path/'two')
+    one, two = merge(alone, out=tmp_path/'one'), merge(beside, out=tmp_path/'two')
     assert files(one)['model.safetensors']==files(two)['model.safetensors']
     assert plan(alone).reads==plan(beside).reads
 
 
 def test_recipe_json_says_what_went_in(trio, tmp_path):
-    out = merge(Recipe(*trio, 'ties', seed=3), tmp_path/'out', sha256=True)
+    out = merge(Recipe(*trio, 'ties', seed=3), out=tmp_path/'out', sha256=True)
     held = json.loads((out/'recipe.json').read_text())
     assert held['recipe']==Recipe(*trio, 'ties', seed=3).dict()
     assert set(held['inputs'])=={'vlm', 'llm', 'base'} and {'vlm_merging', 'torch'}<=held['versions'].keys()
@@ -572,9 +625,9 @@ def test_a_seed_makes_the_same_bytes_in_every_layout(kind, method, tmp_path):
         for shards, workers in ((1, 1), (3, 3)) if layout=='saved' else ((2, 2),):
             at = tmp_path/f'{layout}{shards}'
             recipe = Recipe(*make_trio(kind, at, layout=layout, shards=shards), method, seed=6)
-            made.append(text(merge(recipe, at/'out', workers=workers)))
+            made.append(text(merge(recipe, out=at/'out', workers=workers)))
     assert len(made[0])>=37 and all(m==made[0] for m in made)
-    other = text(merge(Recipe(at/'vlm', at/'llm', at/'base', method, seed=7), tmp_path/'other'))
+    other = text(merge(Recipe(at/'vlm', at/'llm', at/'base', method, seed=7), out=tmp_path/'other'))
     assert all(other[n]!=made[0][n] for n in other if re.match(r'layers\.[02]\..*mlp', n))
 
 
@@ -583,6 +636,6 @@ def test_a_seed_makes_the_same_bytes_in_every_layout(kind, method, tmp_path):
 def test_a_seed_does_not_see_how_the_llm_was_saved(how, trio, tmp_path):
     base = make_llm('llava', tmp_path/'base', seed=0, **how)
     llm = make_llm('llava', tmp_path/'llm', near=base, seed=1, **how)
-    odd = merge(Recipe(trio.vlm, llm, base, 'dare_ties'), tmp_path/'odd')
-    plain = merge(Recipe(*trio, 'dare_ties'), tmp_path/'plain')
+    odd = merge(Recipe(trio.vlm, llm, base, 'dare_ties'), out=tmp_path/'odd')
+    plain = merge(Recipe(*trio, 'dare_ties'), out=tmp_path/'plain')
     assert text(odd)==text(plain)

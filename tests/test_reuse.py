@@ -9,12 +9,12 @@ from transformers.utils import logging
 
 from vlm_merging.probing import effects as room
 from vlm_merging.probing import replay as reuse
-from vlm_merging.probing.effects import effects, greedy, shaping
+from vlm_merging.probing.effects import effects, greedy_replies, beyond_greedy
 from vlm_merging.lab.trio import lab_folder, questions
 from vlm_merging.asking.models import LocalModel, open_model, prompt_inputs
 from vlm_merging.probing.layers import decoder_layers
 from vlm_merging.probing.masks import Mask, applied, masks, means
-from vlm_merging.probing.replay import answer_ids, record, replayed, forward_pass, said, taught
+from vlm_merging.probing.replay import answer_ids, record, replayed, forward_pass, token_logprobs, teacher_forced
 from vlm_merging.lab.tiny import KINDS, ask_inputs, make_vlm, blank_picture
 
 torch.set_num_threads(1)
@@ -81,8 +81,9 @@ def clean(model):
 
 def patch(monkeypatch, name, f):
     "Put `f` in the place of a function in every room that knows it"
-    for o in (reuse, room):
-        if hasattr(o, name): monkeypatch.setattr(o, name, f)
+    known = [o for o in (reuse, room) if hasattr(o, name)]
+    assert known, name
+    for o in known: monkeypatch.setattr(o, name, f)
 
 def equal(one, two, eps=1e-4):
     assert one.drop('before', 'after').equals(two.drop('before', 'after'))
@@ -93,12 +94,12 @@ def equal(one, two, eps=1e-4):
 def test_both_ways_agree(kind, tiny, monkeypatch):
     "Likelihoods and replies, pictures and plain text, riding or not"
     asker, cut = tiny(kind), []
-    def spy(*args, real=room.continued, **more):
+    def spy(*args, real=room.continue_branches, **more):
         cut.append(False)
         out = real(*args, **more)
         cut[-1] = True
         return out
-    patch(monkeypatch, 'continued', spy)
+    patch(monkeypatch, 'continue_branches', spy)
     items = words(5, blind=() if kind=='paligemma' else (4,))       # Without a picture PaliGemma reads both ways
     several = [Mask(0), Mask(1, 'mlp', 'zero'), Mask(1, 'attention', 'uniform'), Mask((2, 3), 'head', 'skip', (1,)), Mask(3, 'mlp'),
                Mask(3, 'attention'), Mask((1, 3), 'layer', 'constant')]
@@ -118,7 +119,7 @@ def test_logits_are_equal_bit_for_bit_and_the_front_does_not_run(kind, tiny):
     ran = []
     with torch.inference_mode():
         inputs = prompt_inputs(tiny(kind), items, [list(i.images) for i in items])
-        full = taught(model, inputs, [[11, 12, 13, 2], [14, 15], [16]])
+        full = teacher_forced(model, inputs, [[11, 12, 13, 2], [14, 15], [16]])
         held = record(model, full, 5)
         hooks = [m.register_forward_hook(lambda *_, n=n: ran.append(n)) for n, m in
                  (*((i, m.mlp) for i, m in enumerate(decoder_layers(model))), *((n, m) for n, m in model.named_modules() if re.search(r'(vision_tower|visual|vision_model)$', n)))]
@@ -132,7 +133,7 @@ def test_logits_are_equal_bit_for_bit_and_the_front_does_not_run(kind, tiny):
                 if times==1: assert torch.equal(slow, fast)
             assert ran==[*range(first, len(decoder_layers(model)))]*2
         for h in hooks: h.remove()
-        other, _ = forward_pass(model, taught(model, inputs, [[11, 12, 77, 3], [14, 60], [99%90]]), 5)
+        other, _ = forward_pass(model, teacher_forced(model, inputs, [[11, 12, 77, 3], [14, 60], [99%90]]), 5)
         for r, n in enumerate((3, 2, 1)): assert torch.equal(other[r, :n], held.logits[r, :n]), 'an answer sees what follows'
     assert clean(model)
 
@@ -141,7 +142,7 @@ def test_logits_are_equal_bit_for_bit_and_the_front_does_not_run(kind, tiny):
 def test_a_sliding_window_shorter_than_the_prompt(kind, tmp_path, monkeypatch):
     "Its cache has forgotten what a changed reply would go on from: that reply is made afresh"
     made = []
-    patch(monkeypatch, 'continued', lambda *args, real=room.continued, **more: made.append(real(*args, **more)))
+    patch(monkeypatch, 'continue_branches', lambda *args, real=room.continue_branches, **more: made.append(real(*args, **more)))
     folder = make_vlm(kind, tmp_path/'vlm', dtype='float32', seed=4)
     config = json.loads((folder/'config.json').read_text())
     config['text_config']['sliding_window'] = 6
@@ -190,7 +191,7 @@ def test_a_ride_takes_as_many_masks_as_there_is_room(lab, monkeypatch):
     def spy(model, inputs, *args, real=reuse.forward_pass):
         sizes.append(len(inputs['input_ids']))
         return real(model, inputs, *args)
-    patch(monkeypatch, 'run', spy)
+    patch(monkeypatch, 'forward_pass', spy)
     effects(lab, asked(2), [Mask(1), Mask(1, 'mlp'), Mask(1, 'attention'), Mask(2), Mask(1, 'mlp', 'constant')], batch_size=4)
     assert sizes==[2, 4, 2, 2, 2, 2, 2]        # Record; two of layer 1 ride, the third, layer 2, the one that cannot; two checks
 
@@ -265,9 +266,9 @@ def test_memory_that_runs_out_halves_the_batch(lab, monkeypatch):
         if len(inputs['input_ids'])>1: raise RuntimeError('CUDA out of memory')
         return real(model, inputs, *args)
     whole = effects(lab, asked(5), [Mask(2)])
-    patch(monkeypatch, 'run', small)
+    patch(monkeypatch, 'forward_pass', small)
     equal(effects(lab, asked(5), [Mask(2)], batch_size=8), whole)
-    patch(monkeypatch, 'run', lambda *_: (_ for _ in ()).throw(MemoryError()))
+    patch(monkeypatch, 'forward_pass', lambda *_: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(ValueError, match='MemoryError'): effects(lab, asked(2), [Mask(2)])
     assert clean(lab.model)
 
@@ -326,7 +327,7 @@ def test_replies_that_are_not_plainly_greedy_are_made_afresh(lab, monkeypatch):
     model = transformers.AutoModelForImageTextToText.from_pretrained(lab_folder()/'vlm').eval()
     model.generation_config.repetition_penalty = 1.3
     asker, items, several = replace(lab, model=model), asked(4), [Mask(1, 'mlp'), Mask(6)]
-    assert shaping(model)==['repetition_penalty'] and not shaping(lab.model)
+    assert beyond_greedy(model)==['repetition_penalty'] and not beyond_greedy(lab.model)
     patch(monkeypatch, 'record', None)
     equal(*(effects(asker, items, several, 'answer', right, reuse=r) for r in (True, False)))
 
@@ -343,7 +344,7 @@ def test_a_reply_may_name_a_picture(tiny):
             warnings.simplefilter('error', UserWarning)
             equal(*(effects(asker, words(4), masks(asker.model, ('layer', 'mlp')), 'answer', length, reuse=r) for r in (True, False)))
             inputs = prompt_inputs(asker, words(4), [list(i.images) for i in words(4)])
-            assert any(image in r for r in greedy(asker, inputs))
+            assert any(image in r for r in greedy_replies(asker, inputs))
     finally: hook.remove()
 
 
@@ -379,7 +380,7 @@ def test_an_answer_is_not_glued_to_the_prompt():
 
 def test_log_probabilities():
     z = torch.randn(2, 4, 7)
-    out = said(z, [[3, 1, 2], [5]])
+    out = token_logprobs(z, [[3, 1, 2], [5]])
     assert torch.allclose(out[0], z[0].log_softmax(-1)[[0, 1, 2], [3, 1, 2]]) and out[1, 1:].tolist()==[0, 0]
     assert torch.allclose(out[1, 0], z[1, 0].log_softmax(-1)[5])
 

@@ -27,31 +27,33 @@ HOSTILE = ['', '\0\1\2', ' '*100_000, '9'*2_000_000, '('*50_000, '{'*50_000, '\\
 
 def one(reply, kind, protocol='offline', **more): return score(pl.DataFrame([dict(prediction=reply, **kind, **more)]), protocol).row(0, named=True)
 
+ENOUGH = 3               # Seconds of processor time for one row: .4 on an idle machine, more where cores are shared; what hangs takes minutes
+
+def processor_time(f, *args):
+    "What `f` returns, and the seconds that this thread computed for it, however busy the machine is"
+    start = time.thread_time()
+    return f(*args), time.thread_time()-start
+
 def slowest(replies):
-    "Score every reply for every kind of gold, timed apart"
+    "Score every reply for every kind of gold: the most seconds of processor time that one took, and which"
     with Algebra() as algebra:
         algebra.same('1', '1')
         worst = (0., '')
         for reply in replies:
             for kind in KINDS:
                 for protocol in PROTOCOLS:
-                    spent = 9.
-                    for _ in range(3):                                       # A busy machine may be slow once, not three times
-                        if spent<1: break
-                        algebra.ready()
-                        start = time.perf_counter()
-                        made = score_row(dict(prediction=reply, **kind), protocol, algebra)
-                        spent = min(spent, time.perf_counter()-start)
+                    algebra.ready()
+                    made, spent = processor_time(score_row, dict(prediction=reply, **kind), protocol, algebra)
                     worst = max(worst, (spent, f'{reply[:30]!r} for {kind["answer"]}'))
                     assert made['tier'] in ('exact', 'pattern', 'fallback', 'none') and 'cannot be read' not in made['reason']
     return worst
 
 def test_hostile_replies_neither_hang_nor_crash():
     seconds, what = slowest(HOSTILE)
-    assert seconds<1, f'{what} took {seconds:.2f} s'
+    assert seconds<ENOUGH, f'{what} took {seconds:.2f} s of processor time'
 
 @given(st.text(max_size=300)|st.text(alphabet='0123456789+-*/^().,:=|\\{}$ABCD xyπ°%\n[]"_!', max_size=400))
-@settings(max_examples=150, deadline=1500, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @example('10^10^10')
 @example('\\frac{1}{0}')
 def test_any_text_is_scored(text):
@@ -59,11 +61,12 @@ def test_any_text_is_scored(text):
         def same(self, *_): return None
     for kind in [k for k in KINDS if k['answer'] not in (KINDS[-1]['answer'], KINDS[-2]['answer'])]:
         for protocol in PROTOCOLS:
-            made = score_row(dict(prediction=text, **kind), protocol, Never())
+            made, spent = processor_time(score_row, dict(prediction=text, **kind), protocol, Never())
             assert made['correct'] is not None and 'cannot be read' not in made['reason'], made['reason']
+            assert spent<ENOUGH
 
 @given(st.sampled_from(sorted(RULES)), st.text(max_size=60), st.text(min_size=1, max_size=60))
-@settings(max_examples=150, deadline=1500, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_rule_takes_every_gold(metric, reply, gold):
     class Never:
         def same(self, *_): return None
@@ -71,6 +74,7 @@ def test_every_rule_takes_every_gold(metric, reply, gold):
         made = score_row(dict(prediction=reply, question='What?', answer=gold, metric=metric), protocol, Never())
         assert made['correct'] in (True, False, None) and 'cannot be read' not in made['reason'], made['reason']
 
+@settings(deadline=None)
 @given(st.integers(-10**6, 10**6), st.sampled_from(['{}', 'The answer is {}.', 'So we get $x = {}$.', '\\boxed{{{}}}', '**Answer:** {}',
                                                  'It is {} cm long.', '{{"solution": "long", "short answer": "{}"}}', 'Therefore, x = {}']))
 def test_a_number_is_found_in_every_form(n, form):
@@ -78,6 +82,7 @@ def test_a_number_is_found_in_every_form(n, form):
     assert not one(form.format(n+1), dict(question='Find x.', answer=str(n)))['correct']
     assert one(form.format(f'{n:,}'), dict(question='Find x.', answer=str(n)))['correct']
 
+@settings(deadline=None)
 @given(st.sampled_from('ABCD'), st.sampled_from(['{}', '({})', '{}.', 'The answer is {}.', 'The correct option is ({}).', 'Answer: {}', '**{}**', '\\boxed{{{}}}',
                                                 'So it is option {}.', 'Therefore, the answer is:\n\n{}']))
 def test_a_letter_is_found_in_every_form(letter, form):
@@ -114,6 +119,25 @@ def test_columns_of_other_types():
     with pytest.raises(ValueError, match='no column prediction'): score(pl.DataFrame(dict(answer=['7'], reply=['7'])))
     with pytest.raises(ValueError, match='prediction holds List'): score(pl.DataFrame(dict(answer=['7'], prediction=[['7']])))
     assert score(pl.DataFrame(schema=dict(answer=pl.String, prediction=pl.String))).height==0
+
+def test_a_run_a_file_and_a_table_score_alike(tmp_path):
+    from vlm_merging.asking.replies import replies
+    rows = [dict(benchmark='bars', run='v', index=str(i), question='How many?', answer='7', prediction=p) for i, p in enumerate(('7', 'It is 8.'))]
+    run = tmp_path/'v'
+    run.mkdir()
+    (run/'run.json').write_text('{}')
+    (run/'replies.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in rows))
+    expected = score(replies(run)).rows()
+    assert [r[-8] for r in expected]==[True, False]
+    assert score(run).rows()==score(str(run)).rows()==expected
+    for name, write in (('t.parquet', 'write_parquet'), ('t.jsonl', 'write_ndjson'), ('t.csv', 'write_csv')):
+        getattr(pl.DataFrame(rows), write)(tmp_path/name)
+        assert score(tmp_path/name)['correct'].to_list()==[True, False], name
+    (tmp_path/'words.txt').write_text('7')
+    for what, told in ((tmp_path/'nowhere', 'is not there'), (tmp_path, 'no run.json'), (tmp_path/'words.txt', 'is read from'), (rows, 'list .* is no table')):
+        with pytest.raises(ValueError, match=told): score(what)
+    (tmp_path/'t.jsonl').write_text(json.dumps(rows[0])+'\n[1, 2]\n')
+    with pytest.warns(UserWarning, match='line 2'): assert score(tmp_path/'t.jsonl').height==1
 
 def test_nothing_is_run(tmp_path):
     mark = tmp_path/'run'
@@ -203,6 +227,6 @@ def test_too_many_options_are_a_fault_of_the_row():
 
 def test_thousands_of_golds_stay_within_the_time():
     for metric in ('anls', 'contains', 'vqa'):
-        start = time.perf_counter()
-        one('words of a reply '*20, dict(question='What?', answer=json.dumps([f'gold answer number {i} '*12 for i in range(3000)]), metric=metric))
-        assert time.perf_counter()-start<1.5, metric
+        many = json.dumps([f'gold answer number {i} '*12 for i in range(3000)])
+        _, spent = processor_time(one, 'words of a reply '*20, dict(question='What?', answer=many, metric=metric))
+        assert spent<ENOUGH, metric

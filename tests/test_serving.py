@@ -7,7 +7,7 @@ import pytest
 for needed in ('torch', 'openai', 'fastapi', 'uvicorn'): pytest.importorskip(needed, reason="needs pip install 'vlm_merging[serving]'")
 from vlm_merging.benchmarks.items import Item, Picture
 from vlm_merging.asking.endpoint import Endpoint
-from vlm_merging.asking.ask import evaluate
+from vlm_merging.asking.ask import ask
 from vlm_merging.lab.trio import lab_folder, questions
 from vlm_merging.merging.merge import merge
 from vlm_merging.asking.models import open_model
@@ -16,7 +16,7 @@ from vlm_merging.merging.recipe import Recipe
 @pytest.fixture(scope='module')
 def merged(tmp_path_factory):
     lab = lab_folder()
-    return merge(Recipe(lab/'vlm', lab/'llm', knobs=dict(weight=.5)), tmp_path_factory.mktemp('serving')/'merged')
+    return merge(Recipe(lab/'vlm', lab/'llm', knobs=dict(weight=.5)), out=tmp_path_factory.mktemp('serving')/'merged')
 
 @pytest.fixture(scope='module')
 def served(merged, tmp_path_factory):
@@ -56,7 +56,7 @@ def asked(n): return [Item(q.id, q.ask, q.answer, images=(Picture(q.image),), ta
 
 def test_the_same_replies_from_afar(endpoint, local, tmp_path):
     items = asked(21)
-    far, near = evaluate(items, endpoint, tmp_path/'far'), evaluate(items, local, tmp_path/'near')
+    far, near = ask(endpoint, items, out=tmp_path/'far'), ask(local, items, out=tmp_path/'near')
     assert far['prediction'].to_list()==near['prediction'].to_list() and far['finish'].to_list()==near['finish'].to_list()
     right = sum(a==p.split()[-1] for a, p in far.select('answer', 'prediction').iter_rows() if p.split())
     assert right>=12

@@ -1,5 +1,5 @@
 "The site as a reader meets it: every page in a browser at two widths; the README and the tables of the guide are in step"
-import ast, functools, importlib.util, json, os, re, shutil, subprocess, sys, threading
+import ast, functools, importlib.util, json, os, re, subprocess, sys, threading
 from configparser import ConfigParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -7,12 +7,9 @@ from pathlib import Path
 import pytest
 
 project = Path(__file__).resolve().parent.parent
-CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 WIDE, PHONE = (1280, 800), (390, 844)
 PATIENCE = 120_000     # Milliseconds for one page, on a busy machine
 SHOWN = 'index.html', 'guide/methods.html', 'guide/faq.html', 'tutorials/merge_and_look.html', 'probing/layers.html', 'merging/merge.html'
-FLAGS = ['--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run', '--disable-background-networking',
-         '--disable-component-update', '--disable-sync', '--disable-dev-shm-usage']
 
 def docs():
     "`.ci/docs.py` as a module"
@@ -96,15 +93,6 @@ def address(site):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{server.server_port}/'
     server.shutdown()
-
-@pytest.fixture(scope='module')
-def browser():
-    api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed: pip install playwright')
-    if not CHROMIUM: pytest.skip('no chromium or google-chrome is installed: apt-get install chromium')
-    with api.sync_playwright() as p:
-        made = p.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
-        yield made
-        made.close()
 
 LOOK = '''() => ({
     titles: document.querySelectorAll('h1').length,

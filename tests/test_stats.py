@@ -3,7 +3,8 @@ import time
 from pathlib import Path
 import numpy as np, polars as pl, pytest
 from scipy import stats as scipy_stats
-from vlm_merging.comparing.compare import COMPARISON_COLUMNS, compare, detectable, difference, holm, items_needed, matched, mcnemar, sign_flip
+from vlm_merging.comparing.pairs import (
+    COMPARISON_COLUMNS, comparison_table, detectable, difference, holm, items_needed, matched, mcnemar, sign_flip)
 from vlm_merging.comparing.statistics import by_length, typed_table, interval, values_in_tag, resampled, summarize, wilson, worst_case
 from vlm_merging.comparing.findings import p_said, points, verdict
 
@@ -161,7 +162,7 @@ def test_worst_case_and_average_of_dynamath():
     at = dict(summarize(t, variants=dict(toy=2)).select('what', 'value').iter_rows())
     assert at['accuracy']==.5 and at['worst case']==pytest.approx(1/3)
     assert worst_case(t)['correct'].to_list()==[True, False, False]
-    assert compare(worst_case(t), worst_case(t.with_columns(run=pl.lit('b'), correct=True)))['difference'][0]==pytest.approx(2/3)
+    assert comparison_table(worst_case(t), worst_case(t.with_columns(run=pl.lit('b'), correct=True)))['difference'][0]==pytest.approx(2/3)
 
 def dynamath(variants, right=lambda i, v: True, questions=10, **more):
     "`variants` of each of some questions"
@@ -180,7 +181,7 @@ def test_the_worst_case_wants_all_variants():
     assert row['n']==7 and row['value']==pytest.approx(6/7) and row['method']=='Wilson; 3 questions without all 10 variants left out'
     assert worst(cut, by='variant')['tag'].to_list()==['all']
     assert worst_case(cut).height==7 and worst_case(t).height==10
-    made = compare(worst_case(t), worst_case(cut.with_columns(run=pl.lit('b')))).row(0, named=True)
+    made = comparison_table(worst_case(t), worst_case(cut.with_columns(run=pl.lit('b')))).row(0, named=True)
     assert (made['n'], made['only_a'])==(7, 3)
 
 def test_the_worst_case_of_other_benchmarks():
@@ -195,7 +196,7 @@ def test_the_worst_case_of_other_benchmarks():
 def test_the_worst_variant_may_be_another_one_in_the_other_run():
     a = table([True, False, True, True], group=list('1122'), answer=list('1234'))
     b = table([False, True, True, True], 'b', group=list('1122'), answer=list('1234'))
-    made = compare(worst_case(a), worst_case(b))
+    made = comparison_table(worst_case(a), worst_case(b))
     assert made['n'][0]==2 and made['difference'][0]==0 and made['other_gold'][0]==0
 
 def test_pope_by_hand():
@@ -235,7 +236,7 @@ def test_nothing_readable_is_counted_and_no_more():
     (lambda: table([True, True], protocol=['offline-1', 'strict-1']), 'offline-1 and strict-1')])
 def test_a_table_that_cannot_be_used_is_refused_in_a_sentence(frame, why):
     with pytest.raises(ValueError, match=why): summarize(frame())
-    with pytest.raises(ValueError): compare(frame(), table([True], 'b'))
+    with pytest.raises(ValueError): comparison_table(frame(), table([True], 'b'))
 
 def test_tables_of_other_hands():
     assert typed_table(table(['true', 'False', None]))['correct'].to_list()==[True, False, None]
@@ -252,56 +253,56 @@ def test_tables_of_other_hands():
     (lambda: table([True]), lambda: table([True], index='9'), 'share no item'),
     (lambda: table([True], protocol='offline-1'), lambda: table([True], 'b', protocol='strict-1'), 'offline-1 in one run and strict-1')])
 def test_runs_that_cannot_be_compared_are_refused_in_a_sentence(a, b, why):
-    with pytest.raises(ValueError, match=why): compare(a(), b())
+    with pytest.raises(ValueError, match=why): comparison_table(a(), b())
 
 # The comparison
 
 def test_compare_by_hand():
     a, b = table([True, True, False, False, None, True]), table([True, False, True, True, True], 'b')
-    row = compare(a, b).row(0, named=True)
+    row = comparison_table(a, b).row(0, named=True)
     assert (row['n'], row['won'], row['lost'], row['a'], row['b'])==(4, 2, 1, .5, .75)
     assert row['difference']==.25 and row['p']==1 and (row['only_a'], row['only_b'], row['no_gold'])==(1, 0, 1)
-    back = compare(b, a).row(0, named=True)
+    back = comparison_table(b, a).row(0, named=True)
     assert back['difference']==-.25 and (back['won'], back['lost'])==(1, 2) and back['p']==row['p']
-    assert 'Left out: 1 only in a, 1 without a readable gold answer.' in verdict(compare(a, b))
+    assert 'Left out: 1 only in a, 1 without a readable gold answer.' in verdict(comparison_table(a, b))
 
 def test_order_of_rows_and_types_of_the_index_do_not_matter():
     rng = np.random.default_rng(0)
     a, b = (table((rng.random(60)<.5).tolist(), r, group=[str(i//3) for i in range(60)], level=[i%3 for i in range(60)]) for r in 'ab')
     mixed = b.sample(fraction=1, shuffle=True, seed=1).with_columns(pl.col('index').cast(pl.Int64), pl.col('level').cast(pl.String))
-    assert compare(a, b, 'level').equals(compare(a, mixed, 'level'))
+    assert comparison_table(a, b, 'level').equals(comparison_table(a, mixed, 'level'))
 
 def test_versions_of_one_problem_are_no_independent_wins():
     wins = [True]*40+[False]*10+[True]*100
     a, b = table([False]*40+[True]*10+[True]*100), table(wins, 'b')
     group = [str(i//5) for i in range(150)]
-    alone, held = compare(a, b), compare(a.with_columns(group=pl.Series(group)), b.with_columns(group=pl.Series(group)))
+    alone, held = comparison_table(a, b), comparison_table(a.with_columns(group=pl.Series(group)), b.with_columns(group=pl.Series(group)))
     assert alone['test'][0]=='McNemar, exact' and held['test'][0]=='sign flip by cluster, exact'
     assert alone['p'][0]<.001 and held['p'][0]==pytest.approx(mcnemar(8, 2)) and held['high'][0]-held['low'][0]>1.5*(alone['high'][0]-alone['low'][0])
     assert held['detectable'][0]>1.5*alone['detectable'][0]
 
 @pytest.mark.parametrize('right', [True, False])
 def test_no_pair_differs(right):
-    row = compare(table([right]*50), table([right]*50, 'b')).row(0, named=True)
+    row = comparison_table(table([right]*50), table([right]*50, 'b')).row(0, named=True)
     assert row['p']==1 and row['low']<0<row['high'] and row['low']==pytest.approx(-row['high'], abs=.03)
-    assert 'no item was scored differently' in verdict(compare(table([right]*50), table([right]*50, 'b'))).lower()
+    assert 'no item was scored differently' in verdict(comparison_table(table([right]*50), table([right]*50, 'b'))).lower()
 
 def test_a_single_pair_says_nothing():
-    assert 'too few items to say (1 item, 95%' in verdict(compare(table([True]), table([False], 'b')))
+    assert 'too few items to say (1 item, 95%' in verdict(comparison_table(table([True]), table([False], 'b')))
 
 def test_other_gold_and_mixed_tags():
     a = table([True, True], answer=['1', '2'], category=['x', None])
     made = matched(a, table([True, True], 'b', answer=['1 ', '3']))
     assert made['state'].to_list()==['paired', 'other gold']
-    assert compare(a, table([True, True], 'b'), 'category').filter(tag='category')['where'].to_list()==['(none)', 'x']
-    with pytest.raises(ValueError, match='no column kind'): compare(a, a.with_columns(run=pl.lit('b')), 'kind')
+    assert comparison_table(a, table([True, True], 'b'), 'category').filter(tag='category')['where'].to_list()==['(none)', 'x']
+    with pytest.raises(ValueError, match='no column kind'): comparison_table(a, a.with_columns(run=pl.lit('b')), 'kind')
 
 def test_correction_is_within_a_family():
     rng, frames = np.random.default_rng(0), []
     for name in 'PQR': frames.append(table((rng.random(200)<.5).tolist(), benchmark=name, category=['x', 'y']*100))
     a = pl.concat(frames)
     b = a.with_columns(run=pl.lit('b'), correct=pl.Series(rng.random(600)<.6))
-    made = compare(a, b, 'category')
+    made = comparison_table(a, b, 'category')
     for tag, count in (('all', 3), ('category', 6)):
         rows = made.filter(tag=tag)
         assert rows.height==count and rows['p_holm'].to_list()==pytest.approx(holm(rows['p'].to_list()))
@@ -309,7 +310,7 @@ def test_correction_is_within_a_family():
 def test_graded_scores_are_compared_by_random_flips():
     rng = np.random.default_rng(0)
     x = rng.random(80)
-    row = compare(table([True]*80, value=x), table([True]*80, 'b', value=np.clip(x+.1, 0, 1))).row(0, named=True)
+    row = comparison_table(table([True]*80, value=x), table([True]*80, 'b', value=np.clip(x+.1, 0, 1))).row(0, named=True)
     assert row['test']=='sign flip, 10000 draws' and row['p']<.001 and row['low']>.05
 
 # The verdict
@@ -318,7 +319,7 @@ def case(won, lost, same, both=0, **more):
     "Two runs of which `won` and `lost` items differ"
     a = [False]*won+[True]*lost+[True]*same+[False]*both
     b = [True]*won+[False]*lost+[True]*same+[False]*both
-    return compare(table(a, 'base', **more), table(b, 'merged', **more), by=[c for c in more if c=='category'])
+    return comparison_table(table(a, 'base', **more), table(b, 'merged', **more), by=[c for c in more if c=='category'])
 
 def test_verdicts_in_words():
     assert 'Toy is better: +10.0 points' in verdict(case(30, 0, 270))
@@ -337,7 +338,7 @@ def test_a_name_stays_as_it_was_written():
     assert '- digits +5.3 points' in verdict(weak)
     some = table([True]*9, benchmark='digits')
     b = pl.concat([some, table([None]*9, benchmark='mine')], how='vertical_relaxed').with_columns(run=pl.lit('b'))
-    assert '- mine: nothing to compare' in verdict(compare(pl.concat([some, table([True]*9, benchmark='mine')]), b))
+    assert '- mine: nothing to compare' in verdict(comparison_table(pl.concat([some, table([True]*9, benchmark='mine')]), b))
 
 def test_words_for_numbers():
     assert [points(x) for x in (.0431, -.026, 0, .0004, -.0004)]==['+4.3', '-2.6', '0.0', '0.0', '0.0'] and points(.5, False)=='50.0'
@@ -349,7 +350,7 @@ def two(before, after, n=300):
     def side(run, mute, length):
         out = ['loop' if i%100<mute else 'answered' for i in range(n)]
         return table([bool(k and o=='answered') for k, o in zip(knows, out)], run, outcome=out, length=length)
-    return compare(side('base', *before), side('merged', *after))
+    return comparison_table(side('base', *before), side('merged', *after))
 
 def test_a_change_of_format_is_not_read_as_ability():
     gain = two((20, 10), (0, 10))
@@ -363,18 +364,18 @@ def test_a_change_of_format_is_not_read_as_ability():
 def test_a_change_may_hide_behind_the_format():
     a = table([True]*60+[False]*120+[True]*20, 'base')
     b = table([True]*80+[False]*120, 'merged', outcome=['answered']*180+['loop']*20)  # 20 won, and 20 lost to loops
-    made = compare(a, b)
+    made = comparison_table(a, b)
     assert made['difference'][0]==0 and made['readable'][0]==pytest.approx(20/180) and 'may hide a change' in verdict(made)
 
 def test_a_benchmark_without_a_pair_is_said():
     a = pl.concat([table([True]*9), table([None], benchmark='Sealed'), table([True], benchmark='Mine')])
     b = pl.concat([table([True]*9, 'b'), table([None], 'b', benchmark='Sealed')])
-    said = verdict(compare(a, b))
+    said = verdict(comparison_table(a, b))
     assert 'Sealed: nothing to compare; none of its 1 items' in said and 'Mine: nothing to compare; none of its 1 items' in said
 
 def test_unknown_outcomes_are_said():
     a, b = (table([True, False]*20, r).drop('outcome', 'length') for r in 'ab')
-    assert 'Whether the format changed cannot be told' in verdict(compare(a, b))
+    assert 'Whether the format changed cannot be told' in verdict(comparison_table(a, b))
 
 def test_the_verdict_wants_the_table_of_compare():
     with pytest.raises(ValueError, match='no column'): verdict(pl.DataFrame(dict(run=['a'])))
@@ -391,7 +392,7 @@ def test_real_replies_give_a_sober_verdict():
         frames.append(d.with_columns(correct=pl.coalesce(told), outcome=pl.lit('answered'), length=pl.col('prediction').str.len_chars()))
     scores = pl.concat(frames, how='diagonal_relaxed')
     a, b = (scores.filter(run=r) for r in ('dart_base', 'dart_merged0.9'))
-    made = compare(a, b, 'category')
+    made = comparison_table(a, b, 'category')
     said = verdict(made)
     assert worst_case(scores.filter(benchmark='DynaMath'))['items'].unique().to_list()==[10]
     assert 'DynaMath: too few items to say' in said and 'share only 30 of 410 items' in said

@@ -9,7 +9,8 @@ from vlm_merging.merging.merge import merge
 from vlm_merging.asking.models import open_model
 from vlm_merging.merging.recipe import Recipe
 from vlm_merging.benchmarks.load import load
-from vlm_merging.probing.sweep import against_best, agreement, mixtures, sweep, sweep_table, sweep_verdict
+from vlm_merging.probing.sweep import against_best, agreement, mixtures, sweep, sweep_table
+from vlm_merging.comparing.findings import sweep_verdict
 
 LAB = lab_folder()
 HOW = dict(max_new_tokens=16, batch_size=42)
@@ -44,54 +45,69 @@ def test_ranges_are_neighbours_only_of_their_own_kind():
 
 def test_a_sweep_says_what_merges_on_disk_say(tmp_path):
     items = load('lab', n=14, split='dev')
-    sweep(LAB/'vlm', LAB/'llm', [.6, .2], items, out=tmp_path/'run', **HOW)
+    sweep(LAB/'vlm', LAB/'llm', weights=[.6, .2], items=items, out=tmp_path/'run', **HOW)
     parts = pl.concat([pl.read_parquet(p) for p in (tmp_path/'run'/'parts').iterdir()])
     for n, weight in enumerate((.6, .2)):
-        out = merge(Recipe(LAB/'vlm', LAB/'llm', knobs={'weight': weight}), tmp_path/f'{n}')
+        out = merge(Recipe(LAB/'vlm', LAB/'llm', knobs={'weight': weight}), out=tmp_path/f'{n}')
         asked = {r.id: r.text for r in open_model(out, **HOW).many(items)}
         part = parts.filter(weight=weight)
         assert dict(part.select('index', 'prediction').iter_rows())==asked
 
 def test_methods_with_task_vectors_curves_and_modules():
     items = load('lab', n=7, split='dev')
-    made = sweep(LAB/'vlm', LAB/'llm', [.9, [1., .2]], items, base=LAB/'base', method='ties', knobs=dict(density=.5), modules=['mlp', 'all'], by='category', **HOW)
+    made = sweep(LAB/'vlm', LAB/'llm', LAB/'base', weights=[.9, [1., .2]], items=items, method='ties', density=.5, modules=['mlp', 'all'], by='category', **HOW).table
     assert made.filter(what='accuracy', tag='all')['run'].to_list()==['weight 0.9, modules mlp', 'weight [1.0, 0.2], modules mlp', 'weight 0.9', 'weight [1.0, 0.2]']
     assert not made.filter(what='agreement').height                   # Curves have no order, and one number no neighbours
 
 def test_nobody_knows_the_answers():
     items = [replace(i, answer=None) for i in load('lab', n=7, split='dev')]
-    said = sweep_verdict(sweep(LAB/'vlm', LAB/'llm', [.8, .6, .4, .2], items, **HOW))
+    said = sweep(LAB/'vlm', LAB/'llm', weights=[.8, .6, .4, .2], items=items, **HOW).verdict
     assert 'best of' not in said and 'without labels, replies agree most' in said
-    assert 'Nothing can be said' in sweep_verdict(sweep(LAB/'vlm', LAB/'llm', [.8, .5, .2], items, **HOW))
+    assert 'Nothing can be said' in sweep(LAB/'vlm', LAB/'llm', weights=[.8, .5, .2], items=items, **HOW).verdict
 
 def test_an_own_score_decides():
     items = load('lab', n=7, split='dev')
-    made = sweep(LAB/'vlm', LAB/'llm', [.9, .3], items, lambda item, text: float('so' in text.split()), **HOW)
-    assert made.filter(what='accuracy', tag='all', best=True)['run'].to_list()==['weight 0.3']     # It works things out in words
+    made = sweep(LAB/'vlm', LAB/'llm', weights=[.9, .3], items=items, score=lambda item, text: float('so' in text.split()), **HOW)
+    assert made.best==dict(weight=.3, layers='all', modules='all') and made.table.filter(what='accuracy', tag='all', best=True)['run'].to_list()==['weight 0.3']     # It works things out in words
 
 @pytest.mark.parametrize('how, said', [(dict(weights=[]), 'no weight to try'), (dict(weights=[1.2]), 'weight'), (dict(weights=[.5], method='ties'), 'needs `base`'),
                                        (dict(weights=[.5], layers='9-'), 'not within'), (dict(weights=[.5], ray='local'), 'needs a folder'),
-                                       (dict(weights=[.5], llm='nowhere'), 'not a folder')])
+                                       (dict(weights=[.5], llm='nowhere'), 'not a folder'), (dict(weights=[.5], weight=.5), 'is what is tried'),
+                                       (dict(weights=[.5], densty=.5), "no 'densty'")])
 def test_what_cannot_be_swept_is_one_sentence(how, said):
     with pytest.raises(ValueError, match=said): sweep(**dict(vlm=LAB/'vlm', llm=LAB/'llm', items=load('lab', n=7))|how)
+
+def test_a_recipe_or_its_ingredients():
+    items = load('lab', n=7, split='dev')
+    recipe = Recipe(LAB/'vlm', LAB/'llm', LAB/'base', 'ties', {'weight': .9, 'density': .5}, layers='2-5')
+    whole = sweep(recipe, weights=[.6], items=items, **HOW)
+    assert whole.table.equals(sweep(LAB/'vlm', LAB/'llm', LAB/'base', weights=[.6], items=items, method='ties', density=.5, layers='2-5', **HOW).table)
+    assert whole.best==dict(weight=.6, layers='2-5', modules='all')
+    with pytest.raises(ValueError, match='names models and method already'): sweep(recipe, LAB/'llm', weights=[.6], items=items)
+
+def test_a_sweep_shows_itself():
+    made = sweep(LAB/'vlm', LAB/'llm', weights=[.6, .2], items=load('lab', n=7, split='dev'), **HOW)
+    assert repr(made).split()==made.verdict.split() and len(repr(made).split('\n'))<40
+    shown = made._repr_html_()
+    assert 'weight 0.6' in shown and '<table' in shown
 
 def test_mixtures_are_named_once():
     assert [m['run'] for m in mixtures([.5, .5, .7], ['all', '2-'])]==['weight 0.5', 'weight 0.7', 'weight 0.5, layers 2-', 'weight 0.7, layers 2-']
 
 def test_ranges_that_read_alike_are_two_mixtures_and_a_folder_can_grow(tmp_path):
     items, how = load('lab', n=7, split='dev'), dict(out=tmp_path/'run', **HOW)
-    both = sweep(LAB/'vlm', LAB/'llm', [.2], items, layers=['0,7', '0-7'], **how)
+    both = sweep(LAB/'vlm', LAB/'llm', weights=[.2], items=items, layers=['0,7', '0-7'], **how).table
     assert both.filter(what='accuracy', tag='all')['run'].to_list()==['weight 0.2, layers 0,7', 'weight 0.2, layers 0-7']
-    alone = sweep(LAB/'vlm', LAB/'llm', [.2], items, layers=['0,7'], **how)
+    alone = sweep(LAB/'vlm', LAB/'llm', weights=[.2], items=items, layers=['0,7'], **how).table
     assert alone.filter(what='accuracy', tag='all')['value'].to_list()==both.filter(what='accuracy', tag='all')['value'].to_list()[:1]
-    sweep(LAB/'vlm', LAB/'llm', [.2, [.9, .8, .7, .6, .5, .4, .3, .2]*5], items, **how)
+    sweep(LAB/'vlm', LAB/'llm', weights=[.2, [.9, .8, .7, .6, .5, .4, .3, .2]*5], items=items, **how)
     assert len(list((tmp_path/'run'/'parts').iterdir()))==4
 
 def test_other_models_or_questions_are_refused(tmp_path):
     how = dict(out=tmp_path/'run', **HOW)
-    sweep(LAB/'vlm', LAB/'llm', [.2], load('lab', n=7, split='dev'), **how)
+    sweep(LAB/'vlm', LAB/'llm', weights=[.2], items=load('lab', n=7, split='dev'), **how)
     for llm, items in ((LAB/'base', load('lab', n=7, split='dev')), (LAB/'llm', load('lab', n=7, seed=1, split='dev'))):
-        with pytest.raises(ValueError, match='begun with other settings'): sweep(LAB/'vlm', llm, [.2], items, **how)
+        with pytest.raises(ValueError, match='begun with other settings'): sweep(LAB/'vlm', llm, weights=[.2], items=items, **how)
 
 def test_the_best_of_many_alike_is_not_called_better():
     import numpy as np

@@ -4,13 +4,6 @@ import pytest, torch
 from vlm_merging.lab import training as training
 from vlm_merging.lab.trio import TOPICS
 
-@pytest.fixture(scope='module', autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 @pytest.mark.parametrize('image', [False, True])
 def test_questions_of_one_scene_do_not_see_each_other(image):
     "Each of the six is answered as if it stood alone behind the scene: six rows of one question give the same loss"
@@ -64,5 +57,5 @@ def test_a_small_trio_is_saved_whole(tmp_path, monkeypatch):
     trio = training.train_trio(tmp_path/'trio', seed=3, hidden=32, layers=2, say=said.append)
     assert {p.name for p in trio.iterdir()}=={'base', 'llm', 'vlm'} and [p.name for p in tmp_path.iterdir()]==['trio']
     assert 'seed=3, hidden=32, layers=2' in (trio/'vlm'/'README.md').read_text() and 'seed 3' in said[-1]
-    merged = merge(Recipe(trio/'vlm', trio/'llm', knobs=dict(weight=.5)), tmp_path/'merged')
+    merged = merge(Recipe(trio/'vlm', trio/'llm', knobs=dict(weight=.5)), out=tmp_path/'merged')
     assert isinstance(open_model(merged, max_new_tokens=2)(load('lab', n=1)[0]), str)

@@ -23,7 +23,7 @@ def call(capsys):
 
 @pytest.fixture
 def asked(monkeypatch):
-    "A stand-in for `profile.run` that notes its arguments"
+    "A stand-in for `probe_folder` that notes its arguments"
     held = {}
     def run(models, items, out, **more):
         held.update(models=models, items=items, out=out, **more)
@@ -33,7 +33,7 @@ def asked(monkeypatch):
                                   part=part, how=how, heads='', before=1. if measure=='answer' else -.5, after=float(rng.random()>.6/(1+l)) if measure=='answer' else -.5-2/(1+l)+.1*rng.normal())
                              for m in models for i in items for measure in more['measures'] for part in more['parts'] for how in more['how'] for l in range(4)])
     import vlm_merging.probing.probe
-    monkeypatch.setattr(vlm_merging.probing.probe, 'run', run)
+    monkeypatch.setattr(vlm_merging.probing.probe, 'probe_folder', run)
     return held
 
 def test_a_probe_goes_where_it_is_told(call, asked, tmp_path):
@@ -77,7 +77,7 @@ def test_words_and_names():
 @pytest.fixture(scope='module')
 def merged(tmp_path_factory):
     out = tmp_path_factory.mktemp('room')/'merged'
-    return merge(Recipe(lab_folder()/'vlm', lab_folder()/'llm', knobs=dict(weight=.5)), out)
+    return merge(Recipe(lab_folder()/'vlm', lab_folder()/'llm', knobs=dict(weight=.5)), out=out)
 
 def test_the_lab_is_probed_and_gone_on_with(call, merged, tmp_path):
     line = ['probe', lab_folder()/'vlm', '--against', merged, '--benchmark', 'lab', '-n', 28, '--split', 'dev', '--parts', 'layer', '--layers', '0-2', '--measure', 'likelihood', 'answer',

@@ -1,3 +1,58 @@
-"Merge a vision-language model with a reasoning language model, from files to files, without training"
+"""Merge a vision-language model with a reasoning language model, from files to files, without training.
+
+What a user needs is imported from here: `from vlm_merging import plan, merge, open_model, ask, score, compare, masked`.
+A name is fetched from its module when it is first asked for, so importing the package costs next to nothing."""
+
+from importlib import import_module
 
 __version__ = "0.1.0"
+
+# The face: module -> the names that it lends
+_NAMES = {
+    'checkpoints.headers': 'Checkpoint',
+    'merging.families': 'FAMILIES Family pair_names',
+    'merging.methods': 'METHODS Scale Share linear merge_method slerp',
+    'merging.recipe': 'Recipe',
+    'merging.plan': 'plan',
+    'merging.merge': 'merge',
+    'benchmarks.items': 'Benchmark Item Picture',
+    'benchmarks.load': 'BENCHMARKS load record_of',
+    'benchmarks.prepare': 'prepare',
+    'asking.models': 'LocalModel Reply open_model prompt_inputs',
+    'asking.endpoint': 'Endpoint',
+    'asking.ask': 'ask',
+    'asking.replies': 'replies reply_table report',
+    'asking.results': 'import_replies',
+    'scoring.score': 'PROTOCOLS RULES problems score',
+    'scoring.judge': 'judge_report judged',
+    'comparing.statistics': 'by_length summarize worst_case',
+    'comparing.pairs': 'detectable holm items_needed',
+    'comparing.findings': 'verdict',
+    'comparing.compare': 'Comparison compare',
+    'comparing.layer_findings': 'MEASURES MEASURE_NAMES change_verdict profile_verdict',
+    'probing.weights': 'by_layer by_module weight_stats weights_by_layer',
+    'probing.diagnose': 'Diagnosis diagnose',
+    'probing.layers': 'decoder_layers find_part wrapped_attention',
+    'probing.masks': 'Mask PARTS WAYS masked masks',
+    'probing.lens': 'attention_mass image_positions logit_lens patched residual_norms',
+    'probing.profile': 'profile_change profile_table',
+    'probing.depth': 'depth_table',
+    'probing.mixing': 'Mixer',
+    'probing.probe': 'Profile probe_folder profile profile_rows score_reply',
+    'probing.sweep': 'Sweep ask_mixture sweep',
+    'charts.pages': 'COLOURS save_chart show_offline titled together',
+    'charts.score_charts': 'length_chart lengthening_chart pairs_chart scores_chart weights_chart',
+    'charts.layer_charts': 'before_after_chart profile_chart',
+    'charts.maps': 'layers_page weight_map',
+    'widgets.widgets': 'LayerExplorer MergeExplorer ReplyBrowser',
+    'lab.trio': 'lab_folder',
+}
+_HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
+__all__ = sorted(_HOMES)
+
+def __getattr__(name):
+    if name not in _HOMES: raise AttributeError(f'vlm_merging has no {name!r}. It has {", ".join(__all__)}.')
+    globals()[name] = value = getattr(import_module(f'{__name__}.{_HOMES[name]}'), name)
+    return value
+
+def __dir__(): return sorted({*globals(), *__all__})

@@ -129,7 +129,7 @@ def ours(method, where, out, workers, device):
     from vlm_merging.merging.merge import merge
     from vlm_merging.merging.recipe import Recipe
     base = None if method == 'linear' else where/'base'
-    merge(Recipe(where/'vlm', where/'llm', base, method), out, workers=workers, device=device)
+    merge(Recipe(where/'vlm', where/'llm', base, method), out=out, workers=workers, device=device)
 
 
 def measured(job, where, out, args):

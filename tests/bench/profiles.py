@@ -27,7 +27,7 @@ from vlm_merging.probing.effects import effects
 from vlm_merging.asking.models import LocalModel, prompt_inputs
 from vlm_merging.probing.layers import decoder_layers
 from vlm_merging.probing.masks import masks
-from vlm_merging.probing.replay import answer_ids, record, forward_pass, said, taught, under
+from vlm_merging.probing.replay import answer_ids, record, forward_pass, token_logprobs, teacher_forced, masked_logits
 
 WORDS = 2000
 CHAT = ("{% for m in messages %}{% if m.content is string %}{{ m.content }} {% else %}{% for p in m.content %}"
@@ -101,15 +101,15 @@ def in_turns(o, what, who, items, room):
     model, every = who.model, masks(who.model, ('layer', 'mlp', 'attention'))
     ids = [answer_ids(who, i, i.answer) for i in items]
     with torch.inference_mode():
-        full, keep = taught(model, prompt_inputs(who, items, [list(i.images) for i in items]), ids), 1+max(map(len, ids))
+        full, keep = teacher_forced(model, prompt_inputs(who, items, [list(i.images) for i in items]), ids), 1+max(map(len, ids))
         forward_pass(model, full, keep)                                                                      # Warm
         (fast, held), (plain, _) = timed(lambda: record(model, full, keep)), timed(lambda: forward_pass(model, full, keep))
         fast, slow, off, few, many = fast+2*plain, 2*plain, 0., 3.*o.layers, 2.*o.layers            # Two checks; unmasked pass and one
         for layer in range(o.layers):
             group = [m for m in every if m.layers==(layer,)]
-            f, a = timed(lambda: dict(under(model, full, keep, group, held, room)))
-            s, b = timed(lambda: dict(under(model, full, keep, group)))
-            off = max(off, *(float((said(a[k], ids)-said(b[k], ids)).sum(-1).abs().max()) for k in a))
+            f, a = timed(lambda: dict(masked_logits(model, full, keep, group, held, room)))
+            s, b = timed(lambda: dict(masked_logits(model, full, keep, group)))
+            off = max(off, *(float((token_logprobs(a[k], ids)-token_logprobs(b[k], ids)).sum(-1).abs().max()) for k in a))
             fast, slow, few, many = fast+f, slow+s, few+len(group)*(o.layers-layer), many+len(group)*o.layers
     assert off<1e-3, f'{what}: the two ways differ by {off}'
     print(f'{what:11}{len(items):6}{len(every):7}{slow:10.1f}{fast:9.1f}{fast/slow:8.3f}{few/many:8.3f}   largest difference {off:.1e} nats', flush=True)

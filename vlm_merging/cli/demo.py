@@ -63,9 +63,10 @@ def find(
     import polars as pl
     from vlm_merging.comparing.compare import compare
     from vlm_merging.probing.diagnose import diagnose
-    from vlm_merging.asking.ask import evaluate
+    from vlm_merging.asking.ask import ask
     from vlm_merging.lab.trio import lab_folder, questions
-    from vlm_merging.merging.merge import merge, plan
+    from vlm_merging.merging.merge import merge
+    from vlm_merging.merging.plan import plan
     from vlm_merging.probing.mixing import Mixer
     from vlm_merging.asking.models import open_model
     from vlm_merging.probing.masks import masks
@@ -80,21 +81,21 @@ def find(
     vlm, llm, base = (lab/name for name in ('vlm', 'llm', 'base'))
     some = sorted({*WEIGHT_GRID, *([] if weight is None else [weight])})
     step(f'trying {len(some)} weights in memory, on {half} questions of the dev split')
-    tried = sweep(vlm, llm, some, load('lab', n=half, seed=seed, split='dev'), by='category', **ASKING)
+    tried = sweep(vlm, llm, weights=some, items=load('lab', n=half, seed=seed, split='dev'), by='category', **ASKING).table
     recipe = Recipe(vlm, llm, knobs={'weight':choose_weight(tried) if weight is None else float(weight)})
     step(f"merging with weight {recipe.knobs['weight']:g}, from files to files")
     told = str(plan(recipe)).replace(str(lab), 'lab')
-    where = merge(recipe, folder/'merged', progress=False)
+    where = merge(recipe, out=folder/'merged', progress=False)
     step(f'asking VLM, LLM and merged model {n} questions about pictures of the test split')
     open_ = {name:replace(open_model(w, **ASKING), name=name) for name, w in (('VLM', vlm), ('merged', where))}
     shell, items, scores = Mixer(open_['VLM'], recipe), load('lab', n=n+half, seed=seed, split='test'), []
     for name in MODELS:
         asker = replace(shell.mix(knobs={'weight':0.}), name=name) if name=='LLM' else open_[name]
         (folder/'replies').mkdir(exist_ok=True)
-        scores.append(score(evaluate(items[:n], asker, folder/'replies'/name, progress=False)))
+        scores.append(score(ask(asker, items[:n], out=folder/'replies'/name, progress=False)))
         shell.restore()
     step('comparing item by item')
-    sums, compared = summarize(scores, 'category'), compare(scores[0], scores[2], 'category')
+    sums, compared = summarize(scores, 'category'), compare(scores[0], scores[2], 'category').table
     step(f'masking each layer, before and after, with {half} more questions')
     rows = profile_rows(open_, items[n:], masks(open_['VLM'].model, 'layer'), measures=('answer',))
     profile, change = profile_table(rows, 'category'), profile_change(rows, 'VLM', 'merged', 'category')
@@ -127,7 +128,7 @@ def masks_said(
     kind:str,           # perception or reasoning
 )->str:
     "`VLM 0, merged 0-2`: the layers whose loss costs right answers, beyond chance"
-    from vlm_merging.merging.families import ranges_said
+    from vlm_merging.comparing.findings import ranges_said
     from vlm_merging.probing.profile import matters
     hurt = profile.filter(matters(-1), tag='category', where=kind)
     return ', '.join(f"{m} {ranges_said(hurt.filter(model=m)['layer'].to_list()) or 'none'}" for m in ('VLM', 'merged'))
@@ -190,7 +191,7 @@ def figure(
 )->str:                 # Markup
     "A chart as part of a page: its title and note as text, drawn for wide and for narrow pages"
     import altair as alt
-    from vlm_merging.charts.charts import INK
+    from vlm_merging.charts.pages import INK
     title, note = (s.join(t) if isinstance(t, list) else t for s, t in ((' ', chart.title.text), ('; ', chart.title.subtitle)))
     chart = chart.copy()
     chart.title, drawn = alt.Undefined, []
@@ -292,13 +293,14 @@ def page(
 )->str:                 # A whole page
     "The report"
     import altair as alt, polars as pl
-    from vlm_merging.charts.charts import INK, pairs_chart, weights_chart
-    from vlm_merging.asking.ask import versions
+    from vlm_merging.charts.pages import INK
+    from vlm_merging.charts.score_charts import pairs_chart, weights_chart
+    from vlm_merging.asking.folder import versions
     from vlm_merging.charts.layer_charts import before_after_chart
     from vlm_merging.charts.maps import weight_map
-    from vlm_merging.probing.sweep import sweep_verdict
+    from vlm_merging.comparing.findings import sweep_verdict
     from vlm_merging.probing.weights import weights_by_layer
-    from vlm_merging.probing.verdicts import change_verdict
+    from vlm_merging.comparing.layer_findings import change_verdict
     from vlm_merging.comparing.findings import verdict
     n, w, gains, dev = len(f.questions), f.recipe.knobs['weight'], kind_rows(f.compared), f.tried['n'].max()
     shares = {m:kind_rows(f.sums, run=m, what='accuracy') for m in MODELS}
@@ -385,7 +387,7 @@ def demo(
     step:Callable=bool, # Is told what is done next
 )->Findings:
     "Merge, ask, compare and mask the embedded trio, and write it all into a folder; raise ValueError if that cannot be done"
-    from vlm_merging.asking.ask import versions
+    from vlm_merging.asking.folder import versions
     from vlm_merging.merging.recipe import Recipe
     from vlm_merging.checkpoints.writer import KEY, drafting, remove, sync_text
     out = Path(out).expanduser()

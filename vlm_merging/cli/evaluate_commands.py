@@ -24,7 +24,7 @@ def read_table(
     import polars as pl
     path = Path(path).expanduser()
     if path.is_dir():
-        from vlm_merging.asking.ask import replies
+        from vlm_merging.asking.replies import replies
         return replies(path)
     if not path.is_file(): raise ValueError(f'{path} is not there. Name a table, or the folder of a run.')
     kind = path.suffix.lower()
@@ -178,7 +178,8 @@ def ask_command(
 )->int:                 # Exit code: 4 if some items failed
     "Ask a model every question, and keep each reply at once"
     import warnings
-    from vlm_merging.asking.ask import evaluate, report
+    from vlm_merging.asking.ask import ask
+    from vlm_merging.asking.replies import report
     if not args.benchmark: raise ValueError('--benchmark is missing. Name a prepared benchmark, or a table with question, image and answer.')
     if not args.out: raise ValueError('--out is missing. Name the folder of the run.')
     if args.out.is_file(): raise ValueError(f'{args.out} is a file. Name a folder for the run.')
@@ -187,7 +188,7 @@ def ask_command(
     items, left = questions_of(args)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', r'\d+ of \d+ items have a reply') # `report` says the same
-        held = evaluate(items, asker_of(args), args.out, args.run_name)
+        held = ask(asker_of(args), items, out=args.out, run=args.run_name)
     print(report(args.out))
     print(f'Next: vlm-merging score {args.out} --out {args.out}.parquet')
     return 0 if held.height==len(items) and not left else 4
@@ -210,7 +211,7 @@ def unfinished(
 )->list[str]:           # Empty: nothing is missing, or it is a table
     "What a run lacks, in a sentence"
     if not Path(path).is_dir(): return []
-    from vlm_merging.asking.ask import report
+    from vlm_merging.asking.replies import report
     told = report(path)
     done, _, all_ = told.split(' ', 3)[:3]
     return [] if done==all_ else [f'{path}: {told} What is there is no random part of it.']
@@ -285,16 +286,16 @@ def compare_command(
     if 'run' in a.columns and 'run' in b.columns and a['run'].unique().to_list()==b['run'].unique().to_list():
         a, b = (t.with_columns(run=pl.lit(str(p))) for t, p in ((a, args.before), (b, args.after)))  # Told apart by where they lie
     by = tuple(t.strip() for t in args.by.split(',') if t.strip()) if args.by is not None else tuple(t for t in ('category',) if t in a.columns and t in b.columns)
-    table = compare(a, b, by)
+    table = compare(a, b, by).table
     for name in {n.lower() for n in VARIANTS}&set(table['benchmark'].str.to_lowercase()):        # All variants of a question right
         try: worst = [worst_case(t.filter(pl.col('benchmark').str.to_lowercase()==name)) for t in (a, b)]
         except ValueError: continue                                  # No question is there with all its variants
         worst = [t.with_columns(benchmark=pl.col('benchmark')+', worst case') for t in worst]
-        if {*worst[0]['index']}&{*worst[1]['index']}: table = pl.concat([table, compare(*worst)])
+        if {*worst[0]['index']}&{*worst[1]['index']}: table = pl.concat([table, compare(*worst).table])
     print(verdict(table))
     if args.out: write_table(table, args.out)
     if args.chart:
-        from vlm_merging.charts.charts import save_chart
+        from vlm_merging.charts.pages import save_chart
         save_chart(comparison_charts(table, a, b, by), args.chart)
     return 0
 
@@ -306,7 +307,8 @@ def comparison_charts(
 ):
     "Scores, items won and lost, and accuracy against length, on one page"
     import polars as pl
-    from vlm_merging.charts.charts import length_chart, pairs_chart, scores_chart, together
+    from vlm_merging.charts.score_charts import length_chart, pairs_chart, scores_chart
+    from vlm_merging.charts.pages import together
     from vlm_merging.comparing.statistics import by_length, summarize
     sums = summarize([a, b], by)
     tags = ['all', *(t for t in ('split', *by) if table.filter(pl.col('tag')==t, pl.col('n')>0).height)]

@@ -13,7 +13,8 @@ from .demo import demo_command, demo_options
 from .understand_commands import UNDERSTAND
 
 # %% auto #0
-__all__ = ['knob_value', 'add_recipe_options', 'recipe_of', 'plan_command', 'merge_command', 'inspect_command', 'parser', 'main']
+__all__ = ['knob_value', 'add_recipe_options', 'asked_recipe', 'plan_command', 'merge_command', 'inspect_command', 'parser',
+           'main']
 
 # %% ../../nbs/cli/04_main.ipynb #c008
 def knob_value(
@@ -58,7 +59,7 @@ def add_recipe_options(
     how.add_argument('--as-run', action='store_true', default=None,
                      help='compute as the paper\'s script ran: float16, DARE without rescale')
 
-def recipe_of(
+def asked_recipe(
     args:argparse.Namespace, # What was typed, with the options of `add_recipe_options`
 ):
     "The recipe that a command line describes; raise ValueError if it describes none"
@@ -87,8 +88,8 @@ def plan_command(
     args,               # What was typed
 )->int:                 # Exit code
     "Print what would be merged with what, what stays and why; exit 3 if it cannot be"
-    from vlm_merging.merging.merge import plan
-    made = plan(recipe_of(args))
+    from vlm_merging.merging.plan import plan
+    made = plan(asked_recipe(args))
     print(made)
     return 3 if made.stops else 0
 
@@ -97,12 +98,13 @@ def merge_command(
 )->int:                 # Exit code
     "Merge, and print where the result is"
     from vlm_merging.checkpoints.headers import readable
-    from vlm_merging.merging.merge import merge, plan
-    recipe, start = recipe_of(args), time.time()
+    from vlm_merging.merging.merge import merge
+    from vlm_merging.merging.plan import plan
+    recipe, start = asked_recipe(args), time.time()
     if not args.out: raise ValueError('--out is missing. Name the folder that shall appear.')
     for f in plan(recipe).findings:
         if f.level=='warn': print(f, file=sys.stderr)
-    out = merge(recipe, args.out, overwrite=args.overwrite, workers=args.workers, device=args.device,
+    out = merge(recipe, out=args.out, overwrite=args.overwrite, workers=args.workers, device=args.device,
                 sha256=args.sha256, allow_nonfinite=args.allow_nonfinite,
                 progress=False if args.quiet else None)
     size = sum(p.stat().st_size for p in out.rglob('*') if p.is_file())

@@ -45,7 +45,7 @@ def diagnose_command(
     if not there and (args.out or args.chart): print('vlm-merging: no weights could be compared, so nothing was written.', file=sys.stderr)
     if there and args.out: write_table(found.stats, args.out)
     if there and args.chart:
-        from vlm_merging.charts.charts import save_chart
+        from vlm_merging.charts.pages import save_chart
         from vlm_merging.charts.maps import layers_page
         save_chart(layers_page(None, weights_by_layer(found.stats)), args.chart)
     return 3 if stops else 0
@@ -150,7 +150,7 @@ def probe_command(
     if rows['before'].is_null().all(): raise ValueError('No reply could be scored: the table has no readable answers. Measure likelihood with --target reply, which needs none.')
     told = probe_tables(rows, args.out, by, tuple(models))
     if args.chart:
-        from vlm_merging.charts.charts import save_chart
+        from vlm_merging.charts.pages import save_chart
         from vlm_merging.charts.maps import layers_page
         save_chart(layers_page(told['profile'], drawn, told.get('change')), args.chart)
     return 4 if left else 0
@@ -163,7 +163,8 @@ def probe_tables(
 )->dict:                # profile, depth and, of two models, change
     "Write what a probe says as tables, and print it in words"
     from vlm_merging.probing.profile import profile_change, profile_table
-    from vlm_merging.probing.verdicts import change_verdict, depth_table, profile_verdict
+    from vlm_merging.comparing.layer_findings import change_verdict, profile_verdict
+    from vlm_merging.probing.depth import depth_table
     made = dict(profile=profile_table(rows, by), depth=depth_table(rows, by))
     print(profile_verdict(made['profile'], made['depth']))
     if len(models)>1:
@@ -217,16 +218,18 @@ def sweep_command(
     if not sys.stderr.isatty():
         from transformers.utils import logging
         logging.disable_progress_bar()
-    from vlm_merging.probing.sweep import sweep, sweep_verdict
+    from vlm_merging.probing.sweep import sweep
+    from vlm_merging.comparing.findings import sweep_verdict
     asking = dict(batch_size=args.batch_size, max_new_tokens=args.max_new_tokens)|{k:v for k in ('dtype', 'device') if (v:=getattr(args, k))}
-    made = sweep(args.vlm, args.llm, weights, items, base=args.base, method=args.method, knobs=knobs, layers=args.layers, modules=args.modules, by=by, out=args.out,
-                 ray=args.ray, **asking)
+    made = sweep(args.vlm, args.llm, args.base, weights=weights, items=items, method=args.method, knobs=knobs, layers=args.layers, modules=args.modules, by=by, out=args.out,
+                 ray=args.ray, **asking).table
     for r in made.filter(what='accuracy').drop_nulls('value').sort('benchmark', 'tag', 'where', maintain_order=True).to_dicts():
         print(f"{r['benchmark']}{'' if r['tag']=='all' else ', '+r['where']}, {r['run']}: {r['value']:.1%} (95% interval {r['low']:.1%} to {r['high']:.1%}) of {r['n']}")
     print(sweep_verdict(made))
     write_table(made, args.out/'sweep.parquet')
     if args.chart:
-        from vlm_merging.charts.charts import save_chart, together, weights_chart
+        from vlm_merging.charts.pages import save_chart, together
+        from vlm_merging.charts.score_charts import weights_chart
         place = {(l, m):''.join(f', {k} {v}' for k, v in (('layers', l), ('modules', m)) if v!='all') for l, m in made.select('layers', 'modules').rows()}
         import polars as pl
         where = pl.Series([place[p] for p in made.select('layers', 'modules').rows()])

@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import (CLIPVisionConfig, GenerationConfig, LlamaConfig, LlamaForCausalLM, LlavaConfig,
                           LlavaForConditionalGeneration, LlavaProcessor, PreTrainedTokenizerFast)
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-from .trio import COLORS, PLACES, SHAPE_BITMAPS, TOPICS, accuracy, answer, question_about, draw_scene, questions, scene, words
+from .trio import COLORS, PLACES, SHAPE_BITMAPS, TOPICS, accuracy, answer, draw_scene, question_about, questions, scene, words
 
 # %% auto #0
 __all__ = ['VOCAB', 'ID', 'TEMPLATE', 'SIZE', 'PATCH', 'PATCHES', 'ROUNDS', 'SEEN', 'LOOK', 'EVERYTHING', 'STEPS', 'ALIGN',

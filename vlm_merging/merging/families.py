@@ -10,7 +10,7 @@ from ..checkpoints.headers import Checkpoint
 
 # %% auto #0
 __all__ = ['NESTED', 'LAYER', 'ATTENDS', 'OTHER', 'STACKED', 'FAMILIES', 'text_config', 'Decoder', 'first_name', 'find_decoder',
-           'Family', 'Pair', 'Pairing', 'module_of', 'pair_names', 'ranges_said']
+           'Family', 'Pair', 'Pairing', 'module_of', 'pair_names']
 
 # %% ../../nbs/merging/01_families.ipynb #c009
 NESTED = ('text_config', 'llm_config', 'language_config')
@@ -176,15 +176,3 @@ def pair_names(
     order = {n:i for i, n in enumerate(vlm.tensors)}
     return Pairing(tuple(sorted(pairs, key=lambda p: order[p.vlm])), kept, unused,
                    tuple(lonely), mine, theirs)
-
-# %% ../../nbs/merging/01_families.ipynb #c032
-def ranges_said(
-    layers,             # Whole numbers
-    between:str=', ',   # Between two ranges
-)->str:                 # '0-4, 8'
-    "Layer numbers in short"
-    runs = []
-    for i in sorted(set(layers)):
-        if runs and runs[-1][1]==i-1: runs[-1][1] = i
-        else: runs.append([i, i])
-    return between.join(f'{a}' if a==b else f'{a}-{b}' for a, b in runs)

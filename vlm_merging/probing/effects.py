@@ -15,11 +15,12 @@ from transformers import DynamicCache
 from ..asking.models import LocalModel, end_tokens, decode_picture, prompt_inputs, short_of_memory
 from .layers import decoder_layers
 from .masks import applied
-from .replay import CannotReplay, Record, answer_ids, record, replayed, forward_pass, said, taught, under
+from .replay import CannotReplay, Record, answer_ids, record, replayed, forward_pass, token_logprobs, teacher_forced, masked_logits
 
 # %% auto #0
-__all__ = ['HARMLESS', 'NEUTRAL', 'WAITING', 'ITEM_COLUMNS', 'FOUND', 'shaping', 'greedy', 'drafts', 'agreed_tokens', 'Branch',
-           'branched', 'pad_left', 'continued', 'Job', 'tolerance', 'effects']
+__all__ = ['HARMLESS', 'NEUTRAL', 'WAITING', 'ITEM_COLUMNS', 'EFFECT_COLUMNS', 'beyond_greedy', 'greedy_replies',
+           'readable_drafts', 'agreed_tokens', 'Branch', 'cut_branch', 'pad_left', 'continue_branches', 'ReadyItem',
+           'tolerance', 'effects']
 
 # %% ../../nbs/probing/07_effects.ipynb #c012
 HARMLESS = ('bos_token_id', 'eos_token_id', 'pad_token_id', 'max_length', 'max_new_tokens', 'do_sample', 'temperature',
@@ -28,14 +29,14 @@ HARMLESS = ('bos_token_id', 'eos_token_id', 'pad_token_id', 'max_length', 'max_n
 NEUTRAL = dict(repetition_penalty=1, encoder_repetition_penalty=1, length_penalty=1, num_beams=1,
                num_return_sequences=1)         # Values that change nothing either
 
-def shaping(
+def beyond_greedy(
     model,              # From `from_pretrained`
 )->list[str]:           # Empty: nothing
     "What its generation_config does to greedy replies beside taking the likeliest token"
     return [k for k, v in model.generation_config.to_diff_dict().items()
             if k[0]!='_' and k not in HARMLESS and v not in (None, False, 0) and v!=NEUTRAL.get(k)]
 
-def greedy(
+def greedy_replies(
     asker:LocalModel,   # Who is asked
     inputs:dict,        # From `prompt_inputs`
 )->list[list[int]]:     # Tokens of each reply, with the one that ends it, if one does
@@ -47,7 +48,7 @@ def greedy(
         out.append(row[:next((k+1 for k, t in enumerate(row) if t in stops), len(row))])
     return out
 
-def drafts(
+def readable_drafts(
     model,              # From `from_pretrained`
     ids:list,           # Tokens of each reply
 )->list[list[int]]:     # Up to the first that stands for a picture
@@ -73,7 +74,7 @@ class Branch:
     seen:Tensor          # (rows, columns): which columns count
     place:Tensor         # (..., rows, 1): position of the last column
 
-def branched(
+def cut_branch(
     k:int,              # Number of the mask
     model,              # From `from_pretrained`
     held:Record,        # The unmasked pass over prompt and reply: serves the layers before `first`
@@ -110,7 +111,7 @@ def pad_left(
     def room(x): return x.new_zeros(*(wide-n if d==dim else n for d, n in enumerate(x.shape)))
     return torch.cat([torch.cat([room(x), x], dim) for x in xs])
 
-def continued(
+def continue_branches(
     asker:LocalModel,   # Who is asked
     branches:list,      # Of several masks that can share a batch, or of one
     masks:list,         # All masks
@@ -135,7 +136,7 @@ def continued(
 
 # %% ../../nbs/probing/07_effects.ipynb #c017
 @dataclass(frozen=True)
-class Job:
+class ReadyItem:
     "A question that is ready to be asked"
     item:object          # Has `id`, `question`, `images`
     images:list          # Its decoded pictures
@@ -165,18 +166,18 @@ def _recorded(asker, trust, inputs, keep, cache=False):
 def _likelihoods(asker, jobs, inputs, masks, trust, room, more):
     "For each job: log-probability of its answer, unmasked and under each mask"
     model, ids, check = asker.model, [j.ids for j in jobs], ('likelihood', bool(jobs[0].images))
-    full, keep = taught(model, inputs, ids), 1+max(map(len, ids))
+    full, keep = teacher_forced(model, inputs, ids), 1+max(map(len, ids))
     held = _recorded(asker, trust, full, keep)
-    before = said(held.logits if held else forward_pass(model, full, keep)[0], ids)
-    after = {k:said(z, ids) for k, z in under(model, full, keep, masks, held, room, **more)}
+    before = token_logprobs(held.logits if held else forward_pass(model, full, keep)[0], ids)
+    after = {k:token_logprobs(z, ids) for k, z in masked_logits(model, full, keep, masks, held, room, **more)}
     if check not in trust['checked']:
         word, k = int(inputs['input_ids'][0, -1]), len(masks)//2  # Any other word will do
-        other = forward_pass(model, taught(model, inputs, [[word]*len(i) for i in ids]), keep)[0]
-        if not _close(model, said(other[:, :2], [i[:1] for i in ids]), before[:, :1]):
+        other = forward_pass(model, teacher_forced(model, inputs, [[word]*len(i) for i in ids]), keep)[0]
+        if not _close(model, token_logprobs(other[:, :2], [i[:1] for i in ids]), before[:, :1]):
             trust['broken'] = (f"{asker.name} predicts the first token of an answer differently when the rest of the answer "
                                f"follows, so it does not read from left to right, and an answer has no likelihood. "
                                f"Measure 'answer' instead.")
-        if held and not _close(model, after[k], said(next(under(model, full, keep, [masks[k]], **more))[1], ids)):
+        if held and not _close(model, after[k], token_logprobs(next(masked_logits(model, full, keep, [masks[k]], **more))[1], ids)):
             _slower(asker, trust, 'a first comparison did not come out equal')
             return _likelihoods(asker, jobs, inputs, masks, trust, room, more)
         trust['checked'].add(check)
@@ -184,8 +185,8 @@ def _likelihoods(asker, jobs, inputs, masks, trust, room, more):
 
 def _faithful(asker, inputs, ids, mask, more):
     "Under the mask, from the start: is each token of the replies the likeliest, up to rounding?"
-    ids = drafts(asker.model, ids)
-    with applied(asker.model, mask, **more): logits, _ = forward_pass(asker.model, taught(asker.model, inputs, ids), 1+max(map(len, ids)))
+    ids = readable_drafts(asker.model, ids)
+    with applied(asker.model, mask, **more): logits, _ = forward_pass(asker.model, teacher_forced(asker.model, inputs, ids), 1+max(map(len, ids)))
     tol = tolerance(asker.model)
     for z, row in zip(logits, ids):
         best, own = z[:len(row)].float().amax(-1), z[range(len(row)), row].float()
@@ -196,10 +197,10 @@ WAITING = 4             # Times the rows of a batch: changed replies that wait f
 
 def _replies(asker, jobs, inputs, masks, trust, room, more):
     "For each job: tokens of its reply, unmasked and under each mask"
-    model, before, check = asker.model, greedy(asker, inputs), ('answer', bool(jobs[0].images))
-    draft, made, waiting, middle = drafts(model, before), [{} for _ in masks], [], None
-    full, keep = taught(model, inputs, draft), 1+max(map(len, draft))
-    held = None if shaping(model) else _recorded(asker, trust, full, keep, cache=True)
+    model, before, check = asker.model, greedy_replies(asker, inputs), ('answer', bool(jobs[0].images))
+    draft, made, waiting, middle = readable_drafts(model, before), [{} for _ in masks], [], None
+    full, keep = teacher_forced(model, inputs, draft), 1+max(map(len, draft))
+    held = None if beyond_greedy(model) else _recorded(asker, trust, full, keep, cache=True)
     sure = {r for r, k in enumerate(agreed_tokens(held.logits.argmax(-1), draft)) if k==len(draft[r])} if held else ()
     @contextmanager
     def perhaps():      # Caches are of many makes: where one cannot be cut, replies are made from the start
@@ -211,7 +212,7 @@ def _replies(asker, jobs, inputs, masks, trust, room, more):
         together = [b for b in waiting if masks[b.k].rides]
         for some in [together]*bool(together)+[[b] for b in waiting if not masks[b.k].rides]:
             with perhaps():
-                continued(asker, some, masks, **more)
+                continue_branches(asker, some, masks, **more)
                 for b in some: made[b.k] |= b.made
         waiting.clear()
     for n, mask in enumerate(masks if sure else ()):
@@ -222,13 +223,13 @@ def _replies(asker, jobs, inputs, masks, trust, room, more):
         made[n] = {r:before[r] for r, k in far.items() if k==len(before[r])}
         far = {r:k for r, k in far.items() if r not in made[n]}
         if far and trust['cuts']:
-            with perhaps(): waiting.append(branched(n, model, held, new, mask.layers[0], draft, far, best))
+            with perhaps(): waiting.append(cut_branch(n, model, held, new, mask.layers[0], draft, far, best))
         if sum(len(b.made) for b in waiting)>=WAITING*room: go_on()
     go_on()
     if middle is not None and check not in trust['checked']:
         n, own = len(masks)//2, [made[len(masks)//2].get(r, ()) for r in range(len(jobs))]
-        slow = next(under(model, full, keep, [masks[n]], **more))[1]
-        if not _close(model, said(middle, draft), said(slow, draft)) or not _faithful(asker, inputs, own, masks[n], more):
+        slow = next(masked_logits(model, full, keep, [masks[n]], **more))[1]
+        if not _close(model, token_logprobs(middle, draft), token_logprobs(slow, draft)) or not _faithful(asker, inputs, own, masks[n], more):
             _slower(asker, trust, 'a first comparison did not come out equal')
             return _replies(asker, jobs, inputs, masks, trust, room, more)
         trust['checked'].add(check)
@@ -236,12 +237,12 @@ def _replies(asker, jobs, inputs, masks, trust, room, more):
         if rest := [r for r in range(len(jobs)) if r not in found]:
             some = inputs
             if found: some = prompt_inputs(asker, [jobs[r].item for r in rest], [jobs[r].images for r in rest])
-            with applied(model, mask, **more): found |= dict(zip(rest, greedy(asker, some)))
+            with applied(model, mask, **more): found |= dict(zip(rest, greedy_replies(asker, some)))
     return list(zip(before, zip(*([m[r] for r in range(len(jobs))] for m in made))))
 
 # %% ../../nbs/probing/07_effects.ipynb #c018
 ITEM_COLUMNS = ('model', 'benchmark', 'split', 'index', 'group') # Columns before those of the tags
-FOUND = dict(measure=pl.String, layer=pl.Int64, layers=pl.String, part=pl.String, how=pl.String, heads=pl.String,
+EFFECT_COLUMNS = dict(measure=pl.String, layer=pl.Int64, layers=pl.String, part=pl.String, how=pl.String, heads=pl.String,
              before=pl.Float64, after=pl.Float64, reply_before=pl.String, reply_after=pl.String) # And behind them
 
 def _text(value): return value if value is None or isinstance(value, str) else (
@@ -251,7 +252,7 @@ def _prepared(asker, item, measures, target):
     "Images and tokens of an item; raise ValueError if it cannot be asked"
     answer = item.answer if target is None else target(item)
     if 'likelihood' in measures and answer is None: raise ValueError("there is no answer to take the likelihood of")
-    return Job(item, [decode_picture(p) for p in item.images], answer_ids(asker, item, str(answer)) if 'likelihood' in measures else [])
+    return ReadyItem(item, [decode_picture(p) for p in item.images], answer_ids(asker, item, str(answer)) if 'likelihood' in measures else [])
 
 def _measured(asker, jobs, measures, masks, trust, room, more):
     "All figures of one batch: measure -> for each job, unmasked and under each mask"
@@ -264,7 +265,7 @@ def _rows(asker, item, figures, masks, score):
     "The rows of one item"
     own = dict(model=asker.name, benchmark=getattr(item, 'benchmark', '') or None, split=getattr(item, 'split', '') or None,
                index=str(item.id), group=_text(getattr(item, 'group', None)))
-    own |= {k:_text(v) for k, v in (getattr(item, 'tags', None) or {}).items() if k not in own|FOUND}
+    own |= {k:_text(v) for k, v in (getattr(item, 'tags', None) or {}).items() if k not in own|EFFECT_COLUMNS}
     known, stops = {}, end_tokens(asker)
     def scored(ids):
         if ids is None: return dict(score=None, text=None)
@@ -334,5 +335,5 @@ def effects(
     if lost: warnings.warn(f"{len(lost)} of {len(items)} items are left out. {told}", stacklevel=2)
     nothing = {m:(None, [None]*len(masks)) for m in measures}
     rows = [row for n, item in enumerate(items) for row in _rows(asker, item, found.get(n, nothing), masks, score)]
-    tags = list(dict.fromkeys(k for row in rows for k in row if k not in ITEM_COLUMNS and k not in FOUND))
-    return pl.DataFrame(rows, schema=dict.fromkeys((*ITEM_COLUMNS, *tags), pl.String)|FOUND)
+    tags = list(dict.fromkeys(k for row in rows for k in row if k not in ITEM_COLUMNS and k not in EFFECT_COLUMNS))
+    return pl.DataFrame(rows, schema=dict.fromkeys((*ITEM_COLUMNS, *tags), pl.String)|EFFECT_COLUMNS)

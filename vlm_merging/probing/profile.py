@@ -8,13 +8,13 @@ import math
 from pathlib import Path
 import numpy as np
 import polars as pl
-from ..comparing.compare import holm, sign_flip
+from ..comparing.layer_findings import MEASURES, NEGLIGIBLE, PLACE
+from ..comparing.pairs import holm, sign_flip
 from ..comparing.statistics import FEW, RESAMPLES, typed_table, places, rows_said, tag_names
 
 # %% auto #0
-__all__ = ['MASK', 'MEASURES', 'MEASURE_NAMES', 'PLACE', 'NEGLIGIBLE', 'READ', 'OWN', 'PROFILE_COLUMNS', 'toy_probe', 'matters',
-           'probed', 'drawn_counts', 'mask_differences', 'flip_chance', 'in_depth', 'squares', 'summed_by', 'mask_rows',
-           'tidied', 'profile_table', 'profile_change']
+__all__ = ['MASK', 'READ', 'OWN', 'PROFILE_COLUMNS', 'toy_probe', 'matters', 'probed', 'drawn_counts', 'mask_differences',
+           'flip_chance', 'in_depth', 'squares', 'summed_by', 'mask_rows', 'tidied', 'profile_table', 'profile_change']
 
 # %% ../../nbs/probing/08_profile.ipynb #c009
 def toy_probe(
@@ -44,10 +44,6 @@ def toy_probe(
 
 # %% ../../nbs/probing/08_profile.ipynb #c013
 MASK = ('layer', 'layers', 'part', 'how', 'heads')           # What was masked, and how
-MEASURES = {'likelihood':'nats', 'answer':'points'}
-MEASURE_NAMES = {'likelihood':'log-probability of the right answer', 'answer':'score of the reply'}
-PLACE = ('model', 'measure', 'benchmark')
-NEGLIGIBLE = dict(likelihood=.01, answer=0.)                      # Changes up to this are told apart, however sure: a hundredth of the probability
 
 def matters(
     sign:int,           # -1: masking hurts; 1: it helps
@@ -116,7 +112,7 @@ def mask_differences(
     resamples:int=RESAMPLES, # Of the bootstrap
     seed:int=0,         # Of the bootstrap
 )->tuple:               # Arrays (masks,): mean change of an item, lower and upper end of its 95% interval
-    "`compare.difference` for many masks at once"
+    "`pairs.difference` for many masks at once"
     both = np.hstack([gains, sizes])
     if bound is not None:
         moved, size = gains!=0, sizes.mean(0)
@@ -133,7 +129,7 @@ def mask_differences(
 def flip_chance(
     gains:np.ndarray,   # (clusters, masks): any real numbers
 )->np.ndarray:          # (masks,): two-sided p
-    "The p of `compare.sign_flip`, computed and not drawn"
+    "The p of `pairs.sign_flip`, computed and not drawn"
     g = np.abs(gains).astype(float)
     top = g.max(0, initial=0)
     g, total = g/np.where(top>0, top, 1), np.abs(gains.sum(0))/np.where(top>0, top, 1)

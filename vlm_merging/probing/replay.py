@@ -11,12 +11,12 @@ from functools import partial
 import torch
 from torch import Tensor
 from ..asking.models import LocalModel, written
-from .layers import around, decoder_layers, stream
+from .layers import wrapped_forward, decoder_layers, entering_stream
 from .masks import applied
 
 # %% auto #0
-__all__ = ['answer_ids', 'taught', 'forward_pass', 'said', 'CannotReplay', 'Record', 'hidden_of', 'record', 'tiled', 'replayed',
-           'under']
+__all__ = ['answer_ids', 'teacher_forced', 'forward_pass', 'token_logprobs', 'CannotReplay', 'Record', 'decoder_output', 'record',
+           'repeat_rows', 'replayed', 'masked_logits']
 
 # %% ../../nbs/probing/06_replay.ipynb #c012
 def answer_ids(
@@ -38,7 +38,7 @@ def answer_ids(
     return found
 
 # %% ../../nbs/probing/06_replay.ipynb #c015
-def taught(
+def teacher_forced(
     model,              # From `from_pretrained`
     inputs:dict,        # From `prompt_inputs`
     ids:list,           # Tokens that each row is taken to have said; may be empty
@@ -63,7 +63,7 @@ def taught(
 
 def forward_pass(
     model,              # From `from_pretrained`
-    inputs:dict,        # From `taught`
+    inputs:dict,        # From `teacher_forced`
     keep:int,           # Columns of logits, from the last
     cache:bool=False,   # Keep keys and values?
 )->tuple:               # Logits (rows, keep, vocabulary), and the cache or None
@@ -72,7 +72,7 @@ def forward_pass(
     out = model(**inputs, use_cache=cache, **few)
     return out.logits[:, -keep:], out.past_key_values if cache else None
 
-def said(
+def token_logprobs(
     logits:Tensor,      # (rows, columns, vocabulary); the first column is that of the last token of the prompt
     ids:list,           # Tokens that each row says
 )->Tensor:              # (rows, columns-1), on the CPU; 0 behind the last token of a row
@@ -97,7 +97,7 @@ class Record:
     logits:Tensor       # Of the last columns, (rows, columns, vocabulary)
     cache:object=None   # Keys and values, if they were kept
 
-def hidden_of(
+def decoder_output(
     out,                # What a decoder gave
 )->Tensor:              # (rows, tokens, hidden)
     "What goes to the head"
@@ -105,7 +105,7 @@ def hidden_of(
 
 def record(
     model,              # From `from_pretrained`
-    inputs:dict,        # From `taught`
+    inputs:dict,        # From `teacher_forced`
     keep:int,           # Columns of logits, from the last
     cache:bool=False,   # Keep keys and values?
 )->Record:
@@ -124,18 +124,18 @@ def record(
     finally:
         for h in hooks: h.remove()
     if base is model or len(calls)!=1 or len(bodies)!=1: raise CannotReplay('it does not run one decoder once in a pass')
-    if hidden_of(bodies[0]) is not hidden_of(ends[0]): raise CannotReplay('more than a head comes after its decoder')
+    if decoder_output(bodies[0]) is not decoder_output(ends[0]): raise CannotReplay('more than a head comes after its decoder')
     return Record(inputs, calls[0], bodies[0], states, frozenset(tuples), logits, kept)
 
-def tiled(
+def repeat_rows(
     x,                  # A tensor, or a list, tuple or dict of such
     times:int,          # Copies, one below the other
     rows:int,           # Rows of the batch
     name:str='',        # Of the input: `position_ids` has its rows second to last
 ):                      # As `x`
     "A batch repeated along its rows"
-    if isinstance(x, dict): return {k:tiled(v, times, rows, k) for k, v in x.items()}
-    if isinstance(x, (list, tuple)): return type(x)(tiled(v, times, rows, name) for v in x)
+    if isinstance(x, dict): return {k:repeat_rows(v, times, rows, k) for k, v in x.items()}
+    if isinstance(x, (list, tuple)): return type(x)(repeat_rows(v, times, rows, name) for v in x)
     if times==1 or not torch.is_tensor(x) or x.ndim<2: return x
     dim = x.ndim-2 if name=='position_ids' else 0
     return x if x.shape[dim]==1!=rows else torch.cat([x]*times, dim)
@@ -149,27 +149,27 @@ def replayed(
 ):                      # Yields the inputs to give to the model
     "For as long as it lasts, a pass begins at layer `first`"
     decoder, base, layers, rows = model.get_decoder(), model.base_model, decoder_layers(model), len(held.inputs['input_ids'])
-    args, named = tiled(held.call, times, rows)
+    args, named = repeat_rows(held.call, times, rows)
     named = {k:v for k, v in named.items() if k!='past_key_values'}
     if torch.is_tensor(named.get('inputs_embeds')): named['inputs_embeds'] = named['inputs_embeds'].clone()
     before = [j for j in held.states if j<first]
     def handed(j, _, *args, **named):   # In place of a layer. A copy, since some decoders add to it in place
-        x = held.states[j].repeat(times, 1, 1) if j==before[-1] else stream(args, named)
+        x = held.states[j].repeat(times, 1, 1) if j==before[-1] else entering_stream(args, named)
         return (x,) if j in held.tuples else x
     def body(*_, **__):                 # In place of the model without its head
         out, made = decoder(*args, **named), copy.copy(held.body)
-        if isinstance(made, tuple): return (hidden_of(out), *made[1:])
-        made['last_hidden_state'], made['past_key_values'] = hidden_of(out), getattr(out, 'past_key_values', None)
+        if isinstance(made, tuple): return (decoder_output(out), *made[1:])
+        made['last_hidden_state'], made['past_key_values'] = decoder_output(out), getattr(out, 'past_key_values', None)
         return made
     with ExitStack() as stack:
-        for j in before: stack.enter_context(around(layers[j], partial(handed, j)))
-        if base is not decoder: stack.enter_context(around(base, body))
-        yield tiled(held.inputs, times, rows)
+        for j in before: stack.enter_context(wrapped_forward(layers[j], partial(handed, j)))
+        if base is not decoder: stack.enter_context(wrapped_forward(base, body))
+        yield repeat_rows(held.inputs, times, rows)
 
 # %% ../../nbs/probing/06_replay.ipynb #c025
-def under(
+def masked_logits(
     model,              # From `from_pretrained`
-    inputs:dict,        # From `taught`
+    inputs:dict,        # From `teacher_forced`
     keep:int,           # Columns of logits, from the last
     masks:list,         # Each a `Mask`
     held:Record|None=None, # An unmasked pass over these inputs; None: every mask runs from the start

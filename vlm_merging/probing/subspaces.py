@@ -6,8 +6,8 @@
 from __future__ import annotations
 import torch
 from ..checkpoints.blocks import BLOCK, Blocks, Source
-from ..merging.merge import Work
-from ..merging.methods import name_rng
+from ..merging.plan import Work
+from ..merging.coins import name_rng
 
 # %% auto #0
 __all__ = ['POWER', 'EXTRA', 'FLAT', 'leading_subspaces', 'overlap_of']

@@ -12,7 +12,7 @@ import torch
 from tqdm.auto import tqdm
 from ..checkpoints.headers import DTYPES, Checkpoint
 from ..checkpoints.blocks import Source, faulty, keep_heap
-from ..merging.merge import Work, work_of
+from ..merging.plan import Work, work_of
 from ..merging.families import Pair
 from ..merging.checks import check
 from .subspaces import overlap_of
@@ -34,7 +34,7 @@ def paired_work(
     vlm:Checkpoint,     # The VLM
     llm:Checkpoint,     # The LLM
     base:Checkpoint|None=None, # What both came from, if known
-)->tuple[list, dict, dict]: # `Work` of each pair; name -> reason of what is left out, of the VLM and of the LLM
+)->tuple[list, dict, dict]: # `Work` of each pair; name -> why it is left out, of the VLM and of the LLM
     "What can be compared with what; raises ValueError with the sentences of the checks if they stop"
     def checked(other, *role):
         paired, findings = check(vlm, other, *role)

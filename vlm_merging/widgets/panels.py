@@ -11,11 +11,12 @@ import altair as alt
 import ipywidgets as W
 import polars as pl
 from ..benchmarks.items import row_of
-from ..charts.charts import COLOURS
-from ..comparing.compare import compare, matched, side
+from ..charts.pages import COLOURS
+from ..comparing.compare import comparison_table
+from ..comparing.pairs import matched, side
 from ..asking.ask import reply_table
 from ..benchmarks.items import ROW_KEYS
-from ..scoring.score import LEFT_OUT, OUTPUTS, score
+from ..scoring.score import COLUMNS_LEFT_OUT, SCORE_COLUMNS, score
 from ..comparing.statistics import values_in_tag
 from ..comparing.findings import change_said
 
@@ -223,7 +224,7 @@ def changes(
     by:tuple,           # Tags
 )->tuple[pl.DataFrame, list[str]]: # From `compare`, and its rows in words
     "What became of the scores, in paired differences"
-    table = compare(a, b, by)
+    table = comparison_table(a, b, by)
     rows = table.filter(pl.col('tag')!='split').to_dicts()
     return table, [change_said(r, sum(o['tag']==r['tag'] for o in rows)) for r in rows]
 
@@ -248,7 +249,7 @@ def tag_values(
     most:int=40,        # Tags with more values are left out
 )->dict[str, tuple]:    # 'category: reasoning (60)' -> tag and value
     "The tags of replies and their values"
-    own = (*ROW_KEYS, *LEFT_OUT, *OUTPUTS, 'question', 'answer', 'prediction', 'cluster', 'here', 'state', 'asked_otherwise', 'verdict')
+    own = (*ROW_KEYS, *COLUMNS_LEFT_OUT, *SCORE_COLUMNS, 'question', 'answer', 'prediction', 'cluster', 'here', 'state', 'asked_otherwise', 'verdict')
     made = {}
     for t in [c for c in rows.columns if c not in own or c=='category']:
         if t.endswith('_b') or rows.schema[t]!=pl.String or rows[t].null_count()==rows.height: continue

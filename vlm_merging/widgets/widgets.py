@@ -11,8 +11,8 @@ from pathlib import Path
 import altair as alt
 import ipywidgets as W
 import polars as pl
-from ..charts.charts import scores_chart
-from ..comparing.compare import matched
+from ..charts.score_charts import scores_chart
+from ..comparing.pairs import matched
 from ..lab.trio import lab_folder
 from ..charts.layer_charts import PART_NAMES, PICKED
 from ..charts.maps import layers_page, weight_map
@@ -138,7 +138,7 @@ class MergeExplorer(Shown):
         pause:float=.3,     # Seconds for which a setting must rest
         **asking,           # Arguments of `open_model`: batch_size, max_new_tokens, dtype, device
     ):
-        from vlm_merging.merging.merge import plan
+        from vlm_merging.merging.plan import plan
         from vlm_merging.merging.methods import METHODS
         from vlm_merging.merging.recipe import MODULES, Recipe
         if vlm is None:
@@ -214,7 +214,7 @@ class MergeExplorer(Shown):
     def _changed(self, change=None, pause=None): self.worker.ask(self._work, pause)
 
     def _work(self, step):
-        from vlm_merging.merging.merge import plan
+        from vlm_merging.merging.plan import plan
         from vlm_merging.asking.models import open_model
         from vlm_merging.merging.recipe import Recipe
         try:

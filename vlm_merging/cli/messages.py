@@ -1,0 +1,60 @@
+"""Messages are written in the words of Python; in the shell they are told in its own: `base` becomes --base, `overwrite=True` --overwrite.
+
+Nothing is known here of any message: the table of names comes from the signatures."""
+from __future__ import annotations
+import ast, re, shlex
+from dataclasses import dataclass
+
+VALUE = r"""'[^'\n]*'|"[^"\n]*"|-?\d[\w.]*|True|False|None|\[[^]\n]*\]"""
+
+@dataclass(frozen=True)
+class Called:
+    "How a function of Python is called in the shell"
+    prefix:str          # 'vlm-merging prepare '; '' for a function whose parameters are options of the running command
+    flags:dict          # Parameter, in order -> '--from', or '' for what stands without a name
+
+def typed_value(
+    value,              # A plain value of Python
+)->str:
+    "A value as one types it"
+    if isinstance(value, (list, tuple)): return ','.join(map(typed_value, value))
+    return shlex.quote(str(value)) if re.search(r'\s', str(value)) else str(value)
+
+def _setting(flag, value):
+    if value is True: return flag
+    if value is False: return f'{flag} no'
+    if value is None: return f'no {flag}'
+    return f'{flag} {typed_value(value)}'.strip()
+
+def _call(text, calls):
+    "`load('mine.csv', n=20)` as `--benchmark mine.csv -n 20`; None if it is not known how"
+    try: node = ast.parse(text.strip(), mode='eval').body
+    except SyntaxError: return None
+    how = calls.get(getattr(getattr(node, 'func', None), 'id', None))
+    if how is None: return None
+    given = [*zip(how.flags, node.args), *((k.arg, k.value) for k in node.keywords)]
+    if len(node.args)>len(how.flags) or any(name not in how.flags for name, _ in given): return None
+    def worth(o): return o.id.upper() if isinstance(o, ast.Name) else ast.literal_eval(o)
+    try: return how.prefix+' '.join(_setting(how.flags[name], worth(o)) for name, o in given)
+    except ValueError: return None
+
+def in_shell_words(
+    text:str,           # Of an error, a warning, or a comment beside a parameter
+    names:dict,         # Parameter -> flag, of the running command
+    calls:dict|None=None, # Function -> `Called`
+)->str:
+    "The same with the names that the shell has for it"
+    def assigned(m): return _setting(names[m[1]], ast.literal_eval(m[2]))
+    def code(m):
+        inside = m[1]
+        if inside in names: return names[inside]
+        if (n := re.fullmatch(rf'(\w+)=({VALUE})', inside)) and n[1] in names: return assigned(n)
+        return _call(inside, calls or {}) or m[0]
+    text = re.sub(r'`([^`\n]+)`', code, text)
+    text = re.sub(r'(?<![\w.])\w+\([^()\n]*\)', lambda m: _call(m[0], calls or {}) or m[0], text)
+    if not names: return text
+    known = '|'.join(sorted(map(re.escape, names), key=len, reverse=True))
+    before = r'(?<![\w./-])'
+    text = re.sub(rf'{before}({known})=({VALUE})', assigned, text)
+    text = re.sub(rf'{before}({known})(?= is (?:{VALUE}))', lambda m: names[m[1]], text)
+    return re.sub(rf'{before}({known})(?![\w./-]|\()', lambda m: names[m[1]] if '_' in m[1] else m[0], text)
