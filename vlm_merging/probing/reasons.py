@@ -12,7 +12,7 @@ from ..merging.checks import tokens
 from .weights import by_layer, by_module
 
 # %% auto #0
-__all__ = ['LEVELS', 'THRESHOLDS', 'Threshold', 'Reason', 'beyond', 'from_findings', 'from_weights', 'nearest_said']
+__all__ = ['LEVELS', 'THRESHOLDS', 'Threshold', 'Reason', 'by_threshold', 'from_findings', 'from_weights', 'nearest_said']
 
 # %% ../../nbs/probing/03_reasons.ipynb #c013
 LEVELS = ('no merge possible', 'expect a loss', 'doubtful', 'nothing speaks against it')
@@ -65,7 +65,7 @@ class Reason:
 
     def __str__(self): return f"{self.level or 'remark'}: {self.what} [{self.source}]"
 
-def beyond(
+def by_threshold(
     level:str,          # One of `LEVELS`, or ''
     what:str,           # One sentence
     key:str,            # Of `THRESHOLDS`: on whose word
@@ -105,7 +105,7 @@ def from_findings(
 def _distances(whole, layers, moved):
     "What the distances between the models say; `moved` has that of each from the base, if there is one"
     t, reasons, apart = THRESHOLDS, [], whole['apart']
-    def add(level, what, key, sure='low'): reasons.append(beyond(level, what, key, sure))
+    def add(level, what, key, sure='low'): reasons.append(by_threshold(level, what, key, sure))
     def layers_beyond(key): return layers.filter(pl.col('apart')>t[key].value)['layer'].to_list()
     text = (f"{apart:.2g} of the length of the {'base' if moved else 'VLM'} apart, "
             f"{apart/t['known_good'].value:.1f} times as far as a pair known to merge well "
@@ -128,7 +128,7 @@ def _distances(whole, layers, moved):
 def _directions(whole, layers, moved):
     "What the directions of the two task vectors say"
     t, reasons, cosine = THRESHOLDS, [], whole['cosine']
-    def add(level, what, key, sure='low'): reasons.append(beyond(level, what, key, sure))
+    def add(level, what, key, sure='low'): reasons.append(by_threshold(level, what, key, sure))
     away = layers.filter((pl.col('cosine').abs()<.1)&(pl.col('apart')>t['far'].value))['layer'].to_list()
     if away:
         reasons.append(Reason('', f"In layers {ranges_said(away)} the task vectors are long and nearly "
