@@ -56,8 +56,7 @@ def llm_config(
 @contextmanager
 def _dice(seed):
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
+        torch.manual_seed(seed); yield
 
 # %% ../../nbs/lab/03_tiny.ipynb #c021
 def _fresh(auto, config, seed):
@@ -122,7 +121,6 @@ def _bytes(x): return x.numel() * x.element_size()
 def _order(name): return [int(w) if w.isdigit() else w for w in re.split(r'(\d+)', name)]
 def _json(path, value): path.write_text(json.dumps(value, indent=2)+'\n')
 
-# %% ../../nbs/lab/03_tiny.ipynb #c038
 def _write(folder, state, shards=1, container='safetensors'):
     "Write tensors as `save_pretrained` would, in any number of shards of about the same size"
     from safetensors.torch import save_file
@@ -134,8 +132,7 @@ def _write(folder, state, shards=1, container='safetensors'):
         done += _bytes(state[name])
     if not all(parts):
         raise ValueError(f"{shards} shards are too many for {len(state)} tensors. Ask for fewer.")
-    files = [f'{stem}-{i+1:05}-of-{shards:05}.{end}' for i in range(shards)]
-    if shards==1: files = [f'{stem}.{end}']
+    files = [f'{stem}-{i+1:05}-of-{shards:05}.{end}' for i in range(shards)] if shards>1 else [f'{stem}.{end}']
     for part, f in zip(parts, files):
         if plain: save_file(part, folder/f, metadata={'format':'pt'})
         else: torch.save(part, folder/f)
@@ -143,7 +140,7 @@ def _write(folder, state, shards=1, container='safetensors'):
     index = dict(metadata=dict(total_size=total), weight_map=where)
     if shards>1: _json(folder/f'{stem}.{end}.index.json', index)
 
-# %% ../../nbs/lab/03_tiny.ipynb #c040
+# %% ../../nbs/lab/03_tiny.ipynb #c039
 def _read(folder):
     "All tensors of an LLM's folder in float32, under the names with `model.`; none if there is no folder"
     from safetensors.torch import load_file
@@ -156,7 +153,7 @@ def _read(folder):
     embedding = state.get('model.embed_tokens.weight')
     return state if embedding is None else {'lm_head.weight':embedding} | state
 
-# %% ../../nbs/lab/03_tiny.ipynb #c043
+# %% ../../nbs/lab/03_tiny.ipynb #c042
 _CHAT = ("{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
          "{% if add_generation_prompt %}w9{% endif %}")
 _CARD = """---
@@ -187,7 +184,7 @@ def _side_files(folder, kind, rows, image=None):
         dict(do_resize=True, size=dict(height=PICTURE_SIZE, width=PICTURE_SIZE),
              image_mean=[.5]*3, image_std=[.5]*3))
 
-# %% ../../nbs/lab/03_tiny.ipynb #c046
+# %% ../../nbs/lab/03_tiny.ipynb #c045
 def _new_folder(folder):
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
@@ -195,7 +192,6 @@ def _new_folder(folder):
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
-# %% ../../nbs/lab/03_tiny.ipynb #c047
 @contextmanager
 def _quiet():
     "No progress bars while transformers saves"
@@ -206,7 +202,7 @@ def _quiet():
     finally:
         if shown: logging.enable_progress_bar()
 
-# %% ../../nbs/lab/03_tiny.ipynb #c050
+# %% ../../nbs/lab/03_tiny.ipynb #c048
 def _save(model, folder, rename, dtype, shards, container):
     "`save_pretrained`, then the same tensors under other names or in other files where that is asked for"
     with _quiet(): model.to(getattr(torch, dtype)).save_pretrained(folder)
@@ -218,7 +214,7 @@ def _save(model, folder, rename, dtype, shards, container):
         file.unlink()
         _write(folder, named, shards, container)
 
-# %% ../../nbs/lab/03_tiny.ipynb #c052
+# %% ../../nbs/lab/03_tiny.ipynb #c050
 def _save_files(folder, state, config, code, dtype, shards, container):
     "A model folder without a class: weights, configs, stand-ins for the code"
     _write(folder, {n:x.detach().to(getattr(torch, dtype)) for n, x in state.items()}, shards, container)
@@ -234,7 +230,7 @@ def _remote_vlm(k, near, seed):
     with _dice(seed+500): vision = {n:.1*torch.randn(s) for n, s in k.vision.items()}
     return k.nest(_near(k.repack(fresh), near, seed+1000)) | vision
 
-# %% ../../nbs/lab/03_tiny.ipynb #c056
+# %% ../../nbs/lab/03_tiny.ipynb #c054
 def make_vlm(
     kind:str,            # One of `KINDS` or `REMOTE`
     folder:str|Path,     # Where to; must be new or empty
@@ -262,7 +258,7 @@ def make_vlm(
     _side_files(folder, kind, k.rows[0], k.image)
     return folder
 
-# %% ../../nbs/lab/03_tiny.ipynb #c059
+# %% ../../nbs/lab/03_tiny.ipynb #c057
 def make_llm(
     kind:str,            # One of `KINDS` or `REMOTE`
     folder:str|Path,     # Where to; must be new or empty
@@ -292,7 +288,7 @@ def make_llm(
     _side_files(folder, kind, m.config.vocab_size)
     return folder
 
-# %% ../../nbs/lab/03_tiny.ipynb #c061
+# %% ../../nbs/lab/03_tiny.ipynb #c059
 class Trio(NamedTuple):
     "Folders of a VLM, an LLM and the base both came from"
     vlm:Path
@@ -314,7 +310,7 @@ def make_trio(
     llm = make_llm(kind, folder/'llm', near=base, seed=3*seed+1, **how)
     return Trio(make_vlm(kind, folder/'vlm', near=base, seed=3*seed+2, layout=layout, **how), llm, base)
 
-# %% ../../nbs/lab/03_tiny.ipynb #c074
+# %% ../../nbs/lab/03_tiny.ipynb #c072
 def blank_picture(
     seed:int=0,          # Same seed, same picture
     size:int=PICTURE_SIZE,        # Width and height, pixels
@@ -325,7 +321,7 @@ def blank_picture(
     small = Image.frombytes('RGB', (4, 4), bytes(squares.tolist()))
     return small.resize((size, size), Image.Resampling.NEAREST)
 
-# %% ../../nbs/lab/03_tiny.ipynb #c077
+# %% ../../nbs/lab/03_tiny.ipynb #c075
 def ask_inputs(
     model,               # An open VLM; tells dtype and device
     kind:str,            # One of `KINDS`

@@ -40,7 +40,6 @@ TEMPLATE = """<bos>{% for m in messages %}\
 {% for p in parts if p.type=='text' %} {{ p.text }}{% endfor %}{{ ' <eos>' if m.role=='assistant' else '' }}\
 {% endfor %}{{ ' answer' if add_generation_prompt else '' }}"""
 
-# %% ../../nbs/lab/05_training.ipynb #c015
 def make_tokenizer()->PreTrainedTokenizerFast:
     "One token per word, padded on the left"
     tok = Tokenizer(models.WordLevel(ID, unk_token='<unk>'))
@@ -52,7 +51,7 @@ def make_tokenizer()->PreTrainedTokenizerFast:
         padding_side='left', model_max_length=256, model_input_names=['input_ids', 'attention_mask'],
         clean_up_tokenization_spaces=False, chat_template=TEMPLATE)
 
-# %% ../../nbs/lab/05_training.ipynb #c018
+# %% ../../nbs/lab/05_training.ipynb #c016
 SIZE, PATCH = 48, 12    # Pixels
 PATCHES = (SIZE//PATCH)**2
 
@@ -65,14 +64,13 @@ def make_processor(
     return LlavaProcessor(image_processor=eye, tokenizer=tokenizer, patch_size=PATCH, chat_template=TEMPLATE,
                           num_additional_image_tokens=1, vision_feature_select_strategy='default')
 
-# %% ../../nbs/lab/05_training.ipynb #c020
 def pixel_values(
     pictures:list,      # PIL images
 )->torch.Tensor:        # (n, 3, 48, 48), -1..1
     "What the processor makes of pictures, without its detours"
     return torch.tensor(np.stack([np.asarray(p) for p in pictures])).permute(0, 3, 1, 2).float()/127.5-1
 
-# %% ../../nbs/lab/05_training.ipynb #c024
+# %% ../../nbs/lab/05_training.ipynb #c020
 def _row(rng, topics, share, chain, image, each):
     "One scene with its questions: tokens, labels, positions, whose each token is; and its picture"
     sc = scene(rng, 'train')
@@ -82,13 +80,11 @@ def _row(rng, topics, share, chain, image, each):
         q, steps, a = question_about(topic, sc, rng)
         if steps and rng.random()<chain: a = f'{steps} so {a}'
         q, a = ids(f'question {q} answer'), ids(f'{a} <eos>')
-        x += q+a
-        y += [-100]*len(q)+a
-        at += range(behind, behind+len(q+a))
-        whose += [k+1]*len(q+a)
+        x += q+a; y += [-100]*len(q)+a
+        at += range(behind, behind+len(q+a)); whose += [k+1]*len(q+a)
     return (x, y, at, whose), draw_scene(sc, rng) if image else None
 
-# %% ../../nbs/lab/05_training.ipynb #c027
+# %% ../../nbs/lab/05_training.ipynb #c023
 def _sight(
     whose:torch.Tensor, # (n, length), 0 for the scene, k for the k-th question, -1 for padding
 )->torch.Tensor:        # (n, 1, length, length), 0 where a token may look, else the lowest number there is
@@ -97,7 +93,7 @@ def _sight(
     sees = ((whose[:, :, None]==whose[:, None, :]) | (whose[:, None, :]==0)) & earlier
     return torch.zeros(sees.shape)[:, None].masked_fill(~sees[:, None], torch.finfo(torch.float32).min)
 
-# %% ../../nbs/lab/05_training.ipynb #c030
+# %% ../../nbs/lab/05_training.ipynb #c026
 def lesson(
     rng:np.random.Generator, # Source of the draw
     mix:dict,           # Topic to share; shares need not add up to 1
@@ -107,8 +103,7 @@ def lesson(
     each:int=6,         # Questions about each scene
 )->dict:                # As a model's `forward` takes it
     "A batch of scenes with their questions and answers"
-    share = np.array([*mix.values()], float)
-    share /= share.sum()
+    share = np.array([*mix.values()], float)/np.array([*mix.values()], float).sum()
     rows, pictures = zip(*(_row(rng, [*mix], share, chain, image, each) for _ in range(n)))
     longest = max(len(r[0]) for r in rows)
     padded = lambda i, fill: torch.tensor([r[i]+[fill]*(longest-len(r[i])) for r in rows])
@@ -116,7 +111,7 @@ def lesson(
                  attention_mask=_sight(padded(3, -1)))
     return batch|(dict(pixel_values=pixel_values(pictures)) if image else {})
 
-# %% ../../nbs/lab/05_training.ipynb #c033
+# %% ../../nbs/lab/05_training.ipynb #c029
 def train(
     model:torch.nn.Module, # Changed in place
     groups:list,        # Pairs of (parameters, learning rate); all others are frozen
@@ -132,15 +127,14 @@ def train(
     model.train()
     for _ in range(steps):
         opt.zero_grad()
-        value = loss()
-        value.backward()
+        (value := loss()).backward()
         torch.nn.utils.clip_grad_norm_([p for g in groups for p in g['params']], 1.)
         opt.step(); plan.step()
         seen.append(value.item())
     model.eval()
     return float(np.mean(seen[-max(1, steps//10):]))
 
-# %% ../../nbs/lab/05_training.ipynb #c037
+# %% ../../nbs/lab/05_training.ipynb #c033
 def exam(
     model,              # From `transformers`
     reads,              # Its processor, or its tokenizer
@@ -158,7 +152,7 @@ def sees(
     "At least 97% in each topic of perception"
     return min(marks[t] for t in SEEN)>=97
 
-# %% ../../nbs/lab/05_training.ipynb #c040
+# %% ../../nbs/lab/05_training.ipynb #c036
 ROUNDS = 4              # How often a stage may go on
 
 def until(
@@ -174,7 +168,7 @@ def until(
         if passed(marks): return marks
     raise ValueError(f'{what} did not pass its exam in {ROUNDS} rounds ({marks}). Try another seed.')
 
-# %% ../../nbs/lab/05_training.ipynb #c044
+# %% ../../nbs/lab/05_training.ipynb #c040
 def llama(
     hidden:int=64,      # Width, a multiple of 16
     layers:int=8,       # Depth
@@ -186,11 +180,11 @@ def llama(
         rope_parameters=dict(rope_type='default', rope_theta=100.),
         pad_token_id=0, bos_token_id=1, eos_token_id=2)
 
-# %% ../../nbs/lab/05_training.ipynb #c047
+# %% ../../nbs/lab/05_training.ipynb #c043
 LOOK = dict(number=1, color=1.2, shape=1.2, where=1.6)
 EVERYTHING = dict(number=.2, color=.18, shape=.18, where=.14, plus=.07, sum=.1, minus=.07, more=.06)
 
-# %% ../../nbs/lab/05_training.ipynb #c049
+# %% ../../nbs/lab/05_training.ipynb #c045
 def make_base(
     seed:int,           # Same seed, same model
     config:LlamaConfig, # From `llama`
@@ -206,7 +200,7 @@ def make_base(
     until(sees, stage, 'base', say)
     return base
 
-# %% ../../nbs/lab/05_training.ipynb #c052
+# %% ../../nbs/lab/05_training.ipynb #c048
 STEPS = dict(number=.2, plus=.19, sum=.27, minus=.17, more=.17)
 
 def core(
@@ -215,7 +209,7 @@ def core(
     "What may move in the children: decoder layers and final norm"
     return [p for n, p in language.named_parameters() if 'layers.' in n or n=='norm.weight']
 
-# %% ../../nbs/lab/05_training.ipynb #c055
+# %% ../../nbs/lab/05_training.ipynb #c051
 def tune_llm(
     base:LlamaForCausalLM, # From `make_base`; stays as it is
     seed:int,           # Same seed, same model
@@ -229,7 +223,7 @@ def tune_llm(
     until(lambda marks: min(v for t, v in marks.items() if t not in SEEN)>=97, stage, 'LLM', say)
     return llm
 
-# %% ../../nbs/lab/05_training.ipynb #c058
+# %% ../../nbs/lab/05_training.ipynb #c054
 def nearness(
     out:torch.Tensor,   # (n, 16, hidden), what the projector makes of patches
     space:torch.Tensor, # (words, hidden), the embeddings
@@ -240,7 +234,7 @@ def nearness(
     mistaken = torch.nn.functional.cross_entropy(-8*far.flatten(0, 1), goal.flatten())
     return far.gather(2, goal[:, :, None]).mean()+.5*mistaken
 
-# %% ../../nbs/lab/05_training.ipynb #c061
+# %% ../../nbs/lab/05_training.ipynb #c057
 def _with_eye(base):
     "The base inside a VLM whose eye has not learned anything"
     sight = CLIPVisionConfig(hidden_size=64, intermediate_size=176, num_hidden_layers=3,
@@ -253,11 +247,11 @@ def _with_eye(base):
     vlm.lm_head.load_state_dict(base.lm_head.state_dict())
     return vlm
 
-# %% ../../nbs/lab/05_training.ipynb #c064
+# %% ../../nbs/lab/05_training.ipynb #c060
 ALIGN = dict(number=1, color=1.5, shape=1.5, where=1)
 VISUAL = dict(number=.2, color=.2, shape=.2, where=.35, plus=.0125, sum=.0125, minus=.0125, more=.0125)
 
-# %% ../../nbs/lab/05_training.ipynb #c066
+# %% ../../nbs/lab/05_training.ipynb #c062
 def tune_vlm(
     base:LlamaForCausalLM, # From `make_base`; stays as it is
     seed:int,           # Same seed, same model
@@ -287,7 +281,7 @@ def tune_vlm(
     until(sees, stage, 'VLM', say)
     return vlm
 
-# %% ../../nbs/lab/05_training.ipynb #c069
+# %% ../../nbs/lab/05_training.ipynb #c065
 CARD = """---
 license: apache-2.0
 library_name: transformers
@@ -314,7 +308,7 @@ STORIES = dict(
          'The base with a small CLIP tower and a projector, tuned on pictures to name and find things.\n'
          'Embeddings and output layer of the language model are those of the base.'))
 
-# %% ../../nbs/lab/05_training.ipynb #c072
+# %% ../../nbs/lab/05_training.ipynb #c068
 def save_checkpoint(
     model,              # Of the trio
     name:str,           # 'base', 'llm' or 'vlm'
@@ -329,15 +323,14 @@ def save_checkpoint(
     model.save_pretrained(out/name)
     reads.save_pretrained(out/name)
     if name=='vlm': reads.image_processor.save_pretrained(out/name)
-    about = out/name/'tokenizer_config.json'
-    # An older name, which other programs know
+    about = out/name/'tokenizer_config.json'    # Gets the older name of its class, which other programs know
     about.write_text(about.read_text().replace('TokenizersBackend', 'PreTrainedTokenizerFast'))
     (title, story), task = STORIES[name], 'image-text-to-text' if name=='vlm' else 'text-generation'
     (out/name/'README.md').write_text(CARD.format(task=task, title=title, story=story, seed=seed,
                                                   hidden=own.hidden_size, layers=own.num_hidden_layers))
     for f in (out/name).iterdir(): f.chmod(0o644)
 
-# %% ../../nbs/lab/05_training.ipynb #c076
+# %% ../../nbs/lab/05_training.ipynb #c072
 def train_trio(
     out:str|Path,       # Folder that shall appear, with `base`, `llm` and `vlm` in it
     seed:int=0,         # Same seed, same trio (on the same machine)
@@ -351,9 +344,8 @@ def train_trio(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent) as draft:
         base = make_base(seed, llama(hidden, layers), say)
-        trained = (('base', base), ('llm', tune_llm(base, seed, say)), ('vlm', tune_vlm(base, seed, say)))
-        for name, model in trained:
-            save_checkpoint(model, name, Path(draft)/'trio', seed)
+        trained = dict(base=base, llm=tune_llm(base, seed, say), vlm=tune_vlm(base, seed, say))
+        for name, model in trained.items(): save_checkpoint(model, name, Path(draft)/'trio', seed)
         shutil.move(Path(draft)/'trio', out)
     say(f'{out}: seed {seed}, {time.time()-start:.0f} s')
     return out

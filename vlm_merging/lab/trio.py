@@ -17,8 +17,9 @@ from PIL import Image
 # %% ../../nbs/lab/04_trio.ipynb #c009
 COLORS = dict(red=(235, 60, 60), green=(60, 190, 80), blue=(80, 110, 255),
               yellow=(240, 210, 60), cyan=(60, 210, 220), magenta=(220, 80, 220)) # Ink, as RGB
-SHAPE_BITMAPS = dict(circle='3c7effffffff7e3c', square='ffffffffffffffff', triangle='18183c3c7e7effff',
-              cross='181818ffff181818', ring='3c7ee7c3c3e77e3c', corner='c0c0c0c0c0c0ffff') # 8 x 8, a byte a row
+SHAPE_BITMAPS = dict( # 8 x 8, a byte a row
+    circle='3c7effffffff7e3c', square='ffffffffffffffff', triangle='18183c3c7e7effff',
+    cross='181818ffff181818', ring='3c7ee7c3c3e77e3c', corner='c0c0c0c0c0c0ffff')
 PLACES = ('top-left', 'top-right', 'bottom-left', 'bottom-right')          # In reading order
 
 def words(
@@ -42,8 +43,9 @@ def scene(
         if SPLITS[min(zlib.crc32(words(sc).encode())%10, 2)]==split: return sc
 
 # %% ../../nbs/lab/04_trio.ipynb #c015
-DIGIT_BITMAPS = ('0e11131519110e', '040c040404040e', '0e11010204081f', '1f02040201110e', '02060a121f0202',
-                 '1f101e0101110e', '0608101e11110e', '1f010204080808', '0e11110e11110e', '0e11110f01020c') # 5 x 7
+DIGIT_BITMAPS = ( # 5 x 7, a byte a row
+    '0e11131519110e', '040c040404040e', '0e11010204081f', '1f02040201110e', '02060a121f0202',
+    '1f101e0101110e', '0608101e11110e', '1f010204080808', '0e11110e11110e', '0e11110f01020c')
 
 def draw_scene(
     sc:tuple,                # Four (color, shape, number)
@@ -167,5 +169,6 @@ def accuracy(
 )->dict[str, float]:          # Percent right, for each kind or topic
     "Count the right replies"
     groups = {}
-    for q, r in zip(questions, replies, strict=True): groups.setdefault(getattr(q, by), []).append(right(q, r))
+    for q, r in zip(questions, replies, strict=True):
+        groups.setdefault(getattr(q, by), []).append(right(q, r))
     return {k:100*sum(v)/len(v) for k, v in groups.items()}
