@@ -6,7 +6,8 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 from vlm_merging.probing import weights as weights
 from vlm_merging.checkpoints.headers import Checkpoint
-from vlm_merging.probing.diagnose import LEVELS, THRESHOLDS, Diagnosis, Threshold, diagnose
+from vlm_merging.probing.diagnose import Diagnosis, diagnose
+from vlm_merging.probing.reasons import LEVELS, THRESHOLDS, Threshold
 from vlm_merging.merging.families import pair_names
 from vlm_merging.comparing.findings import ranges_said
 from vlm_merging.lab.trio import lab_folder

@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['DTYPES', 'FLOATS', 'HEADER_LIMIT', 'JSON_LIMIT', 'WEIGHT_FILES', 'SIDE', 'Entry', 'unique', 'read_json',
-           'checked_entry', 'read_header', 'record_places', 'read_bin', 'named_files', 'weight_files', 'fetch',
-           'lab_model', 'Checkpoint', 'readable', 'folder_summary']
+__all__ = ['DTYPES', 'FLOATS', 'HEADER_LIMIT', 'JSON_LIMIT', 'WEIGHT_FILES', 'SIDE', 'Entry', 'read_json', 'read_header',
+           'read_bin', 'weight_files', 'lab_model', 'fetch', 'Checkpoint', 'readable', 'folder_summary']
 
-# %% ../../nbs/checkpoints/01_headers.ipynb #c010
+# %% ../../nbs/checkpoints/01_headers.ipynb #c012
 DTYPES = dict(F64=64, F32=32, F16=16, BF16=16, I64=64, I32=32, I16=16, I8=8,
               U64=64, U32=32, U16=16, U8=8, BOOL=8, C64=64,
               F8_E4M3=8, F8_E5M2=8, F8_E8M0=8, F8_E4M3FNUZ=8, F8_E5M2FNUZ=8, F6_E2M3=6, F6_E3M2=6, F4=4)
 FLOATS = dict(BF16='bfloat16', F16='float16', F32='float32', F64='float64')  # Can be merged: name in torch
 
+# %% ../../nbs/checkpoints/01_headers.ipynb #c014
 @dataclass(frozen=True)
 class Entry:
     "A tensor on disk: what it is and where its bytes are"
@@ -44,18 +44,17 @@ class Entry:
         "The first `n` rows: in a row-major file they are simply the first bytes"
         return Entry(self.name, self.dtype, (n, *self.shape[1:]), self.file, self.start)
 
-# %% ../../nbs/checkpoints/01_headers.ipynb #c013
+# %% ../../nbs/checkpoints/01_headers.ipynb #c021
 HEADER_LIMIT = 1<<24    # Bytes of a safetensors header; 100 000 tensors fit, and a hostile one stays cheap
 JSON_LIMIT = 1<<26      # Bytes of any other JSON file or pickle
 
-def unique(
-    pairs,              # `(key, value)` in the order of the text
-):
-    "A JSON object in which no key stands twice"
-    made = dict(pairs)
-    if len(made)<len(pairs): raise ValueError('a name stands twice in it')
-    return made
+def _unique(pairs):
+    "A JSON object in which no key stands twice, from `(key, value)` in the order of the text"
+    table = dict(pairs)
+    if len(table)<len(pairs): raise ValueError('a name stands twice in it')
+    return table
 
+# %% ../../nbs/checkpoints/01_headers.ipynb #c024
 def read_json(
     path:Path,          # A JSON file that should hold an object
     limit:int=JSON_LIMIT, # Larger files are refused, in bytes
@@ -64,22 +63,18 @@ def read_json(
     try:
         if path.stat().st_size>limit: raise ValueError('it is too large')
         raw = path.read_bytes().decode('utf-8')
-        made = json.loads(raw, object_pairs_hook=unique)
+        table = json.loads(raw, object_pairs_hook=_unique)
         if re.search(r'\\u[dD][89a-fA-F]', raw):
-            json.dumps(made, ensure_ascii=False).encode()   # half characters are refused
-        if not isinstance(made, dict): raise ValueError('it holds no object')
+            json.dumps(table, ensure_ascii=False).encode()   # half characters are refused
+        if not isinstance(table, dict): raise ValueError('it holds no object')
     except (ValueError, RecursionError) as e:
         raise ValueError(f"{path} cannot be read as JSON: {str(e)[:200] or type(e).__name__}. "
                          f"Download it again.") from None
-    return made
+    return table
 
-def checked_entry(
-    name,               # Of the tensor
-    claim,              # What the header says of it: `dtype`, `shape` and `data_offsets`
-    path,               # The file
-    origin,             # First byte behind the header; offsets count from there
-):
-    "One line of a header as `(Entry, end)`; raises ValueError on any claim that cannot be true"
+# %% ../../nbs/checkpoints/01_headers.ipynb #c028
+def _checked_entry(name, claim, path, origin):
+    "One line of a header as `(Entry, end)`, counted from `origin`; raise ValueError if it cannot be true"
     if not isinstance(claim, dict): raise ValueError(f"{name[:80]!r} has no record")
     dtype, shape, where = (claim.get(k) for k in ('dtype', 'shape', 'data_offsets'))
     if not isinstance(dtype, str) or dtype not in DTYPES:
@@ -91,9 +86,21 @@ def checked_entry(
     bits = math.prod(shape)*DTYPES[dtype]
     if bits%8 or where[1]-where[0]!=bits//8:
         raise ValueError(f"{name[:80]!r} claims {where[1]-where[0]} bytes, "
-                         f"but {dtype} {tuple(shape)} takes {min(bits,1<<99)/8:g}")
+                         f"but {dtype} {tuple(shape)} takes {min(bits, 1<<99)/8:g}")
     return Entry(name, dtype, tuple(shape), path, origin+where[0]), origin+where[1]
 
+# %% ../../nbs/checkpoints/01_headers.ipynb #c031
+def _fill_whole(spans, begin, end):
+    "Raise ValueError unless `spans`, `(Entry, end)` each, cover begin..end once"
+    for entry, stop in sorted(spans, key=lambda s: (s[0].start, s[1])):
+        if entry.start!=begin:
+            wrong = 'overlaps another tensor' if entry.start<begin else 'leaves a gap before it'
+            raise ValueError(f"{entry.name[:80]!r} {wrong}")
+        begin = stop
+    if begin!=end:
+        raise ValueError(f"its tensors end at byte {begin}, the file at {end}: it was cut off or added to")
+
+# %% ../../nbs/checkpoints/01_headers.ipynb #c034
 def read_header(
     path:Path,          # A safetensors file
 )->tuple[dict, dict]:   # Entries by name, and the file's free-text metadata
@@ -106,39 +113,53 @@ def read_header(
                 f.seek(0)
                 if f.read(2) in (b'\x80\x02', b'PK'): raise ValueError('it is a pickle, not safetensors')
                 raise ValueError('its header does not fit in the file')
-            raw = json.loads(f.read(n).decode('utf-8'), object_pairs_hook=unique)
-        if not isinstance(raw, dict): raise ValueError('its header is not an object')
-        meta = raw.pop('__metadata__', {})
+            table = json.loads(f.read(n).decode('utf-8'), object_pairs_hook=_unique)
+        if not isinstance(table, dict): raise ValueError('its header is not an object')
+        meta = table.pop('__metadata__', {})
         if not isinstance(meta, dict) or not all(isinstance(v, str) for v in meta.values()):
             raise ValueError('its metadata is not a table of texts')
-        for text in (*raw, *meta, *meta.values()): text.encode()    # half characters are refused
-        found = [checked_entry(k, v, path, 8+n) for k, v in raw.items()]
-        end = 8+n
-        for entry, stop in sorted(found, key=lambda p: (p[0].start, p[1])):
-            if entry.start!=end:
-                raise ValueError(
-                    f"{entry.name[:80]!r} "
-                    f"{'overlaps another tensor' if entry.start<end else 'leaves a gap before it'}")
-            end = stop
-        if end!=size:
-            raise ValueError(f"its tensors end at byte {end}, the file at {size}: it was cut off or added to")
+        for text in (*table, *meta, *meta.values()): text.encode()    # half characters are refused
+        spans = [_checked_entry(k, v, path, 8+n) for k, v in table.items()]
+        _fill_whole(spans, 8+n, size)
     except (ValueError, RecursionError) as e:
         raise ValueError(f"{path} cannot be used: {str(e)[:300] or type(e).__name__}. "
                          f"Download or save it again.") from None
-    return {e.name:e for e, _ in found}, meta
+    return {e.name:e for e, _ in spans}, meta
 
-# %% ../../nbs/checkpoints/01_headers.ipynb #c020
-def record_places(
-    path:Path,          # A zip archive
-)->dict:                # First byte -> size, of each record
-    "Where the records of an archive lie"
-    made = {}
+# %% ../../nbs/checkpoints/01_headers.ipynb #c040
+def _records(path):
+    "Where the records of an archive lie: first byte -> size"
+    places = {}
     with zipfile.ZipFile(path) as z, open(path, 'rb') as f:
+        if any(i.compress_type!=zipfile.ZIP_STORED for i in z.infolist()):
+            raise ValueError('it is compressed')
+        if any(i.filename.endswith('.pkl') and i.file_size>JSON_LIMIT for i in z.infolist()):
+            raise ValueError('its directory is too large')
         for i in z.infolist():
             f.seek(i.header_offset+26)
             name, extra = (int.from_bytes(f.read(2), 'little') for _ in range(2))
-            made[i.header_offset+30+name+extra] = i.file_size
-    return made
+            places[i.header_offset+30+name+extra] = i.file_size
+    return places
+
+# %% ../../nbs/checkpoints/01_headers.ipynb #c043
+_TORCH_NAMES = {v:k for k, v in FLOATS.items()} | dict(
+    int64='I64', int32='I32', int16='I16', int8='I8', uint8='U8', bool='BOOL')
+
+def _bin_entry(name, tensor, path, records):
+    "A fake tensor as `Entry`; raise ValueError if its numbers do not lie in one piece of the archive"
+    import torch
+    plain = tensor.layout is torch.strided
+    at = getattr(tensor.untyped_storage(), '_checkpoint_offset', None) if plain else None
+    dtype = _TORCH_NAMES.get(str(tensor.dtype).removeprefix('torch.'))
+    if at is None or dtype is None or not tensor.is_contiguous():
+        raise ValueError(f"{path}: {name[:80]!r} is stored as {tensor.dtype}, {tensor.layout}"
+                         f"{f', strides {tensor.stride()}' if plain else ''}, which cannot be read in place. "
+                         f"Load the model in transformers and save it again as safetensors.")
+    entry = Entry(name, dtype, tuple(tensor.shape), path, at+tensor.storage_offset()*tensor.element_size())
+    if entry.start+entry.nbytes>at+records.get(at, -1):
+        raise ValueError(f"{path} cannot be used: {name[:80]!r} is not where the archive says. "
+                         f"Download it again.")
+    return entry
 
 def read_bin(
     path:Path,          # A file made by `torch.save` (1.6 or later)
@@ -147,47 +168,23 @@ def read_bin(
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     try:
-        with zipfile.ZipFile(path) as z:
-            if any(i.compress_type!=zipfile.ZIP_STORED for i in z.infolist()):
-                raise ValueError('it is compressed')
-            if any(i.filename.endswith('.pkl') and i.file_size>JSON_LIMIT for i in z.infolist()):
-                raise ValueError('its directory is too large')
-        records = record_places(path)
-        with FakeTensorMode(): held = torch.load(path, weights_only=True, map_location='cpu')
+        records = _records(path)
+        with FakeTensorMode(): table = torch.load(path, weights_only=True, map_location='cpu')
     except Exception as e:  # the unpickler fails in many ways, all of which mean the same
         raise ValueError(f"{path} cannot be used: it is not a plain file of tensors "
                          f"({(str(e).splitlines() or [type(e).__name__])[0][:120]}). "
                          f"Only files that `torch.load(weights_only=True)` accepts are read.") from None
-    if not isinstance(held, dict) or not any(isinstance(k, str) and isinstance(t, torch.Tensor)
-                                            for k, t in held.items()):
-        raise ValueError(f"{path} cannot be used: it holds no table of named tensors.")
-    names = {v:k for k, v in FLOATS.items()} | dict(
-        int64='I64', int32='I32', int16='I16', int8='I8', uint8='U8', bool='BOOL')
-    found = {}
-    for name, t in held.items():
-        if not isinstance(t, torch.Tensor) or not isinstance(name, str): continue
-        plain = t.layout is torch.strided
-        at, dtype = (getattr(t.untyped_storage(), '_checkpoint_offset', None) if plain else None,
-                    names.get(str(t.dtype).removeprefix('torch.')))
-        if at is None or dtype is None or not t.is_contiguous():
-            raise ValueError(f"{path}: {name[:80]!r} is stored as {t.dtype}, {t.layout}"
-                             f"{f', strides {t.stride()}' if plain else ''}, "
-                             f"which cannot be read in place. "
-                             f"Load the model in transformers and save it again as safetensors.")
-        found[name] = Entry(name, dtype, tuple(t.shape), path, at+t.storage_offset()*t.element_size())
-        if found[name].start+found[name].nbytes>at+records.get(at, -1):
-            raise ValueError(f"{path} cannot be used: {name[:80]!r} is not where the archive says. "
-                             f"Download it again.")
-    return found
+    pairs = table.items() if isinstance(table, dict) else ()
+    tensors = {k:t for k, t in pairs if isinstance(k, str) and isinstance(t, torch.Tensor)}
+    if not tensors: raise ValueError(f"{path} cannot be used: it holds no table of named tensors.")
+    return {name:_bin_entry(name, t, path, records) for name, t in tensors.items()}
 
-# %% ../../nbs/checkpoints/01_headers.ipynb #c026
+# %% ../../nbs/checkpoints/01_headers.ipynb #c049
 WEIGHT_FILES = (('model.safetensors.index.json', 'model.safetensors'),
-           ('pytorch_model.bin.index.json', 'pytorch_model.bin'))
+                ('pytorch_model.bin.index.json', 'pytorch_model.bin'))
 
-def named_files(
-    index:Path,         # An index file
-)->tuple[list[str], dict]: # File names, and the `name -> file` table
-    "What an index names; only plain files of its own folder"
+def _named_files(index):
+    "File names in an index, and its `name -> file` table; only plain files of its own folder"
     table = read_json(index).get('weight_map')
     if not isinstance(table, dict) or not table:
         raise ValueError(f"{index} has no `weight_map`. Download it again.")
@@ -198,44 +195,25 @@ def named_files(
                              f"Do not trust this checkpoint.")
     return files, table
 
+# %% ../../nbs/checkpoints/01_headers.ipynb #c052
 def weight_files(
     folder:Path,        # A checkpoint folder
 )->tuple[list[str], dict|None]: # File names, and the index's `name -> file` table if there is one
     "The weight files that count, in the order of their names"
     for index, single in WEIGHT_FILES:
         if (folder/index).is_file():
-            files, table = named_files(folder/index)
+            files, table = _named_files(folder/index)
             gone = next((f for f in files if not (folder/f).is_file()), None)
             if gone: raise ValueError(f"{folder/index} names {gone}, which is missing. Download it again.")
             return files, table
         if (folder/single).is_file(): return [single], None
+    adapter = ('It looks like an adapter: merge it into its base model first. '
+               if (folder/'adapter_config.json').exists() else '')
     raise ValueError(f"{folder} holds no weights: "
                      f"neither {' nor '.join(n for pair in WEIGHT_FILES for n in pair)} is there. "
-                     f"""{'It looks like an adapter: merge it into its base model first. '
-                         if (folder/'adapter_config.json').exists() else ''}"""
-                     f"Name a folder saved by `save_pretrained`.")
+                     f"{adapter}Name a folder saved by `save_pretrained`.")
 
-# %% ../../nbs/checkpoints/01_headers.ipynb #c029
-SIDE = ('*.json', '*.jinja', '*.txt', '*.model', '*.py', '*.md', '*.tiktoken', 'LICENSE*', 'NOTICE*')
-
-def fetch(
-    name:str,           # Hub id, `owner/name`
-    revision:str|None=None, # Branch, tag or commit; None is the default branch
-)->Path:                # A folder in the hub's cache
-    "Download what a merge needs of a hub repository: the weights that count and the small files"
-    from huggingface_hub import snapshot_download
-    try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=SIDE))
-        for index, single in WEIGHT_FILES:
-            files = named_files(folder/index)[0] if (folder/index).exists() else [single]
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*SIDE, *files]))
-            if all((folder/f).exists() for f in files): break
-    except Exception as e:      # of the hub, its client or the network: all mean that the files are not here
-        raise ValueError(f"{name}{f'@{revision}' if revision else ''} is no folder here and could not be had "
-                         f"from the hub: {' '.join(str(e).split())[:300] or type(e).__name__} "
-                         f"Check the name, log in if it is gated, or give a local folder.") from None
-    return folder
-
+# %% ../../nbs/checkpoints/01_headers.ipynb #c056
 def lab_model(
     name:str,           # As the user named a model
 )->Path|None:           # A folder inside the package; None: this is no name of the lab
@@ -248,6 +226,61 @@ def lab_model(
         raise ValueError(f"No model {name[:200]!r}. The lab has: {', '.join(f'lab/{k}' for k in known)}.")
     return lab_folder()/model
 
+# %% ../../nbs/checkpoints/01_headers.ipynb #c059
+SIDE = ('*.json', '*.jinja', '*.txt', '*.model', '*.py', '*.md', '*.tiktoken', 'LICENSE*', 'NOTICE*')
+
+def fetch(
+    name:str,           # Hub id, `owner/name`
+    revision:str|None=None, # Branch, tag or commit; None is the default branch
+)->Path:                # A folder in the hub's cache
+    "Download what a merge needs of a hub repository: the weights that count and the small files"
+    from huggingface_hub import snapshot_download
+    try:
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=SIDE))
+        for index, single in WEIGHT_FILES:
+            files = _named_files(folder/index)[0] if (folder/index).exists() else [single]
+            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*SIDE, *files]))
+            if all((folder/f).exists() for f in files): break
+    except Exception as e:      # of the hub, its client or the network: all mean that the files are not here
+        raise ValueError(f"{name}{f'@{revision}' if revision else ''} is no folder here and could not be had "
+                         f"from the hub: {' '.join(str(e).split())[:300] or type(e).__name__} "
+                         f"Check the name, log in if it is gated, or give a local folder.") from None
+    return folder
+
+# %% ../../nbs/checkpoints/01_headers.ipynb #c061
+def _located(where):
+    "The folder that a name means, and the commit if it came from the hub"
+    try: folder = Path(where).expanduser()
+    except RuntimeError: folder = Path(where)       # `~` of nobody
+    if os.path.isdir(folder): return folder, ''     # False, not an error, for impossible names
+    if inside := lab_model(where): return inside, ''
+    name, _, asked = where.partition('@')
+    if not re.fullmatch(r'[\w\-.]+/[\w\-.]+', name) or name.startswith('.'):
+        raise ValueError(f"{where[:200]} is not a folder. Give a folder, or a hub id such as owner/name.")
+    folder = fetch(name, asked or None)
+    return folder, folder.name if re.fullmatch(r'[0-9a-f]{40}', folder.name) else asked
+
+# %% ../../nbs/checkpoints/01_headers.ipynb #c065
+def _tensors_of(folder):
+    "Weight files of a folder and the entries of all of them; raise ValueError if they contradict each other"
+    files, table = weight_files(folder)
+    tensors = {}
+    for file in files:
+        found = read_bin(folder/file) if file.endswith('.bin') else read_header(folder/file)[0]
+        twice = next((n for n in found if n in tensors), None)
+        if twice:
+            raise ValueError(f"{folder}: {twice[:80]!r} stands in {tensors[twice].file.name} "
+                             f"and again in {file}. Which one counts is not clear: save the model again.")
+        tensors |= found
+    for name, file in (table or {}).items():
+        if name not in tensors or tensors[name].file.name!=file:
+            raise ValueError(f"{folder}: the index says that {name[:80]!r} is in {file}, "
+                             f"but it is {'in '+tensors[name].file.name if name in tensors else 'nowhere'}. "
+                             f"Download it again.")
+    if not tensors: raise ValueError(f"{folder} holds no tensors. Download it again.")
+    return files, tensors
+
+# %% ../../nbs/checkpoints/01_headers.ipynb #c068
 @dataclass(frozen=True)
 class Checkpoint:
     "A folder of weights: names, shapes and places, but no numbers"
@@ -263,44 +296,18 @@ class Checkpoint:
         where:str|Path,    # Folder, hub id with optional `@revision`, or `lab/vlm`, `lab/llm`, `lab/base`
     )->Checkpoint:
         "Read the headers of every weight file; raise ValueError with one sentence if anything is wrong"
-        where = str(where)
-        revision = ''
-        try: folder = Path(where).expanduser()
-        except RuntimeError: folder = Path(where)       # `~` of nobody
-        if not os.path.isdir(folder) and (inside := lab_model(where)): folder = inside
-        if not os.path.isdir(folder):       # False, not an error, for impossible names
-            name, _, asked = where.partition('@')
-            if not re.fullmatch(r'[\w\-.]+/[\w\-.]+', name) or name.startswith('.'):
-                raise ValueError(f"{where[:200]} is not a folder. "
-                                 f"Give a folder, or a hub id such as owner/name.")
-            folder = fetch(name, asked or None)
-            revision = folder.name if re.fullmatch(r'[0-9a-f]{40}', folder.name) else asked
+        folder, revision = _located(str(where))
         if not (folder/'config.json').is_file():
             raise ValueError(f"{folder} has no config.json. Name a folder saved by `save_pretrained`.")
-        files, table = weight_files(folder)
-        tensors = {}
-        for file in files:
-            found = read_bin(folder/file) if file.endswith('.bin') else read_header(folder/file)[0]
-            twice = next((n for n in found if n in tensors), None)
-            if twice:
-                raise ValueError(f"{folder}: {twice[:80]!r} stands in {tensors[twice].file.name} "
-                                 f"and again in {file}. Which one counts is not clear: save the model again.")
-            tensors |= found
-        for name, file in (table or {}).items():
-            if name not in tensors or tensors[name].file.name!=file:
-                raise ValueError(
-                    f"{folder}: the index says that {name[:80]!r} is in {file}, "
-                    f"but it is {'in '+tensors[name].file.name if name in tensors else 'nowhere'}. "
-                    f"Download it again.")
-        if not tensors: raise ValueError(f"{folder} holds no tensors. Download it again.")
-        return cls(folder, tuple(files), tensors, read_json(folder/'config.json'), where, revision)
+        files, tensors = _tensors_of(folder)
+        return cls(folder, tuple(files), tensors, read_json(folder/'config.json'), str(where), revision)
 
     @property
     def nbytes(self)->int:
         "Bytes of all tensors"
         return sum(e.nbytes for e in self.tensors.values())
 
-# %% ../../nbs/checkpoints/01_headers.ipynb #c037
+# %% ../../nbs/checkpoints/01_headers.ipynb #c076
 def readable(
     n:int,              # Bytes
 )->str:
@@ -309,6 +316,7 @@ def readable(
         if n<1000 or unit=='GB': return f'{n:.3g} {unit}' if n<1000 else f'{n:.0f} {unit}'
         n /= 1000
 
+# %% ../../nbs/checkpoints/01_headers.ipynb #c079
 def folder_summary(
     checkpoint:Checkpoint, # An open checkpoint
 )->str:                 # Several lines of text

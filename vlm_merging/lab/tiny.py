@@ -17,6 +17,12 @@ from .remote import REMOTE
 __all__ = ['vlm_config', 'llm_config', 'make_vlm', 'make_llm', 'Trio', 'make_trio', 'blank_picture', 'ask_inputs']
 
 # %% ../../nbs/lab/03_tiny.ipynb #c009
+def _record(kind):
+    if kind in KINDS: return KINDS[kind]
+    if kind in REMOTE: return REMOTE[kind]
+    raise LookupError(f"No kind {kind!r}. There are: {', '.join([*KINDS, *REMOTE])}.")
+
+# %% ../../nbs/lab/03_tiny.ipynb #c012
 def vlm_config(
     kind:str,            # One of `KINDS`
     tie:bool=None,       # Is the embedding the head too? As in the family, if not said
@@ -32,6 +38,12 @@ def vlm_config(
     c.image_token_id = k.image # Half of the families call it image_token_index; this reaches either
     return c
 
+# %% ../../nbs/lab/03_tiny.ipynb #c014
+def _llm_config(k, tie, vocab):
+    from transformers import AutoConfig
+    return AutoConfig.for_model(k.llm, **TEXT_SIZES | k.text, vocab_size=vocab or k.rows[1],
+                                tie_word_embeddings=k.tie if tie is None else tie)
+
 def llm_config(
     kind:str,            # One of `KINDS` or `REMOTE`
     tie:bool=None,       # Is the embedding the head too? As in the family, if not said
@@ -40,23 +52,13 @@ def llm_config(
     "Config of the text model that a pico VLM is built on"
     return _llm_config(_record(kind), tie, vocab)
 
-def _llm_config(k, tie, vocab):
-    from transformers import AutoConfig
-    return AutoConfig.for_model(k.llm, **TEXT_SIZES | k.text, vocab_size=vocab or k.rows[1],
-                                tie_word_embeddings=k.tie if tie is None else tie)
-
-def _record(kind):
-    if kind in KINDS: return KINDS[kind]
-    if kind in REMOTE: return REMOTE[kind]
-    raise LookupError(f"No kind {kind!r}. There are: {', '.join([*KINDS, *REMOTE])}.")
-
-# %% ../../nbs/lab/03_tiny.ipynb #c012
+# %% ../../nbs/lab/03_tiny.ipynb #c018
 @contextmanager
 def _dice(seed):
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
+        torch.manual_seed(seed); yield
 
+# %% ../../nbs/lab/03_tiny.ipynb #c021
 def _fresh(auto, config, seed):
     "A model with no parameter at a round number"
     import transformers
@@ -65,6 +67,7 @@ def _fresh(auto, config, seed):
         for _, p in sorted(m.named_parameters()): p.add_(.1*torch.randn(p.shape))
     return m
 
+# %% ../../nbs/lab/03_tiny.ipynb #c024
 def _near(state, near, seed, by=.05):
     "`state`, but where `near` has the name: the numbers of `near`, moved by `by` of their size"
     out = dict(state)
@@ -76,12 +79,13 @@ def _near(state, near, seed, by=.05):
             out[name] = x
     return out
 
+# %% ../../nbs/lab/03_tiny.ipynb #c026
 def _move(params, near, seed):
     "Give a model's parameters the numbers of `_near`"
     with torch.no_grad():
         for name, x in _near(params, near, seed).items(): params[name].copy_(x)
 
-# %% ../../nbs/lab/03_tiny.ipynb #c016
+# %% ../../nbs/lab/03_tiny.ipynb #c029
 def _text_state(model):
     "Parameters of the text model inside a VLM, under the names they have in the LLM"
     c = model.config.text_config
@@ -95,7 +99,7 @@ def _text_state(model):
     if not model.config.tie_word_embeddings: out['lm_head.weight'] = model.get_output_embeddings().weight
     return out
 
-# %% ../../nbs/lab/03_tiny.ipynb #c020
+# %% ../../nbs/lab/03_tiny.ipynb #c033
 _TOWER_WORD = (r'^vision_tower\.(embeddings|encoder|pre_layrnorm|post_layernorm|head)\b',
                r'vision_tower.vision_model.\1')
 _INTO_MODEL = (r'^(vision_|multi_modal_|image_newline)', r'model.\1')
@@ -112,7 +116,7 @@ def _rename(name, kind, layout):
         if clip or old!=_TOWER_WORD[0]: name = re.sub(old, new, name)
     return name
 
-# %% ../../nbs/lab/03_tiny.ipynb #c024
+# %% ../../nbs/lab/03_tiny.ipynb #c037
 def _bytes(x): return x.numel() * x.element_size()
 def _order(name): return [int(w) if w.isdigit() else w for w in re.split(r'(\d+)', name)]
 def _json(path, value): path.write_text(json.dumps(value, indent=2)+'\n')
@@ -128,8 +132,7 @@ def _write(folder, state, shards=1, container='safetensors'):
         done += _bytes(state[name])
     if not all(parts):
         raise ValueError(f"{shards} shards are too many for {len(state)} tensors. Ask for fewer.")
-    files = [f'{stem}-{i+1:05}-of-{shards:05}.{end}' for i in range(shards)]
-    if shards==1: files = [f'{stem}.{end}']
+    files = [f'{stem}-{i+1:05}-of-{shards:05}.{end}' for i in range(shards)] if shards>1 else [f'{stem}.{end}']
     for part, f in zip(parts, files):
         if plain: save_file(part, folder/f, metadata={'format':'pt'})
         else: torch.save(part, folder/f)
@@ -137,6 +140,7 @@ def _write(folder, state, shards=1, container='safetensors'):
     index = dict(metadata=dict(total_size=total), weight_map=where)
     if shards>1: _json(folder/f'{stem}.{end}.index.json', index)
 
+# %% ../../nbs/lab/03_tiny.ipynb #c039
 def _read(folder):
     "All tensors of an LLM's folder in float32, under the names with `model.`; none if there is no folder"
     from safetensors.torch import load_file
@@ -149,7 +153,7 @@ def _read(folder):
     embedding = state.get('model.embed_tokens.weight')
     return state if embedding is None else {'lm_head.weight':embedding} | state
 
-# %% ../../nbs/lab/03_tiny.ipynb #c027
+# %% ../../nbs/lab/03_tiny.ipynb #c042
 _CHAT = ("{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}"
          "{% if add_generation_prompt %}w9{% endif %}")
 _CARD = """---
@@ -177,9 +181,17 @@ def _side_files(folder, kind, rows, image=None):
     (folder/'chat_template.jinja').write_text(_CHAT)
     (folder/'README.md').write_text(_CARD.format(kind=kind, role='llm' if image is None else 'vlm'))
     if image is not None: _json(folder/'preprocessor_config.json',
-        dict(do_resize=True, size=dict(height=PICTURE_SIZE, width=PICTURE_SIZE), image_mean=[.5]*3, image_std=[.5]*3))
+        dict(do_resize=True, size=dict(height=PICTURE_SIZE, width=PICTURE_SIZE),
+             image_mean=[.5]*3, image_std=[.5]*3))
 
-# %% ../../nbs/lab/03_tiny.ipynb #c028
+# %% ../../nbs/lab/03_tiny.ipynb #c045
+def _new_folder(folder):
+    folder = Path(folder)
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty. Name a new folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
 @contextmanager
 def _quiet():
     "No progress bars while transformers saves"
@@ -190,13 +202,7 @@ def _quiet():
     finally:
         if shown: logging.enable_progress_bar()
 
-def _new_folder(folder):
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} is not empty. Name a new folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
+# %% ../../nbs/lab/03_tiny.ipynb #c048
 def _save(model, folder, rename, dtype, shards, container):
     "`save_pretrained`, then the same tensors under other names or in other files where that is asked for"
     with _quiet(): model.to(getattr(torch, dtype)).save_pretrained(folder)
@@ -208,7 +214,7 @@ def _save(model, folder, rename, dtype, shards, container):
         file.unlink()
         _write(folder, named, shards, container)
 
-# %% ../../nbs/lab/03_tiny.ipynb #c029
+# %% ../../nbs/lab/03_tiny.ipynb #c050
 def _save_files(folder, state, config, code, dtype, shards, container):
     "A model folder without a class: weights, configs, stand-ins for the code"
     _write(folder, {n:x.detach().to(getattr(torch, dtype)) for n, x in state.items()}, shards, container)
@@ -224,7 +230,7 @@ def _remote_vlm(k, near, seed):
     with _dice(seed+500): vision = {n:.1*torch.randn(s) for n, s in k.vision.items()}
     return k.nest(_near(k.repack(fresh), near, seed+1000)) | vision
 
-# %% ../../nbs/lab/03_tiny.ipynb #c032
+# %% ../../nbs/lab/03_tiny.ipynb #c054
 def make_vlm(
     kind:str,            # One of `KINDS` or `REMOTE`
     folder:str|Path,     # Where to; must be new or empty
@@ -252,6 +258,7 @@ def make_vlm(
     _side_files(folder, kind, k.rows[0], k.image)
     return folder
 
+# %% ../../nbs/lab/03_tiny.ipynb #c057
 def make_llm(
     kind:str,            # One of `KINDS` or `REMOTE`
     folder:str|Path,     # Where to; must be new or empty
@@ -281,6 +288,7 @@ def make_llm(
     _side_files(folder, kind, m.config.vocab_size)
     return folder
 
+# %% ../../nbs/lab/03_tiny.ipynb #c059
 class Trio(NamedTuple):
     "Folders of a VLM, an LLM and the base both came from"
     vlm:Path
@@ -302,7 +310,7 @@ def make_trio(
     llm = make_llm(kind, folder/'llm', near=base, seed=3*seed+1, **how)
     return Trio(make_vlm(kind, folder/'vlm', near=base, seed=3*seed+2, layout=layout, **how), llm, base)
 
-# %% ../../nbs/lab/03_tiny.ipynb #c045
+# %% ../../nbs/lab/03_tiny.ipynb #c072
 def blank_picture(
     seed:int=0,          # Same seed, same picture
     size:int=PICTURE_SIZE,        # Width and height, pixels
@@ -313,6 +321,7 @@ def blank_picture(
     small = Image.frombytes('RGB', (4, 4), bytes(squares.tolist()))
     return small.resize((size, size), Image.Resampling.NEAREST)
 
+# %% ../../nbs/lab/03_tiny.ipynb #c075
 def ask_inputs(
     model,               # An open VLM; tells dtype and device
     kind:str,            # One of `KINDS`
@@ -321,16 +330,17 @@ def ask_inputs(
     image=None,          # A picture of one's own instead
 )->dict[str, Tensor]:    # Give it to `model(**inputs)` or `model.generate(**inputs)`
     "A picture and a few words, as the family's processor would hand them over"
-    k, picked = KINDS[kind], (image or blank_picture(seed)).convert('RGB').resize((PICTURE_SIZE, PICTURE_SIZE))
-    x = torch.tensor(list(picked.tobytes())).view(PICTURE_SIZE, PICTURE_SIZE, 3).permute(2, 0, 1) / 127.5 - 1
+    k, size = KINDS[kind], PICTURE_SIZE
+    picked = (image or blank_picture(seed)).convert('RGB').resize((size, size))
+    x = torch.tensor(list(picked.tobytes())).view(size, size, 3).permute(2, 0, 1) / 127.5 - 1
     ids = torch.tensor([[1, 5, 6] + [k.image]*k.tokens + [7, 8]])
     is_image = ids==k.image
-    if k.lead: pixels = x.expand(*k.lead, 3, PICTURE_SIZE, PICTURE_SIZE).clone()
+    if k.lead: pixels = x.expand(*k.lead, 3, size, size).clone()
     else: # (time, channel, row, column); rows and columns are 2 blocks of 2 patches of 4 pixels
-        pixels = x.expand(2, 3, PICTURE_SIZE, PICTURE_SIZE).reshape(2, 3, 2, 2, 4, 2, 2, 4)
+        pixels = x.expand(2, 3, size, size).reshape(2, 3, 2, 2, 4, 2, 2, 4)
         pixels = pixels.permute(2, 5, 3, 6, 1, 0, 4, 7).reshape(16, -1)
     if kind=='mllama': pixels[:, :, 1] = 0
-    more = dict(image_sizes=torch.tensor([[PICTURE_SIZE, PICTURE_SIZE]]), image_grid_thw=torch.tensor([[1, 4, 4]]),
+    more = dict(image_sizes=torch.tensor([[size, size]]), image_grid_thw=torch.tensor([[1, 4, 4]]),
         mm_token_type_ids=is_image.int(), token_type_ids=is_image.long(),
         aspect_ratio_ids=torch.tensor([[1]]), aspect_ratio_mask=torch.tensor([[[1, 0]]]),
         cross_attention_mask=is_image.long().cumsum(1)[..., None, None] * torch.tensor([1, 0]))

@@ -6,7 +6,7 @@
 __all__ = ['COLORS', 'SHAPE_BITMAPS', 'PLACES', 'SPLITS', 'DIGIT_BITMAPS', 'TOPICS', 'words', 'scene', 'draw_scene',
            'question_about', 'Question', 'questions', 'lab_folder', 'lab_chat', 'answer', 'right', 'accuracy']
 
-# %% ../../nbs/lab/04_trio.ipynb #c005
+# %% ../../nbs/lab/04_trio.ipynb #c006
 import zlib
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -14,19 +14,22 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-# %% ../../nbs/lab/04_trio.ipynb #c008
+# %% ../../nbs/lab/04_trio.ipynb #c009
 COLORS = dict(red=(235, 60, 60), green=(60, 190, 80), blue=(80, 110, 255),
               yellow=(240, 210, 60), cyan=(60, 210, 220), magenta=(220, 80, 220)) # Ink, as RGB
-SHAPE_BITMAPS = dict(circle='3c7effffffff7e3c', square='ffffffffffffffff', triangle='18183c3c7e7effff',
-              cross='181818ffff181818', ring='3c7ee7c3c3e77e3c', corner='c0c0c0c0c0c0ffff') # 8 x 8, a byte a row
+SHAPE_BITMAPS = dict( # 8 x 8, a byte a row
+    circle='3c7effffffff7e3c', square='ffffffffffffffff', triangle='18183c3c7e7effff',
+    cross='181818ffff181818', ring='3c7ee7c3c3e77e3c', corner='c0c0c0c0c0c0ffff')
 PLACES = ('top-left', 'top-right', 'bottom-left', 'bottom-right')          # In reading order
-SPLITS = ('test', 'dev', 'train')                                          # A tenth, a tenth and the rest
 
 def words(
     sc:tuple, # Four (color, shape, number), in reading order
 )->str:       # Sixteen words
     "The scene told in words: its text twin"
     return ' '.join(f'{place} {color} {shape} {n}' for place, (color, shape, n) in zip(PLACES, sc))
+
+# %% ../../nbs/lab/04_trio.ipynb #c012
+SPLITS = ('test', 'dev', 'train')                                          # A tenth, a tenth and the rest
 
 def scene(
     rng:np.random.Generator, # Source of the draw
@@ -39,9 +42,10 @@ def scene(
         sc = tuple((str(c), str(s), int(n)) for c, s, n in zip(colors, shapes, rng.integers(10, size=4)))
         if SPLITS[min(zlib.crc32(words(sc).encode())%10, 2)]==split: return sc
 
-# %% ../../nbs/lab/04_trio.ipynb #c012
-DIGIT_BITMAPS = ('0e11131519110e', '040c040404040e', '0e11010204081f', '1f02040201110e', '02060a121f0202',
-        '1f101e0101110e', '0608101e11110e', '1f010204080808', '0e11110e11110e', '0e11110f01020c') # 5 x 7
+# %% ../../nbs/lab/04_trio.ipynb #c015
+DIGIT_BITMAPS = ( # 5 x 7, a byte a row
+    '0e11131519110e', '040c040404040e', '0e11010204081f', '1f02040201110e', '02060a121f0202',
+    '1f101e0101110e', '0608101e11110e', '1f010204080808', '0e11110e11110e', '0e11110f01020c')
 
 def draw_scene(
     sc:tuple,                # Four (color, shape, number)
@@ -57,7 +61,7 @@ def draw_scene(
             px[top:top+len(ink), left:left+ink.shape[1]][ink.astype(bool)] += np.array(COLORS[color]) - 24
     return Image.fromarray(px.clip(0, 255).astype(np.uint8))
 
-# %% ../../nbs/lab/04_trio.ipynb #c017
+# %% ../../nbs/lab/04_trio.ipynb #c020
 TOPICS = dict(number='perception', color='perception', shape='perception', where='perception',
               plus='reasoning', sum='reasoning', minus='reasoning', more='reasoning') # Topic to kind
 
@@ -85,7 +89,7 @@ def question_about(
             return f'is {p} more than {q} ?', f'{a} {sign} {b}', 'yes' if a>b else 'no'
     raise ValueError(f"No topic {topic!r}. There are: {', '.join(TOPICS)}.")
 
-# %% ../../nbs/lab/04_trio.ipynb #c020
+# %% ../../nbs/lab/04_trio.ipynb #c023
 @dataclass(frozen=True)
 class Question:
     "One question about one scene"
@@ -98,6 +102,7 @@ class Question:
     answer:str        # One word
     image:Image.Image = field(repr=False, compare=False) # The picture, 48 x 48
 
+# %% ../../nbs/lab/04_trio.ipynb #c025
 def questions(
     n:int,                       # How many, all topics together
     seed:int=0,                  # Same seed, same questions
@@ -105,20 +110,20 @@ def questions(
     topics:tuple=tuple(TOPICS),  # Dealt in turn
 )->list[Question]:               # Each about a scene of its own
     "Draw `n` questions with their pictures"
-    rng, found = np.random.default_rng([seed, *split.encode()]), []
+    rng, drawn = np.random.default_rng([seed, *split.encode()]), []
     for i in range(n):
         topic, sc = topics[i%len(topics)], scene(rng, split)
         q, steps, a = question_about(topic, sc, rng)
         name, kind = f'{split}-{seed}-{i}', TOPICS[topic]
-        found.append(Question(name, topic, kind, words(sc), q, steps, a, draw_scene(sc, rng)))
-    return found
+        drawn.append(Question(name, topic, kind, words(sc), q, steps, a, draw_scene(sc, rng)))
+    return drawn
 
-# %% ../../nbs/lab/04_trio.ipynb #c023
+# %% ../../nbs/lab/04_trio.ipynb #c028
 def lab_folder()->Path: # Holds `vlm`, `llm` and `base`
     "Where the embedded trio lies"
     return Path(str(files('vlm_merging')/'data'/'lab'))
 
-# %% ../../nbs/lab/04_trio.ipynb #c031
+# %% ../../nbs/lab/04_trio.ipynb #c036
 def lab_chat(
     q:Question, # What to ask
     sees:bool,  # Show the picture? Else tell the text twin
@@ -127,6 +132,7 @@ def lab_chat(
     user = dict(role='user', content=[dict(type='image')]*sees + [dict(type='text', text=q.ask)])
     return [user] if sees else [dict(role='system', content=[dict(type='text', text=q.scene)]), user]
 
+# %% ../../nbs/lab/04_trio.ipynb #c039
 def answer(
     model,                    # From `from_pretrained`, or merged in memory
     processor,                # A processor (asks about pictures) or a tokenizer (asks about text twins)
@@ -147,7 +153,7 @@ def answer(
         replies += processor.batch_decode(out[:, inputs['input_ids'].shape[1]:], skip_special_tokens=True)
     return replies
 
-# %% ../../nbs/lab/04_trio.ipynb #c036
+# %% ../../nbs/lab/04_trio.ipynb #c044
 def right(
     q:Question, # What was asked
     reply:str,  # What came back
@@ -155,6 +161,7 @@ def right(
     "Score one reply"
     return reply.split()[-1:] == [q.answer]
 
+# %% ../../nbs/lab/04_trio.ipynb #c047
 def accuracy(
     questions:list[Question], # What was asked
     replies:list[str],        # What came back, in the same order
@@ -162,5 +169,6 @@ def accuracy(
 )->dict[str, float]:          # Percent right, for each kind or topic
     "Count the right replies"
     groups = {}
-    for q, r in zip(questions, replies, strict=True): groups.setdefault(getattr(q, by), []).append(right(q, r))
+    for q, r in zip(questions, replies, strict=True):
+        groups.setdefault(getattr(q, by), []).append(right(q, r))
     return {k:100*sum(v)/len(v) for k, v in groups.items()}

@@ -6,15 +6,39 @@
 from __future__ import annotations
 import torch
 from ..checkpoints.blocks import BLOCK, Blocks, Source
-from ..merging.merge import Work
+from ..merging.plan import Work
 from ..merging.coins import name_rng
 
 # %% auto #0
 __all__ = ['POWER', 'EXTRA', 'FLAT', 'leading_subspaces', 'overlap_of']
 
-# %% ../../nbs/probing/01_subspaces.ipynb #c007
+# %% ../../nbs/probing/01_subspaces.ipynb #c011
+def _in_common(
+    a,                  # (n, r), orthonormal columns
+    b,                  # The same shape
+)->float:               # 0..r
+    "How many directions two subspaces share"
+    return float((a.T@b).double().square().sum())
+
+# %% ../../nbs/probing/01_subspaces.ipynb #c017
+def _products(
+    blocks,             # `Blocks` of VLM, LLM and base, as rows
+    shape,              # (out, in) of the matrices
+    there=None,         # (in, k) for each task vector: gives A @ there
+    back=None,          # (out, k) for each, instead: gives A.T @ back
+)->list:                # For each task vector
+    "Both task vectors times a few vectors, in one reading"
+    k = (back or there)[0].shape[1]
+    sums, at = [torch.zeros(shape[1] if back else shape[0], k) for _ in range(2)], 0
+    for vlm, llm, base in blocks:
+        for j, delta in enumerate((vlm.sub_(base), llm.sub_(base))):
+            if back: sums[j].addmm_(delta.T, back[j][at:at+len(delta)])
+            else: torch.mm(delta, there[j], out=sums[j][at:at+len(delta)])
+        at += len(base)
+    return sums
+
+# %% ../../nbs/probing/01_subspaces.ipynb #c020
 POWER, EXTRA = 2, 8     # Power iterations, directions beyond the rank
-FLAT = 1e-5             # Singular values below this share of the first count as zero
 
 def leading_subspaces(
     work:Work,          # Matrices of VLM, LLM and base
@@ -22,28 +46,24 @@ def leading_subspaces(
     rank:int,           # Directions wanted
 )->list:                # For each task vector: left (out, r), right (in, r), singular values (r,)
     "Leading singular subspaces of the two task vectors (Halko et al. 2011), read block by block"
-    out, inn = work.vlm[0].shape
+    out, inn = shape = work.vlm[0].shape
     k = min(rank+EXTRA, out, inn)
-    blocks = Blocks([Source(es, files, 'cpu', torch.float32) for es in (work.vlm, work.llm, work.base)],
+    blocks = Blocks([Source(es, files) for es in (work.vlm, work.llm, work.base)],
                     out*inn, max(1, 8*BLOCK//inn)*inn, inn)
-    def passed(there, back):            # one reading: A @ there for both, or A.T @ back
-        made = [torch.zeros(inn if back else out, k) for _ in range(2)]
-        at = 0
-        for v, l, b in blocks:
-            for j, d in enumerate((v.sub_(b), l.sub_(b))):
-                if back: made[j].addmm_(d.T, back[j][at:at+len(d)])
-                else: torch.mm(d, there[j], out=made[j][at:at+len(d)])
-            at += len(b)
-        return made
     flat = lambda ms: [torch.linalg.qr(m).Q for m in ms]
     right = [torch.randn(inn, k, generator=g) for g in name_rng(0, work.pair.key)]
-    left = flat(passed(right, None))
-    for _ in range(POWER): left = flat(passed(flat(passed(None, left)), None))
-    found = []
-    for q, z in zip(left, passed(None, left)):  # A is about q @ z.T
+    left = flat(_products(blocks, shape, there=right))
+    for _ in range(POWER):
+        right = flat(_products(blocks, shape, back=left))
+        left = flat(_products(blocks, shape, there=right))
+    spaces = []
+    for q, z in zip(left, _products(blocks, shape, back=left)):  # A is about q @ z.T
         u, s, vt = torch.linalg.svd(z, full_matrices=False)
-        found.append((q@vt.T[:, :rank], u[:, :rank], s[:rank]))
-    return found
+        spaces.append((q@vt.T[:, :rank], u[:, :rank], s[:rank]))
+    return spaces
+
+# %% ../../nbs/probing/01_subspaces.ipynb #c025
+FLAT = 1e-5             # Singular values below this share of the first count as zero
 
 def overlap_of(
     work:Work,          # A pair with base
@@ -52,10 +72,10 @@ def overlap_of(
 )->dict:                # rank as used, and sums that can be added up: shared directions, and those of chance
     "How much the leading subspaces of the two task vectors have in common; empty for what is no matrix"
     if len(work.vlm[0].shape)!=2 or work.pair.module not in ('attention', 'mlp'): return {}
-    found = leading_subspaces(work, files, rank)
-    r = min(int((s>FLAT*s[0]).sum()) if s[0]>0 else 0 for _, _, s in found)
+    spaces = leading_subspaces(work, files, rank)
+    r = min(int((s>FLAT*s[0]).sum()) if s[0]>0 else 0 for _, _, s in spaces)
     if not r: return {}
-    (u, v, _), (x, y, _) = found
-    square = lambda a, b: float((a[:, :r].T@b[:, :r]).double().square().sum())
-    return dict(rank=r, shared=(square(u, x)+square(v, y))/2,
-                by_chance=r*r*(1/work.vlm[0].shape[0]+1/work.vlm[0].shape[1])/2)
+    (u, v, _), (x, y, _) = spaces
+    out, inn = work.vlm[0].shape
+    return dict(rank=r, shared=(_in_common(u[:, :r], x[:, :r])+_in_common(v[:, :r], y[:, :r]))/2,
+                by_chance=r*r*(1/out+1/inn)/2)

@@ -12,44 +12,44 @@ import torch
 from tqdm.auto import tqdm
 from ..checkpoints.headers import DTYPES, Checkpoint
 from ..checkpoints.blocks import Source, faulty, keep_heap
-from ..merging.merge import Work
-from ..merging.plan import work_of
-from .subspaces import overlap_of
+from ..merging.plan import Work, work_of
 from ..merging.families import Pair
 from ..merging.checks import check
+from .subspaces import overlap_of
 
 # %% auto #0
 __all__ = ['SAMPLE', 'STEP', 'PRODUCTS_AT_ONCE', 'TOPS', 'WEIGHT_METRICS', 'TENSOR_COLUMNS', 'checkpoint_of', 'paired_work',
-           'left_out', 'step_of', 'dots', 'top_energy', 'sums_of', 'measured', 'part_of', 'weight_stats', 'added',
-           'by_layer', 'by_module', 'weights_by_layer', 'long', 'lineage']
+           'left_out', 'dots', 'step_of', 'top_energy', 'sums_of', 'measured', 'part_of', 'weight_stats', 'by_layer',
+           'by_module', 'long', 'weights_by_layer', 'lineage']
 
-# %% ../../nbs/probing/02_weights.ipynb #c009
+# %% ../../nbs/probing/02_weights.ipynb #c010
 def checkpoint_of(
-    model,              # Folder, hub id, or an open `Checkpoint`
+    model,              # Folder, hub id, `lab/vlm` or an open `Checkpoint`
 )->Checkpoint:
     "The checkpoint behind a name"
     return model if isinstance(model, Checkpoint) else Checkpoint.open(model)
 
+# %% ../../nbs/probing/02_weights.ipynb #c012
 def paired_work(
     vlm:Checkpoint,     # The VLM
     llm:Checkpoint,     # The LLM
     base:Checkpoint|None=None, # What both came from, if known
-)->tuple[list, dict, dict]: # `Work` of each pair; name -> reason of what is left out of the VLM, and of the LLM
+)->tuple[list, dict, dict]: # `Work` of each pair; name -> why it is left out, of the VLM and of the LLM
     "What can be compared with what; raises ValueError with the sentences of the checks if they stop"
-    stops = lambda found: [f'{f.what} {f.fix}' for f in found if f.level=='stop']
-    paired, found = check(vlm, llm)
-    if said:=stops(found): raise ValueError(' '.join(said))
-    of_base = {}
-    if base is not None:
-        third, found = check(vlm, base, 'base')
-        if said:=stops(found): raise ValueError(' '.join(said))
-        of_base = {p.vlm:p.llm for p in third.pairs}
+    def checked(other, *role):
+        paired, findings = check(vlm, other, *role)
+        stops = [f'{f.what} {f.fix}' for f in findings if f.level=='stop']
+        if stops: raise ValueError(' '.join(stops))
+        return paired
+    paired = checked(llm)
+    of_base = {p.vlm:p.llm for p in checked(base, 'base').pairs} if base is not None else {}
     works, out = [], dict(paired.kept)
     for p in paired.pairs:
         if base is not None and p.vlm not in of_base: out[p.vlm] = 'no partner in the base'; continue
         works.append(work_of(p, vlm, llm, base, of_base.get(p.vlm, ())))
     return works, out, paired.unused
 
+# %% ../../nbs/probing/02_weights.ipynb #c015
 def left_out(
     vlm,                # Folder, hub id or `Checkpoint`
     llm,                # The same of the LLM
@@ -60,17 +60,25 @@ def left_out(
     _, *outs = paired_work(vlm, llm, checkpoint_of(base) if base is not None else None)
     rows = [dict(side=side, reason=why, tensors=1, numbers=c.tensors[name].numel, example=name)
             for side, c, out in zip(('vlm', 'llm'), (vlm, llm), outs) for name, why in out.items()]
-    made = pl.DataFrame(rows, schema=dict(side=pl.String, reason=pl.String, tensors=pl.Int64, numbers=pl.Int64,
-                                         example=pl.String))
-    return made.group_by('side', 'reason', maintain_order=True).agg(
+    schema = dict(side=pl.String, reason=pl.String, tensors=pl.Int64, numbers=pl.Int64, example=pl.String)
+    return pl.DataFrame(rows, schema=schema).group_by('side', 'reason', maintain_order=True).agg(
         pl.col('tensors', 'numbers').sum(), pl.col('example').first())
 
-# %% ../../nbs/probing/02_weights.ipynb #c014
+# %% ../../nbs/probing/02_weights.ipynb #c022
 SAMPLE = 1<<17          # Numbers of a tensor that are looked at one by one, at most; at least half of it
 STEP = 1<<18            # Numbers of a block
-PRODUCTS_AT_ONCE = 1<<12             # Numbers whose products are added up in float32
+PRODUCTS_AT_ONCE = 1<<12 # Numbers whose products are added up in float32
 TOPS = (.01, .1)        # Shares of entries whose energy is asked for
 
+def dots(
+    x:np.ndarray,       # (..., n), n a multiple of `PRODUCTS_AT_ONCE`
+    y:np.ndarray,       # The same shape
+)->np.ndarray:          # (...), float64
+    "Sums of products over the last axis: runs of `PRODUCTS_AT_ONCE` in float32, the runs in float64"
+    runs = lambda a: a.reshape(*a.shape[:-1], -1, PRODUCTS_AT_ONCE)
+    return np.matmul(runs(x)[..., None, :], runs(y)[..., None]).sum((-1, -2, -3), dtype=np.float64)
+
+# %% ../../nbs/probing/02_weights.ipynb #c026
 def step_of(
     n:int,              # Numbers in a tensor
     columns:int,        # Numbers in a row
@@ -80,41 +88,29 @@ def step_of(
     while math.gcd(step, columns)>1: step += 1
     return step
 
-def dots(
-    x:np.ndarray,       # (..., n), n a multiple of `PRODUCTS_AT_ONCE`
-    y:np.ndarray,       # The same shape
-)->np.ndarray:          # (...), float64
-    "Sums of products over the last axis: runs of `RUN` in float32, the runs in float64"
-    runs = lambda a: a.reshape(*a.shape[:-1], -1, PRODUCTS_AT_ONCE)
-    return np.matmul(runs(x)[..., None, :], runs(y)[..., None]).sum((-1, -2, -3), dtype=np.float64)
-
+# %% ../../nbs/probing/02_weights.ipynb #c029
 def top_energy(
     x:np.ndarray,       # Entries, flat
 )->list[float]:         # For each of `TOPS`; 0 if all are zero
     "The share of the sum of squares that the largest entries hold; at least one entry counts"
     energy = lambda a: float(np.square(a, dtype=np.float64).sum())
-    sizes, total, found = np.abs(x), energy(x), []
+    sizes, total, shares = np.abs(x), energy(x), []
     for share in sorted(TOPS, reverse=True):        # each among those left by the larger share
         k = max(1, round(share*len(x)))
         sizes = np.partition(sizes, len(sizes)-k)[-k:]
-        found.insert(0, energy(sizes)/total if total>0 else 0.)
-    return found
+        shares.insert(0, energy(sizes)/total if total>0 else 0.)
+    return shares
 
-def sums_of(
-    work:Work,          # A pair, with or without base
-    files:dict,         # Open file descriptors by path
-)->dict:                # Name of a sum -> value; all can be added up over tensors
-    "Everything that one pass over a tensor tells"
-    sides = [es for es in (work.vlm, work.llm, work.base) if es]
-    n, base = work.vlm[0].numel, bool(work.base)
-    wide = max(DTYPES[e.dtype]//8 for es in sides for e in es)      # bytes of a number
-    step = step_of(n, work.vlm[0].shape[-1] if work.vlm[0].shape else 1)
+# %% ../../nbs/probing/02_weights.ipynb #c034
+def _swept(sides, files, n, columns):
+    "Sums of squares of the sides, the product (without base: the distance), and the numbers looked at"
+    wide, base = max(DTYPES[e.dtype]//8 for es in sides for e in es), len(sides)==3   # bytes of a number
     room = torch.empty(len(sides), STEP, dtype=torch.float64 if wide>4 else torch.float32)
-    raw = bytearray(STEP*wide)
+    raw, step = bytearray(STEP*wide), step_of(n, columns)
     sources = [Source(es, files, room=raw) for es in sides]
     seen = np.empty((1+base, -(-n//step)), room.numpy().dtype)
     sums, cross, got = np.zeros(len(sides)), 0., 0
-    with np.errstate(over='ignore', invalid='ignore'):      # looked at below
+    with np.errstate(over='ignore', invalid='ignore'):      # looked at afterwards
         for at in range(0, n, STEP):
             k = min(STEP, n-at)
             x = room.numpy()[:, :-(-k//PRODUCTS_AT_ONCE)*PRODUCTS_AT_ONCE]
@@ -129,24 +125,36 @@ def sums_of(
             part = x[:1+base, -at%step:k:step]
             seen[:, got:got+part.shape[1]] = part
             got += part.shape[1]
+    return sums, cross, seen[:, :got]
+
+# %% ../../nbs/probing/02_weights.ipynb #c036
+def sums_of(
+    work:Work,          # A pair, with or without base
+    files:dict,         # Open file descriptors by path
+)->dict:                # Name of a sum -> value; all can be added up over tensors
+    "Everything that one pass over a tensor tells"
+    sides, entry, base = [es for es in (work.vlm, work.llm, work.base) if es], work.vlm[0], bool(work.base)
+    sums, cross, seen = _swept(sides, files, entry.numel, entry.shape[-1] if entry.shape else 1)
     if not np.isfinite([*sums, cross]).all():
         bad = faulty([e for es in sides for e in es], files)
         raise ValueError(f"{bad.name} in {bad.file} holds NaN or Inf. Take a sound copy." if bad else
                          f"The numbers of {work.pair.vlm} are too large to be squared. Take a sound copy.")
-    first = (dict(vlm2=sums[0], llm2=sums[1], dot=cross, size2=sums[2], apart2=max(sums[0]+sums[1]-2*cross, 0.))
-             if base else dict(apart2=cross, size2=sums[0], other2=sums[1]))
-    made = {k:float(x) for k, x in first.items()}
-    scale, moved = n/got, [x!=0 for x in seen]
+    if base:
+        total = dict(vlm2=sums[0], llm2=sums[1], dot=cross, size2=sums[2])
+        total |= dict(apart2=max(sums[0]+sums[1]-2*cross, 0.))
+    else: total = dict(apart2=cross, size2=sums[0], other2=sums[1])
+    total, scale = {k:float(x) for k, x in total.items()}, entry.numel/seen.shape[1]
+    moved = [x!=0 for x in seen]
     for who, x, m in zip(('vlm', 'llm') if base else ('apart',), seen, moved):
-        made |= {f'top{share*100:.0f}_{who}2':s*made[f'{who}2'] for share, s in zip(TOPS, top_energy(x))}
-        made |= {f'moved_{who}':np.count_nonzero(m)*scale}
+        total |= {f'top{share*100:.0f}_{who}2':s*total[f'{who}2'] for share, s in zip(TOPS, top_energy(x))}
+        total |= {f'moved_{who}':np.count_nonzero(m)*scale}
     if base:
         both = moved[0]&moved[1]
         alike = both&(np.signbit(seen[0])==np.signbit(seen[1]))
-        made |= dict(both=np.count_nonzero(both)*scale, same=np.count_nonzero(alike)*scale)
-    return made
+        total |= dict(both=np.count_nonzero(both)*scale, same=np.count_nonzero(alike)*scale)
+    return total
 
-# %% ../../nbs/probing/02_weights.ipynb #c019
+# %% ../../nbs/probing/02_weights.ipynb #c040
 WEIGHT_METRICS = dict(
     norm_vlm='length of the VLM\'s task vector', norm_llm='length of the LLM\'s task vector',
     norm='length of LLM - VLM',
@@ -163,32 +171,44 @@ WEIGHT_METRICS = dict(
     overlap='overlap of the leading subspaces, 0..1', chance='the same of random subspaces')
 TENSOR_COLUMNS = ('name', 'llm', 'layer', 'module', 'part')
 
+# %% ../../nbs/probing/02_weights.ipynb #c042
+def _share(a, b): return pl.when(b>0).then(a/b)
+def _length(a, b): return _share(a, b).sqrt()
+
+def _formulas(
+    has:set,            # Columns that are there
+)->dict:                # Measure -> expression
+    "The measures that can be had from these sums"
+    c, both = pl.col, ('vlm', 'llm')
+    found = dict(apart=_length(c('apart2'), c('size2')))
+    if 'vlm2' in has:
+        found |= {f'norm_{w}':c(f'{w}2').sqrt() for w in both}
+        found |= {f'relative_{w}':_length(c(f'{w}2'), c('size2')) for w in both}
+        found |= dict(cosine=_share(c('dot'), c('vlm2').sqrt()*c('llm2').sqrt()).clip(-1, 1))
+        found |= dict(agreement=_share(c('same'), c('both')))
+        found |= {f'moved_share_{w}':_share(c(f'moved_{w}'), c('n')) for w in both}
+        found |= {f'top{t}_{w}':_share(c(f'top{t}_{w}2'), c(f'{w}2')) for w in both for t in (1, 10)}
+    else:
+        sizes = c('size2').sqrt()*c('other2').sqrt()
+        found |= dict(norm=c('apart2').sqrt())
+        found |= dict(cosine=_share((c('size2')+c('other2')-c('apart2'))/2, sizes).clip(-1, 1))
+        found |= {f'top{t}':_share(c(f'top{t}_apart2'), c('apart2')) for t in (1, 10)}
+    if 'shared' in has:
+        found |= dict(overlap=_share(c('shared'), c('rank')).clip(0, 1))
+        found |= dict(chance=_share(c('by_chance'), c('rank')))
+    return found
+
+# %% ../../nbs/probing/02_weights.ipynb #c043
 def measured(
     sums:pl.DataFrame,  # Columns of sums, in rows to be measured
 )->pl.DataFrame:        # The measures put before the sums; null where nothing can be measured
     "Divide once, after all has been added up"
-    has, c = set(sums.columns), pl.col
-    share = lambda a, b: pl.when(b>0).then(a/b)
-    length = lambda a, b: share(a, b).sqrt()
-    made = dict(apart=length(c('apart2'), c('size2')))
-    if 'vlm2' in has:
-        made |= {f'norm_{w}':c(f'{w}2').sqrt() for w in ('vlm', 'llm')}
-        made |= {f'relative_{w}':length(c(f'{w}2'), c('size2')) for w in ('vlm', 'llm')}
-        made |= dict(cosine=share(c('dot'), c('vlm2').sqrt()*c('llm2').sqrt()).clip(-1, 1),
-                     agreement=share(c('same'), c('both')))
-        made |= {f'moved_share_{w}':share(c(f'moved_{w}'), c('n')) for w in ('vlm', 'llm')}
-        made |= {f'top{t}_{w}':share(c(f'top{t}_{w}2'), c(f'{w}2')) for w in ('vlm', 'llm') for t in (1, 10)}
-    else:
-        made |= dict(norm=c('apart2').sqrt(),
-                     cosine=share((c('size2')+c('other2')-c('apart2'))/2,
-                                  c('size2').sqrt()*c('other2').sqrt()).clip(-1, 1))
-        made |= {f'top{t}':share(c(f'top{t}_apart2'), c('apart2')) for t in (1, 10)}
-    if 'shared' in has:
-        made |= dict(overlap=share(c('shared'), c('rank')).clip(0, 1), chance=share(c('by_chance'), c('rank')))
-    made = {k:made[k] for k in WEIGHT_METRICS if k in made}
-    front = [k for k in (*TENSOR_COLUMNS, 'n', 'rank') if k in has]
-    return sums.with_columns(**made).select(*front, *made, *[k for k in sums.columns if k not in front])
+    formulas = _formulas(set(sums.columns))
+    named = {k:formulas[k] for k in WEIGHT_METRICS if k in formulas}
+    front = [k for k in (*TENSOR_COLUMNS, 'n', 'rank') if k in sums.columns]
+    return sums.with_columns(**named).select(*front, *named, *[k for k in sums.columns if k not in front])
 
+# %% ../../nbs/probing/02_weights.ipynb #c048
 def part_of(
     pair:Pair,          # A tensor and its partner
 )->str:                 # `q_proj`, `down_proj`, `input_layernorm` ...
@@ -196,14 +216,35 @@ def part_of(
     words = [w for w in pair.key.split('.') if w not in ('weight', 'bias')]
     return words[-1]
 
+# %% ../../nbs/probing/02_weights.ipynb #c051
+def _rows_of(works, subspace, workers, bar):
+    "One row a tensor, in the order of `works`, by several threads"
+    entries, files = lambda w: (*w.vlm, *w.llm, *w.base), {}
+    def row(w):
+        sums = sums_of(w, files)|(overlap_of(w, files, subspace) if subspace else {})
+        bar.update(sum(e.nbytes for e in entries(w)))
+        p = w.pair
+        return dict(name=p.vlm, llm=' + '.join(p.llm), layer=p.layer, module=p.module, part=part_of(p),
+                    n=w.vlm[0].numel)|sums
+    pool = ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1),
+                              initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        for file in {e.file for w in works for e in entries(w)}: files[file] = os.open(file, os.O_RDONLY)
+        return list(pool.map(row, [w for w in works if w.vlm[0].numel]))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        bar.close()
+        for fd in files.values(): os.close(fd)
+
+# %% ../../nbs/probing/02_weights.ipynb #c052
 def weight_stats(
-    vlm,                # Folder, hub id or open `Checkpoint`
+    vlm,                # Folder, hub id, `lab/vlm` or open `Checkpoint`
     llm,                # The same of the LLM
     base=None,          # The same of the base; None: the two are compared directly
-    subspace:int=0,     # Rank of the subspaces to compare; 0: none. Needs a base; some 20 times the work at 16
+    subspace:int=0, # Rank of the subspaces to compare; 0: none. Needs a base; at 16 some 20 times the work
     *,
     workers:int|None=None, # Threads, each with one tensor at a time; default: up to 4, one per core
-    progress:bool|None=None, # Show a bar? None: only on a terminal
+    progress:bool|None=None, # Show a bar if it takes more than three seconds? None: only on a terminal
 )->pl.DataFrame:        # One row a paired tensor: KEYS, n, measures, sums
     "How far and which way each tensor moved; raises ValueError if the pair could not be merged"
     if not isinstance(subspace, int) or isinstance(subspace, bool) or subspace<0:
@@ -213,41 +254,23 @@ def weight_stats(
     vlm, llm, base = checkpoint_of(vlm), checkpoint_of(llm), checkpoint_of(base) if base is not None else None
     works, *_ = paired_work(vlm, llm, base)
     keep_heap()
-    files = {}
-    entries = lambda w: (*w.vlm, *w.llm, *w.base)
-    size = lambda w: sum(e.nbytes for e in entries(w))
-    bar = tqdm(total=sum(map(size, works)), unit='B', unit_scale=True, unit_divisor=1000, desc='weights',
+    total = sum(e.nbytes for w in works for e in (*w.vlm, *w.llm, *w.base))
+    bar = tqdm(total=total, unit='B', unit_scale=True, unit_divisor=1000, desc='weights', delay=3,
                disable=None if progress is None else not progress)
-    def row(w):
-        found = sums_of(w, files)|(overlap_of(w, files, subspace) if subspace else {})
-        bar.update(size(w))
-        p = w.pair
-        return dict(name=p.vlm, llm=' + '.join(p.llm), layer=p.layer, module=p.module, part=part_of(p),
-                    n=w.vlm[0].numel)|found
-    pool = ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1),
-                              initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        for file in {e.file for w in works for e in entries(w)}: files[file] = os.open(file, os.O_RDONLY)
-        rows = list(pool.map(row, [w for w in works if w.vlm[0].numel]))
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        bar.close()
-        for fd in files.values(): os.close(fd)
-    sums = [k for k in rows[0] if k not in (*TENSOR_COLUMNS, 'n')]+(['rank', 'shared', 'by_chance'] if subspace else [])
+    rows = _rows_of(works, subspace, workers, bar)
     schema = dict(name=pl.String, llm=pl.String, layer=pl.Int64, module=pl.String, part=pl.String, n=pl.Int64)
-    schema |= {k:pl.Int64 if k=='rank' else pl.Float64 for k in sums}
+    schema |= {k:pl.Float64 for k in rows[0] if k not in schema}
+    if subspace: schema |= dict(rank=pl.Int64, shared=pl.Float64, by_chance=pl.Float64)
     return measured(pl.DataFrame(rows, schema=schema))
 
-# %% ../../nbs/probing/02_weights.ipynb #c025
-def added(
-    stats:pl.DataFrame, # Rows of `weight_stats`
-    by:list,            # Columns to group by
-)->pl.DataFrame:
-    "Sums of the tensors of each group, measured"
+# %% ../../nbs/probing/02_weights.ipynb #c058
+def _added(stats, by):
+    "Sums of the tensors of each group"
     drop = [*TENSOR_COLUMNS, *WEIGHT_METRICS]
     numbers = [k for k in stats.columns if k not in drop]
     return stats.group_by(by, maintain_order=True).agg(pl.col(numbers).sum())
 
+# %% ../../nbs/probing/02_weights.ipynb #c060
 def by_layer(
     stats:pl.DataFrame, # From `weight_stats`
     module:str|None=None, # A module or a part (`attention`, `q_proj`); None: all of the layer
@@ -259,23 +282,40 @@ def by_layer(
         if module not in known:
             raise ValueError(f"No module or part {module!r}. There are: {', '.join(known)}.")
         inside = inside.filter((pl.col('module')==module)|(pl.col('part')==module))
-    return measured(added(inside, ['layer']).with_columns(module=pl.lit(module or 'all'))).sort('layer')
+    return measured(_added(inside, ['layer']).with_columns(module=pl.lit(module or 'all'))).sort('layer')
 
+# %% ../../nbs/probing/02_weights.ipynb #c063
 def by_module(
     stats:pl.DataFrame, # From `weight_stats`
 )->pl.DataFrame:        # module, part (`all`: the module as a whole), n, measures, sums
     "The whole that a merge mixes (`all`), then each module and part; embedding and head stand apart"
     mixed = stats.filter(~pl.col('module').is_in(['embedding', 'head']))
     named = lambda t, **kw: t.with_columns(**{k:pl.lit(v) for k, v in kw.items()})
-    made = [named(added(named(mixed, module='all'), ['module']), part='all')]
+    tables = [named(_added(named(mixed, module='all'), ['module']), part='all')]
     for module in stats['module'].unique(maintain_order=True):
         rows = stats.filter(module=module)
-        made.append(named(added(rows, ['module']), part='all'))
-        made.append(added(rows, ['module', 'part']))
+        tables.append(named(_added(rows, ['module']), part='all'))
+        tables.append(_added(rows, ['module', 'part']))
     order = ['all', 'attention', 'mlp', 'norm', 'embedding', 'head']
-    table = measured(pl.concat(made, how='diagonal'))
-    return table.sort(pl.col('module').replace_strict(order, range(len(order)), default=9), maintain_order=True)
+    place = pl.col('module').replace_strict(order, range(len(order)), default=9)
+    return measured(pl.concat(tables, how='diagonal')).sort(place, maintain_order=True)
 
+# %% ../../nbs/probing/02_weights.ipynb #c066
+def long(
+    *tables:pl.DataFrame, # From `by_layer` (or `by_module`: layer is null then)
+)->pl.DataFrame:        # layer, module, what (a key of `WEIGHT_METRICS`), value
+    "The measures one below another, as charts want them; what could not be measured is not there"
+    parts = []
+    for t in tables:
+        if 'layer' not in t.columns: t = t.with_columns(layer=pl.lit(None, pl.Int64))
+        if 'part' in t.columns:         # embedding and head are the only part of theirs
+            t = t.filter((pl.col('part')=='all')|(pl.col('part')!=pl.col('module'))).with_columns(
+                module=pl.when(pl.col('part')=='all').then('module').otherwise('part'))
+        parts.append(t.select('layer', 'module', *[k for k in WEIGHT_METRICS if k in t.columns])
+                      .unpivot(index=['layer', 'module'], variable_name='what', value_name='value'))
+    return pl.concat(parts).drop_nulls('value').select('layer', 'module', 'what', 'value')
+
+# %% ../../nbs/probing/02_weights.ipynb #c067
 def weights_by_layer(
     stats:pl.DataFrame, # From `weight_stats`
 )->pl.DataFrame:        # layer, module, what, value: all modules together, and each of them
@@ -286,21 +326,7 @@ def weights_by_layer(
     modules = stats.drop_nulls('layer')['module'].unique(maintain_order=True).to_list()
     return long(by_layer(stats), *(by_layer(stats, m) for m in modules))
 
-def long(
-    *tables:pl.DataFrame, # From `by_layer` (or `by_module`: layer is null then)
-)->pl.DataFrame:        # layer, module, what (a key of `WEIGHT_METRICS`), value
-    "The measures one below another, as charts want them; what could not be measured is not there"
-    made = []
-    for t in tables:
-        if 'layer' not in t.columns: t = t.with_columns(layer=pl.lit(None, pl.Int64))
-        if 'part' in t.columns:         # embedding and head are the only part of theirs
-            t = t.filter((pl.col('part')=='all')|(pl.col('part')!=pl.col('module'))).with_columns(
-                module=pl.when(pl.col('part')=='all').then('module').otherwise('part'))
-        made.append(t.select('layer', 'module', *[k for k in WEIGHT_METRICS if k in t.columns])
-                     .unpivot(index=['layer', 'module'], variable_name='what', value_name='value'))
-    return pl.concat(made).drop_nulls('value').select('layer', 'module', 'what', 'value')
-
-# %% ../../nbs/probing/02_weights.ipynb #c037
+# %% ../../nbs/probing/02_weights.ipynb #c075
 def lineage(
     vlm,                # Folder, hub id or `Checkpoint`
     llm,                # The same of the LLM
@@ -310,14 +336,14 @@ def lineage(
     progress:bool|None=None, # As in `weight_stats`
 )->pl.DataFrame:        # candidate, far (the larger of:) relative_vlm, relative_llm; cosine, why_not
     "The candidates, the nearest to both models first; one that does not fit stands last, with the reason"
-    vlm, llm, rows = checkpoint_of(vlm), checkpoint_of(llm), []
+    vlm, llm, rows, how = checkpoint_of(vlm), checkpoint_of(llm), [], dict(workers=workers, progress=progress)
     for c in candidates:
         name, why = str(c.source or c.path) if isinstance(c, Checkpoint) else str(c), None
-        try: whole = by_module(weight_stats(vlm, llm, c, workers=workers, progress=progress)).row(0, named=True)
+        try: whole = by_module(weight_stats(vlm, llm, c, **how)).row(0, named=True)
         except ValueError as e: whole, why = {}, str(e)
-        made = {k:whole.get(k) for k in ('relative_vlm', 'relative_llm', 'cosine')}
-        far = max((x for k, x in made.items() if k!='cosine' and x is not None), default=None)
-        rows.append(dict(candidate=name, far=far, **made, why_not=why))
+        measures = {k:whole.get(k) for k in ('relative_vlm', 'relative_llm', 'cosine')}
+        far = max((x for k, x in measures.items() if k!='cosine' and x is not None), default=None)
+        rows.append(dict(candidate=name, far=far, **measures, why_not=why))
     schema = dict(candidate=pl.String, far=pl.Float64, relative_vlm=pl.Float64, relative_llm=pl.Float64,
                   cosine=pl.Float64, why_not=pl.String)
     return pl.DataFrame(rows, schema=schema).sort('far', nulls_last=True, maintain_order=True)
