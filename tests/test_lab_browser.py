@@ -11,7 +11,7 @@ SHOTS = Path(os.environ.get('SCREENSHOTS') or project/'_screenshots')
 WAIT = 240_000          # Milliseconds; a busy machine is slow
 CELLS = ['''import torch
 torch.set_num_threads(1)
-from vlm_merging.widgets.widgets import LayerExplorer,MergeExplorer
+from vlm_merging import LayerExplorer, MergeExplorer
 merging = MergeExplorer(pause=.1)
 merging''', '''merging.wait()
 layers = LayerExplorer(pause=.1)

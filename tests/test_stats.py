@@ -5,8 +5,10 @@ import numpy as np, polars as pl, pytest
 from scipy import stats as scipy_stats
 from vlm_merging.comparing.pairs import (
     COMPARISON_COLUMNS, comparison_table, detectable, difference, holm, items_needed, matched, mcnemar, sign_flip)
+from vlm_merging.comparing.compare import compare
 from vlm_merging.comparing.statistics import by_length, typed_table, interval, values_in_tag, resampled, summarize, wilson, worst_case
 from vlm_merging.comparing.findings import p_said, points, verdict
+from vlm_merging.scoring.score import score
 
 DEV = Path(__file__).resolve().parents[2]/'shared'/'eval_data'/'dev'
 
@@ -380,6 +382,42 @@ def test_unknown_outcomes_are_said():
 def test_the_verdict_wants_the_table_of_compare():
     with pytest.raises(ValueError, match='no column'): verdict(pl.DataFrame(dict(run=['a'])))
     with pytest.raises(ValueError, match='empty'): verdict(pl.DataFrame(schema=COMPARISON_COLUMNS))
+
+# One call
+
+def replies_of(run, right):
+    "A table of replies to sums, nobody has scored it"
+    return pl.DataFrame([dict(benchmark='sums', split='test', run=run, index=str(i), question=f'{i} + 1 = ?', answer=str(i+1),
+                              category=f'kind {i%40}', prediction=str(i+1+(not ok))) for i, ok in enumerate(right)])
+
+def test_compare_takes_replies_scores_and_files(tmp_path):
+    a, b = replies_of('VLM', [True, False]*40), replies_of('merged', [True]*80)
+    scored = [score(t) for t in (a, b)]
+    want = comparison_table(*scored)
+    a.write_parquet(tmp_path/'a.parquet')
+    scored[1].write_csv(tmp_path/'b.csv')
+    for made in (compare(a, b), compare(*scored), compare(a, scored[1]), compare(tmp_path/'a.parquet', str(tmp_path/'b.csv'))):
+        assert made.table.equals(want) and made.verdict==verdict(want)==verdict(made)==str(made)
+    with pytest.raises(ValueError, match='is not there'): compare(tmp_path/'none', b)
+
+def test_two_files_of_one_run_are_told_apart_by_their_paths(tmp_path):
+    for name, right in (('old', [True, False]*20), ('new', [True]*40)): replies_of('VLM', right).write_parquet(tmp_path/f'{name}.parquet')
+    made = compare(tmp_path/'old.parquet', tmp_path/'new.parquet')
+    assert made.table['run_a'][0].endswith('old.parquet') and made.table['run_b'][0].endswith('new.parquet')
+
+def test_a_comparison_shows_no_more_than_a_screen():
+    a, b = replies_of('VLM', [True, False]*400), replies_of('merged'*40, [i%3>0 for i in range(800)])
+    made = compare(a, b, 'category')
+    lines = repr(made).splitlines()
+    assert len(lines)<=40 and max(map(len, lines))<=100 and made.table.height==41
+    assert len(made._repr_markdown_().splitlines())<60 and 'more in `.table`' in made._repr_markdown_()
+    assert made.chart(tag='category').to_dict()['title']['text']
+
+def test_names_stay_text_in_a_notebook():
+    a, b = replies_of('<b>|x', [True]*9), replies_of('[y](http://z)', [True]*9)
+    text = compare(a, b)._repr_markdown_()
+    assert '<b>' not in text and '&lt;b&gt;' in text and '[y](' not in text
+    assert len({line.replace(r'\|', '').count('|') for line in text.splitlines() if line[:1]=='|'})==1  # No name ends a cell
 
 # Real replies
 

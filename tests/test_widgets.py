@@ -5,16 +5,18 @@ import polars as pl, pytest
 from PIL import Image
 from vlm_merging.widgets import panels as panels
 from vlm_merging.scoring import score as scoring
-from vlm_merging.widgets import widgets as widgets
 from vlm_merging.benchmarks.items import Item, Picture
 from vlm_merging.lab.trio import lab_folder
 from vlm_merging.merging.methods import METHODS, Knob
 from vlm_merging.asking.models import Reply, open_model
-from vlm_merging.widgets.panels import (Worker, chosen_rows, lines_html, picture_html, literal_text, reply_html, reply_rows, say_in, score_offline, status_line, table_html, tag_values,
-                                verdict_html)
+from vlm_merging.widgets.panels import (
+    Worker, lines_html, picture_html, literal_text, say_in, score_offline, status_line, table_html, verdict_html)
 from vlm_merging.probing.profile import profile_table, toy_probe
 from vlm_merging.benchmarks.load import load
-from vlm_merging.widgets.widgets import LAB, LayerExplorer, MergeExplorer, ReplyBrowser, knob_control
+from vlm_merging.charts.maps import layers_page
+from vlm_merging.widgets.layer_explorer import BY, LayerExplorer, followed
+from vlm_merging.widgets.merge_explorer import LAB_ASKING, SHELL, MergeExplorer, knob_control
+from vlm_merging.widgets.reply_browser import ReplyBrowser, chosen_rows, reply_html, reply_rows, tag_values
 
 pytestmark = pytest.mark.xdist_group('widgets')
 EVIL = '</td><img src=x onerror="alert(1)"><script>alert(2)</script>&amp;'
@@ -153,7 +155,7 @@ def test_the_ends_of_the_line_are_the_two_models(merging):
     assert merging.change['difference'].to_list()==[0.]*merging.change.height
     merging.knobs['weight'].value = 0.
     merging.wait(LONG)
-    assert {n:r.text for n, r in merging.said['merged'].items()}=={n:r.text for n, r in merging.said[widgets.SHELL].items()}
+    assert {n:r.text for n, r in merging.said['merged'].items()}=={n:r.text for n, r in merging.said[SHELL].items()}
 
 def test_what_it_says_is_what_a_merge_on_disk_says(merging, items, tmp_path):
     from vlm_merging.merging.merge import merge
@@ -162,7 +164,7 @@ def test_what_it_says_is_what_a_merge_on_disk_says(merging, items, tmp_path):
     merging.wait(LONG)
     recipe = merging.recipe
     assert (recipe.method, recipe.layers, recipe.modules, recipe.seed, recipe.knobs['density'])==('dare_linear', '1-5', 'attention,mlp', 3, .6)
-    other = open_model(merge(recipe, out=tmp_path/'m'), **LAB)
+    other = open_model(merge(recipe, out=tmp_path/'m'), **LAB_ASKING)
     assert {r.id:r.text for r in other.many(items)}=={items[n].id:r.text for n, r in merging.said['merged'].items()}
     merging.layers.value, merging.modules['norm'].value = (0, merging.layers.max), True
     merging.method.value = 'linear'
@@ -174,7 +176,7 @@ def test_the_question_changes_without_work(merging):
     assert merging.worker.number==before and merging.items[7].question in merging.answers.value and merging.answers.value.count('●')==3
 
 def test_tables_and_charts_follow(merging):
-    assert set(merging.table['run'])=={'VLM', widgets.SHELL, 'merged'} and merging.table.filter(tag='category', what='accuracy')['low'].null_count()==0
+    assert set(merging.table['run'])=={'VLM', SHELL, 'merged'} and merging.table.filter(tag='category', what='accuracy')['low'].null_count()==0
     old = merging.map.value, merging.chart.value
     merging.knobs['weight'].value = .3
     merging.wait(LONG)
@@ -192,7 +194,7 @@ def test_troubles_are_sentences_and_leave_no_old_answer(merging):
 
 def test_a_method_that_needs_a_base_says_so(items):
     at = lab_folder()
-    bare = MergeExplorer(at/'vlm', at/'llm', items=items, method='ties', pause=0, **LAB).wait(LONG)
+    bare = MergeExplorer(at/'vlm', at/'llm', items=items, method='ties', pause=0, **LAB_ASKING).wait(LONG)
     assert 'needs `base`' in said(bare) and bare.asker is None           # Nothing was opened for it
 
 def test_what_is_missing_is_said_at_once(tmp_path):
@@ -216,7 +218,7 @@ def test_a_mask_acts_while_it_is_asked_and_no_longer(layers, items):
     assert layers.scores['masked'].filter(pl.col('correct')).height<layers.scores['unmasked'].filter(pl.col('correct')).height
     assert {r.id:r.text for r in layers.asker.many(items)}=={items[n].id:r.text for n, r in layers.said.items()}
 
-@pytest.mark.parametrize('how', widgets.BY)
+@pytest.mark.parametrize('how', BY)
 def test_every_way_of_masking_works(layers, how):
     layers.layer.value, layers.part.value, layers.how.value = 1, 'attention', how
     layers.wait(LONG)
@@ -233,8 +235,8 @@ def test_slider_and_click_move_one_mark(layers):
     assert 'layer 5 masked' in layers.replies.value
 
 def test_the_mark_follows_a_number():
-    page = widgets.layers_page(profile_table(toy_probe(n=20, depth=4), ('kind',)))
-    text = json.dumps(widgets.followed(page, 3).to_dict())
+    page = layers_page(profile_table(toy_probe(n=20, depth=4), ('kind',)))
+    text = json.dumps(followed(page, 3).to_dict())
     assert text.count('datum.layer === shown')==json.dumps(page.to_dict()).count('"param": "picked"')>0
     assert '"param": "picked"' not in text and '"toggle": false' in text
 

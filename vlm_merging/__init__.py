@@ -44,7 +44,9 @@ _NAMES = {
     'charts.score_charts': 'length_chart lengthening_chart pairs_chart scores_chart weights_chart',
     'charts.layer_charts': 'before_after_chart profile_chart',
     'charts.maps': 'layers_page weight_map',
-    'widgets.widgets': 'LayerExplorer MergeExplorer ReplyBrowser',
+    'widgets.reply_browser': 'ReplyBrowser',
+    'widgets.merge_explorer': 'MergeExplorer',
+    'widgets.layer_explorer': 'LayerExplorer',
     'lab.trio': 'lab_folder',
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}

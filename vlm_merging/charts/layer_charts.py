@@ -7,24 +7,35 @@ from __future__ import annotations
 import math, warnings
 import altair as alt
 import polars as pl
-from .pages import COLOURS, GRID, INK, titled, in_order, rows_to_draw, colour_and_shape
-from ..probing.profile import PROFILE_COLUMNS, matters
+from .pages import COLOURS, GRID, INK, colour_and_shape, in_order, rows_to_draw, titled
 from ..comparing.layer_findings import MEASURES, MEASURE_NAMES
+from ..probing.profile import PROFILE_COLUMNS, matters
 
 # %% auto #0
-__all__ = ['PICKED', 'WIDTH', 'LEFT', 'PART_NAMES', 'FIELD', 'layer_pick', 'layer_axis', 'left_axis', 'panel', 'with_ends',
-           'of_layers', 'nice_near', 'change_scale', 'hurt_said', 'line_panel', 'linked', 'stacked', 'profile_chart',
-           'before_after_chart']
+__all__ = ['PICKED', 'WIDTH', 'LEFT', 'PART_NAMES', 'layer_pick', 'linked', 'layer_axis', 'left_axis', 'with_ends', 'panel',
+           'stacked', 'of_layers', 'change_scale', 'line_panel', 'profile_chart', 'before_after_chart']
 
 # %% ../../nbs/charts/03_layer_charts.ipynb #c013
 PICKED = 'picked'       # Name of the selection: a page has one of it
-WIDTH, LEFT = 460, 96   # Of a chart; of the labels at its left, pixels
-PART_NAMES = {'mlp':'MLP', 'layer':'whole layer', 'head':'heads'}
-FIELD = ('where', 'label', 'n', 'change', 'low', 'high', 'p_holm')
 
 def layer_pick()->alt.Parameter:
     "The selection of layers by clicks"
-    return alt.selection_point(name=PICKED, fields=['layer'], on='click', toggle='true', clear='dblclick', empty=False)
+    return alt.selection_point(name=PICKED, fields=['layer'], on='click', toggle='true', clear='dblclick',
+                               empty=False)
+
+# %% ../../nbs/charts/03_layer_charts.ipynb #c016
+def linked(
+    join,               # Function that puts charts together
+    charts:list,        # With the same selection
+    **more,             # For `join`
+):                      # What `join` gives
+    "Put charts together that share a selection, which Altair would tell as a surprise"
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Automatically deduplicated selection')
+        return join(*charts, **more)
+
+# %% ../../nbs/charts/03_layer_charts.ipynb #c019
+WIDTH, LEFT = 460, 96   # Of a chart; of the labels at its left, pixels
 
 def layer_axis(
     layers,             # Numbers
@@ -33,32 +44,67 @@ def layer_axis(
     "The axis of all charts of a page"
     last = max(layers)
     step = next(s for s in (1, 2, 4, 5, 10, 20, 50) if last/s<=16 or s==50)
-    axis = dict(values=list(range(0, last+1, step)), format='d', grid=False, labels=labels, ticks=labels, labelFlush=False)
+    axis = dict(values=list(range(0, last+1, step)), format='d', grid=False, labels=labels, ticks=labels,
+                labelFlush=False)
     scale = dict(domain=[-.5, last+.5], nice=False, zero=False)
     return dict(title='layer' if labels else None, axis=axis, scale=scale)
 
+# %% ../../nbs/charts/03_layer_charts.ipynb #c021
 def left_axis(
     **more,             # As for `alt.Axis`
 )->dict:                # Of an axis; plain, since Altair copies its own objects over and over
     "An axis whose labels take the same room in every chart"
     return dict(minExtent=LEFT, maxExtent=LEFT, **more)
 
-def panel(
-    height:int,         # Pixels
-    name:str,           # Over it; may be empty
-    *marks:alt.Chart,   # One over the other
-)->alt.LayerChart:
-    "Marks in one frame"
-    made = alt.layer(*marks).properties(width=WIDTH, height=height)
-    return made.properties(title=alt.TitleParams(name, fontSize=12, fontWeight='normal', offset=4)) if name else made
-
+# %% ../../nbs/charts/03_layer_charts.ipynb #c023
 def with_ends(
     rows:pl.DataFrame,  # With `layer`
 )->pl.DataFrame:        # With `from` and `to`
     "Where a layer begins and ends on the axis"
     return rows.with_columns(**{'from':pl.col('layer')-.5, 'to':pl.col('layer')+.5})
 
-# %% ../../nbs/charts/03_layer_charts.ipynb #c016
+# %% ../../nbs/charts/03_layer_charts.ipynb #c026
+def panel(
+    height:int,         # Pixels
+    name:str,           # Over it; may be empty
+    *marks:alt.Chart,   # One over the other
+)->alt.LayerChart:
+    "Marks in one frame"
+    frame = alt.layer(*marks).properties(width=WIDTH, height=height)
+    if not name: return frame
+    return frame.properties(title=alt.TitleParams(name, fontSize=12, fontWeight='normal', offset=4))
+
+def stacked(
+    panels:list,        # Charts of one width
+    title:str,          # One message
+    note:str,           # How to read it
+)->alt.TopLevelMixin:
+    "Panels above each other as one chart"
+    return titled(linked(alt.vconcat, panels, spacing=14) if panels[1:] else panels[0], title, note)
+
+# %% ../../nbs/charts/03_layer_charts.ipynb #c029
+def _single_layers(table, heads):
+    lost = [c for c in PROFILE_COLUMNS if c not in table.columns and c not in ('before', 'after', 'lost')]
+    if lost:
+        raise ValueError(f"The table has no column {' and no column '.join(lost)}. "
+                         f"Give one as profile_table makes it.")
+    single = table.filter(pl.col('layers')==pl.col('layer').cast(pl.String))
+    if not heads: single = single.filter(heads='')
+    if table.height and not single.height:
+        raise ValueError('There is nothing to draw along the layers: every mask of this table is '
+                         'of several layers, or of single heads.')
+    return single
+
+# %% ../../nbs/charts/03_layer_charts.ipynb #c032
+def _first_of(single, tag, given):
+    tags = [t for t in in_order(single['tag']) if t not in ('all', 'split')]
+    chosen = dict(tag=tag or (tags or ['all'])[0])
+    for c, v in given.items():
+        rest = single.filter(**{k:w for k, w in chosen.items() if w in single[k]})
+        if v is not None or rest.height: chosen[c] = rest[c][0] if v is None else v
+    return chosen
+
+# %% ../../nbs/charts/03_layer_charts.ipynb #c035
 def of_layers(
     table:pl.DataFrame, # From `profile_table`
     tag:str|None,       # None: the first tag that it was split by
@@ -66,66 +112,68 @@ def of_layers(
     **given,            # model, measure, how: None takes the first
 )->tuple[pl.DataFrame, str]: # Rows with `label`, changes in points or nats; what they are, in words
     "The rows of one chart; raise ValueError if there are none"
-    lost = [c for c in PROFILE_COLUMNS if c not in table.columns and c not in ('before', 'after', 'lost')]
-    if lost: raise ValueError(f"The table has no column {' and no column '.join(lost)}. Give one as profile_table makes it.")
-    single = table.filter(pl.col('layers')==pl.col('layer').cast(pl.String))
-    if not heads: single = single.filter(heads='')
-    if table.height and not single.height:
-        raise ValueError('There is nothing to draw along the layers: every mask of this table is of several layers, or of single heads.')
-    tags = [t for t in in_order(single['tag']) if t not in ('all', 'split')]
-    held = dict(tag=tag or (tags or ['all'])[0])
-    for c, v in given.items():
-        rest = single.filter(**{k:w for k, w in held.items() if w in single[k]})
-        if v is not None or rest.height: held[c] = rest[c][0] if v is None else v
-    rows = rows_to_draw(single, ('tag', 'where', 'benchmark'), 'profile_table', **held).filter(pl.col('change').is_not_null())
-    if not rows.height: raise ValueError('There is nothing to draw: no item of these rows has a score both times.')
+    single = _single_layers(table, heads)
+    chosen = _first_of(single, tag, given)
+    rows = rows_to_draw(single, ('tag', 'where', 'benchmark'), 'profile_table', **chosen).drop_nulls('change')
+    if not rows.height:
+        raise ValueError('There is nothing to draw: no item of these rows has a score both times.')
     size = dict(rows.group_by('label').agg(pl.col('n').max()).iter_rows())
+    least, most = min(size.values()), max(size.values())
     kept = sorted(size, key=lambda l: -size[l])[:len(COLOURS)]
-    words = [held['model']] if 'model' in held else []
-    words += [f"masked by {held['how']}", MEASURE_NAMES[held['measure']],
-              f"{max(size.values())} items each" if len(set(size.values()))==1 else f'{min(size.values())} to {max(size.values())} items each']
+    words = [chosen['model']] if 'model' in chosen else []
+    words += [f"masked by {chosen['how']}", MEASURE_NAMES[chosen['measure']],
+              f'{most} items each' if least==most else f'{least} to {most} items each']
     if len(kept)<len(size): words.append(f'the {len(kept)} largest of {len(size)} kinds')
-    by = 100 if held['measure']=='answer' else 1
-    return rows.filter(pl.col('label').is_in(kept)).with_columns(pl.col('change', 'low', 'high')*by, hurts=matters(-1), helps=matters(1)), ', '.join(words)
+    by = 100 if chosen['measure']=='answer' else 1
+    rows = rows.filter(pl.col('label').is_in(kept)).with_columns(
+        pl.col('change', 'low', 'high')*by, hurts=matters(-1), helps=matters(1))
+    return rows, ', '.join(words)
 
-# %% ../../nbs/charts/03_layer_charts.ipynb #c020
-def nice_near(
-    x:float,            # Above 0
-)->float:               # 1, 2 or 5 times a power of ten, not above x
-    "A round number"
+# %% ../../nbs/charts/03_layer_charts.ipynb #c039
+def _nice_near(x):
+    "1, 2 or 5 times a power of ten, not above `x`"
     power = 10.**math.floor(math.log10(x))
     return next(m*power for m in (5, 2, 1) if m*power<=x*(1+1e-9))
 
+# %% ../../nbs/charts/03_layer_charts.ipynb #c042
+def _log_ticks(low, high, bend, legend):
+    reach = max(-low, high)
+    powers = range(math.floor(math.log10(bend)), math.ceil(math.log10(reach))+1)
+    marks = [m*10.**k for k in powers for m in (1, 2, 5) if bend<=m*10.**k<=reach*1.001]
+    if legend: marks = [m for m in marks if m>=reach/30]
+    if len(marks)>(3 if legend else 6): marks = [m for m in marks if f'{m:e}'[0]=='1' or m==marks[-1]]
+    return sorted([0, *(s*round(m, 9) for m in marks for s in (1, -1) if low<=s*m<=high)])
+
+# %% ../../nbs/charts/03_layer_charts.ipynb #c044
 def change_scale(
     rows:pl.DataFrame,  # From `of_layers`
     symmetric:bool=False, # As far up as down? (for colours)
 )->tuple[dict, list|None, str]: # Of `alt.Scale`; ticks (None: as they come); a note
     "A plain scale, or one that is logarithmic away from zero where a few changes dwarf the rest"
-    ends = pl.concat([rows['change'], rows['low'], rows['high']]).drop_nulls() if not symmetric else rows['change']
+    ends = pl.concat([rows[c] for c in ('change', *(() if symmetric else ('low', 'high')))]).drop_nulls()
     low, high = min(0., ends.min()), max(0., ends.max())
     if symmetric: low, high = -max(-low, high), max(-low, high)
     if low==high: low, high = -1., 1.
     size = rows.group_by('layer').agg(pl.col('change').abs().max())['change'].sort(descending=True)
-    next_ = size[min(len(size)-1, max(2, round(len(size)/10)))]
-    if size[0]<=5*next_ or not size[0]: return dict(domain=[low, high], nice=not symmetric, zero=True), None, ''
-    bend, reach = nice_near(max(size.median(), size[0]/100)), max(-low, high)
-    marks = [m*10.**k for k in range(math.floor(math.log10(bend)), math.ceil(math.log10(reach))+1) for m in (1, 2, 5)]
-    marks = [m for m in marks if bend<=m<=reach*1.001]
-    if symmetric: marks = [m for m in marks if m>=reach/30]  # A legend is short
-    if len(marks)>(3 if symmetric else 6): marks = [m for m in marks if f'{m:e}'[0]=='1' or m==marks[-1]]
-    ticks = [0, *(s*round(m, 9) for m in marks for s in (1, -1) if low<=s*m<=high)]
-    return (dict(type='symlog', constant=bend, domain=[low*1.05, high*1.05], nice=False), sorted(ticks), f'log scale beyond ±{bend:g}')
+    third = size[min(len(size)-1, max(2, round(len(size)/10)))]
+    if size[0]<=5*third or not size[0]:
+        return dict(domain=[low, high], nice=not symmetric, zero=True), None, ''
+    bend = _nice_near(max(size.median(), size[0]/100))
+    scale = dict(type='symlog', constant=bend, domain=[low*1.05, high*1.05], nice=False)
+    return scale, _log_ticks(low, high, bend, symmetric), f'log scale beyond ±{bend:g}'
 
-# %% ../../nbs/charts/03_layer_charts.ipynb #c024
-def hurt_said(
-    rows:pl.DataFrame,  # From `of_layers`, of one part
-    label:str,          # Of one place
-)->str:
-    "`reasoning in 9 of 12 layers (most in 7)`"
-    own = rows.filter(label=label)
-    hurt = own.filter('hurts').sort('change')
-    return f'{label} in {hurt.height} of {own.height} layers'+(f" (most in {hurt['layer'][0]})" if hurt.height else '')
+# %% ../../nbs/charts/03_layer_charts.ipynb #c048
+def _strips(layers, x, pick):
+    shown = alt.when(pick).then(alt.value(.3)).otherwise(alt.value(.001))
+    return alt.Chart(with_ends(pl.DataFrame(dict(layer=list(layers))))).mark_rect(fill=GRID).encode(
+        alt.X('from:Q', **x), alt.X2('to:Q'), opacity=shown, tooltip=alt.value(None)).add_params(pick)
 
+def _change_tips(first):
+    return [alt.Tooltip(first), alt.Tooltip('layer'),
+            *(alt.Tooltip(c, format='.2f') for c in ('change', 'low', 'high')),
+            alt.Tooltip('n'), alt.Tooltip('p_holm', title='p, corrected', format='.3f')]
+
+# %% ../../nbs/charts/03_layer_charts.ipynb #c049
 def line_panel(
     rows:pl.DataFrame,  # Of one panel; `kind` is what is told apart
     kinds:list[str],    # Its values, in order
@@ -138,46 +186,36 @@ def line_panel(
 )->alt.LayerChart:
     "Lines, dots and bands along the layers, with a strip behind each layer that can be clicked"
     color, shape = colour_and_shape('kind', kinds)
-    data = with_ends(rows.select('kind', 'layer', 'change', 'low', 'high', 'n', 'p_holm'))
-    x, more, ticks = layer_axis(layers, last), scale[0], scale[1]
+    x, (more, ticks, _), title = layer_axis(layers, last), scale, f'change, {unit}'
     axis = left_axis(values=ticks, format='~r') if ticks else left_axis(tickCount=5)
-    y = alt.Y('change:Q', title=f'change, {unit}', axis=axis, scale=more)
-    strips = alt.Chart(with_ends(pl.DataFrame(dict(layer=list(layers))))).mark_rect(fill=GRID).encode(
-        alt.X('from:Q', **x), alt.X2('to:Q'), opacity=alt.when(pick).then(alt.value(.3)).otherwise(alt.value(.001)), tooltip=alt.value(None)).add_params(pick)
+    y = alt.Y('change:Q', title=title, axis=axis, scale=more)
+    data = with_ends(rows.select('kind', 'layer', 'change', 'low', 'high', 'n', 'p_holm'))
     base = alt.Chart(data).encode(alt.X('layer:Q', **x), color=color)
     zero = alt.Chart(pl.DataFrame(dict(change=[0]))).mark_rule(color=INK, strokeDash=[4, 4]).encode(y=y)
-    band = base.mark_area(opacity=.2).encode(alt.Y('low:Q', title=f'change, {unit}', axis=axis, scale=more), alt.Y2('high:Q'))
+    band = base.mark_area(opacity=.2).encode(
+        alt.Y('low:Q', title=title, axis=axis, scale=more), alt.Y2('high:Q'))
     line = base.mark_line(strokeWidth=2).encode(y)
-    told = [alt.Tooltip('kind'), alt.Tooltip('layer'), *(alt.Tooltip(c, format='.2f') for c in ('change', 'low', 'high')),
-            alt.Tooltip('n'), alt.Tooltip('p_holm', title='p, corrected', format='.3f')]
-    dots = base.mark_point(filled=True, size=55, opacity=1).encode(y, shape=shape, tooltip=told)
-    return panel(150, name, strips, zero, band, line, dots)
+    dots = base.mark_point(filled=True, size=55, opacity=1).encode(
+        y, shape=shape, tooltip=_change_tips('kind'))
+    return panel(150, name, _strips(layers, x, pick), zero, band, line, dots)
 
-def linked(
-    join,               # Function that puts charts together
-    charts:list,        # With the same selection
-    **more,             # For `join`
-):                      # What `join` gives
-    "Put charts together that share a selection, which Altair would tell as a surprise"
-    with warnings.catch_warnings():
-        warnings.filterwarnings('ignore', 'Automatically deduplicated selection')
-        return join(*charts, **more)
+# %% ../../nbs/charts/03_layer_charts.ipynb #c054
+PART_NAMES = {'mlp':'MLP', 'layer':'whole layer', 'head':'heads'}
 
-def stacked(
-    panels:list,        # Charts of one width
-    title:str,          # One message
-    note:str,           # How to read it
-)->alt.TopLevelMixin:
-    "Panels above each other as one chart"
-    return titled(linked(alt.vconcat, panels, spacing=14) if panels[1:] else panels[0], title, note)
+def _hurt_counts(rows, label):
+    "`reasoning in 9 of 12 layers (most in 7)`"
+    own = rows.filter(label=label)
+    hurt = own.filter('hurts').sort('change')
+    most = f" (most in {hurt['layer'][0]})" if hurt.height else ''
+    return f'{label} in {hurt.height} of {own.height} layers{most}'
 
+# %% ../../nbs/charts/03_layer_charts.ipynb #c056
 def profile_chart(
     table:pl.DataFrame, # From `profile_table`
     tag:str|None=None,  # Whose values are told apart; None: the first that the table was split by
     parts:tuple|None=None, # One panel each: layer, mlp, attention; None: all there are
     measure:str|None=None, # likelihood or answer; None: the first in the table
-    model:str|None=None, # None: the first in the table
-    how:str|None=None,  # Way of masking; None: the first in the table
+    model:str|None=None, how:str|None=None, # Model, and way of masking; None: the first in the table
     title:str|None=None, # One message; None: where masking hurts
     pick:alt.Parameter|None=None, # The selection that a page shares; None: one of its own
 )->alt.TopLevelMixin:
@@ -188,18 +226,54 @@ def profile_chart(
     if not parts: raise ValueError(f"There is nothing to draw: the table has the parts {', '.join(there)}.")
     rows = rows.filter(pl.col('part').is_in(parts)).with_columns(kind=pl.col('label'))
     scale, kinds, layers = change_scale(rows), in_order(rows['kind']), rows['layer'].unique().sort()
-    unit, pick = MEASURES[rows['measure'][0]], pick or layer_pick()
-    panels = [line_panel(rows.filter(part=p), kinds, layers, scale, unit, PART_NAMES.get(p, p), pick, p==parts[-1]) for p in parts]
+    unit, pick, first = MEASURES[rows['measure'][0]], pick or layer_pick(), parts[0]
+    panels = [line_panel(rows.filter(part=p), kinds, layers, scale, unit, PART_NAMES.get(p, p), pick,
+                         p==parts[-1]) for p in parts]
     if title is None:
-        title = f"Masking {dict(layer='a layer').get(parts[0],PART_NAMES.get(parts[0],parts[0]))} hurts "+', '.join(
-            hurt_said(rows.filter(part=parts[0]), k) for k in kinds)
-    return stacked(panels, title, [words, '; '.join(filter(None, ['bands: 95% intervals; hurts: p < .05, corrected', scale[2]]))])
+        counts = ', '.join(_hurt_counts(rows.filter(part=first), k) for k in kinds)
+        title = f"Masking {dict(layer='a layer').get(first, PART_NAMES.get(first, first))} hurts {counts}"
+    notes = filter(None, ['bands: 95% intervals; hurts: p < .05, corrected', scale[2]])
+    return stacked(panels, title, [words, '; '.join(notes)])
 
-# %% ../../nbs/charts/03_layer_charts.ipynb #c030
+# %% ../../nbs/charts/03_layer_charts.ipynb #c061
+def _two_models(table, before, after):
+    models = in_order(table['model']) if 'model' in table.columns else []
+    before = before or next(iter(models), None)
+    after = after or next((m for m in models if m!=before and m!=(before or models[0])), None)
+    for m in (before, after):
+        if m in models: continue
+        if m is None:
+            raise ValueError(f"There is no second model to draw: the table has "
+                             f"{', '.join(models) or 'none'}. Name two of them.")
+        raise ValueError(f"The table has no model {m!r}; it has {', '.join(models)}.")
+    return before, after
+
+# %% ../../nbs/charts/03_layer_charts.ipynb #c063
+def _sure_marks(sure, x, before, after):
+    "A triangle at the top of each layer where the two models differ"
+    names = dict(change=f'{after} - {before}', low='low', high='high')
+    tips = [alt.Tooltip('layer'), *(alt.Tooltip(c, title=t, format='+.2f') for c, t in names.items())]
+    return alt.Chart(sure.select('layer', 'change', 'low', 'high')).mark_point(
+        shape='triangle-down', filled=True, color=INK, size=45, opacity=1, yOffset=3).encode(
+        x=x, y=alt.value(0), tooltip=tips)
+
+def _before_after_title(rows, sure, labels, models, part, unit):
+    before, after = models
+    what = dict(layer='a layer').get(part, f'{PART_NAMES.get(part, part)} of a layer')
+    def mean(label, m): return f"{rows.filter(label=label, kind=m)['change'].mean():.1f}"
+    if not sure:
+        means = ', '.join(f'{l} {mean(l, before)} and {mean(l, after)}' for l in labels)
+        return f'Masking {what} changes {means} {unit} on average ({before} and {after})'
+    counts = {l:[(s*sure[l]['change']<0).sum() for s in (1, -1)] for l in labels}
+    depth = rows['layer'].n_unique()
+    said = [f'{l} in {more} of {depth} layers'+f' (less in {less})'*bool(less)
+            for l, (more, less) in counts.items()]
+    return f"Masking {what} costs {after} more than {before}: {', '.join(said)}"
+
+# %% ../../nbs/charts/03_layer_charts.ipynb #c065
 def before_after_chart(
     table:pl.DataFrame, # From `profile_table`, of both models
-    before:str|None=None, # Model before the merge; None: the first in the table
-    after:str|None=None, # Model after it; None: the second
+    before:str|None=None, after:str|None=None, # Models before and after the merge; None: the first two
     tag:str|None=None,  # One panel a value; None: the first that the table was split by
     part:str='layer',   # Which part is masked
     measure:str|None=None, # likelihood or answer; None: the first in the table
@@ -209,36 +283,23 @@ def before_after_chart(
     pick:alt.Parameter|None=None, # The selection that a page shares
 )->alt.TopLevelMixin:
     "What masking costs before and after a merge"
-    models = in_order(table['model']) if 'model' in table.columns else []
-    before, after = before or next(iter(models), None), after or next((m for m in models if m!=before and m!=(before or models[0])), None)
-    for m in (before, after):
-        if m not in models: raise ValueError(f"There is no second model to draw: the table has {', '.join(models) or 'none'}. Name two of them."
-                                             if m is None else f"The table has no model {m!r}; it has {', '.join(models)}.")
-    rows, words = of_layers(table.filter(pl.col('model').is_in([before, after]), part=part), tag, measure=measure, how=how)
-    rows = rows.with_columns(kind=pl.col('model'))
-    tag, measure, how = (rows[c][0] for c in ('tag', 'measure', 'how'))
-    scale, labels, layers, unit = change_scale(rows), in_order(rows['label']), rows['layer'].unique().sort(), MEASURES[rows['measure'][0]]
-    pick, sure, told = pick or layer_pick(), {}, []
+    models = before, after = _two_models(table, before, after)
+    kept = table.filter(pl.col('model').is_in(models), part=part)
+    rows, words = of_layers(kept, tag, measure=measure, how=how)
+    rows, same = rows.with_columns(kind=pl.col('model')), {c:rows[c][0] for c in ('tag', 'measure', 'how')}
+    labels, layers, unit = in_order(rows['label']), rows['layer'].unique().sort(), MEASURES[same['measure']]
+    scale, pick, sure, panels = change_scale(rows), pick or layer_pick(), {}, []
     if change is not None:
-        diffs = of_layers(change.filter(pl.col('model')==after, pl.col('versus')==before, pl.col('part')==part), tag, model=after, measure=measure, how=how)[0]
-        sure = {l:diffs.filter(pl.col('label')==l, pl.col('hurts')|pl.col('helps')) for l in labels}
-    panels = []
+        own = change.filter(pl.col('model')==after, pl.col('versus')==before, pl.col('part')==part)
+        differ = of_layers(own, model=after, **same)[0].filter(pl.col('hurts') | pl.col('helps'))
+        sure = {l:differ.filter(label=l) for l in labels}
     for label in labels:
-        own = rows.filter(label=label)
-        one = line_panel(own, [before, after], layers, scale, unit, label, pick, label==labels[-1])
-        if label in sure and sure[label].height:
-            x = alt.X('layer:Q', **layer_axis(layers, label==labels[-1]))
-            one = one+alt.Chart(sure[label].select('layer', 'change', 'low', 'high')).mark_point(
-                shape='triangle-down', filled=True, color=INK, size=45, opacity=1, yOffset=3).encode(x=x, y=alt.value(0),
-                tooltip=[alt.Tooltip('layer'), *(alt.Tooltip(c, title=t, format='+.2f') for c, t in
-                                                (('change', f'{after} - {before}'), ('low', 'low'), ('high', 'high')))])
+        last = label==labels[-1]
+        one = line_panel(rows.filter(label=label), [*models], layers, scale, unit, label, pick, last)
+        if sure and sure[label].height:
+            one = one+_sure_marks(sure[label], alt.X('layer:Q', **layer_axis(layers, last)), before, after)
         panels.append(one)
-        if sure:
-            more, less = ((s*sure[label]['change']<0).sum() for s in (1, -1))
-            told.append(f'{label} in {more} of {len(layers)} layers'+f' (less in {less})'*bool(less))
-        else: told.append(f"{label} "+' and '.join(f"{own.filter(kind=m)['change'].mean():.1f}" for m in (before, after)))
-    what = dict(layer='a layer').get(part, f'{PART_NAMES.get(part,part)} of a layer')
-    if title is None and sure: title = f"Masking {what} costs {after} more than {before}: {', '.join(told)}"
-    if title is None: title = f"Masking {what} changes {', '.join(told)} {unit} on average ({before} and {after})"
-    notes = ['bands: 95% intervals', 'triangles: layers where the two differ (p < .05, corrected)'*bool(sure), scale[2]]
-    return stacked(panels, title, [words, '; '.join(filter(None, notes))])
+    if title is None: title = _before_after_title(rows, sure, labels, models, part, unit)
+    triangles = 'triangles: layers where the two differ (p < .05, corrected)'*bool(sure)
+    notes = filter(None, ['bands: 95% intervals', triangles, scale[2]])
+    return stacked(panels, title, [words, '; '.join(notes)])

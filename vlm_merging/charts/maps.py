@@ -6,86 +6,138 @@
 from __future__ import annotations
 import altair as alt
 import polars as pl
-from .pages import COLOURS, INK, titled, in_order, together
-from .layer_charts import (PART_NAMES, before_after_chart, change_scale, layer_axis, layer_pick, left_axis, linked, of_layers, panel, profile_chart,
-                                stacked, with_ends)
+from .pages import COLOURS, INK, in_order, titled, together
+from .layer_charts import (
+    PART_NAMES, before_after_chart, change_scale, layer_axis, layer_pick, left_axis, linked, of_layers, panel,
+    profile_chart, stacked, with_ends)
 from ..comparing.layer_findings import MEASURES
 
 # %% auto #0
-__all__ = ['WHATS', 'ORDER', 'faded', 'two_sided', 'heat_panel', 'heat_chart', 'weight_map', 'layers_page']
+__all__ = ['WHATS', 'heat_chart', 'weight_map', 'layers_page']
 
 # %% ../../nbs/charts/04_maps.ipynb #c011
-def faded(
-    colour:str,         # '#D55E00'
-)->str:
+def _faded(colour):
     "The same colour, all but transparent"
-    return f"rgba({','.join(str(int(colour[i:i+2],16)) for i in (1,3,5))},.05)"
+    return f"rgba({','.join(str(int(colour[i:i+2], 16)) for i in (1, 3, 5))},.05)"
 
-def two_sided(
-    low:float,          # Lower end, below 0
-    high:float,         # Upper end
-)->dict:                # Of `alt.Scale`
-    "Orange below zero, blue above, nothing at zero, on white and on black"
+def _two_sided(low, high):
+    "Of `alt.Scale`: orange below zero, blue above, nothing at zero, on white and on black"
     loss, gain, tiny = COLOURS[1], COLOURS[0], (high-low)*1e-6
-    return dict(domain=[low, -tiny, tiny, high], range=[loss, faded(loss), faded(gain), gain], interpolate='rgb')
+    colours = [loss, _faded(loss), _faded(gain), gain]
+    return dict(domain=[low, -tiny, tiny, high], range=colours, interpolate='rgb')
 
-def heat_panel(
-    rows:pl.DataFrame,  # Of one panel: layer, row, value, and what the pointer says
-    names:list[str],    # Rows from the top
-    layers,             # Numbers on the axis
-    color:alt.Color,    # Of `value`
-    name:str,           # Over the panel
-    pick:alt.Parameter, # The selection of a layer
-    last:bool,          # Is this the lowest panel?
-    told:list,          # Tooltips
-)->alt.LayerChart:
-    "Cells along the layers; a click takes the layer"
+# %% ../../nbs/charts/04_maps.ipynb #c014
+def _heat_panel(rows, names, layers, color, name, pick, last, tips):
     x, y = layer_axis(layers, last), alt.Y('row:N', sort=names, title=None, axis=left_axis(grid=False))
     edge = alt.when(pick).then(alt.value(INK)).otherwise(alt.value('rgba(0,0,0,0)'))
-    cells = alt.Chart(with_ends(rows)).mark_rect(strokeWidth=2).encode(alt.X('from:Q', **x), alt.X2('to:Q'), y=y, color=color, stroke=edge, tooltip=told).add_params(pick)
-    made = [cells]
+    marks = [alt.Chart(with_ends(rows)).mark_rect(strokeWidth=2).encode(
+        alt.X('from:Q', **x), alt.X2('to:Q'), y=y, color=color, stroke=edge, tooltip=tips).add_params(pick)]
     if 'sure' in rows.columns and rows['sure'].any():
-        made.append(alt.Chart(rows.filter('sure')).mark_circle(fill=INK, stroke='white', strokeWidth=1, size=28, opacity=1).encode(
-            alt.X('layer:Q', **x), y, tooltip=told))
-    return panel(26*len(names), name, *made)
+        dots = alt.Chart(rows.filter('sure'))
+        marks.append(dots.mark_circle(fill=INK, stroke='white', strokeWidth=1, size=28, opacity=1).encode(
+            alt.X('layer:Q', **x), y, tooltip=tips))
+    return panel(26*len(names), name, *marks)
+
+# %% ../../nbs/charts/04_maps.ipynb #c018
+def _heat_rows(table, tag, given):
+    rows, words = of_layers(table, tag, True, **given)
+    part, sure = pl.col('part').replace(PART_NAMES), (pl.col('hurts') | pl.col('helps')).fill_null(False)
+    rows = rows.with_columns(row=pl.when(pl.col('heads')!='').then('head '+pl.col('heads')).otherwise(part),
+                             value=pl.col('change'), sure=sure)
+    names = in_order(rows['row'])
+    if not all(n.startswith('head ') for n in names[1:]): return rows, words, names
+    return rows, words, sorted(names, key=lambda n: (n[:5]=='head ', len(n), n))   # Head 2 above head 10
+
+def _heat_title(rows, labels):
+    inner, out = rows.filter(pl.col('row')!=PART_NAMES['layer']), []
+    sure = (inner if inner.height else rows).filter('sure', pl.col('change')<0).sort('change')
+    for label in labels:
+        worst = sure.filter(label=label)
+        part = f"{worst['row'][0]} of " if worst.height and inner.height else ''
+        place = f"most in {part}layer {worst['layer'][0]}" if worst.height else 'nothing that is sure'
+        out.append(f'{label} {place}')
+    return 'Masking costs '+', '.join(out)
+
+# %% ../../nbs/charts/04_maps.ipynb #c021
+def _change_colour(rows):
+    "The colours of changes, and a note on their scale"
+    scale, ticks, note = change_scale(rows, True)
+    kind = {k:v for k, v in scale.items() if k in ('type', 'constant')}
+    legend = dict(gradientLength=240, gradientThickness=10, titleLimit=400, format='~r',
+                  **(dict(values=ticks) if ticks else dict(tickCount=5)))
+    return alt.Color('value:Q', title=f"change, {MEASURES[rows['measure'][0]]}", legend=legend,
+                     scale=kind|_two_sided(*scale['domain'])), note
+
+# %% ../../nbs/charts/04_maps.ipynb #c023
+_HEAT_TIPS = [alt.Tooltip('row', title='masked'), alt.Tooltip('layer'),
+              *(alt.Tooltip(c, format='+.2f') for c in ('change', 'low', 'high')),
+              alt.Tooltip('n'), alt.Tooltip('p_holm', title='p, corrected', format='.3f')]
 
 def heat_chart(
     table:pl.DataFrame, # From `profile_table`
     tag:str|None=None,  # One panel a value; None: the first that the table was split by
     measure:str|None=None, # likelihood or answer; None: the first in the table
-    model:str|None=None, # None: the first in the table
-    how:str|None=None,  # Way of masking; None: the first in the table
+    model:str|None=None, how:str|None=None, # Model, and way of masking; None: the first in the table
     title:str|None=None, # One message; None: where it costs most
     pick:alt.Parameter|None=None, # The selection that a page shares
 )->alt.TopLevelMixin:
     "What masking costs, layer by part (or head)"
-    rows, words = of_layers(table, tag, True, model=model, measure=measure, how=how)
-    rows = rows.with_columns(row=pl.when(pl.col('heads')!='').then('head '+pl.col('heads')).otherwise(pl.col('part').replace(PART_NAMES)),
-                             value=pl.col('change'), sure=(pl.col('hurts')|pl.col('helps')).fill_null(False))
-    unit, (scale, ticks, note) = MEASURES[rows['measure'][0]], change_scale(rows, True)
-    scale = {k:v for k, v in scale.items() if k in ('type', 'constant')}|two_sided(*scale['domain'])
-    legend = dict(gradientLength=240, gradientThickness=10, titleLimit=400, format='~r', **(dict(values=ticks) if ticks else dict(tickCount=5)))
-    color = alt.Color('value:Q', title=f'change, {unit}', scale=scale, legend=legend)
-    names, labels, layers, pick = in_order(rows['row']), in_order(rows['label']), rows['layer'].unique().sort(), pick or layer_pick()
-    if all(n.startswith('head ') for n in names[1:]): names = sorted(names, key=lambda n: (n[:5]=='head ', len(n), n))
-    told = [alt.Tooltip('row', title='masked'), alt.Tooltip('layer'), *(alt.Tooltip(c, format='+.2f') for c in ('change', 'low', 'high')),
-            alt.Tooltip('n'), alt.Tooltip('p_holm', title='p, corrected', format='.3f')]
+    rows, words, names = _heat_rows(table, tag, dict(model=model, measure=measure, how=how))
+    color, note = _change_colour(rows)
+    labels, layers, pick = in_order(rows['label']), rows['layer'].unique().sort(), pick or layer_pick()
     data = rows.select('label', 'layer', 'row', 'value', 'change', 'low', 'high', 'n', 'p_holm', 'sure')
-    panels = [heat_panel(data.filter(label=l).drop('label'), names, layers, color, l if labels[1:] else '', pick, l==labels[-1], told) for l in labels]
-    if title is None:
-        inner = data.filter(pl.col('row')!=PART_NAMES['layer'])
-        worst = {l:(inner if inner.height else data).filter('sure', pl.col('label')==l, pl.col('change')<0).sort('change') for l in labels}
-        title = 'Masking costs '+', '.join(f"{l} most in {w['row'][0]+' of '*bool(inner.height) if inner.height else ''}layer {w['layer'][0]}" if w.height else
-                                           f'{l} nothing that is sure' for l, w in worst.items())
+    panels = [_heat_panel(data.filter(label=l).drop('label'), names, layers, color, l if labels[1:] else '',
+                          pick, l==labels[-1], _HEAT_TIPS) for l in labels]
+    if title is None: title = _heat_title(data, labels)
     return stacked(panels, title, [words, '; '.join(filter(None, ['dots: p < .05, corrected', note]))])
 
-# %% ../../nbs/charts/04_maps.ipynb #c015
-WHATS = {'relative_vlm':"length of the VLM's task vector, share of the base's weights", 'relative_llm':"length of the LLM's task vector, share of the base's weights",
-         'apart':'distance between VLM and LLM, share of the weights', 'cosine':'cosine between VLM and LLM (task vectors, where there is a base)',
-         'agreement':'share of entries that moved the same way', 'overlap':'overlap of the leading subspaces, 0 to 1'}
+# %% ../../nbs/charts/04_maps.ipynb #c027
+WHATS = {'relative_vlm':"length of the VLM's task vector, share of the base's weights",
+         'relative_llm':"length of the LLM's task vector, share of the base's weights",
+         'apart':'distance between VLM and LLM, share of the weights',
+         'cosine':'cosine between VLM and LLM (task vectors, where there is a base)',
+         'agreement':'share of entries that moved the same way',
+         'overlap':'overlap of the leading subspaces, 0 to 1'}
 
-ORDER = ('all', 'attention', 'MLP', 'norm')                  # Rows from the top; others below, as they come
+def _weight_rows(weights, what):
+    "The rows that can be drawn, and the measures"
+    lost = [c for c in ('layer', 'module', 'what', 'value') if c not in weights.columns]
+    if lost:
+        raise ValueError(f"The table of weights has no column {' and no column '.join(lost)}. "
+                         f"Give one as vlm_merging.probing.weights.long makes it.")
+    rows = weights.drop_nulls(['layer', 'value']).filter(pl.col('value').is_finite())
+    there = in_order(rows['what'])
+    if not what: what = ([w for w in WHATS if w in there] or there)[:4]
+    what = [what] if isinstance(what, str) else [*what]
+    gone = [w for w in what if w not in there]
+    if gone or not there:
+        raise ValueError(f"There is nothing to draw: the table of weights has no "
+                         f"{' and no '.join(gone) or 'row with a layer'}"
+                         +(f"; it has {', '.join(there)}." if there else '.'))
+    return rows, what
 
+# %% ../../nbs/charts/04_maps.ipynb #c030
+_ORDER = ('all', 'attention', 'MLP', 'norm')             # Rows from the top; others below, as they come
+_LEGEND = dict(gradientLength=240, gradientThickness=10, titleLimit=460, tickCount=4, format='~g', offset=4)
+
+def _weight_panel(rows, what, layers, pick, last):
+    rows = rows.filter(what=what).with_columns(row=pl.col('module').replace({'mlp':'MLP'}))
+    reach, one = rows['value'].abs().max() or 1., COLOURS[2]
+    scale = dict(domain=[0, reach], range=[_faded(one), one], interpolate='rgb')
+    if rows['value'].min()<0: scale = _two_sided(-reach, reach)
+    color = alt.Color('value:Q', title=WHATS.get(what, what), scale=scale, legend=_LEGEND)
+    tips = [alt.Tooltip('row', title='module'), alt.Tooltip('layer'), alt.Tooltip('value', format='.4g')]
+    names = sorted(in_order(rows['row']), key=lambda n: _ORDER.index(n) if n in _ORDER else len(_ORDER))
+    return _heat_panel(rows.select('layer', 'row', 'value'), names, layers, color, '', pick, last, tips)
+
+def _weights_title(rows, what):
+    first = rows.filter(what=what)
+    top = (first.filter(module='all') if 'all' in first['module'] else first).sort('value', descending=True)
+    most, least = (f"in layer {top['layer'][i]} ({top['value'][i]:.3g})" for i in (0, -1))
+    name = WHATS.get(what, what).split(',')[0].capitalize().replace('vlm', 'VLM').replace('llm', 'LLM')
+    return f'{name}: most {most}, least {least}'
+
+# %% ../../nbs/charts/04_maps.ipynb #c032
 def weight_map(
     weights:pl.DataFrame, # Long: layer, module, what, value; rows without a layer (embeddings) are left out
     what=None,          # A measure, or several; None: those of `WHATS` that are there, at most four
@@ -94,33 +146,26 @@ def weight_map(
     layers=None,        # Layers of the axis; None: those of the table
 )->alt.TopLevelMixin:
     "The change of the weights, by layer and module"
-    lost = [c for c in ('layer', 'module', 'what', 'value') if c not in weights.columns]
-    if lost: raise ValueError(f"The table of weights has no column {' and no column '.join(lost)}. Give one as vlm_merging.probing.weights.long makes it.")
-    rows = weights.drop_nulls(['layer', 'value']).filter(pl.col('value').is_finite())
-    there = in_order(rows['what'])
-    what = [what] if isinstance(what, str) else [*what] if what else ([w for w in WHATS if w in there] or there)[:4]
-    gone = [w for w in what if w not in there]
-    if gone or not there: raise ValueError(f"There is nothing to draw: the table of weights has no {' and no '.join(gone) or 'row with a layer'}"
-                                           +(f"; it has {', '.join(there)}." if there else '.'))
-    layers, pick, panels = rows['layer'].unique().sort() if layers is None else layers, pick or layer_pick(), []
-    first = rows.filter(what=what[0])
-    for w in what:
-        own = rows.filter(what=w).with_columns(row=pl.col('module').replace({'mlp':'MLP'}))
-        reach = own['value'].abs().max() or 1.
-        scale = two_sided(-reach, reach) if own['value'].min()<0 else dict(domain=[0, reach], range=[faded(COLOURS[2]), COLOURS[2]], interpolate='rgb')
-        color = alt.Color('value:Q', title=WHATS.get(w, w), scale=scale,
-                          legend=dict(gradientLength=240, gradientThickness=10, titleLimit=460, tickCount=4, format='~g', offset=4))
-        told = [alt.Tooltip('row', title='module'), alt.Tooltip('layer'), alt.Tooltip('value', format='.4g')]
-        names = sorted(in_order(own['row']), key=lambda n: ORDER.index(n) if n in ORDER else len(ORDER))
-        panels.append(heat_panel(own.select('layer', 'row', 'value'), names, layers, color, '', pick, w==what[-1], told))
-    if title is None:
-        top = (first.filter(module='all') if 'all' in first['module'] else first).sort('value', descending=True)
-        ends = [top['layer'][i] for i in (0, -1)]
-        title = f"{WHATS.get(what[0],what[0]).split(',')[0].capitalize().replace('vlm','VLM').replace('llm','LLM')}: most in layer {ends[0]} ({top['value'][0]:.3g}), least in layer {ends[1]} ({top['value'][-1]:.3g})"
-    made = linked(alt.vconcat, panels, spacing=14).resolve_scale(color='independent') if panels[1:] else panels[0]
-    return titled(made, title, 'by layer and module')
+    rows, what = _weight_rows(weights, what)
+    if layers is None: layers = rows['layer'].unique().sort()
+    pick = pick or layer_pick()
+    panels = [_weight_panel(rows, w, layers, pick, w==what[-1]) for w in what]
+    map_ = panels[0]
+    if panels[1:]: map_ = linked(alt.vconcat, panels, spacing=14).resolve_scale(color='independent')
+    return titled(map_, _weights_title(rows, what[0]) if title is None else title, 'by layer and module')
 
-# %% ../../nbs/charts/04_maps.ipynb #c020
+# %% ../../nbs/charts/04_maps.ipynb #c036
+def _profile_charts(here, change, layout):
+    "The charts of one measure and one way of masking"
+    models = in_order(here['model'])[:2]
+    part = next((p for p in in_order(here['part']) if p!='head'), 'head')
+    if part!='head':
+        yield from (profile_chart(here, model=m, **layout) for m in models)
+        if models[1:]: yield before_after_chart(here, change=change, part=part, **layout)
+    if here.select('part', 'heads').unique().height>1:
+        yield from (heat_chart(here, model=m, **layout) for m in models)
+
+# %% ../../nbs/charts/04_maps.ipynb #c037
 def layers_page(
     profile:pl.DataFrame|None, # From `profile_table`, of one model or of two; None: weights only
     weights:pl.DataFrame|None=None, # Long: layer, module, what, value
@@ -128,20 +173,21 @@ def layers_page(
     tag:str|None=None,  # Whose values are told apart; None: the first
     measure:str|None=None, # likelihood or answer; None: every measure in the table
     how:str|None=None,  # Way of masking; None: every way in the table
-)->alt.VConcatChart:    # For `save`
+)->alt.VConcatChart:    # For `save_chart`
     "All charts along the layers, linked: a click on a layer marks it in all"
-    if profile is None and weights is None: raise ValueError('There is nothing to draw: give a profile, weights, or both.')
-    pick, made, layers = layer_pick(), [], None
+    if profile is None and weights is None:
+        raise ValueError('There is nothing to draw: give a profile, weights, or both.')
+    pick, charts, layers = layer_pick(), [], None
     if profile is not None:
-        layers = profile['layer'] if weights is None else pl.concat([profile['layer'], weights['layer'].drop_nulls().cast(pl.Int64)])
-        part = next((p for p in in_order(profile['part']) if p!='head'), 'head')
+        layers = profile['layer']
+        if weights is not None: layers = pl.concat([layers, weights['layer'].drop_nulls().cast(pl.Int64)])
         for m, h in profile.select('measure', 'how').unique(maintain_order=True).rows():
             if m!=(measure or m) or h!=(how or h): continue
-            same, here = dict(tag=tag, measure=m, how=h, pick=pick), profile.filter(measure=m, how=h)
-            models = in_order(here['model'])[:2]
-            if part!='head': made += [profile_chart(here, model=w, **same) for w in models]
-            if part!='head' and models[1:]: made.append(before_after_chart(here, change=change, part=part, **same))
-            if here.select('part', 'heads').unique().height>1: made += [heat_chart(here, model=w, **same) for w in models]
-        if not made: raise ValueError(f"There is nothing to draw: no row has measure {measure!r} and how {how!r}.")
-    if weights is not None: made.append(weight_map(weights, pick=pick, layers=None if layers is None else layers.unique().sort()))
-    return linked(together, made)
+            layout = dict(tag=tag, measure=m, how=h, pick=pick)
+            charts += _profile_charts(profile.filter(measure=m, how=h), change, layout)
+        if not charts:
+            raise ValueError(f'There is nothing to draw: no row has measure {measure!r} and how {how!r}.')
+    if weights is not None:
+        if layers is not None: layers = layers.unique().sort()
+        charts.append(weight_map(weights, pick=pick, layers=layers))
+    return linked(together, charts)

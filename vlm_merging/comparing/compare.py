@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 import polars as pl
-from ..benchmarks.tables import IMAGES, rows_in
-from ..asking.replies import replies
-from ..scoring.score import score
+from ..scoring.score import score, table_at
 from .statistics import RESAMPLES
 from .pairs import comparison_table
 from .findings import p_said, points, verdict
@@ -20,26 +18,21 @@ from .findings import p_said, points, verdict
 __all__ = ['SCREEN', 'ROWS', 'verdict_markdown', 'Comparison', 'compare']
 
 # %% ../../nbs/comparing/04_compare.ipynb #c012
-def _read(path):
-    path = Path(path).expanduser()
-    if path.is_dir(): return replies(path)
-    if not path.is_file(): raise ValueError(f'{path} is not there. Name a table, or the folder of a run.')
-    if path.suffix.lower()=='.parquet': return pl.read_parquet(path)
-    return pl.DataFrame([r for _, r in rows_in(path, [])], infer_schema_length=None, strict=False).drop(IMAGES, strict=False)
-
 def _scores(run, protocol):
-    if isinstance(run, (str, Path)): run = _read(run)
+    if isinstance(run, (str, Path)): run = table_at(run)
     if not isinstance(run, pl.DataFrame): return run                  # Several score tables
     return run if 'correct' in run.columns or 'prediction' not in run.columns else score(run, protocol)
 
 # %% ../../nbs/comparing/04_compare.ipynb #c015
 def _named_apart(a, b, paths):
-    if not all(isinstance(p, (str, Path)) for p in paths) or not all('run' in t.columns for t in (a, b)): return a, b
+    paths_given = all(isinstance(p, (str, Path)) for p in paths)
+    if not paths_given or not all('run' in t.columns for t in (a, b)): return a, b
     if a['run'].unique().to_list()!=b['run'].unique().to_list(): return a, b
     return tuple(t.with_columns(run=pl.lit(str(p))) for t, p in zip((a, b), paths))
 
 # %% ../../nbs/comparing/04_compare.ipynb #c019
-def _escaped(text): return re.sub(r'([\\`*_{}\[\]#|~$])', r'\\\1', html.escape(str(text), quote=False)).replace('\n', ' ')
+def _escaped(text):
+    return re.sub(r'([\\`*_{}\[\]#|~$])', r'\\\1', html.escape(str(text), quote=False)).replace('\n', ' ')
 
 # %% ../../nbs/comparing/04_compare.ipynb #c022
 SCREEN = 30             # Lines of words that are shown at once
@@ -62,24 +55,27 @@ def verdict_markdown(
 ROWS = 15               # Rows of numbers that are shown at once
 
 def _cells(row):
-    several = [row['benchmark'], row['tag'], row['where'], str(row['n'])]
-    if not row['n']: return several+['']*6
-    return several+[points(row['a'], False), points(row['b'], False), *(points(row[c]) for c in ('difference', 'low', 'high')), p_said(row['p'])[2:].lstrip('= ')]
+    where = [row['benchmark'], row['tag'], row['where'], str(row['n'])]
+    if not row['n']: return where+['']*6
+    changes = [points(row[c]) for c in ('difference', 'low', 'high')]
+    p = p_said(row['p'])[2:].lstrip('= ')
+    return where+[points(row['a'], False), points(row['b'], False), *changes, p]
 
+# %% ../../nbs/comparing/04_compare.ipynb #c028
 def _markdown_table(table):
-    a, b = (textwrap.shorten(table[c][0], 30, placeholder='…') or c[-1] for c in ('run_a', 'run_b'))
+    a, b = (name if len(name)<=30 else '…'+name[-29:] for name in (table['run_a'][0], table['run_b'][0]))
     head = ['benchmark', 'tag', 'where', 'n', f'{a}, %', f'{b}, %', 'change', 'low', 'high', 'p']
     first = 0 if table['benchmark'].n_unique()>1 else 1
-    lines = [head, [':--']*3+['--:']*7, *(_cells(r) for r in table.head(ROWS).to_dicts())]
-    lines = ['| '+' | '.join(map(_escaped, o[first:]) if i!=1 else o[first:])+' |' for i, o in enumerate(lines)]
+    lines = [map(_escaped, o[first:]) for o in (head, *map(_cells, table.head(ROWS).to_dicts()))]
+    lines.insert(1, ([':--']*3+['--:']*7)[first:])
     more = [f'\n… and {table.height-ROWS} rows more in `.table`']*(table.height>ROWS)
-    return '\n'.join(lines+more)
+    return '\n'.join(['| '+' | '.join(o)+' |' for o in lines]+more)
 
-# %% ../../nbs/comparing/04_compare.ipynb #c029
+# %% ../../nbs/comparing/04_compare.ipynb #c032
 @dataclass(frozen=True, repr=False, eq=False)
 class Comparison:
     "Two runs, item by item: words, numbers and a picture"
-    table:pl.DataFrame  # One row a benchmark, split and value of a tag, with `COMPARISON_COLUMNS`; shares 0 to 1
+    table:pl.DataFrame  # `COMPARISON_COLUMNS`, one row a benchmark, split and value of a tag; shares 0 to 1
 
     DRAWN_BY = 'vlm_merging.charts.score_charts:pairs_chart'
 
@@ -95,12 +91,12 @@ class Comparison:
     def __str__(self): return self.verdict
 
     def __repr__(self):
-        lines = [w for o in self.verdict.splitlines() for w in textwrap.wrap(o, 100, subsequent_indent='    ')]
+        lines = [w for o in self.verdict.splitlines() for w in textwrap.wrap(o, 99, subsequent_indent='    ')]
         return '\n'.join(lines[:SCREEN]+['... more in .verdict']*(len(lines)>SCREEN))
 
     def _repr_markdown_(self): return verdict_markdown(self.verdict)+'\n\n'+_markdown_table(self.table)
 
-# %% ../../nbs/comparing/04_compare.ipynb #c030
+# %% ../../nbs/comparing/04_compare.ipynb #c033
 def compare(
     a,                  # The run before: its folder, or a table of replies or of scores (or the path of one)
     b,                  # The run after: the same

@@ -8,24 +8,19 @@ import polars as pl
 from .pairs import COMPARISON_COLUMNS
 
 # %% auto #0
-__all__ = ['CATEGORY_NAMES', 'CORRECTED', 'WIDE', 'MOVED', 'points', 'p_said', 'place_said', 'blind', 'change_said',
-           'format_said', 'verdict', 'ranges_said', 'sweep_verdict']
+__all__ = ['CATEGORY_NAMES', 'WIDE', 'CORRECTED', 'MOVED', 'points', 'p_said', 'ranges_said', 'change_said', 'verdict',
+           'sweep_verdict']
 
 # %% ../../nbs/comparing/03_findings.ipynb #c009
-CATEGORY_NAMES = {'general-vqa':'General VQA', 'math-targeted-vqa':'Math VQA'}  # Names that the field uses
-CORRECTED = {'all':'benchmarks', 'split':'splits'}                    # Families, in words
-WIDE = .25              # A comparison that cannot see this difference says nothing
-MOVED = dict(answered='with a readable answer', loop='that loop', cut_off='that break off',
-             fallback="read only by the scorer's last resort")
-
 def points(
     share:float,        # -1 to 1
     sign:bool=True,     # Write a plus?
 )->str:
     "A share in points: `+4.3`"
     x = round(100*share, 1)
-    return f'{x:{"+" if sign and x else ""}.1f}'.removeprefix('-') if not x else f'{x:{"+" if sign else ""}.1f}'
+    return f'{x:{"+" if sign else ""}.1f}' if x else '0.0'
 
+# %% ../../nbs/comparing/03_findings.ipynb #c012
 def p_said(
     p:float,            # 0 to 1
 )->str:
@@ -34,102 +29,7 @@ def p_said(
     digits = 4 if .0495<=p<.05 else 3 if p<.1 else 2            # Never `.050` for what is below
     return 'p = 1' if p>=.995 else f'p = {p:.{digits}f}'.replace('0.', '.')
 
-def place_said(
-    row:dict,           # Of `compare`
-)->str:
-    "`MathVista, Math VQA`"
-    if row['tag']=='all': return row['benchmark']
-    return f"{row['benchmark']}, {CATEGORY_NAMES.get(row['where'],row['where'])}"
-
-def blind(
-    row:dict,           # Of `compare`
-)->bool:
-    "Is a comparison without a result too small to have had one?"
-    return bool(row['n']) and row['p']>=.05 and (row['detectable'] or 1)>WIDE
-
-def change_said(
-    row:dict,           # Of `compare`
-    family:int,         # Rows that were corrected together
-)->str:
-    "One row of a comparison in words"
-    where, asked = place_said(row), row['n']+row['only_a']+row['only_b']
-    if not row['n']:
-        asked += row['no_gold']+row['other_gold']
-        return f'{where}: nothing to compare; none of its {asked} items has a score in both runs.'
-    ends = f"95% {points(row['low'])} to {points(row['high'])}"
-    size = f"{points(row['difference'])} points, {ends}, {p_said(row['p'])}"
-    holm_said = f"{p_said(row['p_holm'])} over {family} {CORRECTED.get(row['tag'],'values of '+row['tag'])}"
-    sided = 'better' if row['difference']>0 else 'worse'
-    if row['p']<.05 and row['p_holm']>=.05: said = f'{where} {size}, does not survive correction ({holm_said})'
-    elif row['p']<.05: said = f'{where} is {sided}: {size}' + f' ({holm_said})'*(family>1)
-    elif blind(row): said = f"{where}: too few items to say ({row['n']} item{'s'*(row['n']!=1)}, {ends})"
-    elif not row['won']+row['lost']: said = f"No item was scored differently on {where} ({row['n']} items, {ends})"
-    else:
-        seen = f"{points(row['detectable'],False)} points could have been seen with {row['n']} items"
-        said = f'No evidence of a change on {where} ({size}; {seen})'
-    if 2*row['n']<asked: said += f". The runs share only {row['n']} of {asked} items, so this says little"
-    return said+'.'
-
-def format_said(
-    row:dict,           # Of `compare`, with `n` above 0
-)->list[str]:
-    "Sentences on a change of format that the difference may come from"
-    out, diff, part = [], row['difference'], row['from_format']
-    if part is not None and row['readable'] is not None:
-        ends = f"95% {points(row['readable_low'])} to {points(row['readable_high'])}"
-        rest = f"among the {row['readable_n']} items that both answered readably it is {points(row['readable'])} ({ends})."
-        clear, same_way = row['readable_low']>0 or row['readable_high']<0, part*diff>0
-        if row['p']<.05 and same_way and 2*abs(part)>=abs(diff):
-            out.append(f'{points(part)} of it come from items where a reply has no readable answer; {rest}')
-        elif row['p']<.05 and same_way and not clear:
-            out.append(f'Not clear without the replies that have no readable answer: {rest}')
-        elif row['p']>=.05 and clear and abs(part)>=.005:
-            out.append(f'Replies without a readable answer may hide a change: {rest}')
-    if row['tag']!='all': return out
-    if part is None: out.append('Whether the format changed cannot be told: the column outcome is empty.')
-    moved = [f'{words} {points(x,False)}% to {points(y,False)}%' for name, words in MOVED.items()
-             if (x:=row[name+'_a']) is not None and (y:=row[name+'_b']) is not None and abs(x-y)>=.02]
-    if moved: out.append(f"Replies {', '.join(moved)}.")
-    x, y = row['length_a'], row['length_b']
-    if x and y and not 2/3<y/x<1.5:
-        out.append(f'Replies are {y/x:.1f} times as long ({x:.0f} to {y:.0f} characters): '
-                   f'read some before you call it ability.')
-    return out
-
-def verdict(
-    comparison,         # What `compare` returns, or its table
-)->str:                 # Lines
-    "A comparison in words"
-    comparison = getattr(comparison, 'table', comparison)
-    lost = [c for c in COMPARISON_COLUMNS if c not in comparison.columns]
-    if lost:
-        raise ValueError(f"The table has no column {', '.join(lost[:6])}. Give the table that `compare` returns.")
-    if not comparison.height: raise ValueError('The comparison is empty: there is nothing to say.')
-    rows = comparison.to_dicts()
-    tested = {tag:sum(r['tag']==tag and r['p'] is not None for r in rows) for tag in {r['tag'] for r in rows}}
-    whole = [r for r in rows if r['tag']=='all']
-    who = [rows[0][c] for c in ('run_a', 'run_b')]
-    total, sets = sum(r['n'] for r in whole), f"{len(whole)} benchmark{'s'*(len(whole)!=1)}"
-    out = [f'{who[1]} against {who[0]}, {total} items of {sets}']
-    small = {}
-    for row in rows:
-        if row['tag'] in CORRECTED or row['n'] and not blind(row):
-            out.append('- '+change_said(row, tested[row['tag']]))
-            if row['n']: out += ['    '+s for s in format_said(row)]
-        else:
-            told = f"{CATEGORY_NAMES.get(row['where'],row['where'])} ({row['n']})"
-            small.setdefault((row['benchmark'], row['tag']), []).append(told)
-    out += [f"- {name}, {tag}: too few items to say on {', '.join(o)}." for (name, tag), o in small.items()]
-    names = dict(only_a=f'only in {who[0]}', only_b=f'only in {who[1]}', no_gold='without a readable gold answer',
-                 other_gold='with another gold answer')
-    left = [f'{k} {words}' for c, words in names.items() if (k:=sum(r[c] for r in whole))]
-    if left: out.append(f"Left out: {', '.join(left)}.")
-    other = sum(r['other_question'] or 0 for r in whole)
-    if other: out.append(f"{other} of {total} questions were put in other words in the two runs. If it was only the prompt, say so where you "
-                         f"report this; if they are other questions, nothing here means anything.")
-    return '\n'.join(out)
-
-# %% ../../nbs/comparing/03_findings.ipynb #c020
+# %% ../../nbs/comparing/03_findings.ipynb #c015
 def ranges_said(
     layers,             # Whole numbers
     between:str=', ',   # Between two ranges
@@ -141,20 +41,151 @@ def ranges_said(
         else: runs.append([i, i])
     return between.join(f'{a}' if a==b else f'{a}-{b}' for a, b in runs)
 
-# %% ../../nbs/comparing/03_findings.ipynb #c023
+# %% ../../nbs/comparing/03_findings.ipynb #c021
+CATEGORY_NAMES = {'general-vqa':'General VQA', 'math-targeted-vqa':'Math VQA'}  # Names that the field uses
+
+def _place_said(row):
+    if row['tag']=='all': return row['benchmark']
+    return f"{row['benchmark']}, {CATEGORY_NAMES.get(row['where'], row['where'])}"
+
+# %% ../../nbs/comparing/03_findings.ipynb #c024
+WIDE = .25              # A comparison that cannot see this difference says nothing
+
+def _blind(row):
+    "Is a comparison without a result too small to have had one?"
+    return bool(row['n']) and row['p']>=.05 and (row['detectable'] or 1)>WIDE
+
+# %% ../../nbs/comparing/03_findings.ipynb #c027
+CORRECTED = {'all':'benchmarks', 'split':'splits'}                    # Families, in words
+
+def _sizes(row, family):
+    "The interval, the size with all that belongs to it, and the corrected p, as text"
+    ends = f"95% {points(row['low'])} to {points(row['high'])}"
+    size = f"{points(row['difference'])} points, {ends}, {p_said(row['p'])}"
+    kinds = CORRECTED.get(row['tag'], 'values of '+row['tag'])
+    return ends, size, f"{p_said(row['p_holm'])} over {family} {kinds}"
+
+# %% ../../nbs/comparing/03_findings.ipynb #c030
+def change_said(
+    row:dict,           # Of `comparison_table`
+    family:int,         # Rows that were corrected together
+)->str:
+    "One row of a comparison in words"
+    where, asked = _place_said(row), row['n']+row['only_a']+row['only_b']
+    if not row['n']:
+        asked += row['no_gold']+row['other_gold']
+        return f'{where}: nothing to compare; none of its {asked} items has a score in both runs.'
+    ends, size, corrected = _sizes(row, family)
+    sided = 'better' if row['difference']>0 else 'worse'
+    if row['p']<.05<=row['p_holm']: said = f'{where} {size}, does not survive correction ({corrected})'
+    elif row['p']<.05: said = f'{where} is {sided}: {size}' + f' ({corrected})'*(family>1)
+    elif _blind(row): said = f"{where}: too few items to say ({row['n']} item{'s'*(row['n']!=1)}, {ends})"
+    elif not row['won']+row['lost']:
+        said = f"No item was scored differently on {where} ({row['n']} items, {ends})"
+    else:
+        seen = f"{points(row['detectable'], False)} points could have been seen with {row['n']} items"
+        said = f'No evidence of a change on {where} ({size}; {seen})'
+    if 2*row['n']<asked: said += f". The runs share only {row['n']} of {asked} items, so this says little"
+    return said+'.'
+
+# %% ../../nbs/comparing/03_findings.ipynb #c035
+def _readable_said(row):
+    diff, part = row['difference'], row['from_format']
+    if part is None or row['readable'] is None: return []
+    ends = f"95% {points(row['readable_low'])} to {points(row['readable_high'])}"
+    rest = (f"among the {row['readable_n']} items that both answered readably "
+            f"it is {points(row['readable'])} ({ends}).")
+    clear, same_way = row['readable_low']>0 or row['readable_high']<0, part*diff>0
+    if row['p']<.05 and same_way and 2*abs(part)>=abs(diff):
+        return [f'{points(part)} of it come from items where a reply has no readable answer; {rest}']
+    if row['p']<.05 and same_way and not clear:
+        return [f'Not clear without the replies that have no readable answer: {rest}']
+    if row['p']>=.05 and clear and abs(part)>=.005:
+        return [f'Replies without a readable answer may hide a change: {rest}']
+    return []
+
+# %% ../../nbs/comparing/03_findings.ipynb #c038
+MOVED = dict(answered='with a readable answer', loop='that loop', cut_off='that break off',
+             fallback="read only by the scorer's last resort")
+
+def _manner_said(row):
+    unknown = 'Whether the format changed cannot be told: the column outcome is empty.'
+    out = [unknown]*(row['from_format'] is None)
+    moved = [f'{words} {points(x, False)}% to {points(y, False)}%' for name, words in MOVED.items()
+             if (x:=row[name+'_a']) is not None and (y:=row[name+'_b']) is not None and abs(x-y)>=.02]
+    if moved: out.append(f"Replies {', '.join(moved)}.")
+    x, y = row['length_a'], row['length_b']
+    if x and y and not 2/3<y/x<1.5:
+        out.append(f'Replies are {y/x:.1f} times as long ({x:.0f} to {y:.0f} characters): '
+                   f'read some before you call it ability.')
+    return out
+
+# %% ../../nbs/comparing/03_findings.ipynb #c042
+def _left_out(whole, who, total):
+    names = dict(only_a=f'only in {who[0]}', only_b=f'only in {who[1]}',
+                 no_gold='without a readable gold answer', other_gold='with another gold answer')
+    left = [f'{k} {words}' for c, words in names.items() if (k:=sum(r[c] for r in whole))]
+    if left: yield f"Left out: {', '.join(left)}."
+    other = sum(r['other_question'] or 0 for r in whole)
+    if other:
+        yield (f"{other} of {total} questions were put in other words in the two runs. "
+               f"If it was only the prompt, say so where you report this; "
+               f"if they are other questions, nothing here means anything.")
+
+# %% ../../nbs/comparing/03_findings.ipynb #c044
+def _compared_rows(table):
+    lost = [c for c in COMPARISON_COLUMNS if c not in table.columns]
+    if lost:
+        raise ValueError(f"The table has no column {', '.join(lost[:6])}. "
+                         f"Give the table that `compare` returns.")
+    if not table.height: raise ValueError('The comparison is empty: there is nothing to say.')
+    return table.to_dicts()
+
+def verdict(
+    comparison,         # What `compare` returns, or its table
+)->str:                 # Lines
+    "A comparison in words"
+    rows, small = _compared_rows(getattr(comparison, 'table', comparison)), {}
+    tested = {tag:sum(r['tag']==tag and r['p'] is not None for r in rows) for tag in {r['tag'] for r in rows}}
+    whole, who = [r for r in rows if r['tag']=='all'], [rows[0][c] for c in ('run_a', 'run_b')]
+    total, sets = sum(r['n'] for r in whole), f"{len(whole)} benchmark{'s'*(len(whole)!=1)}"
+    out = [f'{who[1]} against {who[0]}, {total} items of {sets}']
+    for row in rows:
+        if row['tag'] in CORRECTED or row['n'] and not _blind(row):
+            out.append('- '+change_said(row, tested[row['tag']]))
+            manner = _manner_said(row) if row['n'] and row['tag']=='all' else []
+            if row['n']: out += ['    '+s for s in _readable_said(row)+manner]
+        else:
+            name = f"{CATEGORY_NAMES.get(row['where'], row['where'])} ({row['n']})"
+            small.setdefault((row['benchmark'], row['tag']), []).append(name)
+    out += [f"- {name}, {tag}: too few items to say on {', '.join(o)}." for (name, tag), o in small.items()]
+    return '\n'.join([*out, *_left_out(whole, who, total)])
+
+# %% ../../nbs/comparing/03_findings.ipynb #c056
+def _best_said(name, part):
+    best = part.filter(what='accuracy', best=True)
+    if not best.height or best['value'][0] is None: return []
+    r, rest = best.to_dicts()[0], part.filter(what='accuracy', best=False)
+    near, worse = (rest.filter(o)['run'].to_list() for o in (pl.col('p_best')>=.05, pl.col('p_best')<.05))
+    return [f"{name}: best of {rest.height+1} is {r['run']} with {r['value']:.1%} "
+            f"(95% interval {r['low']:.1%} to {r['high']:.1%}) of {r['n']} items."
+            +f" Not distinguishable from it: {'; '.join(near)}."*bool(near)
+            +f" Worse beyond chance: {'; '.join(worse)}."*bool(worse)]
+
+# %% ../../nbs/comparing/03_findings.ipynb #c058
 def sweep_verdict(
     table:pl.DataFrame, # From `sweep`
 )->str:                 # A line or two for each benchmark
     "What a sweep allows to say"
     out = []
     for (name,), part in table.filter(tag='all').group_by('benchmark', maintain_order=True):
-        right, same = (part.filter(what=w, best=True) for w in ('accuracy', 'agreement'))
-        if right.height and right['value'][0] is not None:
-            r, rest = right.to_dicts()[0], part.filter(what='accuracy', best=False)
-            near, worse = (rest.filter(o)['run'].to_list() for o in (pl.col('p_best')>=.05, pl.col('p_best')<.05))
-            out.append(f"{name}: best of {rest.height+1} is {r['run']} with {r['value']:.1%} (95% interval {r['low']:.1%} to {r['high']:.1%}) of {r['n']} items."
-                       +f" Not distinguishable from it: {'; '.join(near)}."*bool(near)+f" Worse beyond chance: {'; '.join(worse)}."*bool(worse))
-        if same.height: out.append(f"{name}: without labels, replies agree most with those of the neighbouring weights at "
-                                   f"{' and '.join(same['run'])} ({same['value'][0]:.1%} of {same['n'][0]} items). That knows nothing of right and wrong.")
-        if not same.height and not right.height: out.append(f'{name}: no answer is known, and agreement needs four weights in one place to choose between two. Nothing can be said.')
+        out += _best_said(name, part)
+        same = part.filter(what='agreement', best=True)
+        if same.height:
+            out.append(f"{name}: without labels, replies agree most with those of the neighbouring weights "
+                       f"at {' and '.join(same['run'])} ({same['value'][0]:.1%} of {same['n'][0]} items). "
+                       f"That knows nothing of right and wrong.")
+        if not same.height and not part.filter(what='accuracy', best=True).height:
+            out.append(f'{name}: no answer is known, and agreement needs four weights in one place '
+                       f'to choose between two. Nothing can be said.')
     return '\n'.join(out)

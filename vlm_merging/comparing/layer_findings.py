@@ -16,8 +16,8 @@ __all__ = ['MEASURES', 'MEASURE_NAMES', 'NEGLIGIBLE', 'PLACE', 'HURT_WORDS', 'CH
 # %% ../../nbs/comparing/05_layer_findings.ipynb #c009
 MEASURES = {'likelihood':'nats', 'answer':'points'}
 MEASURE_NAMES = {'likelihood':'log-probability of the right answer', 'answer':'score of the reply'}
-NEGLIGIBLE = dict(likelihood=.01, answer=0.)                 # Changes up to this are told apart, however sure they are
-PLACE = ('model', 'measure', 'benchmark')                    # One profile of a table that holds several
+NEGLIGIBLE = dict(likelihood=.01, answer=0.)            # Changes up to this are told apart, however sure
+PLACE = ('model', 'measure', 'benchmark')               # One profile of a table that holds several
 
 def size_said(
     change:float,       # Nats, or a share of -1 to 1
@@ -25,7 +25,8 @@ def size_said(
     sign:bool=True,     # Write a plus, and the unit?
 )->str:
     "`-4.3 points`, `-0.31 nats`"
-    number = points(change, sign) if measure=='answer' else f'{change:{"+" if sign else ""}{".2f" if abs(change)>=.1 else ".1g"}}'
+    digits = ('+' if sign else '')+('.2f' if abs(change)>=.1 else '.1g')
+    number = points(change, sign) if measure=='answer' else f'{change:{digits}}'
     return number+(' '+MEASURES[measure] if sign else '')
 
 # %% ../../nbs/comparing/05_layer_findings.ipynb #c016
@@ -36,12 +37,14 @@ def layers_said(
     return f"layer{'s'*(len(layers:=set(layers))>1)} {ranges_said(layers)}"
 
 def _masks_said(rows):
-    if all(r['layers']==str(r['layer']) and not r['heads'] for r in rows): return layers_said(r['layer'] for r in rows)
+    whole = all(r['layers']==str(r['layer']) and not r['heads'] for r in rows)
+    if whole: return layers_said(r['layer'] for r in rows)
     named = ', '.join('layer '+r['layers']+(' head '+r['heads'] if r['heads'] else '') for r in rows[:6])
     return f"{len(rows)} of them ({named}{', ...' if rows[6:] else ''})"
 
 # %% ../../nbs/comparing/05_layer_findings.ipynb #c020
-HURT_WORDS = ('matters', 'matter', 'masking {} helps', 'masking {} helps', 'an effect') # One, several that hurt; the same that help; nothing
+HURT_WORDS = ('matters', 'matter', 'masking {} helps', 'masking {} helps', 'an effect')
+# One, several that hurt; the same that help; what is not shown
 
 def _hurt_said(hurt, measure, words):
     hurt = sorted(hurt, key=lambda r: r['change'])
@@ -68,7 +71,8 @@ def place_layers(
     if helps: out.append(words[2+(len(helps)>1)].format(_masks_said(helps)))
     rest, tiny = len(tested)-len(sure), len(sure)-len(hurt)-len(helps)
     if not out and not tiny: return f'no mask of {len(tested)} shows {words[4]}'
-    if tiny: out.append(f"{tiny} of {len(tested)} change less than {size_said(NEGLIGIBLE[measure], measure, False)} {MEASURES[measure]}")
+    least = f'{size_said(NEGLIGIBLE[measure], measure, False)} {MEASURES[measure]}'
+    if tiny: out.append(f'{tiny} of {len(tested)} change less than {least}')
     return '; '.join(out)+(f'; {rest} of {len(tested)} show{"s"*(rest==1)} nothing' if rest else '')
 
 # %% ../../nbs/comparing/05_layer_findings.ipynb #c029
@@ -76,54 +80,64 @@ def unseen_said(
     rows:pl.DataFrame,  # Of `profile_table`: the masks of one place
     measure:str,        # Of `MEASURES`
 )->str:                 # Empty: nothing to warn of
-    "What these items could not have shown: the change that is found with 80% power, after correction for the number of masks"
+    "What these items could not have shown: the change that is found with 80% power, after correction"
     wide, clusters = (rows['high']-rows['low']).drop_nulls().sort(), rows['clusters'].max()
     n, many = rows['n'].max(), rows['p'].drop_nulls().len()
     if many and (not len(wide) or many*2.**(1-clusters)>.05):
-        return (f"with {n} items no change can be told from chance, however large: {many} masks are tested together. "
-                f"Ask more items, or mask less.")
+        return (f"with {n} items no change can be told from chance, however large: "
+                f"{many} masks are tested together. Ask more items, or mask less.")
     if not len(wide) or not wide[-1]: return ''
     normal = NormalDist().inv_cdf
     size = (normal(1-.025/len(wide))+normal(.8))/2/Z
     half, most = (size_said(size*w, measure, False) for w in (wide.median(), wide[-1]))
-    return (f"with {n} items and {len(wide)} masks tested together, a change below about {half} {MEASURES[measure]} would be missed "
-            f"for half of the masks, and below {most} for the one that varies most; a mask that shows nothing may still matter.")
+    return (f"with {n} items and {len(wide)} masks tested together, a change below about "
+            f"{half} {MEASURES[measure]} would be missed for half of the masks, "
+            f"and below {most} for the one that varies most; "
+            f"a mask that shows nothing may still matter.")
 
 # %% ../../nbs/comparing/05_layer_findings.ipynb #c033
-def _kind_said(tag, where): return '' if tag=='all' else f'{CATEGORY_NAMES.get(where, where)}: '
-
-def _depth_said(depth):
-    ends = f"95% {depth['low']:.1f} to {depth['high']:.1f}"
-    a, b = depth['where'], depth['versus']
-    if b is None: return f"    {CATEGORY_NAMES.get(a, a)}: the drop has its centre at layer {depth['centre']:.1f} ({ends})."
-    if depth['low']<=0<=depth['high']: return f"    {a} and {b}: which lies deeper is open ({depth['centre']:+.1f} layers, {ends})."
-    if depth['centre']<=0: a, b = b, a
-    low, high = sorted(abs(depth[c]) for c in ('low', 'high'))
-    return f"    {a} lies deeper than {b} by {abs(depth['centre']):.1f} layers (95% {low:.1f} to {high:.1f})."
+def _kind_said(tag, where):
+    return '' if tag=='all' else f'{CATEGORY_NAMES.get(where, where)}: '
 
 # %% ../../nbs/comparing/05_layer_findings.ipynb #c035
+def _depth_said(depth):
+    a, b, centre, low, high = (depth[c] for c in ('where', 'versus', 'centre', 'low', 'high'))
+    ends = f'95% {low:.1f} to {high:.1f}'
+    name = CATEGORY_NAMES.get(a, a)
+    if b is None: return f'    {name}: the drop has its centre at layer {centre:.1f} ({ends}).'
+    if low<=0<=high: return f'    {a} and {b}: which lies deeper is open ({centre:+.1f} layers, {ends}).'
+    if centre<=0: a, b = b, a
+    low, high = sorted((abs(low), abs(high)))
+    return f'    {a} lies deeper than {b} by {abs(centre):.1f} layers (95% {low:.1f} to {high:.1f}).'
+
+# %% ../../nbs/comparing/05_layer_findings.ipynb #c037
 _PROFILE = (*PLACE, 'tag', 'where', 'layer', 'layers', 'part', 'how', 'heads', 'n', 'clusters',
             'before', 'change', 'low', 'high', 'p', 'p_holm', 'lost')
 
 def _checked_profile(table):
     lost = [c for c in _PROFILE if c not in table.columns]
-    if lost: raise ValueError(f"The table has no column {', '.join(lost[:6])}. Give the table that `profile_table` returns.")
+    if lost:
+        raise ValueError(f"The table has no column {', '.join(lost[:6])}. "
+                         f"Give the table that `profile_table` returns.")
     if not table.height: raise ValueError('The profile is empty: there is nothing to say.')
 
+# %% ../../nbs/comparing/05_layer_findings.ipynb #c040
 def _split_rows(part):
     "The rows of the values of a tag if there are any, else those of all items"
     kinds = part.filter(~pl.col('tag').is_in(['all', 'split']))
     return kinds if kinds.height else part.filter(tag='all')
 
+# %% ../../nbs/comparing/05_layer_findings.ipynb #c042
 def _mask_lines(shown, measure, depths, words=HURT_WORDS):
     for (how, name), masks in shown.group_by('how', 'part', maintain_order=True):
         for (tag, where), rows in masks.group_by('tag', 'where', maintain_order=True):
-            yield f"- {name} by {how}, {_kind_said(tag, where)}{place_layers(rows.to_dicts(), measure, words)}."
-        for d in [] if depths is None else depths.filter(part=name, how=how).to_dicts():
-            few = masks.filter(tag=d['tag'])['where'].n_unique()<4   # The pairs of more values are left to the table
-            if d['tag'] in shown['tag'] and d['centre'] is not None and (d['versus'] is None or few): yield _depth_said(d)
+            said = place_layers(rows.to_dicts(), measure, words)
+            yield f'- {name} by {how}, {_kind_said(tag, where)}{said}.'
+        for d in [] if depths is None else depths.filter(part=name, how=how).drop_nulls('centre').to_dicts():
+            few = masks.filter(tag=d['tag'])['where'].n_unique()<4   # Pairs of more are left to the table
+            if d['tag'] in shown['tag'] and (d['versus'] is None or few): yield _depth_said(d)
 
-# %% ../../nbs/comparing/05_layer_findings.ipynb #c036
+# %% ../../nbs/comparing/05_layer_findings.ipynb #c044
 def profile_verdict(
     table:pl.DataFrame, # From `profile_table`
     depths:pl.DataFrame|None=None, # From `depth_table`, of the same probe
@@ -141,36 +155,42 @@ def profile_verdict(
         for (tag, where), rows in shown.group_by('tag', 'where', maintain_order=True):
             if unseen := unseen_said(rows, measure): out.append(f'  {_kind_said(tag, where)}{unseen}')
         gone = whole['lost'].sum()
-        if gone: out.append(f"  Left out: {gone} of {gone+whole['n'].sum()} scores, which are missing or not finite.")
+        if not gone: continue
+        out.append(f"  Left out: {gone} of {gone+whole['n'].sum()} scores, which are missing or not finite.")
     return '\n'.join(out)
 
-# %% ../../nbs/comparing/05_layer_findings.ipynb #c042
-CHANGE_WORDS = ('costs more than before', 'cost more than before', '{} costs less than before', '{} cost less than before', 'a difference')
+# %% ../../nbs/comparing/05_layer_findings.ipynb #c050
+CHANGE_WORDS = ('costs more than before', 'cost more than before',
+                '{} costs less than before', '{} cost less than before', 'a difference')
 
 def _level_said(before, after, measure):
     a, b = (size_said(x, measure, False) for x in (before, after))
-    out = f"  With nothing masked {a} before, {b} after, {'% right' if measure=='answer' else MEASURES[measure]}"
+    unit = '% right' if measure=='answer' else MEASURES[measure]
+    out = f'  With nothing masked {a} before, {b} after, {unit}'
     if measure=='answer' and after>before: return out+'; a model with more to lose can lose more.'
     if measure=='likelihood' and after<before-.3:
-        return out+('. The right answer as it is written in the benchmark became less likely: does the model say it in other words now? '
-                    'Then only the score of the reply tells.')
+        return out+('. The right answer as it is written in the benchmark became less likely: '
+                    'does the model say it in other words now? Then only the score of the reply tells.')
     return out+'.'
 
-# %% ../../nbs/comparing/05_layer_findings.ipynb #c044
+# %% ../../nbs/comparing/05_layer_findings.ipynb #c052
 def change_verdict(
     change:pl.DataFrame, # From `profile_change`
     table:pl.DataFrame|None=None, # From `profile_table`, of both models: how they do when nothing is masked
 )->str:                 # Lines
     "Where masking costs one model more than the other"
-    lost = [c for c in (*PLACE, 'versus', 'change_before', 'change_after', 'p_holm') if c not in change.columns]
-    if lost: raise ValueError(f"The table has no column {', '.join(lost)}. Give the table that `profile_change` returns.")
+    need = (*PLACE, 'versus', 'change_before', 'change_after', 'p_holm')
+    if lost := [c for c in need if c not in change.columns]:
+        raise ValueError(f"The table has no column {', '.join(lost)}. "
+                         f"Give the table that `profile_change` returns.")
     levels, out = {}, []
     if table is not None:
         whole = table.filter(tag='all').drop_nulls('before').unique(PLACE, keep='first')
         levels = {place[:3]:place[3] for place in whole.select(*PLACE, 'before').rows()}
     for (model, measure, benchmark), part in change.group_by(PLACE, maintain_order=True):
         versus = part['versus'][0]
-        out.append(f"{model} against {versus} on {benchmark}, {part['n'].max()} items, {MEASURE_NAMES[measure]}: does masking cost more?")
+        out.append(f"{model} against {versus} on {benchmark}, {part['n'].max()} items, "
+                   f"{MEASURE_NAMES[measure]}: does masking cost more?")
         before, after = (levels.get((m, measure, benchmark)) for m in (versus, model))
         if before is not None and after is not None: out.append(_level_said(before, after, measure))
         out += _mask_lines(_split_rows(part), measure, None, CHANGE_WORDS)
