@@ -56,7 +56,7 @@ def test_the_defaults_of_a_probe(call, asked, tmp_path):
 
 @pytest.mark.parametrize('line,why', [('--benchmark lab --out r', '--model is missing'), ('m --out r', '--benchmark is missing'), ('m --benchmark lab', '--out is missing'),
     ('m --benchmark lab --out r --how erase', "--how: 'erase' is not known. There are: skip, zero"), ('m --benchmark lab --out r --parts norm', "--parts: 'norm' is not known"),
-    ('m --benchmark lab --out r --measure loss', "--measure does not know 'loss'. There are: likelihood, answer"), ('m --benchmark lab --out r --parts ,', '--parts: it is empty'),
+    ('m --benchmark lab --out r --measure loss', "--measure: 'loss' is not known. There are: likelihood, answer, both"), ('m --benchmark lab --out r --parts ,', '--parts: it is empty'),
     ('m --benchmark lab --out r --how weights', 'go together'), ('m --benchmark lab --out r --other x', 'go together'), ('m --benchmark lab --out r --by colour', "no item has the tag 'colour'"),
     ('m --against m --benchmark lab --out r', 'the model itself'), ('m --benchmark lab --out r --batch-size 0', '--batch-size is 0'), ('m --benchmark lab --out r --chart x.gif', 'written as .html'),
     ('m --benchmark nowhere --out r', 'nowhere'), ('m --benchmark lab --out r --diagnosis none.parquet', 'none.parquet is not there')])

@@ -14,7 +14,7 @@ FETCHED = 'benchmarks.prepare:prepare name=names split folder=data source=from r
 LOADED = 'benchmarks.load:load what=benchmark split n seed folder=data'
 QUESTIONS = 'cli.asking_commands:questions_of benchmark', LOADED
 OPENED = 'asking.models:open_model dtype device trust_remote_code'
-ASKED = 'asking.models:LocalModel batch_size max_new_tokens temperature system'
+ASKED_HOW = 'asking.models:LocalModel batch_size max_new_tokens temperature system'
 SERVED = 'asking.endpoint:Endpoint base_url=endpoint weights=serves'
 AS_SERVED = SERVED+' concurrency=batch_size max_tokens=max_new_tokens temperature system'
 
@@ -68,7 +68,7 @@ def asker_of(
         raise ValueError('--serves goes with --endpoint: a folder says itself what its weights are.')
     from vlm_merging.asking.models import open_model
     quiet_libraries()
-    return open_model(given['model'], **taken(given, OPENED, ASKED))
+    return open_model(given['model'], **taken(given, OPENED, ASKED_HOW))
 
 def questions_of(
     given:dict,         # Option -> value, as typed
@@ -94,7 +94,7 @@ def folder_wanted(
     if out.is_file(): raise ValueError(f"{given['out']} is a file. Name a folder for the run.")
     return out
 
-@command(shows=dict(who=(OPENED, SERVED), what=QUESTIONS, how=ASKED, output='asking.ask:ask out'),
+@command(shows=dict(who=(OPENED, SERVED), what=QUESTIONS, how=ASKED_HOW, output='asking.ask:ask out'),
          places='model', needs='benchmark out', spaced='benchmark', was=dict(weights='serves'),
          example='vlm-merging ask --model lab/vlm --benchmark lab -n 100 --out runs/vlm\n'
                  'vlm-merging ask --endpoint http://127.0.0.1:8000/v1 --benchmark mine.csv --out runs/served')
