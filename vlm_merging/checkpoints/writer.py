@@ -11,7 +11,7 @@ from .blocks import fill
 
 # %% auto #0
 __all__ = ['KEY', 'JOURNAL', 'FLUSH', 'sync_text', 'flush_folder', 'appearing', 'journal_of', 'Shard', 'refuse_existing',
-           'drafting', 'side_files', 'copy_sides']
+           'remove_draft', 'drafting', 'side_files', 'copy_sides']
 
 # %% ../../nbs/checkpoints/03_writer.ipynb #c010
 def _write_at(fd, data, at):
@@ -173,7 +173,10 @@ def _empty(folder, mark):
     for p in folder.iterdir():
         if p.name!=mark: shutil.rmtree(p) if p.is_dir() and not p.is_symlink() else p.unlink()
 
-def _remove(folder, mark):
+def remove_draft(
+    folder:Path,        # A draft, or what is left of one
+    mark:str,           # Name of the file that says whose it is; it goes last
+)->None:
     "Remove a folder of ours, its mark last"
     _empty(folder, mark)
     (folder/mark).unlink(missing_ok=True)
@@ -220,7 +223,7 @@ def _publish(draft, out, overwrite):
     refuse_existing(out, overwrite)
     aside = out.with_name(f".{out.name}.old")
     if out.exists():
-        if _is_merge(aside): _remove(aside, 'recipe.json')
+        if _is_merge(aside): remove_draft(aside, 'recipe.json')
         elif _is_empty(aside): aside.rmdir()
         elif os.path.lexists(aside):
             raise ValueError(f"{aside} is in the way. Remove it, or choose another output.")
@@ -229,7 +232,7 @@ def _publish(draft, out, overwrite):
     flush_folder(draft)
     draft.rename(out)
     flush_folder(out.parent)
-    if _is_merge(aside): _remove(aside, 'recipe.json')
+    if _is_merge(aside): remove_draft(aside, 'recipe.json')
 
 # %% ../../nbs/checkpoints/03_writer.ipynb #c054
 @contextmanager
@@ -255,7 +258,7 @@ def drafting(
             yield draft
             _publish(draft, out, overwrite)
         except ValueError:
-            _remove(draft, KEY)
+            remove_draft(draft, KEY)
             raise
         except OSError as e:
             if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG): raise
