@@ -6,7 +6,8 @@
 from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
-if TYPE_CHECKING: from torch import Generator, Tensor   # For signatures; a plan need not wait for torch
+if TYPE_CHECKING: from torch import Generator, Tensor
+else: Generator, Tensor = 'torch.Generator', 'torch.Tensor'   # For signatures; a plan need not wait for torch
 
 # %% auto #0
 __all__ = ['name_rng', 'flips', 'drop', 'drop_by_rank']

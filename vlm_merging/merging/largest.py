@@ -7,7 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Callable
 import numpy as np
-if TYPE_CHECKING: from torch import Tensor, dtype   # For signatures; a plan need not wait for torch
+if TYPE_CHECKING: from torch import Tensor, dtype
+else: Tensor, dtype = 'torch.Tensor', 'torch.dtype'   # For signatures; a plan need not wait for torch
 
 # %% auto #0
 __all__ = ['Cut', 'just_below', 'bits', 'in_bin', 'cut_at', 'at_least', 'within', 'guess', 'Tally', 'cuts']

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Callable, Literal, get_args, get_origin
 from .coins import drop, drop_by_rank
 from .largest import cuts
-if TYPE_CHECKING: from torch import Tensor   # For signatures; a plan need not wait for torch
+if TYPE_CHECKING: from torch import Tensor
+else: Tensor = 'torch.Tensor'   # For signatures; a plan need not wait for torch
 
 # %% auto #0
 __all__ = ['Share', 'Scale', 'FILLED', 'METHODS', 'Elect', 'Divide', 'Knob', 'Method', 'merge_method', 'linear', 'arc', 'slerp',
