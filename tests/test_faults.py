@@ -316,9 +316,9 @@ def test_stopped_at_any_call(sharded, out):
         assert files(out)==right and names(out.parent)=={'out'}, seen[-1]
         shutil.rmtree(out)
 
-@pytest.mark.parametrize('step', ['copy_sides', 'sync_text', 'provenance', 'model_card', 'publish'])
+@pytest.mark.parametrize('step', ['copy_sides', 'sync_text', 'provenance', 'model_card', '_publish'])
 def test_stopped_at_a_step(sharded, out, step):
-    (recipe, right), where = sharded, writer if step=='publish' else room
+    (recipe, right), where = sharded, writer if step=='_publish' else room
     def stop(*_): raise KeyboardInterrupt
     with patched(where, **{step: stop}), pytest.raises(KeyboardInterrupt): merge(recipe, out=out)
     assert names(out.parent)=={'.out.draft'}

@@ -132,7 +132,8 @@ def _write(folder, state, shards=1, container='safetensors'):
         done += _bytes(state[name])
     if not all(parts):
         raise ValueError(f"{shards} shards are too many for {len(state)} tensors. Ask for fewer.")
-    files = [f'{stem}-{i+1:05}-of-{shards:05}.{end}' for i in range(shards)] if shards>1 else [f'{stem}.{end}']
+    files = [f'{stem}-{i+1:05}-of-{shards:05}.{end}' for i in range(shards)]
+    if shards==1: files = [f'{stem}.{end}']
     for part, f in zip(parts, files):
         if plain: save_file(part, folder/f, metadata={'format':'pt'})
         else: torch.save(part, folder/f)

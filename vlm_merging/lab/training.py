@@ -119,12 +119,11 @@ def train(
     loss,               # Function without arguments that makes its own batch
 )->float:               # Mean loss of the last tenth
     "Train some parameters of a model"
-    for p in model.parameters(): p.requires_grad_(False)
+    model.requires_grad_(False).train()
     groups = [dict(params=[p.requires_grad_(True) for p in ps], lr=lr) for ps, lr in groups]
     opt = torch.optim.AdamW(groups, betas=(.9, .98), weight_decay=.01)
     def rate(s): return min((s+1)/30, 1)*(.02+.49*(1+math.cos(math.pi*s/steps)))
     plan, seen = torch.optim.lr_scheduler.LambdaLR(opt, rate), []
-    model.train()
     for _ in range(steps):
         opt.zero_grad()
         (value := loss()).backward()
