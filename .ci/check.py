@@ -35,7 +35,8 @@ def lint():
     "Is every name known, every import used, and everything of one hand?"
     if call(sys.executable, '-m', 'pyflakes', 'vlm_merging', 'tests', '.ci', 'setup.py'):
         return 'pyflakes found the names above.'
-    if call(sys.executable, '.ci/lint.py'): return 'The lines above are too long, or have commas without a space.'
+    if call(sys.executable, '.ci/lint.py'):
+        return 'The lines above are too long, or have commas without a space.'
 
 def docs():
     "Does every page of the site build, and does every link lead somewhere?"
@@ -43,11 +44,13 @@ def docs():
 
 def notebooks():
     "Do all notebooks run, do their tests pass, and do they store what they show?"
-    if call(sys.executable, '.ci/notebooks.py'): return 'A notebook fails, or shows something else than it stores. Its cell stands above.'
+    if call(sys.executable, '.ci/notebooks.py'):
+        return 'A notebook fails, or shows something else than it stores. Its cell stands above.'
 
 def tests():
     "Do the other tests pass?"
-    if call(sys.executable, '-m', 'pytest', '-n', 2, '--dist', 'loadgroup'): return 'A test fails. It stands above.'
+    if call(sys.executable, '-m', 'pytest', '-n', 2, '--dist', 'loadgroup'):
+        return 'A test fails. It stands above.'
 
 CHECKS = dict(clean=clean, export=export, lint=lint, docs=docs, notebooks=notebooks, tests=tests)
 

@@ -11,7 +11,8 @@ import pypandoc, yaml
 
 here = Path(__file__).resolve().parent
 project, site = here.parent, here.parent/'_docs'
-DOCS, CODE = 'https://docs.invalid', 'https://code.invalid'  # stand for this site until links are made relative
+# stand for this site until links are made relative
+DOCS, CODE = 'https://docs.invalid', 'https://code.invalid'
 KINDS = 'text/markdown', 'text/html', 'image/svg+xml', 'image/png', 'image/jpeg', 'text/latex', 'text/plain'
 READER = 'markdown-smart-implicit_figures+lists_without_preceding_blankline+autolink_bare_uris'
 SOURCES = 'nbs', 'vlm_merging', '.ci', '_quarto.yml', 'settings.ini'      # What the pages are made from
@@ -41,7 +42,8 @@ def told_chart(html, alt):
     if start<0: return html
     spec, _ = json.JSONDecoder().raw_decode(html, start+3)
     told = alt or f"Chart: {spec_title(spec) or spec.get('description') or 'the table that stands with it'}"
-    return re.sub(r'<div id="(altair-viz[\w-]*)">', lambda m: f'<div id="{m[1]}" role="figure" aria-label="{escape(told)}">', html)
+    return re.sub(r'<div id="(altair-viz[\w-]*)">', lambda m: f'<div id="{m[1]}" role="figure" '
+                                                              f'aria-label="{escape(told)}">', html)
 
 def output_text(out, asis, alt, code):
     "One output of a cell, in the richest form a still page can show; `alt` tells of a picture, else its `code` does"
@@ -52,9 +54,11 @@ def output_text(out, asis, alt, code):
         text = joined(data[kind])
         if asis or kind in ('text/markdown', 'text/latex'): return text + '\n'
         if kind=='text/plain': return fence(no_colours(text), '.text')
-        told = escape(alt or f'Picture, made by the code above: {(code.splitlines() or ["no code shown"])[-1].strip()}')
+        told = escape(alt or f'Picture, made by the code above: '
+                             f'{(code.splitlines() or ["no code shown"])[-1].strip()}')
         if kind=='text/html': text = told_chart(text, alt)
-        elif kind=='image/svg+xml': text = re.sub(r'<svg(?![^>]*aria-label)', f'<svg role="img" aria-label="{told}"', text, count=1)
+        elif kind=='image/svg+xml':
+            text = re.sub(r'<svg(?![^>]*aria-label)', f'<svg role="img" aria-label="{told}"', text, count=1)
         else: text = f'<img alt="{told}" src="data:{kind};base64,{text.strip()}">'
         return fence(text, '=html')
     return ''
@@ -150,7 +154,8 @@ class Links(HTMLParser):
         if d.get('src'): self.fetched.append(d['src'])
 
 def faults():
-    found = {o.relative_to(site).as_posix(): Links(o.read_text(encoding='utf-8')) for o in site.rglob('*.html')}
+    found = {o.relative_to(site).as_posix(): Links(o.read_text(encoding='utf-8'))
+             for o in site.rglob('*.html')}
     for page, links in found.items():
         if links.titles!=1: yield f'{page} has {links.titles} titles (h1). A notebook has one `# Title`.'
         for src in links.mute:
@@ -194,7 +199,8 @@ def fingerprint():
     made = hashlib.sha256()
     for o in SOURCES:
         for file in sorted((project/o).rglob('*')) if (project/o).is_dir() else [project/o]:
-            if file.is_file() and file.suffix in ('.ipynb', '.py', '.html', '.css', '.yml', '.svg', '.ini') and '.ipynb_checkpoints' not in file.parts:
+            if file.is_file() and file.suffix in ('.ipynb', '.py', '.html', '.css', '.yml', '.svg',
+                                                  '.ini') and '.ipynb_checkpoints' not in file.parts:
                 made.update(f'{file.relative_to(project)}\0'.encode() + file.read_bytes())
     return made.hexdigest()
 
@@ -313,7 +319,8 @@ def readme():
         elif cell['cell_type']=='code' and not re.match(r'#\| *hide', source):
             said, code = directives(source), code_of(source)
             if code and said.get('echo')!='false':
-                if parts[-1:] and parts[-1].startswith('```python\n'): code = parts.pop()[len('```python\n'):-len('\n```')] + '\n' + code
+                if parts[-1:] and parts[-1].startswith('```python\n'):
+                    code = parts.pop()[len('```python\n'):-len('\n```')] + '\n' + code
                 parts.append(f'```python\n{code}\n```')
             parts += filter(None, map(plain_output, cell['outputs']))
     return '\n\n'.join([*parts, FOOT]) + '\n'
@@ -329,5 +336,6 @@ def leave(job):
 
 if __name__=='__main__':
     if sys.argv[1:]==['readme']: (project/'README.md').write_text(readme(), encoding='utf-8')
-    elif sys.argv[1:]: sys.exit(f'No job {" ".join(sys.argv[1:])!r}. There is `readme`; without a word the site is built.')
+    elif sys.argv[1:]:
+        sys.exit(f'No job {" ".join(sys.argv[1:])!r}. There is `readme`; without a word the site is built.')
     else: leave(main)

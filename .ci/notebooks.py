@@ -33,7 +33,8 @@ def chart_data(spec):
     held = spec.get('datasets', {})
     order = {name: f'data {i}' for i, name in enumerate(held)}
     def plain(o):
-        if isinstance(o, dict): return {order.get(k, k): plain(v) for k, v in o.items() if k not in ('$schema', 'usermeta')}
+        if isinstance(o, dict):
+            return {order.get(k, k): plain(v) for k, v in o.items() if k not in ('$schema', 'usermeta')}
         if isinstance(o, list): return [plain(v) for v in o]
         return order.get(o, re.sub(r'^(view|param|concat)_\d+', r'\1', o)) if isinstance(o, str) else o
     return json.dumps(plain(spec), indent=0, sort_keys=True, ensure_ascii=False)
@@ -62,15 +63,18 @@ def alike(a, b):
     "Are two texts the same, but for the last places of decimal fractions?"
     if a==b: return True
     if NUMBER.split(a)!=NUMBER.split(b): return False
-    return all(math.isclose(float(x), float(y), rel_tol=CLOSE, abs_tol=CLOSE/10) for x, y in zip(NUMBER.findall(a), NUMBER.findall(b)))
+    return all(math.isclose(float(x), float(y), rel_tol=CLOSE, abs_tol=CLOSE/10) for x,
+               y in zip(NUMBER.findall(a), NUMBER.findall(b)))
 
 def difference(stored, fresh):
     "Where two lists of outputs differ, in a few lines; None if nowhere"
     kinds = [[kind for kind, _ in side] for side in (stored, fresh)]
-    if kinds[0]!=kinds[1]: return f"stored: {', '.join(kinds[0]) or 'nothing'}; fresh: {', '.join(kinds[1]) or 'nothing'}"
+    if kinds[0]!=kinds[1]:
+        return f"stored: {', '.join(kinds[0]) or 'nothing'}; fresh: {', '.join(kinds[1]) or 'nothing'}"
     for (_, a), (_, b) in zip(stored, fresh):
         if not alike(a, b):
-            lines = [o for o in difflib.unified_diff(a.splitlines(), b.splitlines(), 'stored', 'fresh', n=0, lineterm='')
+            lines = [o for o in difflib.unified_diff(a.splitlines(), b.splitlines(), 'stored', 'fresh', n=0,
+                                                     lineterm='')
                      if not o.startswith(('---', '+++', '@@'))]
             return '\n'.join(o[:200] for o in lines[:12])
 
@@ -87,7 +91,8 @@ def run(path, save):
         passed, _ = test_nb(fresh, skip_flags=FLAGS, save=True)
         if not passed: return path, ['a cell fails; it stands above'], time.time()-start
         ran = {o.id for o in nb_test_cells(project/path, skip_flags=FLAGS)}
-        sides = [{o['id']: o for o in json.loads((root/path).read_text(encoding='utf-8'))['cells']} for root in (project, folder)]
+        sides = [{o['id']: o for o in json.loads((root/path).read_text(encoding='utf-8'))['cells']}
+                 for root in (project, folder)]
         stale = {name: told for name in ran if name in sides[0] and name in sides[1]
                  and (told := difference(*(outputs(side[name]) for side in sides)))}
         if save and stale:
@@ -97,7 +102,8 @@ def run(path, save):
             (project/path).write_text(json.dumps(whole, indent=1, ensure_ascii=False)+'\n', encoding='utf-8')
         elif not save:
             for name, told in sorted(stale.items()):
-                first = next(o for o in joined(sides[0][name]['source']).splitlines()+[''] if not o.startswith('#|'))
+                first = next(o for o in joined(sides[0][name]['source']).splitlines()+['']
+                             if not o.startswith('#|'))
                 wrong.append(f'cell {name} (`{first[:70]}`) stores what it does not give:\n{told}')
         return path, wrong, time.time()-start
     finally: shutil.rmtree(folder, ignore_errors=True)
@@ -114,7 +120,9 @@ def main(args):
             print(f'{path}  {seconds:.1f} s', flush=True)
             for o in wrong: print(f'  {path}: {o}'.replace('\n', '\n    '), flush=True)
             faults += bool(wrong)
-    if faults: sys.exit(f'{faults} of {len(paths)} notebooks fail, or store other outputs than they give. Run them anew and keep what they show: '
+    if faults:
+        sys.exit(f'{faults} of {len(paths)} notebooks fail, or store other outputs than they give. Run them '
+                 f'anew and keep what they show: '
                         f'python .ci/notebooks.py --save NOTEBOOK')
     print(f'{len(paths)} notebooks pass, and store what they give.')
 

@@ -2,7 +2,8 @@
 import os, shutil
 import pytest
 
-os.environ.update(HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', TQDM_DISABLE='1')     # Before torch is imported
+# Before torch is imported
+os.environ.update(HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', TQDM_DISABLE='1')
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 FLAGS = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
@@ -11,7 +12,8 @@ FLAGS = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-bac
 @pytest.fixture(scope='module')
 def playing():
     "Playwright, or a reason to skip"
-    api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed: pip install playwright')
+    api = pytest.importorskip('playwright.sync_api', reason='playwright is not installed: pip install '
+                                                            'playwright')
     if not CHROMIUM: pytest.skip('no chromium or google-chrome is installed: apt-get install chromium')
     with api.sync_playwright() as play: yield play
 

@@ -12,16 +12,20 @@ from vlm_merging.comparing.statistics import by_length, summarize
 def scores(run='a', n=40, shift=0, **more):
     "A score table of `n` items"
     right = [(7*i+shift)%10<5 for i in range(n)]
-    said = dict(benchmark='Toy', run=run, index=range(n), correct=right, outcome='answered', length=[3+(i*37+shift)%900 for i in range(n)],
+    said = dict(benchmark='Toy', run=run, index=range(n), correct=right, outcome='answered',
+                length=[3+(i*37+shift)%900 for i in range(n)],
                 category=[('general-vqa', 'math-targeted-vqa')[i%2] for i in range(n)])
     return pl.DataFrame(said|more)
 
 A, B = scores(), scores('b', shift=2)
 BOTH = pl.concat([A, B])
 SUMMARY, PAIRS, LENGTHS = summarize(BOTH, 'category'), comparison_table(A, B, 'category'), by_length(BOTH)
-SWEEP = summarize(pl.concat(scores(f'{w/4}', shift=w) for w in range(5)), 'category').with_columns(weight=pl.col('run').cast(pl.Float64))
-ALL = dict(scores=lambda: scores_chart(SUMMARY, 'category'), loops=lambda: scores_chart(SUMMARY, what='loop'), long=lambda: scores_chart(SUMMARY, what='length'),
-           pairs=lambda: pairs_chart(PAIRS, 'category'), length=lambda: length_chart(LENGTHS), lengthening=lambda: lengthening_chart(PAIRS),
+SWEEP = summarize(pl.concat(scores(f'{w/4}', shift=w) for w in range(5)),
+                  'category').with_columns(weight=pl.col('run').cast(pl.Float64))
+ALL = dict(scores=lambda: scores_chart(SUMMARY, 'category'), loops=lambda: scores_chart(SUMMARY, what='loop'),
+           long=lambda: scores_chart(SUMMARY, what='length'),
+           pairs=lambda: pairs_chart(PAIRS, 'category'), length=lambda: length_chart(LENGTHS),
+           lengthening=lambda: lengthening_chart(PAIRS),
            weights=lambda: weights_chart(SWEEP, 'category'))
 PANELS = by_length([BOTH, scores(benchmark='Other')])
 
@@ -35,7 +39,8 @@ def walk(spec):
 
 def axes(spec, channel):
     "Titles of an axis, wherever it is named"
-    return {o[channel]['title'] for o in walk(spec) if isinstance(o.get(channel), dict) and o[channel].get('title')}
+    return {o[channel]['title'] for o in walk(spec) if isinstance(o.get(channel), dict)
+            and o[channel].get('title')}
 
 @pytest.mark.parametrize('name', ALL)
 def test_a_chart_has_a_message_and_units_and_fetches_nothing(name):
@@ -45,11 +50,13 @@ def test_a_chart_has_a_message_and_units_and_fetches_nothing(name):
     assert any(unit in said for unit in ('%', 'points', 'characters')), said
     assert not [o for o in walk(spec) if 'url' in o or str(o.get('href', '')).startswith('http')]
     assert len(json.dumps(spec))<30_000
-    assert len(set(spec['title']['text'] if isinstance(spec['title']['text'], list) else [spec['title']['text']]))<4
+    assert len(set(spec['title']['text'] if isinstance(spec['title']['text'], list)
+                   else [spec['title']['text']]))<4
 
 def test_a_title_leaves_names_as_they_are():
     a, b = (scores(r, benchmark='mine', shift=s) for r, s in (('a', 0), ('b', 2)))
-    sweep = summarize(pl.concat([a.with_columns(run=pl.lit('0.5')), b.with_columns(run=pl.lit('1'))]), 'category').with_columns(weight=pl.col('run').cast(pl.Float64))
+    sweep = summarize(pl.concat([a.with_columns(run=pl.lit('0.5')), b.with_columns(run=pl.lit('1'))]),
+                      'category').with_columns(weight=pl.col('run').cast(pl.Float64))
     for chart in (lengthening_chart(comparison_table(a, b, 'category')), weights_chart(sweep, 'category')):
         assert chart.to_dict()['title']['text'][0].startswith('mine: ')
     assert weights_chart(sweep).to_dict()['title']['text'][0].startswith('Highest at')
@@ -80,7 +87,8 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path, monkeypatch):
 
 def test_what_cannot_be_saved_is_said(tmp_path):
     with pytest.raises(ValueError, match='saved as .html'): save_chart(ALL['scores'](), tmp_path/'x.gif')
-    with pytest.raises(ValueError, match='There is no folder'): save_chart(ALL['scores'](), tmp_path/'none'/'x.svg')
+    with pytest.raises(ValueError, match='There is no folder'):
+        save_chart(ALL['scores'](), tmp_path/'none'/'x.svg')
     assert not list(tmp_path.iterdir())
 
 def test_the_renderer_for_offline_notebooks():
@@ -93,22 +101,29 @@ def test_the_renderer_for_offline_notebooks():
     lambda: scores_chart(summarize(scores(n=1))), lambda: scores_chart(summarize(A)),
     lambda: scores_chart(SUMMARY.with_columns(low=pl.lit(None, pl.Float64), high=pl.lit(None, pl.Float64))),
     lambda: scores_chart(SUMMARY.with_columns(value=pl.lit(None, pl.Float64))),
-    lambda: pairs_chart(comparison_table(scores(n=1), scores('b', n=1))), lambda: pairs_chart(comparison_table(A, A.with_columns(run=pl.lit('b')))),
-    lambda: length_chart(by_length(scores(n=1, length=0))), lambda: length_chart(by_length([A, scores(benchmark='Other')])),
+    lambda: pairs_chart(comparison_table(scores(n=1), scores('b', n=1))),
+    lambda: pairs_chart(comparison_table(A, A.with_columns(run=pl.lit('b')))),
+    lambda: length_chart(by_length(scores(n=1, length=0))),
+    lambda: length_chart(by_length([A, scores(benchmark='Other')])),
     lambda: lengthening_chart(PAIRS, 'all'), lambda: weights_chart(SWEEP.filter(weight=.5)),
-    lambda: weights_chart(SWEEP.with_columns(low=pl.lit(None, pl.Float64)), 'category'), lambda: scores_chart(SUMMARY, title='Mine')])
+    lambda: weights_chart(SWEEP.with_columns(low=pl.lit(None, pl.Float64)), 'category'),
+    lambda: scores_chart(SUMMARY, title='Mine')])
 def test_small_tables_and_nulls(made, tmp_path):
     text = save_chart(made(), tmp_path/'x.svg').read_text()
     assert 'NaN' not in text and 'undefined' not in text
 
 @pytest.mark.parametrize('made,why', [
-    (lambda: scores_chart(SUMMARY.head(0)), 'it is empty'), (lambda: scores_chart(SUMMARY, 'skills'), "no row with tag 'skills'.*category"),
+    (lambda: scores_chart(SUMMARY.head(0)), 'it is empty'),
+    (lambda: scores_chart(SUMMARY, 'skills'), "no row with tag 'skills'.*category"),
     (lambda: scores_chart(SUMMARY, what='F1'), "what 'F1'"), (lambda: scores_chart(A), 'no column tag'),
     (lambda: pairs_chart(SUMMARY), 'no column run_a'), (lambda: pairs_chart(PAIRS.head(0)), 'it is empty'),
-    (lambda: pairs_chart(PAIRS.with_columns(n=0)), 'share no item'), (lambda: length_chart(SUMMARY), 'no column length'),
+    (lambda: pairs_chart(PAIRS.with_columns(n=0)), 'share no item'),
+    (lambda: length_chart(SUMMARY), 'no column length'),
     (lambda: lengthening_chart(PAIRS.with_columns(length_a=pl.lit(None, pl.Float64))), 'no length'),
-    (lambda: weights_chart(SUMMARY), 'no column weight'), (lambda: weights_chart(SWEEP.with_columns(pl.col('weight').cast(pl.String))), 'number is needed'),
-    (lambda: weights_chart(SWEEP.with_columns(weight=pl.lit(None, pl.Float64))), 'both a weight and a value')])
+    (lambda: weights_chart(SUMMARY), 'no column weight'),
+    (lambda: weights_chart(SWEEP.with_columns(pl.col('weight').cast(pl.String))), 'number is needed'),
+    (lambda: weights_chart(SWEEP.with_columns(weight=pl.lit(None, pl.Float64))),
+     'both a weight and a value')])
 def test_what_cannot_be_drawn_is_said(made, why):
     with pytest.raises(ValueError, match=why): made()
 
@@ -117,7 +132,8 @@ def test_the_message_says_what_the_table_says():
         text = chart.to_dict()['title']['text']
         return text if isinstance(text, str) else ' '.join(text)
     assert told(scores_chart(SUMMARY))=='Toy, accuracy: a 50.0%, b 50.0%'
-    assert told(pairs_chart(PAIRS, 'category'))=='Toy: b against a, better on 0, worse on 0 of 2 (p < .05, corrected)'
+    assert told(pairs_chart(PAIRS,
+                            'category'))=='Toy: b against a, better on 0, worse on 0 of 2 (p < .05, corrected)'
     assert told(weights_chart(SWEEP, 'category')).startswith('Toy: Highest at ')
     assert told(scores_chart(SUMMARY, title='Mine'))=='Mine'
     best = SWEEP.filter(tag='all', what='accuracy').sort('value')['weight'][-1]
@@ -135,4 +151,5 @@ def contrast(a, b):
 def test_ink_and_colours_show_on_light_and_on_dark_pages():
     for page in ('#ffffff', '#14171d', '#111111'):
         assert contrast(pages.INK, page)>4
-        assert all(contrast(c, page)>2.2 for c in pages.COLOURS) and all(contrast(c, page)>3 for c in pages.COLOURS[:3])
+        assert all(contrast(c, page)>2.2 for c in pages.COLOURS)
+        assert all(contrast(c, page)>3 for c in pages.COLOURS[:3])

@@ -96,7 +96,8 @@ def test_the_demo_gets_its_arguments(call, monkeypatch):
 
 HEAVY = {'torch', 'transformers', 'numpy', 'polars', 'tqdm'}
 
-@pytest.mark.parametrize('words,said', [(('--help',), 'COMMAND'), (('--version',), __version__), *(((c, '--help'), 'for example') for c in COMMANDS)],
+@pytest.mark.parametrize('words,said', [(('--help',), 'COMMAND'), (('--version',), __version__),
+                                        *(((c, '--help'), 'for example') for c in COMMANDS)],
                          ids=lambda o: ' '.join(o) if isinstance(o, tuple) else '')
 def test_help_and_version_are_light(words, said):
     code = f'''import sys, time
@@ -170,16 +171,18 @@ def test_the_examples_are_understood(command):
 
 def test_a_word_means_one_thing():
     "An option has one explanation, unless it is listed here with the reason"
-    apart = {'out', 'chart'}        # Where the result appears: a folder, a table, a page, as the command makes it
+    apart = {'out', 'chart'}  # Where the result appears: a folder, a table, a page, as the command makes it
     apart |= {'seed'}               # Of what the command leaves to chance: coin flips, or which questions
-    apart |= {'weight', 'n', 'vlm', 'llm', 'base', 'method', 'layers', 'modules', 'model', 'protocol', 'split', 'by', 'device', 'data'} # Said in the words of the command
+    apart |= {'weight', 'n', 'vlm', 'llm', 'base', 'method', 'layers', 'modules', 'model', 'protocol',
+              'split', 'by', 'device', 'data'} # Said in the words of the command
     said = {}
     for c in COMMANDS.values():
         for o in shell_options(c).values():
             if not o.place: said.setdefault(o.name, set()).add(o.parameter.about)
     assert {n for n, texts in said.items() if len(texts)>1}<=apart
     for name in ('weights', 'modules', 'parts', 'serves', 'diagnosis'):
-        assert len({o.parameter.about for c in COMMANDS.values() for o in shell_options(c).values() if o.name==name and c.name!='sweep'})<=1
+        assert len({o.parameter.about for c in COMMANDS.values()
+                    for o in shell_options(c).values() if o.name==name and c.name!='sweep'})<=1
 
 
 @pytest.mark.parametrize('text,value', [
@@ -222,7 +225,8 @@ def test_merge_gets_its_arguments(who, tmp_path, monkeypatch, call):
     assert seen==dict(out=tmp_path/'a', progress=None), 'what was not typed is left to Python'
     more = ['--overwrite', '--workers', 3, '--device', 'cuda:1', '--sha256', '--allow-nonfinite', '--quiet']
     assert call('merge', *who, '--out', tmp_path/'b', *more)[0]==0
-    assert seen==dict(overwrite=True, workers=3, device='cuda:1', sha256=True, allow_nonfinite=True, progress=False, out=tmp_path/'b')
+    assert seen==dict(overwrite=True, workers=3, device='cuda:1', sha256=True, allow_nonfinite=True,
+                      progress=False, out=tmp_path/'b')
 
 
 # --- Recipes
@@ -262,7 +266,8 @@ def test_overwrite(who, tmp_path, call):
 
 @pytest.mark.parametrize('argv', [
     [], ['mix'], ['merge', '--wieght', '1'], ['merge', '--method', 'liner'], ['merge', '--seed', 'x'],
-    ['merge', '--workers', 'many'], ['merge', '--vlm'], ['compare', 'a'], ['probe', 'm', '--how', 'erase'], ['plan', 'a', 'b', 'c'], ['plan', 'a', '--vlm', 'b'], ['inspect'], ['demo', '-n', 'few'],
+    ['merge', '--workers', 'many'], ['merge', '--vlm'], ['compare', 'a'], ['probe', 'm', '--how', 'erase'],
+    ['plan', 'a', 'b', 'c'], ['plan', 'a', '--vlm', 'b'], ['inspect'], ['demo', '-n', 'few'],
     ['plan', '--out', 'x']], ids=' '.join)
 def test_2_cannot_be_understood(argv, call):
     code, out, err = call(*argv)
@@ -270,18 +275,22 @@ def test_2_cannot_be_understood(argv, call):
 
 
 @pytest.mark.parametrize('words,meant', [
-    ('mehtods', 'methods'), ('merge --wieght 1', '--weight'), ('merge --method tis', 'ties'), ('ask --weights x', '--serves'),
-    ('probe --weights x', '--diagnosis'), ('probe --measures answer', '--measure'), ('sweep --layer 2-', '--layers'), ('probe m --parts heads', 'head')])
+    ('mehtods', 'methods'), ('merge --wieght 1', '--weight'), ('merge --method tis', 'ties'),
+    ('ask --weights x', '--serves'),
+    ('probe --weights x', '--diagnosis'), ('probe --measures answer', '--measure'),
+    ('sweep --layer 2-', '--layers'), ('probe m --parts heads', 'head')])
 def test_did_you_mean(words, meant, call):
     code, out, err = call(*words.split())
     assert code==2 and not out and (f'Did you mean {meant}?' in err or f'is called {meant} here' in err)
 
 
 def test_what_stands_before_the_options_is_as_in_python(who, trio, tmp_path):
-    for words in ([str(trio.vlm), str(trio.llm)], [str(trio.vlm), '--llm', str(trio.llm)], ['--layers', '2-', str(trio.vlm), str(trio.llm)]):
+    for words in ([str(trio.vlm), str(trio.llm)], [str(trio.vlm), '--llm', str(trio.llm)],
+                  ['--layers', '2-', str(trio.vlm), str(trio.llm)]):
         given = read_line(['plan', *words])[1]
         assert (given['vlm'], given['llm'])==(str(trio.vlm), str(trio.llm))
-    assert read_line(['probe', '--against', 'b', 'a', '--benchmark', 'x,y', 'z', '--out', 'r'])[1]['model']=='a'
+    assert read_line(['probe', '--against', 'b', 'a', '--benchmark', 'x,y', 'z', '--out',
+                      'r'])[1]['model']=='a'
 
 
 @pytest.mark.parametrize('argv,said', [
@@ -310,7 +319,8 @@ def test_3_what_does_not_fit(who, tmp_path, call):
         code, _, err = call('plan', *given)
         assert code==3 and f'{missing} is missing' in err
     assert '--out is missing: Folder that shall appear' in call('merge', *who)[2]
-    assert call('merge', *who, '--out', tmp_path/'x', '--workers', 0)[::2]==(3, 'vlm-merging: --workers is 0; the least is 1.\n')
+    assert call('merge', *who, '--out', tmp_path/'x', '--workers', 0)[::2]==(3,
+        'vlm-merging: --workers is 0; the least is 1.\n')
     assert call('inspect', tmp_path)[0]==3
 
 

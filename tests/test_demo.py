@@ -20,7 +20,8 @@ N = 48                  # Questions; the demo itself takes ten times as many
 def made(tmp_path_factory):
     "Folder, output and errors of `vlm-merging demo`, started as a user would, in an empty folder"
     where = tmp_path_factory.mktemp('somewhere')
-    done = subprocess.run([*PROGRAM, 'demo', '-n', str(N)], cwd=where, capture_output=True, text=True, timeout=600,
+    done = subprocess.run([*PROGRAM, 'demo', '-n', str(N)], cwd=where, capture_output=True, text=True,
+                          timeout=600,
                           env=os.environ | dict(HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1'))
     assert done.returncode==0, done.stderr
     return where/DEMO, done.stdout, done.stderr
@@ -74,7 +75,9 @@ def test_the_folder_holds_what_is_said(made):
     assert Recipe.read(out).knobs==Recipe.read(out/'merged').knobs
     about = json.loads((out/'recipe.json').read_text())['demo']
     assert (about['n'], about['seed'])==(N, 1) and 'torch' in about['versions']
-    assert '.draft' not in ''.join(p.read_text() for p in out.rglob('*.json') if 'tokenizer' not in p.name), 'a name that is gone'
+    assert '.draft' not in ''.join(p.read_text()
+                                   for p in out.rglob('*.json')
+                                   if 'tokenizer' not in p.name), 'a name that is gone'
 
 
 def test_the_merged_model_opens_as_any_other(made):
@@ -112,11 +115,13 @@ def test_lines_and_tables_have_the_same_numbers(made, tags):
         for kind, cell in zip(KINDS, cells[model]):
             share, low, high = re.search(rf'{kind} ([\d.]+%) \(95% ([\d.]+) to ([\d.]+)\)', line).groups()
             assert cell==f'{share} {low} to {high}'
-    change, lengths, costs = (next(line for line in lines if line.startswith(s)) for s in ('change', 'replies', 'layers'))
+    change, lengths, costs = (next(line for line in lines if line.startswith(s))
+                              for s in ('change', 'replies', 'layers'))
     length = table(tags, 'mean length, characters')
     for k, kind in enumerate(KINDS):
         assert re.search(rf'{kind} (.*?)(;|$)', change)[1] in tags.text
-        assert re.search(rf'{kind} (.*?) characters', lengths)[1]==f"{length['VLM'][k]} to {length['merged'][k]}"
+        assert re.search(rf'{kind} (.*?) characters',
+                         lengths)[1]==f"{length['VLM'][k]} to {length['merged'][k]}"
         assert re.search(rf'({kind}: .*?)(;|$)', costs)[1] in tags.text
     weight = Recipe.read(made[0]).knobs['weight']
     assert f'{weight:g} of the VLM' in lines[0] and f'{weight:g} of the weights of the first' in tags.text
@@ -126,10 +131,12 @@ def test_the_numbers_are_those_of_the_replies(made, tags):
     "Counted anew, by the lab's own rule"
     asked, cells = {q.id:q for q in questions(N, 1, 'test')}, table(tags, 'all')
     for model in MODELS:
-        rows = [json.loads(line) for line in (made[0]/'replies'/model/'replies.jsonl').read_text().splitlines()]
+        rows = [json.loads(line)
+                for line in (made[0]/'replies'/model/'replies.jsonl').read_text().splitlines()]
         assert {r['index'] for r in rows}==asked.keys() and {r['run'] for r in rows}=={model}
         for kind, cell in zip((*KINDS, None), cells[model]):
-            some = [right(asked[r['index']], r.get('prediction', '')) for r in rows if asked[r['index']].kind==(kind or asked[r['index']].kind)]
+            some = [right(asked[r['index']], r.get('prediction', ''))
+                    for r in rows if asked[r['index']].kind==(kind or asked[r['index']].kind)]
             assert cell.split()[0]==f'{sum(some)/len(some):.1%}'
 
 
@@ -139,7 +146,9 @@ def test_weights_and_masks_have_questions_of_their_own(same):
 
 
 def test_the_walk_stops_where_perception_is_lost():
-    def tried(*rows, n=100): return pl.DataFrame([dict(what='accuracy', tag='category', where=k, weight=w, value=v, n=n) for w, *values in rows
+    def tried(*rows, n=100):
+        return pl.DataFrame([dict(what='accuracy', tag='category', where=k, weight=w, value=v, n=n) for w,
+                             *values in rows
                                            for k, v in zip(KINDS, values)])
     assert choose_weight(tried((0., .97, .9), (.5, .9, .8), (.8, .985, .4), (1., .99, .3)))==.8
     assert choose_weight(tried((1., .5, .3), (.5, .49, .3)))==1
@@ -148,7 +157,8 @@ def test_the_walk_stops_where_perception_is_lost():
     assert choose_weight(line)==.7, 'at 0.4 sight is lost, so 0.2 does not count; of 0.6 and 0.7 the one nearer to the VLM'
     assert choose_weight(line.filter(pl.col('weight').is_in([1., .4])))==1
     few = (1., 1., .4), (.8, .95, .7), (.6, .9, .9)
-    assert (choose_weight(tried(*few, n=20)), choose_weight(tried(*few)))==(.8, 1.), 'of twenty questions one may be lost: it is no sign of anything'
+    assert (choose_weight(tried(*few, n=20)), choose_weight(tried(*few)))==(.8,
+        1.), 'of twenty questions one may be lost: it is no sign of anything'
 
 
 # --- The page
@@ -160,11 +170,13 @@ def test_the_page_needs_nothing_but_itself(made, tags):
         assert tag not in ('script', 'iframe', 'object', 'embed', 'base')
         for name in ('src', 'srcset', 'data', 'action', 'poster', 'background'):
             assert attrs.get(name, 'data:').startswith('data:')
-        for name in ('href', 'xlink:href'): assert attrs.get(name, '#')[0]=='#' or attrs[name].startswith('data:')
+        for name in ('href', 'xlink:href'):
+            assert attrs.get(name, '#')[0]=='#' or attrs[name].startswith('data:')
         assert not [a for a in attrs if a.startswith('on')]
     assert not re.search(r'@import|url\(\s*["\']?(?!#)', text)
     ids = [attrs['id'] for _, attrs in tags.tags if 'id' in attrs]
-    assert len(ids)==len(set(ids)) and {*re.findall(r'url\(#([\w-]+)\)', text)}<={*ids}, 'drawings take parts from each other'
+    assert len(ids)==len(set(ids)) and {*re.findall(r'url\(#([\w-]+)\)',
+                                                    text)}<={*ids}, 'drawings take parts from each other'
     assert str(made[0]) not in text and os.path.expanduser('~') not in text
 
 
@@ -173,23 +185,27 @@ def test_everything_drawn_is_told(tags):
     assert len(pictures)>=3 and all(a['alt'].startswith('Picture of the scene') for a in pictures)
     assert all(a['aria-label'] for t, a in tags.tags if a.get('role')=='img')
     drawings = sum(t=='svg' for t, _ in tags.tags)
-    assert drawings==sum(a.get('role')=='img' for _, a in tags.tags)==2*sum(t=='figure' for t, _ in tags.tags)==10
+    assert drawings==sum(a.get('role')=='img' for _, a in tags.tags)==2*sum(t=='figure' for t,
+        _ in tags.tags)==10
 
 
 def test_what_a_model_says_is_no_markup():
     q = questions(1)[0]
     bad = '<script>alert("x")</script> & <b>'
     row = dict(VLM=True, LLM=False, merged=False, size=1)
-    card = str(template('parts.html').module.question(question_parts(q, row, dict(VLM=bad, LLM='', merged='7'), 5)))
+    card = str(template('parts.html').module.question(question_parts(q, row,
+        dict(VLM=bad, LLM='', merged='7'), 5)))
     assert '<script' not in card and '<b>' not in card and '&lt;script&gt;' in card and 'nothing' in card
     assert (card.count('✓'), card.count('✗'))==(1, 2)
 
 
 def test_a_verdict_is_a_heading_and_points_with_remarks():
     told = verdict_parts('b against a\n- better <1>.\n    Replies are longer.\n- same')
-    assert told==dict(heading=['b against a'], points=[('better <1>.', ['Replies are longer.']), ('same', [])])
+    assert told==dict(heading=['b against a'],
+                      points=[('better <1>.', ['Replies are longer.']), ('same', [])])
     text = str(template('parts.html').module.verdict(told))
-    assert '<p>b against a</p>' in text and '<li>better &lt;1&gt;.<br><small>Replies are longer.</small>' in text and text.count('<li>')==2
+    assert '<p>b against a</p>' in text
+    assert '<li>better &lt;1&gt;.<br><small>Replies are longer.</small>' in text and text.count('<li>')==2
 
 
 def test_each_question_is_in_one_group(same):
@@ -230,31 +246,36 @@ def test_its_own_folder_is_written_anew(quick, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert quick(lambda folder: (folder/'first').touch())==0 and (tmp_path/DEMO/'first').exists()
     assert quick(lambda folder: None, '--seed', '2')==0 and not (tmp_path/DEMO/'first').exists()
-    assert [p.name for p in tmp_path.iterdir()]==[DEMO] and (tmp_path/DEMO/'report.html').read_text()=='page 2'
+    assert [p.name for p in tmp_path.iterdir()]==[DEMO]
+    assert (tmp_path/DEMO/'report.html').read_text()=='page 2'
     assert capsys.readouterr().out.splitlines()[-1]==f'written to {DEMO}'
     assert quick(lambda folder: None, '--out', 'other')==0
     assert quick(lambda folder: None, '--out', 'other')==3, 'a folder that was named is kept'
 
 
-@pytest.mark.parametrize('fault,code', [(KeyboardInterrupt(), 130), (ValueError('No.'), 3)], ids=['ctrl-c', 'refused'])
+@pytest.mark.parametrize('fault,code', [(KeyboardInterrupt(), 130), (ValueError('No.'), 3)],
+                         ids=['ctrl-c', 'refused'])
 def test_stopped_it_leaves_what_was_there(fault, code, quick, tmp_path, monkeypatch, capsys):
     def fail(folder): raise fault
     monkeypatch.chdir(tmp_path)
     assert quick(fail)==code and not list(tmp_path.iterdir())
     assert quick(lambda folder: (folder/'first').touch())==0
-    assert quick(fail)==code and [p.name for p in tmp_path.iterdir()]==[DEMO] and (tmp_path/DEMO/'first').exists()
+    assert quick(fail)==code and [p.name for p in tmp_path.iterdir()]==[DEMO]
+    assert (tmp_path/DEMO/'first').exists()
     assert 'goes on from here' not in capsys.readouterr().err
 
 
 def test_any_other_folder_is_left_alone(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for held in ('notes.txt', 'recipe.json'):                # The latter: somebody merged into a folder of this name
+    for held in ('notes.txt', 'recipe.json'):  # The latter: somebody merged into a folder of this name
         (tmp_path/DEMO).mkdir()
         (tmp_path/DEMO/held).write_text('{"recipe": {}}')
         assert main(['demo'])==3 and 'already there' in capsys.readouterr().err
         assert [p.name for p in (tmp_path/DEMO).iterdir()]==[held]
         shutil.rmtree(tmp_path/DEMO)
-    for argv, said in ((['-n', '8'], '-n is 8; 40 questions are the least'), (['--weight', '1.5'], 'from 0 to 1'), (['--seed', '-1'], '--seed is -1; it is 0 or above'),
+    for argv, said in ((['-n', '8'], '-n is 8; 40 questions are the least'),
+                       (['--weight', '1.5'], 'from 0 to 1'),
+                       (['--seed', '-1'], '--seed is -1; it is 0 or above'),
                        (['--out', 'no/where'], 'not a folder')):
         assert main(['demo', *argv])==3
         err = capsys.readouterr().err.splitlines()

@@ -32,6 +32,7 @@ def test_an_unknown_name_is_told_by_name():
 
 def test_results_are_drawn_by_charts_that_exist():
     "A result names its chart as text, since charts stand above it"
-    said = [o.split('=')[1].strip().strip("'\"") for module in MODULES for o in module_text(module).splitlines() if 'DRAWN_BY = ' in o]
+    said = [o.split('=')[1].strip().strip("'\"") for module in MODULES
+            for o in module_text(module).splitlines() if 'DRAWN_BY = ' in o]
     assert len(said)>3
     for o in said: assert callable(resolve_name(o)), o

@@ -162,7 +162,8 @@ def note_each_piece(monkeypatch): monkeypatch.setattr(writer, 'FLUSH', 1)
 # Another process, which can be killed
 
 context = multiprocessing.get_context('forkserver' if sys.platform=='linux' else 'spawn')
-context.set_forkserver_preload(['vlm_merging.merging.merge', 'vlm_merging.cli.main', 'pytest', 'safetensors.torch'])
+context.set_forkserver_preload(['vlm_merging.merging.merge', 'vlm_merging.cli.main', 'pytest',
+                                'safetensors.torch'])
 
 def child(recipe, out, act, by=merge):
     "Merge in a process of its own, in which `act` looks on"
@@ -716,7 +717,8 @@ def test_targets_among_the_inputs(sharded, out):
     for to in out, out/'code'/'out': 
         with pytest.raises(ValueError, match='inputs'): merge(again, out=to, overwrite=True)
     (out.parent/'link').symlink_to(out)
-    with pytest.raises(ValueError, match='inputs|made by'): merge(again, out=out.parent/'link', overwrite=True)
+    with pytest.raises(ValueError, match='inputs|made by'):
+        merge(again, out=out.parent/'link', overwrite=True)
     assert files(out)==before
 
 def refused_quietly(recipe, to, match):

@@ -33,7 +33,8 @@ def test_every_requirement_has_a_tested_version():
     def name(o): return re.split(r'[<>=!~ ;\[]', o)[0].lower().replace('-', '_')
     tested = [o for o in (project/'constraints.txt').read_text().splitlines() if o and o[0]!='#']
     assert all(re.fullmatch(r'[\w.-]+==[\w.]+', o) for o in tested)
-    assert {name(o) for key in ('requirements', 'serving_requirements', 'xlsx_requirements', 'dev_requirements')
+    assert {name(o) for key in ('requirements', 'serving_requirements', 'xlsx_requirements',
+                                'dev_requirements')
             for o in lines(key)} <= {name(o) for o in tested}
     assert {o for o in lines('dev_requirements') if '==' in o} <= set(tested)
 
@@ -64,7 +65,8 @@ def test_the_wheel_asks_for_what_settings_require(built):
     assert plain(*lines('console_scripts')) in plain(commands)
     source = project/package
     shipped = {o.relative_to(project).as_posix() for o in source.rglob('*')
-               if o.is_file() and '__pycache__' not in o.parts and (o.suffix=='.py' or {'data', 'templates'} & {*o.parts})}
+               if o.is_file() and '__pycache__' not in o.parts
+               and (o.suffix=='.py' or {'data', 'templates'} & {*o.parts})}
     assert shipped=={o for o in names if o.startswith(package+'/')}
 
 def test_the_wheel_installs_and_its_command_answers(built, tmp_path):

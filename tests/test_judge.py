@@ -5,13 +5,16 @@ import polars as pl, pytest
 from vlm_merging.cli.main import main
 from vlm_merging.scoring.judge import judge_item, judge_report, judged
 
-ROWS = [dict(index='1', question='Which SECRET bar?', answer='B', choices='["GOLDLEFT","GOLDRIGHT"]', question_type='multi_choice',
+ROWS = [dict(index='1', question='Which SECRET bar?', answer='B', choices='["GOLDLEFT","GOLDRIGHT"]',
+             question_type='multi_choice',
              prediction='Both are tall. The second one has the colour.'),
         dict(index='2', question='How SECRET long?', answer='12', prediction='The answer is 12.'),
-        dict(index='3', question='How SECRET long?', answer='12', prediction='Look at the ruler. Twelve, I should think, or less. Nice ruler.'),
+        dict(index='3', question='How SECRET long?', answer='12',
+             prediction='Look at the ruler. Twelve, I should think, or less. Nice ruler.'),
         dict(index='4', question='How SECRET long?', answer='12', prediction='It goes on and on. '*60),
         dict(index='5', question='How SECRET long?', answer='12', prediction=''),
-        dict(index='6', question='How SECRET long?', answer='12', prediction='Look at the ruler. Twelve, I should think, or less. Nice ruler.')]
+        dict(index='6', question='How SECRET long?', answer='12',
+             prediction='Look at the ruler. Twelve, I should think, or less. Nice ruler.')]
 FRAME = pl.DataFrame(ROWS, infer_schema_length=None).with_columns(run=pl.lit('one'), benchmark=pl.lit('bars'))
 
 def keeper(said):
@@ -25,21 +28,25 @@ def test_it_sees_neither_question_nor_gold(tmp_path):
     assert not [q for q in asked if 'SECRET' in q or 'GOLD' in q or '12' in q]
     assert len(asked)==2, 'equal replies are asked once; sure, looping and empty ones never'
     assert scores['correct'].to_list()==[True, True, True, False, False, True]
-    assert scores['tier'].to_list()[:3]==['judge', 'pattern', 'judge'] and set(scores['protocol'])=={'judge-1'}
+    assert scores['tier'].to_list()[:3]==['judge', 'pattern', 'judge']
+    assert set(scores['protocol'])=={'judge-1'}
     assert '3 of 6' in judge_report(scores) and 'failed for 0' in judge_report(scores)
 
 def test_a_failing_judge_is_counted_and_asked_again(tmp_path):
     def broken(q): raise OSError('no such host')
     asked, ask = keeper(broken)
     scores = judged(FRAME, ask, tmp_path/'judge', run='canned', progress=False)
-    assert scores['correct'].is_not_null().all() and scores.filter(pl.col('reason').str.starts_with('judge failed')).height==3
+    assert scores['correct'].is_not_null().all()
+    assert scores.filter(pl.col('reason').str.starts_with('judge failed')).height==3
     assert 'failed for 3 (100.0%)' in judge_report(scores)
     asked, ask = keeper(lambda q: 'NONE')
     scores = judged(FRAME, ask, tmp_path/'judge', run='canned', progress=False)
-    assert len(asked)==2 and scores['outcome'].to_list()==['no answer', 'answered', 'no answer', 'loop', 'empty', 'no answer']
+    assert len(asked)==2
+    assert scores['outcome'].to_list()==['no answer', 'answered', 'no answer', 'loop', 'empty', 'no answer']
 
 def test_what_it_makes_up_is_put_aside(tmp_path):
-    scores = judged(FRAME.head(1).with_columns(choices=pl.lit(None, pl.String), question_type=pl.lit('free_form'), answer=pl.lit('31')),
+    scores = judged(FRAME.head(1).with_columns(choices=pl.lit(None, pl.String),
+                                               question_type=pl.lit('free_form'), answer=pl.lit('31')),
                     lambda item: '31 cm', tmp_path/'judge', run='canned', progress=False)
     assert scores['correct'].to_list()==[False] and 'put aside' in scores['reason'][0]
 
@@ -61,7 +68,8 @@ def test_from_the_shell(tmp_path, capsys):
         def do_POST(self):
             asked = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
             told = 'B' if 'colour' in json.dumps(asked) else 'Twelve'
-            held = json.dumps(dict(id='1', object='chat.completion', created=0, model='judge', choices=[dict(index=0, finish_reason='stop',
+            held = json.dumps(dict(id='1', object='chat.completion', created=0, model='judge',
+                                   choices=[dict(index=0, finish_reason='stop',
                               message=dict(role='assistant', content=told))])).encode()
             self.send_response(200)
             self.send_header('Content-Type', 'application/json')

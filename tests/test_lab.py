@@ -8,8 +8,10 @@ def trio():
     "VLM, its processor, LLM, its tokenizer"
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
     at = lab_folder()
-    return (AutoModelForImageTextToText.from_pretrained(at/'vlm', dtype=torch.float32), AutoProcessor.from_pretrained(at/'vlm'),
-            AutoModelForCausalLM.from_pretrained(at/'llm', dtype=torch.float32), AutoTokenizer.from_pretrained(at/'llm'))
+    return (AutoModelForImageTextToText.from_pretrained(at/'vlm', dtype=torch.float32),
+            AutoProcessor.from_pretrained(at/'vlm'),
+            AutoModelForCausalLM.from_pretrained(at/'llm', dtype=torch.float32),
+            AutoTokenizer.from_pretrained(at/'llm'))
 
 @pytest.fixture(scope='module')
 def asked(): return questions(400, seed=11)
@@ -48,7 +50,8 @@ def test_a_merge_is_a_trade_and_beats_both_parents(trio, asked):
     def merged(share): # Of the LLM
         both = deepcopy(vlm)
         with torch.no_grad():
-            for (name, mine), theirs in zip(both.model.language_model.named_parameters(), llm.model.parameters(), strict=True):
+            for (name, mine), theirs in zip(both.model.language_model.named_parameters(),
+                                            llm.model.parameters(), strict=True):
                 if not name.startswith('embed_tokens'): mine.lerp_(theirs, share)
         return accuracy(asked, answer(both, processor, asked))
     before, between, shell = merged(0), merged(.4), merged(1)
@@ -65,21 +68,25 @@ def test_the_trio_shares_its_words(trio):
     def of_vlm(name): return next(v for k, v in vlm.items() if k.endswith(name))
     for name in ('embed_tokens.weight', 'lm_head.weight'):
         mine = next(v for k, v in base.items() if k.endswith(name))
-        assert torch.equal(mine, next(v for k, v in llm.items() if k.endswith(name))) and torch.equal(mine, of_vlm(name))
+        assert torch.equal(mine, next(v for k, v in llm.items() if k.endswith(name)))
+        assert torch.equal(mine, of_vlm(name))
     layer = 'layers.3.mlp.up_proj.weight'
     assert not torch.equal(base[f'model.{layer}'], llm[f'model.{layer}'])
 
 def test_replies_do_not_depend_on_the_batch(trio, asked):
     vlm, processor, llm, tokenizer = trio
-    assert answer(vlm, processor, asked[:21], batch_size=4) == answer(vlm, processor, asked[:21], batch_size=21)
-    assert answer(llm, tokenizer, asked[:21], batch_size=4) == answer(llm, tokenizer, asked[:21], batch_size=21)
+    assert answer(vlm, processor, asked[:21], batch_size=4) == answer(vlm, processor, asked[:21],
+        batch_size=21)
+    assert answer(llm, tokenizer, asked[:21], batch_size=4) == answer(llm, tokenizer, asked[:21],
+        batch_size=21)
 
 def test_questions_are_seeded_and_splits_are_apart():
     assert questions(80, seed=5) == questions(80, seed=5) != questions(80, seed=6)
     a, b = questions(8, seed=5), questions(8, seed=5)
     assert all(x.image.tobytes()==y.image.tobytes() for x, y in zip(a, b))
     scenes = {s:{q.scene for q in questions(700, seed=1, split=s)} for s in ('train', 'dev', 'test')}
-    assert not scenes['train']&scenes['test'] and not scenes['dev']&scenes['test'] and not scenes['train']&scenes['dev']
+    assert not scenes['train']&scenes['test'] and not scenes['dev']&scenes['test']
+    assert not scenes['train']&scenes['dev']
 
 def test_answers_follow_from_the_scene():
     import numpy as np

@@ -18,7 +18,8 @@ layers = LayerExplorer(pause=.1)
 layers''', '''layers.wait()
 replies = merging.browse()
 replies''', '''print('the kernel is', 'free')''']
-SETTINGS = {'apputils-extension/notification':dict(fetchNews='false', checkForUpdates=False), 'notebook-extension/tracker':dict(windowingMode='none', autoStartDefaultKernel=True),
+SETTINGS = {'apputils-extension/notification':dict(fetchNews='false', checkForUpdates=False),
+            'notebook-extension/tracker':dict(windowingMode='none', autoStartDefaultKernel=True),
             'docmanager-extension/plugin':dict(autosave=False)}
 
 def free_port():
@@ -35,16 +36,26 @@ def address(tmp_path_factory):
         file = room/'settings'/'@jupyterlab'/f'{name}.jupyterlab-settings'
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(held))
-    cells = [dict(cell_type='code', id=f'c{i}', source=s, metadata={}, outputs=[], execution_count=None) for i, s in enumerate(CELLS)]
-    about = dict(kernelspec=dict(name='python3', display_name='python3', language='python'), language_info=dict(name='python'))
+    cells = [dict(cell_type='code', id=f'c{i}', source=s, metadata={}, outputs=[], execution_count=None)
+             for i, s in enumerate(CELLS)]
+    about = dict(kernelspec=dict(name='python3', display_name='python3', language='python'),
+                 language_info=dict(name='python'))
     (room/'work').mkdir()
-    (room/'work'/'widgets.ipynb').write_text(json.dumps(dict(cells=cells, metadata=about, nbformat=4, nbformat_minor=5)))
-    places = {f'JUPYTER_{k}_DIR':k.lower() for k in ('CONFIG', 'DATA', 'RUNTIME')}|dict(JUPYTERLAB_SETTINGS_DIR='settings', JUPYTERLAB_WORKSPACES_DIR='workspaces',
-                                                                                      IPYTHONDIR='ipython', JUPYTER_PLATFORM_DIRS='platform')
-    env = os.environ|{k:str(room/v) for k, v in places.items()}|dict(HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1', JUPYTER_PLATFORM_DIRS='0', PYTHONPATH=str(project))
-    options = dict(ip='127.0.0.1', port=port, port_retries=0, open_browser=False, root_dir=str(room/'work'), allow_root=True)
-    command = [sys.executable, '-m', 'jupyterlab', '--IdentityProvider.token=', '--LabApp.expose_app_in_browser=True', *(f'--ServerApp.{k}={v}' for k, v in options.items())]
-    with open(room/'log', 'w') as log: server = subprocess.Popen(command, env=env, cwd=room, stdout=log, stderr=subprocess.STDOUT)
+    (room/'work'/'widgets.ipynb').write_text(json.dumps(dict(cells=cells, metadata=about, nbformat=4,
+        nbformat_minor=5)))
+    places = {f'JUPYTER_{k}_DIR':k.lower() for k in ('CONFIG', 'DATA',
+                                                     'RUNTIME')}|dict(JUPYTERLAB_SETTINGS_DIR='settings',
+                                                         JUPYTERLAB_WORKSPACES_DIR='workspaces',
+                                                                                      IPYTHONDIR='ipython',
+                                                                                          JUPYTER_PLATFORM_DIRS='platform')
+    env = os.environ|{k:str(room/v) for k, v in places.items()}|dict(HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1',
+        JUPYTER_PLATFORM_DIRS='0', PYTHONPATH=str(project))
+    options = dict(ip='127.0.0.1', port=port, port_retries=0, open_browser=False, root_dir=str(room/'work'),
+                   allow_root=True)
+    command = [sys.executable, '-m', 'jupyterlab', '--IdentityProvider.token=',
+               '--LabApp.expose_app_in_browser=True', *(f'--ServerApp.{k}={v}' for k, v in options.items())]
+    with open(room/'log', 'w') as log:
+        server = subprocess.Popen(command, env=env, cwd=room, stdout=log, stderr=subprocess.STDOUT)
     try:
         end = time.monotonic()+WAIT/1000
         while server.poll() is None:
@@ -74,7 +85,9 @@ def lab(address, playing):
         else:
             seen.strange.append(url)
             route.abort()
-    browser = playing.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, '--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1'])
+    browser = playing.chromium.launch(executable_path=CHROMIUM,
+                                      args=[*FLAGS, '--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE '
+                                                    '127.0.0.1'])
     page = browser.new_page(viewport=dict(width=1440, height=1000))
     page.set_default_timeout(WAIT)
     page.set_default_navigation_timeout(WAIT)
@@ -113,22 +126,31 @@ def shot(page, name):
 
 def test_all_three_are_drawn(lab):
     page, seen = lab
-    trouble = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"], .jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')
+    trouble = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"], '
+                           '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')
     end = time.monotonic()+WAIT/1000
-    while not page.get_by_text('the kernel is free').count() and not trouble.count() and time.monotonic()<end: page.wait_for_timeout(200)
-    said = [*trouble.all_inner_texts(), *page.locator('[role=status]').all_inner_texts(), *page.locator('.jp-InputPrompt').all_inner_texts()]
+    while not page.get_by_text('the kernel is free').count() and not trouble.count() and time.monotonic()<end:
+        page.wait_for_timeout(200)
+    said = [*trouble.all_inner_texts(), *page.locator('[role=status]').all_inner_texts(),
+            *page.locator('.jp-InputPrompt').all_inner_texts()]
     assert page.get_by_text('the kernel is free').count(), said
     for n in range(3): done(area(page, n))
-    assert area(page, 0).locator('svg .mark-symbol path').count()>=6 and area(page, 0).locator('svg .mark-rect path').count()>=32
+    assert area(page, 0).locator('svg .mark-symbol path').count()>=6
+    assert area(page, 0).locator('svg .mark-rect path').count()>=32
     area(page, 1).locator('.vega-embed svg.marks').wait_for(timeout=WAIT)
-    assert area(page, 1).locator('.vega-embed svg .mark-symbol path').count()>=48 and area(page, 2).locator('img').count()==1
+    assert area(page, 1).locator('.vega-embed svg .mark-symbol path').count()>=48
+    assert area(page, 2).locator('img').count()==1
 
 def test_a_weight_moves_by_keyboard_and_the_charts_follow(lab):
     page, seen = lab
     place = area(page, 0)
     handle = slider(place, 'weight')
-    def marks(): return place.locator('svg .mark-symbol path').evaluate_all('all => all.map(e => e.getAttribute("transform")).join()')
-    def cells(): return place.locator('svg .mark-rect path').evaluate_all('all => all.map(e => e.getAttribute("fill")+e.getAttribute("aria-label")).join()')
+    def marks():
+        return place.locator('svg .mark-symbol path').evaluate_all('all => all.map(e => '
+                                                                   'e.getAttribute("transform")).join()')
+    def cells():
+        return place.locator('svg .mark-rect path').evaluate_all('all => all.map(e => '
+                                                                 'e.getAttribute("fill")+e.getAttribute("aria-label")).join()')
     handle.focus()
     colours = cells()
     after(place, marks, lambda: [handle.press(k) for k in ['PageDown']*2+['ArrowLeft']*5])
@@ -143,7 +165,9 @@ def test_a_layer_is_taken_by_slider_and_by_click(lab):
     place = area(page, 1)
     handle = slider(place, 'layer')
     def told(): return place.get_by_text(re.compile('masked, .* replies are others')).inner_text()
-    def marked(): return place.locator('.vega-embed svg .mark-rect path').evaluate_all('all => all.map(e => e.getAttribute("opacity")).join()')
+    def marked():
+        return place.locator('.vega-embed svg .mark-rect path').evaluate_all('all => all.map(e => '
+                                                                             'e.getAttribute("opacity")).join()')
     handle.focus()
     strips = marked()
     assert 'layer 1 masked' in after(place, told, lambda: handle.press('ArrowRight'))
@@ -162,8 +186,10 @@ def test_replies_are_browsed_and_filtered(lab):
     handle = slider(place, 'reply')
     handle.focus()
     assert 'Reply 2 of 120' in after(place, told, lambda: handle.press('ArrowRight'))
-    assert 'Reply 3 of 120' in after(place, told, lambda: place.get_by_role('button', name='next').press('Enter'))
-    assert 'that fit, of 120' in after(place, told, lambda: place.locator('select').first.select_option(index=index_of(place, 'reasoning')))
+    assert 'Reply 3 of 120' in after(place, told,
+                                     lambda: place.get_by_role('button', name='next').press('Enter'))
+    assert 'that fit, of 120' in after(place, told,
+                                       lambda: place.locator('select').first.select_option(index=index_of(place, 'reasoning')))
     place.locator('input[type=text]').first.fill('top-left')
     page.wait_for_timeout(800)
     assert 'top-left' in place.inner_text()
@@ -172,7 +198,8 @@ def test_replies_are_browsed_and_filtered(lab):
 
 def index_of(place, word):
     "Number of the option in which a word stands"
-    return next(n for n, o in enumerate(place.locator('select').first.locator('option').all_inner_texts()) if word in o)
+    return next(n for n, o in enumerate(place.locator('select').first.locator('option').all_inner_texts())
+                if word in o)
 
 CONTRAST = '''box => {
   const lum = c => { const v = c.map(x => x/255).map(x => x<=.03928 ? x/12.92 : ((x+.055)/1.055)**2.4); return .2126*v[0]+.7152*v[1]+.0722*v[2] }

@@ -6,7 +6,8 @@ from safetensors.torch import load_file
 from vlm_merging.merging import merge as room
 from vlm_merging.merging.merge import merge
 from vlm_merging.merging.coins import drop, drop_by_rank, name_rng
-from vlm_merging.merging.methods import (METHODS, Scale, Share, elect_signs, blockwise, breadcrumbs, dare_linear,
+from vlm_merging.merging.methods import (METHODS, Scale, Share, elect_signs, blockwise, breadcrumbs,
+                                         dare_linear,
     dare_ties, della, energies, linear, merge_method, sce, slerp, task_arithmetic, ties, trims)
 from vlm_merging.merging.recipe import Recipe
 from vlm_merging.lab.tiny import make_trio
@@ -354,7 +355,8 @@ def test_a_method_of_ones_own(methods, trio, tmp_path):
     assert (methods['louder'].fills, list(methods['louder'].knobs))==(('vlm', 'llm'), ['gain'])
     assert methods['louder'].knobs['gain'].about=='Factor of the LLM where it wins'
     assert torch.equal(louder(vec(1., -3.), vec(2., 2.), gain=.5), vec(1., -3.))
-    out = merge(Recipe(trio.vlm, trio.llm, method='louder', knobs=dict(gain=.5), layers='1-'), out=tmp_path/'out')
+    out = merge(Recipe(trio.vlm, trio.llm, method='louder', knobs=dict(gain=.5), layers='1-'),
+                out=tmp_path/'out')
     vlm, llm, done = (load_file(f/'model.safetensors') for f in (trio.vlm, trio.llm, out))
     for n in llm:
         v, l, d = vlm['language_model.'+n], llm[n], done['language_model.'+n]

@@ -26,7 +26,8 @@ def vlm(kind, seed=0, how='sdpa'):
     key = kind, seed, how
     if key not in _kept:
         _kept[key] = made(vlm_config(kind), 'AutoModelForImageTextToText', seed, how)
-        with torch.no_grad(): _kept[key](**ask_inputs(_kept[key], kind))      # A first run leaves hooks of transformers' own
+        # A first run leaves hooks of transformers' own
+        with torch.no_grad(): _kept[key](**ask_inputs(_kept[key], kind))
     return _kept[key]
 
 
@@ -40,9 +41,11 @@ def padded(model, kind):
             pad = lambda x, n, left: torch.cat([x[:, :0].new_zeros(1, n, *x.shape[2:])]*left+[x]+
                                                [x[:, :0].new_zeros(1, n, *x.shape[2:])]*(not left), 1)
             if k=='input_ids':     # The longer row has three words more at its end
-                a, b = torch.cat([a, torch.tensor([[9, 11, 12]])], 1), torch.cat([torch.zeros(1, 3, dtype=b.dtype), b], 1)
+                a, b = torch.cat([a, torch.tensor([[9, 11, 12]])],
+                                 1), torch.cat([torch.zeros(1, 3, dtype=b.dtype), b], 1)
             elif k=='attention_mask': a, b = torch.ones(1, a.shape[1]+3, dtype=a.dtype), pad(b, 3, True)
-            elif k=='cross_attention_mask': a, b = torch.cat([a, a[:, -1:].expand(-1, 3, -1, -1)], 1), pad(b, 3, True)
+            elif k=='cross_attention_mask':
+                a, b = torch.cat([a, a[:, -1:].expand(-1, 3, -1, -1)], 1), pad(b, 3, True)
             else: a, b = pad(a, 3, False), pad(b, 3, True)
         out[k] = torch.cat([a, b])
     return out
@@ -54,13 +57,16 @@ def logits(model, inputs):
 
 def state(model):
     "All that a mask could leave behind: modules, hooks, attributes, parameters"
-    return [(n, {k:(dict(v) if isinstance(v, dict) else v) for k, v in vars(m).items()}) for n, m in model.named_modules()]
+    return [(n, {k:(dict(v) if isinstance(v, dict) else v) for k, v in vars(m).items()}) for n,
+            m in model.named_modules()]
 
 
 def same_state(a, b):
     def alike(x, y):
-        if isinstance(x, dict): return x.keys()==y.keys() and list(x)==list(y) and all(alike(x[k], y[k]) for k in x)
-        if torch.is_tensor(x) and not isinstance(x, torch.nn.Parameter): return torch.equal(x, y)   # Qwen notes its ropes
+        if isinstance(x, dict):
+            return x.keys()==y.keys() and list(x)==list(y) and all(alike(x[k], y[k]) for k in x)
+        # Qwen notes its ropes
+        if torch.is_tensor(x) and not isinstance(x, torch.nn.Parameter): return torch.equal(x, y)
         return x is y or (type(x) in (int, float, str, bool, tuple) and x==y)
     return len(a)==len(b) and all(n==m and alike(x, y) for (n, x), (m, y) in zip(a, b))
 
@@ -133,9 +139,11 @@ def test_masks_equal_edits_by_hand(kind):
     for i in spots(model):
         hand = {(part, 'skip', None):skip_by_hand(model, i, part) for part in ('layer', 'attention', 'mlp')}
         hand |= {(part, 'zero', None):hand[part, 'skip', None] for part in ('attention', 'mlp')}
-        hand |= {(part, 'constant', None):constant_by_hand(model, i, part) for part in ('layer', 'attention', 'mlp')}
+        hand |= {(part, 'constant', None):constant_by_hand(model, i, part)
+                 for part in ('layer', 'attention', 'mlp')}
         hand |= {('head', way, 2):head_by_hand(model, i, 2) for way in ('skip', 'zero')}
-        hand |= {('head', 'uniform', 2):uniform_by_hand(model, i, 2), ('attention', 'uniform', None):uniform_by_hand(model, i),
+        hand |= {('head', 'uniform', 2):uniform_by_hand(model, i, 2),
+                 ('attention', 'uniform', None):uniform_by_hand(model, i),
                  ('mlp', 'uniform', None):hand['mlp', 'constant', None],
                  ('layer', 'uniform', None):constant_by_hand(uniform_by_hand(model, i), i, 'mlp')}
         for (part, how, head), edited in hand.items():
@@ -161,10 +169,13 @@ def test_mean_is_what_a_part_adds_on_average(kind):
         def flow(part, **how):
             "The stream at the entry, between attention and MLP, and at the exit"
             at, hooks, layer = {}, [], layers[i]
-            second = next(getattr(layer, n) for n in ('pre_feedforward_layernorm', 'post_attention_layernorm') if hasattr(layer, n))
+            second = next(getattr(layer, n) for n in ('pre_feedforward_layernorm',
+                                                      'post_attention_layernorm') if hasattr(layer, n))
             def middle(m, args): at['middle'] = args[0]
-            def ends(m, args, kwargs, out): at['entry'], at['exit'] = args[0], out[0] if isinstance(out, tuple) else out
-            hooks = [second.register_forward_pre_hook(middle), layer.register_forward_hook(ends, with_kwargs=True)]
+            def ends(m, args, kwargs, out):
+                at['entry'], at['exit'] = args[0], out[0] if isinstance(out, tuple) else out
+            hooks = [second.register_forward_pre_hook(middle),
+                     layer.register_forward_hook(ends, with_kwargs=True)]
             try:
                 if part:
                     with masked(model, i, part, 'mean', means=found, **how): logits(model, inputs)
@@ -182,7 +193,7 @@ def test_mean_is_what_a_part_adds_on_average(kind):
         assert torch.allclose(found[i, 'attention']*gated, mean, **CLOSE)
         got = flow('attention')
         assert torch.allclose(got['middle']-got['entry'], mean.expand_as(got['middle']), **CLOSE)
-        if hasattr(layers[i], 'self_attn'):      # The words before a picture get nothing from a cross layer's MLP
+        if hasattr(layers[i], 'self_attn'):  # The words before a picture get nothing from a cross layer's MLP
             mean = (plain['exit']-plain['middle']).mean(0)
             assert torch.allclose(found[i, 'mlp'], mean, **CLOSE)
             got = flow('mlp')
@@ -211,7 +222,9 @@ def test_weights_of_another_model(kind):
         with masked(model, i, part, 'weights', other=llm): got = logits(model, inputs)
         assert torch.equal(got, logits(edited, inputs)), part
     if any(cross):
-        with pytest.raises(ValueError, match='cross-attention layer'), masked(model, cross.index(True), how='weights', other=llm): pass
+        with pytest.raises(ValueError, match='cross-attention layer'), masked(model, cross.index(True),
+            how='weights', other=llm):
+            pass
         twin = vlm(kind, seed=9)                     # Another VLM of the family has partners for all layers
         with masked(model, '0-', how='weights', other=twin): got = logits(model, inputs)
         edited = copy.deepcopy(model)
@@ -227,12 +240,14 @@ def test_generation_goes_on_under_a_mask(kind):
     inputs = padded(model, kind)
     def written(m):
         with torch.inference_mode():
-            out = m.generate(**inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False, output_logits=True,
+            out = m.generate(**inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False,
+                             output_logits=True,
                              return_dict_in_generate=True)
         return torch.stack(out.logits, 1)
     plain = written(model)
     edits = {(0, 'layer', 'skip', None): lambda: skip_by_hand(model, 0, 'layer')}
-    edits |= {(spots(model)[-1], 'attention', 'uniform', None): lambda: uniform_by_hand(model, spots(model)[-1]),
+    edits |= {(spots(model)[-1], 'attention', 'uniform', None): lambda: uniform_by_hand(model,
+        spots(model)[-1]),
               (2, 'head', 'skip', 1): lambda: head_by_hand(model, 2, 1)}
     for (i, part, how, head), edit in edits.items():
         with masked(model, i, part, how, heads=head): got = written(model)
@@ -273,15 +288,21 @@ def test_implementations_agree(kind):
 
 def text_model(kind, how='sdpa', **more):
     from transformers import AutoConfig
-    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-                 vocab_size=96, max_position_embeddings=256, pad_token_id=0, bos_token_id=1, eos_token_id=2) | more
+    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
+                 num_key_value_heads=2,
+                 vocab_size=96, max_position_embeddings=256, pad_token_id=0, bos_token_id=1,
+                 eos_token_id=2) | more
     return made(AutoConfig.for_model(kind, **small), 'AutoModelForCausalLM', 3, how)
 
 
-OTHERS = dict(llama={}, phi3={}, olmo2={}, gemma2=dict(head_dim=8), glm4=dict(head_dim=8), granite=dict(residual_multiplier=.5),
-              cohere={}, mixtral=dict(num_local_experts=4), qwen2_moe=dict(moe_intermediate_size=16, num_experts=4,
-              shared_expert_intermediate_size=16), qwen3_next=dict(head_dim=8, linear_num_value_heads=4, linear_num_key_heads=2,
-              linear_key_head_dim=8, linear_value_head_dim=8, moe_intermediate_size=16, num_experts=4, num_experts_per_tok=2,
+OTHERS = dict(llama={}, phi3={}, olmo2={}, gemma2=dict(head_dim=8), glm4=dict(head_dim=8),
+              granite=dict(residual_multiplier=.5),
+              cohere={}, mixtral=dict(num_local_experts=4),
+              qwen2_moe=dict(moe_intermediate_size=16, num_experts=4,
+              shared_expert_intermediate_size=16),
+              qwen3_next=dict(head_dim=8, linear_num_value_heads=4, linear_num_key_heads=2,
+              linear_key_head_dim=8, linear_value_head_dim=8, moe_intermediate_size=16, num_experts=4,
+              num_experts_per_tok=2,
               shared_expert_intermediate_size=16))
 
 @pytest.mark.parametrize('kind', OTHERS)
@@ -295,13 +316,16 @@ def test_language_models_of_other_kinds(kind):
         with masked(model, i): nothing = logits(model, dict(input_ids=ids))
         with masked(model, i, 'attention'), masked(model, i, 'mlp'): got = logits(model, dict(input_ids=ids))
         assert torch.equal(nothing, got) and not torch.equal(nothing, plain)
-        with masked(model, i, 'attention', 'mean', means=found), masked(model, i, 'mlp', 'zero'): logits(model, dict(input_ids=ids))
+        with masked(model, i, 'attention', 'mean', means=found), masked(model, i, 'mlp', 'zero'):
+            logits(model, dict(input_ids=ids))
         if (i, 'head') in found:
             with masked(model, i, 'head', heads=(0, 1, 2, 3)): got = logits(model, dict(input_ids=ids))
-            with masked(model, i, 'attention'): assert torch.allclose(got, logits(model, dict(input_ids=ids)), **CLOSE)
+            with masked(model, i, 'attention'):
+                assert torch.allclose(got, logits(model, dict(input_ids=ids)), **CLOSE)
         else:
             with pytest.raises(ValueError, match='no heads before'), masked(model, i, 'head', heads=0): pass
-            with pytest.raises(ValueError, match='cannot be made uniform'), masked(model, i, 'attention', 'uniform'):
+            with pytest.raises(ValueError, match='cannot be made uniform'), masked(model, i, 'attention',
+                'uniform'):
                 logits(model, dict(input_ids=ids))
     assert same_state(held, state(model))
 
@@ -316,7 +340,8 @@ def test_sliding_windows():
             seen.update(v=v.repeat_interleave(2, 1), out=out[0].transpose(1, 2))
             return out
         attention = decoder_layers(model)[1].self_attn
-        with wrapped_attention(attention, watch), masked(model, 1, 'attention', 'uniform'): logits(model, dict(input_ids=ids))
+        with wrapped_attention(attention, watch), masked(model, 1, 'attention', 'uniform'):
+            logits(model, dict(input_ids=ids))
         windows = torch.stack([seen['v'][:, :, max(0, t-2):t+1].mean(2) for t in range(7)], 2)
         assert torch.allclose(seen['out'], windows, atol=1e-5)
 
@@ -334,9 +359,11 @@ def test_flash_style_masks():
         w = (q@k.mT*scaling).masked_fill(~see, -1e9).softmax(-1)
         return (w@v).transpose(1, 2), None
     AttentionInterface.register('packed_like', packed_like)
-    AttentionMaskInterface.register('packed_like', lambda *args, attention_mask=None, **kwargs: attention_mask)
+    AttentionMaskInterface.register('packed_like', lambda *args, attention_mask=None,
+                                    **kwargs: attention_mask)
     model, other = text_model('llama', 'packed_like'), text_model('llama')
-    inputs = dict(input_ids=torch.tensor([[1, 5, 6, 7], [0, 0, 1, 9]]), attention_mask=torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]]))
+    inputs = dict(input_ids=torch.tensor([[1, 5, 6, 7], [0, 0, 1, 9]]),
+                  attention_mask=torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]]))
     with masked(model, '1-2', 'attention', 'uniform'), masked(other, '1-2', 'attention', 'uniform'):
         assert decoder_layers(model)[1].self_attn.config._attn_implementation.endswith('packed_like')
         a, b = logits(model, inputs), logits(other, inputs)
@@ -347,7 +374,8 @@ def test_flash_style_masks():
 def test_masks_are_removed_whatever_happens():
     model = vlm('llava')
     inputs, held, found = padded(model, 'llava'), state(model), means(model, [padded(model, 'llava')])
-    everything = masks(model, PARTS[:3], WAYS[:5], [1]) + masks(model, 'head', ('skip', 'uniform'), [1], heads=(0, 1))
+    everything = masks(model, PARTS[:3], WAYS[:5], [1]) + masks(model, 'head', ('skip', 'uniform'), [1],
+        heads=(0, 1))
     for mask in everything:
         with pytest.raises(ZeroDivisionError):
             with applied(model, mask, found):
@@ -377,8 +405,10 @@ def test_masks_compose():
     for how in ('skip', 'mean', 'uniform'):
         both = under(Mask((1,), 'head', how, (0, 3)))
         assert torch.equal(both, under(Mask((1,), 'head', how, (0,)), Mask((1,), 'head', how, (3,))))
-    assert torch.equal(under(Mask((1,), 'mlp', 'mean')), under(Mask((1,), 'mlp', 'skip'), Mask((1,), 'mlp', 'mean')))
-    assert torch.equal(under(Mask((1,), how='uniform')), under(Mask((1,), 'attention', 'uniform'), Mask((1,), 'mlp', 'constant')))
+    assert torch.equal(under(Mask((1,), 'mlp', 'mean')),
+                       under(Mask((1,), 'mlp', 'skip'), Mask((1,), 'mlp', 'mean')))
+    assert torch.equal(under(Mask((1,), how='uniform')),
+                       under(Mask((1,), 'attention', 'uniform'), Mask((1,), 'mlp', 'constant')))
     whole = under(Mask((1,), 'layer', 'weights'))
     assert torch.equal(whole, under(Mask((1,), 'layer', 'constant'), Mask((1,), 'layer', 'weights')))
     every = under(Mask((1,), 'head', 'uniform', (0, 1, 2, 3)))
@@ -394,9 +424,12 @@ def test_gradients_flow_as_in_a_model_edited_by_hand(kind):
         m.zero_grad()
         with applied(m, mask) if mask else nullcontext(): loss = m(**inputs).logits.square().mean()
         loss.backward()                                           # Also behind the block
-        return {n:p.grad for n, p in m.named_parameters() if p.grad is not None and 'embed_tokens' in n or '.layers.0.' in n}
-    for mask, edited in ((Mask((1,)), skip_by_hand(model, 1, 'layer')), (Mask((2,), 'attention', 'uniform'), uniform_by_hand(model, 2)),
-                         (Mask((2,), 'head', 'skip', (1,)), head_by_hand(model, 2, 1)), (Mask((2,), 'mlp', 'constant'), constant_by_hand(model, 2, 'mlp'))):
+        return {n:p.grad for n, p in m.named_parameters() if p.grad is not None and 'embed_tokens' in n
+                or '.layers.0.' in n}
+    for mask, edited in ((Mask((1,)), skip_by_hand(model, 1, 'layer')),
+                         (Mask((2,), 'attention', 'uniform'), uniform_by_hand(model, 2)),
+                         (Mask((2,), 'head', 'skip', (1,)), head_by_hand(model, 2, 1)),
+                         (Mask((2,), 'mlp', 'constant'), constant_by_hand(model, 2, 'mlp'))):
         got, wanted = gradient(model, mask), gradient(edited)
         assert any('embed' in n for n in got)
         for n, g in got.items():
@@ -414,13 +447,15 @@ def test_dtypes_modes_and_recorded_states():
     for mode in (model.eval, model.train):
         mode()
         for mask in masks(model, PARTS[:3], WAYS, [1]):
-            with torch.inference_mode(), applied(model, mask, found, vlm('gemma3', 9)): got = model(**inputs).logits
+            with torch.inference_mode(), applied(model, mask, found, vlm('gemma3', 9)):
+                got = model(**inputs).logits
             assert got.dtype==torch.bfloat16 and got.isfinite().all() and not torch.equal(got, plain)
-            with applied(model, mask, found, vlm('gemma3', 9)), torch.inference_mode(): assert torch.equal(model(**inputs).logits, got)
+            with applied(model, mask, found, vlm('gemma3', 9)), torch.inference_mode():
+                assert torch.equal(model(**inputs).logits, got)
     model = vlm('llava')
     inputs = padded(model, 'llava')
     with torch.no_grad():
-        model(**inputs, output_hidden_states=True)                # From here on transformers has hooks of its own
+        model(**inputs, output_hidden_states=True)  # From here on transformers has hooks of its own
         with masked(model, 1): states = model(**inputs, output_hidden_states=True).hidden_states
     assert torch.equal(states[1], states[2]) and not torch.equal(states[2], states[3])
 
@@ -435,7 +470,9 @@ def test_what_does_not_fit_is_a_sentence():
     decoder_layers(strange)[1].self_attn = Own(decoder_layers(strange)[1].self_attn)
     inputs = padded(model, 'llava')
     held = state(strange)
-    with pytest.raises(ValueError, match='cannot be made uniform'), masked(strange, 1, 'attention', 'uniform'): logits(strange, inputs)
+    with pytest.raises(ValueError, match='cannot be made uniform'), masked(strange, 1, 'attention',
+        'uniform'):
+        logits(strange, inputs)
     assert same_state(held, state(strange))
     with masked(strange, 1, 'head', heads=1): logits(strange, inputs)
     class Block(torch.nn.Module):
@@ -443,13 +480,17 @@ def test_what_does_not_fit_is_a_sentence():
         def forward(self, hidden_states, **kwargs): return hidden_states+1
     decoder_layers(strange)[2] = Block()
     for part in ('attention', 'mlp', 'head'):
-        with pytest.raises(ValueError, match='Mask the whole layer'), masked(strange, 2, part, heads=0 if part=='head' else None): pass
+        with pytest.raises(ValueError, match='Mask the whole layer'), masked(strange, 2, part,
+            heads=0 if part=='head' else None):
+            pass
     with masked(strange, 2): skipped = logits(strange, inputs)
     assert not torch.equal(skipped, logits(strange, inputs))
     big = text_model('llama', hidden_size=64)
     for words, call in {'different sizes of model. Pass':lambda: masked(model, 1, how='weights', other=big),
-                        'self-attention layers':lambda: masked(model, 1, how='weights', other=text_model('llama', num_hidden_layers=2)),
-                        'has no self_attn.q_proj':lambda: masked(model, 1, how='weights', other=text_model('phi3')),
+                        'self-attention layers':lambda: masked(model, 1, how='weights',
+                            other=text_model('llama', num_hidden_layers=2)),
+                        'has no self_attn.q_proj':lambda: masked(model, 1, how='weights',
+                            other=text_model('phi3')),
                         'within the heads 0-3':lambda: masked(model, 1, 'head', heads=4),
                         'within the layers 0-3':lambda: masked(model, 4),
                         'all rows of a batch':lambda: masked(model, 1, 'mlp', 'uniform', rows=[0]),
@@ -457,16 +498,22 @@ def test_what_does_not_fit_is_a_sentence():
                         'whole numbers':lambda: masked(model, -1),
                         'heads share some':lambda: masked(model, 1, 'head', 'constant', heads=1),
                         'at least one':lambda: masked(model, []),
-                        'stack of 4':lambda: masked(text_model('mixtral', **OTHERS['mixtral']), 1, 'mlp', 'constant')}.items():
+                        'stack of 4':lambda: masked(text_model('mixtral', **OTHERS['mixtral']), 1, 'mlp',
+                                                    'constant')}.items():
         with pytest.raises(ValueError, match=words), call(): pass
     quantised = copy.deepcopy(model)
     linear = decoder_layers(quantised)[1].mlp.up_proj
     linear.weight = torch.nn.Parameter(linear.weight.data.char(), requires_grad=False)
-    with pytest.raises(ValueError, match='mlp.up_proj.weight cannot be replaced'), masked(quantised, 1, 'mlp', 'constant'): pass
+    with pytest.raises(ValueError, match='mlp.up_proj.weight cannot be replaced'), masked(quantised, 1, 'mlp',
+        'constant'):
+        pass
     with torch.device('meta'): linear.weight = torch.nn.Parameter(torch.empty(64, 32))
-    with pytest.raises(ValueError, match='cannot be replaced'), masked(model, 1, 'mlp', 'weights', other=quantised): pass
+    with pytest.raises(ValueError, match='cannot be replaced'), masked(model, 1, 'mlp', 'weights',
+        other=quantised):
+        pass
     with pytest.raises(ValueError, match='no batch'): means(model, [])
-    with pytest.raises(ValueError, match='as the processor makes them'): means(model, [ask_inputs(model, 'llava')|dict(attention_mask=torch.ones(1, 1, 9, 9))])
+    with pytest.raises(ValueError, match='as the processor makes them'):
+        means(model, [ask_inputs(model, 'llava')|dict(attention_mask=torch.ones(1, 1, 9, 9))])
 
 
 def test_a_tied_matrix_changes_only_where_it_is_masked():
@@ -496,17 +543,19 @@ def test_reads_add_up(kind):
     from vlm_merging.probing.lens import attention_mass, image_positions, logit_lens, patched, read_states, residual_norms
     model, eager = vlm(kind), vlm(kind, how='eager')
     inputs = padded(model, kind)
-    plain, picture, seen = logits(model, inputs), image_positions(model, inputs), inputs['attention_mask'].bool()
+    plain, picture, seen = logits(model, inputs), image_positions(model,
+        inputs), inputs['attention_mask'].bool()
     held = state(model)
     assert torch.equal(picture.sum(1), torch.full((2,), KINDS[kind].tokens))
     lens = logit_lens(model, inputs, [[5, 6], [7, 8]])
     for r in lens.filter(layer=len(decoder_layers(model))-1).iter_rows(named=True):
         own = plain[r['row'], -1].log_softmax(-1)
         assert abs(own[r['token']]-r['logprob'])<1e-4 and r['rank']==int((own>own[r['token']]).sum())+1
-    stream, parts = read_states(model, inputs), [read_states(model, inputs, part=p) for p in ('attention', 'mlp')]
+    stream, parts = read_states(model, inputs), [read_states(model, inputs, part=p)
+                                                 for p in ('attention', 'mlp')]
     for i, layer in enumerate(decoder_layers(model)):
         gates = [getattr(layer, f'cross_attn_{n}_gate', torch.tensor(20.)).tanh() for n in ('attn', 'mlp')]
-        if i and not (kind=='qwen3_vl' and i<=2):                     # Deepstack adds between its first layers
+        if i and not (kind=='qwen3_vl' and i<=2):  # Deepstack adds between its first layers
             step = stream[i]-stream[i-1]
             got = gates[0]*parts[0][i]+gates[1]*parts[1][i]
             at = seen.clone()
@@ -530,7 +579,8 @@ def test_reads_add_up(kind):
             return do
         from contextlib import ExitStack
         with ExitStack() as stack:
-            for i, layer in enumerate(decoder_layers(eager)): stack.enter_context(wrapped_attention(find_part(layer, 'attention'), catch(i)))
+            for i, layer in enumerate(decoder_layers(eager)):
+                stack.enter_context(wrapped_attention(find_part(layer, 'attention'), catch(i)))
             logits(eager, inputs)
         at = seen&~picture
         if of=='last': at = torch.zeros_like(at); at[:, -1] = True
@@ -544,7 +594,8 @@ def test_reads_add_up(kind):
         assert mass['even'].is_between(0, 1.00001).all()
     with patched(model, 2, stream): assert torch.allclose(logits(model, inputs), plain, **CLOSE)
     last = len(decoder_layers(model))-1
-    with patched(model, last, torch.ones_like(stream[last])): assert torch.allclose(logits(model, inputs)[0, 0], logits(model, inputs)[1, 5])
+    with patched(model, last, torch.ones_like(stream[last])):
+        assert torch.allclose(logits(model, inputs)[0, 0], logits(model, inputs)[1, 5])
     with patched(model, 2, {2:stream[2]+1}, positions=[-1]): got = logits(model, inputs)
     assert kind=='paligemma' or torch.equal(got[:, :-1], plain[:, :-1])         # Its prompt looks both ways
     assert not torch.equal(got[:, -1], plain[:, -1])
@@ -555,22 +606,31 @@ def test_patches_of_parts_and_their_refusals():
     from vlm_merging.probing.lens import attention_mass, logit_lens, patched, read_states
     model, donor = vlm('llava'), text_model('llama', vocab_size=104)
     inputs = padded(model, 'llava')
-    words = dict(input_ids=torch.where(inputs['input_ids']==96, 9, inputs['input_ids']), attention_mask=inputs['attention_mask'])
+    words = dict(input_ids=torch.where(inputs['input_ids']==96, 9, inputs['input_ids']),
+                 attention_mask=inputs['attention_mask'])
     theirs = read_states(donor, words, 2, 'mlp')
-    with patched(model, 2, theirs, 'mlp'), masked(donor, 2, 'mlp', 'skip'): got = read_states(model, inputs, 2, 'mlp')[2]
+    with patched(model, 2, theirs, 'mlp'), masked(donor, 2, 'mlp', 'skip'):
+        got = read_states(model, inputs, 2, 'mlp')[2]
     assert torch.equal(got, theirs[2])
     with patched(model, 1, {1:torch.zeros_like(theirs[2])}, 'attention'): got = logits(model, inputs)
     with masked(model, 1, 'attention'): assert torch.allclose(got, logits(model, inputs), **CLOSE)
-    with masked(model, 3, 'attention', 'uniform'): assert torch.equal(*[torch.tensor(attention_mass(model, inputs)[c][3]) for c in ('mass', 'even')])
-    with torch.no_grad(), patched(model, 1, read_states(model, inputs, 1)):          # The prompt is patched, the steps go on
+    with masked(model, 3, 'attention', 'uniform'):
+        assert torch.equal(*[torch.tensor(attention_mass(model, inputs)[c][3]) for c in ('mass', 'even')])
+    # The prompt is patched, the steps go on
+    with torch.no_grad(), patched(model, 1, read_states(model, inputs, 1)):
         got = model.generate(**inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False)
     assert torch.equal(got, model.generate(**inputs, max_new_tokens=3, min_new_tokens=3, do_sample=False))
-    right = dict(input_ids=inputs['input_ids'].flip(0)[:, 3:], attention_mask=torch.tensor([[1]*9, [1]*7+[0]*2]))
-    right['input_ids'] = torch.where(right['input_ids']==96, 9, right['input_ids'])   # Padded on the right, the last is the seventh
+    right = dict(input_ids=inputs['input_ids'].flip(0)[:, 3:],
+                 attention_mask=torch.tensor([[1]*9, [1]*7+[0]*2]))
+    # Padded on the right, the last is the seventh
+    right['input_ids'] = torch.where(right['input_ids']==96, 9, right['input_ids'])
     out = logits(model, right).log_softmax(-1)
     assert abs(logit_lens(model, right, [5]).filter(layer=3, row=1)['logprob'][0]-float(out[1, 6, 5]))<1e-4
-    for match, call in {'no states of layer 3':lambda: patched(model, 3, theirs), "No part 'head'":lambda: patched(model, 2, theirs, 'head')}.items():
+    for match, call in {'no states of layer 3':lambda: patched(model, 3, theirs),
+                        "No part 'head'":lambda: patched(model, 2, theirs, 'head')}.items():
         with pytest.raises(ValueError, match=match), call(): pass
-    with pytest.raises(ValueError, match='as many rows'), patched(model, 2, {2:theirs[2][:, :4]}): logits(model, inputs)
-    with pytest.raises(ValueError, match='does more behind'): logit_lens(text_model('granite', logits_scaling=8.), dict(input_ids=words['input_ids']%96), [5])
+    with pytest.raises(ValueError, match='as many rows'), patched(model, 2, {2:theirs[2][:, :4]}):
+        logits(model, inputs)
+    with pytest.raises(ValueError, match='does more behind'):
+        logit_lens(text_model('granite', logits_scaling=8.), dict(input_ids=words['input_ids']%96), [5])
     with pytest.raises(ValueError, match='There are: last, text'): attention_mass(model, inputs, 'first')

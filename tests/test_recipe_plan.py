@@ -44,7 +44,8 @@ def line(v, l, weight): return (weight*v.float() + (1-weight)*l.float()).to(v.dt
 
 def comments(fn):
     "What stands beside each parameter or field"
-    return {o[1]: o[2].strip() for o in re.finditer(r'^    \*{0,2}(\w+)\b[^#\n]*#(.+)$', inspect.getsource(fn), re.M)}
+    return {o[1]: o[2].strip() for o in re.finditer(r'^    \*{0,2}(\w+)\b[^#\n]*#(.+)$',
+                                                    inspect.getsource(fn), re.M)}
 
 def test_a_recipe_is_one_thing_in_all_signatures():
     "Name, default and comment of each ingredient"
@@ -57,7 +58,8 @@ def test_a_recipe_is_one_thing_in_all_signatures():
         assert beside==beside | comments(recipe_of)
         assert all(beside[k]==fields_beside[k] for k in usual if k not in ('llm', 'base')), verb
 
-@pytest.mark.parametrize('more', [dict(), dict(weight=.4), dict(weight=[1., .5], layers='1-2', modules='mlp')])
+@pytest.mark.parametrize('more', [dict(), dict(weight=.4),
+                                  dict(weight=[1., .5], layers='1-2', modules='mlp')])
 def test_a_recipe_or_its_ingredients(more, trio, tmp_path):
     knobs = {k:v for k, v in more.items() if k=='weight'}
     recipe = Recipe(trio.vlm, trio.llm, knobs=knobs, **{k:v for k, v in more.items() if k!='weight'})
@@ -69,7 +71,8 @@ def test_a_base_stands_third(trio):
     assert recipe_of(*trio, method='ties', density=.3)==Recipe(*trio, 'ties', dict(density=.3))
 
 @pytest.mark.parametrize('more,said', [
-    (dict(wieght=.9), "no knob 'wieght'; it has 'weight'.*Did you mean `weight`"), (dict(layer='6-'), 'Did you mean `layers`'),
+    (dict(wieght=.9), "no knob 'wieght'; it has 'weight'.*Did you mean `weight`"),
+    (dict(layer='6-'), 'Did you mean `layers`'),
     (dict(density=.3), 'ties.* have it: choose one as `method`'), (dict(knobs=dict(weight=.9)), 'weight=0.9'),
     (dict(epsilon=.3), 'della has it')])
 def test_an_unknown_keyword_is_told_what_was_meant(more, said):
@@ -77,12 +80,14 @@ def test_an_unknown_keyword_is_told_what_was_meant(more, said):
 
 @pytest.mark.parametrize('more', [dict(llm='l'), dict(layers='6-'), dict(seed=1), dict(method='slerp')])
 def test_what_stands_in_a_recipe_is_not_said_twice(more):
-    with pytest.raises(ValueError, match=f'`{next(iter(more))}` cannot stand beside a recipe'): recipe_of(Recipe('v', 'l'), **more)
+    with pytest.raises(ValueError, match=f'`{next(iter(more))}` cannot stand beside a recipe'):
+        recipe_of(Recipe('v', 'l'), **more)
 
 def test_knobs_of_a_recipe_can_be_turned():
     recipe = Recipe('v', 'l', 'b', 'ties', dict(density=.3), layers='6-')
     assert recipe_of(recipe) is recipe
-    assert recipe_of(recipe, density=.5, weight=1.)==Recipe('v', 'l', 'b', 'ties', dict(density=.5, weight=1.), layers='6-')
+    assert recipe_of(recipe, density=.5, weight=1.)==Recipe('v', 'l', 'b', 'ties',
+                                                            dict(density=.5, weight=1.), layers='6-')
 
 def test_a_recipe_and_a_plan_can_be_read_on_a_screen(trio):
     recipe = Recipe('v', 'l', 'b', 'ties', dict(density=.3), layers='6-', as_run=True)
@@ -95,7 +100,8 @@ def test_a_recipe_and_a_plan_can_be_read_on_a_screen(trio):
 # --- Where
 
 @pytest.mark.parametrize('layers,numbers', [
-    ('all', {0, 1, 2, 3}), ('1-2', {1, 2}), ('0,3', {0, 3}), ('2-', {2, 3}), ('1', {1}), (' 0 - 1 , 3 ', {0, 1, 3}),
+    ('all', {0, 1, 2, 3}), ('1-2', {1, 2}), ('0,3', {0, 3}), ('2-', {2, 3}), ('1', {1}),
+    (' 0 - 1 , 3 ', {0, 1, 3}),
     ('0-1,1-2', {0, 1, 2})])
 def test_layers(layers, numbers, trio, tmp_path):
     out = merge(Recipe(trio.vlm, trio.llm, layers=layers), out=tmp_path/'out')

@@ -15,14 +15,17 @@ from vlm_merging.probing.masks import PARTS, WAYS
 
 # --- Signatures, read without an import, are those that Python has
 
-@pytest.mark.parametrize('where,function', [('asking.models:open_model', open_model), ('merging.recipe:Recipe.layer_swap', Recipe.layer_swap)])
+@pytest.mark.parametrize('where,function', [('asking.models:open_model', open_model),
+                                            ('merging.recipe:Recipe.layer_swap', Recipe.layer_swap)])
 def test_a_function(where, function):
     known = {n:p for n, p in inspect.signature(function).parameters.items() if p.kind is not p.VAR_KEYWORD}
     read = parameters_of(where)
     assert read.keys()==known.keys()
-    for n, p in known.items(): assert read[n].default==(REQUIRED if p.default is p.empty else p.default) and read[n].about
+    for n, p in known.items():
+        assert read[n].default==(REQUIRED if p.default is p.empty else p.default) and read[n].about
 
-@pytest.mark.parametrize('where,cls', [('asking.models:LocalModel', LocalModel), ('merging.recipe:Recipe', Recipe)])
+@pytest.mark.parametrize('where,cls', [('asking.models:LocalModel', LocalModel),
+                                       ('merging.recipe:Recipe', Recipe)])
 def test_a_dataclass(where, cls):
     read = parameters_of(where)
     assert [*read]==[f.name for f in fields(cls)]
@@ -42,7 +45,8 @@ def test_the_knobs_are_those_of_the_methods():
         assert read[name][0]==m.about and [*read[name][1]]==[*m.knobs]
         for k in m.knobs.values():
             p = read[name][1][k.name]
-            assert (p.default, p.about)==(k.default, k.about) and p.bounds==(() if k.choices else (k.low, k.high))
+            assert (p.default, p.about)==(k.default, k.about)
+            assert p.bounds==(() if k.choices else (k.low, k.high))
             if k.choices and k.choices!=(True, False): assert p.choices==k.choices
 
 def test_a_method_that_was_entered_brings_its_own_options(monkeypatch, capsys):
@@ -71,11 +75,16 @@ def test_what_is_not_there_is_told():
 def read(line): return read_words(COMMANDS[line.split()[0]], line.split()[1:])
 
 @pytest.mark.parametrize('line,name,value', [
-    ('probe m --how skip,uniform', 'how', ('skip', 'uniform')), ('probe m --how skip uniform', 'how', ('skip', 'uniform')),
-    ('probe m --how skip, uniform skip', 'how', ('skip', 'uniform')), ('probe m --by a,b', 'by', ('a', 'b')), ('probe m --ray', 'ray', 'local'),
-    ('probe m --ray auto', 'ray', 'auto'), ('sweep --weights 0.6,0.7', 'weights', ('0.6', '0.7')), ('sweep --layers 6-31 0-5,8', 'layers', ['6-31', '0-5,8']),
-    ('ask m --benchmark a b,c', 'benchmark', ('a', 'b', 'c')), ('compare a b --by ,', 'by', ()), ('ask m -n 3', 'n', 3), ('ask m --temperature 0.5', 'temperature', .5),
-    ('merge --overwrite', 'overwrite', True), ('plan --weight 1,0.9,0.7', 'weight', [1., .9, .7]), ('plan --rescale no', 'rescale', False),
+    ('probe m --how skip,uniform', 'how', ('skip', 'uniform')),
+    ('probe m --how skip uniform', 'how', ('skip', 'uniform')),
+    ('probe m --how skip, uniform skip', 'how', ('skip', 'uniform')), ('probe m --by a,b', 'by', ('a', 'b')),
+    ('probe m --ray', 'ray', 'local'),
+    ('probe m --ray auto', 'ray', 'auto'), ('sweep --weights 0.6,0.7', 'weights', ('0.6', '0.7')),
+    ('sweep --layers 6-31 0-5,8', 'layers', ['6-31', '0-5,8']),
+    ('ask m --benchmark a b,c', 'benchmark', ('a', 'b', 'c')), ('compare a b --by ,', 'by', ()),
+    ('ask m -n 3', 'n', 3), ('ask m --temperature 0.5', 'temperature', .5),
+    ('merge --overwrite', 'overwrite', True), ('plan --weight 1,0.9,0.7', 'weight', [1., .9, .7]),
+    ('plan --rescale no', 'rescale', False),
     ('prepare', 'names', None), ('prepare a b', 'names', ['a', 'b']), ('prepare a --to x', 'data', 'x')])
 def test_values(line, name, value): assert read(line).get(name)==value
 
@@ -86,10 +95,12 @@ def test_a_file_with_a_comma_in_its_name(tmp_path, monkeypatch):
 
 def test_what_belongs_to_a_function():
     given = dict(data='x', n=3, benchmark=('b',), batch_size=4)
-    assert taken(given, 'benchmarks.load:load n split folder=data', 'asking.models:LocalModel batch_size')==dict(n=3, folder='x', batch_size=4)
+    assert taken(given, 'benchmarks.load:load n split folder=data',
+                 'asking.models:LocalModel batch_size')==dict(n=3, folder='x', batch_size=4)
 
 def test_a_command_is_a_function_and_a_list():
-    @command(shows=dict(what='benchmarks.load:load n seed'), example='vlm-merging count a', choices=dict(way='probing.masks:WAYS'))
+    @command(shows=dict(what='benchmarks.load:load n seed'), example='vlm-merging count a',
+             choices=dict(way='probing.masks:WAYS'))
     def count_command(
         folder:str,       # What is counted
         *,
@@ -102,20 +113,29 @@ def test_a_command_is_a_function_and_a_list():
 
 # --- What is told
 
-NAMES = dict(base='--base', overwrite='--overwrite', allow_nonfinite='--allow-nonfinite', n='-n', weight='--weight', layers='--layers', items='--benchmark')
+NAMES = dict(base='--base', overwrite='--overwrite', allow_nonfinite='--allow-nonfinite', n='-n',
+             weight='--weight', layers='--layers', items='--benchmark')
 
 @pytest.mark.parametrize('said,told', [
-    ('ties needs `base`: the model.', 'ties needs --base: the model.'), ('Pass `overwrite=True`.', 'Pass --overwrite.'),
-    ('Pass overwrite=True to replace it.', 'Pass --overwrite to replace it.'), ('allow it with `allow_nonfinite`.', 'allow it with --allow-nonfinite.'),
-    ('ties: weight is 4; it is', 'ties: --weight is 4; it is'), ("layers is 'x'", "--layers is 'x'"), ('Widen `layers` or `modules`.', 'Widen --layers or `modules`.'),
-    ('The weight of the base is in layers 0-3.', 'The weight of the base is in layers 0-3.'), ('a/allow_nonfinite.json', 'a/allow_nonfinite.json'),
-    ('`weight=[1, .5]`', '--weight 1,0.5'), ("`layers='6-31'`", '--layers 6-31'), ('n is 0', '-n is 0'), ('in (at)', 'in (at)')])
+    ('ties needs `base`: the model.', 'ties needs --base: the model.'),
+    ('Pass `overwrite=True`.', 'Pass --overwrite.'),
+    ('Pass overwrite=True to replace it.', 'Pass --overwrite to replace it.'),
+    ('allow it with `allow_nonfinite`.', 'allow it with --allow-nonfinite.'),
+    ('ties: weight is 4; it is', 'ties: --weight is 4; it is'), ("layers is 'x'", "--layers is 'x'"),
+    ('Widen `layers` or `modules`.', 'Widen --layers or `modules`.'),
+    ('The weight of the base is in layers 0-3.', 'The weight of the base is in layers 0-3.'),
+    ('a/allow_nonfinite.json', 'a/allow_nonfinite.json'),
+    ('`weight=[1, .5]`', '--weight 1,0.5'), ("`layers='6-31'`", '--layers 6-31'), ('n is 0', '-n is 0'),
+    ('in (at)', 'in (at)')])
 def test_names(said, told): assert in_shell_words(said, NAMES)==told
 
 @pytest.mark.parametrize('verb,said,told', [
     ('ask', "items are needed: load('mine.csv').", 'items are needed: --benchmark mine.csv.'),
-    ('ask', "or prepare('MathVista', source='folder') from files", 'or vlm-merging prepare MathVista --from folder from files'),
-    ('ask', 'see load(this, that=3)', 'see load(this, that=3)'), ('ask', 'name it with `weights`', 'name it with --serves'),
-    ('merge', 'as merge(vlm, llm) does', 'as vlm-merging merge VLM LLM does'), ('score', 'with replies(folder)', 'with replies(folder)')])
+    ('ask', "or prepare('MathVista', source='folder') from files", 'or vlm-merging prepare MathVista --from '
+                                                                   'folder from files'),
+    ('ask', 'see load(this, that=3)', 'see load(this, that=3)'),
+    ('ask', 'name it with `weights`', 'name it with --serves'),
+    ('merge', 'as merge(vlm, llm) does', 'as vlm-merging merge VLM LLM does'),
+    ('score', 'with replies(folder)', 'with replies(folder)')])
 def test_calls(verb, said, told):
     assert in_shell_words(said, flags_of(COMMANDS[verb]), lambda: calls_of(COMMANDS[verb]))==told

@@ -27,7 +27,8 @@ def test_the_readme_is_made_from_the_index():
 
 def test_the_readme_keeps_what_other_tests_take_from_it():
     made = docs().readme()
-    for marker in 'demo', 'test': assert re.search(rf'^<!-- {marker} -->\n```bash\n(.+\n)+```', made, flags=re.M), marker
+    for marker in 'demo', 'test':
+        assert re.search(rf'^<!-- {marker} -->\n```bash\n(.+\n)+```', made, flags=re.M), marker
     pictures = re.findall(r'!\[([^]]*)\]\(([^)]+)\)', made)
     assert pictures and all(len(text)>20 and (project/path).is_file() for text, path in pictures)
 
@@ -56,7 +57,8 @@ def test_the_tables_of_the_guide_are_those_of_the_code(name):
 
 def test_the_index_lists_every_room():
     index = (project/'nbs/index.ipynb').read_text(encoding='utf-8')
-    lost = [o.name for o in sorted((project/'nbs').glob('*/[0-9]*.ipynb')) if f']({o.parent.name}/{o.name})' not in index]
+    lost = [o.name for o in sorted((project/'nbs').glob('*/[0-9]*.ipynb'))
+            if f']({o.parent.name}/{o.name})' not in index]
     assert not lost, f'nbs/index.ipynb does not list {lost}.'
 
 # What a picture says to those who do not see it
@@ -67,7 +69,8 @@ def test_a_picture_is_told_in_words():
         return o.cell_text(dict(cell_type='code', source=source, outputs=[dict(output_type=kind, data=data)]))
     assert 'alt="Two &lt;cats&gt;"' in shown('#| alt: Two <cats>\ndraw()', {'image/png': 'AAAA'})
     assert 'alt="Picture, made by the code above: draw()"' in shown('x = 1\ndraw()', {'image/png': 'AAAA'})
-    assert '<svg role="img" aria-label="A line"' in shown('#| fig-alt: A line\ndraw()', {'image/svg+xml': '<svg width="1"></svg>'})
+    assert '<svg role="img" aria-label="A line"' in shown('#| fig-alt: A line\ndraw()',
+                                                          {'image/svg+xml': '<svg width="1"></svg>'})
     chart = '<div id="altair-viz-1"></div><script>(function(spec, o){vegaEmbed(a, spec, o)})({"vconcat": [{"title": {"text": ["Up", "and on"]}}]}, {});</script>'
     assert 'role="figure" aria-label="Chart: Up and on"' in shown('chart', {'text/html': chart})
 
@@ -122,10 +125,13 @@ def walk(page, address, path, shots, errors, fetched):
     page.goto(address+path, wait_until='load')
     charts = page.locator('[id^=altair-viz]').count()
     if charts:
-        try: page.wait_for_function("() => [...document.querySelectorAll('[id^=altair-viz]')].every(o => o.querySelector('canvas, svg'))")
+        try:
+            page.wait_for_function("() => [...document.querySelectorAll('[id^=altair-viz]')].every(o => "
+                                   "o.querySelector('canvas, svg'))")
         except Exception as e: yield f'a chart is not drawn: {str(e)[:100]}'
         drawn = page.evaluate(MARKS)
-        if bare := [i for i, n in enumerate(drawn) if n<10]: yield f'charts {bare} of {charts} are empty: {drawn}'
+        if bare := [i for i, n in enumerate(drawn) if n<10]:
+            yield f'charts {bare} of {charts} are empty: {drawn}'
     for name, (width, height) in dict(wide=WIDE, phone=PHONE).items():
         page.set_viewport_size(dict(width=width, height=height))
         found = page.evaluate(LOOK)
@@ -173,7 +179,8 @@ def test_the_walk_sees_what_is_wrong(tmp_path, browser):
     page, errors, fetched = listened(browser.new_page())
     said = '\n'.join(walk(page, tmp_path.as_uri()+'/', 'bad.html', tmp_path, errors, fetched))
     page.close()
-    for told in ('2 titles', '390 px: the page is', 'mute pictures', 'untold pictures', 'are empty', '390 px: the list of pages is block',
+    for told in ('2 titles', '390 px: the page is', 'mute pictures', 'untold pictures', 'are empty',
+                 '390 px: the list of pages is block',
                  'nowhere', 'fetched from outside'): assert told in said, told + '\n' + said
 
 @pytest.mark.xdist_group('browser')
@@ -194,5 +201,6 @@ def test_programs_find_all_pages(site):
     said = (site/'llms.txt').read_text(encoding='utf-8')
     assert said.startswith('# vlm_merging\n\n> ')
     pages = re.findall(r'\]\(([\w/]+\.html)\)', said)
-    there = {o.relative_to(site).as_posix() for o in site.rglob('*.html')} - {o.relative_to(site).as_posix() for o in (site/'source').rglob('*')}
+    there = {o.relative_to(site).as_posix() for o in site.rglob('*.html')} - {o.relative_to(site).as_posix()
+        for o in (site/'source').rglob('*')}
     assert set(pages)==there and len(pages)==len(there)

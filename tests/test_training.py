@@ -34,7 +34,8 @@ def test_only_what_is_listed_learns():
     torch.manual_seed(0)
     model, rng = LlamaForCausalLM(training.llama(32, 2)), np.random.default_rng(0)
     before = {k:v.clone() for k, v in model.state_dict().items()}
-    training.train(model, [(training.core(model.model), 1e-3)], 2, lambda: model(**training.lesson(rng, dict(number=1), 0, n=2)).loss)
+    training.train(model, [(training.core(model.model), 1e-3)], 2,
+                   lambda: model(**training.lesson(rng, dict(number=1), 0, n=2)).loss)
     moved = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     assert moved=={k for k in before if '.layers.' in k or k=='model.norm.weight'}
 
@@ -55,7 +56,8 @@ def test_a_small_trio_is_saved_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(training, 'exam', lambda *args: dict.fromkeys(TOPICS, 100.))
     said = []
     trio = training.train_trio(tmp_path/'trio', seed=3, hidden=32, layers=2, say=said.append)
-    assert {p.name for p in trio.iterdir()}=={'base', 'llm', 'vlm'} and [p.name for p in tmp_path.iterdir()]==['trio']
+    assert {p.name for p in trio.iterdir()}=={'base', 'llm', 'vlm'}
+    assert [p.name for p in tmp_path.iterdir()]==['trio']
     assert 'seed=3, hidden=32, layers=2' in (trio/'vlm'/'README.md').read_text() and 'seed 3' in said[-1]
     merged = merge(Recipe(trio/'vlm', trio/'llm', knobs=dict(weight=.5)), out=tmp_path/'merged')
     assert isinstance(open_model(merged, max_new_tokens=2)(load('lab', n=1)[0]), str)

@@ -10,7 +10,8 @@ from vlm_merging.lab.trio import lab_folder
 from vlm_merging.merging.methods import METHODS, Knob
 from vlm_merging.asking.models import Reply, open_model
 from vlm_merging.widgets.panels import (
-    Worker, lines_html, picture_html, literal_text, say_in, score_offline, status_line, table_html, verdict_html)
+    Worker, lines_html, picture_html, literal_text, say_in, score_offline, status_line, table_html,
+    verdict_html)
 from vlm_merging.probing.profile import profile_table, toy_probe
 from vlm_merging.benchmarks.load import load
 from vlm_merging.charts.maps import layers_page
@@ -34,27 +35,39 @@ def said(widget): return re.sub(r'<[^>]+>', '', widget.status.value).strip()
 
 # Text ------------------------------------------------------------------------
 
-@pytest.mark.parametrize('made', [lambda: literal_text(EVIL), lambda: table_html([EVIL], [[literal_text(EVIL)]]), lambda: lines_html([EVIL]),
-                                 lambda: reply_html(dict(prediction=EVIL, picked=EVIL, reason=EVIL, tier=EVIL, question=EVIL, answer=EVIL, index=EVIL, run=EVIL, correct=True, outcome=EVIL)),
-                                 lambda: picture_html(Picture(Image.new('RGB', (8, 8)), 'x" onerror="alert(1)')), lambda: picture_html(Picture(b'no picture', EVIL))])
+@pytest.mark.parametrize('made', [lambda: literal_text(EVIL),
+                                  lambda: table_html([EVIL], [[literal_text(EVIL)]]),
+                                  lambda: lines_html([EVIL]),
+                                 lambda: reply_html(dict(prediction=EVIL, picked=EVIL, reason=EVIL, tier=EVIL,
+                                                         question=EVIL, answer=EVIL, index=EVIL, run=EVIL,
+                                                         correct=True, outcome=EVIL)),
+                                 lambda: picture_html(Picture(Image.new('RGB', (8, 8)),
+                                     'x" onerror="alert(1)')),
+                                     lambda: picture_html(Picture(b'no picture', EVIL))])
 def test_text_of_a_model_is_no_html(made):
     page = made()
-    assert tags_in(page)<={'span', 'table', 'thead', 'tbody', 'tr', 'th', 'td', 'div', 'b', 'br', 'img'} and 'script' not in tags_in(page)
+    assert tags_in(page)<={'span', 'table', 'thead', 'tbody', 'tr', 'th', 'td', 'div', 'b', 'br', 'img'}
+    assert 'script' not in tags_in(page)
     assert 'onerror="' not in page and '<img src=x' not in page
 
 def test_a_status_line_is_no_html_and_has_a_role():
     place = status_line()
     say_in(place)('busy', EVIL)
-    assert tags_in(place.value)=={'div', 'span'} and 'role="status"' in place.value and 'data-kind="busy"' in place.value
+    assert tags_in(place.value)=={'div', 'span'} and 'role="status"' in place.value
+    assert 'data-kind="busy"' in place.value
 
 def test_what_is_right_is_told_by_a_word():
-    assert [re.sub(r'<[^>]+>|●', '', verdict_html(c)).strip() for c in (True, False, None)]==['right', 'wrong', 'not scored']
+    assert [re.sub(r'<[^>]+>|●', '', verdict_html(c)).strip() for c in (True, False, None)]==['right',
+        'wrong', 'not scored']
 
 def test_no_colour_of_letters_is_fixed():
     "Letters have the colour of the page; only dots and marks have their own"
-    page = reply_html(dict(prediction='7', question='?', answer='7', run='a', correct=True))+lines_html(['x'])+table_html(['a'], [['b']])
+    page = reply_html(dict(prediction='7', question='?', answer='7', run='a',
+                           correct=True))+lines_html(['x'])+table_html(['a'], [['b']])
     colours = re.findall(r'(?<!-)color:([^;"]+)', page)
-    assert {c for c in colours if not c.startswith('var(--jp')}<={panels.COLOURS[1], panels.COLOURS[2], 'transparent'} and 'background' not in page
+    assert {c for c in colours if not c.startswith('var(--jp')}<={panels.COLOURS[1], panels.COLOURS[2],
+        'transparent'}
+    assert 'background' not in page
 
 def test_a_large_picture_is_made_small():
     page = picture_html(Picture(Image.linear_gradient('L').resize((3000, 1500)).convert('RGB'), 'large'), 100)
@@ -84,7 +97,8 @@ def test_a_newer_setting_ends_an_older_one_at_its_next_step():
 
 def test_a_setting_that_comes_at_the_last_moment_is_not_lost():
     ran = []
-    worker = Worker(lambda kind, what: kind=='done' and len(ran)==1 and worker.ask(lambda step: ran.append('second')), pause=0)
+    worker = Worker(lambda kind, what: kind=='done' and len(ran)==1
+                    and worker.ask(lambda step: ran.append('second')), pause=0)
     worker.ask(lambda step: ran.append('first'))
     end = time.monotonic()+LONG
     while len(ran)<2 and time.monotonic()<end: time.sleep(.01)
@@ -134,11 +148,13 @@ def test_the_caller_is_not_kept_waiting():
 def test_every_method_gets_its_controls(name):
     for knob in METHODS[name].knobs.values():
         control = knob_control(knob)
-        assert control.value==knob.default and control.description==knob.name and control.tooltip==knob.about!=''
+        assert control.value==knob.default and control.description==knob.name
+        assert control.tooltip==knob.about!=''
         if knob.choices and knob.choices!=(True, False): assert control.options==knob.choices
         elif not knob.choices: assert (control.min, control.max)==(knob.low, knob.high)
 
-def test_a_yes_or_no_is_a_box_to_tick(): assert isinstance(knob_control(Knob('rescale', True, choices=(True, False), about='x')), W.Checkbox)
+def test_a_yes_or_no_is_a_box_to_tick():
+    assert isinstance(knob_control(Knob('rescale', True, choices=(True, False), about='x')), W.Checkbox)
 
 # Merge -----------------------------------------------------------------------
 
@@ -151,11 +167,13 @@ def merging(items): return MergeExplorer(items=items, pause=.02).wait(LONG)
 def test_the_ends_of_the_line_are_the_two_models(merging):
     merging.knobs['weight'].value = 1.
     merging.wait(LONG)
-    assert {n:r.text for n, r in merging.said['merged'].items()}=={n:r.text for n, r in merging.said['VLM'].items()}
+    assert {n:r.text for n, r in merging.said['merged'].items()}=={n:r.text for n,
+        r in merging.said['VLM'].items()}
     assert merging.change['difference'].to_list()==[0.]*merging.change.height
     merging.knobs['weight'].value = 0.
     merging.wait(LONG)
-    assert {n:r.text for n, r in merging.said['merged'].items()}=={n:r.text for n, r in merging.said[SHELL].items()}
+    assert {n:r.text for n, r in merging.said['merged'].items()}=={n:r.text for n,
+        r in merging.said[SHELL].items()}
 
 def test_what_it_says_is_what_a_merge_on_disk_says(merging, items, tmp_path):
     from vlm_merging.merging.merge import merge
@@ -163,9 +181,11 @@ def test_what_it_says_is_what_a_merge_on_disk_says(merging, items, tmp_path):
     merging.knobs['density'].value, merging.seed.value, merging.layers.value, merging.modules['norm'].value = .6, 3, (1, 5), False
     merging.wait(LONG)
     recipe = merging.recipe
-    assert (recipe.method, recipe.layers, recipe.modules, recipe.seed, recipe.knobs['density'])==('dare_linear', '1-5', 'attention,mlp', 3, .6)
+    assert (recipe.method, recipe.layers, recipe.modules, recipe.seed,
+            recipe.knobs['density'])==('dare_linear', '1-5', 'attention,mlp', 3, .6)
     other = open_model(merge(recipe, out=tmp_path/'m'), **LAB_ASKING)
-    assert {r.id:r.text for r in other.many(items)}=={items[n].id:r.text for n, r in merging.said['merged'].items()}
+    assert {r.id:r.text for r in other.many(items)}=={items[n].id:r.text for n,
+                                                      r in merging.said['merged'].items()}
     merging.layers.value, merging.modules['norm'].value = (0, merging.layers.max), True
     merging.method.value = 'linear'
     merging.wait(LONG)
@@ -176,7 +196,8 @@ def test_the_question_changes_without_work(merging):
     assert merging.worker.number==before and merging.items[7].question in merging.answers.value and merging.answers.value.count('●')==3
 
 def test_tables_and_charts_follow(merging):
-    assert set(merging.table['run'])=={'VLM', SHELL, 'merged'} and merging.table.filter(tag='category', what='accuracy')['low'].null_count()==0
+    assert set(merging.table['run'])=={'VLM', SHELL, 'merged'}
+    assert merging.table.filter(tag='category', what='accuracy')['low'].null_count()==0
     old = merging.map.value, merging.chart.value
     merging.knobs['weight'].value = .3
     merging.wait(LONG)
@@ -205,7 +226,8 @@ def test_what_is_missing_is_said_at_once(tmp_path):
     with pytest.raises(ValueError): MergeExplorer(at/'vlm', tmp_path/'nothing', items=load('lab', n=2))
     with pytest.raises(ValueError, match='`items` are missing'): LayerExplorer(model=at/'vlm')
 
-def test_it_shows_itself(merging): assert 'application/vnd.jupyter.widget-view+json' in merging._repr_mimebundle_()
+def test_it_shows_itself(merging):
+    assert 'application/vnd.jupyter.widget-view+json' in merging._repr_mimebundle_()
 
 # Layers ----------------------------------------------------------------------
 
@@ -216,7 +238,8 @@ def test_a_mask_acts_while_it_is_asked_and_no_longer(layers, items):
     layers.layer.value, layers.part.value, layers.how.value = 0, 'layer', 'skip'
     layers.wait(LONG)
     assert layers.scores['masked'].filter(pl.col('correct')).height<layers.scores['unmasked'].filter(pl.col('correct')).height
-    assert {r.id:r.text for r in layers.asker.many(items)}=={items[n].id:r.text for n, r in layers.said.items()}
+    assert {r.id:r.text for r in layers.asker.many(items)}=={items[n].id:r.text for n,
+        r in layers.said.items()}
 
 @pytest.mark.parametrize('how', BY)
 def test_every_way_of_masking_works(layers, how):
@@ -227,9 +250,10 @@ def test_every_way_of_masking_works(layers, how):
 def test_slider_and_click_move_one_mark(layers):
     layers.layer.value = 2
     assert layers.live.params.shown==2
-    layers.live._vl_selections = {'picked':dict(value={'layer':[5], 'vlPoint':{'or':[{'layer':5}]}}, store=[])}  # What a click in the browser sends
+    layers.live._vl_selections = {'picked':dict(value={'layer':[5], 'vlPoint':{'or':[{'layer':5}]}},
+                                                store=[])}  # What a click in the browser sends
     assert (layers.layer.value, layers.live.params.shown)==(5, 5)
-    layers.live._params = {'shown':0}                                   # A page drawn anew starts from its own number
+    layers.live._params = {'shown':0}  # A page drawn anew starts from its own number
     assert layers.live.params.shown==5
     layers.wait(LONG)
     assert 'layer 5 masked' in layers.replies.value
@@ -242,7 +266,8 @@ def test_the_mark_follows_a_number():
 
 def test_a_profile_alone_gives_charts_and_figures():
     alone = LayerExplorer(profile_table(toy_probe(n=30, depth=6), ('kind',)), pause=0).wait(LONG)
-    assert alone.layer.max==5 and alone.asker is None and alone.replies.value=='' and 'perception' in alone.figures.value
+    assert alone.layer.max==5 and alone.asker is None and alone.replies.value==''
+    assert 'perception' in alone.figures.value
     old = alone.figures.value
     alone.layer.value = 4
     alone.wait(LONG)
@@ -253,33 +278,43 @@ def test_a_profile_alone_gives_charts_and_figures():
 
 @pytest.fixture(scope='module')
 def two():
-    items = [Item(str(i), f'What is {i} plus 1?', str(i+1), (Picture(Image.new('RGB', (40, 30), (i, 0, 0)), f'picture {i}'),), benchmark='Toy',
-                  tags=dict(category=('reasoning', 'perception')[i%2], skills=['add', 'see'][:1+i%2])) for i in range(12)]
+    items = [Item(str(i), f'What is {i} plus 1?', str(i+1),
+                  (Picture(Image.new('RGB', (40, 30), (i, 0, 0)), f'picture {i}'),), benchmark='Toy',
+                  tags=dict(category=('reasoning', 'perception')[i%2], skills=['add', 'see'][:1+i%2]))
+                  for i in range(12)]
     a = score_offline(items, {i:Reply(str(i), str(i+1 if i<6 else 0)) for i in range(12)}, 'before')
-    b = score_offline(items, {i:Reply(str(i), EVIL if i==3 else f'The answer is {i+1 if i%2 else 99}.') for i in range(12)}, 'after')
+    b = score_offline(items, {i:Reply(str(i), EVIL if i==3 else f'The answer is {i+1 if i%2 else 99}.')
+                              for i in range(12)}, 'after')
     return items, a, b
 
 def test_verdicts_of_two_runs(two):
     rows = reply_rows(*two[1:])
-    assert dict(zip(rows['index'], rows['verdict']))=={str(i):('both right' if i in (1, 5) else 'lost') if i<6 else ('won' if i%2 else 'both wrong') for i in range(12)}
+    assert dict(zip(rows['index'], rows['verdict']))=={str(i):('both right' if i in (1, 5) else 'lost')
+                                                       if i<6 else ('won' if i%2 else 'both wrong')
+                                                       for i in range(12)}
     assert set(reply_rows(two[1])['verdict'])=={'right', 'wrong'}
 
 def test_filters_narrow_and_can_be_joined(two):
     rows, ids = reply_rows(*two[1:]), lambda t: set(t['index'])
-    assert ids(chosen_rows(rows, verdict='won'))=={'7', '9', '11'} and ids(chosen_rows(rows, verdict='changed'))=={'0', '2', '3', '4', '7', '9', '11'}
+    assert ids(chosen_rows(rows, verdict='won'))=={'7', '9', '11'}
+    assert ids(chosen_rows(rows, verdict='changed'))=={'0', '2', '3', '4', '7', '9', '11'}
     assert ids(chosen_rows(rows, tag=('skills', 'see')))=={str(i) for i in range(1, 12, 2)}
-    assert ids(chosen_rows(rows, text='<SCRIPT>'))=={'3'} and ids(chosen_rows(rows, text='is 11 plus'))=={'11'} and not chosen_rows(rows, text='[(').height
+    assert ids(chosen_rows(rows, text='<SCRIPT>'))=={'3'}
+    assert ids(chosen_rows(rows, text='is 11 plus'))=={'11'} and not chosen_rows(rows, text='[(').height
     assert ids(chosen_rows(rows, verdict='lost', tag=('category', 'perception')))=={'3'}
     assert sum(chosen_rows(rows, tier=t).height for t in rows['tier'].unique())>=12
-    assert list(tag_values(rows))==['category: perception (6)', 'category: reasoning (6)', 'skills: add (12)', 'skills: see (6)']
+    assert list(tag_values(rows))==['category: perception (6)', 'category: reasoning (6)', 'skills: add (12)',
+                                    'skills: see (6)']
 
 def test_browsing_by_button_slider_and_filter(two):
     items, a, b = two
     browser = ReplyBrowser(a, b, items)
-    assert browser.row['index']=='0' and 'picture 0' in browser.view.value and 'Reply 1 of 12' in said(browser)
+    assert browser.row['index']=='0' and 'picture 0' in browser.view.value
+    assert 'Reply 1 of 12' in said(browser)
     browser.on.click()
     browser.at.value = 4
-    assert browser.row['index']=='3' and 'script' not in tags_in(browser.view.value) and '&lt;script&gt;' in browser.view.value
+    assert browser.row['index']=='3' and 'script' not in tags_in(browser.view.value)
+    assert '&lt;script&gt;' in browser.view.value
     browser.verdict.value = 'won'
     assert browser.at.value==1 and browser.at.max==3 and 'Reply 1 of 3 that fit, of 12' in said(browser)
     for _ in range(5): browser.on.click()
@@ -294,8 +329,10 @@ def test_browsing_by_button_slider_and_filter(two):
 
 def test_one_run_and_no_items(two):
     browser = ReplyBrowser(two[1])
-    assert list(browser.verdict.options)==['all', 'right (6)', 'wrong (6)'] and '<img' not in browser.view.value and 'why' in browser.view.value
+    assert list(browser.verdict.options)==['all', 'right (6)', 'wrong (6)']
+    assert '<img' not in browser.view.value and 'why' in browser.view.value
 
 def test_tables_that_do_not_fit_are_refused(two):
     with pytest.raises(ValueError, match='holds 2 runs'): ReplyBrowser(pl.concat(two[1:]))
-    with pytest.raises(ValueError, match='share no item'): ReplyBrowser(two[1], two[2].with_columns(index=pl.col('index')+'x'))
+    with pytest.raises(ValueError, match='share no item'):
+        ReplyBrowser(two[1], two[2].with_columns(index=pl.col('index')+'x'))

@@ -32,7 +32,8 @@ if __name__=='__main__':
         both = d.select('run', 'split', 'truth').with_columns(got=s['correct'])
         bad = both.filter(pl.col('truth').ne_missing(pl.col('got'))).height
         rows, wrong = rows+d.height, wrong+bad
-        off = both.group_by('run', maintain_order=True).agg(off=100*(pl.col('got').mean()-pl.col('truth').mean()))
+        off = both.group_by('run',
+                            maintain_order=True).agg(off=100*(pl.col('got').mean()-pl.col('truth').mean()))
         print(f"{name:12}{d.height:6}{bad:7}{100-100*bad/d.height:13.2f}{1000*seconds/d.height:10.2f}   "
               +', '.join(f'{r} {o:+.2f}' for r, o in off.rows()))
         if name=='mathverse':
@@ -46,4 +47,5 @@ if __name__=='__main__':
         for name, (d, s, _) in made.items():
             at = d['truth'].ne_missing(s['correct'])
             for r, g in zip(d.filter(at).iter_rows(named=True), s.filter(at).iter_rows(named=True)):
-                print('##', name, r['run'], r['index'], 'gold', r['answer'], 'truth', r['truth'], '|', g['picked'], g['tier'], g['reason'], '|', r['prediction'][-200:])
+                print('##', name, r['run'], r['index'], 'gold', r['answer'], 'truth', r['truth'], '|',
+                      g['picked'], g['tier'], g['reason'], '|', r['prediction'][-200:])

@@ -23,7 +23,8 @@ def shapes(layers):
     for i in range(layers):
         s = f'model.layers.{i}.'
         made |= {s+f'self_attn.{p}_proj.weight': (HIDDEN, HIDDEN) for p in 'qkvo'}
-        made |= {s+'mlp.gate_proj.weight': (MLP, HIDDEN), s+'mlp.up_proj.weight': (MLP, HIDDEN), s+'mlp.down_proj.weight': (HIDDEN, MLP)}
+        made |= {s+'mlp.gate_proj.weight': (MLP, HIDDEN), s+'mlp.up_proj.weight': (MLP, HIDDEN),
+                 s+'mlp.down_proj.weight': (HIDDEN, MLP)}
         made |= {s+f'{n}_layernorm.weight': (HIDDEN,) for n in ('input', 'post_attention')}
     return made | {'model.norm.weight': (HIDDEN,), 'lm_head.weight': (VOCAB, HIDDEN)}
 
@@ -37,7 +38,8 @@ def make(folder, layers, which, prefix=''):
     if prefix: names.append(('vision_tower.patch.weight', (1024, 4096)))
     rng = torch.Generator().manual_seed(which)
     tile = torch.randn(1 << 22, generator=torch.Generator().manual_seed(7))*.02
-    tile = (tile if not which else tile+torch.randn(1 << 22, generator=rng)*3e-4).bfloat16().view(torch.uint8).numpy().tobytes()
+    tile = (tile if not which else tile+torch.randn(1 << 22,
+                                                    generator=rng)*3e-4).bfloat16().view(torch.uint8).numpy().tobytes()
     per = -(-len(names)//3)
     for k in range(3):
         part, head, at = names[k*per:(k+1)*per], {'__metadata__': {'format': 'pt'}}, 0
@@ -54,8 +56,10 @@ def make(folder, layers, which, prefix=''):
             while left: left -= f.write(tile[:min(left, len(tile))])
     (folder/'model.safetensors.index.json').write_text(json.dumps(dict(metadata={}, weight_map=table)))
     text = dict(model_type='llama', hidden_size=HIDDEN, num_hidden_layers=layers, num_attention_heads=HEADS,
-                num_key_value_heads=HEADS, intermediate_size=MLP, vocab_size=VOCAB, rms_norm_eps=1e-5, rope_theta=5e5)
-    (folder/'config.json').write_text(json.dumps(dict(model_type='llava', text_config=text) if prefix else text))
+                num_key_value_heads=HEADS, intermediate_size=MLP, vocab_size=VOCAB, rms_norm_eps=1e-5,
+                rope_theta=5e5)
+    (folder/'config.json').write_text(json.dumps(dict(model_type='llava', text_config=text) if prefix
+                                                 else text))
 
 
 def ranges(folder):
@@ -65,7 +69,8 @@ def ranges(folder):
         with open(f, 'rb') as h:
             n = int.from_bytes(h.read(8), 'little')
             for k, v in json.loads(h.read(n)).items():
-                if k != '__metadata__': made[k] = (f, 8+n+v['data_offsets'][0], v['data_offsets'][1]-v['data_offsets'][0])
+                if k != '__metadata__':
+                    made[k] = (f, 8+n+v['data_offsets'][0], v['data_offsets'][1]-v['data_offsets'][0])
     return made
 
 
@@ -110,7 +115,8 @@ def floor(method, where, out):
         counts = [torch.zeros(1 << 15, dtype=torch.int64) for _ in 'ab']
         for i in range(0, numbers, size):
             v, l, b = (t.float() for t in read(spots, i, min(size, numbers-i)))
-            for c, d in zip(counts, (v-b, l-b)): c += torch.bincount(d.abs_().view(torch.int32) >> 16, minlength=1 << 15)
+            for c, d in zip(counts, (v-b, l-b)):
+                c += torch.bincount(d.abs_().view(torch.int32) >> 16, minlength=1 << 15)
         cut = [(1 << 15)-1-int(torch.searchsorted(c.flip(0).cumsum(0), int(.2*numbers))) for c in counts]
         cut = [float(torch.tensor(c << 16, dtype=torch.int32).view(torch.float32)) for c in cut]
         for i in range(0, numbers, size):
@@ -136,14 +142,17 @@ def measured(job, where, out, args):
     "One run in a fresh process: CPU seconds, wall seconds, peak MiB"
     shutil.rmtree(out, ignore_errors=True)
     if job == 'cp': command = ['cp', '-r', str(where/'vlm'), str(out)]
-    else: command = [sys.executable, __file__, '--job', job, '--inputs', str(where), '--out', str(out), '--device', args.device]
+    else:
+        command = [sys.executable, __file__, '--job', job, '--inputs', str(where), '--out', str(out),
+                   '--device', args.device]
     start = time.perf_counter()
     child = subprocess.Popen(command, env=os.environ | {'OMP_NUM_THREADS': '1'})
     _, status, usage = os.wait4(child.pid, 0)
     wall = time.perf_counter()-start
     if status: sys.exit(f'{job} failed')
     shutil.rmtree(out, ignore_errors=True)
-    return usage.ru_utime+usage.ru_stime, wall, usage.ru_maxrss/1024*(1024 if sys.platform == 'linux' else 1)/1024
+    return usage.ru_utime+usage.ru_stime, wall, usage.ru_maxrss/1024*(1024 if sys.platform == 'linux'
+        else 1)/1024
 
 
 def main():
@@ -167,15 +176,19 @@ def main():
         return
     where = args.inputs or args.dir/'vlm_merging_bench'
     if not where.exists():
-        subprocess.run([sys.executable, __file__, '--job', 'make', '--inputs', str(where), '--layers', str(args.layers)], check=True)
+        subprocess.run([sys.executable, __file__, '--job', 'make', '--inputs', str(where), '--layers',
+                        str(args.layers)], check=True)
     size = sum(f.stat().st_size for f in (where/'vlm').glob('*.safetensors'))
-    print(f'{size/1e9:.2f} GB a model; load before: {os.getloadavg()[0]:.2f}; {os.cpu_count()} cores; torch threads 1')
+    print(f'{size/1e9:.2f} GB a model; load before: {os.getloadavg()[0]:.2f}; {os.cpu_count()} cores; torch '
+          f'threads 1')
     jobs, got = args.jobs.split(','), {}
     for _ in range(args.runs):
-        for job in jobs: got.setdefault(job, []).append(measured(job, where, args.dir/'vlm_merging_bench_out', args))
+        for job in jobs:
+            got.setdefault(job, []).append(measured(job, where, args.dir/'vlm_merging_bench_out', args))
     mid = {j: [statistics.median(x) for x in zip(*rows)] for j, rows in got.items()}
     print(f"{'job':<14}{'CPU s':>8}{'wall s':>8}{'peak MiB':>10}  CPU against its floor")
-    floors = {'linear': 'floor-linear', 'linear-2': 'floor-linear', 'ties': 'floor-ties', 'dare_ties': 'floor-ties'}
+    floors = {'linear': 'floor-linear', 'linear-2': 'floor-linear', 'ties': 'floor-ties',
+              'dare_ties': 'floor-ties'}
     for j, (cpu, wall, mem) in mid.items():
         f = mid.get(floors.get(j))
         print(f"{j:<14}{cpu:>8.2f}{wall:>8.2f}{mem:>10.0f}  {f'{cpu/f[0]:.2f}' if f else ''}")

@@ -26,7 +26,7 @@ def floor(where, sides):
     torch.set_num_threads(1)
     spent = time.process_time()
     libc = ctypes.CDLL(None)
-    if hasattr(libc, 'mallopt'): libc.mallopt(-1, 1 << 27), libc.mallopt(-3, 1 << 25)    # as weight_stats does
+    if hasattr(libc, 'mallopt'): libc.mallopt(-1, 1 << 27), libc.mallopt(-3, 1 << 25)  # as weight_stats does
     room = bytearray(2*BLOCK)
     view, half, full = memoryview(room), torch.frombuffer(room, dtype=torch.bfloat16), torch.empty(BLOCK)
     for side in sides:
@@ -55,22 +55,26 @@ def ours(where, sides, workers, subspace):
 def measured(job, where):
     "One run in a fresh process: CPU seconds, wall seconds, peak MiB, CPU seconds without start-up"
     start = time.perf_counter()
-    child = subprocess.Popen([sys.executable, __file__, '--job', job, '--inputs', str(where)], stdout=subprocess.PIPE,
+    child = subprocess.Popen([sys.executable, __file__, '--job', job, '--inputs', str(where)],
+                             stdout=subprocess.PIPE,
                              env=os.environ | {'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1'})
     said = child.stdout.read()
     _, status, usage = os.wait4(child.pid, 0)
     wall = time.perf_counter()-start
     if status: sys.exit(f'{job} failed')
-    return usage.ru_utime+usage.ru_stime, wall, usage.ru_maxrss/1024*(1024 if sys.platform == 'linux' else 1)/1024, float(said)
+    return usage.ru_utime+usage.ru_stime, wall, usage.ru_maxrss/1024*(1024 if sys.platform == 'linux'
+        else 1)/1024, float(said)
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--layers', type=int, default=8, help='8 is 0.64 B parameters (1.3 GB) a model, 28 is 2.0 B')
+    p.add_argument('--layers', type=int, default=8, help='8 is 0.64 B parameters (1.3 GB) a model, 28 is '
+                                                         '2.0 B')
     p.add_argument('--runs', type=int, default=5)
     p.add_argument('--dir', type=Path, default=Path('/dev/shm'), help='where inputs are made')
     p.add_argument('--inputs', type=Path, help='where inputs are made, or lie from an earlier run')
-    p.add_argument('--jobs', default='floor-base,stats-base,stats-base-2,floor-direct,stats-direct', help='also: stats-svd')
+    p.add_argument('--jobs', default='floor-base,stats-base,stats-base-2,floor-direct,stats-direct',
+                   help='also: stats-svd')
     p.add_argument('--job', help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.job:
@@ -81,18 +85,22 @@ def main():
         return
     where = args.inputs or args.dir/'vlm_merging_bench'
     if not where.exists():
-        subprocess.run([sys.executable, merge_bench.__file__, '--job', 'make', '--inputs', str(where), '--layers', str(args.layers)],
+        subprocess.run([sys.executable, merge_bench.__file__, '--job', 'make', '--inputs', str(where),
+                        '--layers', str(args.layers)],
                        check=True)
     size = sum(f.stat().st_size for f in (where/'vlm').glob('*.safetensors'))
-    print(f'{size/1e9:.2f} GB a model; load before: {os.getloadavg()[0]:.2f}; {os.cpu_count()} cores; torch threads 1')
+    print(f'{size/1e9:.2f} GB a model; load before: {os.getloadavg()[0]:.2f}; {os.cpu_count()} cores; torch '
+          f'threads 1')
     jobs, got = args.jobs.split(','), {}
     for _ in range(args.runs):
         for job in jobs: got.setdefault(job, []).append(measured(job, where))
     mid = {j: [statistics.median(x) for x in zip(*rows)] for j, rows in got.items()}
-    print(f"{'job':<14}{'CPU s':>8}{'work s':>8}{'wall s':>8}{'peak MiB':>10}  against its floor: whole process, work")
+    print(f"{'job':<14}{'CPU s':>8}{'work s':>8}{'wall s':>8}{'peak MiB':>10}  against its floor: whole "
+          f"process, work")
     for j, (cpu, wall, mem, work) in mid.items():
         f = mid.get('floor-direct' if 'direct' in j else 'floor-base')
-        print(f"{j:<14}{cpu:>8.2f}{work:>8.2f}{wall:>8.2f}{mem:>10.0f}  {f'{cpu/f[0]:.2f}, {work/f[3]:.2f}' if f else ''}")
+        print(f"{j:<14}{cpu:>8.2f}{work:>8.2f}{wall:>8.2f}{mem:>10.0f}  "
+              f"{f'{cpu/f[0]:.2f}, {work/f[3]:.2f}' if f else ''}")
     print(f'load after: {os.getloadavg()[0]:.2f}')
     if not args.inputs: shutil.rmtree(where)
 
