@@ -1,5 +1,5 @@
 "The face: what `vlm_merging` lends, from where, and that it costs nothing until it is asked for"
-import importlib, subprocess, sys
+import importlib, inspect, subprocess, sys
 from pkgutil import resolve_name
 
 import pytest
@@ -36,3 +36,10 @@ def test_results_are_drawn_by_charts_that_exist():
             for o in module_text(module).splitlines() if 'DRAWN_BY = ' in o]
     assert len(said)>3
     for o in said: assert callable(resolve_name(o)), o
+
+@pytest.mark.parametrize('name', ['plan', 'merge', 'ask', 'score', 'compare', 'masked', 'profile', 'sweep', 'diagnose', 'load'])
+def test_help_tells_what_each_parameter_means(name):
+    "`merge?` shows the docstring; the comments beside the parameters are in it"
+    verb = getattr(vlm_merging, name)
+    told = verb.__doc__.splitlines()
+    for parameter in inspect.signature(verb).parameters: assert any(o.startswith(f'{parameter} ') for o in told), parameter

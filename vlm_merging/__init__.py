@@ -1,7 +1,7 @@
-"""Merge a vision-language model with a reasoning language model, from files to files, without training.
+"""Merge a vision-language model with a reasoning language model, from files to files, without training
 
-What a user needs is imported from here: `from vlm_merging import plan, merge, open_model, ask, score, compare, masked`.
-A name is fetched from its module when it is first asked for, so importing the package costs next to nothing."""
+What a user needs is imported from here, as in `from vlm_merging import plan, merge, open_model, ask, score`.
+A name is fetched from its module when it is first asked for: importing the package costs next to nothing."""
 
 from importlib import import_module
 
@@ -54,7 +54,17 @@ __all__ = sorted(_HOMES)
 
 def __getattr__(name):
     if name not in _HOMES: raise AttributeError(f'vlm_merging has no {name!r}. It has {", ".join(__all__)}.')
-    globals()[name] = value = getattr(import_module(f'{__name__}.{_HOMES[name]}'), name)
+    globals()[name] = value = _explained(getattr(import_module(f'{__name__}.{_HOMES[name]}'), name))
     return value
+
+def _explained(function):
+    "A function whose help, `merge?`, has the comment beside each parameter"
+    import inspect, re
+    if not inspect.isfunction(function) or '\n' in (function.__doc__ or ''): return function
+    head = re.split(r'\n\) *(?:->|:)', inspect.getsource(function))[0]
+    said = dict(re.findall(r'^    \*{0,2}(\w+)\b[^#\n]*# *(.+)$', head, re.M))
+    lines = [f'{name:<16} {said[name]}' for name in inspect.signature(function).parameters if name in said]
+    if lines: function.__doc__ = '\n'.join([function.__doc__ or '', '', *lines])
+    return function
 
 def __dir__(): return sorted({*globals(), *__all__})
