@@ -46,7 +46,7 @@ def told_chart(html, alt):
                                                               f'aria-label="{escape(told)}">', html)
 
 def output_text(out, asis, alt, code):
-    "One output of a cell, in the richest form a still page can show; `alt` tells of a picture, else its `code` does"
+    "One output of a cell, as rich as a still page can show it; `alt` tells of a picture, or its `code`"
     if out['output_type']=='error': return fence(no_colours('\n'.join(out['traceback'])), '.text')
     data = {'text/plain': out['text']} if out['output_type']=='stream' else out['data']
     for kind in KINDS:
@@ -102,16 +102,18 @@ def inside(part): return [part['href']] if 'href' in part else [o for p in part[
 LONG = 12    # Pages from which on a section is folded, and folds the others where it is open
 
 def sidebar(parts, page, top=True):
-    "Sections that fold away: the one with this page is open, and so are short ones at the top, unless a long one is"
+    "Sections that fold away: open is the one with this page, and short ones at the top unless it is long"
     roomy = top and not any(page in inside(o) for o in parts if len(inside(o))>=LONG)
     made = []
     for o in parts:
         if 'href' in o:
             here = ' aria-current="page"' if o['href']==page else ''
-            made.append(f'<li><a href="{relpath(o["href"], PurePosixPath(page).parent)}"{here}>{escape(o["text"])}</a></li>')
+            to = relpath(o['href'], PurePosixPath(page).parent)
+            made.append(f'<li><a href="{to}"{here}>{escape(o["text"])}</a></li>')
         else:
             shown = ' open' if page in inside(o) or roomy and len(inside(o))<LONG else ''
-            made.append(f'<li><details{shown}><summary>{escape(o["text"])}</summary>{sidebar(o["parts"], page, False)}</details></li>')
+            made.append(f'<li><details{shown}><summary>{escape(o["text"])}</summary>'
+                        f'{sidebar(o["parts"], page, False)}</details></li>')
     return f'<ul>{"".join(made)}</ul>'
 
 def draw(page, text, sidebar='', before='', after=''):
@@ -159,7 +161,8 @@ def faults():
     for page, links in found.items():
         if links.titles!=1: yield f'{page} has {links.titles} titles (h1). A notebook has one `# Title`.'
         for src in links.mute:
-            yield f'{page} has a picture without a text for those who do not see it: {src}. Write ![text](file), or `#| alt: text` in its cell.'
+            yield (f'{page} has a picture without a text for those who do not see it: {src}. '
+                   'Write ![text](file), or `#| alt: text` in its cell.')
         for href in links.to + links.fetched:
             if re.match(r'data:|mailto:', href): continue
             if re.match(r'(https?:)?//', href):
@@ -174,7 +177,7 @@ def faults():
 # All of it
 
 def sidebar_parts(contents):
-    "The sidebar of `_quarto.yml`: pages as `href` and `text` (None: its title), sections as `text` and `parts`"
+    "The sidebar of `_quarto.yml`: pages as `href` and `text` (None: its title), sections as `text`, `parts`"
     for o in contents:
         if isinstance(o, str): yield dict(href=o, text=None)
         elif 'section' in o: yield dict(text=o['section'], parts=list(sidebar_parts(o['contents'])))
@@ -230,7 +233,8 @@ def main():
 def module_of(nb):
     "Text and syntax tree of the module that a notebook is exported to"
     names = re.findall(r'^#\| *default_exp +([\w.]+)', '\n'.join(o.source for o in nb.cells), flags=re.M)
-    text = (project/f"vlm_merging/{names[0].replace('.', '/')}.py").read_text(encoding='utf-8') if names else ''
+    text = ''
+    if names: text = (project/f"vlm_merging/{names[0].replace('.', '/')}.py").read_text(encoding='utf-8')
     return text, ast.parse(text)
 
 def build(parts, work):
@@ -326,7 +330,7 @@ def readme():
     return '\n\n'.join([*parts, FOOT]) + '\n'
 
 def leave(job):
-    "Do a job and be gone: each notebook left a shell behind, and an orderly end collects the garbage of each, for a minute"
+    "Do a job and be gone: each notebook left a shell behind, and an orderly end clears them for a minute"
     code = 0
     try: job()
     except SystemExit as e: code = print(e.code, file=sys.stderr) or 1

@@ -1,5 +1,6 @@
-"""Run every notebook once, each in a process of its own: do its cells pass, and is what is stored in it what they give?
-`python .ci/notebooks.py` runs all, `python .ci/notebooks.py nbs/merging/04_recipe.ipynb` one; `--save` keeps the fresh outputs."""
+"""Run every notebook once, each in a process of its own: do its cells pass, and give what it stores?
+`python .ci/notebooks.py` runs all, `python .ci/notebooks.py nbs/merging/04_recipe.ipynb` one;
+`--save` keeps the fresh outputs."""
 import difflib, json, math, multiprocessing, re, shutil, sys, tempfile, time
 from pathlib import Path
 

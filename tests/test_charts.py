@@ -132,8 +132,8 @@ def test_the_message_says_what_the_table_says():
         text = chart.to_dict()['title']['text']
         return text if isinstance(text, str) else ' '.join(text)
     assert told(scores_chart(SUMMARY))=='Toy, accuracy: a 50.0%, b 50.0%'
-    assert told(pairs_chart(PAIRS,
-                            'category'))=='Toy: b against a, better on 0, worse on 0 of 2 (p < .05, corrected)'
+    assert told(pairs_chart(PAIRS, 'category'))==(
+        'Toy: b against a, better on 0, worse on 0 of 2 (p < .05, corrected)')
     assert told(weights_chart(SWEEP, 'category')).startswith('Toy: Highest at ')
     assert told(scores_chart(SUMMARY, title='Mine'))=='Mine'
     best = SWEEP.filter(tag='all', what='accuracy').sort('value')['weight'][-1]

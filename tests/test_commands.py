@@ -1,4 +1,4 @@
-"From a benchmark to a verdict by the shell alone, on models that are made on the spot; and what is refused on the way"
+"From a benchmark to a verdict by the shell alone, on models made on the spot; and what is refused on the way"
 import io, json, subprocess, sys
 import polars as pl, pytest
 from vlm_merging.cli.main import main

@@ -1,4 +1,5 @@
-"The demo: its folder appears whole, its ten lines and its page tell the same numbers, and the page needs nothing but itself"
+"""The demo: its folder appears whole, its ten lines and its page tell the same numbers,
+and the page needs nothing but itself"""
 import json, os, re, shutil, subprocess, sys
 from html.parser import HTMLParser
 
@@ -154,7 +155,8 @@ def test_the_walk_stops_where_perception_is_lost():
     assert choose_weight(tried((1., .5, .3), (.5, .49, .3)))==1
     assert choose_weight(tried((1., .5, .3), (.5, .7, .4), (0., .6, .35)))==.5
     line = tried((1., .99, .3), (.8, .98, .4), (.7, .99, .5), (.6, .98, .5), (.4, .9, .8), (.2, .98, .9))
-    assert choose_weight(line)==.7, 'at 0.4 sight is lost, so 0.2 does not count; of 0.6 and 0.7 the one nearer to the VLM'
+    assert choose_weight(line)==.7, ('at 0.4 sight is lost, so 0.2 does not count; '
+                                     'of 0.6 and 0.7 the one nearer to the VLM')
     assert choose_weight(line.filter(pl.col('weight').is_in([1., .4])))==1
     few = (1., 1., .4), (.8, .95, .7), (.6, .9, .9)
     assert (choose_weight(tried(*few, n=20)), choose_weight(tried(*few)))==(.8,
@@ -299,7 +301,8 @@ def test_in_a_browser(width, scheme, browser, made):
     for k in range(5):
         box = drawn.nth(k).bounding_box()
         assert box['width']<=width and box['height']>60
-    assert seen.locator('figure svg:visible').first.locator('.role-mark.mark-symbol path').count()==2*len(room.WEIGHT_GRID)
+    dots = seen.locator('figure svg:visible').first.locator('.role-mark.mark-symbol path')
+    assert dots.count()==2*len(room.WEIGHT_GRID)
     assert seen.evaluate("[...document.images].every(i => i.naturalWidth==48)")
     light = seen.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (light=='rgb(255, 255, 255)')==(scheme=='light')

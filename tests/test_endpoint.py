@@ -1,4 +1,4 @@
-"Whatever a server does, each item ends as one reply or one failure, and what would fail for all stops at once"
+"Whatever a server does, each item ends as one reply or failure, and what would fail for all stops at once"
 import asyncio, base64, io, json, sys, threading, time
 from collections import defaultdict
 from dataclasses import replace
@@ -19,7 +19,7 @@ def good(text, finish='stop', **message):
                               message=dict(role='assistant', content=text, **message))])
 
 class Scripted(BaseHTTPRequestHandler):
-    """Does for each question what the script says, one step a request, and replies well once the script is over.
+    """Does for each question what the script says, one step a request, and replies well once it is over.
     A step is a function of the handler, or (status, body, headers)."""
     protocol_version = 'HTTP/1.1'
     def send(self, status, body, headers=()):
@@ -59,7 +59,8 @@ class Quiet(ThreadingHTTPServer):
 @pytest.fixture
 def server():
     s = Quiet(('127.0.0.1', 0), Scripted)
-    s.script, s.seen, s.lock, s.models, s.now, s.most = defaultdict(list), defaultdict(list), threading.Lock(), ['tiny'], 0, 0
+    s.script, s.seen, s.lock = defaultdict(list), defaultdict(list), threading.Lock()
+    s.models, s.now, s.most = ['tiny'], 0, 0
     s.status, s.gate = 200, threading.Event()
     s.gate.set()
     t = threading.Thread(target=s.serve_forever, kwargs=dict(poll_interval=.01), daemon=True)
@@ -177,7 +178,8 @@ def test_what_is_sent(server, tiny):
     assert system==dict(role='system', content='Be brief.')
     first, second, text = user['content']
     assert base64.b64decode(first['image_url']['url'].removeprefix('data:image/jpeg;base64,'))==jpeg
-    assert Image.open(io.BytesIO(base64.b64decode(second['image_url']['url'].removeprefix('data:image/png;base64,')))).size==(5, 3)
+    png = base64.b64decode(second['image_url']['url'].removeprefix('data:image/png;base64,'))
+    assert Image.open(io.BytesIO(png)).size==(5, 3)
     assert text==dict(type='text', text='How many?')
     replace(tiny, temperature=None, max_tokens=None)(Item('1', 'text only'))
     assert server.seen['text only'][0][1]==dict(model='tiny',

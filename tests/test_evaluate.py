@@ -328,8 +328,8 @@ def test_a_text_and_a_file_are_a_question(vlm, asked, alone, tmp_path):
     with pytest.raises(ValueError, match='no.png: cannot read'): vlm('?', tmp_path/'no.png')
 
 def test_a_model_shows_itself_in_a_line(vlm):
-    assert repr(replace(vlm, name='v',
-                        temperature=.5))=="LocalModel('v', sees pictures, float32 on cpu, temperature 0.5, at most 16 new tokens)"
+    assert repr(replace(vlm, name='v', temperature=.5))==(
+        "LocalModel('v', sees pictures, float32 on cpu, temperature 0.5, at most 16 new tokens)")
 
 def test_a_model_is_opened_by_name_and_asked(asked, alone, tmp_path):
     table = ask('lab/vlm', asked[:3], out=tmp_path/'run', device='cpu', max_new_tokens=16)
@@ -504,7 +504,7 @@ def test_what_a_hash_of_samples_cannot_see(tmp_path):
         (tmp_path/name/'config.json').write_text('{}')
         save_file(dict(w=x)|more, tmp_path/name/'model.safetensors')
         return Checkpoint.open(tmp_path/name)
-    x, one, sparse, row = torch.zeros(1_000_000), torch.zeros(1_000_000), torch.zeros(1_000_000), torch.zeros(1_000_000)
+    x, one, sparse, row = (torch.zeros(1_000_000) for _ in range(4))
     one[3001] = 1.                                              # Between two samples
     # One number in a hundred
     sparse[torch.randperm(1_000_000, generator=torch.Generator().manual_seed(0))[:10_000]] = 1.

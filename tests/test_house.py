@@ -33,7 +33,7 @@ def without_magics(source):
     return '' if source.startswith('%%') else re.sub(r'^\s*[%!].*$', 'pass', source, flags=re.M)
 
 def imported(source, here=package):
-    "Every module that `source`, a part of the package `here`, imports, by its full name, and whether by a star"
+    "Every module that `source`, a part of the package `here`, imports: its full name, and whether by a star"
     for o in ast.walk(ast.parse(source)):
         if isinstance(o, ast.Import): yield from ((a.name, False) for a in o.names)
         if isinstance(o, ast.ImportFrom):
@@ -48,7 +48,7 @@ def parts(module): return imported(module_text(module), f'{package}.{house_of(mo
 def own(names): return {o.removeprefix(f'{package}.') for o, _ in names} & set(MODULES)
 
 def in_order():
-    "All modules: those with a notebook by its number, then plain ones by what they import; raises CycleError if they run in a circle"
+    "All modules: those with a notebook by its number, then plain ones by what they import; or a CycleError"
     plain = {o: {p for p in own(parts(o)) if p not in NOTEBOOKS and p!=o}
              for o in MODULES if o not in NOTEBOOKS}
     return [*NOTEBOOKS, *graphlib.TopologicalSorter(plain).static_order()]

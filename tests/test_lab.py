@@ -1,7 +1,8 @@
 "The embedded trio: it opens offline, sees but does not reason, and a merge of it reasons about what it sees"
 import json
 import pytest, torch
-from vlm_merging.lab.trio import PLACES, TOPICS, accuracy, answer, lab_folder, question_about, questions, scene
+from vlm_merging.lab.trio import (PLACES, TOPICS, accuracy, answer, lab_folder, question_about, questions,
+                                  scene)
 
 @pytest.fixture(scope='module')
 def trio():

@@ -1,4 +1,5 @@
-"The three widgets in a real JupyterLab, in a headless Chromium: sliders by keyboard, charts by click, dark pages, and nothing from the network"
+"""The three widgets in a real JupyterLab, in a headless Chromium: sliders by keyboard, charts by click,
+dark pages, and nothing from the network"""
 import json, os, re, socket, subprocess, sys, time, urllib.request
 from pathlib import Path
 import pytest
@@ -43,11 +44,9 @@ def address(tmp_path_factory):
     (room/'work').mkdir()
     (room/'work'/'widgets.ipynb').write_text(json.dumps(dict(cells=cells, metadata=about, nbformat=4,
         nbformat_minor=5)))
-    places = {f'JUPYTER_{k}_DIR':k.lower() for k in ('CONFIG', 'DATA',
-                                                     'RUNTIME')}|dict(JUPYTERLAB_SETTINGS_DIR='settings',
-                                                         JUPYTERLAB_WORKSPACES_DIR='workspaces',
-                                                                                      IPYTHONDIR='ipython',
-                                                                                          JUPYTER_PLATFORM_DIRS='platform')
+    places = {f'JUPYTER_{k}_DIR':k.lower() for k in ('CONFIG', 'DATA', 'RUNTIME')}|dict(
+        JUPYTERLAB_SETTINGS_DIR='settings', JUPYTERLAB_WORKSPACES_DIR='workspaces', IPYTHONDIR='ipython',
+        JUPYTER_PLATFORM_DIRS='platform')
     env = os.environ|{k:str(room/v) for k, v in places.items()}|dict(HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1',
         JUPYTER_PLATFORM_DIRS='0', PYTHONPATH=str(project))
     options = dict(ip='127.0.0.1', port=port, port_retries=0, open_browser=False, root_dir=str(room/'work'),
@@ -149,8 +148,8 @@ def test_a_weight_moves_by_keyboard_and_the_charts_follow(lab):
         return place.locator('svg .mark-symbol path').evaluate_all('all => all.map(e => '
                                                                    'e.getAttribute("transform")).join()')
     def cells():
-        return place.locator('svg .mark-rect path').evaluate_all('all => all.map(e => '
-                                                                 'e.getAttribute("fill")+e.getAttribute("aria-label")).join()')
+        return place.locator('svg .mark-rect path').evaluate_all(
+            'all => all.map(e => e.getAttribute("fill")+e.getAttribute("aria-label")).join()')
     handle.focus()
     colours = cells()
     after(place, marks, lambda: [handle.press(k) for k in ['PageDown']*2+['ArrowLeft']*5])
@@ -166,8 +165,8 @@ def test_a_layer_is_taken_by_slider_and_by_click(lab):
     handle = slider(place, 'layer')
     def told(): return place.get_by_text(re.compile('masked, .* replies are others')).inner_text()
     def marked():
-        return place.locator('.vega-embed svg .mark-rect path').evaluate_all('all => all.map(e => '
-                                                                             'e.getAttribute("opacity")).join()')
+        return place.locator('.vega-embed svg .mark-rect path').evaluate_all(
+            'all => all.map(e => e.getAttribute("opacity")).join()')
     handle.focus()
     strips = marked()
     assert 'layer 1 masked' in after(place, told, lambda: handle.press('ArrowRight'))
@@ -188,8 +187,8 @@ def test_replies_are_browsed_and_filtered(lab):
     assert 'Reply 2 of 120' in after(place, told, lambda: handle.press('ArrowRight'))
     assert 'Reply 3 of 120' in after(place, told,
                                      lambda: place.get_by_role('button', name='next').press('Enter'))
-    assert 'that fit, of 120' in after(place, told,
-                                       lambda: place.locator('select').first.select_option(index=index_of(place, 'reasoning')))
+    def choose(): place.locator('select').first.select_option(index=index_of(place, 'reasoning'))
+    assert 'that fit, of 120' in after(place, told, choose)
     place.locator('input[type=text]').first.fill('top-left')
     page.wait_for_timeout(800)
     assert 'top-left' in place.inner_text()
@@ -202,14 +201,22 @@ def index_of(place, word):
                 if word in o)
 
 CONTRAST = '''box => {
-  const lum = c => { const v = c.map(x => x/255).map(x => x<=.03928 ? x/12.92 : ((x+.055)/1.055)**2.4); return .2126*v[0]+.7152*v[1]+.0722*v[2] }
+  const linear = x => x<=.03928 ? x/12.92 : ((x+.055)/1.055)**2.4
+  const lum = c => { const v = c.map(x => linear(x/255)); return .2126*v[0]+.7152*v[1]+.0722*v[2] }
   const read = t => { const m = t.match(/[\\d.]+/g).map(Number); return m.length<4 ? [...m,1] : m }
-  const behind = e => { for (; e; e = e.parentElement) { const c = read(getComputedStyle(e).backgroundColor); if (c[3]>.5) return c.slice(0,3) } return [255,255,255] }
+  const behind = e => {
+    for (; e; e = e.parentElement) {
+      const c = read(getComputedStyle(e).backgroundColor)
+      if (c[3]>.5) return c.slice(0,3)
+    }
+    return [255,255,255] }
   const out = []
   for (const e of box.querySelectorAll('*')) {
-    if (![...e.childNodes].some(n => n.nodeType==3 && n.textContent.trim()) || !e.getClientRects().length || e.getAttribute('aria-hidden')) continue
+    if (![...e.childNodes].some(n => n.nodeType==3 && n.textContent.trim())) continue
+    if (!e.getClientRects().length || e.getAttribute('aria-hidden')) continue
     if (e.closest('[aria-hidden="true"]') || ['STYLE','SCRIPT','OPTION'].includes(e.tagName)) continue
-    const ink = read(e.closest('svg') ? getComputedStyle(e).fill : getComputedStyle(e).color), a = lum(ink.slice(0,3)), b = lum(behind(e))
+    const ink = read(e.closest('svg') ? getComputedStyle(e).fill : getComputedStyle(e).color)
+    const a = lum(ink.slice(0,3)), b = lum(behind(e))
     out.push([(Math.max(a,b)+.05)/(Math.min(a,b)+.05), e.textContent.trim().slice(0,40), !!e.closest('svg')])
   }
   return out }'''

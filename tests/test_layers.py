@@ -2,7 +2,8 @@
 import json
 import numpy as np, polars as pl, pytest
 from vlm_merging.charts.pages import save_chart, together
-from vlm_merging.charts.layer_charts import PICKED, before_after_chart, change_scale, linked, of_layers, profile_chart
+from vlm_merging.charts.layer_charts import (PICKED, before_after_chart, change_scale, linked, of_layers,
+                                              profile_chart)
 from vlm_merging.charts.maps import heat_chart, layers_page, weight_map
 from vlm_merging.probing.profile import profile_change, profile_table
 
@@ -111,7 +112,8 @@ def test_layer_0_does_not_flatten_the_rest():
                                                      -.5])).with_columns(low=pl.col('change')-2,
                                                          high=pl.col('change')+2)
     scale, ticks, note = change_scale(rows)
-    assert scale['type']=='symlog' and scale['constant']==2 and 0 in ticks and min(ticks)==-50 and note=='log scale beyond ±2'
+    assert scale['type']=='symlog' and scale['constant']==2
+    assert 0 in ticks and min(ticks)==-50 and note=='log scale beyond ±2'
     assert scale['domain'][0]<-97
     sides = change_scale(rows, True)[0]['domain']
     assert sides[0]==-sides[1]

@@ -307,7 +307,7 @@ OTHERS = dict(llama={}, phi3={}, olmo2={}, gemma2=dict(head_dim=8), glm4=dict(he
 
 @pytest.mark.parametrize('kind', OTHERS)
 def test_language_models_of_other_kinds(kind):
-    "Fused, parallel, post-normed, scaled, of experts, or without attention: a layer without its two parts adds nothing"
+    "Fused, parallel, post-normed, scaled, of experts, or without attention: an absent part adds nothing"
     model = text_model(kind, 'eager' if kind=='gemma2' else 'sdpa', **OTHERS[kind])
     ids = torch.tensor([[1, 5, 6, 7, 8, 9]])
     held, plain = state(model), logits(model, dict(input_ids=ids))
@@ -540,7 +540,8 @@ def untie(model):
 @pytest.mark.parametrize('kind', KINDS)
 def test_reads_add_up(kind):
     "Parts sum to layers, lenses end in the model's own words, shares are what eager attention weights say"
-    from vlm_merging.probing.lens import attention_mass, image_positions, logit_lens, patched, read_states, residual_norms
+    from vlm_merging.probing.lens import (attention_mass, image_positions, logit_lens, patched,
+                                          read_states, residual_norms)
     model, eager = vlm(kind), vlm(kind, how='eager')
     inputs = padded(model, kind)
     plain, picture, seen = logits(model, inputs), image_positions(model,

@@ -1,4 +1,5 @@
-"Profiles: intervals that cover, p values that keep their word, tables as they come, and sentences that claim no more than the numbers"
+"""Profiles: intervals that cover, p values that keep their word, tables as they come,
+and sentences that claim no more than the numbers"""
 import time
 import numpy as np, polars as pl, pytest
 from vlm_merging.comparing.pairs import difference, sign_flip
@@ -96,8 +97,8 @@ def test_what_is_missing_is_counted():
 
 def test_benchmarks_splits_and_lists_of_tags():
     rows = pl.concat([probe([1, 0]), probe([0, 1], benchmark='Other', split='b', seed=5)], how='diagonal')
-    rows = rows.with_columns(skills=pl.when(pl.col('kind')==
-                                            'a').then(pl.lit('["count","read"]')).otherwise(pl.lit('["read"]')))
+    skills = pl.when(pl.col('kind')=='a').then(pl.lit('["count","read"]')).otherwise(pl.lit('["read"]'))
+    rows = rows.with_columns(skills=skills)
     table = profile_table(rows, ('kind', 'skills'))
     assert set(table['benchmark'])=={'Toy', 'Other'}
     assert table.filter(tag='skills', where='read', benchmark='Toy')['n'].to_list()==[60, 60]
@@ -173,7 +174,8 @@ def test_depth():
     assert depth_table(probe([1, 1, 0], n=8))['centre'].null_count()==1              # Too few to draw from
     assert not depth_table(probe([1])).height                                       # One layer has no depth
     same = depth_table(rows.with_columns(kind=pl.lit('["see","think"]')), 'kind')
-    assert same.filter(pl.col('versus').is_not_null())['low'].item()==same.filter(pl.col('versus').is_not_null())['high'].item()==0
+    versus = same.filter(pl.col('versus').is_not_null())
+    assert versus['low'].item()==versus['high'].item()==0
 
 def test_ranges_of_layers_have_no_depth_but_a_row():
     rows = pl.concat([R, R.with_columns(layers=pl.lit('0-1'), layer=pl.lit(0, pl.Int64))],

@@ -1,4 +1,4 @@
-"Effects of masks: the short way gives the numbers of the long one, for every family, and nothing stays behind"
+"Effects of masks: the short way gives the numbers of the long one, for every family; nothing stays behind"
 import json, re, warnings
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,7 +15,8 @@ from vlm_merging.lab.trio import lab_folder, questions
 from vlm_merging.asking.models import LocalModel, open_model, prompt_inputs
 from vlm_merging.probing.layers import decoder_layers
 from vlm_merging.probing.masks import Mask, applied, masks, means
-from vlm_merging.probing.replay import answer_ids, record, replayed, forward_pass, token_logprobs, teacher_forced
+from vlm_merging.probing.replay import (answer_ids, record, replayed, forward_pass, token_logprobs,
+                                        teacher_forced)
 from vlm_merging.lab.tiny import KINDS, ask_inputs, make_vlm, blank_picture
 
 torch.set_num_threads(1)
@@ -23,7 +24,7 @@ logging.disable_progress_bar()
 
 
 class Reader:
-    "A processor: the picture as `ask_inputs` shows it, and the words of the question before it, padded on the left"
+    "A processor: the picture as `ask_inputs` shows it, and the question in words before it, padded left"
     image_processor = True
 
     def __init__(self, model, kind, tokenizer): self.model, self.kind, self.tokenizer = model, kind, tokenizer
@@ -78,7 +79,7 @@ def words(n, blind=()):
 def right(item, text): return float(text.split()[-1:]==[item.answer])
 def length(item, text): return len(text)%3/2
 def clean(model):
-    "No stand-in for a forward anywhere, and no hook in the decoder (transformers has some of its own elsewhere)"
+    "No stand-in for a forward anywhere, and no hook in the decoder (transformers has its own elsewhere)"
     return not any('forward' in vars(m) for m in model.modules()) and not any(
         m._forward_hooks or m._forward_pre_hooks
         for m in (model.base_model, model.get_decoder(), *decoder_layers(model)))

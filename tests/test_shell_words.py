@@ -30,7 +30,8 @@ def test_a_dataclass(where, cls):
     read = parameters_of(where)
     assert [*read]==[f.name for f in fields(cls)]
     for f in fields(cls):
-        default = f.default_factory() if f.default_factory is not MISSING else REQUIRED if f.default is MISSING else f.default
+        default = (f.default_factory() if f.default_factory is not MISSING else
+                   REQUIRED if f.default is MISSING else f.default)
         assert read[f.name].default==default and read[f.name].about
 
 def test_kinds_and_lists():

@@ -1,4 +1,4 @@
-"The site as a reader meets it: every page in a browser at two widths; the README and the tables of the guide are in step"
+"The site as a reader meets it: every page in a browser at two widths; README and guide are in step"
 import ast, functools, importlib.util, json, os, re, subprocess, sys, threading
 from configparser import ConfigParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -9,7 +9,8 @@ import pytest
 project = Path(__file__).resolve().parent.parent
 WIDE, PHONE = (1280, 800), (390, 844)
 PATIENCE = 120_000     # Milliseconds for one page, on a busy machine
-SHOWN = 'index.html', 'guide/methods.html', 'guide/faq.html', 'tutorials/merge_and_look.html', 'probing/layers.html', 'merging/merge.html'
+SHOWN = ('index.html', 'guide/methods.html', 'guide/faq.html', 'tutorials/merge_and_look.html',
+         'probing/layers.html', 'merging/merge.html')
 
 def docs():
     "`.ci/docs.py` as a module"
@@ -22,7 +23,8 @@ def docs():
 
 def test_the_readme_is_made_from_the_index():
     made, there = docs().readme(), (project/'README.md').read_text(encoding='utf-8')
-    assert there==made, 'README.md differs from nbs/index.ipynb. Run `python .ci/docs.py readme`, and change only the index.'
+    assert there==made, ('README.md differs from nbs/index.ipynb. Run `python .ci/docs.py readme`, '
+                         'and change only the index.')
     assert made.count('\n')<150, 'The README has grown too long to be read. Trim nbs/index.ipynb.'
 
 def test_the_readme_keeps_what_other_tests_take_from_it():
@@ -52,7 +54,8 @@ def test_the_tables_of_the_guide_are_those_of_the_code(name):
         for o in cell['outputs']:
             if text := ''.join(o.get('data', {}).get('text/markdown', [])):
                 seen += 1
-                assert text==value.data, f'A table of nbs/guide/{name}.ipynb is old. Run the notebook and keep its outputs.'
+                assert text==value.data, (f'A table of nbs/guide/{name}.ipynb is old. '
+                                          'Run the notebook and keep its outputs.')
     assert seen>1
 
 def test_the_index_lists_every_room():
@@ -71,7 +74,8 @@ def test_a_picture_is_told_in_words():
     assert 'alt="Picture, made by the code above: draw()"' in shown('x = 1\ndraw()', {'image/png': 'AAAA'})
     assert '<svg role="img" aria-label="A line"' in shown('#| fig-alt: A line\ndraw()',
                                                           {'image/svg+xml': '<svg width="1"></svg>'})
-    chart = '<div id="altair-viz-1"></div><script>(function(spec, o){vegaEmbed(a, spec, o)})({"vconcat": [{"title": {"text": ["Up", "and on"]}}]}, {});</script>'
+    chart = ('<div id="altair-viz-1"></div><script>(function(spec, o){vegaEmbed(a, spec, o)})('
+             '{"vconcat": [{"title": {"text": ["Up", "and on"]}}]}, {});</script>')
     assert 'role="figure" aria-label="Chart: Up and on"' in shown('chart', {'text/html': chart})
 
 # Every page, in a browser
@@ -101,14 +105,17 @@ LOOK = '''() => ({
     titles: document.querySelectorAll('h1').length,
     over: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     widest: [...document.querySelectorAll('main *')].map(o => [o.getBoundingClientRect().right, o])
-        .filter(([r, o]) => r>innerWidth+1 && !o.closest('pre, table, .output, math')).map(([r, o]) => o.outerHTML.slice(0, 80)).slice(0, 3),
+        .filter(([r, o]) => r>innerWidth+1 && !o.closest('pre, table, .output, math'))
+        .map(([r, o]) => o.outerHTML.slice(0, 80)).slice(0, 3),
     mute: [...document.images].filter(o => !o.alt.trim()).map(o => o.src.slice(0, 60)),
     broken: [...document.images].filter(o => o.complete && !o.naturalWidth).map(o => o.src.slice(0, 60)),
-    untold: [...document.querySelectorAll('[id^=altair-viz]')].filter(o => !o.getAttribute('aria-label')).length,
+    untold: [...document.querySelectorAll('[id^=altair-viz]')]
+        .filter(o => !o.getAttribute('aria-label')).length,
     menu: getComputedStyle(document.querySelector('.pages')).display,
     top: document.querySelector('h1').getBoundingClientRect().top })'''
 MARKS = '''() => [...document.querySelectorAll('[id^=altair-viz]')].map(o => {
-    const drawn = o.querySelectorAll('svg [class*=mark-] path[d], svg [class*=mark-] line, svg [class*=mark-] text').length
+    const drawn = o.querySelectorAll(
+        'svg [class*=mark-] path[d], svg [class*=mark-] line, svg [class*=mark-] text').length
     if (drawn) return drawn
     const c = o.querySelector('canvas')
     if (!c || !c.width) return 0
@@ -144,7 +151,8 @@ def walk(page, address, path, shots, errors, fetched):
         if path in SHOWN:
             for scheme in 'light', 'dark':
                 page.emulate_media(color_scheme=scheme)
-                page.screenshot(path=shots/f"{path.removesuffix('.html').replace('/', '-')}-{name}-{scheme}.png")
+                called = path.removesuffix('.html').replace('/', '-')
+                page.screenshot(path=shots/f'{called}-{name}-{scheme}.png')
             page.emulate_media(color_scheme='light')
     if errors: yield f'errors: {errors[:3]}'
     outside = [o for o in fetched if not o.startswith((address, 'data:', 'blob:'))]
@@ -169,8 +177,10 @@ def listened(page):
     page.on('request', lambda o: fetched.append(o.url))
     return page, errors, fetched
 
-BAD = """<h1>One</h1><h1 style="margin-top:300px">Two</h1><div class="pages">all</div><main><p style="width:700px">wide</p>
-<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw="><div id="altair-viz-1"><canvas width="9" height="9"></canvas></div></main>
+BAD = """<h1>One</h1><h1 style="margin-top:300px">Two</h1><div class="pages">all</div>
+<main><p style="width:700px">wide</p>
+<img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">
+<div id="altair-viz-1"><canvas width="9" height="9"></canvas></div></main>
 <script src="http://127.0.0.1:9/x.js"></script><script>nowhere()</script>"""
 
 @pytest.mark.xdist_group('browser')

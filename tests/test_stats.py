@@ -1,4 +1,4 @@
-"Statistics: against scipy and hand-worked cases, calibration by simulation, tables of every kind, the real replies"
+"Statistics: against scipy and worked cases, calibration by simulation, tables of every kind, real replies"
 import time
 from pathlib import Path
 import numpy as np, polars as pl, pytest
@@ -7,7 +7,8 @@ from vlm_merging.comparing.pairs import (
     COMPARISON_COLUMNS, comparison_table, detectable, difference, holm, items_needed, matched, mcnemar,
     sign_flip)
 from vlm_merging.comparing.compare import compare
-from vlm_merging.comparing.statistics import by_length, typed_table, interval, values_in_tag, resampled, summarize, wilson, worst_case
+from vlm_merging.comparing.statistics import (by_length, typed_table, interval, values_in_tag, resampled,
+                                              summarize, wilson, worst_case)
 from vlm_merging.comparing.findings import p_said, points, verdict
 from vlm_merging.scoring.score import score
 
@@ -198,8 +199,8 @@ def test_the_worst_case_wants_all_variants():
     # Ten questions in one variant are not all right
     for some in (1, 2, 9): assert not worst(dynamath(some)).height
     t = dynamath(10, lambda i, v: i>1)
-    cut = t.filter(~pl.col('index').is_in(['5',
-                                           '99'])).with_columns(correct=pl.when(pl.col('index')!='35').then('correct'))
+    judged = pl.when(pl.col('index')!='35').then('correct')
+    cut = t.filter(~pl.col('index').is_in(['5', '99'])).with_columns(correct=judged)
     row = worst(cut).row(0, named=True)  # Of 0 and 9 a variant is missing, of 3 a gold answer
     assert row['n']==7 and row['value']==pytest.approx(6/7)
     assert row['method']=='Wilson; 3 questions without all 10 variants left out'
@@ -375,8 +376,8 @@ def test_verdicts_in_words():
     assert 'No evidence of a change on Toy (+1.3 points, 95% -2.' in said
     assert 'could have been seen with 540 items' in said
     kinds = ['general-vqa' if i%2 else 'math-targeted-vqa' for i in range(300)]
-    rows = case(22, 6, 272, category=kinds).with_columns(pl.lit(.03).alias('p'),
-                                                         p_holm=pl.when(tag='category').then(.06).otherwise(.03))
+    corrected = pl.when(tag='category').then(.06).otherwise(.03)
+    rows = case(22, 6, 272, category=kinds).with_columns(pl.lit(.03).alias('p'), p_holm=corrected)
     assert 'Toy, Math VQA' in verdict(rows)
     assert 'does not survive correction (p = .060 over 2 values of category)' in verdict(rows)
 

@@ -16,7 +16,7 @@ LAB = lab_folder()
 HOW = dict(max_new_tokens=16, batch_size=42)
 
 def table(weights, right, said=None, n=40):
-    "Scores of made-up mixtures: `right[w]` is how many of the first items are right, `said[w]` what all replies are"
+    "Scores of made-up mixtures: `right[w]` of the first items are right, `said[w]` is what all replies are"
     rows = [dict(benchmark='toy', split='test', run=f'weight {w}', index=str(i), group=None, answer='1',
                  prediction=(said or {}).get(w, str(w)),
                  correct=i<right[w], value=float(i<right[w]), outcome='answered', length=1, protocol='own',
@@ -139,7 +139,8 @@ def test_the_best_of_many_alike_is_not_called_better():
     wrong = 0
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        scores = pl.concat([table([w], {w: 0},
-                                  n=60).with_columns(correct=pl.Series(rng.random(60)<.5)).with_columns(value=pl.col('correct').cast(float)) for w in (.1, .3, .5, .7, .9)])
+        scores = pl.concat([table([w], {w: 0}, n=60).with_columns(correct=pl.Series(rng.random(60)<.5))
+                            for w in (.1, .3, .5, .7, .9)])
+        scores = scores.with_columns(value=pl.col('correct').cast(float))
         wrong += any(p is not None and p<.05 for _, p in against_best(scores, 200).values())
     assert wrong<=5

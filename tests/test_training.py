@@ -6,7 +6,7 @@ from vlm_merging.lab.trio import TOPICS
 
 @pytest.mark.parametrize('image', [False, True])
 def test_questions_of_one_scene_do_not_see_each_other(image):
-    "Each of the six is answered as if it stood alone behind the scene: six rows of one question give the same loss"
+    "Each of the six is answered as if alone behind the scene: six rows of one question give the same loss"
     from transformers import LlamaForCausalLM
     torch.manual_seed(0)
     model = LlamaForCausalLM(training.llama(32, 2)).eval()

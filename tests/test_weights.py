@@ -1,4 +1,4 @@
-"Task vectors measured from files are those computed in memory, in every family and layout; the verdict follows from them"
+"Task vectors from files are those computed in memory, in every family and layout; the verdict follows"
 import json, math, os, re, shutil
 import polars as pl
 import pytest, torch

@@ -1,4 +1,5 @@
-"Widgets without a browser: controls drive the worker, a newer setting overtakes, errors are sentences, and nothing a model says becomes part of the page"
+"""Widgets without a browser: controls drive the worker, a newer setting overtakes, errors are sentences,
+and nothing a model says becomes part of the page"""
 import json, re, threading, time
 import ipywidgets as W
 import polars as pl, pytest
@@ -178,7 +179,8 @@ def test_the_ends_of_the_line_are_the_two_models(merging):
 def test_what_it_says_is_what_a_merge_on_disk_says(merging, items, tmp_path):
     from vlm_merging.merging.merge import merge
     merging.method.value = 'dare_linear'
-    merging.knobs['density'].value, merging.seed.value, merging.layers.value, merging.modules['norm'].value = .6, 3, (1, 5), False
+    merging.knobs['density'].value, merging.seed.value = .6, 3
+    merging.layers.value, merging.modules['norm'].value = (1, 5), False
     merging.wait(LONG)
     recipe = merging.recipe
     assert (recipe.method, recipe.layers, recipe.modules, recipe.seed,
@@ -193,7 +195,8 @@ def test_what_it_says_is_what_a_merge_on_disk_says(merging, items, tmp_path):
 def test_the_question_changes_without_work(merging):
     before = merging.worker.number
     merging.question.value = 7
-    assert merging.worker.number==before and merging.items[7].question in merging.answers.value and merging.answers.value.count('●')==3
+    assert merging.worker.number==before and merging.items[7].question in merging.answers.value
+    assert merging.answers.value.count('●')==3
 
 def test_tables_and_charts_follow(merging):
     assert set(merging.table['run'])=={'VLM', SHELL, 'merged'}
@@ -201,13 +204,15 @@ def test_tables_and_charts_follow(merging):
     old = merging.map.value, merging.chart.value
     merging.knobs['weight'].value = .3
     merging.wait(LONG)
-    assert said(merging).strip('● ').startswith('done in') and merging.map.value!=old[0] and '<path' in merging.chart.value
+    assert said(merging).strip('● ').startswith('done in')
+    assert merging.map.value!=old[0] and '<path' in merging.chart.value
     assert len(merging.words)==3 and all(w.rstrip('.') in merging.told.value for w in merging.words[:1])
 
 def test_troubles_are_sentences_and_leave_no_old_answer(merging):
     for box in merging.modules.values(): box.value = False
     merging.wait(LONG)
-    assert 'Tick attention, MLP or norm' in said(merging) and not merging.said['merged'] and merging.answers.value.count('…')==1
+    assert 'Tick attention, MLP or norm' in said(merging)
+    assert not merging.said['merged'] and merging.answers.value.count('…')==1
     with pytest.raises(ValueError, match='not been asked yet'): merging.browse()
     for box in merging.modules.values(): box.value = True
     merging.wait(LONG)
@@ -237,7 +242,8 @@ def layers(items): return LayerExplorer(items=items, pause=.02).wait(LONG)
 def test_a_mask_acts_while_it_is_asked_and_no_longer(layers, items):
     layers.layer.value, layers.part.value, layers.how.value = 0, 'layer', 'skip'
     layers.wait(LONG)
-    assert layers.scores['masked'].filter(pl.col('correct')).height<layers.scores['unmasked'].filter(pl.col('correct')).height
+    right, most = (layers.scores[o].filter(pl.col('correct')).height for o in ('masked', 'unmasked'))
+    assert right<most
     assert {r.id:r.text for r in layers.asker.many(items)}=={items[n].id:r.text for n,
         r in layers.said.items()}
 
@@ -245,7 +251,8 @@ def test_a_mask_acts_while_it_is_asked_and_no_longer(layers, items):
 def test_every_way_of_masking_works(layers, how):
     layers.layer.value, layers.part.value, layers.how.value = 1, 'attention', how
     layers.wait(LONG)
-    assert said(layers).strip('● ').startswith('done in') and 'With the attention of layer 1 masked' in layers.replies.value
+    assert said(layers).strip('● ').startswith('done in')
+    assert 'With the attention of layer 1 masked' in layers.replies.value
 
 def test_slider_and_click_move_one_mark(layers):
     layers.layer.value = 2

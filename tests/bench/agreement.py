@@ -1,9 +1,9 @@
 """Agreement of the offline scorer with the verdicts of a judge, and its speed.
 
-    python tests/bench/agreement.py FOLDER [--show]        # of parquet files with verdicts; with the rows that disagree
+    python tests/bench/agreement.py FOLDER [--show]    # of parquet files with verdicts; with what disagrees
 
-The truth is `adjudicated_correct` where a reader ruled, else `judge_correct`. DynaMath has its own string rule there, so it is
-compared with the protocol `strict`.
+The truth is `adjudicated_correct` where a reader ruled, else `judge_correct`. DynaMath has its own
+string rule there, so it is compared with the protocol `strict`.
 """
 import sys, time
 from pathlib import Path
@@ -42,7 +42,8 @@ if __name__=='__main__':
             for r in gain.iter_rows(named=True):
                 by = {w: 100*(r[f'{w}_{second}']-r[f'{w}_{first}']) for w in ('got', 'truth')}
                 print(f"    gain {r['split']:32} {by['got']:+.2f}, by the verdicts {by['truth']:+.2f}")
-    print(f"{'all':12}{rows:6}{wrong:7}{100-100*wrong/rows:13.2f}{1000*sum(t for _,_,t in made.values())/rows:10.2f}")
+    pace = 1000*sum(t for _, _, t in made.values())/rows
+    print(f"{'all':12}{rows:6}{wrong:7}{100-100*wrong/rows:13.2f}{pace:10.2f}")
     if '--show' in sys.argv:
         for name, (d, s, _) in made.items():
             at = d['truth'].ne_missing(s['correct'])

@@ -2,10 +2,12 @@
 
     python tests/bench/merge.py --layers 8 --runs 3 --dir /dev/shm
 
-makes a synthetic VLM, LLM and base (bfloat16, hidden size 2048, three shards) and runs, in turn and each in a fresh process,
+makes a synthetic VLM, LLM and base (bfloat16, hidden size 2048, three shards) and runs, in turn
+and each in a fresh process,
 - `cp`: a copy of the VLM's files, the cheapest way to write as many bytes;
-- floors: the same arithmetic as straight-line code on the same files, with fixed buffers: no plan, no checks, no
-  journal, no fsync, no names. TIES's floor trims by one histogram of 32768 bins, so it keeps about the share asked for, not exactly;
+- floors: the same arithmetic as straight-line code on the same files, with fixed buffers: no plan, no
+  checks, no journal, no fsync, no names. TIES's floor trims by one histogram of 32768 bins, so it keeps about
+  the share asked for, not exactly;
 - the merges, through the public call, with one worker (and linear with two).
 It prints medians of CPU seconds (start-up included), wall seconds and peak resident memory, and the ratios.
 """
@@ -38,8 +40,8 @@ def make(folder, layers, which, prefix=''):
     if prefix: names.append(('vision_tower.patch.weight', (1024, 4096)))
     rng = torch.Generator().manual_seed(which)
     tile = torch.randn(1 << 22, generator=torch.Generator().manual_seed(7))*.02
-    tile = (tile if not which else tile+torch.randn(1 << 22,
-                                                    generator=rng)*3e-4).bfloat16().view(torch.uint8).numpy().tobytes()
+    if which: tile = tile+torch.randn(1 << 22, generator=rng)*3e-4
+    tile = tile.bfloat16().view(torch.uint8).numpy().tobytes()
     per = -(-len(names)//3)
     for k in range(3):
         part, head, at = names[k*per:(k+1)*per], {'__metadata__': {'format': 'pt'}}, 0

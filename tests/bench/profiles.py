@@ -1,13 +1,16 @@
-"""What a full profile costs when the work before a masked layer is reused, against masking and running from the start.
+"""What a full profile costs when work before a masked layer is reused, against running all from the start.
 
-    python tests/bench/profiles.py [--layers 24] [--hidden 512] [--items 8] [--prompt 128] [--answer 16] [--batch 8] [--llava]
-                                  [--device cpu] [--rounds 1] [--only likelihood,riding,seldom,worst]
+    python tests/bench/profiles.py [--layers 24] [--hidden 512] [--items 8] [--prompt 128] [--answer 16]
+                                  [--batch 8] [--llava] [--device cpu] [--rounds 1]
+                                  [--only likelihood,riding,seldom,worst]
 
-A random Llama (with --llava: a LLaVA with a CLIP tower around it) is made in memory and masked at every layer, attention and MLP.
-CPU seconds of this process, or seconds on the clock on a GPU; both ways in one run, and their results are compared. `work` is the ratio
-of tokens that go through decoder layers (counted for replies, by arithmetic for likelihood), which no load on the machine can change. The floor for masks of one layer is (L+1)/2L = 0.52
-at 24 layers; the unmasked pass and the checks of the first batch come on top. Where others use the machine, seconds move by a third from
-minute to minute: so the likelihood is timed mask by mask, the two ways in turns; for replies take the best of some --rounds.
+A random Llama (with --llava: a LLaVA with a CLIP tower around it) is made in memory and masked at every
+layer, attention and MLP. CPU seconds of this process, or seconds on the clock on a GPU; both ways in one run,
+and their results are compared. `work` is the ratio of tokens that go through decoder layers (counted for
+replies, by arithmetic for likelihood), which no load on the machine can change. The floor for masks of one
+layer is (L+1)/2L = 0.52 at 24 layers; the unmasked pass and the checks of the first batch come on top. Where
+others use the machine, seconds move by a third from minute to minute: so the likelihood is timed mask by
+mask, the two ways in turns; for replies take the best of some --rounds.
 
 likelihood  all masks on one batch, the unmasked pass and both checks included
 riding      the same with a third of the items, so that three masks ride beside each other
@@ -28,7 +31,8 @@ from vlm_merging.probing.effects import effects
 from vlm_merging.asking.models import LocalModel, prompt_inputs
 from vlm_merging.probing.layers import decoder_layers
 from vlm_merging.probing.masks import masks
-from vlm_merging.probing.replay import answer_ids, record, forward_pass, token_logprobs, teacher_forced, masked_logits
+from vlm_merging.probing.replay import (answer_ids, record, forward_pass, token_logprobs, teacher_forced,
+                                        masked_logits)
 
 WORDS = 2000
 CHAT = ("{% for m in messages %}{% if m.content is string %}{{ m.content }} {% else %}{% for p in m.content "

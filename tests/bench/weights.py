@@ -2,14 +2,15 @@
 
     python tests/bench/weights.py --layers 8 --runs 5 --dir /dev/shm
 
-makes a synthetic VLM, LLM and base (as tests/bench/merge.py does: bfloat16, hidden size 2048, three shards) and runs, in turn and each in a
-fresh process with one worker and one torch thread,
-- the floors: every paired tensor of the three models (of two, without a base) is read into fixed buffers of 262 144 numbers, each
-  block is converted to float32 into another fixed buffer, and the dot product of the tensor with itself is added up. No plan, no names,
-  no checks, no subtraction, nothing between two models;
+makes a synthetic VLM, LLM and base (as tests/bench/merge.py does: bfloat16, hidden size 2048, three
+shards) and runs, in turn and each in a fresh process with one worker and one torch thread,
+- the floors: every paired tensor of the three models (of two, without a base) is read into fixed buffers of
+  262 144 numbers, each block is converted to float32 into another fixed buffer, and the dot product of the
+  tensor with itself is added up. No plan, no names, no checks, no subtraction, nothing between two models;
 - `weight_stats` with the base, without it, and (if asked) with subspaces of rank 16.
-CPU seconds and wall seconds are those of the whole process, start-up (Python, torch, the package) included; `work` is the CPU time without start-up, taken
-inside the process around the call, and the ratio is given for both. Medians, and peak resident memory.
+CPU seconds and wall seconds are those of the whole process, start-up (Python, torch, the package) included;
+`work` is the CPU time without start-up, taken inside the process around the call, and the ratio is given for
+both. Medians, and peak resident memory.
 """
 import argparse, ctypes, importlib.util, os, shutil, statistics, subprocess, sys, time
 from pathlib import Path

@@ -100,7 +100,8 @@ def _go_on(model, items, rows, out, run, about, progress):
     if done and about.get('weights', '') is None:
         what = 'reply' if len(done)==1 else 'replies'
         warnings.warn(f"{out} goes on with {len(done)} {what} of weights that nobody named: if others are "
-                      f"asked by now, choose another folder, and name what is asked with `weights`.", stacklevel=3)
+                      f"asked by now, choose another folder, and name what is asked with `weights`.",
+                      stacklevel=3)
     lines = Lines(out/'replies.jsonl')
     try:
         for place, row in done.items():

@@ -1,4 +1,4 @@
-"Models and questions to learn on. A name is fetched from its module when it is asked for, so nothing heavy comes along."
+"Models and questions to learn on. A name is fetched when it is asked for, so nothing heavy comes along."
 from importlib import import_module
 
 _HOMES = dict(

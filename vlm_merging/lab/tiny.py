@@ -239,7 +239,7 @@ def make_vlm(
     near:str|Path=None,  # Folder of an LLM whose numbers the text model is close to
     seed:int=0,          # Same seed, same bytes
     layout:str=None,     # One of the family's `layouts`; 'saved' if not said
-    dtype:str='bfloat16',# Or 'float16', 'float32'
+    dtype:str='bfloat16', # Or 'float16', 'float32'
     shards:int=1,        # Number of weight files
     tie:bool=None,       # Is the embedding the head too? As in the family, if not said
     container:str='safetensors', # Or 'bin'
@@ -266,7 +266,7 @@ def make_llm(
     *,
     near:str|Path=None,  # Folder of an LLM whose numbers this one is close to
     seed:int=1,          # Same seed, same bytes
-    dtype:str='bfloat16',# Or 'float16', 'float32'
+    dtype:str='bfloat16', # Or 'float16', 'float32'
     shards:int=1,        # Number of weight files
     prefix:bool=True,    # Names with `model.`? Without: as the base class saves, and no head
     tie:bool=None,       # Is the embedding the head too? As in the family, if not said
@@ -302,7 +302,7 @@ def make_trio(
     *,
     seed:int=0,          # Same seed, same bytes
     layout:str=None,     # Layout of the VLM
-    dtype:str='bfloat16',# Of all three
+    dtype:str='bfloat16', # Of all three
     shards:int=1,        # Number of weight files, of all three
 )->Trio:                 # The three folders
     "Write a base, and a VLM and an LLM that are each a short walk away from it"

@@ -165,7 +165,7 @@ def _outcome(job, step, wanted):
 
 # %% ../../nbs/widgets/01_panels.ipynb #c046
 class Worker:
-    "Does the latest job in a thread; a job calls `step` with what it does, and ends there if it is out of date"
+    "Does the latest job in a thread; a job calls `step` with what it does, and ends there if it is outdated"
     def __init__(self,
         say:Callable,   # Called with a word (busy, done, trouble) and a sentence, in the thread
         pause:float=.3, # Seconds for which a setting must rest
