@@ -21,7 +21,8 @@ def python(*args, **kw):
 
 def test_the_version_is_said_once():
     tree = ast.parse((project/package/'__init__.py').read_text(encoding='utf-8'))
-    version = [o.value.value for o in tree.body if isinstance(o, ast.Assign) and o.targets[0].id=='__version__']
+    assigned = [o for o in tree.body if isinstance(o, ast.Assign)]
+    version = [o.value.value for o in assigned if o.targets[0].id=='__version__']
     assert version==[about['version']]
     assert f"## {about['version']}" in (project/'CHANGELOG.md').read_text(encoding='utf-8')
 
