@@ -37,9 +37,10 @@ def test_results_are_drawn_by_charts_that_exist():
     assert len(said)>3
     for o in said: assert callable(resolve_name(o)), o
 
-@pytest.mark.parametrize('name', ['plan', 'merge', 'ask', 'score', 'compare', 'masked', 'profile', 'sweep', 'diagnose', 'load'])
+@pytest.mark.parametrize('name', 'plan merge ask score compare masked profile sweep diagnose load'.split())
 def test_help_tells_what_each_parameter_means(name):
     "`merge?` shows the docstring; the comments beside the parameters are in it"
     verb = getattr(vlm_merging, name)
     told = verb.__doc__.splitlines()
-    for parameter in inspect.signature(verb).parameters: assert any(o.startswith(f'{parameter} ') for o in told), parameter
+    for parameter in inspect.signature(verb).parameters:
+        assert any(o.startswith(f'{parameter} ') for o in told), parameter
