@@ -114,6 +114,8 @@ def main(args):
     paths = [str(Path(o).resolve().relative_to(project)) for o in names] or sorted(
         str(o.relative_to(project)) for o in (project/'nbs').rglob('*.ipynb')
         if not any(p.startswith(('.', '_')) for p in o.relative_to(project).parts))
+    if lost := [o for o in paths if not (project/o).is_file()]:
+        sys.exit(f'There is no notebook {", ".join(lost)}.')
     paths.sort(key=lambda o: not o.startswith('nbs/tutorials'))         # Long ones first
     context, faults = multiprocessing.get_context('forkserver'), 0
     context.set_forkserver_preload(list(PRELOADED))

@@ -452,3 +452,14 @@ def test_as_run_dare_is_the_script_bit_for_bit(method, halves, tmp_path, monkeyp
         coins += [drop(torch.ones_like(b), .25, g, rescale=False) for g in rng]
         theirs = b + getattr(peft, method)([v-b, l-b], torch.tensor([.9, .2]), .25)
         assert torch.equal(done, theirs.half()), n
+
+ODD_FORMULAS = {r'returned shape \(\)': lambda v: v.sum(), r'returned shape \(1,\)': lambda v: v[:1],
+                r'returned shape \(6,\)': lambda v: torch.cat([v, v]), 'returned NoneType': lambda v: None}
+
+@pytest.mark.parametrize('said', ODD_FORMULAS)
+def test_a_formula_gives_back_the_shape_it_was_given(said):
+    "Anything else would be written over other tensors, or leave holes"
+    formula = ODD_FORMULAS[said]
+    odd = METHODS['linear'].__class__('odd', lambda vlm, llm: formula(vlm), ('vlm', 'llm'), {}, None, False, '')
+    with pytest.raises(ValueError, match=f'odd was given a block of shape .* {said}'):
+        list(blockwise(odd, [(torch.ones(3), torch.ones(3))], 3))

@@ -330,4 +330,11 @@ def blockwise(
     "Run a method block by block: first its look, if it has one, then its formula"
     seen = {'seen': method.look(blocks, n, **knobs)} if method.look else {}
     if 'rng' in method.fills: seen['rng'] = rng
-    for block in blocks: yield method.formula(**dict(zip(('vlm', 'llm', 'base'), block)), **seen, **knobs)
+    for block in blocks:
+        merged = method.formula(**dict(zip(('vlm', 'llm', 'base'), block)), **seen, **knobs)
+        given, back = tuple(block[0].shape), getattr(merged, 'shape', None)
+        if back is None or tuple(back)!=given:
+            raise ValueError(f"{method.name} was given a block of shape {given} and returned "
+                             f"{type(merged).__name__ if back is None else f'shape {tuple(back)}'}. "
+                             f"A formula gives back a tensor of the shape it was given.")
+        yield merged
