@@ -460,6 +460,7 @@ ODD_FORMULAS = {r'returned shape \(\)': lambda v: v.sum(), r'returned shape \(1,
 def test_a_formula_gives_back_the_shape_it_was_given(said):
     "Anything else would be written over other tensors, or leave holes"
     formula = ODD_FORMULAS[said]
-    odd = METHODS['linear'].__class__('odd', lambda vlm, llm: formula(vlm), ('vlm', 'llm'), {}, None, False, '')
+    odd = METHODS['linear'].__class__('odd', lambda vlm, llm: formula(vlm), ('vlm', 'llm'), {}, None, False,
+                                      '')
     with pytest.raises(ValueError, match=f'odd was given a block of shape .* {said}'):
         list(blockwise(odd, [(torch.ones(3), torch.ones(3))], 3))
