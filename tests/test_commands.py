@@ -2,7 +2,8 @@
 import io, json, subprocess, sys
 import polars as pl, pytest
 from vlm_merging.cli.main import main
-from vlm_merging.cli.files import read_table, write_table
+from vlm_merging.cli.files import write_table
+from vlm_merging.scoring.score import table_at
 from vlm_merging.lab.trio import lab_folder, questions
 from vlm_merging.merging.merge import merge
 from vlm_merging.merging.recipe import Recipe
@@ -49,7 +50,7 @@ def test_prepare_ask_score_compare_chart(room, call, tmp_path):
     assert call('ask', '--model', room/'merged', '--benchmark', 'ChartQA', room/'own.parquet', '--data',
                 tmp_path/'data', '--max-new-tokens', 20,
                 '--batch-size', 32, '--out', tmp_path/'after')[0]==0
-    assert read_table(tmp_path/'after').height==168
+    assert table_at(tmp_path/'after').height==168
     code, out, err = call('score', tmp_path/'after', '--out', tmp_path/'after.parquet')
     assert code==0 and 'own, after' in out and '95%' in out and not err, err
     code, out, err = call('compare', tmp_path/'before', tmp_path/'after.parquet', '--by', 'category', '--out',
@@ -150,7 +151,7 @@ def test_targets_are_checked_before_the_work(tmp_path, call):
 
 def test_lists_become_text_in_csv(tmp_path):
     made = write_table(pl.DataFrame(dict(skills=[['a', 'b'], None], n=[1, 2])), tmp_path/'t.csv')
-    assert read_table(made)['skills'].to_list()==['["a", "b"]', None]
+    assert table_at(made)['skills'].to_list()==['["a", "b"]', None]
 
 def test_semicolons_are_told(tmp_path, call):
     (tmp_path/'t.csv').write_text('index;answer;prediction\n1;7;7\n')
@@ -199,7 +200,7 @@ def test_several_benchmarks_are_written_in_one_way(room, call, tmp_path):
     for n, words in enumerate(([f"lab,{room/'own.parquet'}"], ['lab', room/'own.parquet'])):
         assert call('ask', lab_folder()/'vlm', '--benchmark', *words, '-n', 20, '--max-new-tokens', 4,
                     '--batch-size', 40, '--out', tmp_path/str(n))[0]==0
-    assert {*read_table(tmp_path/'0')['benchmark']}=={'lab', 'own'}=={*read_table(tmp_path/'1')['benchmark']}
+    assert {*table_at(tmp_path/'0')['benchmark']}=={'lab', 'own'}=={*table_at(tmp_path/'1')['benchmark']}
 
 def test_words_of_the_shell_in_messages(room, call, tmp_path, monkeypatch):
     monkeypatch.setenv('VLM_MERGING_DATA', str(tmp_path/'data'))

@@ -8,7 +8,7 @@ import os, sys, warnings
 from pathlib import Path
 from typing import Literal
 from vlm_merging.cli.commands import PROGRAM, command, taken
-from vlm_merging.cli.files import PAGES, TABLES, read_scores, read_table, ready_to_write, write_table
+from vlm_merging.cli.files import PAGES, TABLES, read_scores, ready_to_write, write_table
 
 FETCHED = 'benchmarks.prepare:prepare name=names split folder=data source=from revision'
 LOADED = 'benchmarks.load:load what=benchmark split n seed folder=data'
@@ -163,11 +163,11 @@ def score_command(
     out:Path|None=None, # Write the scores there, anew if it is there: .parquet, .jsonl or .csv
 )->int:                 # Exit code
     "Score replies: accuracy with intervals, how many replies could be read, and what is wrong with the table"
-    from vlm_merging.scoring.score import problems, score
+    from vlm_merging.scoring.score import problems, score, table_at
     ready_to_write(out, TABLES)
     if (protocol=='judge')!=bool(judge): raise ValueError('--protocol judge and --judge URL go together.')
     left = []
-    frame = read_table(table, left)
+    frame = table_at(table, left)
     if judge:
         from vlm_merging.asking.endpoint import Endpoint
         from vlm_merging.scoring.judge import judge_report, judged

@@ -6,41 +6,14 @@ from pathlib import Path
 TABLES = ('.parquet', '.jsonl', '.csv')
 PAGES = ('.html', '.svg', '.png')
 
-def read_table(
-    path:str|Path,      # parquet, jsonl, csv, xlsx, tsv, json, or the folder of a run
-    problems:list|None=None, # Sentences about rows that are left out are put here
-):                      # A polars frame, of replies or of scores
-    "Read a table; raise ValueError with one sentence if it is none"
-    import polars as pl
-    path = Path(path).expanduser()
-    if path.is_dir():
-        from vlm_merging.asking.replies import replies
-        return replies(path)
-    if not path.is_file(): raise ValueError(f'{path} is not there. Name a table, or the folder of a run.')
-    kind = path.suffix.lower()
-    if kind in ('.xlsx', '.xls', '.tsv', '.json'):
-        from vlm_merging.asking.results import import_replies
-        return import_replies(path)
-    if kind not in TABLES:
-        raise ValueError(f'{path.name}: a table is read from .parquet, .jsonl, .csv, .xlsx, .tsv or .json.')
-    from vlm_merging.benchmarks.tables import IMAGES, rows_in
-    rows = [r for _, r in rows_in(path, [] if problems is None else problems)]
-    if rows: table = pl.DataFrame(rows, infer_schema_length=None, strict=False)
-    else: table = pl.read_parquet(path) if kind=='.parquet' else pl.DataFrame()
-    table = table.drop(IMAGES, strict=False)
-    if not {'benchmark', 'run'} & {*table.columns}:
-        from vlm_merging.asking.results import import_replies, named_in
-        if named_in(path)[1]: return import_replies(path)
-    return table
-
 def read_scores(
-    path:str|Path,      # As for `read_table`
+    path:str|Path,      # parquet, jsonl, csv, xlsx, tsv, json, or the folder of a run
     protocol:str='offline', # If it holds replies
-    problems:list|None=None, # As for `read_table`
+    problems:list|None=None, # Sentences about rows that are left out are put here
 ):                      # A polars frame
     "A score table: as it is, or made of replies"
-    from vlm_merging.scoring.score import score
-    frame = read_table(path, problems)
+    from vlm_merging.scoring.score import score, table_at
+    frame = table_at(path, [] if problems is None else problems)
     return frame if 'correct' in frame.columns else score(frame, protocol)
 
 def ready_to_write(

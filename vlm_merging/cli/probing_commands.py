@@ -10,7 +10,7 @@ from vlm_merging.cli.asking_commands import (OPENED, QUESTIONS, folder_wanted, q
                                              tell)
 from vlm_merging.cli.commands import KNOBS, command, knob_value, knobs_shown, taken, unknown
 from vlm_merging.cli.merging_commands import WHAT, WHO
-from vlm_merging.cli.files import PAGES, TABLES, read_table, ready_to_write, write_table
+from vlm_merging.cli.files import PAGES, TABLES, ready_to_write, write_table
 
 PAIR = 'probing.diagnose:diagnose vlm llm base'
 LOOKED_AT = 'probing.diagnose:diagnose candidates subspace'
@@ -105,8 +105,9 @@ def probe_command(
     if ('weights' in given.get('how', ()))!=('other' in given):
         raise ValueError('--how weights and --other go together: the layers of OTHER are put in.')
     from vlm_merging.probing.weights import weights_by_layer
+    from vlm_merging.scoring.score import table_at
     models = named_models(model, against)
-    drawn = weights_by_layer(read_table(diagnosis)) if diagnosis else None
+    drawn = weights_by_layer(table_at(diagnosis, [])) if diagnosis else None
     items, left = questions_of(given, given['benchmark'])
     by = tags_asked(by, items)
     quiet_libraries()
