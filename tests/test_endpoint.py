@@ -261,7 +261,7 @@ def test_replies_of_weights_that_nobody_named_are_not_gone_on_with_in_silence(se
     assert not recwarn.list
     assert json.loads((tmp_path/'run'/'run.json').read_text())['about']['weights'] is None
     with pytest.warns(UserWarning,
-                      match='goes on with 2 replies of weights that nobody named.*--weights') as told:
+                      match='goes on with 2 replies of weights that nobody named.*with `weights`') as told:
         ask(tiny, items, out=tmp_path/'run')
     assert len(told)==1 and __file__==told[0].filename
     ask(tiny, [Item('0', 'another question')], out=tmp_path/'run')  # None of the replies is taken
