@@ -1,4 +1,4 @@
-"What several test files need: one torch thread a process, no hub, and a browser"
+"What several test files need: one torch thread a process, no hub, the program, and a browser"
 import os, shutil
 import pytest
 
@@ -8,6 +8,25 @@ os.environ.update(HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 FLAGS = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
          '--disable-component-update --disable-sync --disable-dev-shm-usage').split()
+
+def walk(spec):
+    "Every object of the specification of a chart"
+    if isinstance(spec, dict):
+        yield spec
+        for v in spec.values(): yield from walk(v)
+    if isinstance(spec, list):
+        for v in spec: yield from walk(v)
+
+@pytest.fixture
+def call(capsys):
+    "Exit code, output and errors of the program, without a process; `SystemExit` is what argparse does"
+    from vlm_merging.cli.main import main
+    def run(*argv):
+        capsys.readouterr()
+        try: code = main([*map(str, argv)])
+        except SystemExit as e: code = e.code
+        return code, *capsys.readouterr()
+    return run
 
 @pytest.fixture(scope='module')
 def playing():

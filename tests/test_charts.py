@@ -1,6 +1,7 @@
 "Charts: every one validates, says its units, fetches nothing, and takes tables as they come"
 import json
 import altair as alt, polars as pl, pytest
+from conftest import walk
 from vlm_merging.charts import pages
 from vlm_merging.checkpoints import writer as writer
 from vlm_merging.charts.score_charts import (
@@ -28,14 +29,6 @@ ALL = dict(scores=lambda: scores_chart(SUMMARY, 'category'), loops=lambda: score
            lengthening=lambda: lengthening_chart(PAIRS),
            weights=lambda: weights_chart(SWEEP, 'category'))
 PANELS = by_length([BOTH, scores(benchmark='Other')])
-
-def walk(spec):
-    "Every object of a specification"
-    if isinstance(spec, dict):
-        yield spec
-        for v in spec.values(): yield from walk(v)
-    if isinstance(spec, list):
-        for v in spec: yield from walk(v)
 
 def axes(spec, channel):
     "Titles of an axis, wherever it is named"

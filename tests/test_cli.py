@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from vlm_merging import __version__
 from vlm_merging.cli.commands import COMMANDS, knob_value, shell_options
 from vlm_merging.cli.demo import demo
-from vlm_merging.cli.main import main, read_line
+from vlm_merging.cli.main import read_line
 from vlm_merging.cli.merging_commands import asked_recipe
 from vlm_merging.merging.merge import merge
 from vlm_merging.merging.methods import METHODS
@@ -30,17 +30,6 @@ def shell(*argv, **kw):
     "Exit code, output and errors of the program in a process of its own"
     done = subprocess.run([*PROGRAM, *map(str, argv)], capture_output=True, text=True, timeout=120, **kw)
     return done.returncode, done.stdout, done.stderr
-
-
-@pytest.fixture
-def call(capsys):
-    "The same without a process; `SystemExit` is what argparse does"
-    def run(*argv):
-        capsys.readouterr()
-        try: code = main([*map(str, argv)])
-        except SystemExit as e: code = e.code
-        return code, *capsys.readouterr()
-    return run
 
 
 def recipe_in(folder): return json.loads((folder/'recipe.json').read_text())['recipe']
@@ -266,8 +255,8 @@ def test_overwrite(who, tmp_path, call):
 
 @pytest.mark.parametrize('argv', [
     [], ['mix'], ['merge', '--wieght', '1'], ['merge', '--method', 'liner'], ['merge', '--seed', 'x'],
-    ['merge', '--workers', 'many'], ['merge', '--vlm'], ['compare', 'a'], ['probe', 'm', '--how', 'erase'],
-    ['plan', 'a', 'b', 'c'], ['plan', 'a', '--vlm', 'b'], ['inspect'], ['demo', '-n', 'few'],
+    ['merge', '--workers', 'many'], ['merge', '--vlm'], ['compare', 'a'], ['profile', 'm', '--how', 'erase'],
+    ['plan', 'a', 'b', 'c', 'd'], ['plan', 'a', '--vlm', 'b'], ['inspect'], ['demo', '-n', 'few'],
     ['plan', '--out', 'x']], ids=' '.join)
 def test_2_cannot_be_understood(argv, call):
     code, out, err = call(*argv)
@@ -277,8 +266,9 @@ def test_2_cannot_be_understood(argv, call):
 @pytest.mark.parametrize('words,meant', [
     ('mehtods', 'methods'), ('merge --wieght 1', '--weight'), ('merge --method tis', 'ties'),
     ('ask --weights x', '--serves'),
-    ('probe --weights x', '--diagnosis'), ('probe --measures answer', '--measure'),
-    ('sweep --layer 2-', '--layers'), ('probe m --parts heads', 'head')])
+    ('profile --weights x', '--diagnosis'), ('profile --measures answer', '--measure'),
+    ('evaluate m', 'ask'), ('probe m', 'profile'),
+    ('sweep --layer 2-', '--layers'), ('profile m --parts heads', 'head')])
 def test_did_you_mean(words, meant, call):
     code, out, err = call(*words.split())
     assert code==2 and not out and (f'Did you mean {meant}?' in err or f'is called {meant} here' in err)
@@ -289,7 +279,7 @@ def test_what_stands_before_the_options_is_as_in_python(who, trio, tmp_path):
                   ['--layers', '2-', str(trio.vlm), str(trio.llm)]):
         given = read_line(['plan', *words])[1]
         assert (given['vlm'], given['llm'])==(str(trio.vlm), str(trio.llm))
-    assert read_line(['probe', '--against', 'b', 'a', '--benchmark', 'x,y', 'z', '--out',
+    assert read_line(['profile', '--against', 'b', 'a', '--benchmark', 'x,y', 'z', '--out',
                       'r'])[1]['model']=='a'
 
 

@@ -1,7 +1,6 @@
 "From a benchmark to a verdict by the shell alone, on models made on the spot; and what is refused on the way"
 import io, json, subprocess, sys
 import polars as pl, pytest
-from vlm_merging.cli.main import main
 from vlm_merging.cli.files import write_table
 from vlm_merging.scoring.score import table_at
 from vlm_merging.lab.trio import lab_folder, questions
@@ -12,15 +11,6 @@ def png(image):
     held = io.BytesIO()
     image.save(held, 'PNG')
     return held.getvalue()
-
-@pytest.fixture
-def call(capsys):
-    def run(*argv):
-        capsys.readouterr()
-        try: code = main([*map(str, argv)])
-        except SystemExit as e: code = e.code
-        return code, *capsys.readouterr()
-    return run
 
 @pytest.fixture(scope='module')
 def room(tmp_path_factory):

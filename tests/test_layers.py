@@ -1,6 +1,7 @@
 "Charts along the layers: valid, with units, one shared selection, and readable for tables as they come"
 import json
 import numpy as np, polars as pl, pytest
+from conftest import walk
 from vlm_merging.charts.pages import save_chart, together
 from vlm_merging.charts.layer_charts import (PICKED, before_after_chart, change_scale, linked, of_layers,
                                               profile_chart)
@@ -36,14 +37,6 @@ ALL = dict(profile=lambda: profile_chart(PROFILE),
            change=lambda: before_after_chart(PROFILE, change=CHANGE),
            means=lambda: before_after_chart(PROFILE, part='mlp', measure='answer'),
            heat=lambda: heat_chart(PROFILE), weights=lambda: weight_map(WEIGHTS))
-
-def walk(spec):
-    "Every object of a specification"
-    if isinstance(spec, dict):
-        yield spec
-        for v in spec.values(): yield from walk(v)
-    if isinstance(spec, list):
-        for v in spec: yield from walk(v)
 
 def title(chart):
     "The title as one line"

@@ -76,11 +76,11 @@ def test_what_is_not_there_is_told():
 def read(line): return read_words(COMMANDS[line.split()[0]], line.split()[1:])
 
 @pytest.mark.parametrize('line,name,value', [
-    ('probe m --how skip,uniform', 'how', ('skip', 'uniform')),
-    ('probe m --how skip uniform', 'how', ('skip', 'uniform')),
-    ('probe m --how skip, uniform skip', 'how', ('skip', 'uniform')), ('probe m --by a,b', 'by', ('a', 'b')),
-    ('probe m --ray', 'ray', 'local'),
-    ('probe m --ray auto', 'ray', 'auto'), ('sweep --weights 0.6,0.7', 'weights', ('0.6', '0.7')),
+    ('profile m --how skip,uniform', 'how', ('skip', 'uniform')),
+    ('profile m --how skip uniform', 'how', ('skip', 'uniform')),
+    ('profile m --how skip, uniform skip', 'how', ('skip', 'uniform')), ('profile m --by a,b', 'by', ('a', 'b')),
+    ('profile m --ray', 'ray', 'local'),
+    ('profile m --ray auto', 'ray', 'auto'), ('sweep --weights 0.6,0.7', 'weights', ('0.6', '0.7')),
     ('sweep --layers 6-31 0-5,8', 'layers', ['6-31', '0-5,8']),
     ('ask m --benchmark a b,c', 'benchmark', ('a', 'b', 'c')), ('compare a b --by ,', 'by', ()),
     ('ask m -n 3', 'n', 3), ('ask m --temperature 0.5', 'temperature', .5),

@@ -1,21 +1,11 @@
-"diagnose and probe from the shell: what they print, write and refuse, with stand-ins, and once on the lab"
+"diagnose and profile from the shell: what they print, write and refuse, with stand-ins, and once on the lab"
 import types
 import numpy as np, polars as pl, pytest
 from vlm_merging.lab.trio import lab_folder
 from vlm_merging.merging.merge import merge
 from vlm_merging.merging.recipe import Recipe
-from vlm_merging.cli.main import main
 from vlm_merging.cli.probing_commands import named_models
 from vlm_merging.cli.signatures import parameters_of
-
-@pytest.fixture
-def call(capsys):
-    def run(*argv):
-        capsys.readouterr()
-        try: code = main([*map(str, argv)])
-        except SystemExit as e: code = e.code
-        return code, *capsys.readouterr()
-    return run
 
 @pytest.fixture
 def asked(monkeypatch):
@@ -38,11 +28,11 @@ def asked(monkeypatch):
     return held
 
 def test_a_probe_goes_where_it_is_told(call, asked, tmp_path):
-    code, out, err = call('probe', 'org/vlm@main', '--against', tmp_path/'merged', '--benchmark', 'lab', '-n',
-                          42, '--how', 'uniform,skip', '--parts', 'layer', '--heads', '--layers', '0-3',
+    code, out, err = call('profile', 'org/vlm@main', '--against', tmp_path/'merged', '--benchmark', 'lab',
+                          '-n', 42, '--how', 'uniform,skip', '--parts', 'layer', '--heads', '--layers', '0-3',
                           '--measure', 'likelihood,answer',
-                        '--batch-size', 4, '--max-new-tokens', 20, '--dtype', 'float32', '--ray', '--out',
-                        tmp_path/'run', '--chart', tmp_path/'page.html', '--by', 'category,topic')
+                          '--batch-size', 4, '--max-new-tokens', 20, '--dtype', 'float32', '--ray', '--out',
+                          tmp_path/'run', '--chart', tmp_path/'page.html', '--by', 'category,topic')
     assert code==0, err
     assert asked['models']=={'vlm@main':'org/vlm@main', 'merged':str(tmp_path/'merged')}
     assert len(asked['items'])==42
@@ -59,15 +49,15 @@ def test_a_probe_goes_where_it_is_told(call, asked, tmp_path):
     assert '<script src' not in (tmp_path/'page.html').read_text()
 
 def test_the_defaults_of_a_probe(call, asked, tmp_path):
-    code, out, err = call('probe', 'm', '--benchmark', 'lab', '-n', 21, '--out', tmp_path/'run')
+    code, out, err = call('profile', 'm', '--benchmark', 'lab', '-n', 21, '--out', tmp_path/'run')
     assert code==0 and asked.keys()=={'models', 'items', 'out',
                                       # The rest is left to Python
                                       'measures'} and asked['measures']==('likelihood',), err
-    assert call('probe', 'm', '--benchmark', 'lab', '-n', 21, '--out', tmp_path/'heads', '--heads')[0]==0
+    assert call('profile', 'm', '--benchmark', 'lab', '-n', 21, '--out', tmp_path/'heads', '--heads')[0]==0
     assert asked['parts']==(*parameters_of('probing.probe:probe_folder')['parts'].default, 'head')
     assert set(pl.read_parquet(tmp_path/'run'/'profile.parquet')['tag'])=={'all', 'category'}
     assert not (tmp_path/'run'/'change.parquet').exists()
-    assert call('probe', 'm', '--benchmark', 'lab', '-n', 21, '--out', tmp_path/'run', '--by', '')[0]==0
+    assert call('profile', 'm', '--benchmark', 'lab', '-n', 21, '--out', tmp_path/'run', '--by', '')[0]==0
     assert set(pl.read_parquet(tmp_path/'run'/'profile.parquet')['tag'])=={'all'}
 
 @pytest.mark.parametrize('line,why', [('--benchmark lab --out r', '--model is missing'),
@@ -89,14 +79,14 @@ def test_the_defaults_of_a_probe(call, asked, tmp_path):
     ('m --benchmark lab --out r --diagnosis none.parquet', 'none.parquet is not there')])
 def test_what_a_probe_refuses(call, asked, tmp_path, monkeypatch, line, why):
     monkeypatch.chdir(tmp_path)
-    code, out, err = call('probe', *line.split())
+    code, out, err = call('profile', *line.split())
     assert (code, err.count('\n')) in ((3, 1),
                                        (2,
                                         2)) and why in err and not asked and not list(tmp_path.iterdir()), err
 
 def test_a_file_is_no_folder(call, asked, tmp_path):
     (tmp_path/'run').write_text('')
-    assert 'is a file' in call('probe', 'm', '--benchmark', 'lab', '--out', tmp_path/'run')[2]
+    assert 'is a file' in call('profile', 'm', '--benchmark', 'lab', '--out', tmp_path/'run')[2]
 
 def test_names_in_tables():
     assert named_models('org/A', None)=={'A':'org/A'}
@@ -108,7 +98,7 @@ def merged(tmp_path_factory):
     return merge(Recipe(lab_folder()/'vlm', lab_folder()/'llm', knobs=dict(weight=.5)), out=out)
 
 def test_the_lab_is_probed_and_gone_on_with(call, merged, tmp_path):
-    line = ['probe', lab_folder()/'vlm', '--against', merged, '--benchmark', 'lab', '-n', 28, '--split',
+    line = ['profile', lab_folder()/'vlm', '--against', merged, '--benchmark', 'lab', '-n', 28, '--split',
             'dev', '--parts', 'layer', '--layers', '0-2', '--measure', 'likelihood', 'answer',
             '--max-new-tokens', 12, '--batch-size', 14, '--out', tmp_path/'run']
     code, out, err = call(*line)
@@ -139,7 +129,7 @@ def test_a_pair_is_diagnosed(call, tmp_path):
 def test_the_map_of_weights_stands_below_a_profile(call, asked, tmp_path):
     lab = lab_folder()
     assert call('diagnose', '--vlm', lab/'vlm', '--llm', lab/'llm', '--out', tmp_path/'w.parquet')[0]==0
-    code, out, err = call('probe', 'm', '--benchmark', 'lab', '-n', 21, '--out', tmp_path/'run',
+    code, out, err = call('profile', 'm', '--benchmark', 'lab', '-n', 21, '--out', tmp_path/'run',
                           '--diagnosis', tmp_path/'w.parquet', '--chart', tmp_path/'page.svg')
     assert code==0 and 'cosine' in (tmp_path/'page.svg').read_text(), err
 

@@ -11,7 +11,8 @@ __version__ = "0.1.0"
 _NAMES = {
     'checkpoints.headers': 'Checkpoint',
     'merging.families': 'FAMILIES Family pair_names',
-    'merging.methods': 'METHODS Scale Share linear merge_method slerp',
+    'merging.methods': ('METHODS Scale Share merge_method linear slerp task_arithmetic ties dare_linear '
+                        'dare_ties breadcrumbs della sce'),
     'merging.recipe': 'Recipe',
     'merging.plan': 'plan',
     'merging.merge': 'merge',

@@ -1,7 +1,7 @@
 """`vlm-merging`: the calls of Python from the shell, with exit codes that scripts can use."""
 # 0: done. 1: the machine failed (disk full, no permission). 2: the command line cannot be understood. 3:
 # refused (the models do not fit, an input is damaged, the target exists). 4: `ask`: some questions have no
-# reply, and the same command asks only these; `probe`, `sweep`: some rows of a table made no question. 130:
+# reply, and the same command asks only these; `profile`, `sweep`: some rows of a table made no question. 130:
 # stopped with Ctrl-C; the same command goes on from there.
 from __future__ import annotations
 import sys, warnings
@@ -14,6 +14,7 @@ from vlm_merging.cli.messages import in_shell_words
 
 ROOMS = demo, merging_commands, asking_commands, probing_commands
 ABOUT = 'Give a vision-language model the reasoning of a language model, by merging their weights.'
+WAS = dict(evaluate='ask', probe='profile') # Command of old -> what it is called now
 USAGE = f'usage: {PROGRAM} COMMAND [options]'
 
 def overview()->str:
@@ -35,6 +36,7 @@ def read_line(
     if first=='--version': print(__version__); raise SystemExit(0)
     if first not in COMMANDS:
         why = f'there is no command {first!r}.{near(first, COMMANDS)}' if first else 'a command is missing.'
+        if first in WAS: why = f'{first} is called {WAS[first]} here.'
         print(f"{USAGE}\n{PROGRAM}: {why} There are: {', '.join(COMMANDS)}.", file=sys.stderr)
         raise SystemExit(2)
     return COMMANDS[first], read_words(COMMANDS[first], argv[1:])

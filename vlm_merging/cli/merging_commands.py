@@ -15,7 +15,7 @@ OUTPUT = 'merging.merge:merge out overwrite workers device sha256 allow_nonfinit
 TYPED_ONLY = 'cli.merging_commands:asked_recipe'
 RECIPE = dict(shows=dict(who=(WHO, f'{TYPED_ONLY} recipe'), what=(WHAT, KNOBS),
                          where=(WHERE, f'{TYPED_ONLY} layer_swap'), how=HOW),
-              places='vlm llm', choices=dict(method=KNOBS))
+              places='vlm llm base', choices=dict(method=KNOBS))
 
 def asked_recipe(
     *,

@@ -1,6 +1,6 @@
-"""Understanding from the shell: `diagnose`, `probe` and `sweep` print words, keep tables, and draw a page."""
+"""Understanding from the shell: `diagnose`, `profile` and `sweep` print words, keep tables, draw a page."""
 #     diagnose -> a verdict with reasons, TABLE, PAGE      no model is loaded
-#     probe    -> OUT/parts/*.parquet                      each part at once; goes on where it was
+#     profile  -> OUT/parts/*.parquet                      each part at once; goes on where it was
 #                 OUT/profile.parquet, depth.parquet       what each mask costs, and how deep
 #                 (change.parquet with --against)          what the merge changed
 #     sweep    -> OUT/parts/*.parquet, OUT/sweep.parquet   replies and scores; no model is written
@@ -29,7 +29,7 @@ def save_page(
     from vlm_merging.charts.pages import save_chart
     save_chart(draw(), path)
 
-@command(shows=dict(who=(WHO, PAIR), options=LOOKED_AT), places='vlm llm', needs='vlm llm',
+@command(shows=dict(who=(WHO, PAIR), options=LOOKED_AT), places='vlm llm base', needs='vlm llm',
          spaced='candidates', example='vlm-merging diagnose --vlm lab/vlm --llm lab/llm --base lab/base')
 def diagnose_command(
     *,
@@ -81,9 +81,9 @@ def named_models(
          needs='benchmark', spaced='benchmark how parts measure', bare=dict(ray='local'),
          was=dict(weights='diagnosis', measures='measure'),
          choices=dict(how='probing.masks:WAYS', parts='probing.masks:PARTS'),
-         example='vlm-merging probe lab/vlm --benchmark lab -n 60 --parts layer --out runs/probe\n'
-                 'vlm-merging probe VLM --against OUT --benchmark MathVista --how skip,uniform --out runs/b')
-def probe_command(
+         example='vlm-merging profile lab/vlm --benchmark lab -n 60 --parts layer --out runs/p\n'
+                 'vlm-merging profile VLM --against OUT --benchmark MathVista --how skip,uniform --out b')
+def profile_command(
     *,
     model:str,          # Folder or hub id
     against:str|None=None, # A second model, say the merged one: probed, too, and compared with the first
@@ -155,8 +155,9 @@ def sweep_knobs(
     return out
 
 @command(shows=dict(who=(WHO, WHAT, MIXED), what=(TRIED, f'{KNOBS} but weight'), questions=QUESTIONS,
-                    asking=(OPENED, BATCHES, SPREAD)), places='vlm llm', needs='vlm llm weights benchmark',
-         spaced='benchmark knobs layers modules', bare=dict(ray='local'), choices=dict(method=KNOBS),
+                    asking=(OPENED, BATCHES, SPREAD)), places='vlm llm base',
+         needs='vlm llm weights benchmark', spaced='benchmark knobs layers modules', bare=dict(ray='local'),
+         choices=dict(method=KNOBS),
          example='vlm-merging sweep lab/vlm lab/llm --weights .5,.6 --benchmark lab --split dev --out runs/w')
 def sweep_command(
     *,

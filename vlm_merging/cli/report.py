@@ -22,7 +22,7 @@ vlm-merging ask     --model VLM --benchmark MathVista --out runs/vlm
 vlm-merging ask     --model OUT --benchmark MathVista --out runs/merged
 vlm-merging compare runs/vlm runs/merged --by category --chart page.html
 # which layers matter?
-vlm-merging probe   VLM --against OUT --benchmark MathVista -n 200 \\
+vlm-merging profile VLM --against OUT --benchmark MathVista -n 200 \\
                     --out runs/probe --chart layers.html'''
 
 # Pieces of text
