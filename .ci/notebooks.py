@@ -1,5 +1,5 @@
 """Run every notebook once, each in a process of its own: do its cells pass, and give what it stores?
-`python .ci/notebooks.py` runs all, `python .ci/notebooks.py nbs/merging/04_recipe.ipynb` one;
+`python .ci/notebooks.py` runs all, `python .ci/notebooks.py nbs/merging/06_recipe.ipynb` one;
 `--save` keeps the fresh outputs."""
 import difflib, json, math, multiprocessing, re, shutil, sys, tempfile, time
 from pathlib import Path
@@ -14,7 +14,8 @@ PRELOADED = 'nbdev.test', 'torch', 'transformers', 'polars', 'altair', 'IPython'
 
 MASKS = [(re.compile(pattern), mask) for pattern, mask in (
     (r'\x1b\[[\d;]*m', ''),                                                             # Colours
-    (r'(?<![\w.])/(?:tmp|var/folders|private|home|root|Users|work)/[^\s\'",:;)<>]*', '(path)'),
+    (rf'(?<![\w.])(?:{re.escape(str(project))}|/(?:tmp|var/folders|private|home|root|Users)/)'
+     r'[^\s\'",:;)<>]*', '(path)'),
     (r'\b0x[0-9a-f]{6,}', '(address)'),
     (r'\b(?:127\.0\.0\.1|localhost):\d+', '(port)'),
     (r'\b[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}\b|\b[0-9a-f]{32}\b', '(id)'),
