@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from ..checkpoints.headers import read_json
 from .families import Pair
-from .methods import METHODS
+from .methods import METHODS, Method
 
 # %% auto #0
-__all__ = ['MODULES', 'AS_RUN', 'layer_ranges', 'layer_set', 'at_depth', 'Recipe', 'recipe_of', 'why_kept', 'knobs_at']
+__all__ = ['MODULES', 'AS_RUN', 'layer_ranges', 'layer_set', 'at_depth', 'method_named', 'Recipe', 'recipe_of', 'why_kept',
+           'knobs_at']
 
 # %% ../../nbs/merging/06_recipe.ipynb #c013
 MODULES = ('attention', 'mlp', 'norm')
@@ -61,12 +62,19 @@ def at_depth(
 def _near(name, names):
     return next((f" Did you mean {o}?" for o in difflib.get_close_matches(name, names, 1)), '')
 
-def _no_method(
+def method_named(
     name:str,           # As it was typed
-)->str:
-    "A sentence for a method that does not exist"
-    return (f"No method {name!r}.{_near(name, METHODS)} There are: {', '.join(METHODS)}. "
-            f"A new one is a function under `@merge_method`.")
+)->Method:              # From `METHODS`
+    "A method by its name; raise ValueError if it has none, or if something else than a name was given"
+    if callable(name):
+        word = getattr(name, '__name__', type(name).__name__)
+        raise ValueError(f"The method is given as a function. Give its name: method={word!r}"
+                         f"{'' if word in METHODS else ', once it stands under `@merge_method`'}.")
+    if not isinstance(name, str): raise ValueError(f"method is {name!r}; it is text.")
+    if name not in METHODS:
+        raise ValueError(f"No method {name!r}.{_near(name, METHODS)} There are: {', '.join(METHODS)}. "
+                         f"A new one is a function under `@merge_method`.")
+    return METHODS[name]
 
 # %% ../../nbs/merging/06_recipe.ipynb #c027
 def _no_knob(
@@ -112,9 +120,8 @@ def _check_as_run(
             raise ValueError(f"as_run sets {name} to {value!r}; leave {name} out or turn as_run off.")
 
 # %% ../../nbs/merging/06_recipe.ipynb #c035
-_TYPES = dict(method=(str, 'text'), knobs=(dict, "a table such as {'weight': 0.9}"), layers=(str, 'text'),
-              modules=(str, 'text'), embeddings=(bool, 'true or false'), seed=(int, 'a whole number'),
-              as_run=(bool, 'true or false'))
+_TYPES = dict(knobs=(dict, "a table such as {'weight': 0.9}"), layers=(str, 'text'), modules=(str, 'text'),
+              embeddings=(bool, 'true or false'), seed=(int, 'a whole number'), as_run=(bool, 'true or false'))
 
 def _check_type(
     name:str,           # A field of `Recipe`
@@ -124,10 +131,11 @@ def _check_type(
     if name in ('vlm', 'llm', 'base'):
         if not (value and isinstance(value, str) or name=='base' and value is None):
             raise ValueError(f"{name} is {value!r}; name a folder or a hub id.")
-        return
-    kind, word = _TYPES[name]
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"{name} is {value!r}; it is {word}.")
+    elif name=='method': method_named(value)
+    else:
+        kind, word = _TYPES[name]
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ValueError(f"{name} is {value!r}; it is {word}.")
 
 # %% ../../nbs/merging/06_recipe.ipynb #c038
 @dataclass(frozen=True, repr=False)
@@ -142,14 +150,13 @@ class Recipe:
     modules:str='all'   # Which parts: all, or some of attention,mlp,norm
     embeddings:bool=False # Merge token embeddings and output head too, as far as both have the row?
     seed:int=0          # Of the coin flips
-    as_run:bool=False   # Compute as the paper's script ran: in float16, DARE without rescale, TIES as in PEFT
+    as_run:bool=False   # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
 
     def __post_init__(self):
         for f in fields(self):
             value = getattr(self, f.name)
             if isinstance(value, Path): object.__setattr__(self, f.name, str(value))
             _check_type(f.name, getattr(self, f.name))
-        if self.method not in METHODS: raise ValueError(_no_method(self.method))
         if 'base' in METHODS[self.method].fills and not self.base:
             raise ValueError(f"{self.method} works with task vectors and needs `base`: "
                              f"the model that both were trained from.")
@@ -206,23 +213,22 @@ def recipe_of(
     llm:str|Path|None=None, # The LLM: a folder, a hub id, or lab/llm
     base:str|Path|None=None, # What both were trained from; for methods that work with task vectors
     *,
-    method:str='linear', # Merge method, by its name: how two tensors become one
-    layers:str='all',   # Where: all, 6-31, 0-5,8, 6-
-    modules:str='all',  # Which parts: all, or some of attention,mlp,norm
-    embeddings:bool=False, # Merge token embeddings and output head too, as far as both have the row?
-    seed:int=0,         # Of the coin flips
-    as_run:bool=False,  # Compute as the paper's script ran: in float16, DARE without rescale, TIES as in PEFT
+    method:str|None=None, # Merge method, by its name: how two tensors become one; default: linear
+    layers:str|None=None, # Where: all, 6-31, 0-5,8, 6-; default: all
+    modules:str|None=None, # Which parts: all, or some of attention,mlp,norm; default: all
+    embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the row?
+    seed:int|None=None, # Of the coin flips; default: 0
+    as_run:bool|None=None, # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
     **knobs,            # Of the method, such as weight=0.9; a list is a curve over depth
 )->Recipe:
     "A recipe from its ingredients; or a recipe as it is, with some knobs turned"
-    said = dict(llm=llm, base=base, method=method, layers=layers, modules=modules, embeddings=embeddings,
-                seed=seed, as_run=as_run)
-    if not isinstance(vlm, Recipe): return Recipe(vlm, knobs=knobs, **said)
-    usual = {f.name: f.default for f in fields(Recipe)} | {'llm': None}
-    for name, value in said.items():
-        if value!=usual[name]:
-            raise ValueError(f"`{name}` cannot stand beside a recipe, which says it already. "
-                             f"Change it with dataclasses.replace(recipe, {name}={value!r}).")
+    options = dict(llm=llm, base=base, method=method, layers=layers, modules=modules, embeddings=embeddings,
+                   seed=seed, as_run=as_run)
+    options = {name: value for name, value in options.items() if value is not None}
+    if not isinstance(vlm, Recipe): return Recipe(vlm, **{'llm': None}|options, knobs=knobs)
+    for name, value in options.items():
+        raise ValueError(f"`{name}` cannot stand beside a recipe, which says it already. "
+                         f"Change it with dataclasses.replace(recipe, {name}={value!r}).")
     return replace(vlm, knobs=vlm.knobs|knobs) if knobs else vlm
 
 # %% ../../nbs/merging/06_recipe.ipynb #c049

@@ -14,6 +14,7 @@ from ..charts.maps import weight_map
 from ..charts.score_charts import scores_chart
 from ..comparing.statistics import summarize
 from ..lab.trio import lab_folder
+from ..merging.recipe import method_named
 from ..probing.probe import asked_items
 from .panels import (
     FAINT_STYLE, Shown, Worker, ask_rest, asked_html, by_category, changes, filled, lines_html, literal_text,
@@ -194,6 +195,7 @@ class MergeExplorer(Shown):
             if items is None: items = load('lab', n=120, split='dev')
         if items is None:
             raise ValueError("`items` are missing. Say what to ask, such as load('mine.csv',n=64).")
+        method_named(method)
         models, self.items = dict(vlm=vlm, llm=llm, base=base), asked_items(items)
         self.askers = _Askers(models, self.items, asking)
         self.table, self.change, self.words = None, None, []
