@@ -52,7 +52,8 @@ def test_a_recipe_is_one_thing_in_all_signatures():
     usual = {f.name: f.default for f in fields(Recipe) if f.name not in ('vlm', 'knobs')} | {'llm': None}
     for verb in (recipe_of, plan, merge):
         parameters = inspect.signature(verb).parameters
-        assert not any(parameters[k].default for k in usual), 'beside a recipe a default cannot be told from asked'
+        # Beside a recipe a default could not be told from what was asked for
+        assert all(parameters[k].default is None for k in usual)
         assert parameters['knobs'].kind is parameters['knobs'].VAR_KEYWORD
         beside, fields_beside = comments(verb), comments(Recipe)
         assert beside==beside | comments(recipe_of)

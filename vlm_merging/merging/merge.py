@@ -267,6 +267,14 @@ def need_room(
         raise ValueError(f"{parent} has {readable(free)} free, the output takes {readable(plan.writes)}. "
                          f"Make room or choose another output.")
 
+def _refuse_device(
+    device:str,         # Where to compute
+)->None:
+    "Raise ValueError if this machine has no such device"
+    if device!='cpu' and not (device.startswith('cuda') and torch.cuda.is_available()):
+        raise ValueError(f"There is no device {device!r} here. "
+                         f"Use cpu{', or cuda' if torch.cuda.is_available() else ''}.")
+
 def _refuse(
     p:Plan,             # From `plan`
     out:Path,           # Folder that shall appear
@@ -303,9 +311,7 @@ def merge(
                        seed=seed, as_run=as_run, **knobs)
     out = Path(out).expanduser()
     refuse_existing(out, overwrite)
-    if device!='cpu' and not (device.startswith('cuda') and torch.cuda.is_available()):
-        raise ValueError(f"There is no device {device!r} here. "
-                         f"Use cpu{', or cuda' if torch.cuda.is_available() else ''}.")
+    _refuse_device(device)
     p = plan(recipe)
     _refuse(p, out)
     inputs = {who: fingerprints(c, sha256) for who, c in p.sides.items()}

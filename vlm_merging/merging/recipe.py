@@ -138,6 +138,33 @@ def _check_type(
             raise ValueError(f"{name} is {value!r}; it is {word}.")
 
 # %% ../../nbs/merging/06_recipe.ipynb #c038
+def _parts_of(
+    modules:str,        # As a recipe has them
+)->tuple:
+    "The parts of a layer that a text names"
+    return MODULES if modules=='all' else tuple(p.strip() for p in modules.split(','))
+
+def _checked(
+    options:dict,       # Field of `Recipe` -> value, as typed
+)->dict:                # The same, as JSON has it
+    "Raise ValueError if a recipe cannot be carried out by any model"
+    options = {name: str(v) if isinstance(v, Path) else v for name, v in options.items()}
+    for name, value in options.items(): _check_type(name, value)
+    method, modules = options['method'], options['modules']
+    if 'base' in METHODS[method].fills and not options['base']:
+        raise ValueError(f"{method} works with task vectors and needs `base`: "
+                         f"the model that both were trained from.")
+    knobs = {k: list(v) if isinstance(v, tuple) else v for k, v in options['knobs'].items()}
+    for name, value in knobs.items(): _check_knob(method, name, value)
+    for part in _parts_of(modules):
+        if part not in MODULES:
+            raise ValueError(f"modules {modules!r}: no part {part!r}. "
+                             f"Write all, or some of {','.join(MODULES)}.")
+    layer_ranges(options['layers'])
+    if options['as_run']: _check_as_run(method, knobs)
+    return options | {'knobs': knobs}
+
+# %% ../../nbs/merging/06_recipe.ipynb #c041
 @dataclass(frozen=True, repr=False)
 class Recipe:
     "All that decides the outcome of a merge; checked when it is made"
@@ -153,22 +180,7 @@ class Recipe:
     as_run:bool=False   # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
 
     def __post_init__(self):
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, Path): object.__setattr__(self, f.name, str(value))
-            _check_type(f.name, getattr(self, f.name))
-        if 'base' in METHODS[self.method].fills and not self.base:
-            raise ValueError(f"{self.method} works with task vectors and needs `base`: "
-                             f"the model that both were trained from.")
-        lists = {k: list(v) if isinstance(v, tuple) else v for k, v in self.knobs.items()}
-        object.__setattr__(self, 'knobs', lists)       # as JSON has them
-        for name, value in lists.items(): _check_knob(self.method, name, value)
-        for part in self.parts:
-            if part not in MODULES:
-                raise ValueError(f"modules {self.modules!r}: no part {part!r}. "
-                                 f"Write all, or some of {','.join(MODULES)}.")
-        layer_ranges(self.layers)
-        if self.as_run: _check_as_run(self.method, lists)
+        for name, value in _checked(vars(self)).items(): object.__setattr__(self, name, value)
 
     def __repr__(self):
         usual = {f.name: {} if f.name=='knobs' else f.default for f in fields(self)}
@@ -178,36 +190,31 @@ class Recipe:
     @property
     def parts(self)->tuple:
         "The parts of a layer that are merged"
-        return MODULES if self.modules=='all' else tuple(p.strip() for p in self.modules.split(','))
+        return _parts_of(self.modules)
 
     def dict(self)->dict:
         "The recipe as JSON can hold it"
         return asdict(self)
 
-    def write(self,
-        path:str|Path,      # Where to
-    )->None:
+    def write(self, path:str|Path)->None: # Where to
         "Save as JSON"
         Path(path).write_text(json.dumps(self.dict(), indent=1)+'\n')
 
     @classmethod
-    def read(cls,
-        path:str|Path,      # A recipe, or the recipe.json of a merged folder
-    )->Recipe:
+    def read(cls, path:str|Path)->Recipe: # A recipe, or the recipe.json of a merged folder
         "A recipe from a file"
         return _read_recipe(Path(path))
 
     @classmethod
     def layer_swap(cls,
-        vlm:str,            # Folder or hub id
-        llm:str,            # Folder or hub id
+        vlm:str, llm:str,   # Folders or hub ids
         last:int=5,         # The last layer that stays the VLM's; 5 keeps six layers
         weight:float=.9,    # Share of the VLM in the layers behind, and in the final norm
     )->Recipe:
         "The paper's layer swapping: early layers stay, later ones are mixed"
         return cls(vlm, llm, knobs={'weight':weight}, layers=f'{last+1}-')
 
-# %% ../../nbs/merging/06_recipe.ipynb #c043
+# %% ../../nbs/merging/06_recipe.ipynb #c046
 def recipe_of(
     vlm:Recipe|str|Path, # A recipe; or the VLM: a folder, a hub id (with optional @revision), or lab/vlm
     llm:str|Path|None=None, # The LLM: a folder, a hub id, or lab/llm
@@ -231,7 +238,7 @@ def recipe_of(
                          f"Change it with dataclasses.replace(recipe, {name}={value!r}).")
     return replace(vlm, knobs=vlm.knobs|knobs) if knobs else vlm
 
-# %% ../../nbs/merging/06_recipe.ipynb #c049
+# %% ../../nbs/merging/06_recipe.ipynb #c052
 def why_kept(
     recipe:Recipe,      # What was asked for
     pair:Pair,          # A tensor of the VLM and its partner
@@ -244,7 +251,7 @@ def why_kept(
         return f'outside layers {recipe.layers}'
     return '' if pair.module in recipe.parts else f'not among {recipe.modules}'
 
-# %% ../../nbs/merging/06_recipe.ipynb #c051
+# %% ../../nbs/merging/06_recipe.ipynb #c054
 def knobs_at(
     recipe:Recipe,      # What was asked for
     layer:int|None,     # A layer; None for what comes after all layers
@@ -255,7 +262,7 @@ def knobs_at(
     if recipe.as_run: knobs |= {k: v for k, v in AS_RUN.items() if k in knobs}
     return {k: at_depth(v, depth-1 if layer is None else layer, depth) for k, v in knobs.items()}
 
-# %% ../../nbs/merging/06_recipe.ipynb #c058
+# %% ../../nbs/merging/06_recipe.ipynb #c061
 def _read_recipe(
     path:Path,          # A recipe, or a merged folder
 )->Recipe:

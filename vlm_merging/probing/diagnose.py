@@ -60,14 +60,14 @@ class Diagnosis:
     def __repr__(self): return '\n'.join(_verdict_lines(self))
     def _repr_markdown_(self): return _as_markdown(self)
 
-# %% ../../nbs/probing/04_diagnose.ipynb #c012
+# %% ../../nbs/probing/04_diagnose.ipynb #c014
 def _verdict_lines(
     d:Diagnosis,        # A diagnosis
 )->list[str]:           # The verdict, then one line a reason
     "What a diagnosis comes to"
     return [f"Verdict: {d.verdict} (how sure: {d.sure}).", *(f'- {r}' for r in d.reasons)]
 
-# %% ../../nbs/probing/04_diagnose.ipynb #c015
+# %% ../../nbs/probing/04_diagnose.ipynb #c017
 DIAGNOSIS_COLUMNS = ('apart', 'relative_vlm', 'relative_llm', 'cosine', 'agreement', 'top1_vlm', 'top1_llm',
                      'top1', 'overlap', 'chance')
 
@@ -85,7 +85,7 @@ def _as_markdown(
     table = [columns, ['---']*len(columns), *([say(x) for x in r] for r in rows.select(columns).rows())]
     return '\n'.join([*lines, '', *(f"| {' | '.join(r)} |" for r in table)])
 
-# %% ../../nbs/probing/04_diagnose.ipynb #c018
+# %% ../../nbs/probing/04_diagnose.ipynb #c020
 def table_said(
     table:pl.DataFrame, # Few rows
     columns,            # Names of columns that may be there
@@ -99,7 +99,7 @@ def table_said(
     return ['  '+'  '.join(x.rjust(w) if i else x.ljust(w) for i, (x, w) in enumerate(zip(r, wide)))
             for r in rows]
 
-# %% ../../nbs/probing/04_diagnose.ipynb #c021
+# %% ../../nbs/probing/04_diagnose.ipynb #c023
 def _caveats(d):
     "What a diagnosis does not say"
     lines = []
@@ -137,7 +137,7 @@ def _as_text(
         lines += ['', 'Not compared:']+table_said(d.left, ('side', 'tensors', 'numbers', 'reason'))
     return '\n'.join(lines)
 
-# %% ../../nbs/probing/04_diagnose.ipynb #c023
+# %% ../../nbs/probing/04_diagnose.ipynb #c027
 def _weighed(reasons):
     "Reasons in order, with the verdict and how sure it is"
     sure = ('high', 'medium', 'low')
@@ -146,7 +146,7 @@ def _weighed(reasons):
     weighty = [r for r in reasons if r.level]
     return tuple(reasons), *((weighty[0].level, weighty[0].sure) if weighty else (LEVELS[3], 'low'))
 
-# %% ../../nbs/probing/04_diagnose.ipynb #c027
+# %% ../../nbs/probing/04_diagnose.ipynb #c031
 def _of_base(vlm, base):
     "Findings about a base, remarks, and the base; None in place of one that does not fit"
     findings = check(vlm, base, 'base')[1]
@@ -158,7 +158,7 @@ def _of_base(vlm, base):
         return kept, [Reason('', f"The base is not the VLM's: {odd.what}", 'sampled weights', 'high')], base
     return kept, [], base
 
-# %% ../../nbs/probing/04_diagnose.ipynb #c030
+# %% ../../nbs/probing/04_diagnose.ipynb #c034
 def _with_base(vlm, llm, base, candidates, how):
     "The base to use, the table of candidates, and remarks on both"
     if not candidates: return base, None, []
@@ -170,7 +170,7 @@ def _with_base(vlm, llm, base, candidates, how):
     if base is None and apart.height: base = next(c for c in these if name(c)==apart['candidate'][0])
     return base, kin, reasons
 
-# %% ../../nbs/probing/04_diagnose.ipynb #c033
+# %% ../../nbs/probing/04_diagnose.ipynb #c039
 def diagnose(
     vlm,                # Folder, hub id, `lab/vlm` or open `Checkpoint`; or a `Recipe`, which names all three
     llm=None,           # The same of the LLM

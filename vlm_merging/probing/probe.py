@@ -121,7 +121,21 @@ def on_a_screen(
     lines = [w for o in text.splitlines() for w in textwrap.wrap(o, 100, subsequent_indent='    ')]
     return '\n'.join(lines if len(lines)<=SCREEN else [*lines[:SCREEN-1], '... more in .verdict'])
 
-# %% ../../nbs/probing/13_probe.ipynb #c031
+# %% ../../nbs/probing/13_probe.ipynb #c032
+def _part_drawn(
+    table:pl.DataFrame, # From `profile_table`
+)->str:
+    "The part that a chart of two models shows: the layer, or what there is"
+    parts = table['part'].unique(maintain_order=True).to_list()
+    return 'layer' if 'layer' in parts else parts[0]
+
+def _joined(
+    rows,               # One table of rows, or a list of them
+)->pl.DataFrame:
+    "The rows of one probe or of several"
+    return rows if isinstance(rows, pl.DataFrame) else pl.concat(rows, how='diagonal_relaxed')
+
+# %% ../../nbs/probing/13_probe.ipynb #c034
 @dataclass(frozen=True, repr=False, eq=False)
 class Profile:
     "What masking costs, of one model or before and after a merge: tables, words and pictures of one probe"
@@ -132,10 +146,9 @@ class Profile:
     PAIR_DRAWN_BY = 'vlm_merging.charts.layer_charts:before_after_chart'
 
     def __post_init__(self):
-        rows = self.rows
-        if not isinstance(rows, pl.DataFrame): rows = pl.concat(rows, how='diagonal_relaxed')
-        object.__setattr__(self, 'rows', rows)
-        if self.by is None: object.__setattr__(self, 'by', [t for t in ('category',) if t in rows.columns])
+        object.__setattr__(self, 'rows', _joined(self.rows))
+        if self.by is None:
+            object.__setattr__(self, 'by', [t for t in ('category',) if t in self.rows.columns])
 
     @property
     def models(self)->list[str]:
@@ -160,22 +173,19 @@ class Profile:
     @cached_property
     def verdict(self)->str:
         "What all of this allows to say"
-        said = profile_verdict(self.table, self.depths)
-        return said if self.change is None else f'{said}\n{change_verdict(self.change, self.table)}'
+        words = profile_verdict(self.table, self.depths)
+        return words if self.change is None else f'{words}\n{change_verdict(self.change, self.table)}'
 
-    def chart(self,
-        **how,          # As for `profile_chart`, or of two models for `before_after_chart`
-    ):
+    def chart(self, **how): # As for `profile_chart`, or of two models for `before_after_chart`
         "The cost along the layers"
         if self.change is None: return resolve_name(self.DRAWN_BY)(self.table, **how)
-        parts = self.table['part'].unique(maintain_order=True).to_list()
-        usual = dict(change=self.change, part='layer' if 'layer' in parts else parts[0])
+        usual = dict(change=self.change, part=_part_drawn(self.table))
         return resolve_name(self.PAIR_DRAWN_BY)(self.table, **usual|how)
 
     def __repr__(self): return on_a_screen(self.verdict)
     def _repr_markdown_(self): return verdict_markdown(self.verdict)
 
-# %% ../../nbs/probing/13_probe.ipynb #c034
+# %% ../../nbs/probing/13_probe.ipynb #c037
 def profile(
     models,             # An open model, a folder, a hub id or a name of the lab; or several: name -> model
     items,              # `Item`s, a table file, or the name of a benchmark
@@ -188,7 +198,7 @@ def profile(
     "What each mask costs on each kind of question; raise ValueError if it cannot be measured"
     return Profile(profile_rows(models, items, masks, score, measures, **more), by)
 
-# %% ../../nbs/probing/13_probe.ipynb #c046
+# %% ../../nbs/probing/13_probe.ipynb #c049
 @lru_cache(maxsize=2)
 def opened_once(
     where:str,          # Folder or hub id
@@ -198,7 +208,7 @@ def opened_once(
     from vlm_merging.asking.models import open_model
     return open_model(where, **json.loads(asking))
 
-# %% ../../nbs/probing/13_probe.ipynb #c049
+# %% ../../nbs/probing/13_probe.ipynb #c052
 MEANS = {}              # Model, how it is asked, and ids of the reference set -> what `means_of` gave
 
 def probe_part(
@@ -223,7 +233,7 @@ def probe_part(
     return effects(replace(asker, name=name), items, some, measures, score_reply, text, MEANS.get(key), donor,
                    strict=False)
 
-# %% ../../nbs/probing/13_probe.ipynb #c052
+# %% ../../nbs/probing/13_probe.ipynb #c055
 def _check_folder(models, measures, how, other, target):
     "Raise ValueError if such a probe cannot be made"
     if odd := [n for n, w in models.items() if not isinstance(w, (str, Path))]:
@@ -236,7 +246,7 @@ def _check_folder(models, measures, how, other, target):
     if ('weights' in how)!=bool(other):
         raise ValueError("The way 'weights' and a model whose weights come in (other) go together.")
 
-# %% ../../nbs/probing/13_probe.ipynb #c054
+# %% ../../nbs/probing/13_probe.ipynb #c057
 def _fitting_masks(asker, other, items, parts, how, layers):
     "The fields of all masks that fit; raise ValueError if the model cannot be asked these items"
     from vlm_merging.probing.layers import partner_layers
@@ -246,7 +256,7 @@ def _fitting_masks(asker, other, items, parts, how, layers):
     known = partner_layers(asker, other) if other else {}
     return [asdict(m) for m in masks(asker, parts, how, layers) if m.how!='weights' or m.layers[0] in known]
 
-# %% ../../nbs/probing/13_probe.ipynb #c057
+# %% ../../nbs/probing/13_probe.ipynb #c060
 PART = 32               # Items of a part: what is lost when a run is stopped
 
 def probe_folder(

@@ -91,7 +91,7 @@ def token_logprobs(
         out[r, :len(row)] = (own-z.logsumexp(-1)).cpu()
     return out
 
-# %% ../../nbs/probing/07_replay.ipynb #c031
+# %% ../../nbs/probing/07_replay.ipynb #c032
 @dataclass(frozen=True)
 class Record:
     "An unmasked pass, and what it takes to begin it again in the middle"
@@ -103,14 +103,14 @@ class Record:
     logits:Tensor       # Of the last columns, (rows, columns, vocabulary)
     cache:object=None   # Keys and values, if they were kept
 
-# %% ../../nbs/probing/07_replay.ipynb #c033
+# %% ../../nbs/probing/07_replay.ipynb #c034
 def decoder_output(
     out,                # What a decoder gave
 )->Tensor:              # (rows, tokens, hidden)
     "What goes to the head"
     return out[0] if isinstance(out, tuple) else out.last_hidden_state
 
-# %% ../../nbs/probing/07_replay.ipynb #c035
+# %% ../../nbs/probing/07_replay.ipynb #c037
 class CannotReplay(ValueError): "Why a pass of this model cannot begin in the middle"
 
 def record(
@@ -139,7 +139,7 @@ def record(
         raise CannotReplay('more than a head comes after its decoder')
     return Record(inputs, calls[0], bodies[0], states, frozenset(tuples), logits, kept)
 
-# %% ../../nbs/probing/07_replay.ipynb #c039
+# %% ../../nbs/probing/07_replay.ipynb #c041
 def repeat_rows(
     x, times:int,       # A tensor, or a list, tuple or dict of such; copies, one below the other
     rows:int,           # Rows of the batch
@@ -152,7 +152,7 @@ def repeat_rows(
     dim = x.ndim-2 if name=='position_ids' else 0
     return x if x.shape[dim]==1!=rows else torch.cat([x]*times, dim)
 
-# %% ../../nbs/probing/07_replay.ipynb #c041
+# %% ../../nbs/probing/07_replay.ipynb #c043
 @contextmanager
 def replayed(
     model, held:Record, # A model, and an unmasked pass of it
@@ -180,7 +180,7 @@ def replayed(
         if base is not decoder: stack.enter_context(wrapped_forward(base, body))
         yield repeat_rows(held.inputs, times, rows)
 
-# %% ../../nbs/probing/07_replay.ipynb #c047
+# %% ../../nbs/probing/07_replay.ipynb #c049
 def masked_logits(
     model, inputs:dict, # From `from_pretrained`; from `teacher_forced`
     keep:int,           # Columns of logits, from the last

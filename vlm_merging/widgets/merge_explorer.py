@@ -114,7 +114,7 @@ def moved(
 )->pl.DataFrame:        # layer, module, what, value; for `weight_map`
     "How far the weights of the open model are from the VLM's, as a share of their length"
     def squares(work):
-        old, new = mixer.held[work.vlm].float(), mixer.places[work.pair.vlm].detach().flatten().float()
+        old, new = mixer.numbers[work.vlm].float(), mixer.places[work.pair.vlm].detach().flatten().float()
         return dict(layer=work.pair.layer, module=work.pair.module, size=old.square().sum().item(),
                     far=(new-old).square().sum().item())
     rows = pl.DataFrame([squares(w) for w in mixer.works if w.pair.layer is not None])
