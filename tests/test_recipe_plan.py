@@ -59,7 +59,8 @@ def test_a_recipe_is_one_thing_in_all_signatures():
         assert beside==beside | comments(recipe_of)
         for k, default in usual.items():
             if k in ('llm', 'base'): continue
-            assert beside[k]==fields_beside[k]+('' if default is False else f'; default: {default}'), (verb, k)
+            word = '' if default is False else f'; default: {default}'
+            assert beside[k]==fields_beside[k]+word, (verb, k)
 
 @pytest.mark.parametrize('more', [dict(), dict(weight=.4),
                                   dict(weight=[1., .5], layers='1-2', modules='mlp')])

@@ -121,7 +121,8 @@ def _check_as_run(
 
 # %% ../../nbs/merging/06_recipe.ipynb #c035
 _TYPES = dict(knobs=(dict, "a table such as {'weight': 0.9}"), layers=(str, 'text'), modules=(str, 'text'),
-              embeddings=(bool, 'true or false'), seed=(int, 'a whole number'), as_run=(bool, 'true or false'))
+              embeddings=(bool, 'true or false'), seed=(int, 'a whole number'),
+              as_run=(bool, 'true or false'))
 
 def _check_type(
     name:str,           # A field of `Recipe`

@@ -14,10 +14,10 @@ from ..merging.recipe import Recipe
 from .weights import (by_layer, by_module, checkpoint_of, left_out, lineage, weight_stats,
                                          weights_by_layer)
 from .reasons import (LEVELS, THRESHOLDS, Reason, from_findings, from_weights,
-                                         nearest_said)
+                                         nearest_reasons)
 
 # %% auto #0
-__all__ = ['DIAGNOSIS_COLUMNS', 'Diagnosis', 'table_said', 'diagnose']
+__all__ = ['DIAGNOSIS_COLUMNS', 'Diagnosis', 'table_lines', 'diagnose']
 
 # %% ../../nbs/probing/04_diagnose.ipynb #c010
 @dataclass(frozen=True, repr=False)
@@ -86,7 +86,7 @@ def _as_markdown(
     return '\n'.join([*lines, '', *(f"| {' | '.join(r)} |" for r in table)])
 
 # %% ../../nbs/probing/04_diagnose.ipynb #c020
-def table_said(
+def table_lines(
     table:pl.DataFrame, # Few rows
     columns,            # Names of columns that may be there
 )->list[str]:           # Lines
@@ -124,17 +124,17 @@ def _as_text(
     if d.stats is not None:
         what = f'task vectors from {d.base}' if d.base else 'LLM - VLM'
         lines += ['', f"By module ({what}; top1: share of energy in the top 1% of entries):"]
-        lines += table_said(d.modules.filter(part='all'), ('module', *DIAGNOSIS_COLUMNS))
+        lines += table_lines(d.modules.filter(part='all'), ('module', *DIAGNOSIS_COLUMNS))
         if 'rank' in d.stats.columns:
             lines.append(f"  Subspaces of rank {d.stats['rank'].max()}: overlap of the leading directions, "
                          f"beside that of chance.")
-        lines += ['', 'By layer:']+table_said(d.layers, ('layer', *DIAGNOSIS_COLUMNS))
+        lines += ['', 'By layer:']+table_lines(d.layers, ('layer', *DIAGNOSIS_COLUMNS))
     if d.lineage is not None:
         lines += ['', 'Candidate bases, the nearest first:']
-        lines += table_said(d.lineage, ('candidate', 'far', 'relative_vlm', 'relative_llm', 'cosine',
+        lines += table_lines(d.lineage, ('candidate', 'far', 'relative_vlm', 'relative_llm', 'cosine',
                                         'why_not'))
     if d.left is not None and len(d.left):
-        lines += ['', 'Not compared:']+table_said(d.left, ('side', 'tensors', 'numbers', 'reason'))
+        lines += ['', 'Not compared:']+table_lines(d.left, ('side', 'tensors', 'numbers', 'reason'))
     return '\n'.join(lines)
 
 # %% ../../nbs/probing/04_diagnose.ipynb #c027
@@ -165,7 +165,7 @@ def _with_base(vlm, llm, base, candidates, how):
     name = lambda c: str(c.source or c.path)
     these = [*([base] if base is not None else []), *map(checkpoint_of, candidates)]
     kin = lineage(vlm, llm, these, **how)
-    reasons = nearest_said(kin, name(base) if base is not None else '')
+    reasons = nearest_reasons(kin, name(base) if base is not None else '')
     apart = kin.drop_nulls('far').filter(pl.col('cosine').fill_null(0)>=THRESHOLDS['between'].value)
     if base is None and apart.height: base = next(c for c in these if name(c)==apart['candidate'][0])
     return base, kin, reasons

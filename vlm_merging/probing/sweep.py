@@ -85,12 +85,13 @@ def agreement(
 )->pl.DataFrame:        # One row an item and run; `value`: share of neighbouring weights with the same reply
     "How far the next weights below and above say the same; the lowest and the highest weight have none"
     text = pl.col('prediction').str.strip_chars()
-    along = replies.drop_nulls('weight').with_columns(said=text).sort('weight', maintain_order=True)
+    along = replies.drop_nulls('weight').with_columns(reply=text).sort('weight', maintain_order=True)
     beside = ['layers', 'modules', 'benchmark', 'split', 'index']
-    both = along.with_columns((pl.col('said')==
-                               pl.col('said').shift(s).over(beside)).cast(pl.Float64).alias(f'n{i}')
+    both = along.with_columns((pl.col('reply')==
+                               pl.col('reply').shift(s).over(beside)).cast(pl.Float64).alias(f'n{i}')
                               for i, s in enumerate((1, -1)))
-    return both.with_columns(value=(pl.col('n0')+pl.col('n1'))/2).drop('n0', 'n1', 'said').drop_nulls('value')
+    mean = (pl.col('n0')+pl.col('n1'))/2
+    return both.with_columns(value=mean).drop('n0', 'n1', 'reply').drop_nulls('value')
 
 # %% ../../nbs/probing/14_sweep.ipynb #c026
 def score_mixture(

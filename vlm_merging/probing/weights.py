@@ -180,23 +180,23 @@ def _formulas(
 )->dict:                # Measure -> expression
     "The measures that can be had from these sums"
     c, both = pl.col, ('vlm', 'llm')
-    found = dict(apart=_length(c('apart2'), c('size2')))
+    formulas = dict(apart=_length(c('apart2'), c('size2')))
     if 'vlm2' in has:
-        found |= {f'norm_{w}':c(f'{w}2').sqrt() for w in both}
-        found |= {f'relative_{w}':_length(c(f'{w}2'), c('size2')) for w in both}
-        found |= dict(cosine=_share(c('dot'), c('vlm2').sqrt()*c('llm2').sqrt()).clip(-1, 1))
-        found |= dict(agreement=_share(c('same'), c('both')))
-        found |= {f'moved_share_{w}':_share(c(f'moved_{w}'), c('n')) for w in both}
-        found |= {f'top{t}_{w}':_share(c(f'top{t}_{w}2'), c(f'{w}2')) for w in both for t in (1, 10)}
+        formulas |= {f'norm_{w}':c(f'{w}2').sqrt() for w in both}
+        formulas |= {f'relative_{w}':_length(c(f'{w}2'), c('size2')) for w in both}
+        formulas |= dict(cosine=_share(c('dot'), c('vlm2').sqrt()*c('llm2').sqrt()).clip(-1, 1))
+        formulas |= dict(agreement=_share(c('same'), c('both')))
+        formulas |= {f'moved_share_{w}':_share(c(f'moved_{w}'), c('n')) for w in both}
+        formulas |= {f'top{t}_{w}':_share(c(f'top{t}_{w}2'), c(f'{w}2')) for w in both for t in (1, 10)}
     else:
         sizes = c('size2').sqrt()*c('other2').sqrt()
-        found |= dict(norm=c('apart2').sqrt())
-        found |= dict(cosine=_share((c('size2')+c('other2')-c('apart2'))/2, sizes).clip(-1, 1))
-        found |= {f'top{t}':_share(c(f'top{t}_apart2'), c('apart2')) for t in (1, 10)}
+        formulas |= dict(norm=c('apart2').sqrt())
+        formulas |= dict(cosine=_share((c('size2')+c('other2')-c('apart2'))/2, sizes).clip(-1, 1))
+        formulas |= {f'top{t}':_share(c(f'top{t}_apart2'), c('apart2')) for t in (1, 10)}
     if 'shared' in has:
-        found |= dict(overlap=_share(c('shared'), c('rank')).clip(0, 1))
-        found |= dict(chance=_share(c('by_chance'), c('rank')))
-    return found
+        formulas |= dict(overlap=_share(c('shared'), c('rank')).clip(0, 1))
+        formulas |= dict(chance=_share(c('by_chance'), c('rank')))
+    return formulas
 
 # %% ../../nbs/probing/02_weights.ipynb #c046
 def measured(
