@@ -1417,6 +1417,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'vlm_merging/probing/probe.py'),
                                            'vlm_merging.probing.probe._joined': ( 'probing/probe.html#_joined',
                                                                                   'vlm_merging/probing/probe.py'),
+                                           'vlm_merging.probing.probe._masks_asked': ( 'probing/probe.html#_masks_asked',
+                                                                                       'vlm_merging/probing/probe.py'),
                                            'vlm_merging.probing.probe._named': ( 'probing/probe.html#_named',
                                                                                  'vlm_merging/probing/probe.py'),
                                            'vlm_merging.probing.probe._part_drawn': ( 'probing/probe.html#_part_drawn',
