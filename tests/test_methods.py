@@ -1,15 +1,22 @@
 "The formulas: against PEFT, against three numbers worked by hand, whole or in blocks, and in half precision"
-import copy
+import copy, importlib, inspect
+from functools import partial
 import pytest, torch
+import vlm_merging.cli.main      # Enters the commands
 from peft.utils import merge_utils as peft
 from safetensors.torch import load_file
-from vlm_merging.merging import merge as room
+from vlm_merging.asking.models import LocalModel, open_model
+from vlm_merging.benchmarks.items import Item
+from vlm_merging.cli.commands import COMMANDS, shell_options
+from vlm_merging.merging import merge as room, methods as room_of_methods
 from vlm_merging.merging.merge import merge
 from vlm_merging.merging.coins import drop, drop_by_rank, name_rng
 from vlm_merging.merging.methods import (METHODS, Scale, Share, elect_signs, blockwise, breadcrumbs,
                                          dare_linear,
     dare_ties, della, energies, linear, merge_method, sce, slerp, task_arithmetic, ties, trims)
+from vlm_merging.merging.plan import plan
 from vlm_merging.merging.recipe import Recipe
+from vlm_merging.probing.sweep import sweep
 from vlm_merging.lab.tiny import make_trio
 
 torch.set_num_threads(1)
@@ -395,6 +402,43 @@ def test_a_wrong_signature_is_refused_when_written(methods):
     with pytest.raises(TypeError, match='type with bounds'):
         @merge_method
         def loose(vlm, llm, *, strength:float=1.): return vlm
+
+
+def test_no_knob_has_the_name_of_an_option():
+    "The verbs, the models they ask and their commands in the shell would take it for their own"
+    verbs = plan, merge, sweep, open_model, LocalModel
+    names = {n for f in verbs for n, p in inspect.signature(f).parameters.items() if p.kind!=p.VAR_KEYWORD}
+    for verb in 'plan', 'merge', 'sweep': names |= shell_options(COMMANDS[verb]).keys()
+    knobs = {k for m in METHODS.values() for k in m.knobs}
+    assert names-knobs<=room_of_methods._TAKEN and not knobs & room_of_methods._TAKEN
+
+
+def test_a_formula_is_worked_on_in_a_file_that_is_loaded_again(methods, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    text = 'from vlm_merging import Share, merge_method\n@merge_method\n' \
+           'def mine(vlm, llm, *, weight:Share=.5): return vlm\n'
+    (tmp_path/'formulas.py').write_text(text)
+    import formulas
+    (tmp_path/'formulas.py').write_text(text.replace('.5', '.25'))
+    importlib.reload(formulas)
+    assert methods['mine'].knobs['weight'].default==.25
+    (tmp_path/'others.py').write_text(text)
+    with pytest.raises(ValueError, match="'mine' already, in formulas. Call yours otherwise"): import others
+    assert methods['mine'].formula.__module__=='formulas'
+
+
+def test_a_built_in_method_is_never_replaced(methods):
+    before = methods['linear']
+    with pytest.raises(ValueError, match="'linear' already, in vlm_merging.merging.methods"):
+        @merge_method
+        def linear(vlm, llm, *, weight:Share=.5): return llm
+    assert methods['linear'] is before
+
+
+@pytest.mark.parametrize('verb', [plan, partial(merge, out='never'), Recipe,
+                                  partial(sweep, weights=[.5], items=[Item('1', 'How many?')])])
+def test_a_method_is_asked_for_by_its_name(verb):
+    with pytest.raises(ValueError, match="Give its name: method='slerp'"): verb('v', 'l', method=slerp)
 
 
 # --- As the paper's script ran

@@ -48,15 +48,19 @@ def comments(fn):
                                                     inspect.getsource(fn), re.M)}
 
 def test_a_recipe_is_one_thing_in_all_signatures():
-    "Name, default and comment of each ingredient"
+    "Name and comment of each ingredient; its default stands in Recipe, and verbs tell it in the comment"
     usual = {f.name: f.default for f in fields(Recipe) if f.name not in ('vlm', 'knobs')} | {'llm': None}
     for verb in (recipe_of, plan, merge):
-        said = inspect.signature(verb).parameters
-        assert {k: said[k].default for k in usual}==usual
-        assert said['knobs'].kind is said['knobs'].VAR_KEYWORD
+        parameters = inspect.signature(verb).parameters
+        # Beside a recipe a default could not be told from what was asked for
+        assert all(parameters[k].default is None for k in usual)
+        assert parameters['knobs'].kind is parameters['knobs'].VAR_KEYWORD
         beside, fields_beside = comments(verb), comments(Recipe)
         assert beside==beside | comments(recipe_of)
-        assert all(beside[k]==fields_beside[k] for k in usual if k not in ('llm', 'base')), verb
+        for k, default in usual.items():
+            if k in ('llm', 'base'): continue
+            word = '' if default is False else f'; default: {default}'
+            assert beside[k]==fields_beside[k]+word, (verb, k)
 
 @pytest.mark.parametrize('more', [dict(), dict(weight=.4),
                                   dict(weight=[1., .5], layers='1-2', modules='mlp')])
@@ -78,7 +82,8 @@ def test_a_base_stands_third(trio):
 def test_an_unknown_keyword_is_told_what_was_meant(more, said):
     with pytest.raises(ValueError, match=said): recipe_of('v', 'l', **more)
 
-@pytest.mark.parametrize('more', [dict(llm='l'), dict(layers='6-'), dict(seed=1), dict(method='slerp')])
+@pytest.mark.parametrize('more', [dict(llm='l'), dict(layers='6-'), dict(seed=1), dict(method='slerp'),
+                                  dict(layers='all'), dict(seed=0), dict(embeddings=False)])
 def test_what_stands_in_a_recipe_is_not_said_twice(more):
     with pytest.raises(ValueError, match=f'`{next(iter(more))}` cannot stand beside a recipe'):
         recipe_of(Recipe('v', 'l'), **more)

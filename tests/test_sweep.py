@@ -105,6 +105,10 @@ def test_a_recipe_or_its_ingredients():
     assert whole.best==dict(weight=.6, layers='2-5', modules='all')
     with pytest.raises(ValueError, match='cannot stand beside a recipe'):
         sweep(recipe, LAB/'llm', weights=[.6], items=items)
+    with pytest.raises(ValueError, match='`method` cannot stand beside a recipe'):
+        sweep(recipe, weights=[.6], items=items, method='linear')
+    # The usual is asked for, too: all layers, not those of the recipe
+    assert sweep(recipe, weights=[.6], items=items[:2], layers='all', **HOW).best['layers']=='all'
 
 def test_a_sweep_shows_itself():
     made = sweep(LAB/'vlm', LAB/'llm', weights=[.6, .2], items=load('lab', n=7, split='dev'), **HOW)

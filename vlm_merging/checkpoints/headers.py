@@ -266,12 +266,12 @@ def _tensors_of(folder):
     files, table = weight_files(folder)
     tensors = {}
     for file in files:
-        found = read_bin(folder/file) if file.endswith('.bin') else read_header(folder/file)[0]
-        twice = next((n for n in found if n in tensors), None)
+        entries = read_bin(folder/file) if file.endswith('.bin') else read_header(folder/file)[0]
+        twice = next((n for n in entries if n in tensors), None)
         if twice:
             raise ValueError(f"{folder}: {twice[:80]!r} stands in {tensors[twice].file.name} "
                              f"and again in {file}. Which one counts is not clear: save the model again.")
-        tensors |= found
+        tensors |= entries
     for name, file in (table or {}).items():
         if name not in tensors or tensors[name].file.name!=file:
             raise ValueError(f"{folder}: the index says that {name[:80]!r} is in {file}, "

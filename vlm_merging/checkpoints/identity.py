@@ -24,12 +24,13 @@ def fingerprint(
         f.seek(0); sha.update(f.read(head))
         for i in range(64):
             f.seek(max(0, (size-4096)*i//63)); sha.update(f.read(4096))
-        found = dict(size=size, samples=sha.hexdigest())
+        fingerprint = dict(size=size, samples=sha.hexdigest())
         f.seek(0)
         blob = path.resolve()
-        if blob.parent.name=='blobs' and re.fullmatch(r'[0-9a-f]{64}', blob.name): found['sha256'] = blob.name
-        elif full: found['sha256'] = hashlib.file_digest(f, 'sha256').hexdigest()
-    return found
+        of_hub = blob.parent.name=='blobs' and re.fullmatch(r'[0-9a-f]{64}', blob.name)
+        if of_hub: fingerprint['sha256'] = blob.name
+        elif full: fingerprint['sha256'] = hashlib.file_digest(f, 'sha256').hexdigest()
+    return fingerprint
 
 # %% ../../nbs/checkpoints/04_identity.ipynb #c015
 def fingerprints(

@@ -72,6 +72,7 @@ def appearing(
 
 # %% ../../nbs/checkpoints/03_writer.ipynb #c026
 KEY, JOURNAL = '.key', '.journal'
+FLUSH = 1<<29           # Bytes of finished pieces between two flushes to disk
 
 def journal_of(
     path:Path,          # The journal
@@ -85,9 +86,25 @@ def journal_of(
             seen.setdefault(file, set()).add(piece)
     return seen
 
-# %% ../../nbs/checkpoints/03_writer.ipynb #c030
-FLUSH = 1<<29           # Bytes of finished pieces between two flushes to disk
+# %% ../../nbs/checkpoints/03_writer.ipynb #c029
+def _note(
+    journal:Path,       # Grows by one line a piece
+    file:str, pieces,   # Name of the file; names of its pieces
+):
+    "Note finished pieces, and flush"
+    with open(journal, 'a') as f:
+        f.write(''.join(f'{file}\t{p}\n' for p in pieces))
+        f.flush(); os.fsync(f.fileno())
 
+def _forget(
+    journal:Path,       # Written anew
+    file:str,           # Name of a file that is lost
+):
+    "Strike out what a journal says of a file"
+    lines = [l for l in journal.read_text().splitlines() if not l.startswith(f'{file}\t')]
+    sync_text(journal, ''.join(f'{l}\n' for l in lines))
+
+# %% ../../nbs/checkpoints/03_writer.ipynb #c033
 class Shard:
     "A file that is written in pieces and remembers which are on disk"
     def __init__(self,
@@ -100,26 +117,19 @@ class Shard:
         self.finished, self.waiting, self.fresh, self.lock = set(known), [], 0, threading.Lock()
         if known and not (self.part.exists() and self.part.stat().st_size==size):
             self.finished = set()           # the file is lost, so what the journal says of it is void
-            lines = [l for l in journal.read_text().splitlines() if not l.startswith(path.name+'\t')]
-            sync_text(journal, ''.join(f'{l}\n' for l in lines))
+            _forget(journal, path.name)
         self.fd = os.open(self.part, os.O_RDWR|os.O_CREAT, 0o666)
         os.ftruncate(self.fd, size)
 
-    def write(self,
-        data, at, # bytes or a buffer; first byte in the shard
-    ):
+    def write(self, data, at): # Bytes or a buffer; first byte in the shard
         "Put bytes in place"
         _write_at(self.fd, data, at)
 
-    def copy(self,
-        src, at, to, n, # File descriptor, first byte there; first byte in the shard; how many bytes
-    ):
+    def copy(self, src, at, to, n): # File descriptor, first byte there; first byte in the shard; how many
         "Put bytes of another file in place"
         _copy_range(src, self.fd, at, to, n)
 
-    def done(self,
-        piece:str, n:int, # Name of the piece, without newline; its size in bytes
-    )->None:
+    def done(self, piece:str, n:int)->None: # Name of the piece, without newline; its size in bytes
         "Note a finished piece; flush if many wait"
         with self.lock:
             self.waiting.append(piece)
@@ -129,14 +139,10 @@ class Shard:
     def _flush(self):
         pieces, self.waiting, self.fresh = self.waiting, [], 0
         os.fsync(self.fd)       # if this fails, the pieces are not on disk and not noted
-        with open(self.journal, 'a') as f:
-            f.write(''.join(f"{self.path.name}\t{p}\n" for p in pieces))
-            f.flush(); os.fsync(f.fileno())
+        _note(self.journal, self.path.name, pieces)
         self.finished |= set(pieces)
 
-    def close(self,
-        whole:bool,         # Are all pieces there?
-    ):
+    def close(self, whole:bool): # Are all pieces there?
         "Flush; if all pieces are there, give the file its name"
         with self.lock:
             self._flush()
@@ -145,7 +151,7 @@ class Shard:
                 self.part.rename(self.path)
                 flush_folder(self.path.parent)
 
-# %% ../../nbs/checkpoints/03_writer.ipynb #c036
+# %% ../../nbs/checkpoints/03_writer.ipynb #c039
 def _is_merge(path):
     "Is this a folder that an earlier merge made?"
     return path.is_dir() and not path.is_symlink() and (path/'recipe.json').is_file()
@@ -154,7 +160,7 @@ def _is_empty(path):
     "Is this a folder with nothing in it?"
     return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
-# %% ../../nbs/checkpoints/03_writer.ipynb #c037
+# %% ../../nbs/checkpoints/03_writer.ipynb #c040
 def refuse_existing(
     out:Path,           # The folder that shall appear
     overwrite:bool,     # May a folder that an earlier merge made be replaced?
@@ -167,7 +173,7 @@ def refuse_existing(
         raise ValueError(f"{out} was not made by vlm_merging (it has no recipe.json), "
                          f"so it is not overwritten. Choose another name.")
 
-# %% ../../nbs/checkpoints/03_writer.ipynb #c040
+# %% ../../nbs/checkpoints/03_writer.ipynb #c043
 def _empty(folder, mark):
     "Remove all of a folder of ours but the file that marks it as ours"
     for p in folder.iterdir():
@@ -182,7 +188,7 @@ def remove_draft(
     (folder/mark).unlink(missing_ok=True)
     folder.rmdir()
 
-# %% ../../nbs/checkpoints/03_writer.ipynb #c044
+# %% ../../nbs/checkpoints/03_writer.ipynb #c047
 def _locked(draft):
     "Make the draft folder and lock it; gives the descriptor that holds the lock"
     while True:
@@ -205,7 +211,7 @@ def _locked(draft):
         except FileNotFoundError: pass
         os.close(fd)
 
-# %% ../../nbs/checkpoints/03_writer.ipynb #c048
+# %% ../../nbs/checkpoints/03_writer.ipynb #c051
 def _begin(draft, key):
     "Make a locked draft ready for work under `key`: go on with it, or start it over"
     old = (draft/KEY).read_text() if (draft/KEY).exists() else None
@@ -217,7 +223,7 @@ def _begin(draft, key):
         _empty(draft, KEY)
         sync_text(draft/KEY, key)
 
-# %% ../../nbs/checkpoints/03_writer.ipynb #c051
+# %% ../../nbs/checkpoints/03_writer.ipynb #c054
 def _publish(draft, out, overwrite):
     "Give a finished draft its name; an old folder is moved aside first and removed last"
     refuse_existing(out, overwrite)
@@ -234,7 +240,7 @@ def _publish(draft, out, overwrite):
     flush_folder(out.parent)
     if _is_merge(aside): remove_draft(aside, 'recipe.json')
 
-# %% ../../nbs/checkpoints/03_writer.ipynb #c054
+# %% ../../nbs/checkpoints/03_writer.ipynb #c057
 @contextmanager
 def drafting(
     out:str|Path,       # The folder that shall appear
@@ -267,7 +273,7 @@ def drafting(
                                    f"run the same again to go on, or delete that folder") from None
     finally: os.close(fd)
 
-# %% ../../nbs/checkpoints/03_writer.ipynb #c063
+# %% ../../nbs/checkpoints/03_writer.ipynb #c066
 _STAYS = ('.safetensors', '.bin', '.pt', '.pth', '.ckpt', '.gguf', '.onnx', '.onnx_data', '.msgpack', '.h5',
           '.index.json', '.npz', '.pkl')
 
@@ -286,7 +292,7 @@ def side_files(
                              f"Replace it by a copy, or do not trust this checkpoint.")
     return files
 
-# %% ../../nbs/checkpoints/03_writer.ipynb #c066
+# %% ../../nbs/checkpoints/03_writer.ipynb #c069
 def copy_sides(
     src:Path,           # A checkpoint folder
     dst:Path,           # An existing folder

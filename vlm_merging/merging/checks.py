@@ -46,16 +46,17 @@ def unlike_sizes(
     who:str,            # `LLM` or `base`
 )->list[Finding]:
     "Stop on another width or depth"
-    mine, theirs, found = paired.mine, paired.theirs, []
+    mine, theirs, findings = paired.mine, paired.theirs, []
     fix, depth = f"Take the {who} of the size that the VLM was built on.", len(mine.layers)-len(mine.cross)
     if mine.width!=theirs.width:
-        found.append(Finding('stop', f"Hidden size {mine.width} in the VLM, {theirs.width} in the {who}.",
-                             fix))
+        findings.append(Finding('stop', f"Hidden size {mine.width} in the VLM, {theirs.width} in the {who}.",
+                                fix))
     if depth!=len(theirs.layers):
         cross = f" ({len(mine.cross)} cross-attention layers not counted)" if mine.cross else ''
-        found.append(Finding('stop', f"{depth} layers in the VLM{cross}, {len(theirs.layers)} in the {who}.",
-                             fix))
-    return found
+        findings.append(Finding('stop', f"{depth} layers in the VLM{cross}, "
+                                        f"{len(theirs.layers)} in the {who}.",
+                                fix))
+    return findings
 
 # %% ../../nbs/merging/02_checks.ipynb #c024
 FUSED = ('qkv_proj', 'wqkv', 'gate_up_proj', 'att_proj', 'ff_proj', 'in_proj_qkv')
@@ -87,15 +88,15 @@ def unlike_parts(
     lonely = list(paired.lonely)
     strange = [n for n in paired.unused
                if any(n in r.values() for r in paired.theirs.layers.values()) and not n.endswith('inv_freq')]
-    found, fused = [], any(_part_of(n)=='fused' for n in (*lonely, *strange))
+    findings, fused = [], any(_part_of(n)=='fused' for n in (*lonely, *strange))
     for part, (word, fix) in _PARTS.items():
         if fused and part in ('bias', 'other'): continue   # the other side of the same fact
         for names, has, lacks in ((lonely, 'VLM', who), (strange, who, 'VLM')):
             names = [n for n in names if _part_of(n)==part]
             if names:
-                found.append(Finding('stop', f"The {has} has {word} that the {lacks} does not: "
+                findings.append(Finding('stop', f"The {has} has {word} that the {lacks} does not: "
                                              f"{_first_few(names)}.", fix.format(a_who=_an(who))))
-    return found
+    return findings
 
 # %% ../../nbs/merging/02_checks.ipynb #c031
 def unlike_shapes(
@@ -157,16 +158,16 @@ def unlike_rotation(
     "Warn of positions that are turned otherwise"
     (a, how_a), (b, how_b) = rope(mine), rope(theirs)
     if not a or not b: return []
-    found, word = [], lambda bases: ' and '.join(map('{:g}'.format, bases))
+    findings, word = [], lambda bases: ' and '.join(map('{:g}'.format, bases))
     if a!=b:
-        found.append(Finding('warn', f"Rotation base (rope_theta) {word(a)} in the VLM, "
+        findings.append(Finding('warn', f"Rotation base (rope_theta) {word(a)} in the VLM, "
                                      f"{word(b)} in the {who}.",
-                             'Queries and keys are trained for other angles: expect a loss, '
-                             'or merge the MLPs only.'))
+                                'Queries and keys are trained for other angles: expect a loss, '
+                                'or merge the MLPs only.'))
     if how_a!=how_b:
-        found.append(Finding('warn', f"Rotation scaling {how_a} in the VLM, {how_b} in the {who}.",
-                             'The VLM\'s is kept.'))
-    return found
+        findings.append(Finding('warn', f"Rotation scaling {how_a} in the VLM, {how_b} in the {who}.",
+                                'The VLM\'s is kept.'))
+    return findings
 
 # %% ../../nbs/merging/02_checks.ipynb #c046
 COMPARED = (('rms_norm_eps', 'norm epsilon', 'Small differences are harmless.'),
@@ -244,19 +245,19 @@ def unlike_words(
     who:str,            # `LLM` or `base`
 )->list[Finding]:
     "Warn of vocabularies that differ"
-    mine, theirs, found = paired.mine, paired.theirs, []
+    mine, theirs, findings = paired.mine, paired.theirs, []
     rows = [(c.tensors[d.embedding].shape or (None,))[0] if d.embedding else None
             for c, d in ((vlm, mine), (other, theirs))]
     if None not in rows and rows[0]!=rows[1]:
-        found.append(Finding('warn', f"Vocabulary of {rows[0]} rows in the VLM, {rows[1]} in the {who}.",
-                             'Harmless while embeddings stay the VLM\'s; '
-                             'with `embeddings` only the common rows are merged.'))
-    found += unlike_strings(vlm, other, who)
+        findings.append(Finding('warn', f"Vocabulary of {rows[0]} rows in the VLM, {rows[1]} in the {who}.",
+                                'Harmless while embeddings stay the VLM\'s; '
+                                'with `embeddings` only the common rows are merged.'))
+    findings += unlike_strings(vlm, other, who)
     if bool(mine.head)!=bool(theirs.head):
-        found.append(Finding('warn', f"The {'VLM' if mine.head else who} has an output head of its own, "
+        findings.append(Finding('warn', f"The {'VLM' if mine.head else who} has an output head of its own, "
                                      f"the {who if mine.head else 'VLM'} uses its embeddings (tied).",
-                             'Matters only if embeddings are merged.'))
-    return found
+                                'Matters only if embeddings are merged.'))
+    return findings
 
 # %% ../../nbs/merging/02_checks.ipynb #c060
 def sample(
@@ -300,20 +301,20 @@ def unlike_origin(
     who:str,            # `LLM` or `base`
 )->list[Finding]:
     "Warn of strangers and of other number types"
-    found, cosine = [], kinship(vlm, other, paired)
+    findings, cosine = [], kinship(vlm, other, paired)
     if cosine<.5:
-        found.append(Finding('warn', f"The VLM and the {who} do not look like relatives: "
+        findings.append(Finding('warn', f"The VLM and the {who} do not look like relatives: "
                                      f"cosine of sampled weights {cosine:.3f}, "
                                      f"children of one base have more than 0.9.",
-                             'Check that both were trained from the same base.'))
+                                'Check that both were trained from the same base.'))
     types = [sorted({c.tensors[n].dtype for n in names})
              for c, names in ((vlm, [p.vlm for p in paired.pairs]),
                               (other, [n for p in paired.pairs for n in p.llm]))]
     if types[0]!=types[1]:
-        found.append(Finding('warn', f"Numbers are {'/'.join(types[0])} in the VLM, "
+        findings.append(Finding('warn', f"Numbers are {'/'.join(types[0])} in the VLM, "
                                      f"{'/'.join(types[1])} in the {who}.",
-                             'Merged in float32 and stored as in the VLM.'))
-    return found
+                                'Merged in float32 and stored as in the VLM.'))
+    return findings
 
 # %% ../../nbs/merging/02_checks.ipynb #c069
 def more_than_language(
@@ -330,18 +331,18 @@ def check(
     who:str='LLM',      # What `other` is called in the messages
 )->tuple[Pairing|None, list[Finding]]: # The pairing, if one could be made
     "Everything that stops a merge or should be known before it, stops first"
-    found = quantized(vlm, 'VLM')+quantized(other, who)
-    if found: return None, found
+    findings = quantized(vlm, 'VLM')+quantized(other, who)
+    if findings: return None, findings
     paired = pair_names(vlm, other)
-    found = unlike_sizes(paired, who) or unlike_parts(paired, who)+unlike_shapes(vlm, other, paired, who)
+    findings = unlike_sizes(paired, who) or unlike_parts(paired, who)+unlike_shapes(vlm, other, paired, who)
     if not more_than_language(vlm, paired.mine) and more_than_language(other, paired.theirs):
-        found.append(Finding('stop', f"The VLM has nothing beside a language model, but the {who} has.",
-                             'VLM and LLM may be swapped.'))
+        findings.append(Finding('stop', f"The VLM has nothing beside a language model, but the {who} has.",
+                                'VLM and LLM may be swapped.'))
     mine, theirs = (text_config(c.config, complete=True) for c in (vlm, other))
     if not any(k in vlm.config for k in NESTED):
         mine = mine | {'model_type': None}   # flat: the VLM's own, not the text model's
-    found += unlike_heads(mine, theirs, who)
-    if not found:
-        found = (unlike_settings(mine, theirs, who)+unlike_words(vlm, other, paired, who)
+    findings += unlike_heads(mine, theirs, who)
+    if not findings:
+        findings = (unlike_settings(mine, theirs, who)+unlike_words(vlm, other, paired, who)
                  +unlike_origin(vlm, other, paired, who))
-    return paired, found
+    return paired, findings

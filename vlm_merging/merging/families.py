@@ -59,17 +59,17 @@ def _find_stem(
     config:dict,        # config.json
 )->tuple[str, dict]:    # The stem, and its layers
     "What stands before the layers of the language model; raise ValueError if that is not plain"
-    stems, found = _candidates(tensors)
+    stems, stacks = _candidates(tensors)
     text = text_config(config)
     for key, of in (('num_hidden_layers', len), ('hidden_size', lambda layers: _width(layers, tensors))):
-        if len(found)>1 and isinstance(text.get(key), int):
-            found = {s: layers for s, layers in found.items() if of(layers)==text[key]}
-    if len(found)!=1:
-        seen = ', '.join(sorted(found or stems)) or 'no numbered layers at all'
-        raise ValueError(f"{'Several parts look' if found else 'No part looks'} like the language model "
+        if len(stacks)>1 and isinstance(text.get(key), int):
+            stacks = {s: layers for s, layers in stacks.items() if of(layers)==text[key]}
+    if len(stacks)!=1:
+        seen = ', '.join(sorted(stacks or stems)) or 'no numbered layers at all'
+        raise ValueError(f"{'Several parts look' if stacks else 'No part looks'} like the language model "
                          f"of this checkpoint ({seen[:300]}). "
                          f"Its layout is not known here: please report it.")
-    return next(iter(found.items()))
+    return next(iter(stacks.items()))
 
 # %% ../../nbs/merging/01_families.ipynb #c022
 @dataclass(frozen=True)

@@ -179,8 +179,8 @@ def _by_sample(sizes, blocks, keep, n):
     tallies = [Tally(low, high) for low, high in bounds]
     for ts in sizes(blocks):
         for tally, t in zip(tallies, ts): tally.add(bits(t))
-    found = [tally.cut(k) for tally, k in zip(tallies, keep)]
-    return found if all(found) else None
+    exact = [tally.cut(k) for tally, k in zip(tallies, keep)]
+    return exact if all(exact) else None
 
 def cuts(
     sizes:Callable,       # Makes of blocks a tuple of magnitudes for each (float, >= 0)

@@ -267,6 +267,14 @@ def need_room(
         raise ValueError(f"{parent} has {readable(free)} free, the output takes {readable(plan.writes)}. "
                          f"Make room or choose another output.")
 
+def _refuse_device(
+    device:str,         # Where to compute
+)->None:
+    "Raise ValueError if this machine has no such device"
+    if device!='cpu' and not (device.startswith('cuda') and torch.cuda.is_available()):
+        raise ValueError(f"There is no device {device!r} here. "
+                         f"Use cpu{', or cuda' if torch.cuda.is_available() else ''}.")
+
 def _refuse(
     p:Plan,             # From `plan`
     out:Path,           # Folder that shall appear
@@ -284,12 +292,12 @@ def merge(
     base:str|Path|None=None, # What both were trained from; for methods that work with task vectors
     *,
     out:str|Path,       # Folder that shall appear; must not exist
-    method:str='linear', # Merge method, by its name: how two tensors become one
-    layers:str='all',   # Where: all, 6-31, 0-5,8, 6-
-    modules:str='all',  # Which parts: all, or some of attention,mlp,norm
-    embeddings:bool=False, # Merge token embeddings and output head too, as far as both have the row?
-    seed:int=0,         # Of the coin flips
-    as_run:bool=False,  # Compute as the paper's script ran: in float16, DARE without rescale, TIES as in PEFT
+    method:str|None=None, # Merge method, by its name: how two tensors become one; default: linear
+    layers:str|None=None, # Where: all, 6-31, 0-5,8, 6-; default: all
+    modules:str|None=None, # Which parts: all, or some of attention,mlp,norm; default: all
+    embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the row?
+    seed:int|None=None, # Of the coin flips; default: 0
+    as_run:bool|None=None, # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
     overwrite:bool=False, # Replace `out` if an earlier merge made it?
     workers:int|None=None, # Threads, each with one tensor at a time; default: up to 4, one per core
     device:str='cpu',   # Where to compute: cpu, cuda, cuda:1
@@ -303,9 +311,7 @@ def merge(
                        seed=seed, as_run=as_run, **knobs)
     out = Path(out).expanduser()
     refuse_existing(out, overwrite)
-    if device!='cpu' and not (device.startswith('cuda') and torch.cuda.is_available()):
-        raise ValueError(f"There is no device {device!r} here. "
-                         f"Use cpu{', or cuda' if torch.cuda.is_available() else ''}.")
+    _refuse_device(device)
     p = plan(recipe)
     _refuse(p, out)
     inputs = {who: fingerprints(c, sha256) for who, c in p.sides.items()}

@@ -21,6 +21,10 @@ __all__ = ['Share', 'Scale', 'FILLED', 'METHODS', 'Elect', 'Divide', 'Knob', 'Me
 Share = Annotated[float, 0., 1.]  # A part of a whole
 Scale = Annotated[float, 0., 3.]  # A factor; more than 1 goes beyond the model it multiplies
 FILLED = ('vlm', 'llm', 'base', 'rng', 'seen')
+_TAKEN = {*FILLED, *('allow_nonfinite as_run batch_size benchmark by chart data device dtype embeddings help '
+    'items knobs layer_swap layers max_new_tokens method model modules n name out overwrite processor '
+    'progress quiet ray recipe score seed sha256 split system temperature top_p trust_remote_code weights '
+    'where workers').split()}
 
 @dataclass(frozen=True)
 class Knob:
@@ -53,12 +57,18 @@ def _knob_of(
 )->Knob:
     "Read one knob from a signature"
     hint = eval(p.annotation, fn.__globals__) if isinstance(p.annotation, str) else p.annotation
-    if hint is bool: return Knob(p.name, p.default, choices=(True, False), about=about)
-    if get_origin(hint) is Literal: return Knob(p.name, p.default, choices=get_args(hint), about=about)
-    if get_origin(hint) is Annotated: return Knob(p.name, p.default, *hint.__metadata__, about=about)
-    raise TypeError(f"The knob {p.name!r} needs a type with bounds: Share, Scale, bool or Literal.")
+    bounds = hint.__metadata__ if get_origin(hint) is Annotated else ()
+    choices = (True, False) if hint is bool else get_args(hint) if get_origin(hint) is Literal else ()
+    if not choices and len(bounds)!=2: needs = 'a type with bounds: Share, Scale, bool or Literal'
+    elif p.default is p.empty: needs = 'a default, its usual setting'
+    elif p.name in _TAKEN: needs = 'another name: plan, merge, sweep or open_model has an option of this one'
+    else: needs = ''
+    if needs: raise TypeError(f"{fn.__name__}: the knob {p.name!r} needs {needs}.")
+    knob = Knob(p.name, p.default, *bounds or (None, None), choices, about)
+    knob.check(p.default, fn.__name__)
+    return knob
 
-# %% ../../nbs/merging/05_methods.ipynb #c018
+# %% ../../nbs/merging/05_methods.ipynb #c020
 METHODS = {}
 
 @dataclass(frozen=True)
@@ -84,11 +94,13 @@ def _method_of(
     if stray:
         raise TypeError(f"{fn.__name__}: {stray[0]!r} stands before the `*`, "
                         f"where only {', '.join(FILLED)} may. Knobs come after it.")
-    about = dict(re.findall(r'(\w+)\s*:[^#\n]*#\s*(.+)', inspect.getsource(fn).split('->')[0]))
+    try: head = inspect.getsource(fn).split('->')[0]
+    except OSError: head = ''   # Typed at a bare prompt, which keeps no text
+    about = dict(re.findall(r'(\w+)\s*:[^#\n]*#\s*(.+)', head))
     knobs = {n: _knob_of(fn, p, about.get(n, '')) for n, p in parameters.items() if n not in fills}
     return Method(fn.__name__, fn, fills, knobs, look, rows, fn.__doc__ or '')
 
-# %% ../../nbs/merging/05_methods.ipynb #c021
+# %% ../../nbs/merging/05_methods.ipynb #c023
 def merge_method(
     fn:Callable|None=None, # The formula
     *,
@@ -97,6 +109,10 @@ def merge_method(
 )->Callable:              # The formula; called on whole tensors, it now takes that first look itself
     "Enter a function into `METHODS`; its signature says all there is to know"
     if fn is None: return functools.partial(merge_method, look=look, rows=rows)
+    origin, old = (lambda f: (f.__module__, f.__qualname__)), METHODS.get(fn.__name__)
+    if old and origin(old.formula)!=origin(fn):
+        raise ValueError(f"There is a method {fn.__name__!r} already, in {old.formula.__module__}. "
+                         f"Call yours otherwise: the name of the function is the name of the method.")
     method = METHODS[fn.__name__] = _method_of(fn, look, rows)
     signature = inspect.signature(fn)
     @functools.wraps(fn)
@@ -110,7 +126,7 @@ def merge_method(
         return fn(*given.args, **given.kwargs)
     return whole
 
-# %% ../../nbs/merging/05_methods.ipynb #c024
+# %% ../../nbs/merging/05_methods.ipynb #c026
 @merge_method
 def linear(
     vlm:Tensor, llm:Tensor, # Any shape, the same for both
@@ -120,12 +136,10 @@ def linear(
     "A point on the straight line between the two (Chen et al. 2025, arXiv:2505.05464, section 3)"
     return (weight*vlm).add_((1-weight)*llm)
 
-# %% ../../nbs/merging/05_methods.ipynb #c030
+# %% ../../nbs/merging/05_methods.ipynb #c034
 def arc(
     blocks, n,            # Can be iterated: pairs (vlm, llm); entries in all
-    *,
-    weight,               # Share of the VLM along the arc
-    **_,
+    *, weight, **_,       # Share of the VLM along the arc
 ):
     "Factors of the two tensors that walk the arc between them"
     import torch
@@ -138,7 +152,7 @@ def arc(
     if torch.sin(angle)<1e-6: return weight, 1-weight         # parallel, or opposite: the line
     return tuple(float(torch.sin(s*angle)/torch.sin(angle)) for s in (weight, 1-weight))
 
-# %% ../../nbs/merging/05_methods.ipynb #c032
+# %% ../../nbs/merging/05_methods.ipynb #c036
 @merge_method(look=arc)
 def slerp(
     vlm:Tensor, llm:Tensor, # Any shape, the same for both
@@ -149,7 +163,7 @@ def slerp(
     "A point on the arc between the two (Shoemake 1985, SIGGRAPH 19(3))"
     return seen[0]*vlm + seen[1]*llm
 
-# %% ../../nbs/merging/05_methods.ipynb #c037
+# %% ../../nbs/merging/05_methods.ipynb #c041
 @merge_method
 def task_arithmetic(
     vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
@@ -160,7 +174,7 @@ def task_arithmetic(
     "Base plus weighted task vectors (Ilharco et al. 2023, arXiv:2212.04089)"
     return base + weight*(vlm-base) + llm_weight*(llm-base)
 
-# %% ../../nbs/merging/05_methods.ipynb #c041
+# %% ../../nbs/merging/05_methods.ipynb #c045
 Elect = Literal['unweighted', 'weighted']
 Divide = Literal['count', 'weights', 'none']
 
@@ -182,18 +196,16 @@ def elect_signs(
     total = a.mul_(wa).add_(b.mul_(wb)).mul_(sign)
     return total if divide=='none' else total.div_(voted)
 
-# %% ../../nbs/merging/05_methods.ipynb #c044
+# %% ../../nbs/merging/05_methods.ipynb #c048
 def trims(
     blocks, n,            # Can be iterated again and again: (vlm, llm, base); entries in all
-    *,
-    density,              # Share of each task vector that is kept
-    **_,
+    *, density, **_,      # Share of each task vector that is kept
 ):
     "For both task vectors: the cut that keeps the share `density`"
     sizes = lambda blocks: (((vlm-base).abs_(), (llm-base).abs_()) for vlm, llm, base in blocks)
     return cuts(sizes, blocks, (int(density*n),)*2, n)
 
-# %% ../../nbs/merging/05_methods.ipynb #c046
+# %% ../../nbs/merging/05_methods.ipynb #c050
 @merge_method(look=trims)
 def ties(
     vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
@@ -209,7 +221,7 @@ def ties(
     kept = [cut.trim(d-base) for d, cut in zip((vlm, llm), seen)]
     return elect_signs(kept, (weight, llm_weight), elect, divide).add_(base)
 
-# %% ../../nbs/merging/05_methods.ipynb #c053
+# %% ../../nbs/merging/05_methods.ipynb #c057
 @merge_method
 def dare_linear(
     vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
@@ -224,7 +236,7 @@ def dare_linear(
     a, b = (drop(d-base, density, g, rescale) for d, g in zip((vlm, llm), rng))
     return (weight*a.float() + llm_weight*b.float()).add_(base)     # in float32, also where `a` is not
 
-# %% ../../nbs/merging/05_methods.ipynb #c055
+# %% ../../nbs/merging/05_methods.ipynb #c059
 @merge_method
 def dare_ties(
     vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
@@ -241,13 +253,10 @@ def dare_ties(
     kept = [drop(d-base, density, g, rescale) for d, g in zip((vlm, llm), rng)]
     return elect_signs(kept, (weight, llm_weight), elect, divide).add_(base)
 
-# %% ../../nbs/merging/05_methods.ipynb #c060
+# %% ../../nbs/merging/05_methods.ipynb #c064
 def crumbs(
     blocks, n,            # Can be iterated again and again: (vlm, llm, base); entries in all
-    *,
-    density,              # Share of each task vector that is kept
-    outliers,             # Share of its largest entries that is dropped
-    **_,
+    *, density, outliers, **_, # Shares of each task vector: kept; dropped, of its largest
 ):
     "For both task vectors: the cut below the outliers, and the cut below the crumbs"
     sizes = lambda blocks: ((a, b, a, b) for a, b in (((vlm-base).abs_(), (llm-base).abs_())
@@ -255,7 +264,7 @@ def crumbs(
     top = int(outliers*n)
     return cuts(sizes, blocks, (top, top)+(min(n, top+int(density*n)),)*2, n)
 
-# %% ../../nbs/merging/05_methods.ipynb #c061
+# %% ../../nbs/merging/05_methods.ipynb #c065
 @merge_method(look=crumbs)
 def breadcrumbs(
     vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
@@ -270,7 +279,7 @@ def breadcrumbs(
     a, b = (inner.trim(d)-outer.trim(d) for d, outer, inner in zip((vlm-base, llm-base), seen[:2], seen[2:]))
     return base + weight*a + llm_weight*b
 
-# %% ../../nbs/merging/05_methods.ipynb #c065
+# %% ../../nbs/merging/05_methods.ipynb #c069
 @merge_method(rows=True)
 def della(
     vlm:Tensor, llm:Tensor, base:Tensor, # (rows, columns) or (columns,)
@@ -288,12 +297,10 @@ def della(
     kept = [drop_by_rank(d-base, density, epsilon, g, rescale) for d, g in zip((vlm, llm), rng)]
     return elect_signs(kept, (weight, llm_weight), elect, divide).add_(base)
 
-# %% ../../nbs/merging/05_methods.ipynb #c069
+# %% ../../nbs/merging/05_methods.ipynb #c073
 def energies(
     blocks, n,            # Can be iterated again and again: (vlm, llm, base); entries in all
-    *,
-    density,              # Share of entries selected
-    **_,
+    *, density, **_,      # Share of entries selected
 ):
     "The cut that selects by difference, and the share of each task vector in the selected energy"
     sizes = lambda blocks: (((vlm-llm).abs_(),) for vlm, llm, base in blocks)
@@ -305,7 +312,7 @@ def energies(
     total = sum(e)
     return cut, tuple(x/total if total else .5 for x in e)
 
-# %% ../../nbs/merging/05_methods.ipynb #c072
+# %% ../../nbs/merging/05_methods.ipynb #c076
 @merge_method(look=energies)
 def sce(
     vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
@@ -319,7 +326,7 @@ def sce(
     chosen = tuple((d-base)*mask for d in (vlm, llm))
     return elect_signs(chosen, weights, 'unweighted', 'weights').add_(base)
 
-# %% ../../nbs/merging/05_methods.ipynb #c079
+# %% ../../nbs/merging/05_methods.ipynb #c083
 def blockwise(
     method:Method,        # From `METHODS`
     blocks,               # Can be iterated again and again: tuples of blocks (vlm, llm[, base])

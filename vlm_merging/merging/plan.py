@@ -107,12 +107,12 @@ def plan(
     llm:str|Path|None=None, # The LLM: a folder, a hub id, or lab/llm
     base:str|Path|None=None, # What both were trained from; for methods that work with task vectors
     *,
-    method:str='linear', # Merge method, by its name: how two tensors become one
-    layers:str='all',   # Where: all, 6-31, 0-5,8, 6-
-    modules:str='all',  # Which parts: all, or some of attention,mlp,norm
-    embeddings:bool=False, # Merge token embeddings and output head too, as far as both have the row?
-    seed:int=0,         # Of the coin flips
-    as_run:bool=False,  # Compute as the paper's script ran: in float16, DARE without rescale, TIES as in PEFT
+    method:str|None=None, # Merge method, by its name: how two tensors become one; default: linear
+    layers:str|None=None, # Where: all, 6-31, 0-5,8, 6-; default: all
+    modules:str|None=None, # Which parts: all, or some of attention,mlp,norm; default: all
+    embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the row?
+    seed:int|None=None, # Of the coin flips; default: 0
+    as_run:bool|None=None, # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
     **knobs,            # Of the method, such as weight=0.9; a list is a curve over depth
 )->Plan:
     "Look before merging: open, check, sort; nothing is written"

@@ -9,10 +9,11 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from ..checkpoints.headers import read_json
 from .families import Pair
-from .methods import METHODS
+from .methods import METHODS, Method
 
 # %% auto #0
-__all__ = ['MODULES', 'AS_RUN', 'layer_ranges', 'layer_set', 'at_depth', 'Recipe', 'recipe_of', 'why_kept', 'knobs_at']
+__all__ = ['MODULES', 'AS_RUN', 'layer_ranges', 'layer_set', 'at_depth', 'method_named', 'Recipe', 'recipe_of', 'why_kept',
+           'knobs_at']
 
 # %% ../../nbs/merging/06_recipe.ipynb #c013
 MODULES = ('attention', 'mlp', 'norm')
@@ -61,12 +62,19 @@ def at_depth(
 def _near(name, names):
     return next((f" Did you mean {o}?" for o in difflib.get_close_matches(name, names, 1)), '')
 
-def _no_method(
+def method_named(
     name:str,           # As it was typed
-)->str:
-    "A sentence for a method that does not exist"
-    return (f"No method {name!r}.{_near(name, METHODS)} There are: {', '.join(METHODS)}. "
-            f"A new one is a function under `@merge_method`.")
+)->Method:              # From `METHODS`
+    "A method by its name; raise ValueError if it has none, or if something else than a name was given"
+    if callable(name):
+        word = getattr(name, '__name__', type(name).__name__)
+        raise ValueError(f"The method is given as a function. Give its name: method={word!r}"
+                         f"{'' if word in METHODS else ', once it stands under `@merge_method`'}.")
+    if not isinstance(name, str): raise ValueError(f"method is {name!r}; it is text.")
+    if name not in METHODS:
+        raise ValueError(f"No method {name!r}.{_near(name, METHODS)} There are: {', '.join(METHODS)}. "
+                         f"A new one is a function under `@merge_method`.")
+    return METHODS[name]
 
 # %% ../../nbs/merging/06_recipe.ipynb #c027
 def _no_knob(
@@ -112,8 +120,8 @@ def _check_as_run(
             raise ValueError(f"as_run sets {name} to {value!r}; leave {name} out or turn as_run off.")
 
 # %% ../../nbs/merging/06_recipe.ipynb #c035
-_TYPES = dict(method=(str, 'text'), knobs=(dict, "a table such as {'weight': 0.9}"), layers=(str, 'text'),
-              modules=(str, 'text'), embeddings=(bool, 'true or false'), seed=(int, 'a whole number'),
+_TYPES = dict(knobs=(dict, "a table such as {'weight': 0.9}"), layers=(str, 'text'), modules=(str, 'text'),
+              embeddings=(bool, 'true or false'), seed=(int, 'a whole number'),
               as_run=(bool, 'true or false'))
 
 def _check_type(
@@ -124,12 +132,40 @@ def _check_type(
     if name in ('vlm', 'llm', 'base'):
         if not (value and isinstance(value, str) or name=='base' and value is None):
             raise ValueError(f"{name} is {value!r}; name a folder or a hub id.")
-        return
-    kind, word = _TYPES[name]
-    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise ValueError(f"{name} is {value!r}; it is {word}.")
+    elif name=='method': method_named(value)
+    else:
+        kind, word = _TYPES[name]
+        if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            raise ValueError(f"{name} is {value!r}; it is {word}.")
 
 # %% ../../nbs/merging/06_recipe.ipynb #c038
+def _parts_of(
+    modules:str,        # As a recipe has them
+)->tuple:
+    "The parts of a layer that a text names"
+    return MODULES if modules=='all' else tuple(p.strip() for p in modules.split(','))
+
+def _checked(
+    options:dict,       # Field of `Recipe` -> value, as typed
+)->dict:                # The same, as JSON has it
+    "Raise ValueError if a recipe cannot be carried out by any model"
+    options = {name: str(v) if isinstance(v, Path) else v for name, v in options.items()}
+    for name, value in options.items(): _check_type(name, value)
+    method, modules = options['method'], options['modules']
+    if 'base' in METHODS[method].fills and not options['base']:
+        raise ValueError(f"{method} works with task vectors and needs `base`: "
+                         f"the model that both were trained from.")
+    knobs = {k: list(v) if isinstance(v, tuple) else v for k, v in options['knobs'].items()}
+    for name, value in knobs.items(): _check_knob(method, name, value)
+    for part in _parts_of(modules):
+        if part not in MODULES:
+            raise ValueError(f"modules {modules!r}: no part {part!r}. "
+                             f"Write all, or some of {','.join(MODULES)}.")
+    layer_ranges(options['layers'])
+    if options['as_run']: _check_as_run(method, knobs)
+    return options | {'knobs': knobs}
+
+# %% ../../nbs/merging/06_recipe.ipynb #c041
 @dataclass(frozen=True, repr=False)
 class Recipe:
     "All that decides the outcome of a merge; checked when it is made"
@@ -142,26 +178,10 @@ class Recipe:
     modules:str='all'   # Which parts: all, or some of attention,mlp,norm
     embeddings:bool=False # Merge token embeddings and output head too, as far as both have the row?
     seed:int=0          # Of the coin flips
-    as_run:bool=False   # Compute as the paper's script ran: in float16, DARE without rescale, TIES as in PEFT
+    as_run:bool=False   # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
 
     def __post_init__(self):
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, Path): object.__setattr__(self, f.name, str(value))
-            _check_type(f.name, getattr(self, f.name))
-        if self.method not in METHODS: raise ValueError(_no_method(self.method))
-        if 'base' in METHODS[self.method].fills and not self.base:
-            raise ValueError(f"{self.method} works with task vectors and needs `base`: "
-                             f"the model that both were trained from.")
-        lists = {k: list(v) if isinstance(v, tuple) else v for k, v in self.knobs.items()}
-        object.__setattr__(self, 'knobs', lists)       # as JSON has them
-        for name, value in lists.items(): _check_knob(self.method, name, value)
-        for part in self.parts:
-            if part not in MODULES:
-                raise ValueError(f"modules {self.modules!r}: no part {part!r}. "
-                                 f"Write all, or some of {','.join(MODULES)}.")
-        layer_ranges(self.layers)
-        if self.as_run: _check_as_run(self.method, lists)
+        for name, value in _checked(vars(self)).items(): object.__setattr__(self, name, value)
 
     def __repr__(self):
         usual = {f.name: {} if f.name=='knobs' else f.default for f in fields(self)}
@@ -171,61 +191,55 @@ class Recipe:
     @property
     def parts(self)->tuple:
         "The parts of a layer that are merged"
-        return MODULES if self.modules=='all' else tuple(p.strip() for p in self.modules.split(','))
+        return _parts_of(self.modules)
 
     def dict(self)->dict:
         "The recipe as JSON can hold it"
         return asdict(self)
 
-    def write(self,
-        path:str|Path,      # Where to
-    )->None:
+    def write(self, path:str|Path)->None: # Where to
         "Save as JSON"
         Path(path).write_text(json.dumps(self.dict(), indent=1)+'\n')
 
     @classmethod
-    def read(cls,
-        path:str|Path,      # A recipe, or the recipe.json of a merged folder
-    )->Recipe:
+    def read(cls, path:str|Path)->Recipe: # A recipe, or the recipe.json of a merged folder
         "A recipe from a file"
         return _read_recipe(Path(path))
 
     @classmethod
     def layer_swap(cls,
-        vlm:str,            # Folder or hub id
-        llm:str,            # Folder or hub id
+        vlm:str, llm:str,   # Folders or hub ids
         last:int=5,         # The last layer that stays the VLM's; 5 keeps six layers
         weight:float=.9,    # Share of the VLM in the layers behind, and in the final norm
     )->Recipe:
         "The paper's layer swapping: early layers stay, later ones are mixed"
         return cls(vlm, llm, knobs={'weight':weight}, layers=f'{last+1}-')
 
-# %% ../../nbs/merging/06_recipe.ipynb #c043
+# %% ../../nbs/merging/06_recipe.ipynb #c046
 def recipe_of(
     vlm:Recipe|str|Path, # A recipe; or the VLM: a folder, a hub id (with optional @revision), or lab/vlm
     llm:str|Path|None=None, # The LLM: a folder, a hub id, or lab/llm
     base:str|Path|None=None, # What both were trained from; for methods that work with task vectors
     *,
-    method:str='linear', # Merge method, by its name: how two tensors become one
-    layers:str='all',   # Where: all, 6-31, 0-5,8, 6-
-    modules:str='all',  # Which parts: all, or some of attention,mlp,norm
-    embeddings:bool=False, # Merge token embeddings and output head too, as far as both have the row?
-    seed:int=0,         # Of the coin flips
-    as_run:bool=False,  # Compute as the paper's script ran: in float16, DARE without rescale, TIES as in PEFT
+    method:str|None=None, # Merge method, by its name: how two tensors become one; default: linear
+    layers:str|None=None, # Where: all, 6-31, 0-5,8, 6-; default: all
+    modules:str|None=None, # Which parts: all, or some of attention,mlp,norm; default: all
+    embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the row?
+    seed:int|None=None, # Of the coin flips; default: 0
+    as_run:bool|None=None, # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
     **knobs,            # Of the method, such as weight=0.9; a list is a curve over depth
 )->Recipe:
     "A recipe from its ingredients; or a recipe as it is, with some knobs turned"
-    said = dict(llm=llm, base=base, method=method, layers=layers, modules=modules, embeddings=embeddings,
-                seed=seed, as_run=as_run)
-    if not isinstance(vlm, Recipe): return Recipe(vlm, knobs=knobs, **said)
-    usual = {f.name: f.default for f in fields(Recipe)} | {'llm': None}
-    for name, value in said.items():
-        if value!=usual[name]:
-            raise ValueError(f"`{name}` cannot stand beside a recipe, which says it already. "
-                             f"Change it with dataclasses.replace(recipe, {name}={value!r}).")
+    options = dict(llm=llm, base=base, method=method, layers=layers, modules=modules, embeddings=embeddings,
+                   seed=seed, as_run=as_run)
+    options = {name: value for name, value in options.items() if value is not None}
+    if not isinstance(vlm, Recipe): return Recipe(vlm, **{'llm': None}|options, knobs=knobs)
+    for name, value in options.items():
+        raise ValueError(f"`{name}` cannot stand beside a recipe, which says it already. "
+                         f"Change it with dataclasses.replace(recipe, {name}={value!r}).")
     return replace(vlm, knobs=vlm.knobs|knobs) if knobs else vlm
 
-# %% ../../nbs/merging/06_recipe.ipynb #c049
+# %% ../../nbs/merging/06_recipe.ipynb #c052
 def why_kept(
     recipe:Recipe,      # What was asked for
     pair:Pair,          # A tensor of the VLM and its partner
@@ -238,7 +252,7 @@ def why_kept(
         return f'outside layers {recipe.layers}'
     return '' if pair.module in recipe.parts else f'not among {recipe.modules}'
 
-# %% ../../nbs/merging/06_recipe.ipynb #c051
+# %% ../../nbs/merging/06_recipe.ipynb #c054
 def knobs_at(
     recipe:Recipe,      # What was asked for
     layer:int|None,     # A layer; None for what comes after all layers
@@ -249,7 +263,7 @@ def knobs_at(
     if recipe.as_run: knobs |= {k: v for k, v in AS_RUN.items() if k in knobs}
     return {k: at_depth(v, depth-1 if layer is None else layer, depth) for k, v in knobs.items()}
 
-# %% ../../nbs/merging/06_recipe.ipynb #c058
+# %% ../../nbs/merging/06_recipe.ipynb #c061
 def _read_recipe(
     path:Path,          # A recipe, or a merged folder
 )->Recipe:

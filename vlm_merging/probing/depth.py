@@ -56,10 +56,10 @@ def _depth_rows(about, items, cost, layer, by, resamples, seed):
     for t, (tag, where, here) in enumerate(at):
         row = about|dict(tag=tag, where=where, layers=len(set(layer)), n=here.height,
                          clusters=here['cluster'].n_unique(), drop=moments[:, k+t].sum()/here.height)
-        found = _centre(moments, draws, t, k, layer) if row['clusters']>=FEW else None
-        if found:
-            row |= found[0]
-            centred[tag, where] = row, found[1]
+        centre = _centre(moments, draws, t, k, layer) if row['clusters']>=FEW else None
+        if centre:
+            row |= centre[0]
+            centred[tag, where] = row, centre[1]
         yield row
     yield from _differences(centred)
 

@@ -14,10 +14,10 @@ from ..merging.recipe import Recipe
 from .weights import (by_layer, by_module, checkpoint_of, left_out, lineage, weight_stats,
                                          weights_by_layer)
 from .reasons import (LEVELS, THRESHOLDS, Reason, from_findings, from_weights,
-                                         nearest_said)
+                                         nearest_reasons)
 
 # %% auto #0
-__all__ = ['DIAGNOSIS_COLUMNS', 'Diagnosis', 'table_said', 'diagnose']
+__all__ = ['DIAGNOSIS_COLUMNS', 'Diagnosis', 'table_lines', 'diagnose']
 
 # %% ../../nbs/probing/04_diagnose.ipynb #c010
 @dataclass(frozen=True, repr=False)
@@ -60,14 +60,14 @@ class Diagnosis:
     def __repr__(self): return '\n'.join(_verdict_lines(self))
     def _repr_markdown_(self): return _as_markdown(self)
 
-# %% ../../nbs/probing/04_diagnose.ipynb #c012
+# %% ../../nbs/probing/04_diagnose.ipynb #c014
 def _verdict_lines(
     d:Diagnosis,        # A diagnosis
 )->list[str]:           # The verdict, then one line a reason
     "What a diagnosis comes to"
     return [f"Verdict: {d.verdict} (how sure: {d.sure}).", *(f'- {r}' for r in d.reasons)]
 
-# %% ../../nbs/probing/04_diagnose.ipynb #c015
+# %% ../../nbs/probing/04_diagnose.ipynb #c017
 DIAGNOSIS_COLUMNS = ('apart', 'relative_vlm', 'relative_llm', 'cosine', 'agreement', 'top1_vlm', 'top1_llm',
                      'top1', 'overlap', 'chance')
 
@@ -85,8 +85,8 @@ def _as_markdown(
     table = [columns, ['---']*len(columns), *([say(x) for x in r] for r in rows.select(columns).rows())]
     return '\n'.join([*lines, '', *(f"| {' | '.join(r)} |" for r in table)])
 
-# %% ../../nbs/probing/04_diagnose.ipynb #c018
-def table_said(
+# %% ../../nbs/probing/04_diagnose.ipynb #c020
+def table_lines(
     table:pl.DataFrame, # Few rows
     columns,            # Names of columns that may be there
 )->list[str]:           # Lines
@@ -99,7 +99,7 @@ def table_said(
     return ['  '+'  '.join(x.rjust(w) if i else x.ljust(w) for i, (x, w) in enumerate(zip(r, wide)))
             for r in rows]
 
-# %% ../../nbs/probing/04_diagnose.ipynb #c021
+# %% ../../nbs/probing/04_diagnose.ipynb #c023
 def _caveats(d):
     "What a diagnosis does not say"
     lines = []
@@ -124,20 +124,20 @@ def _as_text(
     if d.stats is not None:
         what = f'task vectors from {d.base}' if d.base else 'LLM - VLM'
         lines += ['', f"By module ({what}; top1: share of energy in the top 1% of entries):"]
-        lines += table_said(d.modules.filter(part='all'), ('module', *DIAGNOSIS_COLUMNS))
+        lines += table_lines(d.modules.filter(part='all'), ('module', *DIAGNOSIS_COLUMNS))
         if 'rank' in d.stats.columns:
             lines.append(f"  Subspaces of rank {d.stats['rank'].max()}: overlap of the leading directions, "
                          f"beside that of chance.")
-        lines += ['', 'By layer:']+table_said(d.layers, ('layer', *DIAGNOSIS_COLUMNS))
+        lines += ['', 'By layer:']+table_lines(d.layers, ('layer', *DIAGNOSIS_COLUMNS))
     if d.lineage is not None:
         lines += ['', 'Candidate bases, the nearest first:']
-        lines += table_said(d.lineage, ('candidate', 'far', 'relative_vlm', 'relative_llm', 'cosine',
+        lines += table_lines(d.lineage, ('candidate', 'far', 'relative_vlm', 'relative_llm', 'cosine',
                                         'why_not'))
     if d.left is not None and len(d.left):
-        lines += ['', 'Not compared:']+table_said(d.left, ('side', 'tensors', 'numbers', 'reason'))
+        lines += ['', 'Not compared:']+table_lines(d.left, ('side', 'tensors', 'numbers', 'reason'))
     return '\n'.join(lines)
 
-# %% ../../nbs/probing/04_diagnose.ipynb #c023
+# %% ../../nbs/probing/04_diagnose.ipynb #c027
 def _weighed(reasons):
     "Reasons in order, with the verdict and how sure it is"
     sure = ('high', 'medium', 'low')
@@ -146,7 +146,7 @@ def _weighed(reasons):
     weighty = [r for r in reasons if r.level]
     return tuple(reasons), *((weighty[0].level, weighty[0].sure) if weighty else (LEVELS[3], 'low'))
 
-# %% ../../nbs/probing/04_diagnose.ipynb #c027
+# %% ../../nbs/probing/04_diagnose.ipynb #c031
 def _of_base(vlm, base):
     "Findings about a base, remarks, and the base; None in place of one that does not fit"
     findings = check(vlm, base, 'base')[1]
@@ -158,19 +158,19 @@ def _of_base(vlm, base):
         return kept, [Reason('', f"The base is not the VLM's: {odd.what}", 'sampled weights', 'high')], base
     return kept, [], base
 
-# %% ../../nbs/probing/04_diagnose.ipynb #c030
+# %% ../../nbs/probing/04_diagnose.ipynb #c034
 def _with_base(vlm, llm, base, candidates, how):
     "The base to use, the table of candidates, and remarks on both"
     if not candidates: return base, None, []
     name = lambda c: str(c.source or c.path)
     these = [*([base] if base is not None else []), *map(checkpoint_of, candidates)]
     kin = lineage(vlm, llm, these, **how)
-    reasons = nearest_said(kin, name(base) if base is not None else '')
+    reasons = nearest_reasons(kin, name(base) if base is not None else '')
     apart = kin.drop_nulls('far').filter(pl.col('cosine').fill_null(0)>=THRESHOLDS['between'].value)
     if base is None and apart.height: base = next(c for c in these if name(c)==apart['candidate'][0])
     return base, kin, reasons
 
-# %% ../../nbs/probing/04_diagnose.ipynb #c033
+# %% ../../nbs/probing/04_diagnose.ipynb #c039
 def diagnose(
     vlm,                # Folder, hub id, `lab/vlm` or open `Checkpoint`; or a `Recipe`, which names all three
     llm=None,           # The same of the LLM

@@ -90,18 +90,19 @@ class Branch:
 
 def cut_branch(
     model, mask:Mask,   # An open model; under which mask it replied
-    held:Record, new,   # The unmasked pass, for layers before the mask; for the others the masked one's cache
+    unmasked:Record, new, # A pass, for layers before the mask; for the others the masked one's cache
     ids:list, far:dict, # Tokens behind each prompt in both; row that changes -> how many of its tokens stay
     best:Tensor,        # (rows, columns): the likeliest token at each place, under the mask
 )->Branch:
     "Cut keys and values where replies change; raise ValueError if this model's cannot be cut"
-    if 'cross_attention_states' in held.call[1]: raise ValueError('it caches pictures')
-    seen, place = held.inputs['attention_mask'], held.call[1].get('position_ids')
+    if 'cross_attention_states' in unmasked.call[1]: raise ValueError('it caches pictures')
+    seen, place = unmasked.inputs['attention_mask'], unmasked.call[1].get('position_ids')
     rows, stay = (torch.tensor(list(v), device=seen.device) for v in (far, far.values()))
     prompt, most = seen.shape[1]-max(map(len, ids)), max(far.values())
     columns = torch.arange(prompt+most, device=seen.device)-(most-stay)[:, None]  # Each row to the right
     inside, columns = columns>=0, columns.clamp(min=0)
-    caches = [(held.cache if j<mask.layers[0] else new).layers[j] for j in range(len(decoder_layers(model)))]
+    caches = [(unmasked.cache if j<mask.layers[0] else new).layers[j]
+              for j in range(len(decoder_layers(model)))]
     keys, values = zip(*(_cut_cache(c, rows, columns, seen.shape[1]) for c in caches))
     last = prompt+stay-1
     place = last[:, None] if place is None else place[..., rows if place.shape[-2]>1 else 0*rows, last][...,

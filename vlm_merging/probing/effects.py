@@ -113,15 +113,15 @@ def likelihoods(
     "Log-probability of the right answer, nats"
     model, ids, check = run.asker.model, [r.ids for r in ready], ('likelihood', bool(ready[0].images))
     full, keep = teacher_forced(model, inputs, ids), 1+max(map(len, ids))
-    held = run.recorded(full, keep)
-    before = token_logprobs(held.logits if held else forward_pass(model, full, keep)[0], ids)
-    passes = masked_logits(model, full, keep, run.masks, held, run.room, **run.more)
+    unmasked = run.recorded(full, keep)
+    before = token_logprobs(unmasked.logits if unmasked else forward_pass(model, full, keep)[0], ids)
+    passes = masked_logits(model, full, keep, run.masks, unmasked, run.room, **run.more)
     after = {k:token_logprobs(z, ids) for k, z in passes}
     if check not in run.checked:
         _check_direction(run, inputs, ids, before)
         _, slow = next(masked_logits(model, full, keep, [run.masks[run.middle]],
-                                     **run.more)) if held else (None, None)
-        if held and not _close(model, after[run.middle], token_logprobs(slow, ids)):
+                                     **run.more)) if unmasked else (None, None)
+        if unmasked and not _close(model, after[run.middle], token_logprobs(slow, ids)):
             run.give_up('a first comparison did not come out equal')
             return likelihoods(run, ready, inputs)
         run.checked.add(check)
@@ -143,23 +143,24 @@ WAITING = 4             # Times the rows of a batch: changed replies that wait f
 
 def read_drafts(
     run:Measuring,      # Model and masks
-    held:Record,        # Of the unmasked model reading its own drafts, with its cache
+    unmasked:Record,    # Of the unmasked model reading its own drafts, with its cache
     before:list,        # Tokens of each unmasked reply
     drafts:list,        # What of them was read
 )->tuple:               # For each mask: row -> tokens, without rows that failed; logits of the middle mask
     "Replies under every mask, as far as they can be read or continued"
     model, replies, waiting, middle = run.asker.model, [{} for _ in run.masks], [], None
-    sure = {r for r, k in enumerate(agreed_tokens(held.logits.argmax(-1), drafts)) if k==len(drafts[r])}
+    sure = {r for r, k in enumerate(agreed_tokens(unmasked.logits.argmax(-1), drafts)) if k==len(drafts[r])}
     for n, mask in enumerate(run.masks if sure else ()):
-        with replayed(model, held, mask.layers[0]) as given, applied(model, mask, **run.more):
-            logits, cache = forward_pass(model, given, held.logits.shape[1], cache=True)
+        with replayed(model, unmasked, mask.layers[0]) as given, applied(model, mask, **run.more):
+            logits, cache = forward_pass(model, given, unmasked.logits.shape[1], cache=True)
         if n==run.middle: middle = logits
         best = logits.argmax(-1)
         stay = {r:k for r, k in enumerate(agreed_tokens(best, drafts)) if r in sure}
         replies[n] = {r:before[r] for r, k in stay.items() if k==len(before[r])}
         far = {r:k for r, k in stay.items() if r not in replies[n]}
         if far and run.cuts:
-            with run.cutting(): waiting.append((n, cut_branch(model, mask, held, cache, drafts, far, best)))
+            with run.cutting():
+                waiting.append((n, cut_branch(model, mask, unmasked, cache, drafts, far, best)))
         if sum(len(b.replies) for _, b in waiting)>=WAITING*run.room: _finish_waiting(run, waiting, replies)
     _finish_waiting(run, waiting, replies)
     return replies, middle
@@ -195,8 +196,8 @@ def masked_replies(
     before, replies, middle = greedy_replies(asker, inputs), [{} for _ in run.masks], None
     drafts = readable_drafts(model, before)
     full, keep = teacher_forced(model, inputs, drafts), 1+max(map(len, drafts))
-    held = None if beyond_greedy(model) else run.recorded(full, keep, cache=True)
-    if held: replies, middle = read_drafts(run, held, before, drafts)
+    unmasked = None if beyond_greedy(model) else run.recorded(full, keep, cache=True)
+    if unmasked: replies, middle = read_drafts(run, unmasked, before, drafts)
     if middle is not None and check not in run.checked:
         if not _drafts_hold(run, full, inputs, drafts, middle, replies):
             run.give_up('a first comparison did not come out equal')
@@ -237,7 +238,7 @@ def _measure_all(run, items, measures, target):
             with torch.inference_mode():
                 some = list(ready.values())
                 inputs = prompt_inputs(run.asker, [r.item for r in some], [r.images for r in some])
-                found = {m:f(run, some, inputs) for m, f in MEASURE_OF.items() if m in measures}
+                measured = {m:f(run, some, inputs) for m, f in MEASURE_OF.items() if m in measures}
         except NoLikelihood: raise
         except Exception as e: # of any model and any backend: it must not stop the others
             if short_of_memory(e) and run.asker.model.device.type=='cuda': torch.cuda.empty_cache()
@@ -245,7 +246,7 @@ def _measure_all(run, items, measures, target):
             if len(ready)==1: lost[next(iter(ready))] = f'{type(e).__name__}: {why}'
             else: queue.extendleft([batch[len(batch)//2:], batch[:len(batch)//2]])
             continue
-        for r, n in enumerate(ready): figures[n] = {m:found[m][r] for m in measures}
+        for r, n in enumerate(ready): figures[n] = {m:measured[m][r] for m in measures}
     return figures, lost
 
 # %% ../../nbs/probing/09_effects.ipynb #c055

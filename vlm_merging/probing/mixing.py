@@ -14,30 +14,30 @@ from ..checkpoints.blocks import Source
 from ..checkpoints.headers import FLOATS, Checkpoint
 from ..merging.families import LAYER
 from ..merging.merge import merged_blocks
-from ..merging.methods import METHODS
+from ..merging.methods import METHODS, Method
 from ..merging.plan import Work, plan
 from ..merging.recipe import Recipe
 
 # %% auto #0
-__all__ = ['open_parameter', 'read_tensors', 'HeldTensor', 'Mixer']
+__all__ = ['open_parameter', 'read_tensors', 'HeldTensor', 'keep_numbers', 'mixed_numbers', 'Mixer']
 
 # %% ../../nbs/probing/12_mixing.ipynb #c012
 def open_parameter(
     model, work:Work,   # From `from_pretrained`; from `plan`
 )->Tensor:              # The parameter, or its rows that are merged
     "The parameter of an open model that a stored tensor became; raise LookupError if there is none"
-    m, entry, found = LAYER.fullmatch(work.pair.vlm), work.vlm[0], None
+    m, entry, parameter = LAYER.fullmatch(work.pair.vlm), work.vlm[0], None
     try:
-        if work.pair.module=='embedding': found = model.get_input_embeddings().weight
-        elif work.pair.module=='head': found = model.get_output_embeddings().weight
-        elif work.pair.layer is None: found = model.get_decoder().get_parameter('norm.weight')
-        else: found = model.get_decoder().layers[int(m['i'])].get_parameter(m['rest'])
+        if work.pair.module=='embedding': parameter = model.get_input_embeddings().weight
+        elif work.pair.module=='head': parameter = model.get_output_embeddings().weight
+        elif work.pair.layer is None: parameter = model.get_decoder().get_parameter('norm.weight')
+        else: parameter = model.get_decoder().layers[int(m['i'])].get_parameter(m['rest'])
     except AttributeError: pass
-    if found is not None and found.dim() and entry.shape: found = found[:entry.shape[0]]
-    if found is None or tuple(found.shape)!=entry.shape:
+    if parameter is not None and parameter.dim() and entry.shape: parameter = parameter[:entry.shape[0]]
+    if parameter is None or tuple(parameter.shape)!=entry.shape:
         raise LookupError(f"{work.pair.vlm} has no counterpart in the open model, which is built in another "
                           f"way than its file. Merge to disk instead.")
-    return found
+    return parameter
 
 # %% ../../nbs/probing/12_mixing.ipynb #c016
 def read_tensors(
@@ -65,34 +65,59 @@ class HeldTensor:
         return self.numbers[i:j].to(torch.float32, copy=True)
 
 # %% ../../nbs/probing/12_mixing.ipynb #c021
+def keep_numbers(
+    model, works:list,  # From `from_pretrained`; `Work` of all pairs
+    method:Method,      # From `METHODS`
+)->tuple[dict, dict]:   # Entries of one side -> their numbers; name in the VLM -> the parameter it became
+    "Read what a method takes; raise LookupError if the model does not hold the numbers of its file"
+    numbers, places = {}, {}
+    for w in works:
+        place = open_parameter(model, w).detach()
+        for es in w.sides(method):
+            if es not in numbers: numbers[es] = read_tensors(es, place.device)
+        if not torch.equal(place.flatten(), numbers[w.vlm].to(place.dtype)):
+            raise LookupError(f"{w.pair.vlm} was rearranged when the model was opened, or is not "
+                              f"the model of the recipe. Merge to disk instead.")
+        places[w.pair.vlm] = place
+    return numbers, places
+
+# %% ../../nbs/probing/12_mixing.ipynb #c026
+def mixed_numbers(
+    work:Work,          # With the knobs as they are set here
+    recipe:Recipe,      # Method and seed
+    numbers:dict,       # From `keep_numbers`
+    device:str,         # Where they lie
+)->Tensor:              # Flat, of the stored type
+    "One tensor of a mixture, computed in memory"
+    def source(entries): return HeldTensor(numbers[entries])
+    return torch.cat(list(merged_blocks(work, METHODS[recipe.method], source, recipe.seed, device)))
+
+# %% ../../nbs/probing/12_mixing.ipynb #c029
+def _works_of(
+    recipe:Recipe,      # What is asked for
+)->tuple:               # Of `Work`
+    "What a recipe merges; raise ValueError if its plan says stop"
+    planned = plan(recipe)
+    if planned.stops: raise ValueError(' '.join(f'{f.what} {f.fix}' for f in planned.stops))
+    return planned.merged
+
+# %% ../../nbs/probing/12_mixing.ipynb #c033
 class Mixer:
     "A VLM in memory whose language model is mixed with an LLM's as often as one likes"
     def __init__(self,
         asker:LocalModel, # The open VLM
         recipe:Recipe,  # Names VLM, LLM and, for methods with task vectors, the base
     ):
-        self.asker, self.recipe, self.held, self.places = asker, recipe, {}, {}
-        self.works = self._works(replace(recipe, layers='all', modules='all', embeddings=True))
+        self.asker, self.recipe = asker, recipe
+        self.works = _works_of(replace(recipe, layers='all', modules='all', embeddings=True))
         self.others = {who:weights_hash(Checkpoint.open(w))
                        for who in ('llm', 'base') if (w:=getattr(recipe, who))}
-        for w in self.works:
-            place = open_parameter(asker.model, w).detach()
-            for es in w.sides(METHODS[recipe.method]):
-                if es not in self.held: self.held[es] = read_tensors(es, place.device)
-            if not torch.equal(place.flatten(), self.held[w.vlm].to(place.dtype)):
-                raise LookupError(f"{w.pair.vlm} was rearranged when the model was opened, or is not "
-                                  f"the model of the recipe. Merge to disk instead.")
-            self.places[w.pair.vlm] = place
-
-    def _works(self, recipe):
-        planned = plan(recipe)
-        if planned.stops: raise ValueError(' '.join(f'{f.what} {f.fix}' for f in planned.stops))
-        return planned.merged
+        self.numbers, self.places = keep_numbers(asker.model, self.works, METHODS[recipe.method])
 
     @property
     def nbytes(self)->int:
         "Bytes held beside the open model"
-        return sum(t.nbytes for t in self.held.values())
+        return sum(t.nbytes for t in self.numbers.values())
 
     def mix(self,
         **how,          # Fields of `Recipe` that differ: knobs, layers, modules, seed
@@ -104,12 +129,10 @@ class Mixer:
             raise ValueError('Only knobs, layers, modules, embeddings and seed can change in memory. '
                              'Open another one for other models or methods.')
         self.restore()
-        for w in self._works(recipe):
+        for w in _works_of(recipe):
             place = self.places[w.pair.vlm]
-            blocks = merged_blocks(w, METHODS[recipe.method], lambda es: HeldTensor(self.held[es]),
-                                   recipe.seed,
-                                   place.device.type)
-            with torch.no_grad(): place.copy_(torch.cat(list(blocks)).view(place.shape))
+            mixed = mixed_numbers(w, recipe, self.numbers, place.device.type)
+            with torch.no_grad(): place.copy_(mixed.view(place.shape))
         about = {k:v for k, v in recipe.dict().items() if k not in ('vlm', 'llm', 'base')} | self.others
         return replace(self.asker, weights=f'{self.asker.weights} {about}')
 
@@ -118,5 +141,5 @@ class Mixer:
         with torch.no_grad():
             for w in self.works:
                 place = self.places[w.pair.vlm]
-                place.copy_(self.held[w.vlm].view(place.shape))
+                place.copy_(self.numbers[w.vlm].view(place.shape))
         return self.asker

@@ -83,7 +83,22 @@ def _named(models):
     name = str(models) if isinstance(models, (str, Path)) else getattr(models, 'name', 'model')
     return {Path(name).name or name:models}
 
-# %% ../../nbs/probing/13_probe.ipynb #c025
+# %% ../../nbs/probing/13_probe.ipynb #c026
+def _masks_asked(
+    asker,              # A `LocalModel`
+    masks,              # A `Mask`, or several; None: as the words say
+    **words,            # parts, how, layers: as for `masks`; None where nothing is said
+)->list:
+    "The masks of a probe; raise ValueError if they are given twice"
+    from vlm_merging.probing.masks import Mask, masks as masks_by
+    words = {name:value for name, value in words.items() if value is not None}
+    if masks is None: return masks_by(asker, **dict(parts=('layer', 'attention', 'mlp'))|words)
+    for name in words:
+        raise ValueError(f'`{name}` cannot stand beside masks, which say it already. '
+                         f'Leave one of the two out.')
+    return [masks] if isinstance(masks, Mask) else list(masks)
+
+# %% ../../nbs/probing/13_probe.ipynb #c028
 def profile_rows(
     models,             # An open model, a folder, a hub id or a name of the lab; or several: name -> model
     items,              # `Item`s, a table file, or the name of a benchmark
@@ -92,28 +107,26 @@ def profile_rows(
     measures=('likelihood',), # 'likelihood', 'answer' or both
     target:Callable|str|None=None, # Item -> text to measure; 'reply': the model's own; None: the right answer
     other=None,         # For the way 'weights': the model whose parameters come in, as for models
-    parts=('layer', 'attention', 'mlp'), # What is masked: layer, attention, mlp, head
-    how=('skip',),      # In which ways: skip, zero, mean, uniform, constant, weights
-    layers='all',       # Which: 'all', a range such as '0-5,8', or layer numbers
+    parts=None,         # What is masked: layer, attention, mlp, head; default: all but head
+    how=None,           # In which ways: skip, zero, mean, uniform, constant, weights; default: skip
+    layers=None,        # Which: 'all', a range such as '0-5,8', or layer numbers; default: all
     **asking,           # For models that are opened here: max_new_tokens, batch_size, dtype, device
 )->pl.DataFrame:        # What `Profile`, `profile_table` and `profile_change` read
     "One row an item, mask and measure; raise ValueError if it cannot be measured"
     from dataclasses import replace
-    from vlm_merging.probing import masks as probes
     from vlm_merging.probing.effects import effects
     items, tables = asked_items(items), []
-    if isinstance(masks, probes.Mask): masks = [masks]
     if isinstance(other, (str, Path)): other = _asker(other, asking)
     for name, model in _named(models).items():
         asker = _asker(model, asking)
-        some = list(masks) if masks is not None else probes.masks(asker, parts, how, layers)
+        some = _masks_asked(asker, masks, parts=parts, how=how, layers=layers)
         means = means_of(asker, items) if any(m.how=='mean' for m in some) else None
         text = own_replies(asker, items) if isinstance(target,
                                                        str) and target=='reply' else target or right_answer
         tables.append(effects(replace(asker, name=name), items, some, measures, score, text, means, other))
     return pl.concat(tables, how='diagonal_relaxed')
 
-# %% ../../nbs/probing/13_probe.ipynb #c029
+# %% ../../nbs/probing/13_probe.ipynb #c032
 def on_a_screen(
     text:str,           # Lines
 )->str:                 # At most `SCREEN` lines of 100 columns
@@ -121,7 +134,21 @@ def on_a_screen(
     lines = [w for o in text.splitlines() for w in textwrap.wrap(o, 100, subsequent_indent='    ')]
     return '\n'.join(lines if len(lines)<=SCREEN else [*lines[:SCREEN-1], '... more in .verdict'])
 
-# %% ../../nbs/probing/13_probe.ipynb #c031
+# %% ../../nbs/probing/13_probe.ipynb #c035
+def _part_drawn(
+    table:pl.DataFrame, # From `profile_table`
+)->str:
+    "The part that a chart of two models shows: the layer, or what there is"
+    parts = table['part'].unique(maintain_order=True).to_list()
+    return 'layer' if 'layer' in parts else parts[0]
+
+def _joined(
+    rows,               # One table of rows, or a list of them
+)->pl.DataFrame:
+    "The rows of one probe or of several"
+    return rows if isinstance(rows, pl.DataFrame) else pl.concat(rows, how='diagonal_relaxed')
+
+# %% ../../nbs/probing/13_probe.ipynb #c037
 @dataclass(frozen=True, repr=False, eq=False)
 class Profile:
     "What masking costs, of one model or before and after a merge: tables, words and pictures of one probe"
@@ -132,10 +159,9 @@ class Profile:
     PAIR_DRAWN_BY = 'vlm_merging.charts.layer_charts:before_after_chart'
 
     def __post_init__(self):
-        rows = self.rows
-        if not isinstance(rows, pl.DataFrame): rows = pl.concat(rows, how='diagonal_relaxed')
-        object.__setattr__(self, 'rows', rows)
-        if self.by is None: object.__setattr__(self, 'by', [t for t in ('category',) if t in rows.columns])
+        object.__setattr__(self, 'rows', _joined(self.rows))
+        if self.by is None:
+            object.__setattr__(self, 'by', [t for t in ('category',) if t in self.rows.columns])
 
     @property
     def models(self)->list[str]:
@@ -160,22 +186,19 @@ class Profile:
     @cached_property
     def verdict(self)->str:
         "What all of this allows to say"
-        said = profile_verdict(self.table, self.depths)
-        return said if self.change is None else f'{said}\n{change_verdict(self.change, self.table)}'
+        words = profile_verdict(self.table, self.depths)
+        return words if self.change is None else f'{words}\n{change_verdict(self.change, self.table)}'
 
-    def chart(self,
-        **how,          # As for `profile_chart`, or of two models for `before_after_chart`
-    ):
+    def chart(self, **how): # As for `profile_chart`, or of two models for `before_after_chart`
         "The cost along the layers"
         if self.change is None: return resolve_name(self.DRAWN_BY)(self.table, **how)
-        parts = self.table['part'].unique(maintain_order=True).to_list()
-        usual = dict(change=self.change, part='layer' if 'layer' in parts else parts[0])
+        usual = dict(change=self.change, part=_part_drawn(self.table))
         return resolve_name(self.PAIR_DRAWN_BY)(self.table, **usual|how)
 
     def __repr__(self): return on_a_screen(self.verdict)
     def _repr_markdown_(self): return verdict_markdown(self.verdict)
 
-# %% ../../nbs/probing/13_probe.ipynb #c034
+# %% ../../nbs/probing/13_probe.ipynb #c040
 def profile(
     models,             # An open model, a folder, a hub id or a name of the lab; or several: name -> model
     items,              # `Item`s, a table file, or the name of a benchmark
@@ -188,7 +211,7 @@ def profile(
     "What each mask costs on each kind of question; raise ValueError if it cannot be measured"
     return Profile(profile_rows(models, items, masks, score, measures, **more), by)
 
-# %% ../../nbs/probing/13_probe.ipynb #c046
+# %% ../../nbs/probing/13_probe.ipynb #c052
 @lru_cache(maxsize=2)
 def opened_once(
     where:str,          # Folder or hub id
@@ -198,7 +221,7 @@ def opened_once(
     from vlm_merging.asking.models import open_model
     return open_model(where, **json.loads(asking))
 
-# %% ../../nbs/probing/13_probe.ipynb #c049
+# %% ../../nbs/probing/13_probe.ipynb #c055
 MEANS = {}              # Model, how it is asked, and ids of the reference set -> what `means_of` gave
 
 def probe_part(
@@ -223,7 +246,7 @@ def probe_part(
     return effects(replace(asker, name=name), items, some, measures, score_reply, text, MEANS.get(key), donor,
                    strict=False)
 
-# %% ../../nbs/probing/13_probe.ipynb #c052
+# %% ../../nbs/probing/13_probe.ipynb #c058
 def _check_folder(models, measures, how, other, target):
     "Raise ValueError if such a probe cannot be made"
     if odd := [n for n, w in models.items() if not isinstance(w, (str, Path))]:
@@ -236,7 +259,7 @@ def _check_folder(models, measures, how, other, target):
     if ('weights' in how)!=bool(other):
         raise ValueError("The way 'weights' and a model whose weights come in (other) go together.")
 
-# %% ../../nbs/probing/13_probe.ipynb #c054
+# %% ../../nbs/probing/13_probe.ipynb #c060
 def _fitting_masks(asker, other, items, parts, how, layers):
     "The fields of all masks that fit; raise ValueError if the model cannot be asked these items"
     from vlm_merging.probing.layers import partner_layers
@@ -246,7 +269,7 @@ def _fitting_masks(asker, other, items, parts, how, layers):
     known = partner_layers(asker, other) if other else {}
     return [asdict(m) for m in masks(asker, parts, how, layers) if m.how!='weights' or m.layers[0] in known]
 
-# %% ../../nbs/probing/13_probe.ipynb #c057
+# %% ../../nbs/probing/13_probe.ipynb #c063
 PART = 32               # Items of a part: what is lost when a run is stopped
 
 def probe_folder(

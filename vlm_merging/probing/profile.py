@@ -260,8 +260,8 @@ def _corrected(frame, by, bounds, resamples, seed):
     for key, part in frame.group_by(PLACE, maintain_order=True):
         items, masks, scores = score_grid(part)
         for tag, where, here in places(items, by):
-            found = mask_rows(here, masks, scores, bounds[key[1]], resamples, seed)
-            rows += [dict(zip(PLACE, key))|dict(tag=tag, where=where)|r for r in found]
+            of_masks = mask_rows(here, masks, scores, bounds[key[1]], resamples, seed)
+            rows += [dict(zip(PLACE, key))|dict(tag=tag, where=where)|r for r in of_masks]
     families = {}
     for r in rows: families.setdefault((r['model'], r['measure'], r['tag'], r['where']), []).append(r)
     for family in families.values():

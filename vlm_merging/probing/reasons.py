@@ -12,7 +12,7 @@ from ..merging.checks import tokens
 from .weights import by_layer, by_module
 
 # %% auto #0
-__all__ = ['LEVELS', 'THRESHOLDS', 'Threshold', 'Reason', 'by_threshold', 'from_findings', 'from_weights', 'nearest_said']
+__all__ = ['LEVELS', 'THRESHOLDS', 'Threshold', 'Reason', 'by_threshold', 'from_findings', 'from_weights', 'nearest_reasons']
 
 # %% ../../nbs/probing/03_reasons.ipynb #c013
 LEVELS = ('no merge possible', 'expect a loss', 'doubtful', 'nothing speaks against it')
@@ -166,7 +166,7 @@ def from_weights(
     return reasons+_directions(whole, layers, moved) if moved and whole['cosine'] is not None else reasons
 
 # %% ../../nbs/probing/03_reasons.ipynb #c037
-def nearest_said(
+def nearest_reasons(
     kin:pl.DataFrame,   # From `lineage`
     base:str,           # The base given; '' for none
 )->list[Reason]:        # Remarks

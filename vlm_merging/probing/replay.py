@@ -38,9 +38,9 @@ def answer_ids(
     prompt = written(asker, item)
     gap = _gap(asker, item, prompt, answer)
     before, both = ids(prompt), ids(prompt+gap+answer)
-    found = both[len(before):] if both[:len(before)]==before else ids(gap+answer)
-    if not answer.strip() or not found: raise ValueError(f"the answer {answer!r} has no tokens")
-    return found
+    tail = both[len(before):] if both[:len(before)]==before else ids(gap+answer)
+    if not answer.strip() or not tail: raise ValueError(f"the answer {answer!r} has no tokens")
+    return tail
 
 # %% ../../nbs/probing/07_replay.ipynb #c021
 def teacher_forced(
@@ -91,7 +91,7 @@ def token_logprobs(
         out[r, :len(row)] = (own-z.logsumexp(-1)).cpu()
     return out
 
-# %% ../../nbs/probing/07_replay.ipynb #c031
+# %% ../../nbs/probing/07_replay.ipynb #c032
 @dataclass(frozen=True)
 class Record:
     "An unmasked pass, and what it takes to begin it again in the middle"
@@ -103,14 +103,14 @@ class Record:
     logits:Tensor       # Of the last columns, (rows, columns, vocabulary)
     cache:object=None   # Keys and values, if they were kept
 
-# %% ../../nbs/probing/07_replay.ipynb #c033
+# %% ../../nbs/probing/07_replay.ipynb #c034
 def decoder_output(
     out,                # What a decoder gave
 )->Tensor:              # (rows, tokens, hidden)
     "What goes to the head"
     return out[0] if isinstance(out, tuple) else out.last_hidden_state
 
-# %% ../../nbs/probing/07_replay.ipynb #c035
+# %% ../../nbs/probing/07_replay.ipynb #c037
 class CannotReplay(ValueError): "Why a pass of this model cannot begin in the middle"
 
 def record(
@@ -139,7 +139,7 @@ def record(
         raise CannotReplay('more than a head comes after its decoder')
     return Record(inputs, calls[0], bodies[0], states, frozenset(tuples), logits, kept)
 
-# %% ../../nbs/probing/07_replay.ipynb #c039
+# %% ../../nbs/probing/07_replay.ipynb #c041
 def repeat_rows(
     x, times:int,       # A tensor, or a list, tuple or dict of such; copies, one below the other
     rows:int,           # Rows of the batch
@@ -152,25 +152,25 @@ def repeat_rows(
     dim = x.ndim-2 if name=='position_ids' else 0
     return x if x.shape[dim]==1!=rows else torch.cat([x]*times, dim)
 
-# %% ../../nbs/probing/07_replay.ipynb #c041
+# %% ../../nbs/probing/07_replay.ipynb #c043
 @contextmanager
 def replayed(
-    model, held:Record, # A model, and an unmasked pass of it
+    model, unmasked:Record, # A model, and an unmasked pass of it
     first:int,          # The first layer that runs
     times:int=1,        # Copies of the batch, one below the other
 ):                      # Yields the inputs to give to the model
     "For as long as it lasts, a pass begins at layer `first`"
     decoder, base, layers = model.get_decoder(), model.base_model, decoder_layers(model)
-    rows = len(held.inputs['input_ids'])
-    args, named = repeat_rows(held.call, times, rows)
+    rows = len(unmasked.inputs['input_ids'])
+    args, named = repeat_rows(unmasked.call, times, rows)
     named = {k:v for k, v in named.items() if k!='past_key_values'}
     if torch.is_tensor(named.get('inputs_embeds')): named['inputs_embeds'] = named['inputs_embeds'].clone()
-    before = [j for j in held.states if j<first]
+    before = [j for j in unmasked.states if j<first]
     def handed(j, _, *args, **named):   # In place of a layer. A copy, since some decoders add to it in place
-        x = held.states[j].repeat(times, 1, 1) if j==before[-1] else entering_stream(args, named)
-        return (x,) if j in held.tuples else x
+        x = unmasked.states[j].repeat(times, 1, 1) if j==before[-1] else entering_stream(args, named)
+        return (x,) if j in unmasked.tuples else x
     def body(*_, **__):                 # In place of the model without its head
-        out, whole = decoder(*args, **named), copy.copy(held.body)
+        out, whole = decoder(*args, **named), copy.copy(unmasked.body)
         if isinstance(whole, tuple): return (decoder_output(out), *whole[1:])
         whole['last_hidden_state'], whole['past_key_values'] = decoder_output(out), getattr(out,
             'past_key_values', None)
@@ -178,14 +178,14 @@ def replayed(
     with ExitStack() as stack:
         for j in before: stack.enter_context(wrapped_forward(layers[j], partial(handed, j)))
         if base is not decoder: stack.enter_context(wrapped_forward(base, body))
-        yield repeat_rows(held.inputs, times, rows)
+        yield repeat_rows(unmasked.inputs, times, rows)
 
-# %% ../../nbs/probing/07_replay.ipynb #c047
+# %% ../../nbs/probing/07_replay.ipynb #c049
 def masked_logits(
     model, inputs:dict, # From `from_pretrained`; from `teacher_forced`
     keep:int,           # Columns of logits, from the last
     masks:list,         # Each a `Mask`
-    held:Record|None=None, # An unmasked pass over these inputs; None: every mask runs from the start
+    unmasked:Record|None=None, # An unmasked pass over these inputs; None: every mask runs from the start
     room:int=1,         # Rows of a batch, at most
     **more,             # `means` and `other`, as in `applied`
 ):                      # Yields for each mask: its place in the list, and logits (rows, keep, vocabulary)
@@ -193,13 +193,13 @@ def masked_logits(
     rows, left = len(inputs['input_ids']), list(enumerate(masks))
     while left:
         first = left[0][1]
-        beside = [(k, m) for k, m in left if held and first.rides and m.rides
+        beside = [(k, m) for k, m in left if unmasked and first.rides and m.rides
                   and m.layers[0]==first.layers[0]]
         group = beside[:max(1, room//rows)] or left[:1]
         left = [l for l in left if l not in group]
         with ExitStack() as stack:
             given = inputs
-            if held: given = stack.enter_context(replayed(model, held, first.layers[0], len(group)))
+            if unmasked: given = stack.enter_context(replayed(model, unmasked, first.layers[0], len(group)))
             for j, (_, mask) in enumerate(group):
                 own = slice(j*rows, (j+1)*rows) if len(group)>1 else None
                 stack.enter_context(applied(model, mask, rows=own, **more))

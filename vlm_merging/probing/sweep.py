@@ -85,12 +85,13 @@ def agreement(
 )->pl.DataFrame:        # One row an item and run; `value`: share of neighbouring weights with the same reply
     "How far the next weights below and above say the same; the lowest and the highest weight have none"
     text = pl.col('prediction').str.strip_chars()
-    along = replies.drop_nulls('weight').with_columns(said=text).sort('weight', maintain_order=True)
+    along = replies.drop_nulls('weight').with_columns(reply=text).sort('weight', maintain_order=True)
     beside = ['layers', 'modules', 'benchmark', 'split', 'index']
-    both = along.with_columns((pl.col('said')==
-                               pl.col('said').shift(s).over(beside)).cast(pl.Float64).alias(f'n{i}')
+    both = along.with_columns((pl.col('reply')==
+                               pl.col('reply').shift(s).over(beside)).cast(pl.Float64).alias(f'n{i}')
                               for i, s in enumerate((1, -1)))
-    return both.with_columns(value=(pl.col('n0')+pl.col('n1'))/2).drop('n0', 'n1', 'said').drop_nulls('value')
+    mean = (pl.col('n0')+pl.col('n1'))/2
+    return both.with_columns(value=mean).drop('n0', 'n1', 'reply').drop_nulls('value')
 
 # %% ../../nbs/probing/14_sweep.ipynb #c026
 def score_mixture(
@@ -200,8 +201,8 @@ class Sweep:
 def _split_words(method, words):
     "Knobs of the method, and arguments of `open_model`; raise ValueError if nobody knows a word"
     from vlm_merging.asking.models import LocalModel, open_model
-    from vlm_merging.merging.methods import METHODS
-    own = METHODS[method].knobs if method in METHODS else {}
+    from vlm_merging.merging.recipe import method_named
+    own = method_named(method).knobs
     asking = [n for n, p in signature(open_model).parameters.items() if p.kind!=p.VAR_KEYWORD]
     asking += [f.name for f in fields(LocalModel)]
     if odd := [w for w in words if w not in own and w not in asking]:
@@ -234,10 +235,10 @@ def sweep(
     weights:Iterable,   # To try: shares of the VLM, or what else the method's knob `weight` means
     items,              # To choose on, not those to report: `Item`s, a table file, or the name of a benchmark
     score:Callable|None=None, # Item and reply -> 0..1 or None; None: the offline protocol of `scoring`
-    method:str='linear', # Merge method that has a knob `weight`
+    method:str|None=None, # Merge method that has a knob `weight`; default: linear
     knobs:dict|None=None, # Its other knobs, which can also be given by name: density=.5
-    layers='all',       # In which layers: a text such as '6-31', or several: each is tried
-    modules='all',      # In which parts: all, or some of attention,mlp,norm; or several texts: each is tried
+    layers=None,        # In which layers: a text such as '6-31', or several: each is tried; default: all
+    modules=None,       # In which parts: all, or some of attention,mlp,norm, or several texts; default: all
     by=(),              # Tags to split by
     out:str|Path|None=None, # Folder for the replies, gone on with if it is there; None: nothing is kept
     ray:str|None=None,  # 'local', 'auto' or the address of a cluster; needs `out`
@@ -247,13 +248,13 @@ def sweep(
     "Try the weights of a merge in memory; raise ValueError if it cannot be done"
     from vlm_merging.merging.recipe import Recipe, recipe_of
     items = asked_items(items)
-    own, asking = _split_words(vlm.method if isinstance(vlm, Recipe) else method, more)
+    own, asking = _split_words(vlm.method if isinstance(vlm, Recipe) else method or 'linear', more)
     own = (knobs or {})|own
     if 'weight' in own:
         raise ValueError('The knob weight is what is tried: give it as `weights`, and leave it out of knobs.')
     whole = recipe_of(vlm, llm, base, method=method, **own)
-    tries = mixtures(weights, whole.layers if layers=='all' else layers,
-                     whole.modules if modules=='all' else modules)
+    tries = mixtures(weights, whole.layers if layers is None else layers,
+                     whole.modules if modules is None else modules)
     recipe = whole.dict()|dict(layers='all', modules='all')
     recipe['knobs'] = {k:v for k, v in recipe['knobs'].items() if k!='weight'}
     for t in tries:     # Each is checked now

@@ -127,7 +127,7 @@ def _swept(sides, files, n, columns):
             got += part.shape[1]
     return sums, cross, seen[:, :got]
 
-# %% ../../nbs/probing/02_weights.ipynb #c036
+# %% ../../nbs/probing/02_weights.ipynb #c037
 def sums_of(
     work:Work,          # A pair, with or without base
     files:dict,         # Open file descriptors by path
@@ -154,7 +154,7 @@ def sums_of(
         total |= dict(both=np.count_nonzero(both)*scale, same=np.count_nonzero(alike)*scale)
     return total
 
-# %% ../../nbs/probing/02_weights.ipynb #c040
+# %% ../../nbs/probing/02_weights.ipynb #c041
 WEIGHT_METRICS = dict(
     norm_vlm='length of the VLM\'s task vector', norm_llm='length of the LLM\'s task vector',
     norm='length of LLM - VLM',
@@ -171,7 +171,7 @@ WEIGHT_METRICS = dict(
     overlap='overlap of the leading subspaces, 0..1', chance='the same of random subspaces')
 TENSOR_COLUMNS = ('name', 'llm', 'layer', 'module', 'part')
 
-# %% ../../nbs/probing/02_weights.ipynb #c042
+# %% ../../nbs/probing/02_weights.ipynb #c043
 def _share(a, b): return pl.when(b>0).then(a/b)
 def _length(a, b): return _share(a, b).sqrt()
 
@@ -180,25 +180,25 @@ def _formulas(
 )->dict:                # Measure -> expression
     "The measures that can be had from these sums"
     c, both = pl.col, ('vlm', 'llm')
-    found = dict(apart=_length(c('apart2'), c('size2')))
+    formulas = dict(apart=_length(c('apart2'), c('size2')))
     if 'vlm2' in has:
-        found |= {f'norm_{w}':c(f'{w}2').sqrt() for w in both}
-        found |= {f'relative_{w}':_length(c(f'{w}2'), c('size2')) for w in both}
-        found |= dict(cosine=_share(c('dot'), c('vlm2').sqrt()*c('llm2').sqrt()).clip(-1, 1))
-        found |= dict(agreement=_share(c('same'), c('both')))
-        found |= {f'moved_share_{w}':_share(c(f'moved_{w}'), c('n')) for w in both}
-        found |= {f'top{t}_{w}':_share(c(f'top{t}_{w}2'), c(f'{w}2')) for w in both for t in (1, 10)}
+        formulas |= {f'norm_{w}':c(f'{w}2').sqrt() for w in both}
+        formulas |= {f'relative_{w}':_length(c(f'{w}2'), c('size2')) for w in both}
+        formulas |= dict(cosine=_share(c('dot'), c('vlm2').sqrt()*c('llm2').sqrt()).clip(-1, 1))
+        formulas |= dict(agreement=_share(c('same'), c('both')))
+        formulas |= {f'moved_share_{w}':_share(c(f'moved_{w}'), c('n')) for w in both}
+        formulas |= {f'top{t}_{w}':_share(c(f'top{t}_{w}2'), c(f'{w}2')) for w in both for t in (1, 10)}
     else:
         sizes = c('size2').sqrt()*c('other2').sqrt()
-        found |= dict(norm=c('apart2').sqrt())
-        found |= dict(cosine=_share((c('size2')+c('other2')-c('apart2'))/2, sizes).clip(-1, 1))
-        found |= {f'top{t}':_share(c(f'top{t}_apart2'), c('apart2')) for t in (1, 10)}
+        formulas |= dict(norm=c('apart2').sqrt())
+        formulas |= dict(cosine=_share((c('size2')+c('other2')-c('apart2'))/2, sizes).clip(-1, 1))
+        formulas |= {f'top{t}':_share(c(f'top{t}_apart2'), c('apart2')) for t in (1, 10)}
     if 'shared' in has:
-        found |= dict(overlap=_share(c('shared'), c('rank')).clip(0, 1))
-        found |= dict(chance=_share(c('by_chance'), c('rank')))
-    return found
+        formulas |= dict(overlap=_share(c('shared'), c('rank')).clip(0, 1))
+        formulas |= dict(chance=_share(c('by_chance'), c('rank')))
+    return formulas
 
-# %% ../../nbs/probing/02_weights.ipynb #c043
+# %% ../../nbs/probing/02_weights.ipynb #c046
 def measured(
     sums:pl.DataFrame,  # Columns of sums, in rows to be measured
 )->pl.DataFrame:        # The measures put before the sums; null where nothing can be measured
@@ -208,7 +208,7 @@ def measured(
     front = [k for k in (*TENSOR_COLUMNS, 'n', 'rank') if k in sums.columns]
     return sums.with_columns(**named).select(*front, *named, *[k for k in sums.columns if k not in front])
 
-# %% ../../nbs/probing/02_weights.ipynb #c048
+# %% ../../nbs/probing/02_weights.ipynb #c051
 def part_of(
     pair:Pair,          # A tensor and its partner
 )->str:                 # `q_proj`, `down_proj`, `input_layernorm` ...
@@ -216,7 +216,7 @@ def part_of(
     words = [w for w in pair.key.split('.') if w not in ('weight', 'bias')]
     return words[-1]
 
-# %% ../../nbs/probing/02_weights.ipynb #c051
+# %% ../../nbs/probing/02_weights.ipynb #c054
 def _rows_of(works, subspace, workers, bar):
     "One row a tensor, in the order of `works`, by several threads"
     entries, files = lambda w: (*w.vlm, *w.llm, *w.base), {}
@@ -236,7 +236,7 @@ def _rows_of(works, subspace, workers, bar):
         bar.close()
         for fd in files.values(): os.close(fd)
 
-# %% ../../nbs/probing/02_weights.ipynb #c052
+# %% ../../nbs/probing/02_weights.ipynb #c057
 def weight_stats(
     vlm,                # Folder, hub id, `lab/vlm` or open `Checkpoint`
     llm,                # The same of the LLM
@@ -263,14 +263,14 @@ def weight_stats(
     if subspace: schema |= dict(rank=pl.Int64, shared=pl.Float64, by_chance=pl.Float64)
     return measured(pl.DataFrame(rows, schema=schema))
 
-# %% ../../nbs/probing/02_weights.ipynb #c058
+# %% ../../nbs/probing/02_weights.ipynb #c063
 def _added(stats, by):
     "Sums of the tensors of each group"
     drop = [*TENSOR_COLUMNS, *WEIGHT_METRICS]
     numbers = [k for k in stats.columns if k not in drop]
     return stats.group_by(by, maintain_order=True).agg(pl.col(numbers).sum())
 
-# %% ../../nbs/probing/02_weights.ipynb #c060
+# %% ../../nbs/probing/02_weights.ipynb #c065
 def by_layer(
     stats:pl.DataFrame, # From `weight_stats`
     module:str|None=None, # A module or a part (`attention`, `q_proj`); None: all of the layer
@@ -284,7 +284,7 @@ def by_layer(
         inside = inside.filter((pl.col('module')==module)|(pl.col('part')==module))
     return measured(_added(inside, ['layer']).with_columns(module=pl.lit(module or 'all'))).sort('layer')
 
-# %% ../../nbs/probing/02_weights.ipynb #c063
+# %% ../../nbs/probing/02_weights.ipynb #c068
 def by_module(
     stats:pl.DataFrame, # From `weight_stats`
 )->pl.DataFrame:        # module, part (`all`: the module as a whole), n, measures, sums
@@ -300,7 +300,7 @@ def by_module(
     place = pl.col('module').replace_strict(order, range(len(order)), default=9)
     return measured(pl.concat(tables, how='diagonal')).sort(place, maintain_order=True)
 
-# %% ../../nbs/probing/02_weights.ipynb #c066
+# %% ../../nbs/probing/02_weights.ipynb #c071
 def long(
     *tables:pl.DataFrame, # From `by_layer` (or `by_module`: layer is null then)
 )->pl.DataFrame:        # layer, module, what (a key of `WEIGHT_METRICS`), value
@@ -315,7 +315,7 @@ def long(
                       .unpivot(index=['layer', 'module'], variable_name='what', value_name='value'))
     return pl.concat(parts).drop_nulls('value').select('layer', 'module', 'what', 'value')
 
-# %% ../../nbs/probing/02_weights.ipynb #c067
+# %% ../../nbs/probing/02_weights.ipynb #c072
 def weights_by_layer(
     stats:pl.DataFrame, # From `weight_stats`
 )->pl.DataFrame:        # layer, module, what, value: all modules together, and each of them
@@ -326,7 +326,7 @@ def weights_by_layer(
     modules = stats.drop_nulls('layer')['module'].unique(maintain_order=True).to_list()
     return long(by_layer(stats), *(by_layer(stats, m) for m in modules))
 
-# %% ../../nbs/probing/02_weights.ipynb #c075
+# %% ../../nbs/probing/02_weights.ipynb #c080
 def lineage(
     vlm,                # Folder, hub id or `Checkpoint`
     llm,                # The same of the LLM

@@ -14,6 +14,7 @@ from ..charts.maps import weight_map
 from ..charts.score_charts import scores_chart
 from ..comparing.statistics import summarize
 from ..lab.trio import lab_folder
+from ..merging.recipe import method_named
 from ..probing.probe import asked_items
 from .panels import (
     FAINT_STYLE, Shown, Worker, ask_rest, asked_html, by_category, changes, filled, lines_html, literal_text,
@@ -113,7 +114,7 @@ def moved(
 )->pl.DataFrame:        # layer, module, what, value; for `weight_map`
     "How far the weights of the open model are from the VLM's, as a share of their length"
     def squares(work):
-        old, new = mixer.held[work.vlm].float(), mixer.places[work.pair.vlm].detach().flatten().float()
+        old, new = mixer.numbers[work.vlm].float(), mixer.places[work.pair.vlm].detach().flatten().float()
         return dict(layer=work.pair.layer, module=work.pair.module, size=old.square().sum().item(),
                     far=(new-old).square().sum().item())
     rows = pl.DataFrame([squares(w) for w in mixer.works if w.pair.layer is not None])
@@ -194,6 +195,7 @@ class MergeExplorer(Shown):
             if items is None: items = load('lab', n=120, split='dev')
         if items is None:
             raise ValueError("`items` are missing. Say what to ask, such as load('mine.csv',n=64).")
+        method_named(method)
         models, self.items = dict(vlm=vlm, llm=llm, base=base), asked_items(items)
         self.askers = _Askers(models, self.items, asking)
         self.table, self.change, self.words = None, None, []
