@@ -125,6 +125,7 @@ def _reply_rows(rows, path, run, benchmark, split, known):
         out.append(side|dict(run=run or side['run'], prediction=text, finish=finish))
     return out, seen, left
 
+# %% ../../nbs/asking/08_results.ipynb #c038
 def import_replies(
     path:str|Path,      # A result table: xlsx, tsv, csv, json, jsonl or parquet
     run:str|None=None,  # Name of the run; default: the column `run`, or what the name of the file says

@@ -5,12 +5,13 @@
 # %% ../../nbs/benchmarks/06_load.ipynb #c005
 from __future__ import annotations
 import hashlib, warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 import polars as pl
 from .items import (BENCHMARKS, Benchmark, DIRECTLY, Item, LETTERS, Picture, cell,
-    lettered, one_line, options_of, pictures, record_of, tags_of, text_of, unpacked)
+    check_rule, lettered, one_line, options_of, pictures, record_of, tags_of, text_of, unpacked)
 from ..lab.trio import questions
 from .prepare import pattern_of, prepared
 from .tables import IMAGES, TABLE_SUFFIXES, pictures_at, rows_in, told_rows
@@ -136,6 +137,7 @@ def _table_of_file(path, record, split, name):
     known = [b for b in BENCHMARKS.values() if path.suffix.lower()=='.tsv' and path.stem in b.tables]
     record = record or (known[0] if known else None)
     if record is None: return Table((path,), None, '', split or '', name or path.stem)
+    if not record.splits: return Table((path,), record, split or record.split, split or '', record.name)
     part = pattern_of(record, split)[1] if split else ''
     named = (s for s, p in record.splits.items() if fnmatchcase(path.name, p.rpartition('/')[2]))
     return Table((path,), record, split or record.tables.get(path.stem) or next(named, ''), part, record.name)
@@ -151,8 +153,9 @@ def table_of(
     "Find out what is meant; raise ValueError or LookupError if nothing is"
     record = record_of(benchmark) if benchmark else None
     if isinstance(what, (pl.DataFrame, pl.LazyFrame)):
-        part = split or '' if not record else pattern_of(record, split)[1] if split else ''
-        return Table((what,), record, split or '', part, record.name if record else name or 'table')
+        part = pattern_of(record, split)[1] if split and record and record.splits else split or ''
+        usual = record.split if record and not record.splits else ''
+        return Table((what,), record, split or usual, part, record.name if record else name or 'table')
     if not isinstance(what, (str, Path)):
         raise ValueError(f"{type(what).__name__} is no table. Give a path, a name or a polars frame.")
     path = Path(what).expanduser()
@@ -168,6 +171,15 @@ def table_of(
     return Table(tables, record, split, part, record.name)
 
 # %% ../../nbs/benchmarks/06_load.ipynb #c037
+def _returned(item, to_item):
+    "What a row function returned; raise ValueError if it is no item"
+    if isinstance(item, Item): return item
+    what = 'nothing' if item is None else f'a {type(item).__name__}'
+    raise ValueError(f"{getattr(to_item, '__name__', 'The row function')} returns {what} where an Item is "
+                     f"needed: return Item(id, question, answer). "
+                     f"To leave a row out, raise ValueError with the reason.")
+
+# %% ../../nbs/benchmarks/06_load.ipynb #c039
 def _items_of_rows(numbered, table, file, folder, first, word):
     "Items of one file by number of their row, and sentences about the rows that make none"
     own = table.record is None
@@ -186,13 +198,15 @@ def _items_of_rows(numbered, table, file, folder, first, word):
         try:
             if source is not None and not blind:
                 row[columns[0]] = pictures_at(source, folder, by_index, own, where)
-            out.append((n, to_item(row)))
+            item = to_item(row)
+            if isinstance(item, Item): check_rule(item.metric)
         except ValueError as e: failed.setdefault(str(e).rstrip('.'), []).append(n)
         except (TypeError, KeyError, AttributeError) as e:
-            failed.setdefault(f'the row cannot be read ({e})', []).append(n)
+            failed.setdefault(f'the row cannot be read ({type(e).__name__}: {e})', []).append(n)
+        else: out.append((n, _returned(item, to_item)))
     return out, [f"{file} {told_rows(at, word)}: {why}." for why, at in failed.items()]
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c040
+# %% ../../nbs/benchmarks/06_load.ipynb #c042
 def _unique(numbered, seen, file, word):
     "Items whose index is new, and a sentence about the others"
     out, twice = [], []
@@ -203,7 +217,7 @@ def _unique(numbered, seen, file, word):
     why = f"{file} {told_rows(twice, word)}: the index stands in an earlier row already; that one counts."
     return out, [why] if twice else []
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c044
+# %% ../../nbs/benchmarks/06_load.ipynb #c046
 def _read_file(source, table, first, seen, problems):
     "The new items of one file, and how many rows it has; problems are added to those of earlier files"
     frame = not isinstance(source, Path)
@@ -214,12 +228,14 @@ def _read_file(source, table, first, seen, problems):
     if not numbered:
         raise ValueError(problems[0] if problems else f"{'The table' if frame else source} has no rows.")
     some, left = _items_of_rows(numbered, table, file, Path() if frame else source.parent, first, word)
-    if not some: raise ValueError(f"{left[0]} Its columns are {', '.join(numbered[0][1])[:200]}.")
+    if not some:
+        other = "" if table.record else " A record that reads other columns is named with benchmark='NAME'."
+        raise ValueError(f"{left[0]} Its columns are {', '.join(numbered[0][1])[:200]}.{other}")
     new, twice = _unique(some, seen, file, word)
     problems += left+twice
     return new, len(numbered)
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c045
+# %% ../../nbs/benchmarks/06_load.ipynb #c049
 def load(
     what:Path|str|pl.DataFrame, # A table, a prepared benchmark, or lab: questions for the embedded models
     split:str|None=None, # Part of it; default: the usual split of a benchmark, all of a table
@@ -233,6 +249,7 @@ def load(
     if isinstance(what, str) and what=='lab':
         return Items(lab_items(420 if n is None else n, seed, split or 'test'))
     table = table_of(what, split, benchmark, name, folder)
+    if table.record: check_rule(table.record.metric, f'The record of {table.name}: ')
     problems, items, seen, rows = [], [], set(), 0
     for source in table.files:
         new, size = _read_file(source, table, rows, seen, problems)
@@ -246,12 +263,27 @@ def load(
                                         f"{', '.join(map(repr, there[:12]))}.")
     return Items(subset(items, n, seed) if n is not None else items, problems, left)
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c051
+# %% ../../nbs/benchmarks/06_load.ipynb #c057
+def _listed(items):
+    "Items from anything that holds some; raise ValueError if it holds something else"
+    kind = type(items).__name__
+    if hasattr(items, 'question'):
+        raise ValueError(f"One {kind} is no list of questions. Put it into one: [item].")
+    if callable(items) or isinstance(items, dict) or not isinstance(items, Iterable):
+        raise ValueError(f"{kind} is no list of questions. Give items, a table or the name of a benchmark, "
+                         f"and before them the model.")
+    items = list(items)
+    for n, i in enumerate(items, 1):
+        if not hasattr(i, 'question'):
+            raise ValueError(f"Question {n} is a {type(i).__name__}, where an Item is needed: "
+                             f"Item('1', 'How many?').")
+    return items
+
 def as_items(
     items,              # `Item`s; or a table, its path, or the name of a benchmark, which are loaded
 )->list[Item]:
     "Questions as items; warn of rows that make none"
-    if not isinstance(items, (str, Path, pl.DataFrame, pl.LazyFrame)): return list(items)
+    if not isinstance(items, (str, Path, pl.DataFrame, pl.LazyFrame)): return _listed(items)
     loaded = load(items)
     if loaded.problems: warnings.warn(' '.join(loaded.problems[:5]), stacklevel=3)
     return loaded

@@ -220,7 +220,7 @@ BENCHMARKS['TableVQA-Bench'] = Benchmark('TableVQA-Bench', 'terryoo/TableVQA-Ben
     revision='bde91518c3c5559db9c2b73c13218e3314d12514',
     prompt='You are asked to answer ... Example: ... Question: ...\\nAnswer:')
 
-# %% ../../nbs/benchmarks/03_perception.ipynb #c049
+# %% ../../nbs/benchmarks/03_perception.ipynb #c051
 def pope_row(
     row:dict,           # Of lmms-lab/POPE or of POPE.tsv
 )->Item:
