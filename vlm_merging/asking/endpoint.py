@@ -96,7 +96,6 @@ class Endpoint:
 
     def served(self)->list[str]: return served_by(self) # Names of the models that the server has
     def many(self, items): return in_flight(self, items) # Yields a `Reply` for each, as they come
-
     def __repr__(self): return _in_one_line(self)
 
     def __call__(self,

@@ -288,7 +288,7 @@ def _from_pretrained(folder, where, opener, dtype, trust_remote_code):
     try:
         processor = reads.from_pretrained(folder, trust_remote_code=trust_remote_code)
         model, loading = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code,
-                                            output_loading_info=True)
+                                              output_loading_info=True)
     except (OSError, ValueError, LookupError, ImportError, AttributeError, TypeError, RuntimeError) as e:
         raise ValueError(f"{where} cannot be opened by transformers {transformers.__version__}: "
                          f"{' '.join(str(e).split())[:300]}") from e
@@ -300,7 +300,7 @@ def _from_pretrained(folder, where, opener, dtype, trust_remote_code):
                          f"Copy that file from the model it was made of.")
     return model, processor
 
-# %% ../../nbs/asking/02_models.ipynb #c079
+# %% ../../nbs/asking/02_models.ipynb #c081
 def open_model(
     where:str|Path,      # Folder, hub id or lab/vlm of a VLM, or of a text model
     dtype:str|None=None, # bfloat16, float16 or float32; default: bfloat16 on a GPU, float32 on a CPU
@@ -325,7 +325,7 @@ def open_model(
     if opened.tokenizer.pad_token is None: opened.tokenizer.pad_token = opened.tokenizer.eos_token
     return opened
 
-# %% ../../nbs/asking/02_models.ipynb #c089
+# %% ../../nbs/asking/02_models.ipynb #c091
 def as_model(
     model,               # A folder or hub id; or what can be asked already
     **asking,            # For a model that is opened here, as in `open_model`

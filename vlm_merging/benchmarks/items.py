@@ -8,14 +8,12 @@ import ast, base64, binascii, hashlib, io, json, re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from pkgutil import resolve_name
 from PIL import Image, ImageOps
 
 # %% auto #0
-__all__ = ['ITEM_PAGE', 'BENCHMARKS', 'RULE_OF', 'RULES_AT', 'ROW_KEYS', 'LETTERS', 'DIRECTLY', 'encoded', 'Picture', 'pictures',
-           'Item', 'check_pictures', 'one_line', 'item_line', 'item_html', 'right_answer', 'as_picture', 'as_item',
-           'Benchmark', 'metric_of', 'check_rule', 'record_of', 'row_of', 'text_of', 'cell', 'unpacked', 'options_of',
-           'lettered', 'tags_of']
+__all__ = ['ITEM_PAGE', 'BENCHMARKS', 'RULE_OF', 'ROW_KEYS', 'LETTERS', 'DIRECTLY', 'encoded', 'Picture', 'pictures', 'Item',
+           'check_pictures', 'one_line', 'item_line', 'item_html', 'right_answer', 'as_picture', 'as_item', 'Benchmark',
+           'metric_of', 'record_of', 'row_of', 'text_of', 'cell', 'unpacked', 'options_of', 'lettered', 'tags_of']
 
 # %% ../../nbs/benchmarks/01_items.ipynb #c009
 def encoded(
@@ -242,18 +240,6 @@ def metric_of(
     return known[max(hits, key=len)] if hits else 'answer'
 
 # %% ../../nbs/benchmarks/01_items.ipynb #c047
-RULES_AT = 'vlm_merging.scoring.score:RULES'
-
-def check_rule(
-    metric:str|None,    # Name of a rule; None: that of the benchmark
-    where:str='',       # What names it, for the message
-)->None:
-    "Raise ValueError if no rule has this name"
-    if metric is None or metric in RULE_OF.values(): return
-    if metric not in (rules := resolve_name(RULES_AT)):
-        raise ValueError(f"{where}there is no rule named {metric!r}; there are {', '.join(rules)}")
-
-# %% ../../nbs/benchmarks/01_items.ipynb #c050
 def record_of(
     name:str,           # Of a benchmark or of its VLMEvalKit table; case, `-` and `_` do not matter
 )->Benchmark:
@@ -266,7 +252,7 @@ def record_of(
     raise LookupError(f"No benchmark is named {name!r}. There are: {', '.join(BENCHMARKS)}. "
                       f"A table of your own is read by its path: load('mine.csv').")
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c054
+# %% ../../nbs/benchmarks/01_items.ipynb #c051
 ROW_KEYS = ('benchmark', 'split', 'run', 'index', 'group')  # Which reply a row is, in every table
 
 def row_of(
@@ -281,7 +267,7 @@ def row_of(
                metric=item.metric or metric_of(item.benchmark))
     return own|{k:text_of(v) for k, v in item.tags.items() if k not in own}
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c057
+# %% ../../nbs/benchmarks/01_items.ipynb #c054
 def text_of(
     value,              # Cell
 )->str|None:            # None: empty
@@ -294,7 +280,7 @@ def text_of(
     text = str(value)
     return text if text.strip() else None
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c060
+# %% ../../nbs/benchmarks/01_items.ipynb #c057
 def cell(
     row:dict,           # Of a table
     *columns:str,       # The first one that holds something is taken
@@ -305,7 +291,7 @@ def cell(
     if any(c in row for c in columns): raise ValueError(f"`{next(c for c in columns if c in row)}` is empty")
     raise ValueError(f"there is no column {' or '.join(f'`{c}`' for c in columns)}")
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c063
+# %% ../../nbs/benchmarks/01_items.ipynb #c060
 def unpacked(
     value,              # Cell: a list, an object, or the text of one
 ):
@@ -316,7 +302,7 @@ def unpacked(
         except (ValueError, SyntaxError, RecursionError, MemoryError): continue
     return value
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c066
+# %% ../../nbs/benchmarks/01_items.ipynb #c063
 LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
 
 def options_of(
@@ -332,7 +318,7 @@ def options_of(
     while lettered and lettered[-1] is None: lettered.pop()
     return tuple(o or '' for o in lettered)
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c069
+# %% ../../nbs/benchmarks/01_items.ipynb #c066
 DIRECTLY = "Answer with the option's letter from the given choices directly."
 
 def lettered(
@@ -343,7 +329,7 @@ def lettered(
     "A question with its options, one a line"
     return '\n'.join([question, *(mark.format(l, c) for l, c in zip(LETTERS, choices))])
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c072
+# %% ../../nbs/benchmarks/01_items.ipynb #c069
 def tags_of(
     **named,            # Cells
 )->dict:

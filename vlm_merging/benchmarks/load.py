@@ -9,16 +9,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from pkgutil import resolve_name
 import polars as pl
 from .items import (BENCHMARKS, Benchmark, DIRECTLY, Item, LETTERS, Picture, cell,
-    check_rule, lettered, one_line, options_of, pictures, record_of, tags_of, text_of, unpacked)
+    RULE_OF, lettered, one_line, options_of, pictures, record_of, tags_of, text_of, unpacked)
 from ..lab.trio import questions
 from .prepare import pattern_of, prepared
-from .tables import IMAGES, TABLE_SUFFIXES, pictures_at, rows_in, told_rows
+from .tables import IMAGES, TABLE_SUFFIXES, pictures_at, rows_in, rows_in_words
 
 # %% auto #0
-__all__ = ['OWN_COLUMNS', 'SHOWN', 'option_of', 'own_row', 'subset', 'Items', 'lab_items', 'Table', 'table_of', 'load',
-           'as_items']
+__all__ = ['OWN_COLUMNS', 'SHOWN', 'RULES_AT', 'PICTURE_FILES', 'option_of', 'own_row', 'subset', 'Items', 'lab_items', 'Table',
+           'table_of', 'check_rule', 'load', 'as_items']
 
 # %% ../../nbs/benchmarks/06_load.ipynb #c009
 def option_of(
@@ -162,7 +163,7 @@ def table_of(
     if path.is_file(): return _table_of_file(path, record, split, name)
     if path.is_dir(): raise ValueError(f"{path} is a folder. Name one table in it, or if it is a benchmark: "
                                        f"prepare(name, source={str(path)!r}).")
-    if path.suffix.lower() in TABLE_SUFFIXES or '/' in str(what):
+    if path.suffix.lower() in (*TABLE_SUFFIXES, '.xlsx', '.xls', '.txt') or '/' in str(what):
         raise ValueError(f"{path} is not there. Name a table ({', '.join(TABLE_SUFFIXES)}) or a benchmark.")
     record = record_of(str(what))
     split = split or record.tables.get(str(what)) or record.split
@@ -170,7 +171,19 @@ def table_of(
     tables = tuple(f for f in files if f.suffix.lower() in TABLE_SUFFIXES)
     return Table(tables, record, split, part, record.name)
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c037
+# %% ../../nbs/benchmarks/06_load.ipynb #c036
+RULES_AT = 'vlm_merging.scoring.score:RULES'
+
+def check_rule(
+    metric:str|None,    # Name of a rule; None: that of the benchmark
+    where:str='',       # What names it, for the message
+)->None:
+    "Raise ValueError if no rule has this name"
+    if metric is None or metric in RULE_OF.values(): return
+    if metric not in (rules := resolve_name(RULES_AT)):
+        raise ValueError(f"{where}there is no rule named {metric!r}; there are {', '.join(rules)}.")
+
+# %% ../../nbs/benchmarks/06_load.ipynb #c040
 def _returned(item, to_item):
     "What a row function returned; raise ValueError if it is no item"
     if isinstance(item, Item): return item
@@ -179,7 +192,7 @@ def _returned(item, to_item):
                      f"needed: return Item(id, question, answer). "
                      f"To leave a row out, raise ValueError with the reason.")
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c039
+# %% ../../nbs/benchmarks/06_load.ipynb #c042
 def _items_of_rows(numbered, table, file, folder, first, word):
     "Items of one file by number of their row, and sentences about the rows that make none"
     own = table.record is None
@@ -204,9 +217,9 @@ def _items_of_rows(numbered, table, file, folder, first, word):
         except (TypeError, KeyError, AttributeError) as e:
             failed.setdefault(f'the row cannot be read ({type(e).__name__}: {e})', []).append(n)
         else: out.append((n, _returned(item, to_item)))
-    return out, [f"{file} {told_rows(at, word)}: {why}." for why, at in failed.items()]
+    return out, [f"{file} {rows_in_words(at, word)}: {why}." for why, at in failed.items()]
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c042
+# %% ../../nbs/benchmarks/06_load.ipynb #c045
 def _unique(numbered, seen, file, word):
     "Items whose index is new, and a sentence about the others"
     out, twice = [], []
@@ -214,10 +227,10 @@ def _unique(numbered, seen, file, word):
         if (item.split, item.id) in seen: twice.append(n)
         else: out.append(item)
         seen.add((item.split, item.id))
-    why = f"{file} {told_rows(twice, word)}: the index stands in an earlier row already; that one counts."
+    why = f"{file} {rows_in_words(twice, word)}: the index stands in an earlier row already; that one counts."
     return out, [why] if twice else []
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c046
+# %% ../../nbs/benchmarks/06_load.ipynb #c049
 def _read_file(source, table, first, seen, problems):
     "The new items of one file, and how many rows it has; problems are added to those of earlier files"
     frame = not isinstance(source, Path)
@@ -229,13 +242,26 @@ def _read_file(source, table, first, seen, problems):
         raise ValueError(problems[0] if problems else f"{'The table' if frame else source} has no rows.")
     some, left = _items_of_rows(numbered, table, file, Path() if frame else source.parent, first, word)
     if not some:
-        other = "" if table.record else " A record that reads other columns is named with benchmark='NAME'."
+        own = 'there is no column' in left[0] and table.record is None
+        other = " A record that reads other columns is named with benchmark='NAME'." if own else ''
         raise ValueError(f"{left[0]} Its columns are {', '.join(numbered[0][1])[:200]}.{other}")
     new, twice = _unique(some, seen, file, word)
     problems += left+twice
     return new, len(numbered)
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c049
+# %% ../../nbs/benchmarks/06_load.ipynb #c052
+PICTURE_FILES = ('.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp')
+
+def _unseen_pictures(items, name):
+    "A sentence about a tag that names pictures, in a list: empty if there is none, or any item has a picture"
+    if any(i.images for i in items): return []
+    cells = ((k, v) for i in items for k, v in i.tags.items())
+    column, cell = next((o for o in cells if str(o[1]).lower().endswith(PICTURE_FILES)), ('', ''))
+    sentence = (f"{name}: no row has a picture, and the column {column} holds {one_line(cell, 40)!r}. Pictures "
+                f"are read from the columns {', '.join(IMAGES)}: rename it, if the model is to see them.")
+    return [sentence] if column else []
+
+# %% ../../nbs/benchmarks/06_load.ipynb #c055
 def load(
     what:Path|str|pl.DataFrame, # A table, a prepared benchmark, or lab: questions for the embedded models
     split:str|None=None, # Part of it; default: the usual split of a benchmark, all of a table
@@ -261,9 +287,10 @@ def load(
         items = [i for i in items if i.split==table.part]
         if not items: raise LookupError(f"No row is of the split {table.part!r}; there are "
                                         f"{', '.join(map(repr, there[:12]))}.")
+    if table.record is None: problems += _unseen_pictures(items, table.name)
     return Items(subset(items, n, seed) if n is not None else items, problems, left)
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c057
+# %% ../../nbs/benchmarks/06_load.ipynb #c063
 def _listed(items):
     "Items from anything that holds some; raise ValueError if it holds something else"
     kind = type(items).__name__
