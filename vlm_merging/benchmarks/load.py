@@ -257,8 +257,9 @@ def _unseen_pictures(items, name):
     if any(i.images for i in items): return []
     cells = ((k, v) for i in items for k, v in i.tags.items())
     column, cell = next((o for o in cells if str(o[1]).lower().endswith(PICTURE_FILES)), ('', ''))
-    sentence = (f"{name}: no row has a picture, and the column {column} holds {one_line(cell, 40)!r}. Pictures "
-                f"are read from the columns {', '.join(IMAGES)}: rename it, if the model is to see them.")
+    sentence = (f"{name}: no row has a picture, and the column {column} holds {one_line(cell, 40)!r}. "
+                f"Pictures are read from the columns {', '.join(IMAGES)}. "
+                f"Rename it if the model is to see them.")
     return [sentence] if column else []
 
 # %% ../../nbs/benchmarks/06_load.ipynb #c055
