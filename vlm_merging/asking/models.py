@@ -6,7 +6,7 @@
 from __future__ import annotations
 import io, time, warnings, zlib
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from PIL import Image
 from .fingerprints import weights_hash
@@ -301,6 +301,14 @@ def _from_pretrained(folder, where, opener, dtype, trust_remote_code):
     return model, processor
 
 # %% ../../nbs/asking/02_models.ipynb #c081
+def _check_settings(asking):
+    "Raise ValueError if a model is not asked with such a setting"
+    known = [f.name for f in fields(LocalModel)][4:]
+    if unknown := [k for k in asking if k not in known]:
+        raise ValueError(f"A model has no setting {unknown[0]!r}. How it is asked is said by "
+                         f"{', '.join(known)}.")
+
+# %% ../../nbs/asking/02_models.ipynb #c084
 def open_model(
     where:str|Path,      # Folder, hub id or lab/vlm of a VLM, or of a text model
     dtype:str|None=None, # bfloat16, float16 or float32; default: bfloat16 on a GPU, float32 on a CPU
@@ -309,6 +317,7 @@ def open_model(
     **asking,            # As in `LocalModel`: batch_size, max_new_tokens, temperature, top_p, seed, system
 )->LocalModel:
     "Open a checkpoint for asking; raise ValueError with one sentence if it cannot be"
+    _check_settings(asking)
     checkpoint = Checkpoint.open(where)
     device, numbers = _device_and_dtype(device, dtype)
     opener = _opener(checkpoint.config, where, trust_remote_code)
@@ -325,7 +334,7 @@ def open_model(
     if opened.tokenizer.pad_token is None: opened.tokenizer.pad_token = opened.tokenizer.eos_token
     return opened
 
-# %% ../../nbs/asking/02_models.ipynb #c091
+# %% ../../nbs/asking/02_models.ipynb #c094
 def as_model(
     model,               # A folder or hub id; or what can be asked already
     **asking,            # For a model that is opened here, as in `open_model`

@@ -134,6 +134,9 @@ def import_replies(
     items:list[Item]|None=None, # The benchmark: the question side is taken from here
 )->pl.DataFrame:        # A reply table
     "Read a result table as replies; raise ValueError if it is none, warn of rows that are left out"
+    if not isinstance(path, (str, Path)):
+        raise ValueError(f"{type(path).__name__} is no file. "
+                         f"A table that is read already goes to score(table).")
     path = Path(path).expanduser()
     rows, (model, named) = read_results(path), named_in(path)
     columns = set().union(*rows) if rows else set()

@@ -11,9 +11,10 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 # %% auto #0
-__all__ = ['ITEM_PAGE', 'BENCHMARKS', 'RULE_OF', 'ROW_KEYS', 'LETTERS', 'DIRECTLY', 'encoded', 'Picture', 'pictures', 'Item',
-           'check_pictures', 'one_line', 'item_line', 'item_html', 'right_answer', 'as_picture', 'as_item', 'Benchmark',
-           'metric_of', 'record_of', 'row_of', 'text_of', 'cell', 'unpacked', 'options_of', 'lettered', 'tags_of']
+__all__ = ['FIELD_KINDS', 'ITEM_PAGE', 'BENCHMARKS', 'RULE_OF', 'ROW_KEYS', 'LETTERS', 'DIRECTLY', 'encoded', 'Picture',
+           'pictures', 'Item', 'check_item', 'one_line', 'item_line', 'item_html', 'right_answer', 'as_picture',
+           'as_item', 'Benchmark', 'metric_of', 'record_of', 'row_of', 'text_of', 'cell', 'unpacked', 'options_of',
+           'lettered', 'tags_of']
 
 # %% ../../nbs/benchmarks/01_items.ipynb #c009
 def encoded(
@@ -35,7 +36,9 @@ def encoded(
     if not isinstance(data, str) or not data.strip(): raise ValueError(f'{name}: there is no image.')
     try: return base64.b64decode(''.join(data.rpartition('base64,')[2].split()), validate=True)
     except (binascii.Error, ValueError):
-        raise ValueError(f'{name}: the image is neither a file nor base64 text but {data[:40]!r}.') from None
+        path = f' A path is written as Path({data!r}).' if re.fullmatch(r'.{1,80}\.\w{3,4}', data) else ''
+        raise ValueError(f'{name}: the image is neither a file nor base64 text but {data[:40]!r}.'
+                         f'{path}') from None
 
 # %% ../../nbs/benchmarks/01_items.ipynb #c012
 @dataclass(frozen=True)
@@ -103,20 +106,27 @@ class Item:
     metric:str|None=None # Rule of scoring, where it is not the benchmark's
     question_for_eval:str|None=None # What a judge may compare with, where it is not `question`
 
-    def __post_init__(self): check_pictures(self)
+    def __post_init__(self): check_item(self)
     def __repr__(self): return item_line(self)
     def _repr_html_(self): return item_html(self)
 
 # %% ../../nbs/benchmarks/01_items.ipynb #c021
-def check_pictures(
+FIELD_KINDS = dict(images=((list, tuple), "(Picture(Path('a.png')),)"),
+                   choices=((list, tuple), "('red', 'blue')"), tags=(dict, "dict(category='colour')"))
+
+def check_item(
     item:Item,          # A question
 )->None:
-    "Raise ValueError if what stands in `images` is no list of pictures"
-    images, listed = item.images, isinstance(item.images, (list, tuple))
-    wrong = next((o for o in images if isinstance(o, (str, bytes, Path))), None) if listed else images
-    if listed and wrong is None: return
-    raise ValueError(f"Item {item.id!r}: {type(wrong).__name__} stands in `images` where a tuple of pictures "
-                     f"is needed: images=(Picture(Path('a.png')),).")
+    "Raise ValueError if a field holds something of another kind"
+    for name, (kinds, example) in FIELD_KINDS.items():
+        value = getattr(item, name)
+        texts = name=='images' and [o for o in value if isinstance(o, (str, bytes, Path))]
+        if texts or not isinstance(value, kinds):
+            kind = f'holds {type(texts[0]).__name__}' if texts else f'is {type(value).__name__}'
+            raise ValueError(f"Item {item.id!r}: `{name}` {kind}, where it is written as {name}={example}.")
+    if isinstance(item.answer, (list, tuple, dict)):
+        raise ValueError(f"Item {item.id!r}: `answer` is one text. Several that are accepted are written as "
+                         f"answer='[\"red\", \"crimson\"]', answer_type='any of'.")
 
 # %% ../../nbs/benchmarks/01_items.ipynb #c024
 def one_line(

@@ -273,6 +273,9 @@ def load(
     folder:Path|str|None=None, # Where prepared benchmarks lie; default: `data_root()`
 )->Items:               # A list with `.problems`: sentences about rows that are left out
     "Questions as items; raise ValueError or LookupError with one sentence if there are none"
+    if split is not None and not isinstance(split, str):
+        raise ValueError(f"`split` is {split!r}, where the name of a part is needed. "
+                         f"A number of items is `n`: load({what!r}, n=50).")
     if isinstance(what, str) and what=='lab':
         return Items(lab_items(420 if n is None else n, seed, split or 'test'))
     table = table_of(what, split, benchmark, name, folder)

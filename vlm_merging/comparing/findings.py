@@ -134,6 +134,8 @@ def _left_out(whole, who, total):
 
 # %% ../../nbs/comparing/03_findings.ipynb #c044
 def _compared_rows(table):
+    if not isinstance(table, pl.DataFrame):
+        raise ValueError(f"{type(table).__name__} is no comparison. Give what `compare` returns.")
     lost = [c for c in COMPARISON_COLUMNS if c not in table.columns]
     if lost:
         raise ValueError(f"The table has no column {', '.join(lost[:6])}. "

@@ -315,9 +315,11 @@ def score(
 
 # %% ../../nbs/scoring/12_score.ipynb #c073
 def problems(
-    scores:pl.DataFrame, # As `score` gives it
+    scores:pl.DataFrame|str|Path, # As `score` gives it; or what `score` takes
 )->list[str]:            # One sentence a kind; empty: nothing to report
     "What is wrong with rows of a score table, with their numbers"
+    if isinstance(scores, (str, Path)): scores = table_at(scores)
+    if 'correct' not in getattr(scores, 'columns', ()): scores = score(scores)
     def rows(where): return rows_in_words([i+1 for i in where.arg_true()])
     out, unread = [], scores['correct'].is_null()
     for why in scores.filter(unread)['reason'].unique(maintain_order=True)[:8]:
