@@ -98,7 +98,6 @@ class LocalModel:
         return dict(model=self.name, device=str(self.model.device), batch_size=self.batch_size)
     @property
     def about(self)->dict: return settings_of(self) # All that decides a reply: replies are kept under this
-
     def cost(self, item)->int: return tokens_of(self, item) # About how many tokens a question takes
     def many(self, items): return in_batches(self, items) # Yields a `Reply` for each, longest questions first
     def __repr__(self): return _in_one_line(self)
@@ -305,8 +304,7 @@ def _check_settings(asking):
     "Raise ValueError if a model is not asked with such a setting"
     known = [f.name for f in fields(LocalModel)][4:]
     if unknown := [k for k in asking if k not in known]:
-        raise ValueError(f"A model has no setting {unknown[0]!r}. How it is asked is said by "
-                         f"{', '.join(known)}.")
+        raise ValueError(f"A model has no setting {unknown[0]!r}. There are: {', '.join(known)}.")
 
 # %% ../../nbs/asking/02_models.ipynb #c084
 def open_model(
