@@ -18,7 +18,7 @@ from vlm_merging.benchmarks.perception import (chartqa_row, docvqa_row, inline_o
                                                mmstar_row, ocrbench_row, pope_row,
                                     tablevqa_row, textvqa_row)
 from vlm_merging.benchmarks.prepare import data_root, pattern_of, prepare, prepared
-from vlm_merging.benchmarks.tables import LONG, rows_in, told_rows
+from vlm_merging.benchmarks.tables import LONG, rows_in, rows_in_words
 from vlm_merging.benchmarks.load import as_items, load, own_row, subset
 
 def png(colour, size=(8, 6)):
@@ -437,7 +437,7 @@ def test_many_bad_rows_are_counted(tmp_path):
     items, told = faulty(tmp_path, 'b.jsonl', [dict(question='ok?'),
                                                *(dict(question=None) for _ in range(20))])
     assert told=='b.jsonl lines 2, 3, 4, 5, 6, 7, 8, 9 and 12 more: `question` is empty.'
-    assert told_rows([3])=='row 3'
+    assert rows_in_words([3])=='row 3'
 
 def test_broken_lines_of_jsonl(tmp_path):
     (tmp_path/'a.jsonl').write_bytes(b'{"question": "a?"}\n{broken\n\n[1]\n"text"\n{"question": '

@@ -121,6 +121,7 @@ def test_rows_without_gold_do_not_hide_the_others(tmp_path, call):
     pl.DataFrame(rows).write_parquet(tmp_path/'t.parquet')
     code, out, err = call('score', tmp_path/'t.parquet')
     assert code==0 and 'a, r: 100.0%' in out and 'b, r: no score' in out and 'row 4' in err
+    assert not any(line.endswith(('; ', ';')) for line in out.splitlines())
 
 def test_two_runs_of_one_name(tmp_path, call):
     for folder, p in (('v1', '7'), ('v2', '8')):

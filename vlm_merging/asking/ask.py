@@ -115,7 +115,7 @@ def _go_on(model, items, rows, out, run, about, progress):
         _note_failures(out/'failures.jsonl', failed, done.keys())
     return done, failed
 
-# %% ../../nbs/asking/05_ask.ipynb #c033
+# %% ../../nbs/asking/05_ask.ipynb #c034
 def ask(
     model:Callable|str|Path, # Folder, hub id or lab/vlm; or what answers already: an open model, a function
     items:Iterable[Item]|str|Path, # A table file or the name of a benchmark; or items, with ids of their own
@@ -125,6 +125,7 @@ def ask(
     **asking,           # For a model that is opened here: max_new_tokens, batch_size, dtype, device, ...
 )->pl.DataFrame:        # A reply table in the order of `items`, without those that failed
     "Ask every question that has no reply yet, and keep each reply at once"
+    if not isinstance(model, (str, Path)): as_model(model, **asking)    # Refused before any table is read
     items = as_items(items)
     rows = unique_rows(items)
     model, out = as_model(model, **asking), Path(out).expanduser()

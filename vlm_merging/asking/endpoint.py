@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 from ..benchmarks.items import Item, Picture, as_item
 from ..checkpoints.headers import Checkpoint, lab_model
 from .fingerprints import weights_hash
-from .models import Reply
+from .models import Reply, text_of_reply
 
 # %% auto #0
-__all__ = ['LONGEST', 'data_url', 'wire_messages', 'pause', 'Endpoint', 'bare_address', 'weights_of', 'endpoint_settings',
+__all__ = ['LONGEST', 'data_url', 'wire_messages', 'pause', 'bare_address', 'Endpoint', 'weights_of', 'endpoint_settings',
            'open_client', 'served_by', 'in_flight']
 
 # %% ../../nbs/asking/06_endpoint.ipynb #c009
@@ -44,18 +44,27 @@ LONGEST = 120.          # Seconds of a pause, at most
 def pause(
     tries:int,          # How many have failed, from 1
     patience:float,     # Seconds of the first pause
-    told:str|None=None, # The header Retry-After
+    retry_after:str|None=None, # The header of this name: seconds, or a date
 )->float:               # Seconds
     "How long to wait before the next try"
-    if told:
-        try: asked = float(told)
+    if retry_after:
+        try: asked = float(retry_after)
         except ValueError:
-            at = email.utils.parsedate_tz(told)
+            at = email.utils.parsedate_tz(retry_after)
             asked = email.utils.mktime_tz(at)-time.time() if at else -1.
         if 0<=asked<float('inf'): return min(asked, LONGEST)
     return min(patience*2**(tries-1), LONGEST)*random.uniform(.5, 1.5)
 
 # %% ../../nbs/asking/06_endpoint.ipynb #c020
+def bare_address(
+    base_url:str,       # As it was given
+)->str:                 # With a path: '/v1' if there is none
+    "An address without name, password and query"
+    u = urlsplit(base_url if '://' in base_url else f'http://{base_url}')
+    port = f':{u.port}' if u.port else ''
+    return f"{u.scheme}://{u.hostname}{port}{u.path.rstrip('/') or '/v1'}"
+
+# %% ../../nbs/asking/06_endpoint.ipynb #c024
 @dataclass(frozen=True, repr=False)
 class Endpoint:
     "A model behind an OpenAI-compatible server, and how it is asked"
@@ -82,38 +91,28 @@ class Endpoint:
     def how(self)->dict: # What is written down beside, but does not tell replies apart
         return dict(url=self.url, model=self.model, concurrency=self.concurrency, timeout=self.timeout,
                     tries=self.tries)
-    @cached_property
-    def _client(self): return open_client(self)
-    @cached_property
-    def _weights(self): return weights_of(self.weights)
+    _client = cached_property(lambda self: open_client(self))
+    _weights = cached_property(lambda self: weights_of(self.weights))
 
     def served(self)->list[str]: return served_by(self) # Names of the models that the server has
     def many(self, items): return in_flight(self, items) # Yields a `Reply` for each, as they come
-
-    def __repr__(self):
-        draws = 'greedy' if self.temperature==0 else f'temperature {self.temperature}'
-        limit = f', at most {self.max_tokens} tokens' if self.max_tokens else ''
-        return f'Endpoint({self.url!r}, {self.model!r}, {draws}{limit})'
+    def __repr__(self): return _in_one_line(self)
 
     def __call__(self,
         question:Item|str, # An `Item`, or the text of a question
         *images,        # Pictures that go with a text: paths, PIL images or encoded bytes
     )->str:
         "Ask one question; raise ValueError if there is no reply"
-        reply = next(self.many([as_item(question, *images)]))
-        if reply.error: raise ValueError(reply.error)
-        return reply.text
+        item = as_item(question, *images)
+        return text_of_reply(next(self.many([item])), item, self.model)
 
-# %% ../../nbs/asking/06_endpoint.ipynb #c023
-def bare_address(
-    base_url:str,       # As it was given
-)->str:                 # With a path: '/v1' if there is none
-    "An address without name, password and query"
-    u = urlsplit(base_url if '://' in base_url else f'http://{base_url}')
-    port = f':{u.port}' if u.port else ''
-    return f"{u.scheme}://{u.hostname}{port}{u.path.rstrip('/') or '/v1'}"
+# %% ../../nbs/asking/06_endpoint.ipynb #c027
+def _in_one_line(endpoint):
+    draws = 'greedy' if endpoint.temperature==0 else f'temperature {endpoint.temperature}'
+    limit = f', at most {endpoint.max_tokens} tokens' if endpoint.max_tokens else ''
+    return f'Endpoint({endpoint.url!r}, {endpoint.model!r}, {draws}{limit})'
 
-# %% ../../nbs/asking/06_endpoint.ipynb #c026
+# %% ../../nbs/asking/06_endpoint.ipynb #c031
 def weights_of(
     served:str|Path|None, # Folder that is served, or any name for its weights
 )->str|None:            # None: not known
@@ -130,7 +129,7 @@ def endpoint_settings(
     settings = ('system', 'max_tokens', 'temperature', 'top_p', 'seed', 'extra')
     return where|{k:getattr(endpoint, k) for k in settings}
 
-# %% ../../nbs/asking/06_endpoint.ipynb #c033
+# %% ../../nbs/asking/06_endpoint.ipynb #c038
 def open_client(
     endpoint:Endpoint,  # Who is asked
 ):                      # The client of the package `openai`
@@ -143,7 +142,7 @@ def open_client(
     key = endpoint.api_key or os.environ.get('OPENAI_API_KEY') or 'none'
     return openai.OpenAI(base_url=endpoint.url, api_key=key, timeout=timeout, max_retries=0)
 
-# %% ../../nbs/asking/06_endpoint.ipynb #c035
+# %% ../../nbs/asking/06_endpoint.ipynb #c040
 def _nobody(endpoint, trouble):
     return (f'{endpoint.url} cannot be reached ({trouble.__cause__ or trouble}). '
             f'Start the server, or correct the address.')
@@ -165,7 +164,7 @@ def served_by(
         return []
     except (openai.OpenAIError, ValueError, AttributeError, TypeError): return []
 
-# %% ../../nbs/asking/06_endpoint.ipynb #c039
+# %% ../../nbs/asking/06_endpoint.ipynb #c044
 def _text_and_finish(completion):
     "What the first choice says, and why it ended; text None: nothing was said, for no reason that is known"
     choice = completion.choices[0]
@@ -174,7 +173,7 @@ def _text_and_finish(completion):
     if text is None and choice.finish_reason in ('length', 'content_filter'): text = ''
     return text if isinstance(text, str) else None, choice.finish_reason
 
-# %% ../../nbs/asking/06_endpoint.ipynb #c042
+# %% ../../nbs/asking/06_endpoint.ipynb #c047
 class _Stop(Exception): "Would fail for every item"
 
 def _refused(endpoint, trouble):
@@ -191,7 +190,7 @@ def _refused(endpoint, trouble):
                     f'and the name of the model.') from None
     return why, code>=500 or code in (408, 409, 425, 429)
 
-# %% ../../nbs/asking/06_endpoint.ipynb #c045
+# %% ../../nbs/asking/06_endpoint.ipynb #c050
 def _patiently(endpoint, item, stop, heard):
     "One question, tried again; `heard`: has the server said anything yet?"
     import openai
@@ -225,7 +224,7 @@ def _patiently(endpoint, item, stop, heard):
         if n<endpoint.tries and stop.wait(pause(n, endpoint.patience, wait)): break
     return Reply(item.id, '', error=f'No reply in {n} tries, the last time: {why}')
 
-# %% ../../nbs/asking/06_endpoint.ipynb #c049
+# %% ../../nbs/asking/06_endpoint.ipynb #c054
 def in_flight(
     endpoint:Endpoint,  # Who is asked
     items,              # What to ask

@@ -4,9 +4,9 @@
 
 # %% ../../nbs/asking/02_models.ipynb #c005
 from __future__ import annotations
-import io, time, zlib
+import io, time, warnings, zlib
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from PIL import Image
 from .fingerprints import weights_hash
@@ -14,8 +14,8 @@ from ..benchmarks.items import Item, as_item
 from ..checkpoints.headers import Checkpoint
 
 # %% auto #0
-__all__ = ['Reply', 'chat', 'decode_picture', 'picture_size', 'LocalModel', 'settings_of', 'written', 'prompt_inputs',
-           'end_tokens', 'short_of_memory', 'tokens_of', 'in_batches', 'open_model', 'as_model']
+__all__ = ['Reply', 'text_of_reply', 'chat', 'decode_picture', 'picture_size', 'LocalModel', 'settings_of', 'written',
+           'prompt_inputs', 'end_tokens', 'short_of_memory', 'tokens_of', 'in_batches', 'open_model', 'as_model']
 
 # %% ../../nbs/asking/02_models.ipynb #c014
 @dataclass(frozen=True)
@@ -27,7 +27,23 @@ class Reply:
     finish:str|None=None # 'stop', 'length' or what the server said; None: not known
     error:str|None=None # What went wrong, in a sentence; None: nothing
 
-# %% ../../nbs/asking/02_models.ipynb #c018
+# %% ../../nbs/asking/02_models.ipynb #c017
+def text_of_reply(
+    reply:Reply,        # To one question
+    item:Item,          # That question
+    name:str,           # Of who was asked
+    sees:bool=True,     # Can it be shown pictures?
+)->str:
+    "The text of a single reply; raise ValueError if it is an error, and warn if it is empty"
+    if reply.error: raise ValueError(reply.error)
+    if not reply.text.strip():
+        why = dict(stop='it ended its turn at once', length='its tokens were used up before it said anything')
+        blind = ' It was shown no picture.' if sees and not item.images else ''
+        warnings.warn(f"The reply of {name} is empty: {why.get(reply.finish, 'nothing says why')}.{blind}",
+                      stacklevel=3)
+    return reply.text
+
+# %% ../../nbs/asking/02_models.ipynb #c021
 def chat(
     question:str,       # As it is sent
     images:int,         # How many pictures go with it
@@ -39,14 +55,14 @@ def chat(
     content = [dict(type='image')]*images+part(question) if sees else question
     return [dict(role='system', content=part(system))]*bool(system)+[dict(role='user', content=content)]
 
-# %% ../../nbs/asking/02_models.ipynb #c022
+# %% ../../nbs/asking/02_models.ipynb #c025
 def decode_picture(
     picture,            # A PIL image, or anything whose `.open()` gives one
 )->Image.Image:         # RGB
     "The decoded picture; raise ValueError if it is broken"
     return picture.convert('RGB') if isinstance(picture, Image.Image) else picture.open()
 
-# %% ../../nbs/asking/02_models.ipynb #c025
+# %% ../../nbs/asking/02_models.ipynb #c028
 def picture_size(
     picture,            # As in `decode_picture`, with `.bytes()` if it is no PIL image
 )->int:                 # Width times height
@@ -58,7 +74,7 @@ def picture_size(
         raise ValueError(f"{getattr(picture, 'name', 'image')}: the image cannot be decoded "
                          f"({str(e).partition(' <')[0][:120]}).") from None
 
-# %% ../../nbs/asking/02_models.ipynb #c029
+# %% ../../nbs/asking/02_models.ipynb #c032
 @dataclass(frozen=True, repr=False)
 class LocalModel:
     "A model in memory, and how it is asked"
@@ -74,25 +90,14 @@ class LocalModel:
     system:str|None=None # System message, put before each question
 
     @property
-    def sees(self)->bool:
-        "Can it be shown pictures?"
-        return hasattr(self.processor, 'image_processor')
-
+    def sees(self)->bool: return hasattr(self.processor, 'image_processor') # Can it be shown pictures?
     @property
-    def tokenizer(self):
-        "The tokenizer, also inside a processor"
-        return getattr(self.processor, 'tokenizer', self.processor)
-
+    def tokenizer(self): return getattr(self.processor, 'tokenizer', self.processor) # Also inside a processor
     @property
-    def how(self)->dict:
-        "What is written down beside, but does not tell replies apart"
+    def how(self)->dict: # What is written down beside, but does not tell replies apart
         return dict(model=self.name, device=str(self.model.device), batch_size=self.batch_size)
-
     @property
-    def about(self)->dict:
-        "All that decides what it replies: replies are kept under this"
-        return settings_of(self)
-
+    def about(self)->dict: return settings_of(self) # All that decides a reply: replies are kept under this
     def cost(self, item)->int: return tokens_of(self, item) # About how many tokens a question takes
     def many(self, items): return in_batches(self, items) # Yields a `Reply` for each, longest questions first
     def __repr__(self): return _in_one_line(self)
@@ -102,11 +107,10 @@ class LocalModel:
         *images,        # Pictures that go with a text: paths, PIL images or encoded bytes
     )->str:
         "Ask one question; raise ValueError if it cannot be answered"
-        reply = next(self.many([as_item(question, *images)]))
-        if reply.error: raise ValueError(reply.error)
-        return reply.text
+        item = as_item(question, *images)
+        return text_of_reply(next(self.many([item])), item, self.name, self.sees)
 
-# %% ../../nbs/asking/02_models.ipynb #c032
+# %% ../../nbs/asking/02_models.ipynb #c035
 def settings_of(
     asker,              # A `LocalModel`
 )->dict:
@@ -119,7 +123,7 @@ def settings_of(
     return dict(weights=asker.weights, dtype=dtype, system=asker.system, max_new_tokens=asker.max_new_tokens,
                 greedy=not asker.temperature, **draws if asker.temperature else {}, own=own)
 
-# %% ../../nbs/asking/02_models.ipynb #c035
+# %% ../../nbs/asking/02_models.ipynb #c038
 def _in_one_line(asker):
     "A model in a line"
     kind = 'sees pictures' if asker.sees else 'text only'
@@ -128,7 +132,7 @@ def _in_one_line(asker):
     return (f'LocalModel({asker.name!r}, {kind}, {dtype} on {asker.model.device}, {draws}, '
             f'at most {asker.max_new_tokens} new tokens)')
 
-# %% ../../nbs/asking/02_models.ipynb #c039
+# %% ../../nbs/asking/02_models.ipynb #c042
 def written(
     asker,              # A `LocalModel`
     item,               # Has `question` and `images`
@@ -141,7 +145,7 @@ def written(
         turns = [*turns, dict(role='assistant', content=content)]
     return asker.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None)
 
-# %% ../../nbs/asking/02_models.ipynb #c042
+# %% ../../nbs/asking/02_models.ipynb #c045
 def prompt_inputs(
     asker,              # A `LocalModel`
     items,              # Each has `question` and `images`
@@ -156,7 +160,7 @@ def prompt_inputs(
     return {k:v.to(model.device, model.dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v
             for k, v in inputs.items()}
 
-# %% ../../nbs/asking/02_models.ipynb #c046
+# %% ../../nbs/asking/02_models.ipynb #c049
 def end_tokens(
     asker,              # A `LocalModel`
 )->set[int]:
@@ -165,7 +169,7 @@ def end_tokens(
     known = asker.tokenizer.eos_token_id if known is None else known
     return set(known if isinstance(known, list) else [known])
 
-# %% ../../nbs/asking/02_models.ipynb #c048
+# %% ../../nbs/asking/02_models.ipynb #c051
 def _generate(asker, items, images):
     "The replies to one batch"
     import torch
@@ -183,7 +187,7 @@ def _generate(asker, items, images):
         replies.append(Reply(item.id, text, round(each, 4), 'length' if stop is None else 'stop'))
     return replies
 
-# %% ../../nbs/asking/02_models.ipynb #c052
+# %% ../../nbs/asking/02_models.ipynb #c055
 def short_of_memory(
     trouble:BaseException, # What was raised
 )->bool:
@@ -192,7 +196,7 @@ def short_of_memory(
     return isinstance(trouble, MemoryError) or type(trouble).__name__=='OutOfMemoryError' or (
         isinstance(trouble, RuntimeError) and any(w in str(trouble).lower() for w in words))
 
-# %% ../../nbs/asking/02_models.ipynb #c055
+# %% ../../nbs/asking/02_models.ipynb #c058
 def _attempt(asker, items, images):
     "Replies, or why there are none and whether it was for want of memory"
     try: return _generate(asker, items, images), None, False
@@ -205,7 +209,7 @@ def _attempt(asker, items, images):
         torch.cuda.empty_cache()
     return None, trouble, memory
 
-# %% ../../nbs/asking/02_models.ipynb #c059
+# %% ../../nbs/asking/02_models.ipynb #c062
 def tokens_of(
     asker,              # A `LocalModel`
     item,               # Has `question` and `images`
@@ -216,7 +220,7 @@ def tokens_of(
     text, pixels = asker.tokenizer(item.question)['input_ids'], sum(map(picture_size, item.images))
     return len(text) + pixels//784 + asker.max_new_tokens
 
-# %% ../../nbs/asking/02_models.ipynb #c062
+# %% ../../nbs/asking/02_models.ipynb #c065
 def _longest_first(asker, items):
     "A queue of (has it pictures?, tokens, item), and replies for those that cannot be asked"
     jobs, broken = [], []
@@ -250,7 +254,7 @@ def in_batches(
             if not memory: alone = len(ready)
     yield from broken
 
-# %% ../../nbs/asking/02_models.ipynb #c069
+# %% ../../nbs/asking/02_models.ipynb #c072
 def _device_and_dtype(device, dtype):
     "What was asked for, or the best there is"
     import torch
@@ -262,7 +266,7 @@ def _device_and_dtype(device, dtype):
         dtype = 'float32' if device=='cpu' else 'bfloat16' if known else 'float16'
     return device, getattr(torch, dtype)
 
-# %% ../../nbs/asking/02_models.ipynb #c072
+# %% ../../nbs/asking/02_models.ipynb #c075
 def _opener(config, where, trust_remote_code):
     "Is it a VLM?, and the classes that open model and processor"
     import transformers
@@ -275,19 +279,19 @@ def _opener(config, where, trust_remote_code):
         return True, transformers.AutoModelForImageTextToText, transformers.AutoProcessor
     return False, transformers.AutoModelForCausalLM, transformers.AutoTokenizer
 
-# %% ../../nbs/asking/02_models.ipynb #c075
+# %% ../../nbs/asking/02_models.ipynb #c078
 def _from_pretrained(folder, where, opener, dtype, trust_remote_code):
     "Model and processor; raise ValueError if something is missing"
     import transformers
     sees, auto, reads = opener
     try:
         processor = reads.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        model, found = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code,
-                                            output_loading_info=True)
+        model, loading = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code,
+                                              output_loading_info=True)
     except (OSError, ValueError, LookupError, ImportError, AttributeError, TypeError, RuntimeError) as e:
         raise ValueError(f"{where} cannot be opened by transformers {transformers.__version__}: "
                          f"{' '.join(str(e).split())[:300]}") from e
-    if lost := sorted(found['missing_keys']):
+    if lost := sorted(loading['missing_keys']):
         raise ValueError(f"{where} lacks {len(lost)} tensors of its model, the first is {lost[0]}; they "
                          f"would be random numbers. Write the checkpoint again.")
     if sees and not hasattr(processor, 'image_processor'):
@@ -295,7 +299,14 @@ def _from_pretrained(folder, where, opener, dtype, trust_remote_code):
                          f"Copy that file from the model it was made of.")
     return model, processor
 
-# %% ../../nbs/asking/02_models.ipynb #c076
+# %% ../../nbs/asking/02_models.ipynb #c081
+def _check_settings(asking):
+    "Raise ValueError if a model is not asked with such a setting"
+    known = [f.name for f in fields(LocalModel)][4:]
+    if unknown := [k for k in asking if k not in known]:
+        raise ValueError(f"A model has no setting {unknown[0]!r}. There are: {', '.join(known)}.")
+
+# %% ../../nbs/asking/02_models.ipynb #c084
 def open_model(
     where:str|Path,      # Folder, hub id or lab/vlm of a VLM, or of a text model
     dtype:str|None=None, # bfloat16, float16 or float32; default: bfloat16 on a GPU, float32 on a CPU
@@ -304,6 +315,7 @@ def open_model(
     **asking,            # As in `LocalModel`: batch_size, max_new_tokens, temperature, top_p, seed, system
 )->LocalModel:
     "Open a checkpoint for asking; raise ValueError with one sentence if it cannot be"
+    _check_settings(asking)
     checkpoint = Checkpoint.open(where)
     device, numbers = _device_and_dtype(device, dtype)
     opener = _opener(checkpoint.config, where, trust_remote_code)
@@ -320,7 +332,7 @@ def open_model(
     if opened.tokenizer.pad_token is None: opened.tokenizer.pad_token = opened.tokenizer.eos_token
     return opened
 
-# %% ../../nbs/asking/02_models.ipynb #c086
+# %% ../../nbs/asking/02_models.ipynb #c094
 def as_model(
     model,               # A folder or hub id; or what can be asked already
     **asking,            # For a model that is opened here, as in `open_model`
@@ -329,7 +341,8 @@ def as_model(
     if isinstance(model, (str, Path)): return open_model(model, **asking)
     if not (callable(model) or hasattr(model, 'many')):
         raise ValueError(f"{type(model).__name__} cannot be asked. Name a folder or hub id, or give what "
-                         f"`open_model` returns, an `Endpoint`, or a function from an item to its reply.")
+                         f"`open_model` returns, an `Endpoint`, or a function from an item to its reply."
+                         f"{' Questions come behind it.' if isinstance(model, (list, tuple)) else ''}")
     if asking:
         raise ValueError(f"{', '.join(asking)}: this model is open already. Open it with these settings: "
                          f"open_model(folder, {next(iter(asking))}=...).")

@@ -125,6 +125,7 @@ def _reply_rows(rows, path, run, benchmark, split, known):
         out.append(side|dict(run=run or side['run'], prediction=text, finish=finish))
     return out, seen, left
 
+# %% ../../nbs/asking/08_results.ipynb #c038
 def import_replies(
     path:str|Path,      # A result table: xlsx, tsv, csv, json, jsonl or parquet
     run:str|None=None,  # Name of the run; default: the column `run`, or what the name of the file says
@@ -133,6 +134,9 @@ def import_replies(
     items:list[Item]|None=None, # The benchmark: the question side is taken from here
 )->pl.DataFrame:        # A reply table
     "Read a result table as replies; raise ValueError if it is none, warn of rows that are left out"
+    if not isinstance(path, (str, Path)):
+        raise ValueError(f"{type(path).__name__} is no file. "
+                         f"A table that is read already goes to score(table).")
     path = Path(path).expanduser()
     rows, (model, named) = read_results(path), named_in(path)
     columns = set().union(*rows) if rows else set()

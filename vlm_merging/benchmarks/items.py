@@ -11,9 +11,10 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 # %% auto #0
-__all__ = ['ITEM_PAGE', 'BENCHMARKS', 'RULE_OF', 'ROW_KEYS', 'LETTERS', 'DIRECTLY', 'encoded', 'Picture', 'pictures', 'Item',
-           'one_line', 'item_line', 'item_html', 'right_answer', 'as_picture', 'as_item', 'Benchmark', 'metric_of',
-           'record_of', 'row_of', 'text_of', 'cell', 'unpacked', 'options_of', 'lettered', 'tags_of']
+__all__ = ['FIELD_KINDS', 'ITEM_PAGE', 'BENCHMARKS', 'RULE_OF', 'ROW_KEYS', 'LETTERS', 'DIRECTLY', 'encoded', 'Picture',
+           'pictures', 'Item', 'check_item', 'one_line', 'item_line', 'item_html', 'right_answer', 'as_picture',
+           'as_item', 'Benchmark', 'metric_of', 'record_of', 'row_of', 'text_of', 'cell', 'unpacked', 'options_of',
+           'lettered', 'tags_of']
 
 # %% ../../nbs/benchmarks/01_items.ipynb #c009
 def encoded(
@@ -35,7 +36,9 @@ def encoded(
     if not isinstance(data, str) or not data.strip(): raise ValueError(f'{name}: there is no image.')
     try: return base64.b64decode(''.join(data.rpartition('base64,')[2].split()), validate=True)
     except (binascii.Error, ValueError):
-        raise ValueError(f'{name}: the image is neither a file nor base64 text but {data[:40]!r}.') from None
+        path = f' A path is written as Path({data!r}).' if re.fullmatch(r'.{1,80}\.\w{3,4}', data) else ''
+        raise ValueError(f'{name}: the image is neither a file nor base64 text but {data[:40]!r}.'
+                         f'{path}') from None
 
 # %% ../../nbs/benchmarks/01_items.ipynb #c012
 @dataclass(frozen=True)
@@ -103,10 +106,29 @@ class Item:
     metric:str|None=None # Rule of scoring, where it is not the benchmark's
     question_for_eval:str|None=None # What a judge may compare with, where it is not `question`
 
+    def __post_init__(self): check_item(self)
     def __repr__(self): return item_line(self)
     def _repr_html_(self): return item_html(self)
 
 # %% ../../nbs/benchmarks/01_items.ipynb #c021
+FIELD_KINDS = dict(images=((list, tuple), "(Picture(Path('a.png')),)"),
+                   choices=((list, tuple), "('red', 'blue')"), tags=(dict, "dict(category='colour')"))
+
+def check_item(
+    item:Item,          # A question
+)->None:
+    "Raise ValueError if a field holds something of another kind"
+    for name, (kinds, example) in FIELD_KINDS.items():
+        value = getattr(item, name)
+        texts = name=='images' and [o for o in value if isinstance(o, (str, bytes, Path))]
+        if texts or not isinstance(value, kinds):
+            kind = f'holds {type(texts[0]).__name__}' if texts else f'is {type(value).__name__}'
+            raise ValueError(f"Item {item.id!r}: `{name}` {kind}, where it is written as {name}={example}.")
+    if isinstance(item.answer, (list, tuple, dict)):
+        raise ValueError(f"Item {item.id!r}: `answer` is one text. Several that are accepted are written as "
+                         f"answer='[\"red\", \"crimson\"]', answer_type='any of'.")
+
+# %% ../../nbs/benchmarks/01_items.ipynb #c024
 def one_line(
     text:str,           # Of any length
     most:int=70,        # Characters that are shown
@@ -123,7 +145,7 @@ def item_line(
     seen = f", {len(item.images)} picture{'s'[:len(item.images)!=1]}" if item.images else ''
     return f'Item({one_line(item.id, 30)!r}, {one_line(item.question)!r}{answer}{seen})'
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c024
+# %% ../../nbs/benchmarks/01_items.ipynb #c027
 ITEM_PAGE = '''<div style="max-width:44em">
 {% for p in pictures %}{% if p.why %}<p><em>{{ p.why }}</em></p>{% else %}
 <img src="data:image/png;base64,{{ p.data }}" alt="picture {{ loop.index }} of the question"
@@ -144,7 +166,7 @@ def item_html(
     page = Environment(autoescape=True).from_string(ITEM_PAGE)
     return page.render(item=item, pictures=shown, answer=right_answer(item))
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c026
+# %% ../../nbs/benchmarks/01_items.ipynb #c029
 def right_answer(
     item:Item,          # A question
 )->str|None:            # None: not published
@@ -153,26 +175,38 @@ def right_answer(
     listed = item.answer_type=='any of' and (item.answer or '').lstrip()[:1]=='['
     return str((json.loads(item.answer) or [''])[0]) if listed else item.answer
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c030
+# %% ../../nbs/benchmarks/01_items.ipynb #c033
 def as_picture(
     source,             # A path, a PIL image, encoded bytes, or a `Picture`
 )->Picture:
-    "A picture as somebody types it"
+    "A picture as somebody types it; raise ValueError if it is none"
     if isinstance(source, Picture): return source
+    if isinstance(source, (list, tuple)):
+        raise ValueError("Pictures stand one behind the other, not in a list: 'How many?', 'a.png', 'b.png'.")
+    kinds = (str, Path, bytes, bytearray, memoryview, Image.Image, dict)
+    if not isinstance(source, kinds) and not callable(source):
+        raise ValueError(f"{type(source).__name__} is no picture. Give a path, a PIL image or encoded bytes.")
     name = str(source)[:80] if isinstance(source, (str, Path)) else 'image'
     if isinstance(source, str) and not source.startswith('data:'): source = Path(source).expanduser()
     return Picture(source, name)
 
+# %% ../../nbs/benchmarks/01_items.ipynb #c036
 def as_item(
     question:Item|str,  # An `Item`, or the text of a question
     *images,            # Pictures that go with a text: paths, PIL images or encoded bytes
 )->Item:
-    "A question as an `Item`; one that is an item already stays as it is"
+    "A question as an `Item`, which stays as it is; raise ValueError if it is neither text nor item"
     if isinstance(question, str): return Item('asked', question, images=tuple(map(as_picture, images)))
+    if isinstance(question, (list, tuple)):
+        raise ValueError("A list is asked with ask(model, items, out='runs/a'). "
+                         "Here one question is asked at a time: model(items[0]).")
+    if not hasattr(question, 'question'):
+        raise ValueError(f"{type(question).__name__} is no question. "
+                         f"Give a text, with its pictures behind it, or an Item.")
     if images: raise ValueError('An item brings its own pictures. Give a text to put others beside it.')
     return question
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c034
+# %% ../../nbs/benchmarks/01_items.ipynb #c040
 @dataclass(frozen=True)
 class Benchmark:
     "Where a benchmark is and how its rows are read"
@@ -190,9 +224,16 @@ class Benchmark:
     probes:str=''       # 'perception', 'reasoning', or empty: both
     blind:tuple=()      # Splits that are asked without images
 
+    def __post_init__(self):
+        if not callable(self.to_item):
+            raise ValueError(f"Benchmark {self.name!r}: `to_item` is a function from a row to an Item, "
+                             f"but here it is a {type(self.to_item).__name__}.")
+        if not isinstance(self.metric, str):
+            raise ValueError(f"Benchmark {self.name!r}: `metric` is the name of a rule, such as 'answer'.")
+
 BENCHMARKS:dict[str, Benchmark] = {}
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c038
+# %% ../../nbs/benchmarks/01_items.ipynb #c044
 RULE_OF = {'MathVista':'mathvista', 'MathVerse':'mathverse', 'MathVision':'mathvision', 'DynaMath':'dynamath',
            'MM-Math':'mm_math', 'MMStar':'mmstar', 'K-MMStar':'mmstar', 'K-DTCBench':'mmstar',
            'ChartQA':'relaxed', 'DocVQA':'anls', 'TextVQA':'vqa', 'OCRBench':'contains',
@@ -208,17 +249,20 @@ def metric_of(
     hits = [b for b in known if re.match(_bare(b)+r'(?!v\d)', _bare(name))]
     return known[max(hits, key=len)] if hits else 'answer'
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c041
+# %% ../../nbs/benchmarks/01_items.ipynb #c047
 def record_of(
     name:str,           # Of a benchmark or of its VLMEvalKit table; case, `-` and `_` do not matter
 )->Benchmark:
     "The record of a benchmark; raise LookupError if there is none"
-    for b in BENCHMARKS.values():
-        if _bare(name) in map(_bare, (b.name, *b.tables)): return b
+    if not isinstance(name, str):
+        raise ValueError(f"A benchmark is named here, not handed over: enter it, as in "
+                         f"BENCHMARKS['quiz'] = Benchmark('quiz', ...), and say benchmark='quiz'.")
+    for key, b in BENCHMARKS.items():
+        if _bare(name) in map(_bare, (key, b.name, *b.tables)): return b
     raise LookupError(f"No benchmark is named {name!r}. There are: {', '.join(BENCHMARKS)}. "
                       f"A table of your own is read by its path: load('mine.csv').")
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c045
+# %% ../../nbs/benchmarks/01_items.ipynb #c051
 ROW_KEYS = ('benchmark', 'split', 'run', 'index', 'group')  # Which reply a row is, in every table
 
 def row_of(
@@ -233,7 +277,7 @@ def row_of(
                metric=item.metric or metric_of(item.benchmark))
     return own|{k:text_of(v) for k, v in item.tags.items() if k not in own}
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c048
+# %% ../../nbs/benchmarks/01_items.ipynb #c054
 def text_of(
     value,              # Cell
 )->str|None:            # None: empty
@@ -246,7 +290,7 @@ def text_of(
     text = str(value)
     return text if text.strip() else None
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c051
+# %% ../../nbs/benchmarks/01_items.ipynb #c057
 def cell(
     row:dict,           # Of a table
     *columns:str,       # The first one that holds something is taken
@@ -257,7 +301,7 @@ def cell(
     if any(c in row for c in columns): raise ValueError(f"`{next(c for c in columns if c in row)}` is empty")
     raise ValueError(f"there is no column {' or '.join(f'`{c}`' for c in columns)}")
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c054
+# %% ../../nbs/benchmarks/01_items.ipynb #c060
 def unpacked(
     value,              # Cell: a list, an object, or the text of one
 ):
@@ -268,7 +312,7 @@ def unpacked(
         except (ValueError, SyntaxError, RecursionError, MemoryError): continue
     return value
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c057
+# %% ../../nbs/benchmarks/01_items.ipynb #c063
 LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
 
 def options_of(
@@ -284,7 +328,7 @@ def options_of(
     while lettered and lettered[-1] is None: lettered.pop()
     return tuple(o or '' for o in lettered)
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c060
+# %% ../../nbs/benchmarks/01_items.ipynb #c066
 DIRECTLY = "Answer with the option's letter from the given choices directly."
 
 def lettered(
@@ -295,7 +339,7 @@ def lettered(
     "A question with its options, one a line"
     return '\n'.join([question, *(mark.format(l, c) for l, c in zip(LETTERS, choices))])
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c063
+# %% ../../nbs/benchmarks/01_items.ipynb #c069
 def tags_of(
     **named,            # Cells
 )->dict:

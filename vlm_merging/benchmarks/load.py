@@ -5,19 +5,21 @@
 # %% ../../nbs/benchmarks/06_load.ipynb #c005
 from __future__ import annotations
 import hashlib, warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from pkgutil import resolve_name
 import polars as pl
 from .items import (BENCHMARKS, Benchmark, DIRECTLY, Item, LETTERS, Picture, cell,
-    lettered, one_line, options_of, pictures, record_of, tags_of, text_of, unpacked)
+    RULE_OF, lettered, one_line, options_of, pictures, record_of, tags_of, text_of, unpacked)
 from ..lab.trio import questions
 from .prepare import pattern_of, prepared
-from .tables import IMAGES, TABLE_SUFFIXES, pictures_at, rows_in, told_rows
+from .tables import IMAGES, TABLE_SUFFIXES, pictures_at, rows_in, rows_in_words
 
 # %% auto #0
-__all__ = ['OWN_COLUMNS', 'SHOWN', 'option_of', 'own_row', 'subset', 'Items', 'lab_items', 'Table', 'table_of', 'load',
-           'as_items']
+__all__ = ['OWN_COLUMNS', 'SHOWN', 'RULES_AT', 'PICTURE_FILES', 'option_of', 'own_row', 'subset', 'Items', 'lab_items', 'Table',
+           'table_of', 'check_rule', 'load', 'as_items']
 
 # %% ../../nbs/benchmarks/06_load.ipynb #c009
 def option_of(
@@ -136,6 +138,7 @@ def _table_of_file(path, record, split, name):
     known = [b for b in BENCHMARKS.values() if path.suffix.lower()=='.tsv' and path.stem in b.tables]
     record = record or (known[0] if known else None)
     if record is None: return Table((path,), None, '', split or '', name or path.stem)
+    if not record.splits: return Table((path,), record, split or record.split, split or '', record.name)
     part = pattern_of(record, split)[1] if split else ''
     named = (s for s, p in record.splits.items() if fnmatchcase(path.name, p.rpartition('/')[2]))
     return Table((path,), record, split or record.tables.get(path.stem) or next(named, ''), part, record.name)
@@ -151,15 +154,16 @@ def table_of(
     "Find out what is meant; raise ValueError or LookupError if nothing is"
     record = record_of(benchmark) if benchmark else None
     if isinstance(what, (pl.DataFrame, pl.LazyFrame)):
-        part = split or '' if not record else pattern_of(record, split)[1] if split else ''
-        return Table((what,), record, split or '', part, record.name if record else name or 'table')
+        part = pattern_of(record, split)[1] if split and record and record.splits else split or ''
+        usual = record.split if record and not record.splits else ''
+        return Table((what,), record, split or usual, part, record.name if record else name or 'table')
     if not isinstance(what, (str, Path)):
         raise ValueError(f"{type(what).__name__} is no table. Give a path, a name or a polars frame.")
     path = Path(what).expanduser()
     if path.is_file(): return _table_of_file(path, record, split, name)
     if path.is_dir(): raise ValueError(f"{path} is a folder. Name one table in it, or if it is a benchmark: "
                                        f"prepare(name, source={str(path)!r}).")
-    if path.suffix.lower() in TABLE_SUFFIXES or '/' in str(what):
+    if path.suffix.lower() in (*TABLE_SUFFIXES, '.xlsx', '.xls', '.txt') or '/' in str(what):
         raise ValueError(f"{path} is not there. Name a table ({', '.join(TABLE_SUFFIXES)}) or a benchmark.")
     record = record_of(str(what))
     split = split or record.tables.get(str(what)) or record.split
@@ -167,7 +171,28 @@ def table_of(
     tables = tuple(f for f in files if f.suffix.lower() in TABLE_SUFFIXES)
     return Table(tables, record, split, part, record.name)
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c037
+# %% ../../nbs/benchmarks/06_load.ipynb #c036
+RULES_AT = 'vlm_merging.scoring.score:RULES'
+
+def check_rule(
+    metric:str|None,    # Name of a rule; None: that of the benchmark
+    where:str='',       # What names it, for the message
+)->None:
+    "Raise ValueError if no rule has this name"
+    if metric is None or metric in RULE_OF.values(): return
+    if metric not in (rules := resolve_name(RULES_AT)):
+        raise ValueError(f"{where}there is no rule named {metric!r}; there are {', '.join(rules)}.")
+
+# %% ../../nbs/benchmarks/06_load.ipynb #c040
+def _returned(item, to_item):
+    "What a row function returned; raise ValueError if it is no item"
+    if isinstance(item, Item): return item
+    what = 'nothing' if item is None else f'a {type(item).__name__}'
+    raise ValueError(f"{getattr(to_item, '__name__', 'The row function')} returns {what} where an Item is "
+                     f"needed: return Item(id, question, answer). "
+                     f"To leave a row out, raise ValueError with the reason.")
+
+# %% ../../nbs/benchmarks/06_load.ipynb #c042
 def _items_of_rows(numbered, table, file, folder, first, word):
     "Items of one file by number of their row, and sentences about the rows that make none"
     own = table.record is None
@@ -186,13 +211,15 @@ def _items_of_rows(numbered, table, file, folder, first, word):
         try:
             if source is not None and not blind:
                 row[columns[0]] = pictures_at(source, folder, by_index, own, where)
-            out.append((n, to_item(row)))
+            item = to_item(row)
+            if isinstance(item, Item): check_rule(item.metric)
         except ValueError as e: failed.setdefault(str(e).rstrip('.'), []).append(n)
         except (TypeError, KeyError, AttributeError) as e:
-            failed.setdefault(f'the row cannot be read ({e})', []).append(n)
-    return out, [f"{file} {told_rows(at, word)}: {why}." for why, at in failed.items()]
+            failed.setdefault(f'the row cannot be read ({type(e).__name__}: {e})', []).append(n)
+        else: out.append((n, _returned(item, to_item)))
+    return out, [f"{file} {rows_in_words(at, word)}: {why}." for why, at in failed.items()]
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c040
+# %% ../../nbs/benchmarks/06_load.ipynb #c045
 def _unique(numbered, seen, file, word):
     "Items whose index is new, and a sentence about the others"
     out, twice = [], []
@@ -200,10 +227,10 @@ def _unique(numbered, seen, file, word):
         if (item.split, item.id) in seen: twice.append(n)
         else: out.append(item)
         seen.add((item.split, item.id))
-    why = f"{file} {told_rows(twice, word)}: the index stands in an earlier row already; that one counts."
+    why = f"{file} {rows_in_words(twice, word)}: the index stands in an earlier row already; that one counts."
     return out, [why] if twice else []
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c044
+# %% ../../nbs/benchmarks/06_load.ipynb #c049
 def _read_file(source, table, first, seen, problems):
     "The new items of one file, and how many rows it has; problems are added to those of earlier files"
     frame = not isinstance(source, Path)
@@ -214,12 +241,28 @@ def _read_file(source, table, first, seen, problems):
     if not numbered:
         raise ValueError(problems[0] if problems else f"{'The table' if frame else source} has no rows.")
     some, left = _items_of_rows(numbered, table, file, Path() if frame else source.parent, first, word)
-    if not some: raise ValueError(f"{left[0]} Its columns are {', '.join(numbered[0][1])[:200]}.")
+    if not some:
+        own = 'there is no column' in left[0] and table.record is None
+        other = " A record that reads other columns is named with benchmark='NAME'." if own else ''
+        raise ValueError(f"{left[0]} Its columns are {', '.join(numbered[0][1])[:200]}.{other}")
     new, twice = _unique(some, seen, file, word)
     problems += left+twice
     return new, len(numbered)
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c045
+# %% ../../nbs/benchmarks/06_load.ipynb #c052
+PICTURE_FILES = ('.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp')
+
+def _unseen_pictures(items, name):
+    "A sentence about a tag that names pictures, in a list: empty if there is none, or any item has a picture"
+    if any(i.images for i in items): return []
+    cells = ((k, v) for i in items for k, v in i.tags.items())
+    column, cell = next((o for o in cells if str(o[1]).lower().endswith(PICTURE_FILES)), ('', ''))
+    sentence = (f"{name}: no row has a picture, and the column {column} holds {one_line(cell, 40)!r}. "
+                f"Pictures are read from the columns {', '.join(IMAGES)}. "
+                f"Rename it if the model is to see them.")
+    return [sentence] if column else []
+
+# %% ../../nbs/benchmarks/06_load.ipynb #c055
 def load(
     what:Path|str|pl.DataFrame, # A table, a prepared benchmark, or lab: questions for the embedded models
     split:str|None=None, # Part of it; default: the usual split of a benchmark, all of a table
@@ -230,9 +273,13 @@ def load(
     folder:Path|str|None=None, # Where prepared benchmarks lie; default: `data_root()`
 )->Items:               # A list with `.problems`: sentences about rows that are left out
     "Questions as items; raise ValueError or LookupError with one sentence if there are none"
+    if split is not None and not isinstance(split, str):
+        raise ValueError(f"`split` is {split!r}, where the name of a part is needed. "
+                         f"A number of items is `n`: load({what!r}, n=50).")
     if isinstance(what, str) and what=='lab':
         return Items(lab_items(420 if n is None else n, seed, split or 'test'))
     table = table_of(what, split, benchmark, name, folder)
+    if table.record: check_rule(table.record.metric, f'The record of {table.name}: ')
     problems, items, seen, rows = [], [], set(), 0
     for source in table.files:
         new, size = _read_file(source, table, rows, seen, problems)
@@ -244,14 +291,30 @@ def load(
         items = [i for i in items if i.split==table.part]
         if not items: raise LookupError(f"No row is of the split {table.part!r}; there are "
                                         f"{', '.join(map(repr, there[:12]))}.")
+    if table.record is None: problems += _unseen_pictures(items, table.name)
     return Items(subset(items, n, seed) if n is not None else items, problems, left)
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c051
+# %% ../../nbs/benchmarks/06_load.ipynb #c063
+def _listed(items):
+    "Items from anything that holds some; raise ValueError if it holds something else"
+    kind = type(items).__name__
+    if hasattr(items, 'question'):
+        raise ValueError(f"One {kind} is no list of questions. Put it into one: [item].")
+    if callable(items) or isinstance(items, dict) or not isinstance(items, Iterable):
+        raise ValueError(f"{kind} is no list of questions. Give items, a table or the name of a benchmark, "
+                         f"and before them the model.")
+    items = list(items)
+    for n, i in enumerate(items, 1):
+        if not hasattr(i, 'question'):
+            raise ValueError(f"Question {n} is a {type(i).__name__}, where an Item is needed: "
+                             f"Item('1', 'How many?').")
+    return items
+
 def as_items(
     items,              # `Item`s; or a table, its path, or the name of a benchmark, which are loaded
 )->list[Item]:
     "Questions as items; warn of rows that make none"
-    if not isinstance(items, (str, Path, pl.DataFrame, pl.LazyFrame)): return list(items)
+    if not isinstance(items, (str, Path, pl.DataFrame, pl.LazyFrame)): return _listed(items)
     loaded = load(items)
     if loaded.problems: warnings.warn(' '.join(loaded.problems[:5]), stacklevel=3)
     return loaded

@@ -154,7 +154,7 @@ for record in (
         revision='92a54bd1384387c178d5a07140a2d85e0a3d12e1', prompt='The question alone'),
 ): BENCHMARKS[record.name] = record
 
-# %% ../../nbs/benchmarks/03_perception.ipynb #c041
+# %% ../../nbs/benchmarks/03_perception.ipynb #c043
 TABLE = dict(
     vwtq="""You are asked to answer questions asked on an image.
 You should answer the question with a single word.
@@ -190,7 +190,7 @@ Answer: 34.2%
 Question: {question}
 Answer:""")
 
-# %% ../../nbs/benchmarks/03_perception.ipynb #c044
+# %% ../../nbs/benchmarks/03_perception.ipynb #c046
 def tablevqa_row(
     row:dict,           # Of terryoo/TableVQA-Bench (one file a part) or of TableVQABench.tsv
 )->Item:
@@ -212,7 +212,7 @@ def tablevqa_row(
     return Item(index, question, gold, choices=('True', 'False'), answer_option='A' if gold=='True' else 'B',
                 question_type='multi_choice', **more)
 
-# %% ../../nbs/benchmarks/03_perception.ipynb #c046
+# %% ../../nbs/benchmarks/03_perception.ipynb #c048
 BENCHMARKS['TableVQA-Bench'] = Benchmark('TableVQA-Bench', 'terryoo/TableVQA-Bench', 'all', tablevqa_row,
     RULE_OF['TableVQA-Bench'],
     splits=dict(all='data/*.parquet', **{p:f'data/{p}-*.parquet' for p in (*TABLE, 'vwtq_syn')}),
@@ -220,7 +220,7 @@ BENCHMARKS['TableVQA-Bench'] = Benchmark('TableVQA-Bench', 'terryoo/TableVQA-Ben
     revision='bde91518c3c5559db9c2b73c13218e3314d12514',
     prompt='You are asked to answer ... Example: ... Question: ...\\nAnswer:')
 
-# %% ../../nbs/benchmarks/03_perception.ipynb #c049
+# %% ../../nbs/benchmarks/03_perception.ipynb #c053
 def pope_row(
     row:dict,           # Of lmms-lab/POPE or of POPE.tsv
 )->Item:

@@ -34,6 +34,10 @@ def pattern_of(
 )->tuple[str, str]:     # Pattern of the files; part of them that the split is, empty for all
     "Which files hold a split; raise LookupError if there is no such split"
     split = split or record.split
+    if not record.splits:
+        raise LookupError(f"The record of {record.name} names no files. Read yours by its path, as in "
+                          f"load('table.csv', benchmark={record.name!r}), or say where they are: "
+                          f"splits={{{split!r}: 'table.csv'}} in the record.")
     if split not in record.splits:
         raise LookupError(f"{record.name} has no split {split!r}. There are: {', '.join(record.splits)}.")
     pattern, _, part = record.splits[split].partition('#')
@@ -53,7 +57,7 @@ def matching(
     for fits in (lambda p: fnmatchcase(p.relative_to(folder).as_posix(), pattern),
                  lambda p: fnmatchcase(p.name, pattern.rpartition('/')[2]),
                  lambda p: p.suffix=='.tsv' and p.stem in tables):
-        if found:=[p for p in files if fits(p)]: return found
+        if fitting := [p for p in files if fits(p)]: return fitting
     return []
 
 # %% ../../nbs/benchmarks/05_prepare.ipynb #c020
@@ -125,7 +129,7 @@ def _write_note(out, record, key, note):
     os.replace(draft, out/NOTE)
     flush_folder(out)
 
-# %% ../../nbs/benchmarks/05_prepare.ipynb #c034
+# %% ../../nbs/benchmarks/05_prepare.ipynb #c037
 def prepare(
     name:str,           # Of a benchmark: MathVista, or MathVista_MINI
     folder:Path|str|None=None, # Where the folders of benchmarks lie; default: `data_root()`
@@ -142,6 +146,9 @@ def prepare(
     same = note and hub and revision in (None, note['commit'], note['revision'])
     if same and _intact(out, note): return out
     wanted = revision or record.revision
+    if hub and record.source=='local':
+        raise ValueError(f"{record.name} is a benchmark of your own, and not on the hub. Name the file or "
+                         f"folder that holds {pattern}: prepare({record.name!r}, source='folder').")
     got = _from_hub(record, pattern, wanted) if hub else Path(source).expanduser()
     if not got.exists(): raise ValueError(f"{got} is not there. Name a file or folder that holds {pattern}.")
     files = [got] if got.is_file() else matching(record, split, got)
@@ -159,7 +166,7 @@ def prepare(
                          f"Make room, or choose another folder.") from None
     return out
 
-# %% ../../nbs/benchmarks/05_prepare.ipynb #c038
+# %% ../../nbs/benchmarks/05_prepare.ipynb #c041
 def prepared(
     name:str,           # Of a benchmark
     split:str|None=None, # None: the default split
@@ -175,7 +182,8 @@ def prepared(
     narrow = [f for f in names if fnmatchcase(f, pattern) or fnmatchcase(Path(f).name, last)]
     files = [out/f for f in narrow or names]
     if files and all(f.is_file() for f in files): return files, part
-    option = f' --split {split}' if split else ''
+    option, own = f' --split {split}' if split else '', record.source=='local'
+    hub = f"Run `vlm-merging prepare {record.name}{option}` once where there is a network, or "
     raise LookupError(f"{record.name} ({split or record.split}) is not prepared in {out}. "
-                      f"Run `vlm-merging prepare {record.name}{option}` once where there is "
-                      f"a network, or prepare({record.name!r}, source='folder') from files that you have.")
+                      f"{'Run ' if own else hub}prepare({record.name!r}, source='folder') "
+                      f"from files that you have.")

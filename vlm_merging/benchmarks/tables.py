@@ -13,7 +13,7 @@ from PIL import Image
 from .items import Picture, unpacked
 
 # %% auto #0
-__all__ = ['ROWS_AT_ONCE', 'IMAGES', 'LONG', 'TABLE_SUFFIXES', 'POINTER', 'inside', 'Cell', 'told_rows', 'rows_in',
+__all__ = ['ROWS_AT_ONCE', 'IMAGES', 'LONG', 'TABLE_SUFFIXES', 'POINTER', 'inside', 'Cell', 'rows_in_words', 'rows_in',
            'image_source', 'pictures_at']
 
 # %% ../../nbs/benchmarks/04_tables.ipynb #c009
@@ -66,7 +66,7 @@ class Cell:
         return value
 
 # %% ../../nbs/benchmarks/04_tables.ipynb #c019
-def told_rows(
+def rows_in_words(
     rows:list[int],     # Numbers of rows or lines
     word:str='row',     # What a row is called: row or line
 )->str:
@@ -143,8 +143,8 @@ def _csv_rows(path, problems):
         with open(path, encoding='utf-8-sig', newline='') as f:
             numbered = enumerate(csv.reader(f, delimiter=mark))
             bad = {n for n, fields in numbered if n and len(fields)>len(names)}
-        problems.append(f"{path.name} {told_rows(sorted(bad))}: more cells than the {len(names)} columns. "
-                        f"Put quotes around text that holds a {name}.")
+        problems.append(f"{path.name} {rows_in_words(sorted(bad))}: more cells than the {len(names)} "
+                        f"columns. Put quotes around text that holds a {name}.")
         frame = read(True)
     yield from ((n, row) for n, row in _with_cells(path, frame, (), texts, {}) if n not in bad)
 
@@ -164,7 +164,7 @@ def _jsonl_rows(path, problems):
                 if not isinstance(row[c], list): row[c] = later(row[c], c, begin)
                 else: row[c] = [later(o, c, begin, k) for k, o in enumerate(row[c])]
             yield n, row
-    if broken: problems.append(f"{path.name} {told_rows(broken, 'line')}: no JSON object. "
+    if broken: problems.append(f"{path.name} {rows_in_words(broken, 'line')}: no JSON object. "
                                f"Each line must be one.")
 
 # %% ../../nbs/benchmarks/04_tables.ipynb #c042

@@ -79,11 +79,12 @@ def questions_of(
     from vlm_merging.benchmarks.tables import IMAGES
     items, left = [], 0
     for name in benchmark:
-        found = load(**taken(given, LOADED)|dict(what=name))
-        for told in found.problems: tell(told)
-        if os.path.isfile(name) and not any(i.images for i in found):
+        loaded = load(**taken(given, LOADED)|dict(what=name))
+        for sentence in loaded.problems: tell(sentence)
+        known = any('no row has a picture' in sentence for sentence in loaded.problems)
+        if os.path.isfile(name) and not known and not any(i.images for i in loaded):
             tell(f"{name}: no row has a picture; pictures are read from the columns {', '.join(IMAGES)}.")
-        items, left = items+found, left+found.left
+        items, left = items+loaded, left+loaded.left
     return items, left
 
 def folder_wanted(
@@ -122,9 +123,9 @@ def unfinished(
     "What a run lacks, in a sentence"
     if not Path(path).is_dir(): return []
     from vlm_merging.asking.replies import report
-    told = report(path)
-    done, _, all_ = told.split(' ', 3)[:3]
-    return [] if done==all_ else [f'{path}: {told} What is there is no random part of it.']
+    sentences = report(path)
+    done, _, all_ = sentences.split(' ', 3)[:3]
+    return [] if done==all_ else [f'{path}: {sentences} What is there is no random part of it.']
 
 def accuracy_said(
     scores,             # A score table
@@ -143,10 +144,10 @@ def accuracy_said(
     for (benchmark, run), what in by.items():
         a = what.get('accuracy')
         more = [k for k in ('answered', 'loop', 'cut-off', 'worst case') if k in what]
-        beside, said = [f"{k} {what[k]['value']:.1%}" for k in more], 'no score'
+        beside, share = ', '.join(f"{k} {what[k]['value']:.1%}" for k in more), 'no score'
         if a and a['value'] is not None:
-            said = f"{a['value']:.1%} (95% {a['low']:.1%} to {a['high']:.1%}) of {a['n']}"
-        out.append(f"{benchmark}, {run}: {said}; {', '.join(beside)}")
+            share = f"{a['value']:.1%} (95% {a['low']:.1%} to {a['high']:.1%}) of {a['n']}"
+        out.append(f"{benchmark}, {run}: {share}"+f'; {beside}'*bool(beside))
     return '\n'.join(out)
 
 @command(example='vlm-merging score runs/a --out a.parquet\n'
@@ -177,7 +178,7 @@ def score_command(
         print(judge_report(scores))
     else: scores = score(frame, protocol)
     if out: write_table(scores, out)
-    for told in [*left, *unfinished(table), *problems(scores)]: tell(told)
+    for sentence in [*left, *unfinished(table), *problems(scores)]: tell(sentence)
     print(accuracy_said(scores))
     return 0
 
@@ -224,7 +225,7 @@ def compare_command(
     ready_to_write(chart, PAGES)
     left = []
     a, b = (read_scores(p, given.get('protocol', 'offline'), left) for p in (before, after))
-    for told in [*left, *unfinished(before), *unfinished(after)]: tell(told)
+    for sentence in [*left, *unfinished(before), *unfinished(after)]: tell(sentence)
     runs = [t['run'].unique().to_list() if 'run' in t.columns else [] for t in (a, b)]
     if runs[0]==runs[1]!=[]:                # Told apart by where they lie
         a, b = (t.with_columns(run=pl.lit(str(p))) for t, p in ((a, before), (b, after)))

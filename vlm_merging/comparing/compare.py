@@ -20,7 +20,11 @@ __all__ = ['SCREEN', 'ROWS', 'verdict_markdown', 'Comparison', 'compare']
 # %% ../../nbs/comparing/04_compare.ipynb #c012
 def _scores(run, protocol):
     if isinstance(run, (str, Path)): run = table_at(run)
-    if not isinstance(run, pl.DataFrame): return run                  # Several score tables
+    if not isinstance(run, pl.DataFrame):
+        tables = isinstance(run, (list, tuple)) and all(isinstance(t, pl.DataFrame) for t in run)
+        if tables and run: return run
+        raise ValueError(f"{type(run).__name__} is no run. Give its folder, a table of replies or of scores, "
+                         f"or a list of score tables.")
     return run if 'correct' in run.columns or 'prediction' not in run.columns else score(run, protocol)
 
 # %% ../../nbs/comparing/04_compare.ipynb #c015

@@ -77,16 +77,16 @@ def change_said(
         return f'{where}: nothing to compare; none of its {asked} items has a score in both runs.'
     ends, size, corrected = _sizes(row, family)
     sided = 'better' if row['difference']>0 else 'worse'
-    if row['p']<.05<=row['p_holm']: said = f'{where} {size}, does not survive correction ({corrected})'
-    elif row['p']<.05: said = f'{where} is {sided}: {size}' + f' ({corrected})'*(family>1)
-    elif _blind(row): said = f"{where}: too few items to say ({row['n']} item{'s'*(row['n']!=1)}, {ends})"
+    if row['p']<.05<=row['p_holm']: sentence = f'{where} {size}, does not survive correction ({corrected})'
+    elif row['p']<.05: sentence = f'{where} is {sided}: {size}' + f' ({corrected})'*(family>1)
+    elif _blind(row): sentence = f"{where}: too few items to say ({row['n']} item{'s'*(row['n']!=1)}, {ends})"
     elif not row['won']+row['lost']:
-        said = f"No item was scored differently on {where} ({row['n']} items, {ends})"
+        sentence = f"No item was scored differently on {where} ({row['n']} items, {ends})"
     else:
         seen = f"{points(row['detectable'], False)} points could have been seen with {row['n']} items"
-        said = f'No evidence of a change on {where} ({size}; {seen})'
-    if 2*row['n']<asked: said += f". The runs share only {row['n']} of {asked} items, so this says little"
-    return said+'.'
+        sentence = f'No evidence of a change on {where} ({size}; {seen})'
+    if 2*row['n']<asked: sentence += f". The runs share only {row['n']} of {asked} items, so this says little"
+    return sentence+'.'
 
 # %% ../../nbs/comparing/03_findings.ipynb #c035
 def _readable_said(row):
@@ -134,6 +134,8 @@ def _left_out(whole, who, total):
 
 # %% ../../nbs/comparing/03_findings.ipynb #c044
 def _compared_rows(table):
+    if not isinstance(table, pl.DataFrame):
+        raise ValueError(f"{type(table).__name__} is no comparison. Give what `compare` returns.")
     lost = [c for c in COMPARISON_COLUMNS if c not in table.columns]
     if lost:
         raise ValueError(f"The table has no column {', '.join(lost[:6])}. "

@@ -131,8 +131,8 @@ def _split_rows(part):
 def _mask_lines(shown, measure, depths, words=HURT_WORDS):
     for (how, name), masks in shown.group_by('how', 'part', maintain_order=True):
         for (tag, where), rows in masks.group_by('tag', 'where', maintain_order=True):
-            said = place_layers(rows.to_dicts(), measure, words)
-            yield f'- {name} by {how}, {_kind_said(tag, where)}{said}.'
+            layers = place_layers(rows.to_dicts(), measure, words)
+            yield f'- {name} by {how}, {_kind_said(tag, where)}{layers}.'
         for d in [] if depths is None else depths.filter(part=name, how=how).drop_nulls('centre').to_dicts():
             few = masks.filter(tag=d['tag'])['where'].n_unique()<4   # Pairs of more are left to the table
             if d['tag'] in shown['tag'] and (d['versus'] is None or few): yield _depth_said(d)

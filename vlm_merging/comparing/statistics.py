@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 from ..benchmarks.items import ROW_KEYS
-from ..benchmarks.tables import told_rows
+from ..benchmarks.tables import rows_in_words
 
 # %% auto #0
 __all__ = ['Z', 'RESAMPLES', 'FEW', 'VARIANTS', 'SUMMARY_COLUMNS', 'EDGES', 'rows_said', 'typed_table', 'wilson', 'resampled',
@@ -20,7 +20,7 @@ def rows_said(
     where:pl.Series,    # One truth value a row
 )->str:
     "`row 3`, or `rows 3, 7 and 2 more`; the first row is 1"
-    return told_rows([i+1 for i in where.fill_null(False).arg_true()])
+    return rows_in_words([i+1 for i in where.fill_null(False).arg_true()])
 
 # %% ../../nbs/comparing/01_statistics.ipynb #c015
 def _one_frame(scores, need):
@@ -254,9 +254,9 @@ _YESNO = {'precision':lambda s: s[:, 0]/s[:, 1],           # Of sums: yes and ri
 
 def _yesno_sums(frame):
     "The sums, or None where the questions do not ask for yes or no"
-    gold, told = (frame[c].str.strip_chars().str.to_lowercase() for c in ('answer', 'picked'))
-    if not gold.is_in(['yes', 'no']).fill_null(False).all() or told.is_null().all(): return None
-    said, want = (told=='yes').fill_null(False), gold=='yes'
+    gold, picked = (frame[c].str.strip_chars().str.to_lowercase() for c in ('answer', 'picked'))
+    if not gold.is_in(['yes', 'no']).fill_null(False).all() or picked.is_null().all(): return None
+    said, want = (picked=='yes').fill_null(False), gold=='yes'
     return summed(frame.with_columns(both=said&want, said=said, want=want), 'both', 'said', 'want')
 
 # %% ../../nbs/comparing/01_statistics.ipynb #c072

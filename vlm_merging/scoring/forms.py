@@ -89,9 +89,9 @@ def sides(
     text:str,           # As `plain_spelling` gives it
 )->tuple[str, str, str]|None: # Left, relation, right; None: no relation, or several
     "The two sides of an equation or inequality"
-    found = list(_RELATION.finditer(text))
-    if len(found)!=1: return None
-    m = found[0]
+    relations = list(_RELATION.finditer(text))
+    if len(relations)!=1: return None
+    m = relations[0]
     return text[:m.start()].strip(), m[0], text[m.end():].strip()
 
 # %% ../../nbs/scoring/04_forms.ipynb #c028

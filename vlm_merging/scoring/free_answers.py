@@ -86,32 +86,32 @@ def _as_brackets(sentence):
 # %% ../../nbs/scoring/09_free_answers.ipynb #c021
 def _coordinates_in(s, gold):
     "The last coordinates or intervals, as many as the gold answer has"
-    found = coordinates(re.sub(r'\bthe origin\b', '(0,0)', s))
+    points = coordinates(re.sub(r'\bthe origin\b', '(0,0)', s))
     many = len(coordinates(plain_spelling(gold))) or 1
-    return '; '.join(found[-many:]) if found else _as_brackets(s) if many==1 else None
+    return '; '.join(points[-many:]) if points else _as_brackets(s) if many==1 else None
 
 # %% ../../nbs/scoring/09_free_answers.ipynb #c025
 def _range_in(s, gold):
     "The last range, such as `10 to 30`"
-    found = [m[0] for m in re.finditer(ENDS, s) if range_ends(m[0].strip())]
-    return found[-1].strip() if found else None
+    ranges = [m[0] for m in re.finditer(ENDS, s) if range_ends(m[0].strip())]
+    return ranges[-1].strip() if ranges else None
 
 def _ratio_in(s, gold):
     "The last ratio, with colons"
-    found = re.findall(r'(?<![\d:])\d{1,9}(?: ?: ?\d{1,9})+(?![\d:])|\b\d{1,9} to \d{1,9}\b', s)
-    return found[-1].replace(' to ', ':') if found else None
+    ratios = re.findall(r'(?<![\d:])\d{1,9}(?: ?: ?\d{1,9})+(?![\d:])|\b\d{1,9} to \d{1,9}\b', s)
+    return ratios[-1].replace(' to ', ':') if ratios else None
 
 # %% ../../nbs/scoring/09_free_answers.ipynb #c027
 def _list_in(s, gold):
     "The last list of numbers; the whole passage if it has as many parts as the gold answer"
     if len(list_parts(s))==len(list_parts(plain_spelling(gold))): return s
-    found = re.findall(r'(?:-?\d[\d.]*(?:\s*(?:,|;|and|or|,\s*and)\s*))+-?\d[\d.]*|\[[^\[\]]*\]', s)
-    return found[-1] if found else None
+    lists = re.findall(r'(?:-?\d[\d.]*(?:\s*(?:,|;|and|or|,\s*and)\s*))+-?\d[\d.]*|\[[^\[\]]*\]', s)
+    return lists[-1] if lists else None
 
 def _yes_or_no_in(s, gold):
     "Yes, no, true or false"
-    found = re.findall(r'\b(?:yes|no|true|false)\b(?! (?:evidence|information|way|one))', s.lower())
-    return (found[0] if s.lower().startswith(found[0]) else found[-1]) if found else None
+    words = re.findall(r'\b(?:yes|no|true|false)\b(?! (?:evidence|information|way|one))', s.lower())
+    return (words[0] if s.lower().startswith(words[0]) else words[-1]) if words else None
 
 # %% ../../nbs/scoring/09_free_answers.ipynb #c030
 _LAST_OF_KIND = {'coordinates':_coordinates_in, 'range':_range_in, 'ratio':_ratio_in, 'list':_list_in,
@@ -134,8 +134,8 @@ def pick_text(
     if not commas and behind: return Pick(re.split(r', (?=[a-z])', p.text)[0], p.tier, p.reason)
     if behind or words>4: return p
     if (m:=CONCLUSION.match(p.text)) and m[1].strip(' .'): p = Pick(m[1], p.tier, p.reason)
-    said = list(_SAID.finditer(p.text))
-    rest = p.text[said[-1].end():].strip(' .*:$') if said else ''
+    verbs = list(_SAID.finditer(p.text))
+    rest = p.text[verbs[-1].end():].strip(' .*:$') if verbs else ''
     if not commas: rest = re.split(r', (?=[a-z])', rest)[0]
     return Pick(rest, p.tier, p.reason) if rest and len(rest.split())<=words+3 else p
 
@@ -152,8 +152,8 @@ def _pick_of_kind(kind, passages, reply, gold):
         longer = [p for t in tries for p in (t, _onward(t, reply))]
         tries = [p for p in longer if len(coordinates(plain_spelling(p.text)))>=many] or tries
     for p in tries:
-        found = _LAST_OF_KIND[kind](plain_spelling(p.text), gold)
-        if found is not None: return Pick(found, p.tier, p.reason)
+        text = _LAST_OF_KIND[kind](plain_spelling(p.text), gold)
+        if text is not None: return Pick(text, p.tier, p.reason)
 
 # %% ../../nbs/scoring/09_free_answers.ipynb #c041
 _FIRST = re.compile(r'[$ ]*(-?[$\d][\d,.]*\d|-?\d)(?: ?[a-z%°]+)?'

@@ -54,9 +54,9 @@ def _names(reply, letter, choices):
 def _invented(answer, reply, choices=()):
     "Numbers and letters that the judge names and the reply does not hold"
     if m:=re.fullmatch(r'\W*([A-Z])\W*', answer): return [] if _names(reply, m[1], choices) else [m[1]]
-    held = {*_A_NUMBER.findall(reply.replace(',', ''))}
-    held |= {f'{spelled(m[0])[0]:g}' for m in SPELLED.finditer(reply)}
-    return [n for n in _A_NUMBER.findall(answer.replace(',', '')) if n not in held]
+    numbers = {*_A_NUMBER.findall(reply.replace(',', ''))}
+    numbers |= {f'{spelled(m[0])[0]:g}' for m in SPELLED.finditer(reply)}
+    return [n for n in _A_NUMBER.findall(answer.replace(',', '')) if n not in numbers]
 
 # %% ../../nbs/scoring/13_judge.ipynb #c015
 _NO_ANSWER = re.compile(r'\W*(?:none|no (?:final )?answer)\W*$', re.I)
@@ -92,17 +92,18 @@ def judged(
 )->pl.DataFrame:        # A score table under the protocol `judge`
     "Score replies, and ask a judge about those that no rule reads surely"
     frame = table_at(replies) if isinstance(replies, (str, Path)) else replies
-    scores, rows, said = score(frame), typed_replies(frame).to_dicts(), {}
+    scores, rows, answer_of = score(frame), typed_replies(frame).to_dicts(), {}
     items = {i:judge_item(rows[i]) for i in _asked_about(scores)}
     if items:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')                    # Failures are told by `judge_report`
             once = {item.id:item for item in items.values()}.values()
             answers = ask(judge, once, out=out, run=run, progress=progress)
-        said = dict(zip(answers['index'], answers['prediction']))
+        answer_of = dict(zip(answers['index'], answers['prediction']))
     after = scores.to_dicts()
     with Algebra() as algebra:
-        for i, item in items.items(): after[i] |= _with_judge(rows[i], said.get(item.id), after[i], algebra)
+        for i, item in items.items():
+            after[i] |= _with_judge(rows[i], answer_of.get(item.id), after[i], algebra)
     return pl.DataFrame(after, schema=scores.schema).with_columns(protocol=pl.lit('judge-1'))
 
 # %% ../../nbs/scoring/13_judge.ipynb #c025

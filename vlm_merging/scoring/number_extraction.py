@@ -178,9 +178,9 @@ def pick_number(
     sentence = _answering_part(_plain_sentence(sentence))
     if end:=_right_end(sentence): return None if re.match(r'or -?\d', quantity(end).rest) else end.strip()
     asked = _asked(question)
-    found = _candidates(sentence, asked)
-    if asked.counted and all(c.quoted for c in found) and _NO_VALUE.match(sentence): return '0'
-    if not found: return (_RATIO.findall(sentence) or [None])[-1]
-    if whole: found = [c for c in found if _WHOLE.match(c.text)] or found
-    taken = _most_direct(found, sentence, sure)
+    candidates = _candidates(sentence, asked)
+    if asked.counted and all(c.quoted for c in candidates) and _NO_VALUE.match(sentence): return '0'
+    if not candidates: return (_RATIO.findall(sentence) or [None])[-1]
+    if whole: candidates = [c for c in candidates if _WHOLE.match(c.text)] or candidates
+    taken = _most_direct(candidates, sentence, sure)
     return None if taken is None or taken.ranged else taken.text.strip()

@@ -29,12 +29,12 @@ def options_in(
     m = _OPTIONS_BEGIN.search(question)
     if not m: return ()
     rest = question[m.end():]
-    found, at, want = [], 0, 'A'
+    texts, at, want = [], 0, 'A'
     for o in _OPTION.finditer(rest):
         if o[1]!=want: continue
-        if found: found[-1] = rest[at:o.start()]
-        found.append(rest[o.end():]); at, want = o.end(), chr(ord(want)+1)
-    return tuple(o.strip(' \n,;') for o in found) if len(found)>1 else ()
+        if texts: texts[-1] = rest[at:o.start()]
+        texts.append(rest[o.end():]); at, want = o.end(), chr(ord(want)+1)
+    return tuple(o.strip(' \n,;') for o in texts) if len(texts)>1 else ()
 
 # %% ../../nbs/scoring/10_options.ipynb #c014
 def _bare_text(passage):
@@ -102,7 +102,7 @@ def _in_its_place(text, letter):
                  r'\b(?i:option|choice|answer|letter)s?\b'
                  r'(?:[ ,]*(?:is|would be|should be|must be|letter|option|choice))*'
                  rf'[ :("\'\[]*({letter})(?![\w\'’])(?!\s+(?:is|are|has|was)\b.*\b(?:incorrect|wrong))'):
-        if found:=re.findall(rule, text): return found[-1]
+        if letters:=re.findall(rule, text): return letters[-1]
 
 # %% ../../nbs/scoring/10_options.ipynb #c040
 _LEAD = (r"(?i:\b(?:so|hence|thus|therefore|it's|it is|it must be|must be|choose|pick|select|selected|"
@@ -230,8 +230,8 @@ _CROSS = re.compile(r'✗|✘|❌|\b(?:incorrect|wrong|false|not|no)\b', re.I)
 def _gone_through(reply, letter):
     "The lines of a reply that begin with an option: letter -> line"
     lines = re.split(r'\n|(?<=[.!?])\s+(?=\(?[A-Z][).:])', reply)
-    found = ((re.match(rf'\W*\(?({letter})\s*(?:[):]|\.(?!\w))', line), line) for line in lines)
-    return {m[1]:line for m, line in found if m}
+    begun = ((re.match(rf'\W*\(?({letter})\s*(?:[):]|\.(?!\w))', line), line) for line in lines)
+    return {m[1]:line for m, line in begun if m}
 
 def _ticked(lines):
     "The one option that is called correct; None: none is, or several are"
@@ -279,10 +279,10 @@ def _marked_option(passages, choices, letters):
 def _only_letter(sentence, letters):
     "The one capital letter of a sentence that can be an option; None: none, or several"
     s = re.sub(r',? (?:because|since|as) .*$', '', sentence)
-    found = set(re.findall(rf"(?<![A-Za-z'’\\$])([{letters}])"
+    capitals = set(re.findall(rf"(?<![A-Za-z'’\\$])([{letters}])"
                            rf"(?![A-Za-z'’=+*/^(]| [-=+<>]| (?!{_AFTER})[a-z]+ (?:is|are|has))", s))
-    if 'A' in found and re.search(rf'\bA(?= (?!{_AFTER})[a-z])', s): found.discard('A')
-    return found.pop() if len(found)==1 else None
+    if 'A' in capitals and re.search(rf'\bA(?= (?!{_AFTER})[a-z])', s): capitals.discard('A')
+    return capitals.pop() if len(capitals)==1 else None
 
 # %% ../../nbs/scoring/10_options.ipynb #c088
 def pick_option(

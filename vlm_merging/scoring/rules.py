@@ -42,8 +42,8 @@ def _infer_option(reply, choices):
     named = [l for l in letters if l in words]
     if len(named)==1: return named[0]
     text = reply.lower()
-    held = [l for l, c in zip(letters, choices) if c.strip() and c.lower() in text]
-    return held[0] if len(held)==1 else None
+    contained = [l for l, c in zip(letters, choices) if c.strip() and c.lower() in text]
+    return contained[0] if len(contained)==1 else None
 
 # %% ../../nbs/scoring/11_rules.ipynb #c018
 def option_strict(

@@ -18,7 +18,7 @@ from vlm_merging.scoring.rules import (
 from .passages import cut_off, finals, looping, readable_part, refused
 from .options import gold_letters, options_in, pick_option
 from .free_answers import answer_kind, pick_text, pick_value
-from ..benchmarks.tables import IMAGES, TABLE_SUFFIXES, rows_in, told_rows
+from ..benchmarks.tables import IMAGES, TABLE_SUFFIXES, rows_in, rows_in_words
 from .numbers import Late, limit, number
 from .quantities import unit_of
 
@@ -33,10 +33,10 @@ class _BadRow(ValueError):
 @lru_cache(maxsize=4096)
 def _read_choices(text):
     for read in (json.loads, ast.literal_eval):
-        try: held = read(text)
+        try: choices = read(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError): continue
-        if isinstance(held, dict): held = list(held.values())
-        if isinstance(held, (list, tuple)): return tuple(map(str, held))
+        if isinstance(choices, dict): choices = list(choices.values())
+        if isinstance(choices, (list, tuple)): return tuple(map(str, choices))
     raise _BadRow(f"the choices are neither a JSON list nor an object: {text[:60]!r}")
 
 def choices_of(
@@ -254,7 +254,7 @@ def _rows_at(path, problems):
     unread = [] if problems is None else problems
     rows = [r for _, r in rows_in(path, unread)]
     if problems is None:
-        for told in unread: warnings.warn(told, stacklevel=3)
+        for sentence in unread: warnings.warn(sentence, stacklevel=3)
     if rows: table = pl.DataFrame(rows, infer_schema_length=None, strict=False)
     else: table = pl.read_parquet(path) if path.suffix.lower()=='.parquet' else pl.DataFrame()
     return table.drop(IMAGES, strict=False)
@@ -315,10 +315,12 @@ def score(
 
 # %% ../../nbs/scoring/12_score.ipynb #c073
 def problems(
-    scores:pl.DataFrame, # As `score` gives it
+    scores:pl.DataFrame|str|Path, # As `score` gives it; or what `score` takes
 )->list[str]:            # One sentence a kind; empty: nothing to report
     "What is wrong with rows of a score table, with their numbers"
-    def rows(where): return told_rows([i+1 for i in where.arg_true()])
+    if isinstance(scores, (str, Path)): scores = table_at(scores)
+    if 'correct' not in getattr(scores, 'columns', ()): scores = score(scores)
+    def rows(where): return rows_in_words([i+1 for i in where.arg_true()])
     out, unread = [], scores['correct'].is_null()
     for why in scores.filter(unread)['reason'].unique(maintain_order=True)[:8]:
         out.append(f"Not scored, {rows(unread & (scores['reason']==why))}: {why}.")
