@@ -21,7 +21,7 @@ from ..comparing.findings import change_said
 
 # %% auto #0
 __all__ = ['TEXT_STYLE', 'FAINT_STYLE', 'EDGE', 'BUSY', 'filled', 'literal_text', 'reply_text', 'verdict_html', 'picture_html',
-           'table_html', 'asked_html', 'side_by_side', 'lines_html', 'still', 'Shown', 'Stopped', 'Worker',
+           'table_html', 'asked_html', 'side_by_side', 'lines_html', 'still', 'Shown', 'Stopped', 'Worker', 'Working',
            'status_line', 'say_in', 'by_category', 'ask_rest', 'score_offline', 'changes']
 
 # %% ../../nbs/widgets/01_panels.ipynb #c010
@@ -211,6 +211,16 @@ class Worker:
                 return
 
 # %% ../../nbs/widgets/01_panels.ipynb #c052
+class Working(Shown):
+    "What is shown by its `.box` and works in its `.worker`"
+    def wait(self,
+        timeout:float=120,  # Seconds
+    ):                      # The widget itself
+        "Until the last setting has been worked on; raise TimeoutError if that takes longer"
+        self.worker.wait(timeout)
+        return self
+
+# %% ../../nbs/widgets/01_panels.ipynb #c055
 def status_line()->W.HTML:
     "Where a widget says what it is doing"
     return W.HTML(layout=dict(min_height='28px'))
@@ -229,43 +239,43 @@ def say_in(
                              kind=kind, style=TEXT_STYLE, color=color, sign=sign, what=literal_text(what))
     return say
 
-# %% ../../nbs/widgets/01_panels.ipynb #c056
+# %% ../../nbs/widgets/01_panels.ipynb #c059
 def by_category(
     items,              # `Item`s
 )->tuple[str, ...]:
     "The tag that tells perception from reasoning, where there is one"
     return ('category',) if any('category' in i.tags for i in items) else ()
 
-# %% ../../nbs/widgets/01_panels.ipynb #c059
+# %% ../../nbs/widgets/01_panels.ipynb #c062
 def ask_rest(
     asker,              # A `LocalModel`
     items:list,         # `Item`s
-    said:dict,          # Number in `items` -> reply; what is missing is added
+    replies:dict,       # Number in `items` -> reply; what is missing is added
     step:Callable,      # Of a job
     what:str,           # 'the VLM'
     first:Callable=lambda: 0, # Which number is wanted first, now
 ):                      # Yields after each batch
     "Ask what has no reply yet, batch by batch; raise ValueError if a question cannot be asked"
-    while todo := [n for n in range(len(items)) if n not in said]:
-        step(f'asking {what}: {len(said)} of {len(items)}')
-        some = [first()] if first() in todo else todo[:asker.batch_size]
-        for r in asker.many([replace(items[n], id=n) for n in some]):
+    while todo := [n for n in range(len(items)) if n not in replies]:
+        step(f'asking {what}: {len(replies)} of {len(items)}')
+        batch = [first()] if first() in todo else todo[:asker.batch_size]
+        for r in asker.many([replace(items[n], id=n) for n in batch]):
             if r.error: raise ValueError(f'{items[r.id].id} cannot be asked: {r.error}')
-            said[r.id] = r
+            replies[r.id] = r
         yield
 
-# %% ../../nbs/widgets/01_panels.ipynb #c062
+# %% ../../nbs/widgets/01_panels.ipynb #c065
 def score_offline(
     items:list,         # `Item`s
-    said:dict,          # Number in `items` -> reply
+    replies:dict,       # Number in `items` -> reply
     run:str,            # Name in tables
 )->pl.DataFrame:        # A score table of the replies that are there
     "Score replies under the offline protocol"
-    rows = [row_of(items[n])|dict(run=run, prediction=r.text, finish=r.finish) for n,
-            r in sorted(said.items())]
+    rows = [row_of(items[n])|dict(run=run, prediction=r.text, finish=r.finish)
+            for n, r in sorted(replies.items())]
     return score(reply_table(rows))
 
-# %% ../../nbs/widgets/01_panels.ipynb #c065
+# %% ../../nbs/widgets/01_panels.ipynb #c068
 def changes(
     a:pl.DataFrame,     # Score table of the run before
     b:pl.DataFrame,     # Score table of the run after
