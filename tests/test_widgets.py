@@ -11,13 +11,13 @@ from vlm_merging.lab.trio import lab_folder
 from vlm_merging.merging.methods import METHODS, Knob
 from vlm_merging.asking.models import Reply, open_model
 from vlm_merging.widgets.panels import (
-    Worker, lines_html, picture_html, literal_text, say_in, score_offline, status_line, table_html,
-    verdict_html)
+    LAB_ASKING, Worker, lines_html, picture_html, literal_text, say_in, score_offline, status_line,
+    table_html, verdict_html)
 from vlm_merging.probing.profile import profile_table, toy_probe
 from vlm_merging.benchmarks.load import load
 from vlm_merging.charts.maps import layers_page
 from vlm_merging.widgets.layer_explorer import BY, LayerExplorer, followed
-from vlm_merging.widgets.merge_explorer import LAB_ASKING, SHELL, MergeExplorer, knob_control
+from vlm_merging.widgets.merge_explorer import SHELL, MergeExplorer, knob_control
 from vlm_merging.widgets.reply_browser import ReplyBrowser, chosen_rows, reply_html, reply_rows, tag_values
 
 pytestmark = pytest.mark.xdist_group('widgets')
@@ -193,9 +193,9 @@ def test_what_it_says_is_what_a_merge_on_disk_says(merging, items, tmp_path):
     merging.wait(LONG)
 
 def test_the_question_changes_without_work(merging):
-    before = merging.worker.number
+    before = merging.worker.latest.number
     merging.question.value = 7
-    assert merging.worker.number==before and merging.items[7].question in merging.answers.value
+    assert merging.worker.latest.number==before and merging.items[7].question in merging.answers.value
     assert merging.answers.value.count('●')==3
 
 def test_tables_and_charts_follow(merging):

@@ -19,10 +19,10 @@ from ..comparing.pairs import matched
 from ..lab.trio import lab_folder
 from ..probing.probe import asked_items, means_of, profile_rows
 from ..probing.profile import profile_table
-from .merge_explorer import LAB_ASKING, quietly
-from .panels import (
-    FAINT_STYLE, Worker, Working, ask_rest, by_category, changes, filled, lines_html, literal_text,
-    picture_html, reply_text, say_in, score_offline, status_line, table_html, verdict_html)
+from vlm_merging.widgets.panels import (
+    FAINT_STYLE, LAB_ASKING, Worker, Working, ask_rest, by_category, changes, filled, lines_html,
+    literal_text, picture_html, quietly, reply_text, say_in, score_offline, status_line, table_html,
+    verdict_html)
 from .reply_browser import ReplyBrowser
 
 # %% auto #0

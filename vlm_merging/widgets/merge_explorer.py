@@ -14,15 +14,18 @@ from ..charts.maps import weight_map
 from ..charts.score_charts import scores_chart
 from ..comparing.statistics import summarize
 from ..lab.trio import lab_folder
+from ..merging.methods import METHODS
+from ..merging.plan import plan
+from ..merging.recipe import MODULES, Recipe
 from ..probing.probe import asked_items
-from vlm_merging.widgets.panels import (
-    FAINT_STYLE, Worker, Working, ask_rest, asked_html, by_category, changes, filled, lines_html,
-    literal_text, picture_html, reply_text, say_in, score_offline, side_by_side, status_line, still,
-    table_html, verdict_html)
+from .panels import (
+    FAINT_STYLE, LAB_ASKING, Worker, Working, ask_rest, asked_html, by_category, changes, filled,
+    lines_html, literal_text, picture_html, quietly, reply_text, say_in, score_offline, side_by_side,
+    status_line, still, table_html, verdict_html)
 from .reply_browser import ReplyBrowser
 
 # %% auto #0
-__all__ = ['LAB_ASKING', 'SHELL', 'knob_control', 'MergeControls', 'plan_lines', 'moved', 'quietly', 'MergeExplorer']
+__all__ = ['SHELL', 'knob_control', 'MergeControls', 'plan_lines', 'moved', 'MergeExplorer']
 
 # %% ../../nbs/widgets/03_merge_explorer.ipynb #c010
 _WIDE = dict(style=dict(description_width='84px'), layout=dict(width='360px'))
@@ -62,7 +65,6 @@ def _labelled_row(label, controls):
 # %% ../../nbs/widgets/03_merge_explorer.ipynb #c019
 def _set_recipe(models, method, knobs, layers, depth, ticked, seed):
     "The `Recipe` of some settings; raise ValueError if they are none"
-    from vlm_merging.merging.recipe import MODULES, Recipe
     if not ticked: raise ValueError('Nothing is left to merge. Tick attention, MLP or norm.')
     first, last = layers
     return Recipe(**models, method=method, seed=seed,
@@ -79,8 +81,6 @@ class MergeControls:
         method:str,         # A key of `METHODS`
         changed:Callable,   # Called with what changed
     ):
-        from vlm_merging.merging.methods import METHODS
-        from vlm_merging.merging.recipe import MODULES
         self.models, self.changed, self.knobs = models, changed, {}
         self.method = W.Dropdown(options=list(METHODS), value=method, description='method', **_WIDE)
         self.knob_box, self.about, self.modules = W.VBox(), W.HTML(), _module_boxes(MODULES)
@@ -93,7 +93,6 @@ class MergeControls:
 
     def show_knobs(self, change=None):
         "Controls for the knobs of the method that is chosen"
-        from vlm_merging.merging.methods import METHODS
         method = METHODS[self.method.value]
         self.knobs = {n:knob_control(k) for n, k in method.knobs.items()}
         for control in self.knobs.values(): control.observe(self.changed, 'value')
@@ -129,8 +128,6 @@ def _unstopped(outcome):
 
 def _last_layer(models):
     "The last layer that is merged; raise ValueError if the models cannot be"
-    from vlm_merging.merging.plan import plan
-    from vlm_merging.merging.recipe import Recipe
     merged = _unstopped(plan(Recipe(**models))).merged
     return max(w.pair.layer for w in merged if w.pair.layer is not None)
 
@@ -150,21 +147,7 @@ def moved(
     return both.select('layer', 'module', what=pl.lit("change of the weights, share of the VLM's"),
                        value=share)
 
-# %% ../../nbs/widgets/03_merge_explorer.ipynb #c035
-def quietly(
-    do:Callable,        # Opens a model
-):                      # What it returns
-    "Do something without the bars of transformers"
-    from transformers.utils import logging
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try: return do()
-    finally:
-        if shown: logging.enable_progress_bar()
-
-# %% ../../nbs/widgets/03_merge_explorer.ipynb #c039
-LAB_ASKING = dict(batch_size=40, max_new_tokens=32) # How the models of the lab are asked
-
+# %% ../../nbs/widgets/03_merge_explorer.ipynb #c037
 class _OneModel:
     "The one open VLM, under one recipe after the other"
     def __init__(self, models, asking):
@@ -189,7 +172,7 @@ class _OneModel:
             self.recipe = recipe
         return self.asker
 
-# %% ../../nbs/widgets/03_merge_explorer.ipynb #c042
+# %% ../../nbs/widgets/03_merge_explorer.ipynb #c040
 SHELL = "LLM in the VLM's shell"
 
 class _Runs:
@@ -207,7 +190,6 @@ class _Runs:
 
     def ask_all(self, recipe, step, first, then):
         "Ask the two ends of the line, once, and the merge"
-        from vlm_merging.merging.recipe import Recipe
         for run, own in (('VLM', None), (SHELL, Recipe(**self.model.models, knobs={'weight':0.}))):
             if len(self.replies[run])<len(self.items): self.ask(run, own, step, first, then)
             if run not in self.scores: self.score(run)
@@ -222,7 +204,7 @@ class _Runs:
         self.replies['merged'] = {}
         self.scores.pop('merged', None)
 
-# %% ../../nbs/widgets/03_merge_explorer.ipynb #c049
+# %% ../../nbs/widgets/03_merge_explorer.ipynb #c047
 def _question_list(items):
     "A list of the questions"
     first = next((n for n, i in enumerate(items) if i.tags.get('category')=='reasoning'), 0)
@@ -230,7 +212,7 @@ def _question_list(items):
     return W.Dropdown(value=first, options=labels, description='question',
                       style=dict(description_width='64px'), layout=dict(width='100%', max_width='520px'))
 
-# %% ../../nbs/widgets/03_merge_explorer.ipynb #c052
+# %% ../../nbs/widgets/03_merge_explorer.ipynb #c050
 def _answers_html(items, n, replies):
     "Question `n` with its pictures, and the reply of each run"
     rows = []
@@ -241,7 +223,7 @@ def _answers_html(items, n, replies):
     words = asked_html(items[n].question, items[n].answer)+table_html(['model', 'reply', ''], rows)
     return side_by_side(Markup('').join(picture_html(p, 144) for p in items[n].images), words)
 
-# %% ../../nbs/widgets/03_merge_explorer.ipynb #c055
+# %% ../../nbs/widgets/03_merge_explorer.ipynb #c053
 def _scores_chart(table, by):
     "The scores of all runs; the title says those of the merged one"
     tag = by[0] if by else 'all'
@@ -249,7 +231,7 @@ def _scores_chart(table, by):
     title = 'Merged: '+', '.join(f"{r['where'] if by else r['benchmark']} {r['value']:.0%}" for r in rows)
     return scores_chart(table, tag=tag, title=title if 0<len(rows)<5 else None)
 
-# %% ../../nbs/widgets/03_merge_explorer.ipynb #c059
+# %% ../../nbs/widgets/03_merge_explorer.ipynb #c057
 def _or_the_lab(vlm, llm, base, items, asking):
     "Models, items and how to ask: as named, or those of the lab; raise ValueError if some are missing"
     if vlm is None and (llm or base):
@@ -262,7 +244,7 @@ def _or_the_lab(vlm, llm, base, items, asking):
         raise ValueError("`items` are missing. Say what to ask, such as load('mine.csv',n=64).")
     return dict(vlm=vlm, llm=llm, base=base), asked_items(items), asking
 
-# %% ../../nbs/widgets/03_merge_explorer.ipynb #c062
+# %% ../../nbs/widgets/03_merge_explorer.ipynb #c060
 def _two_columns(controls, status, plan, question, answers, chart, drawn_map, findings):
     "The parts of the widget in their places; on a narrow page one below the other"
     left = W.VBox([*controls, plan], layout=dict(width='400px', flex='0 0 auto'))
@@ -271,7 +253,30 @@ def _two_columns(controls, status, plan, question, answers, chart, drawn_map, fi
             for row in ([left, right], [chart, drawn_map])]
     return W.VBox([status, *rows, findings])
 
-# %% ../../nbs/widgets/03_merge_explorer.ipynb #c065
+# %% ../../nbs/widgets/03_merge_explorer.ipynb #c063
+class _MergePage:
+    "Where a plan, replies, scores, weights and changes are shown"
+    def __init__(self, items, controls):
+        self.items, self.showing = items, threading.Lock()
+        self.question, self.status = _question_list(items), status_line()
+        self.plan, self.answers, self.findings = W.HTML(), W.HTML(), W.HTML()
+        self.chart, self.map = (W.HTML(layout=dict(flex='1 1 420px', max_width='600px')) for _ in range(2))
+        self.box = _two_columns(controls, self.status, self.plan, self.question, self.answers, self.chart,
+                                self.map, self.findings)
+
+    def show_plan(self, outcome): self.plan.value = str(lines_html(plan_lines(outcome), FAINT_STYLE))
+    def show_weights(self, mixer): self.map.value = str(still(weight_map(moved(mixer))))
+    def show_scores(self, table, by): self.chart.value = str(still(_scores_chart(table, by)))
+    def show_changes(self, words):
+        self.findings.value = str(lines_html(['Merged against the VLM, on the same questions:', *words]))
+    def show_answers(self, replies):
+        with self.showing: self.answers.value = str(_answers_html(self.items, self.question.value, replies))
+
+# %% ../../nbs/widgets/03_merge_explorer.ipynb #c066
+def _attributes_of(part, names):
+    "Properties that read attributes of a part"
+    return (property(lambda self, name=name: getattr(getattr(self, part), name)) for name in names.split())
+
 class MergeExplorer(Working):
     "Turn the knobs of a merge: the plan, the weights, a question, the scores"
     def __init__(self,
@@ -284,33 +289,31 @@ class MergeExplorer(Working):
         **asking,           # Arguments of `open_model`: batch_size, max_new_tokens, dtype, device
     ):
         models, self.items, asking = _or_the_lab(vlm, llm, base, items, asking)
-        self.model, self.showing = _OneModel(models, asking), threading.Lock()
+        self.model = _OneModel(models, asking)
         self.runs = _Runs(self.items, self.model)
-        self.replies, self.scores = self.runs.replies, self.runs.scores
         self.table, self.change, self.words = None, None, []
         self.controls = MergeControls(models, _last_layer(models), method,
                                       lambda change: self.worker.ask(self._work))
-        self.question, self.status = _question_list(self.items), status_line()
+        self.page = _MergePage(self.items, self.controls.rows)
         self.question.observe(lambda change: self._show_answers(), 'value')
-        self.plan, self.answers, self.findings = W.HTML(), W.HTML(), W.HTML()
-        self.chart, self.map = (W.HTML(layout=dict(flex='1 1 420px', max_width='600px')) for _ in range(2))
-        self.box = _two_columns(self.controls.rows, self.status, self.plan, self.question, self.answers,
-                                self.chart, self.map, self.findings)
         self.worker = Worker(say_in(self.status), pause)
         self.controls.show_knobs()
         self.worker.ask(self._work, 0)
 
-    method, knobs, layers, modules, seed, recipe = (
-        property(lambda self, name=name: getattr(self.controls, name))
-        for name in 'method knobs layers modules seed recipe'.split())
-    asker, mixer = (property(lambda self, name=name: getattr(self.model, name))
-                    for name in ('asker', 'mixer'))
+    method, knobs, layers, modules, seed, recipe = _attributes_of(
+        'controls', 'method knobs layers modules seed recipe')
+    asker, mixer = _attributes_of('model', 'asker mixer')
+    replies, scores = _attributes_of('runs', 'replies scores')
+    box, status, plan, question, answers, findings, chart, map = _attributes_of(
+        'page', 'box status plan question answers findings chart map')
 
     def browse(self)->ReplyBrowser:
         "All replies of the VLM beside those of the merged model; raise ValueError if they are not there yet"
         if 'merged' not in self.scores:
             raise ValueError('The merged model has not been asked yet. Wait until the status line says done.')
         return ReplyBrowser(self.scores['VLM'], self.scores['merged'], self.items)
+
+    def _show_answers(self): self.page.show_answers(self.replies)
 
     def _work(self, step):
         recipe, by = self._planned(step), by_category(self.items)
@@ -319,30 +322,25 @@ class MergeExplorer(Working):
             self.model.open()
         self.runs.ask_all(recipe, step, lambda: self.question.value, self._show_answers)
         step('drawing the weights')
-        self.map.value = str(still(weight_map(moved(self.mixer))))
+        self.page.show_weights(self.mixer)
         step('comparing the replies')
         self.runs.score('merged')
         self.table = summarize(list(self.scores.values()), by)
         self.change, self.words = changes(self.scores['VLM'], self.scores['merged'], by)
-        self.findings.value = str(lines_html(['Merged against the VLM, on the same questions:', *self.words]))
+        self.page.show_changes(self.words)
         step('drawing the scores')
-        self.chart.value = str(still(_scores_chart(self.table, by)))
+        self.page.show_scores(self.table, by)
 
     def _planned(self, step):
         "The recipe, once it is sure that it can be carried out; raise ValueError if not"
-        from vlm_merging.merging.plan import plan
         try:
             recipe = self.recipe
             step('looking at the files')
             outcome = plan(recipe)
-            self.plan.value = str(lines_html(plan_lines(outcome), FAINT_STYLE))
+            self.page.show_plan(outcome)
             _unstopped(outcome)
         except ValueError:
             self.runs.forget()
             self._show_answers()
             raise
         return recipe
-
-    def _show_answers(self):
-        with self.showing:          # The worker and the question may both come here
-            self.answers.value = str(_answers_html(self.items, self.question.value, self.replies))

@@ -124,6 +124,13 @@ def _pictures_of(items):
     return {(i.benchmark or 'unnamed', i.split or 'all', str(i.id)):i.images for i in items or ()}
 
 # %% ../../nbs/widgets/02_reply_browser.ipynb #c034
+def _walk_controls(n):
+    "Buttons for the one before and the next, and a slider over `n` replies"
+    back, on = (W.Button(description=d, layout=dict(width='90px')) for d in ('previous', 'next'))
+    return back, on, W.IntSlider(value=1, min=1, max=max(1, n), description='reply',
+                                 style=dict(description_width='56px'), layout=dict(width='420px'))
+
+# %% ../../nbs/widgets/02_reply_browser.ipynb #c037
 class ReplyBrowser(Shown):
     "Replies of one run or of two, filtered and read one by one"
     def __init__(self,
@@ -134,17 +141,13 @@ class ReplyBrowser(Shown):
         self.rows = self.fitting = reply_rows(scores, other)
         self.images = _pictures_of(items)
         self.text, self.tag, self.verdict, self.tier = filters = _filters(self.rows)
-        self.back, self.on = (W.Button(description=d, layout=dict(width='90px'))
-                              for d in ('previous', 'next'))
-        self.at = W.IntSlider(value=1, min=1, max=max(1, self.rows.height), description='reply',
-                              style=dict(description_width='56px'), layout=dict(width='420px'))
+        self.back, self.on, self.at = walk = _walk_controls(self.rows.height)
         self.status, self.view = status_line(), W.HTML()
         for control in filters: control.observe(self._filter, 'value')
         self.at.observe(lambda change: self._show(), 'value')
         self.back.on_click(lambda button: self._go(-1))
         self.on.on_click(lambda button: self._go(1))
-        lines = [W.HBox(line, layout=dict(flex_flow='row wrap'))
-                 for line in (filters, [self.back, self.on, self.at])]
+        lines = [W.HBox(line, layout=dict(flex_flow='row wrap')) for line in (filters, walk)]
         self.box = W.VBox([*lines, self.status, self.view])
         self._filter()
 
