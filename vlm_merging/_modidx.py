@@ -2076,6 +2076,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                       'vlm_merging/widgets/layer_explorer.py'),
                                                     'vlm_merging.widgets.layer_explorer._MaskedModel.open': ( 'widgets/layer_explorer.html#_maskedmodel.open',
                                                                                                               'vlm_merging/widgets/layer_explorer.py'),
+                                                    'vlm_merging.widgets.layer_explorer._asked_or_lab': ( 'widgets/layer_explorer.html#_asked_or_lab',
+                                                                                                          'vlm_merging/widgets/layer_explorer.py'),
                                                     'vlm_merging.widgets.layer_explorer._changed_replies': ( 'widgets/layer_explorer.html#_changed_replies',
                                                                                                              'vlm_merging/widgets/layer_explorer.py'),
                                                     'vlm_merging.widgets.layer_explorer._depth_of': ( 'widgets/layer_explorer.html#_depth_of',

@@ -191,6 +191,16 @@ def _layer_page(controls, status, charts, words):
                    W.HBox([charts, right], layout=dict(display='flex', flex_flow='row wrap'))])
 
 # %% ../../nbs/widgets/04_layer_explorer.ipynb #c047
+def _asked_or_lab(model, items, asking, lab):
+    "Model, items and how to ask: as given, or those of the lab; raise ValueError if items are missing"
+    if lab:
+        model, asking = lab_folder()/'vlm', LAB_ASKING|asking
+        items = load('lab', n=48, split='dev') if items is None else items
+    if model is not None and items is None:
+        raise ValueError("`items` are missing. Say what to ask the model, such as load('mine.csv',n=32).")
+    return model, asked_items(items) if model is not None else [], asking
+
+# %% ../../nbs/widgets/04_layer_explorer.ipynb #c050
 class LayerExplorer(Working):
     "Charts along the layers, and what the model says with one of them masked"
     def __init__(self,
@@ -202,13 +212,8 @@ class LayerExplorer(Working):
         **asking,           # Arguments of `open_model`, for a folder
     ):
         self.trio = profile is None and model is None and weights is None
-        if self.trio:
-            model, asking = lab_folder()/'vlm', LAB_ASKING|asking
-            items = load('lab', n=48, split='dev') if items is None else items
-        if model is not None and items is None:
-            raise ValueError("`items` are missing. Say what to ask the model, such as load('mine.csv',n=32).")
+        model, self.items, asking = _asked_or_lab(model, items, asking, self.trio)
         self.profile, self.weights = profile, weights
-        self.items = asked_items(items) if model is not None else []
         self.runs = _MaskedModel(model, self.items, asking)
         self.replies, self.scores = self.runs.replies, self.runs.scores
         self.page, self.finished, self.table, self.words = None, [], None, []
