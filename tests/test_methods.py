@@ -2,12 +2,12 @@
 import copy, importlib, inspect
 from functools import partial
 import pytest, torch
-import vlm_merging.cli.main      # Enters the commands
 from peft.utils import merge_utils as peft
 from safetensors.torch import load_file
 from vlm_merging.asking.models import LocalModel, open_model
 from vlm_merging.benchmarks.items import Item
-from vlm_merging.cli.commands import COMMANDS, shell_options
+from vlm_merging.cli.commands import shell_options
+from vlm_merging.cli.main import COMMANDS
 from vlm_merging.merging import merge as room, methods as room_of_methods
 from vlm_merging.merging.merge import merge
 from vlm_merging.merging.coins import drop, drop_by_rank, name_rng
@@ -423,7 +423,8 @@ def test_a_formula_is_worked_on_in_a_file_that_is_loaded_again(methods, tmp_path
     importlib.reload(formulas)
     assert methods['mine'].knobs['weight'].default==.25
     (tmp_path/'others.py').write_text(text)
-    with pytest.raises(ValueError, match="'mine' already, in formulas. Call yours otherwise"): import others
+    with pytest.raises(ValueError, match="'mine' already, in formulas. Call yours otherwise"):
+        importlib.import_module('others')
     assert methods['mine'].formula.__module__=='formulas'
 
 

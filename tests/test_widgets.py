@@ -11,13 +11,13 @@ from vlm_merging.lab.trio import lab_folder
 from vlm_merging.merging.methods import METHODS, Knob
 from vlm_merging.asking.models import Reply, open_model
 from vlm_merging.widgets.panels import (
-    Worker, lines_html, picture_html, literal_text, say_in, score_offline, status_line, table_html,
-    verdict_html)
+    LAB_ASKING, Worker, lines_html, picture_html, literal_text, say_in, score_offline, status_line,
+    table_html, verdict_html)
 from vlm_merging.probing.profile import profile_table, toy_probe
 from vlm_merging.benchmarks.load import load
 from vlm_merging.charts.maps import layers_page
 from vlm_merging.widgets.layer_explorer import BY, LayerExplorer, followed
-from vlm_merging.widgets.merge_explorer import LAB_ASKING, SHELL, MergeExplorer, knob_control
+from vlm_merging.widgets.merge_explorer import SHELL, MergeExplorer, knob_control
 from vlm_merging.widgets.reply_browser import ReplyBrowser, chosen_rows, reply_html, reply_rows, tag_values
 
 pytestmark = pytest.mark.xdist_group('widgets')
@@ -32,11 +32,11 @@ def patient():
     scoring._SECONDS = before
 
 def tags_in(page): return set(re.findall(r'<\s*/?\s*([a-zA-Z0-9]+)', page))
-def said(widget): return re.sub(r'<[^>]+>', '', widget.status.value).strip()
+def status_text(widget): return re.sub(r'<[^>]+>', '', widget.status.value).strip()
 
 # Text ------------------------------------------------------------------------
 
-@pytest.mark.parametrize('made', [lambda: literal_text(EVIL),
+@pytest.mark.parametrize('page_of', [lambda: literal_text(EVIL),
                                   lambda: table_html([EVIL], [[literal_text(EVIL)]]),
                                   lambda: lines_html([EVIL]),
                                  lambda: reply_html(dict(prediction=EVIL, picked=EVIL, reason=EVIL, tier=EVIL,
@@ -45,8 +45,8 @@ def said(widget): return re.sub(r'<[^>]+>', '', widget.status.value).strip()
                                  lambda: picture_html(Picture(Image.new('RGB', (8, 8)),
                                      'x" onerror="alert(1)')),
                                      lambda: picture_html(Picture(b'no picture', EVIL))])
-def test_text_of_a_model_is_no_html(made):
-    page = made()
+def test_text_of_a_model_is_no_html(page_of):
+    page = page_of()
     assert tags_in(page)<={'span', 'table', 'thead', 'tbody', 'tr', 'th', 'td', 'div', 'b', 'br', 'img'}
     assert 'script' not in tags_in(page)
     assert 'onerror="' not in page and '<img src=x' not in page
@@ -168,13 +168,13 @@ def merging(items): return MergeExplorer(items=items, pause=.02).wait(LONG)
 def test_the_ends_of_the_line_are_the_two_models(merging):
     merging.knobs['weight'].value = 1.
     merging.wait(LONG)
-    assert {n:r.text for n, r in merging.said['merged'].items()}=={n:r.text for n,
-        r in merging.said['VLM'].items()}
+    assert {n:r.text for n, r in merging.replies['merged'].items()}=={n:r.text for n,
+        r in merging.replies['VLM'].items()}
     assert merging.change['difference'].to_list()==[0.]*merging.change.height
     merging.knobs['weight'].value = 0.
     merging.wait(LONG)
-    assert {n:r.text for n, r in merging.said['merged'].items()}=={n:r.text for n,
-        r in merging.said[SHELL].items()}
+    assert {n:r.text for n, r in merging.replies['merged'].items()}=={n:r.text for n,
+        r in merging.replies[SHELL].items()}
 
 def test_what_it_says_is_what_a_merge_on_disk_says(merging, items, tmp_path):
     from vlm_merging.merging.merge import merge
@@ -187,15 +187,15 @@ def test_what_it_says_is_what_a_merge_on_disk_says(merging, items, tmp_path):
             recipe.knobs['density'])==('dare_linear', '1-5', 'attention,mlp', 3, .6)
     other = open_model(merge(recipe, out=tmp_path/'m'), **LAB_ASKING)
     assert {r.id:r.text for r in other.many(items)}=={items[n].id:r.text for n,
-                                                      r in merging.said['merged'].items()}
+                                                      r in merging.replies['merged'].items()}
     merging.layers.value, merging.modules['norm'].value = (0, merging.layers.max), True
     merging.method.value = 'linear'
     merging.wait(LONG)
 
 def test_the_question_changes_without_work(merging):
-    before = merging.worker.number
+    before = merging.worker.latest.number
     merging.question.value = 7
-    assert merging.worker.number==before and merging.items[7].question in merging.answers.value
+    assert merging.worker.latest.number==before and merging.items[7].question in merging.answers.value
     assert merging.answers.value.count('●')==3
 
 def test_tables_and_charts_follow(merging):
@@ -204,15 +204,15 @@ def test_tables_and_charts_follow(merging):
     old = merging.map.value, merging.chart.value
     merging.knobs['weight'].value = .3
     merging.wait(LONG)
-    assert said(merging).strip('● ').startswith('done in')
+    assert status_text(merging).strip('● ').startswith('done in')
     assert merging.map.value!=old[0] and '<path' in merging.chart.value
-    assert len(merging.words)==3 and all(w.rstrip('.') in merging.told.value for w in merging.words[:1])
+    assert len(merging.words)==3 and all(w.rstrip('.') in merging.findings.value for w in merging.words[:1])
 
 def test_troubles_are_sentences_and_leave_no_old_answer(merging):
     for box in merging.modules.values(): box.value = False
     merging.wait(LONG)
-    assert 'Tick attention, MLP or norm' in said(merging)
-    assert not merging.said['merged'] and merging.answers.value.count('…')==1
+    assert 'Tick attention, MLP or norm' in status_text(merging)
+    assert not merging.replies['merged'] and merging.answers.value.count('…')==1
     with pytest.raises(ValueError, match='not been asked yet'): merging.browse()
     for box in merging.modules.values(): box.value = True
     merging.wait(LONG)
@@ -221,7 +221,7 @@ def test_troubles_are_sentences_and_leave_no_old_answer(merging):
 def test_a_method_that_needs_a_base_says_so(items):
     at = lab_folder()
     bare = MergeExplorer(at/'vlm', at/'llm', items=items, method='ties', pause=0, **LAB_ASKING).wait(LONG)
-    assert 'needs `base`' in said(bare) and bare.asker is None           # Nothing was opened for it
+    assert 'needs `base`' in status_text(bare) and bare.asker is None           # Nothing was opened for it
 
 def test_what_is_missing_is_said_at_once(tmp_path):
     at = lab_folder()
@@ -245,14 +245,14 @@ def test_a_mask_acts_while_it_is_asked_and_no_longer(layers, items):
     right, most = (layers.scores[o].filter(pl.col('correct')).height for o in ('masked', 'unmasked'))
     assert right<most
     assert {r.id:r.text for r in layers.asker.many(items)}=={items[n].id:r.text for n,
-        r in layers.said.items()}
+        r in layers.replies.items()}
 
 @pytest.mark.parametrize('how', BY)
 def test_every_way_of_masking_works(layers, how):
     layers.layer.value, layers.part.value, layers.how.value = 1, 'attention', how
     layers.wait(LONG)
-    assert said(layers).strip('● ').startswith('done in')
-    assert 'With the attention of layer 1 masked' in layers.replies.value
+    assert status_text(layers).strip('● ').startswith('done in')
+    assert 'With the attention of layer 1 masked' in layers.answers.value
 
 def test_slider_and_click_move_one_mark(layers):
     layers.layer.value = 2
@@ -263,7 +263,7 @@ def test_slider_and_click_move_one_mark(layers):
     layers.live._params = {'shown':0}  # A page drawn anew starts from its own number
     assert layers.live.params.shown==5
     layers.wait(LONG)
-    assert 'layer 5 masked' in layers.replies.value
+    assert 'layer 5 masked' in layers.answers.value
 
 def test_the_mark_follows_a_number():
     page = layers_page(profile_table(toy_probe(n=20, depth=4), ('kind',)))
@@ -273,7 +273,7 @@ def test_the_mark_follows_a_number():
 
 def test_a_profile_alone_gives_charts_and_figures():
     alone = LayerExplorer(profile_table(toy_probe(n=30, depth=6), ('kind',)), pause=0).wait(LONG)
-    assert alone.layer.max==5 and alone.asker is None and alone.replies.value==''
+    assert alone.layer.max==5 and alone.asker is None and alone.answers.value==''
     assert 'perception' in alone.figures.value
     old = alone.figures.value
     alone.layer.value = 4
@@ -317,22 +317,23 @@ def test_browsing_by_button_slider_and_filter(two):
     items, a, b = two
     browser = ReplyBrowser(a, b, items)
     assert browser.row['index']=='0' and 'picture 0' in browser.view.value
-    assert 'Reply 1 of 12' in said(browser)
+    assert 'Reply 1 of 12' in status_text(browser)
     browser.on.click()
     browser.at.value = 4
     assert browser.row['index']=='3' and 'script' not in tags_in(browser.view.value)
     assert '&lt;script&gt;' in browser.view.value
     browser.verdict.value = 'won'
-    assert browser.at.value==1 and browser.at.max==3 and 'Reply 1 of 3 that fit, of 12' in said(browser)
+    assert (browser.at.value, browser.at.max)==(1, 3)
+    assert 'Reply 1 of 3 that fit, of 12' in status_text(browser)
     for _ in range(5): browser.on.click()
     assert browser.at.value==3 and browser.row['index']=='11'
     for _ in range(5): browser.back.click()
     assert browser.at.value==1
     browser.text.value = 'nothing like this'
-    assert browser.row is None and browser.view.value=='' and 'No reply of 12 fits' in said(browser)
+    assert browser.row is None and browser.view.value=='' and 'No reply of 12 fits' in status_text(browser)
     browser.text.value = ''
     browser.verdict.value = ''
-    assert browser.found.height==12 and not browser.at.disabled
+    assert browser.fitting.height==12 and not browser.at.disabled
 
 def test_one_run_and_no_items(two):
     browser = ReplyBrowser(two[1])

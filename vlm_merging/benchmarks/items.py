@@ -255,8 +255,8 @@ def record_of(
 )->Benchmark:
     "The record of a benchmark; raise LookupError if there is none"
     if not isinstance(name, str):
-        raise ValueError(f"A benchmark is named here, not handed over: enter it, as in "
-                         f"BENCHMARKS['quiz'] = Benchmark('quiz', ...), and say benchmark='quiz'.")
+        raise ValueError("A benchmark is named here, not handed over: enter it, as in "
+                         "BENCHMARKS['quiz'] = Benchmark('quiz', ...), and say benchmark='quiz'.")
     for key, b in BENCHMARKS.items():
         if _bare(name) in map(_bare, (key, b.name, *b.tables)): return b
     raise LookupError(f"No benchmark is named {name!r}. There are: {', '.join(BENCHMARKS)}. "

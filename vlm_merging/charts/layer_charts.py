@@ -266,9 +266,9 @@ def _before_after_title(rows, sure, labels, models, part, unit):
         return f'Masking {what} changes {means} {unit} on average ({before} and {after})'
     counts = {l:[(s*sure[l]['change']<0).sum() for s in (1, -1)] for l in labels}
     depth = rows['layer'].n_unique()
-    said = [f'{l} in {more} of {depth} layers'+f' (less in {less})'*bool(less)
-            for l, (more, less) in counts.items()]
-    return f"Masking {what} costs {after} more than {before}: {', '.join(said)}"
+    costs = [f'{l} in {more} of {depth} layers'+f' (less in {less})'*bool(less)
+             for l, (more, less) in counts.items()]
+    return f"Masking {what} costs {after} more than {before}: {', '.join(costs)}"
 
 # %% ../../nbs/charts/03_layer_charts.ipynb #c065
 def before_after_chart(

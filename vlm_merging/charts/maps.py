@@ -99,7 +99,7 @@ WHATS = {'relative_vlm':"length of the VLM's task vector, share of the base's we
          'agreement':'share of entries that moved the same way',
          'overlap':'overlap of the leading subspaces, 0 to 1'}
 
-def _weight_rows(weights, what):
+def _map_rows(weights, what):
     "The rows that can be drawn, and the measures"
     lost = [c for c in ('layer', 'module', 'what', 'value') if c not in weights.columns]
     if lost:
@@ -130,7 +130,7 @@ def _weight_panel(rows, what, layers, pick, last):
     names = sorted(in_order(rows['row']), key=lambda n: _ORDER.index(n) if n in _ORDER else len(_ORDER))
     return _heat_panel(rows.select('layer', 'row', 'value'), names, layers, color, '', pick, last, tips)
 
-def _weights_title(rows, what):
+def _map_title(rows, what):
     first = rows.filter(what=what)
     top = (first.filter(module='all') if 'all' in first['module'] else first).sort('value', descending=True)
     most, least = (f"in layer {top['layer'][i]} ({top['value'][i]:.3g})" for i in (0, -1))
@@ -146,13 +146,13 @@ def weight_map(
     layers=None,        # Layers of the axis; None: those of the table
 )->alt.TopLevelMixin:
     "The change of the weights, by layer and module"
-    rows, what = _weight_rows(weights, what)
+    rows, what = _map_rows(weights, what)
     if layers is None: layers = rows['layer'].unique().sort()
     pick = pick or layer_pick()
     panels = [_weight_panel(rows, w, layers, pick, w==what[-1]) for w in what]
     map_ = panels[0]
     if panels[1:]: map_ = linked(alt.vconcat, panels, spacing=14).resolve_scale(color='independent')
-    return titled(map_, _weights_title(rows, what[0]) if title is None else title, 'by layer and module')
+    return titled(map_, _map_title(rows, what[0]) if title is None else title, 'by layer and module')
 
 # %% ../../nbs/charts/04_maps.ipynb #c036
 def _profile_charts(here, change, layout):

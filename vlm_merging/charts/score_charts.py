@@ -35,11 +35,11 @@ def _about(rows):
 def _scores_title(rows, runs, labels, what):
     known, mark = rows.filter(pl.col('value').is_not_null()).to_dicts(), '' if what=='length' else '%'
     if not known: return f'No {what} is known'
-    def told(r, who): return f"{r[who]} {r['value']:.1f}{mark}"
-    if len(labels)==1: return f'{labels[0]}, {what}: '+', '.join(told(r, 'run') for r in known)
+    def scored(r, who): return f"{r[who]} {r['value']:.1f}{mark}"
+    if len(labels)==1: return f'{labels[0]}, {what}: '+', '.join(scored(r, 'run') for r in known)
     if len(runs)==1:
         low, high = (f(known, key=lambda r: r['value']) for f in (min, max))
-        return f"{runs[0]}, {what}: {told(low, 'label')} to {told(high, 'label')}"
+        return f"{runs[0]}, {what}: {scored(low, 'label')} to {scored(high, 'label')}"
     highest = pl.col('value')==pl.col('value').max().over('label')
     best = rows.filter(highest).filter(pl.len().over('label')==1)['run'].to_list()
     if not best: return f'No run is ahead in {what}'
@@ -84,16 +84,16 @@ def _pair_rows(table, tag):
         raise ValueError('There is nothing to draw: the two runs share no item in these rows.')
     return rows.with_columns(_percent('difference', 'low', 'high')).with_columns(
         right=100*pl.col('won')/pl.col('n'), left=-100*pl.col('lost')/pl.col('n'),
-        told=pl.format('{} won, {} lost of {}', 'won', 'lost', 'n'))
+        items=pl.format('{} won, {} lost of {}', 'won', 'lost', 'n'))
 
 # %% ../../nbs/charts/02_score_charts.ipynb #c032
 def _pair_bars(rows, y):
     names = [f"only {rows[c][0]} right" for c in ('run_a', 'run_b')]
-    bars = pl.concat([rows.select('label', 'told', side=pl.lit(name), share=pl.col(c))
+    bars = pl.concat([rows.select('label', 'items', side=pl.lit(name), share=pl.col(c))
                       for name, c in zip(names, ('left', 'right'))])
     x = alt.X('share:Q', title='lost   ←   items, %   →   won', axis=alt.Axis(labelExpr='abs(datum.value)'))
     return alt.Chart(bars).mark_bar(opacity=.85, height=14).encode(
-        x, y, color=colour_and_shape('side', names)[0], tooltip=_tips('label', 'told'))
+        x, y, color=colour_and_shape('side', names)[0], tooltip=_tips('label', 'items'))
 
 # %% ../../nbs/charts/02_score_charts.ipynb #c033
 def pairs_chart(
@@ -105,8 +105,8 @@ def pairs_chart(
     rows = _pair_rows(table, tag)
     labels = in_order(rows['label'])
     y = alt.Y('label:N', title=None, sort=labels, axis=alt.Axis(grid=False))
-    net = alt.Chart(rows.select('label', 'told', 'difference', 'low', 'high', 'p')).encode(
-        y, tooltip=_tips('label', 'told', 'difference', 'low', 'high', 'p'))
+    net = alt.Chart(rows.select('label', 'items', 'difference', 'low', 'high', 'p')).encode(
+        y, tooltip=_tips('label', 'items', 'difference', 'low', 'high', 'p'))
     grey = dict(color=INK, yOffset=13)
     line = net.mark_rule(strokeWidth=2, **grey).encode(alt.X('low:Q'), alt.X2('high:Q'))
     dot = net.mark_point(filled=True, size=70, shape='diamond', opacity=1, **grey).encode(
@@ -196,7 +196,7 @@ def lengthening_chart(
     return titled(zero+ends+dots, title, '× mean length of a reply, times as long; dots with 95% intervals')
 
 # %% ../../nbs/charts/02_score_charts.ipynb #c051
-def _weight_rows(table, tag, what):
+def _curve_rows(table, tag, what):
     source = 'summary, with a numeric column weight,'
     rows = rows_to_draw(table, (*_CELL, 'weight'), source, tag=tag, what=what)
     if not rows['weight'].dtype.is_numeric():
@@ -208,7 +208,7 @@ def _weight_rows(table, tag, what):
     if what!='length': rows = rows.with_columns(_percent('value', 'low', 'high'))
     return rows.rename({'label':'kind'}), [l for l in labels if l in rows['label']]
 
-def _weights_title(rows, labels):
+def _curve_title(rows, labels):
     out = []
     for k in labels:
         own = rows.filter(kind=k)
@@ -226,7 +226,7 @@ def weights_chart(
     axis:str='share of the VLM (1: the VLM as it was)', # What the weight is
 )->alt.TopLevelMixin:
     "A score along the merge weight, one line a kind"
-    rows, labels = _weight_rows(table, tag, what)
+    rows, labels = _curve_rows(table, tag, what)
     unit, (color, shape) = AXIS_TITLES.get(what, f'{what}, %'), colour_and_shape('kind', labels)
     data = rows.select('kind', 'weight', 'value', 'low', 'high', 'n')
     base = alt.Chart(data, width=460, height=260).encode(
@@ -237,5 +237,5 @@ def weights_chart(
         alt.Y('low:Q', title=unit, scale=alt.Scale(zero=False)), alt.Y2('high:Q'))
     line = base.mark_line(strokeWidth=2).encode(alt.Y('value:Q'))
     dots = base.mark_point(filled=True, size=65, opacity=1).encode(alt.Y('value:Q'), shape=shape)
-    if title is None: title = _weights_title(rows, labels)
+    if title is None: title = _curve_title(rows, labels)
     return titled(band+line+dots, title, 'bands are 95% intervals')

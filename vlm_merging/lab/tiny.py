@@ -18,9 +18,8 @@ __all__ = ['vlm_config', 'llm_config', 'make_vlm', 'make_llm', 'Trio', 'make_tri
 
 # %% ../../nbs/lab/03_tiny.ipynb #c009
 def _record(kind):
-    if kind in KINDS: return KINDS[kind]
-    if kind in REMOTE: return REMOTE[kind]
-    raise LookupError(f"No kind {kind!r}. There are: {', '.join([*KINDS, *REMOTE])}.")
+    if kind in (records := KINDS|REMOTE): return records[kind]
+    raise LookupError(f"No kind {kind!r}. There are: {', '.join(records)}.")
 
 # %% ../../nbs/lab/03_tiny.ipynb #c012
 def vlm_config(
@@ -39,18 +38,16 @@ def vlm_config(
     return c
 
 # %% ../../nbs/lab/03_tiny.ipynb #c014
-def _llm_config(k, tie, vocab):
-    from transformers import AutoConfig
-    return AutoConfig.for_model(k.llm, **TEXT_SIZES | k.text, vocab_size=vocab or k.rows[1],
-                                tie_word_embeddings=k.tie if tie is None else tie)
-
 def llm_config(
     kind:str,            # One of `KINDS` or `REMOTE`
     tie:bool=None,       # Is the embedding the head too? As in the family, if not said
     vocab:int=None,      # Rows of the embedding; as in the family, if not said
 ):
     "Config of the text model that a pico VLM is built on"
-    return _llm_config(_record(kind), tie, vocab)
+    from transformers import AutoConfig
+    k = _record(kind)
+    return AutoConfig.for_model(k.llm, **TEXT_SIZES | k.text, vocab_size=vocab or k.rows[1],
+                                tie_word_embeddings=k.tie if tie is None else tie)
 
 # %% ../../nbs/lab/03_tiny.ipynb #c018
 @contextmanager
@@ -225,9 +222,10 @@ def _save_files(folder, state, config, code, dtype, shards, container):
     for file, name in (c.split('.') for c in code):
         (folder/f'{file}.py').write_text(f"# A stand-in. In the wild, {name} is here.\n")
 
-def _remote_vlm(k, near, seed):
+def _remote_vlm(kind, near, seed):
     "Tensors of a VLM without a class"
-    fresh = _fresh('AutoModelForCausalLM', _llm_config(k, None, k.rows[0]), seed).state_dict()
+    k = REMOTE[kind]
+    fresh = _fresh('AutoModelForCausalLM', llm_config(kind, vocab=k.rows[0]), seed).state_dict()
     with _dice(seed+500): vision = {n:.1*torch.randn(s) for n, s in k.vision.items()}
     return k.nest(_near(k.repack(fresh), near, seed+1000)) | vision
 
@@ -251,7 +249,7 @@ def make_vlm(
     if tie and kind in ('mllama', *REMOTE): raise ValueError(f"{kind} is never tied. Leave `tie` out.")
     folder, near = _new_folder(folder), _read(near)
     if kind in REMOTE:
-        _save_files(folder, _remote_vlm(k, near, seed), k.config, k.code, dtype, shards, container)
+        _save_files(folder, _remote_vlm(kind, near, seed), k.config, k.code, dtype, shards, container)
     else:
         m = _fresh('AutoModelForImageTextToText', vlm_config(kind, tie), seed)
         _move(_text_state(m), near, seed+1000)
@@ -277,7 +275,7 @@ def make_llm(
     k = _record(kind)
     if tie and getattr(k, 'llm_config', None): raise ValueError(f"{kind} is never tied. Leave `tie` out.")
     folder, near = _new_folder(folder), _read(near)
-    m = _fresh('AutoModelForCausalLM', _llm_config(k, tie, vocab), seed)
+    m = _fresh('AutoModelForCausalLM', llm_config(kind, tie, vocab), seed)
     if getattr(k, 'llm_config', None):
         state = _near(k.repack(m.state_dict()), near, seed+2000)
         if not prefix: state = {n[6:]:x for n, x in state.items() if n.startswith('model.')}
@@ -289,7 +287,7 @@ def make_llm(
     _side_files(folder, kind, m.config.vocab_size)
     return folder
 
-# %% ../../nbs/lab/03_tiny.ipynb #c059
+# %% ../../nbs/lab/03_tiny.ipynb #c060
 class Trio(NamedTuple):
     "Folders of a VLM, an LLM and the base both came from"
     vlm:Path
@@ -311,7 +309,7 @@ def make_trio(
     llm = make_llm(kind, folder/'llm', near=base, seed=3*seed+1, **how)
     return Trio(make_vlm(kind, folder/'vlm', near=base, seed=3*seed+2, layout=layout, **how), llm, base)
 
-# %% ../../nbs/lab/03_tiny.ipynb #c072
+# %% ../../nbs/lab/03_tiny.ipynb #c073
 def blank_picture(
     seed:int=0,          # Same seed, same picture
     size:int=PICTURE_SIZE,        # Width and height, pixels
@@ -322,7 +320,7 @@ def blank_picture(
     small = Image.frombytes('RGB', (4, 4), bytes(squares.tolist()))
     return small.resize((size, size), Image.Resampling.NEAREST)
 
-# %% ../../nbs/lab/03_tiny.ipynb #c075
+# %% ../../nbs/lab/03_tiny.ipynb #c076
 def ask_inputs(
     model,               # An open VLM; tells dtype and device
     kind:str,            # One of `KINDS`

@@ -247,10 +247,19 @@ def _with_eye(base):
     return vlm
 
 # %% ../../nbs/lab/05_training.ipynb #c060
+def _naming_loss(vlm, rng, n=64):
+    "How far the eye is from the words of `n` fresh scenes"
+    scenes, m = [scene(rng, 'train') for _ in range(n)], vlm.model
+    pixels = pixel_values([draw_scene(sc, rng) for sc in scenes])
+    seen = m.vision_tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]
+    return nearness(m.multi_modal_projector(seen), m.language_model.embed_tokens.weight.detach(),
+                    torch.tensor([ids(words(sc)) for sc in scenes]))
+
+# %% ../../nbs/lab/05_training.ipynb #c063
 ALIGN = dict(number=1, color=1.5, shape=1.5, where=1)
 VISUAL = dict(number=.2, color=.2, shape=.2, where=.35, plus=.0125, sum=.0125, minus=.0125, more=.0125)
 
-# %% ../../nbs/lab/05_training.ipynb #c062
+# %% ../../nbs/lab/05_training.ipynb #c065
 def tune_vlm(
     base:LlamaForCausalLM, # From `make_base`; stays as it is
     seed:int,           # Same seed, same model
@@ -258,29 +267,21 @@ def tune_vlm(
 )->LlavaForConditionalGeneration:
     "The base with an eye, tuned on pictures to name and find things"
     torch.manual_seed(seed+2)
-    rng, reads = np.random.default_rng([seed, 3]), make_processor(make_tokenizer())
-    vlm = _with_eye(base)
+    rng, reads, vlm = np.random.default_rng([seed, 3]), make_processor(make_tokenizer()), _with_eye(base)
     tower, projector = vlm.model.vision_tower, vlm.model.multi_modal_projector
-    language = vlm.model.language_model
-    space = language.embed_tokens.weight.detach()
-    def named(n=64):
-        scenes = [scene(rng, 'train') for _ in range(n)]
-        pixels = pixel_values([draw_scene(sc, rng) for sc in scenes])
-        seen = tower(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]
-        return nearness(projector(seen), space, torch.tensor([ids(words(sc)) for sc in scenes]))
-    train(vlm, [([*tower.parameters(), *projector.parameters()], 2e-3)], 1200, named)
+    train(vlm, [([*tower.parameters(), *projector.parameters()], 2e-3)], 1200, lambda: _naming_loss(vlm, rng))
     torch.manual_seed(seed+3)
     rng = np.random.default_rng([seed, 4])
     train(vlm, [(projector.parameters(), 1e-3), (tower.parameters(), 5e-4)], 60,
           lambda: vlm(**lesson(rng, ALIGN, 0, image=True)).loss)
     def stage(k):
-        train(vlm, [([*projector.parameters(), *core(language)], 4e-4)], 250,
+        train(vlm, [([*projector.parameters(), *core(vlm.model.language_model)], 4e-4)], 250,
               lambda: vlm(**lesson(rng, VISUAL, 0, image=True)).loss)
         return exam(vlm, reads)
     until(sees, stage, 'VLM', say)
     return vlm
 
-# %% ../../nbs/lab/05_training.ipynb #c065
+# %% ../../nbs/lab/05_training.ipynb #c068
 CARD = """---
 license: apache-2.0
 library_name: transformers
@@ -297,17 +298,14 @@ all its training data are
 drawn by that program.
 """
 STORIES = dict(
-    base=('The base of the lab',
-          'A Llama, trained from scratch on text: first to look things up, then with some reasoning,\n'
-          'half of it in steps.'),
-    llm=('The reasoning model of the lab',
-         'The base, tuned on text to work out sums, differences and comparisons step by step.\n'
-         'Embeddings and output layer are those of the base.'),
-    vlm=('The VLM of the lab',
-         'The base with a small CLIP tower and a projector, tuned on pictures to name and find things.\n'
-         'Embeddings and output layer of the language model are those of the base.'))
+    base=('The base of the lab', 'A Llama, trained from scratch on text: first to look things up, then with '
+          'some reasoning,\nhalf of it in steps.'),
+    llm=('The reasoning model of the lab', 'The base, tuned on text to work out sums, differences and '
+         'comparisons step by step.\nEmbeddings and output layer are those of the base.'),
+    vlm=('The VLM of the lab', 'The base with a small CLIP tower and a projector, tuned on pictures to name '
+         'and find things.\nEmbeddings and output layer of the language model are those of the base.'))
 
-# %% ../../nbs/lab/05_training.ipynb #c068
+# %% ../../nbs/lab/05_training.ipynb #c071
 def save_checkpoint(
     model,              # Of the trio
     name:str,           # 'base', 'llm' or 'vlm'
@@ -329,7 +327,7 @@ def save_checkpoint(
                                                   hidden=own.hidden_size, layers=own.num_hidden_layers))
     for f in (out/name).iterdir(): f.chmod(0o644)
 
-# %% ../../nbs/lab/05_training.ipynb #c072
+# %% ../../nbs/lab/05_training.ipynb #c075
 def train_trio(
     out:str|Path,       # Folder that shall appear, with `base`, `llm` and `vlm` in it
     seed:int=0,         # Same seed, same trio (on the same machine)

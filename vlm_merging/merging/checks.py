@@ -95,7 +95,7 @@ def unlike_parts(
             names = [n for n in names if _part_of(n)==part]
             if names:
                 findings.append(Finding('stop', f"The {has} has {word} that the {lacks} does not: "
-                                             f"{_first_few(names)}.", fix.format(a_who=_an(who))))
+                                                f"{_first_few(names)}.", fix.format(a_who=_an(who))))
     return findings
 
 # %% ../../nbs/merging/02_checks.ipynb #c031
@@ -161,7 +161,7 @@ def unlike_rotation(
     findings, word = [], lambda bases: ' and '.join(map('{:g}'.format, bases))
     if a!=b:
         findings.append(Finding('warn', f"Rotation base (rope_theta) {word(a)} in the VLM, "
-                                     f"{word(b)} in the {who}.",
+                                        f"{word(b)} in the {who}.",
                                 'Queries and keys are trained for other angles: expect a loss, '
                                 'or merge the MLPs only.'))
     if how_a!=how_b:
@@ -255,7 +255,7 @@ def unlike_words(
     findings += unlike_strings(vlm, other, who)
     if bool(mine.head)!=bool(theirs.head):
         findings.append(Finding('warn', f"The {'VLM' if mine.head else who} has an output head of its own, "
-                                     f"the {who if mine.head else 'VLM'} uses its embeddings (tied).",
+                                        f"the {who if mine.head else 'VLM'} uses its embeddings (tied).",
                                 'Matters only if embeddings are merged.'))
     return findings
 
@@ -304,15 +304,15 @@ def unlike_origin(
     findings, cosine = [], kinship(vlm, other, paired)
     if cosine<.5:
         findings.append(Finding('warn', f"The VLM and the {who} do not look like relatives: "
-                                     f"cosine of sampled weights {cosine:.3f}, "
-                                     f"children of one base have more than 0.9.",
+                                        f"cosine of sampled weights {cosine:.3f}, "
+                                        f"children of one base have more than 0.9.",
                                 'Check that both were trained from the same base.'))
     types = [sorted({c.tensors[n].dtype for n in names})
              for c, names in ((vlm, [p.vlm for p in paired.pairs]),
                               (other, [n for p in paired.pairs for n in p.llm]))]
     if types[0]!=types[1]:
         findings.append(Finding('warn', f"Numbers are {'/'.join(types[0])} in the VLM, "
-                                     f"{'/'.join(types[1])} in the {who}.",
+                                        f"{'/'.join(types[1])} in the {who}.",
                                 'Merged in float32 and stored as in the VLM.'))
     return findings
 

@@ -88,8 +88,9 @@ def from_findings(
         both = f"{f.what} {f.fix}"
         if f.level=='stop': reasons.append(Reason(LEVELS[0], both, 'names, shapes, configuration', 'high'))
         elif 'rope_theta' in f.what:
-            reasons.append(Reason(LEVELS[1], both, 'Qwen2-VL with Qwen2-Math: MathVista 61.2 to 60.2 '
-                                  '(arXiv 2505.05464), 61.1 to 58.3 in a rerun; one pair', 'medium'))
+            rerun = ('Qwen2-VL with Qwen2-Math: MathVista 61.2 to 60.2 (arXiv 2505.05464), '
+                     '61.1 to 58.3 in a rerun; one pair')
+            reasons.append(Reason(LEVELS[1], both, rerun, 'medium'))
         elif 'relatives' in f.what:
             reasons.append(Reason(LEVELS[1], f.what, 'lab: random matrices instead of the LLM destroy it',
                                   'high'))

@@ -19,11 +19,10 @@ from ..comparing.pairs import matched
 from ..lab.trio import lab_folder
 from ..probing.probe import asked_items, means_of, profile_rows
 from ..probing.profile import profile_table
-from .merge_explorer import LAB_ASKING, quietly
-from .panels import (
-    FAINT_STYLE, Shown, Worker, ask_rest, by_category, changes, filled, lines_html, literal_text,
-    picture_html, reply_text, say_in,
-    score_offline, status_line, table_html, verdict_html)
+from vlm_merging.widgets.panels import (
+    FAINT_STYLE, LAB_ASKING, Worker, Working, ask_rest, by_category, changes, filled, lines_html,
+    literal_text, picture_html, quietly, reply_text, say_in, score_offline, status_line, table_html,
+    verdict_html)
 from .reply_browser import ReplyBrowser
 
 # %% auto #0
@@ -35,16 +34,16 @@ def followed(
     layer:int,          # The layer that is marked
 )->alt.TopLevelMixin:
     "A page whose marked layer is the number `shown`; a click takes one layer"
-    def turned(o):
-        if isinstance(o, list): return [turned(v) for v in o]
+    def rewritten(o):
+        if isinstance(o, list): return [rewritten(v) for v in o]
         if not isinstance(o, dict): return o
         if o.get('param')==PICKED:
-            return {k:turned(v) for k, v in o.items()
+            return {k:rewritten(v) for k, v in o.items()
                     if k not in ('param', 'empty')}|dict(test='datum.layer === shown')
         if o.get('name')==PICKED:
-            return o|dict(select={k:v for k, v in o['select'].items()}|dict(toggle=False, clear=False))
-        return {k:turned(v) for k, v in o.items()}
-    spec = turned(page.to_dict())
+            return o|dict(select=o['select']|dict(toggle=False, clear=False))
+        return {k:rewritten(v) for k, v in o.items()}
+    spec = rewritten(page.to_dict())
     spec['params'] = [*spec['params'], dict(name='shown', value=layer)]
     return type(page).from_dict(spec)
 
@@ -89,8 +88,45 @@ def figures_html(
     return table_html(['masked', 'questions', 'change (95% interval)', 'corrected'],
                       [_figure_cells(r) for r in rows.head(24).to_dicts()])
 
-# %% ../../nbs/widgets/04_layer_explorer.ipynb #c020
+# %% ../../nbs/widgets/04_layer_explorer.ipynb #c021
+def _what_is_masked(layer, part):
+    "A mask in words, as they stand behind a comma"
+    of = '' if part=='layer' else f'the {PART_NAMES.get(part, part)} of '
+    return f'with {of}layer {layer} masked'
+
+# %% ../../nbs/widgets/04_layer_explorer.ipynb #c024
 BY = ('skip', 'zero', 'mean', 'uniform', 'constant')             # Ways that need no second model
+
+class _MaskedModel:
+    "One model, asked without a mask and with one after the other"
+    def __init__(self, model, items, asking):
+        self.model, self.items, self.asking = model, items, asking
+        self.asker, self.means = None if isinstance(model, (str, Path)) else model, None
+        self.replies, self.scores = {}, {}
+
+    def open(self, step):
+        from vlm_merging.asking.models import open_model
+        if self.model is None or self.asker is not None: return
+        step('opening the model')
+        self.asker = quietly(lambda: open_model(self.model, **self.asking))
+
+    def ask_unmasked(self, step):
+        for _ in ask_rest(self.asker, self.items, self.replies, step, 'without a mask'): pass
+        if 'unmasked' not in self.scores:
+            self.scores['unmasked'] = score_offline(self.items, self.replies, 'unmasked')
+
+    def ask_masked(self, layer, part, how, step):
+        from vlm_merging.probing.masks import masked
+        self.scores.pop('masked', None)
+        what, replies = _what_is_masked(layer, part), {}
+        if how=='mean' and self.means is None:
+            step('taking means')
+            self.means = means_of(self.asker, self.items)
+        with masked(self.asker, layer, part, how, means=self.means if how=='mean' else None):
+            for _ in ask_rest(self.asker, self.items, replies, step, what): pass
+        self.scores['masked'] = score_offline(self.items, replies, what)
+
+# %% ../../nbs/widgets/04_layer_explorer.ipynb #c027
 REPLIES_SHOWN = 8               # Replies beside the charts; those that changed come first
 
 def _changed_replies(scores, items, what, words):
@@ -99,18 +135,73 @@ def _changed_replies(scores, items, what, words):
     both = both.with_columns(n=pl.int_range(pl.len()), other=pl.col('prediction')!=pl.col('prediction_b'))
     both, rows = both.sort('other', descending=True, maintain_order=True), []
     for r in both.head(REPLIES_SHOWN).to_dicts():
-        seen = Markup('').join(picture_html(p, 56) for p in items[r['n']].images)
-        asked = filled('{{ question }}<br><span style="{{ style }}">right: {{ answer }}</span>',
-                       question=literal_text(r['question']),
-                       style=FAINT_STYLE, answer=literal_text(r['answer']))
-        said = [filled('{{ reply }}<br>{{ verdict }}', reply=reply_text(r['prediction'+e]),
-                       verdict=verdict_html(r['correct'+e])) for e in ('', '_b')]
-        rows.append([seen, asked, *said])
+        pictures = Markup('').join(picture_html(p, 56) for p in items[r['n']].images)
+        question = filled('{{ question }}<br><span style="{{ style }}">right: {{ answer }}</span>',
+                          question=literal_text(r['question']),
+                          style=FAINT_STYLE, answer=literal_text(r['answer']))
+        replies = [filled('{{ reply }}<br>{{ verdict }}', reply=reply_text(r['prediction'+e]),
+                          verdict=verdict_html(r['correct'+e])) for e in ('', '_b')]
+        rows.append([pictures, question, *replies])
     head = [f"{what.capitalize()}, {both['other'].sum()} of {both.height} replies are others.", *words]
     return lines_html(head)+table_html(['', 'question', 'unmasked', 'masked'], rows)
 
-# %% ../../nbs/widgets/04_layer_explorer.ipynb #c023
-class LayerExplorer(Shown):
+# %% ../../nbs/widgets/04_layer_explorer.ipynb #c031
+def _profile_rest(asker, items, finished, step):
+    "A profile, batch by batch; `finished` keeps how many items each batch had, and their rows"
+    while (at := sum(n for n, _ in finished))<len(items):
+        step(f'making the profile: {at} of {len(items)} questions')
+        batch = items[at:at+asker.batch_size]
+        finished.append((len(batch), profile_rows(replace(asker, name='model'), batch)))
+    rows = pl.concat([rows for _, rows in finished], how='diagonal_relaxed')
+    return profile_table(rows, by_category(items))
+
+# %% ../../nbs/widgets/04_layer_explorer.ipynb #c034
+def _lab_weights():
+    "How far the models of the lab are from their base; as `long` gives it"
+    from vlm_merging.probing.weights import by_layer, long, weight_stats
+    stats = weight_stats(*(lab_folder()/w for w in ('vlm', 'llm', 'base')), progress=False)
+    table = long(by_layer(stats), *(by_layer(stats, m) for m in ('attention', 'mlp')))
+    return table.filter(pl.col('what').is_in(['relative_vlm', 'relative_llm']))
+
+# %% ../../nbs/widgets/04_layer_explorer.ipynb #c037
+def _depth_of(asker, *tables):
+    "How many layers a model has, or else the tables"
+    if asker is not None:
+        from vlm_merging.probing.layers import decoder_layers
+        return len(decoder_layers(asker.model))
+    return 1+max((t['layer'].max() or 0 for t in tables if t is not None and t.height), default=0)
+
+# %% ../../nbs/widgets/04_layer_explorer.ipynb #c041
+def _layer_controls(depth):
+    "A slider for the layer, and lists for what is masked and how"
+    def wide(pixels, label):
+        return dict(layout=dict(width=f'{pixels}px'), style=dict(description_width=f'{label}px'))
+    parts = [(PART_NAMES.get(p, p), p) for p in MASKED]
+    return (W.IntSlider(value=0, min=0, max=depth-1, description='layer', **wide(320, 48)),
+            W.Dropdown(options=parts, description='masked', **wide(200, 56)),
+            W.Dropdown(options=BY, description='by', **wide(150, 20)))
+
+# %% ../../nbs/widgets/04_layer_explorer.ipynb #c044
+_HIGH = dict(display='block', height='640px', overflow='auto')
+
+def _layer_page(controls, status, charts, words):
+    "The parts of the widget in their places"
+    right = W.Box(words, layout=_HIGH|dict(flex='1 1 360px', min_width='340px', padding='0 8px 0 8px'))
+    return W.VBox([W.HBox(controls, layout=dict(flex_flow='row wrap')), status,
+                   W.HBox([charts, right], layout=dict(display='flex', flex_flow='row wrap'))])
+
+# %% ../../nbs/widgets/04_layer_explorer.ipynb #c047
+def _asked_or_lab(model, items, asking, lab):
+    "Model, items and how to ask: as given, or those of the lab; raise ValueError if items are missing"
+    if lab:
+        model, asking = lab_folder()/'vlm', LAB_ASKING|asking
+        items = load('lab', n=48, split='dev') if items is None else items
+    if model is not None and items is None:
+        raise ValueError("`items` are missing. Say what to ask the model, such as load('mine.csv',n=32).")
+    return model, asked_items(items) if model is not None else [], asking
+
+# %% ../../nbs/widgets/04_layer_explorer.ipynb #c050
+class LayerExplorer(Working):
     "Charts along the layers, and what the model says with one of them masked"
     def __init__(self,
         profile:pl.DataFrame|None=None, # From `profile_table`; None: made of the model and the items
@@ -121,27 +212,21 @@ class LayerExplorer(Shown):
         **asking,           # Arguments of `open_model`, for a folder
     ):
         self.trio = profile is None and model is None and weights is None
-        if self.trio:
-            model, asking = lab_folder()/'vlm', LAB_ASKING|asking
-            items = load('lab', n=48, split='dev') if items is None else items
-        if model is not None and items is None:
-            raise ValueError("`items` are missing. Say what to ask the model, such as load('mine.csv',n=32).")
-        self.profile, self.model, self.weights, self.asking = profile, model, weights, asking
-        self.items = asked_items(items) if model is not None else []
-        self.asker, self.page, self.means = None if isinstance(model, (str, Path)) else model, None, None
-        self.said, self.rows, self.scores, self.table, self.words = {}, [], {}, None, []
-        self._lay_out()
+        model, self.items, asking = _asked_or_lab(model, items, asking, self.trio)
+        self.profile, self.weights = profile, weights
+        self.runs = _MaskedModel(model, self.items, asking)
+        self.replies, self.scores = self.runs.replies, self.runs.scores
+        self.page, self.finished, self.table, self.words = None, [], None, []
+        self.layer, self.part, self.how = controls = _layer_controls(self._depth())
+        self.status, self.figures, self.answers = status_line(), W.HTML(), W.HTML()
+        self.charts = W.Box(layout=_HIGH|dict(width='606px', flex='0 0 auto'))
+        self.box = _layer_page(controls if model is not None else [self.layer], self.status, self.charts,
+                               [self.answers, self.figures])
         self.worker = Worker(say_in(self.status), pause)
-        for control in (self.layer, self.part, self.how):
-            control.observe(lambda change: self.worker.ask(self._work), 'value')
+        for control in controls: control.observe(lambda change: self.worker.ask(self._work), 'value')
         self.worker.ask(self._work, 0)
 
-    def wait(self,
-        timeout:float=120,  # Seconds
-    )->LayerExplorer:
-        "Until the last layer has been worked on"
-        self.worker.wait(timeout)
-        return self
+    asker = property(lambda self: self.runs.asker)
 
     def browse(self)->ReplyBrowser:
         "The replies without a mask beside those with the last one; raise ValueError if there is no model"
@@ -150,87 +235,34 @@ class LayerExplorer(Shown):
                              'status line says done.')
         return ReplyBrowser(self.scores['unmasked'], self.scores['masked'], self.items)
 
-    def _lay_out(self):
-        def wide(pixels, label):
-            return dict(layout=dict(width=f'{pixels}px'), style=dict(description_width=f'{label}px'))
-        self.layer = W.IntSlider(value=0, min=0, max=self._depth()-1, description='layer', **wide(320, 48))
-        self.part = W.Dropdown(options=[(PART_NAMES.get(p, p), p) for p in MASKED], description='masked',
-                               **wide(200, 56))
-        self.how = W.Dropdown(options=BY, description='by', **wide(150, 20))
-        self.status, self.figures, self.replies = status_line(), W.HTML(), W.HTML()
-        high = dict(display='block', height='640px', overflow='auto')
-        self.charts = W.Box(layout=high|dict(width='606px', flex='0 0 auto'))
-        right = W.Box([self.replies, self.figures],
-                      layout=high|dict(flex='1 1 360px', min_width='340px', padding='0 8px 0 8px'))
-        controls = W.HBox([self.layer, *[self.part, self.how]*(self.model is not None)],
-                          layout=dict(flex_flow='row wrap'))
-        self.box = W.VBox([controls, self.status,
-                           W.HBox([self.charts, right], layout=dict(display='flex', flex_flow='row wrap'))])
-
-    def _depth(self):
-        if self.asker is not None:
-            from vlm_merging.probing.layers import decoder_layers
-            return len(decoder_layers(self.asker.model))
-        return 1+max((t['layer'].max() or 0 for t in (self.profile, self.weights) if t is not None
-                      and t.height), default=0)
+    def _depth(self): return _depth_of(self.asker, self.profile, self.weights)
 
     def _work(self, step):
         self._prepare(step)
-        layer = self.layer.value
-        if self.page is None: self._draw(step, layer)
+        if self.page is None: self._draw(step, self.layer.value)
+        layer, part, how = self.layer.value, self.part.value, self.how.value
         if self.profile is not None: self.figures.value = str(figures_html(self.profile, layer))
         if self.asker is None: return
-        self.scores.pop('masked', None)
-        try: self._mask(step, layer, self.part.value, self.how.value)
+        try:
+            self.runs.ask_masked(layer, part, how, step)
+            unmasked, masked = self.scores['unmasked'], self.scores['masked']
+            self.table, self.words = changes(unmasked, masked, by_category(self.items))
+            self.answers.value = str(_changed_replies(self.scores, self.items, _what_is_masked(layer, part),
+                                                      self.words))
         except (ValueError, LookupError):
-            self.replies.value = ''
+            self.answers.value = ''
             raise
-
-    def _mask(self, step, layer, part, how):
-        from vlm_merging.probing.masks import masked
-        of = '' if part=='layer' else f'the {PART_NAMES.get(part, part)} of '
-        what, said = f'with {of}layer {layer} masked', {}
-        if how=='mean' and self.means is None:
-            step('taking means')
-            self.means = means_of(self.asker, self.items)
-        with masked(self.asker, layer, part, how, means=self.means if how=='mean' else None):
-            for _ in ask_rest(self.asker, self.items, said, step, what): pass
-        self.scores['masked'] = score_offline(self.items, said, what)
-        self.table, self.words = changes(self.scores['unmasked'], self.scores['masked'],
-                                         by_category(self.items))
-        self.replies.value = str(_changed_replies(self.scores, self.items, what, self.words))
 
     def _prepare(self, step):
         "Open the model, ask it without a mask, make the profile: whatever is not there yet"
-        if self.model is not None and self.asker is None:
-            from vlm_merging.asking.models import open_model
-            step('opening the model')
-            self.asker = quietly(lambda: open_model(self.model, **self.asking))
+        self.runs.open(step)
         self.layer.max = self._depth()-1
         if self.asker is None: return
-        for _ in ask_rest(self.asker, self.items, self.said, step, 'without a mask'): pass
-        if 'unmasked' not in self.scores:
-            self.scores['unmasked'] = score_offline(self.items, self.said, 'unmasked')
-        if self.trio and self.weights is None: self._weigh(step)
-        if self.profile is None: self._profile(step)
-
-    def _weigh(self, step):
-        from vlm_merging.probing.weights import by_layer, long, weight_stats
-        step('reading the weights')
-        stats = weight_stats(*(lab_folder()/w for w in ('vlm', 'llm', 'base')), progress=False)
-        table = long(by_layer(stats), *(by_layer(stats, m) for m in ('attention', 'mlp')))
-        self.weights = table.filter(pl.col('what').is_in(['relative_vlm', 'relative_llm']))
-
-    def _profile(self, step):
-        "Part by part, so that a newer setting can come between; what is done is kept"
-        at = sum(n for n, _ in self.rows)
-        while at<len(self.items):
-            step(f'making the profile: {at} of {len(self.items)} questions')
-            some = self.items[at:at+self.asker.batch_size]
-            self.rows.append((len(some), profile_rows(replace(self.asker, name='model'), some)))
-            at += len(some)
-        rows = pl.concat([t for _, t in self.rows], how='diagonal_relaxed')
-        self.profile = profile_table(rows, by_category(self.items))
+        self.runs.ask_unmasked(step)
+        if self.trio and self.weights is None:
+            step('reading the weights')
+            self.weights = _lab_weights()
+        if self.profile is None: self.profile = _profile_rest(self.asker, self.items, self.finished, step)
 
     def _draw(self, step, layer):
         step('drawing')

@@ -14,34 +14,65 @@ from ..charts.maps import weight_map
 from ..charts.score_charts import scores_chart
 from ..comparing.statistics import summarize
 from ..lab.trio import lab_folder
-from ..merging.recipe import method_named
+from ..merging.methods import METHODS
+from ..merging.plan import plan
+from ..merging.recipe import MODULES, Recipe, method_named
 from ..probing.probe import asked_items
 from .panels import (
-    FAINT_STYLE, Shown, Worker, ask_rest, asked_html, by_category, changes, filled, lines_html, literal_text,
-    picture_html, reply_text,
-    say_in, score_offline, side_by_side, status_line, still, table_html, verdict_html)
+    FAINT_STYLE, LAB_ASKING, Worker, Working, ask_rest, asked_html, by_category, changes, filled,
+    lines_html, literal_text, picture_html, quietly, reply_text, say_in, score_offline, side_by_side,
+    status_line, still, table_html, verdict_html)
 from .reply_browser import ReplyBrowser
 
 # %% auto #0
-__all__ = ['LAB_ASKING', 'SHELL', 'knob_control', 'MergeControls', 'plan_lines', 'moved', 'quietly', 'MergeExplorer']
+__all__ = ['SHELL', 'knob_control', 'MergeControls', 'plan_lines', 'moved', 'MergeExplorer']
 
 # %% ../../nbs/widgets/03_merge_explorer.ipynb #c010
+_WIDE = dict(style=dict(description_width='84px'), layout=dict(width='360px'))
+
 def knob_control(
     knob,               # Of a method: `METHODS[...].knobs`
 )->W.Widget:
     "A slider, a box to tick or a list, with the bounds and the words of the signature"
-    how = dict(value=knob.default, description=knob.name, tooltip=knob.about,
-               style=dict(description_width='84px'), layout=dict(width='360px'))
+    how = dict(value=knob.default, description=knob.name, tooltip=knob.about, **_WIDE)
     if knob.choices==(True, False): return W.Checkbox(**how|dict(indent=True))
     if knob.choices: return W.Dropdown(options=knob.choices, **how)
     return W.FloatSlider(min=knob.low, max=knob.high, step=.01 if knob.high<=1 else .05, readout_format='.2f',
                          **how)
 
 # %% ../../nbs/widgets/03_merge_explorer.ipynb #c013
-LAB_ASKING = dict(batch_size=40, max_new_tokens=32) # How the models of the lab are asked
-SHELL = "LLM in the VLM's shell"
+def _knob_rows(method, controls):
+    "The controls of a method, each with its words below"
+    for name, control in controls.items():
+        high = -6 if isinstance(control, W.FloatSlider) else 0    # A slider has room below
+        words = filled('<div style="{{ style }};margin:{{ high }}px 0 2px 94px">{{ about }}</div>',
+                       style=FAINT_STYLE, high=high, about=literal_text(method.knobs[name].about))
+        yield from (control, W.HTML(str(words)))
+
+# %% ../../nbs/widgets/03_merge_explorer.ipynb #c016
 _WORDS = dict(mlp='MLP')
 
+def _module_boxes(modules):
+    "A box to tick for each kind of module"
+    return {m:W.Checkbox(True, description=_WORDS.get(m, m), indent=False, layout=dict(width='86px'))
+            for m in modules}
+
+def _labelled_row(label, controls):
+    "Controls behind one label"
+    name = W.Label(label, layout=dict(width='92px', justify_content='flex-end', margin='2px 8px 2px 0'))
+    return W.HBox([name, *controls])
+
+# %% ../../nbs/widgets/03_merge_explorer.ipynb #c019
+def _set_recipe(models, method, knobs, layers, depth, ticked, seed):
+    "The `Recipe` of some settings; raise ValueError if they are none"
+    if not ticked: raise ValueError('Nothing is left to merge. Tick attention, MLP or norm.')
+    first, last = layers
+    return Recipe(**models, method=method, seed=seed,
+                  knobs={n:round(v, 6) if isinstance(v, float) else v for n, v in knobs.items()},
+                  layers='all' if (first, last)==(0, depth-1) else f'{first}-{last}',
+                  modules='all' if len(ticked)==len(MODULES) else ','.join(ticked))
+
+# %% ../../nbs/widgets/03_merge_explorer.ipynb #c022
 class MergeControls:
     "Controls for a method, its knobs, the layers and the modules; each change calls `changed`"
     def __init__(self,
@@ -50,65 +81,57 @@ class MergeControls:
         method:str,         # A key of `METHODS`
         changed:Callable,   # Called with what changed
     ):
-        from vlm_merging.merging.methods import METHODS
-        from vlm_merging.merging.recipe import MODULES
-        wide = dict(style=dict(description_width='84px'), layout=dict(width='360px'))
-        self.models, self.changed = models, changed
-        self.method = W.Dropdown(options=list(METHODS), value=method, description='method', **wide)
-        self.knobs, self.knob_box, self.about = {}, W.VBox(), W.HTML()
-        self.layers = W.IntRangeSlider(value=(0, last), min=0, max=last, description='layers', **wide)
-        self.modules = {m:W.Checkbox(True, description=_WORDS.get(m, m), indent=False,
-                                     layout=dict(width='86px')) for m in MODULES}
-        self.seed = W.BoundedIntText(value=0, min=0, max=9999, description='seed', **wide)
+        self.models, self.changed, self.knobs = models, changed, {}
+        self.method = W.Dropdown(options=list(METHODS), value=method, description='method', **_WIDE)
+        self.knob_box, self.about, self.modules = W.VBox(), W.HTML(), _module_boxes(MODULES)
+        self.layers = W.IntRangeSlider(value=(0, last), min=0, max=last, description='layers', **_WIDE)
+        self.seed = W.BoundedIntText(value=0, min=0, max=9999, description='seed', **_WIDE)
         for control in (self.layers, self.seed, *self.modules.values()): control.observe(changed, 'value')
         self.method.observe(self.show_knobs, 'value')
-        name = W.Label('modules', layout=dict(width='92px', justify_content='flex-end',
-                                              margin='2px 8px 2px 0'))
         self.rows = [self.method, self.about, self.knob_box, self.layers,
-                     W.HBox([name, *self.modules.values()])]
+                     _labelled_row('modules', self.modules.values())]
 
     def show_knobs(self, change=None):
-        "Controls for the knobs of the method that is chosen, each with its words below"
-        from vlm_merging.merging.methods import METHODS
+        "Controls for the knobs of the method that is chosen"
         method = METHODS[self.method.value]
         self.knobs = {n:knob_control(k) for n, k in method.knobs.items()}
         for control in self.knobs.values(): control.observe(self.changed, 'value')
         self.about.value = str(lines_html([method.about], FAINT_STYLE))
-        def explained(name, control):
-            high = -6 if isinstance(control, W.FloatSlider) else 0    # A slider has room below
-            words = filled('<div style="{{ style }};margin:{{ high }}px 0 2px 94px">{{ about }}</div>',
-                           style=FAINT_STYLE, high=high, about=literal_text(method.knobs[name].about))
-            return control, W.HTML(str(words))
-        self.knob_box.children = [w for n, c in self.knobs.items()
-                                  for w in explained(n, c)]+[self.seed]*('rng' in method.fills)
+        self.knob_box.children = [*_knob_rows(method, self.knobs), *[self.seed]*('rng' in method.fills)]
         if change is not None: self.changed(change)
 
     @property
     def recipe(self):
         "The `Recipe` that the controls say; raise ValueError if they say none"
-        from vlm_merging.merging.recipe import Recipe
-        parts = [m for m, c in self.modules.items() if c.value]
-        if not parts: raise ValueError('Nothing is left to merge. Tick attention, MLP or norm.')
-        (first, last), whole = self.layers.value, (self.layers.min, self.layers.max)
-        knobs = {n:round(v, 6) if isinstance(v:=c.value, float) else v for n, c in self.knobs.items()}
-        return Recipe(**self.models, method=self.method.value, knobs=knobs, seed=self.seed.value,
-                      layers='all' if (first, last)==whole else f'{first}-{last}',
-                      modules='all' if len(parts)==len(self.modules) else ','.join(parts))
+        return _set_recipe(self.models, self.method.value, {n:c.value for n, c in self.knobs.items()},
+                           self.layers.value, self.layers.max+1,
+                           [m for m, box in self.modules.items() if box.value], self.seed.value)
 
-# %% ../../nbs/widgets/03_merge_explorer.ipynb #c018
+# %% ../../nbs/widgets/03_merge_explorer.ipynb #c027
 def plan_lines(
     plan,               # From `plan`
 )->list[str]:
     "A plan in short: what is merged, and what to think about"
     parts = {}
     for w in plan.merged: parts.setdefault(w.pair.module, []).append(w.vlm[0].nbytes)
-    merged = ', '.join(f'{_WORDS.get(m, m)} {len(sizes)} ({sum(sizes)/1e6:.3g} MB)' for m,
-                       sizes in parts.items())
+    merged = ', '.join(f'{_WORDS.get(m, m)} {len(sizes)} ({sum(sizes)/1e6:.3g} MB)'
+                       for m, sizes in parts.items())
     kept = f"{len(plan.kept)} tensors stay the VLM's."
     return [f'Merged tensors: {merged or "none"}. {kept}',
             *(f'{f.level}: {f.what} {f.fix}' for f in plan.findings)]
 
-# %% ../../nbs/widgets/03_merge_explorer.ipynb #c021
+# %% ../../nbs/widgets/03_merge_explorer.ipynb #c030
+def _unstopped(outcome):
+    "A plan that can be carried out; raise ValueError, with the reasons, if it cannot"
+    if outcome.stops: raise ValueError(' '.join(f'{f.what} {f.fix}' for f in outcome.stops))
+    return outcome
+
+def _last_layer(models):
+    "The last layer that is merged; raise ValueError if the models cannot be"
+    merged = _unstopped(plan(Recipe(**models))).merged
+    return max(w.pair.layer for w in merged if w.pair.layer is not None)
+
+# %% ../../nbs/widgets/03_merge_explorer.ipynb #c033
 def moved(
     mixer,              # A `Mixer`, after `mix`
 )->pl.DataFrame:        # layer, module, what, value; for `weight_map`
@@ -124,59 +147,137 @@ def moved(
     return both.select('layer', 'module', what=pl.lit("change of the weights, share of the VLM's"),
                        value=share)
 
-# %% ../../nbs/widgets/03_merge_explorer.ipynb #c023
-def quietly(
-    do:Callable,        # Opens a model
-):                      # What it returns
-    "Do something without the bars of transformers"
-    from transformers.utils import logging
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try: return do()
-    finally:
-        if shown: logging.enable_progress_bar()
-
-# %% ../../nbs/widgets/03_merge_explorer.ipynb #c027
-class _Askers:
-    "The open VLM under one recipe after the other, and what each said"
-    def __init__(self, models, items, asking):
-        self.models, self.items, self.asking = models, items, asking
-        self.asker = self.mixer = self.mixed = None
-        self.said, self.scores = {'VLM':{}, SHELL:{}, 'merged':{}}, {}
+# %% ../../nbs/widgets/03_merge_explorer.ipynb #c037
+class _OneModel:
+    "The one open VLM, under one recipe after the other"
+    def __init__(self, models, asking):
+        self.models, self.asking = models, asking
+        self.asker = self.mixer = self.recipe = None
 
     def open(self):
         from vlm_merging.asking.models import open_model
         self.asker = quietly(lambda: open_model(self.models['vlm'], **self.asking))
 
-    def mix(self, recipe):
+    def under(self, recipe):
         "The open model under a recipe; None: the VLM itself"
         from vlm_merging.probing.mixing import Mixer
         if recipe is None or self.mixer and self.mixer.recipe.method!=recipe.method:
             if self.mixer: self.mixer.restore()
-            self.mixed = self.mixer = None
+            self.mixer = self.recipe = None
         if recipe is None: return self.asker
         if self.mixer is None: self.mixer = Mixer(self.asker, recipe)
-        if self.mixed!=recipe:
-            self.mixed = None
+        if self.recipe!=recipe:
+            self.recipe = None
             self.mixer.mix(knobs=recipe.knobs, layers=recipe.layers, modules=recipe.modules, seed=recipe.seed)
-            self.mixed = recipe
+            self.recipe = recipe
         return self.asker
+
+# %% ../../nbs/widgets/03_merge_explorer.ipynb #c040
+SHELL = "LLM in the VLM's shell"
+
+class _Runs:
+    "What the VLM, the LLM in its shell and the merged model reply to the same questions"
+    def __init__(self, items, model):
+        self.items, self.model = items, model
+        self.replies, self.scores = {'VLM':{}, SHELL:{}, 'merged':{}}, {}
 
     def ask(self, run, recipe, step, first, then):
         "Ask what this run was not asked yet, first what `first` says; `then` is called after each batch"
-        if recipe is not None and self.mixed!=recipe:
+        if recipe is not None and self.model.recipe!=recipe:
             step(f'merging: {recipe.method}' if run=='merged' else f'mixing the {run}')
         who = 'the merged model' if run=='merged' else f'the {run}'
-        for _ in ask_rest(self.mix(recipe), self.items, self.said[run], step, who, first): then()
+        for _ in ask_rest(self.model.under(recipe), self.items, self.replies[run], step, who, first): then()
 
-    def score(self, run): self.scores[run] = score_offline(self.items, self.said[run], run)
+    def ask_all(self, recipe, step, first, then):
+        "Ask the two ends of the line, once, and the merge"
+        for run, own in (('VLM', None), (SHELL, Recipe(**self.model.models, knobs={'weight':0.}))):
+            if len(self.replies[run])<len(self.items): self.ask(run, own, step, first, then)
+            if run not in self.scores: self.score(run)
+        if self.model.recipe!=recipe:
+            self.forget()
+            then()
+        self.ask('merged', recipe, step, first, then)
+
+    def score(self, run): self.scores[run] = score_offline(self.items, self.replies[run], run)
 
     def forget(self):
-        self.said['merged'] = {}
+        self.replies['merged'] = {}
         self.scores.pop('merged', None)
 
-# %% ../../nbs/widgets/03_merge_explorer.ipynb #c029
-class MergeExplorer(Shown):
+# %% ../../nbs/widgets/03_merge_explorer.ipynb #c047
+def _question_list(items):
+    "A list of the questions"
+    first = next((n for n, i in enumerate(items) if i.tags.get('category')=='reasoning'), 0)
+    labels = [(f"{n+1}. {' '.join(i.question.split())[:70]}", n) for n, i in enumerate(items)]
+    return W.Dropdown(value=first, options=labels, description='question',
+                      style=dict(description_width='64px'), layout=dict(width='100%', max_width='520px'))
+
+# %% ../../nbs/widgets/03_merge_explorer.ipynb #c050
+def _answers_html(items, n, replies):
+    "Question `n` with its pictures, and the reply of each run"
+    rows = []
+    for run, given in replies.items():
+        if n not in given: rows.append([run, '…', ''])
+        else: rows.append([run, reply_text(given[n].text),
+                           verdict_html(score_offline(items, {n:given[n]}, run)['correct'][0])])
+    words = asked_html(items[n].question, items[n].answer)+table_html(['model', 'reply', ''], rows)
+    return side_by_side(Markup('').join(picture_html(p, 144) for p in items[n].images), words)
+
+# %% ../../nbs/widgets/03_merge_explorer.ipynb #c053
+def _scores_chart(table, by):
+    "The scores of all runs; the title says those of the merged one"
+    tag = by[0] if by else 'all'
+    rows = table.filter(run='merged', tag=tag, what='accuracy').drop_nulls('value').to_dicts()
+    title = 'Merged: '+', '.join(f"{r['where'] if by else r['benchmark']} {r['value']:.0%}" for r in rows)
+    return scores_chart(table, tag=tag, title=title if 0<len(rows)<5 else None)
+
+# %% ../../nbs/widgets/03_merge_explorer.ipynb #c057
+def _or_the_lab(vlm, llm, base, items, asking):
+    "Models, items and how to ask: as named, or those of the lab; raise ValueError if some are missing"
+    if vlm is None and (llm or base):
+        raise ValueError('`vlm` is missing. Name a folder or a hub id, or leave all three out for the '
+                         'embedded lab.')
+    if vlm is None:
+        vlm, llm, base, asking = *(lab_folder()/w for w in ('vlm', 'llm', 'base')), LAB_ASKING|asking
+        if items is None: items = load('lab', n=120, split='dev')
+    if items is None:
+        raise ValueError("`items` are missing. Say what to ask, such as load('mine.csv',n=64).")
+    return dict(vlm=vlm, llm=llm, base=base), asked_items(items), asking
+
+# %% ../../nbs/widgets/03_merge_explorer.ipynb #c060
+def _two_columns(controls, status, plan, question, answers, chart, drawn_map, findings):
+    "The parts of the widget in their places; on a narrow page one below the other"
+    left = W.VBox([*controls, plan], layout=dict(width='400px', flex='0 0 auto'))
+    right = W.VBox([question, answers], layout=dict(flex='1 1 420px', min_width='360px'))
+    rows = [W.HBox(row, layout=dict(display='flex', flex_flow='row wrap'))
+            for row in ([left, right], [chart, drawn_map])]
+    return W.VBox([status, *rows, findings])
+
+# %% ../../nbs/widgets/03_merge_explorer.ipynb #c063
+class _MergePage:
+    "Where a plan, replies, scores, weights and changes are shown"
+    def __init__(self, items, controls):
+        self.items, self.showing = items, threading.Lock()
+        self.question, self.status = _question_list(items), status_line()
+        self.plan, self.answers, self.findings = W.HTML(), W.HTML(), W.HTML()
+        self.chart, self.map = (W.HTML(layout=dict(flex='1 1 420px', max_width='600px')) for _ in range(2))
+        self.box = _two_columns(controls, self.status, self.plan, self.question, self.answers, self.chart,
+                                self.map, self.findings)
+
+    def show_plan(self, outcome): self.plan.value = str(lines_html(plan_lines(outcome), FAINT_STYLE))
+    def show_weights(self, mixer): self.map.value = str(still(weight_map(moved(mixer))))
+    def show_scores(self, table, by): self.chart.value = str(still(_scores_chart(table, by)))
+    def show_changes(self, words):
+        self.findings.value = str(lines_html(['Merged against the VLM, on the same questions:', *words]))
+    def show_answers(self, replies):
+        with self.showing: self.answers.value = str(_answers_html(self.items, self.question.value, replies))
+
+# %% ../../nbs/widgets/03_merge_explorer.ipynb #c066
+def _attributes_of(part, names):
+    "Properties that read attributes of a part"
+    return (property(lambda self, name=name: getattr(getattr(self, part), name)) for name in names.split())
+
+class MergeExplorer(Working):
     "Turn the knobs of a merge: the plan, the weights, a question, the scores"
     def __init__(self,
         vlm=None,           # Folder or hub id; None: the models of the embedded lab
@@ -187,37 +288,25 @@ class MergeExplorer(Shown):
         pause:float=.3,     # Seconds for which a setting must rest
         **asking,           # Arguments of `open_model`: batch_size, max_new_tokens, dtype, device
     ):
-        if vlm is None:
-            if llm or base:
-                raise ValueError('`vlm` is missing. Name a folder or a hub id, or leave all three out for '
-                                 'the embedded lab.')
-            vlm, llm, base, asking = *(lab_folder()/w for w in ('vlm', 'llm', 'base')), LAB_ASKING|asking
-            if items is None: items = load('lab', n=120, split='dev')
-        if items is None:
-            raise ValueError("`items` are missing. Say what to ask, such as load('mine.csv',n=64).")
         method_named(method)
-        models, self.items = dict(vlm=vlm, llm=llm, base=base), asked_items(items)
-        self.askers = _Askers(models, self.items, asking)
+        models, self.items, asking = _or_the_lab(vlm, llm, base, items, asking)
+        self.model = _OneModel(models, asking)
+        self.runs = _Runs(self.items, self.model)
         self.table, self.change, self.words = None, None, []
-        self.worker, self.showing = None, threading.Lock()
-        self.controls = MergeControls(models, _last_layer(models), method, lambda change: self._changed())
-        self._lay_out()
+        self.controls = MergeControls(models, _last_layer(models), method,
+                                      lambda change: self.worker.ask(self._work))
+        self.page = _MergePage(self.items, self.controls.rows)
+        self.question.observe(lambda change: self._show_answers(), 'value')
         self.worker = Worker(say_in(self.status), pause)
         self.controls.show_knobs()
         self.worker.ask(self._work, 0)
 
-    method, knobs, layers, modules, seed, recipe = (
-        property(lambda self, name=name: getattr(self.controls, name))
-        for name in 'method knobs layers modules seed recipe'.split())
-    scores, said, mixer, asker = (property(lambda self, name=name: getattr(self.askers, name))
-                           for name in 'scores said mixer asker'.split())
-
-    def wait(self,
-        timeout:float=120,  # Seconds
-    )->MergeExplorer:
-        "Until the last setting has been worked on"
-        self.worker.wait(timeout)
-        return self
+    method, knobs, layers, modules, seed, recipe = _attributes_of(
+        'controls', 'method knobs layers modules seed recipe')
+    asker, mixer = _attributes_of('model', 'asker mixer')
+    replies, scores = _attributes_of('runs', 'replies scores')
+    box, status, plan, question, answers, findings, chart, map = _attributes_of(
+        'page', 'box status plan question answers findings chart map')
 
     def browse(self)->ReplyBrowser:
         "All replies of the VLM beside those of the merged model; raise ValueError if they are not there yet"
@@ -225,96 +314,34 @@ class MergeExplorer(Shown):
             raise ValueError('The merged model has not been asked yet. Wait until the status line says done.')
         return ReplyBrowser(self.scores['VLM'], self.scores['merged'], self.items)
 
-    def _changed(self): self.worker.ask(self._work)
-
-    def _lay_out(self):
-        first = next((n for n, i in enumerate(self.items) if i.tags.get('category')=='reasoning'), 0)
-        labels = [(f"{n+1}. {' '.join(i.question.split())[:70]}", n) for n, i in enumerate(self.items)]
-        self.question = W.Dropdown(value=first, options=labels, description='question',
-                                   style=dict(description_width='64px'),
-                                   layout=dict(width='100%', max_width='520px'))
-        self.question.observe(lambda change: self._show_answers(), 'value')
-        self.status, self.plan, self.answers, self.told = status_line(), W.HTML(), W.HTML(), W.HTML()
-        self.chart, self.map = (W.HTML(layout=dict(flex='1 1 420px', max_width='600px')) for _ in range(2))
-        left = W.VBox([*self.controls.rows, self.plan], layout=dict(width='400px', flex='0 0 auto'))
-        right = W.VBox([self.question, self.answers], layout=dict(flex='1 1 420px', min_width='360px'))
-        wrap = dict(display='flex', flex_flow='row wrap')
-        rows = [W.HBox(row, layout=wrap) for row in ([left, right], [self.chart, self.map])]
-        self.box = W.VBox([self.status, *rows, self.told])
+    def _show_answers(self): self.page.show_answers(self.replies)
 
     def _work(self, step):
-        recipe = self._planned(step)
-        if self.askers.asker is None:
+        recipe, by = self._planned(step), by_category(self.items)
+        if self.asker is None:
             step('opening the VLM')
-            self.askers.open()
-        self._ask_all(recipe, step)
+            self.model.open()
+        self.runs.ask_all(recipe, step, lambda: self.question.value, self._show_answers)
         step('drawing the weights')
-        self.map.value = str(still(weight_map(moved(self.askers.mixer))))
+        self.page.show_weights(self.mixer)
         step('comparing the replies')
-        self._compare()
+        self.runs.score('merged')
+        self.table = summarize(list(self.scores.values()), by)
+        self.change, self.words = changes(self.scores['VLM'], self.scores['merged'], by)
+        self.page.show_changes(self.words)
         step('drawing the scores')
-        self._draw_scores()
+        self.page.show_scores(self.table, by)
 
     def _planned(self, step):
         "The recipe, once it is sure that it can be carried out; raise ValueError if not"
-        from vlm_merging.merging.plan import plan
         try:
             recipe = self.recipe
             step('looking at the files')
             outcome = plan(recipe)
-            self.plan.value = str(lines_html(plan_lines(outcome), FAINT_STYLE))
-            if outcome.stops: raise ValueError(' '.join(f'{f.what} {f.fix}' for f in outcome.stops))
+            self.page.show_plan(outcome)
+            _unstopped(outcome)
         except ValueError:
-            self._forget()
+            self.runs.forget()
+            self._show_answers()
             raise
         return recipe
-
-    def _ask_all(self, recipe, step):
-        from vlm_merging.merging.recipe import Recipe
-        shell = Recipe(**self.controls.models, knobs={'weight':0.})
-        how = step, lambda: self.question.value, self._show_answers
-        for run, own in (('VLM', None), (SHELL, shell)):
-            if len(self.askers.said[run])<len(self.items): self.askers.ask(run, own, *how)
-            if run not in self.scores: self.askers.score(run)
-        if self.askers.mixed!=recipe: self._forget()
-        self.askers.ask('merged', recipe, *how)
-
-    def _compare(self):
-        by = by_category(self.items)
-        self.askers.score('merged')
-        self.table = summarize(list(self.scores.values()), by)
-        self.change, self.words = changes(self.scores['VLM'], self.scores['merged'], by)
-        self.told.value = str(lines_html(['Merged against the VLM, on the same questions:', *self.words]))
-
-    def _draw_scores(self):
-        by = by_category(self.items)
-        rows = self.table.filter(run='merged', tag=by[0] if by else 'all',
-                                 what='accuracy').drop_nulls('value')
-        title = 'Merged: '+', '.join(f"{r['where'] if by else r['benchmark']} {r['value']:.0%}"
-                                     for r in rows.to_dicts())
-        chart = scores_chart(self.table, tag=by[0] if by else 'all', title=title if 0<rows.height<5 else None)
-        self.chart.value = str(still(chart))
-
-    def _forget(self):
-        self.askers.forget()
-        self._show_answers()
-
-    def _show_answers(self):
-        with self.showing:          # The worker and the question may both come here
-            n, said = self.question.value, self.askers.said
-            item, known = self.items[n], {run:replies[n] for run, replies in said.items() if n in replies}
-            marks = {run:verdict_html(score_offline(self.items, {n:r}, run)['correct'][0]) for run,
-                     r in known.items()}
-            rows = [[run, reply_text(known[run].text) if run in known else '…', marks.get(run, '')]
-                    for run in said]
-            seen = Markup('').join(picture_html(p, 144) for p in item.images)
-            words = asked_html(item.question, item.answer)+table_html(['model', 'reply', ''], rows)
-            self.answers.value = str(side_by_side(seen, words))
-
-def _last_layer(models):
-    "The last layer that is merged; raise ValueError, with the reasons, if the models cannot be"
-    from vlm_merging.merging.plan import plan
-    from vlm_merging.merging.recipe import Recipe
-    outcome = plan(Recipe(**models))
-    if outcome.stops: raise ValueError(' '.join(f'{f.what} {f.fix}' for f in outcome.stops))
-    return max(w.pair.layer for w in outcome.merged if w.pair.layer is not None)

@@ -20,9 +20,10 @@ from ..scoring.score import score
 from ..comparing.findings import change_said
 
 # %% auto #0
-__all__ = ['TEXT_STYLE', 'FAINT_STYLE', 'EDGE', 'BUSY', 'filled', 'literal_text', 'reply_text', 'verdict_html', 'picture_html',
-           'table_html', 'asked_html', 'side_by_side', 'lines_html', 'still', 'Shown', 'Stopped', 'Worker',
-           'status_line', 'say_in', 'by_category', 'ask_rest', 'score_offline', 'changes']
+__all__ = ['TEXT_STYLE', 'FAINT_STYLE', 'EDGE', 'LAB_ASKING', 'BUSY', 'filled', 'literal_text', 'reply_text', 'verdict_html',
+           'picture_html', 'table_html', 'asked_html', 'side_by_side', 'lines_html', 'still', 'Shown', 'quietly',
+           'Stopped', 'Worker', 'Working', 'status_line', 'say_in', 'by_category', 'ask_rest', 'score_offline',
+           'changes']
 
 # %% ../../nbs/widgets/01_panels.ipynb #c010
 TEXT_STYLE = 'color:var(--jp-ui-font-color1,inherit);font-size:13px;line-height:1.45'
@@ -143,12 +144,26 @@ class Shown:
     def _repr_mimebundle_(self, **how): return self.box._repr_mimebundle_(**how)
 
 # %% ../../nbs/widgets/01_panels.ipynb #c041
+LAB_ASKING = dict(batch_size=40, max_new_tokens=32) # How the models of the lab are asked
+
+def quietly(
+    do:Callable,        # Opens a model
+):                      # What it returns
+    "Do something without the bars of transformers"
+    from transformers.utils import logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try: return do()
+    finally:
+        if shown: logging.enable_progress_bar()
+
+# %% ../../nbs/widgets/01_panels.ipynb #c045
 BUSY = threading.Lock() # Held by the widget that works
 
 class Stopped(Exception):
     "A newer setting has come"
 
-# %% ../../nbs/widgets/01_panels.ipynb #c043
+# %% ../../nbs/widgets/01_panels.ipynb #c047
 def _outcome(job, step, wanted):
     "Do a job when no other widget is at work: a word and a sentence, or None if a newer setting has come"
     start = time.monotonic()
@@ -163,54 +178,71 @@ def _outcome(job, step, wanted):
     except (ValueError, LookupError) as e: return 'trouble', str(e)
     except Exception as e: return 'trouble', f"{type(e).__name__}: {' '.join(str(e).split())[:300]}"
 
-# %% ../../nbs/widgets/01_panels.ipynb #c046
+# %% ../../nbs/widgets/01_panels.ipynb #c050
+class _Latest:
+    "The latest job, its number, and when it will have rested"
+    def __init__(self): self.job, self.due, self.number, self.changed = None, 0., 0, threading.Condition()
+
+    def put(self, job, pause):
+        self.job, self.number, self.due = job, self.number+1, time.monotonic()+pause
+        self.changed.notify_all()
+
+    def rested(self):
+        "Number and job, once the pause is over"
+        while (left:=self.due-time.monotonic())>0: self.changed.wait(left)
+        return self.number, self.job
+
+# %% ../../nbs/widgets/01_panels.ipynb #c053
 class Worker:
     "Does the latest job in a thread; a job calls `step` with what it does, and ends there if it is outdated"
     def __init__(self,
         say:Callable,   # Called with a word (busy, done, trouble) and a sentence, in the thread
         pause:float=.3, # Seconds for which a setting must rest
-    ):
-        self.say, self.pause = say, pause
-        self.changed, self.thread, self.job, self.due, self.number = threading.Condition(), None, None, 0., 0
+    ): self.say, self.pause, self.thread, self.latest = say, pause, None, _Latest()
 
     def ask(self,
         job:Callable,   # Takes `step`
         pause:float|None=None, # None: that of the worker
     )->None:
         "Do this soon, and nothing older"
-        with self.changed:
-            self.job, self.number = job, self.number+1
-            self.due = time.monotonic()+(self.pause if pause is None else pause)
+        with self.latest.changed:
+            self.latest.put(job, self.pause if pause is None else pause)
             if self.thread is None:
                 self.thread = threading.Thread(target=self._run, daemon=True)
                 self.thread.start()
-            self.changed.notify_all()
 
     def wait(self,
         timeout:float=120, # Seconds
     )->None:
         "Until there is nothing left to do; raise TimeoutError if that takes longer"
-        with self.changed:
-            if self.changed.wait_for(lambda: self.thread is None, timeout): return
+        with self.latest.changed:
+            if self.latest.changed.wait_for(lambda: self.thread is None, timeout): return
         raise TimeoutError(f'The widget is still at work after {timeout:g} s.')
 
     def _run(self):
         while True:
-            with self.changed:
-                while (left:=self.due-time.monotonic())>0: self.changed.wait(left)
-                number, job = self.number, self.job
+            with self.latest.changed: number, job = self.latest.rested()
             def step(what):
-                if number!=self.number: raise Stopped
+                if number!=self.latest.number: raise Stopped
                 self.say('busy', what)
-            outcome = _outcome(job, step, lambda: number==self.number)
-            if outcome and number==self.number: self.say(*outcome)
-            with self.changed:
-                if number!=self.number: continue
+            outcome = _outcome(job, step, lambda: number==self.latest.number)
+            if outcome and number==self.latest.number: self.say(*outcome)
+            with self.latest.changed:
+                if number!=self.latest.number: continue
                 self.thread = None
-                self.changed.notify_all()
-                return
+                return self.latest.changed.notify_all()
 
-# %% ../../nbs/widgets/01_panels.ipynb #c052
+# %% ../../nbs/widgets/01_panels.ipynb #c059
+class Working(Shown):
+    "What is shown by its `.box` and works in its `.worker`"
+    def wait(self,
+        timeout:float=120,  # Seconds
+    ):                      # The widget itself
+        "Until the last setting has been worked on; raise TimeoutError if that takes longer"
+        self.worker.wait(timeout)
+        return self
+
+# %% ../../nbs/widgets/01_panels.ipynb #c062
 def status_line()->W.HTML:
     "Where a widget says what it is doing"
     return W.HTML(layout=dict(min_height='28px'))
@@ -229,43 +261,43 @@ def say_in(
                              kind=kind, style=TEXT_STYLE, color=color, sign=sign, what=literal_text(what))
     return say
 
-# %% ../../nbs/widgets/01_panels.ipynb #c056
+# %% ../../nbs/widgets/01_panels.ipynb #c066
 def by_category(
     items,              # `Item`s
 )->tuple[str, ...]:
     "The tag that tells perception from reasoning, where there is one"
     return ('category',) if any('category' in i.tags for i in items) else ()
 
-# %% ../../nbs/widgets/01_panels.ipynb #c059
+# %% ../../nbs/widgets/01_panels.ipynb #c069
 def ask_rest(
     asker,              # A `LocalModel`
     items:list,         # `Item`s
-    said:dict,          # Number in `items` -> reply; what is missing is added
+    replies:dict,       # Number in `items` -> reply; what is missing is added
     step:Callable,      # Of a job
     what:str,           # 'the VLM'
     first:Callable=lambda: 0, # Which number is wanted first, now
 ):                      # Yields after each batch
     "Ask what has no reply yet, batch by batch; raise ValueError if a question cannot be asked"
-    while todo := [n for n in range(len(items)) if n not in said]:
-        step(f'asking {what}: {len(said)} of {len(items)}')
-        some = [first()] if first() in todo else todo[:asker.batch_size]
-        for r in asker.many([replace(items[n], id=n) for n in some]):
+    while todo := [n for n in range(len(items)) if n not in replies]:
+        step(f'asking {what}: {len(replies)} of {len(items)}')
+        batch = [first()] if first() in todo else todo[:asker.batch_size]
+        for r in asker.many([replace(items[n], id=n) for n in batch]):
             if r.error: raise ValueError(f'{items[r.id].id} cannot be asked: {r.error}')
-            said[r.id] = r
+            replies[r.id] = r
         yield
 
-# %% ../../nbs/widgets/01_panels.ipynb #c062
+# %% ../../nbs/widgets/01_panels.ipynb #c072
 def score_offline(
     items:list,         # `Item`s
-    said:dict,          # Number in `items` -> reply
+    replies:dict,       # Number in `items` -> reply
     run:str,            # Name in tables
 )->pl.DataFrame:        # A score table of the replies that are there
     "Score replies under the offline protocol"
-    rows = [row_of(items[n])|dict(run=run, prediction=r.text, finish=r.finish) for n,
-            r in sorted(said.items())]
+    rows = [row_of(items[n])|dict(run=run, prediction=r.text, finish=r.finish)
+            for n, r in sorted(replies.items())]
     return score(reply_table(rows))
 
-# %% ../../nbs/widgets/01_panels.ipynb #c065
+# %% ../../nbs/widgets/01_panels.ipynb #c075
 def changes(
     a:pl.DataFrame,     # Score table of the run before
     b:pl.DataFrame,     # Score table of the run after

@@ -11,10 +11,9 @@ from ..benchmarks.items import ROW_KEYS
 from ..comparing.pairs import matched, side
 from ..comparing.statistics import values_in_tag
 from ..scoring.score import COLUMNS_LEFT_OUT, SCORE_COLUMNS
-from vlm_merging.widgets.panels import (
+from .panels import (
     FAINT_STYLE, Shown, asked_html, filled, literal_text, picture_html, reply_text, say_in, side_by_side,
-    status_line, table_html,
-    verdict_html)
+    status_line, table_html, verdict_html)
 
 # %% auto #0
 __all__ = ['VERDICT_FILTERS', 'reply_rows', 'tag_values', 'chosen_rows', 'reply_html', 'ReplyBrowser']
@@ -114,6 +113,24 @@ def _filters(rows):
     return text, *(W.Dropdown(options={'all':''}|o, description=name, **wide) for name, o in choices.items())
 
 # %% ../../nbs/widgets/02_reply_browser.ipynb #c028
+def _place_words(at, fitting, whole):
+    "Which reply it is, of how many that fit, of how many"
+    if not fitting: return f'No reply of {whole} fits these filters.'
+    return f'Reply {at} of {fitting}'+f' that fit, of {whole}'*(fitting<whole)
+
+# %% ../../nbs/widgets/02_reply_browser.ipynb #c031
+def _pictures_of(items):
+    "Benchmark, split and id of each item -> its pictures"
+    return {(i.benchmark or 'unnamed', i.split or 'all', str(i.id)):i.images for i in items or ()}
+
+# %% ../../nbs/widgets/02_reply_browser.ipynb #c034
+def _walk_controls(n):
+    "Buttons for the one before and the next, and a slider over `n` replies"
+    back, on = (W.Button(description=d, layout=dict(width='90px')) for d in ('previous', 'next'))
+    return back, on, W.IntSlider(value=1, min=1, max=max(1, n), description='reply',
+                                 style=dict(description_width='56px'), layout=dict(width='420px'))
+
+# %% ../../nbs/widgets/02_reply_browser.ipynb #c037
 class ReplyBrowser(Shown):
     "Replies of one run or of two, filtered and read one by one"
     def __init__(self,
@@ -121,42 +138,37 @@ class ReplyBrowser(Shown):
         other:pl.DataFrame|None=None, # Of a second run on the same items
         items=None,         # `Item`s, for their pictures; None: none are shown
     ):
-        self.rows = self.found = reply_rows(scores, other)
-        self.images = {(i.benchmark or 'unnamed', i.split or 'all', str(i.id)):i.images for i in items or ()}
+        self.rows = self.fitting = reply_rows(scores, other)
+        self.images = _pictures_of(items)
         self.text, self.tag, self.verdict, self.tier = filters = _filters(self.rows)
-        self.back, self.on = (W.Button(description=d, layout=dict(width='90px'))
-                              for d in ('previous', 'next'))
-        self.at = W.IntSlider(value=1, min=1, max=max(1, self.rows.height), description='reply',
-                              style=dict(description_width='56px'), layout=dict(width='420px'))
+        self.back, self.on, self.at = walk = _walk_controls(self.rows.height)
         self.status, self.view = status_line(), W.HTML()
         for control in filters: control.observe(self._filter, 'value')
         self.at.observe(lambda change: self._show(), 'value')
         self.back.on_click(lambda button: self._go(-1))
         self.on.on_click(lambda button: self._go(1))
-        lines = [W.HBox(line, layout=dict(flex_flow='row wrap'))
-                 for line in (filters, [self.back, self.on, self.at])]
+        lines = [W.HBox(line, layout=dict(flex_flow='row wrap')) for line in (filters, walk)]
         self.box = W.VBox([*lines, self.status, self.view])
         self._filter()
 
     @property
     def row(self)->dict|None: # Of `reply_rows`; None: nothing fits the filters
         "The reply that is shown"
-        return self.found.row(self.at.value-1, named=True) if self.found.height else None
+        return self.fitting.row(self.at.value-1, named=True) if self.fitting.height else None
 
     def _go(self, by): self.at.value = min(max(self.at.value+by, 1), self.at.max)
 
     def _filter(self, change=None):
-        self.found = chosen_rows(self.rows, self.tag.value, self.tier.value, self.verdict.value,
-                                 self.text.value)
-        self.at.max = max(1, self.found.height)
+        self.fitting = chosen_rows(self.rows, self.tag.value, self.tier.value, self.verdict.value,
+                                   self.text.value)
+        self.at.max = max(1, self.fitting.height)
         self.at.value = 1
-        self.at.disabled = self.found.height<2
+        self.at.disabled = self.fitting.height<2
         self._show()
 
     def _show(self):
-        row, n, whole = self.row, self.found.height, self.rows.height
-        place = f'No reply of {whole} fits these filters.'
-        if n: place = f'Reply {self.at.value} of {n}'+f' that fit, of {whole}'*(n<whole)
-        say_in(self.status)('done' if n else 'trouble', place)
-        images = () if row is None else self.images.get((row['benchmark'], row['split'], row['index']), ())
-        self.view.value = '' if row is None else str(reply_html(row, images))
+        row, fitting = self.row, self.fitting.height
+        say_in(self.status)('done' if fitting else 'trouble',
+                            _place_words(self.at.value, fitting, self.rows.height))
+        self.view.value = '' if row is None else str(reply_html(row, self.images.get(
+            (row['benchmark'], row['split'], row['index']), ())))
