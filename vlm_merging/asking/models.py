@@ -4,7 +4,7 @@
 
 # %% ../../nbs/asking/02_models.ipynb #c005
 from __future__ import annotations
-import io, time, warnings, zlib
+import difflib, io, re, time, warnings, zlib
 from collections import deque
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,8 +14,9 @@ from ..benchmarks.items import Item, as_item
 from ..checkpoints.headers import Checkpoint
 
 # %% auto #0
-__all__ = ['Reply', 'text_of_reply', 'chat', 'decode_picture', 'picture_size', 'LocalModel', 'settings_of', 'written',
-           'prompt_inputs', 'end_tokens', 'short_of_memory', 'tokens_of', 'in_batches', 'open_model', 'as_model']
+__all__ = ['OPENED', 'Reply', 'text_of_reply', 'chat', 'decode_picture', 'picture_size', 'LocalModel', 'settings_of', 'written',
+           'prompt_inputs', 'end_tokens', 'short_of_memory', 'tokens_of', 'in_batches', 'check_settings', 'open_model',
+           'as_model']
 
 # %% ../../nbs/asking/02_models.ipynb #c014
 @dataclass(frozen=True)
@@ -261,10 +262,15 @@ def _device_and_dtype(device, dtype):
     if device is None:
         mps = torch.backends.mps.is_available()
         device = 'cuda' if torch.cuda.is_available() else 'mps' if mps else 'cpu'
+    if not re.fullmatch(r'(cpu|mps|xpu|cuda)(:\d+)?', str(device)):
+        raise ValueError(f'device is {device!r}; it is cpu, cuda, cuda:1 or mps.')
     if dtype is None:
         known = device.startswith('cuda') and torch.cuda.is_bf16_supported()
         dtype = 'float32' if device=='cpu' else 'bfloat16' if known else 'float16'
-    return device, getattr(torch, dtype)
+    name = str(dtype).removeprefix('torch.')
+    if name not in ('float32', 'bfloat16', 'float16'):
+        raise ValueError(f'dtype is {dtype!r}; it is bfloat16, float16 or float32.')
+    return str(device), getattr(torch, name)
 
 # %% ../../nbs/asking/02_models.ipynb #c075
 def _opener(config, where, trust_remote_code):
@@ -300,11 +306,27 @@ def _from_pretrained(folder, where, opener, dtype, trust_remote_code):
     return model, processor
 
 # %% ../../nbs/asking/02_models.ipynb #c081
-def _check_settings(asking):
-    "Raise ValueError if a model is not asked with such a setting"
+OPENED = ('dtype', 'device', 'trust_remote_code') # What `open_model` takes beside the fields of `LocalModel`
+
+def check_settings(
+    asking:dict,         # Setting -> value, as for `open_model`
+    more:tuple=OPENED,   # What else may be in it
+)->None:
+    "Raise ValueError if a model is not asked with such a setting, or such a value"
     known = [f.name for f in fields(LocalModel)][4:]
-    if unknown := [k for k in asking if k not in known]:
-        raise ValueError(f"A model has no setting {unknown[0]!r}. There are: {', '.join(known)}.")
+    for name, value in asking.items():
+        if name in ('n', 'split'):
+            raise ValueError(f"There is no setting {name!r}. For a part of the questions, give them as "
+                             f"load('lab', {name}={value!r}).")
+        if name not in (*known, *more):
+            near = difflib.get_close_matches(name, [*known, *more], 1)
+            raise ValueError(f"There is no setting {name!r}.{f' Did you mean {near[0]}?' if near else ''} "
+                             f"Of a model there are: {', '.join(known)}.")
+        whole = isinstance(value, int) and not isinstance(value, bool) and value>0
+        if name in ('batch_size', 'max_new_tokens') and not whole:
+            raise ValueError(f'{name} is {value!r}; it is a whole number, 1 or more.')
+        if name=='temperature' and not (isinstance(value, (int, float)) and value>=0):
+            raise ValueError(f'temperature is {value!r}; it is a number, 0 or more.')
 
 # %% ../../nbs/asking/02_models.ipynb #c084
 def open_model(
@@ -315,7 +337,7 @@ def open_model(
     **asking,            # As in `LocalModel`: batch_size, max_new_tokens, temperature, top_p, seed, system
 )->LocalModel:
     "Open a checkpoint for asking; raise ValueError with one sentence if it cannot be"
-    _check_settings(asking)
+    check_settings(asking, ())
     checkpoint = Checkpoint.open(where)
     device, numbers = _device_and_dtype(device, dtype)
     opener = _opener(checkpoint.config, where, trust_remote_code)

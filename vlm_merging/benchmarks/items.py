@@ -207,7 +207,7 @@ def as_item(
     return question
 
 # %% ../../nbs/benchmarks/01_items.ipynb #c040
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Benchmark:
     "Where a benchmark is and how its rows are read"
     name:str            # Value of the column `benchmark`
@@ -223,6 +223,8 @@ class Benchmark:
     prompt:str=''       # What is sent, in a line
     probes:str=''       # 'perception', 'reasoning', or empty: both
     blind:tuple=()      # Splits that are asked without images
+
+    def __repr__(self): return f'Benchmark({self.name!r}, {self.source!r}, {self.split!r})'
 
     def __post_init__(self):
         if not callable(self.to_item):
