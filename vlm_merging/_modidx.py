@@ -1128,6 +1128,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'vlm_merging.merging.plan._asked': ('merging/plan.html#_asked', 'vlm_merging/merging/plan.py'),
                                           'vlm_merging.merging.plan._gathered': ( 'merging/plan.html#_gathered',
                                                                                   'vlm_merging/merging/plan.py'),
+                                          'vlm_merging.merging.plan._memory': ('merging/plan.html#_memory', 'vlm_merging/merging/plan.py'),
                                           'vlm_merging.merging.plan._sort_pairs': ( 'merging/plan.html#_sort_pairs',
                                                                                     'vlm_merging/merging/plan.py'),
                                           'vlm_merging.merging.plan.describe': ( 'merging/plan.html#describe',
