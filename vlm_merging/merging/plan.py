@@ -13,7 +13,7 @@ from .methods import METHODS, Method
 from .recipe import Recipe, knobs_at, recipe_of, why_kept
 
 # %% auto #0
-__all__ = ['Work', 'work_of', 'Plan', 'plan', 'describe']
+__all__ = ['ROW_BYTES', 'Work', 'work_of', 'Plan', 'plan', 'describe']
 
 # %% ../../nbs/merging/07_plan.ipynb #c009
 @dataclass(frozen=True)
@@ -165,11 +165,23 @@ def _gathered(
     return [f"  {what:<7}{n:>5} tensors {readable(size):>8}  {why}  ({example})"
             for (what, why), (n, size, example) in groups.items()]
 
-# %% ../../nbs/merging/07_plan.ipynb #c028
+# %% ../../nbs/merging/07_plan.ipynb #c029
+ROW_BYTES = 64          # Of memory for each number of a row, while a method has the row as a whole
+
+def _memory(
+    plan:Plan,          # From `plan`
+)->str:
+    "What a merge takes of memory"
+    usual, shapes = 'some 0.3 GB of memory', [w.vlm[0].shape for w in plan.merged]
+    longest = max(shape[-1] if shape else 1 for shape in shapes)
+    if not METHODS[plan.recipe.method].rows or longest*ROW_BYTES<1e8: return f'{usual} at any size of model'
+    return f'{usual}, and {readable(longest*ROW_BYTES)} more in each thread for a row of {longest} numbers'
+
+# %% ../../nbs/merging/07_plan.ipynb #c031
 def describe(
     plan:Plan,          # From `plan`
 )->str:                 # Several lines
     "A plan in words"
     cost = [f"  reads {readable(plan.reads)}, writes {readable(plan.writes)}; "
-            f"takes some 0.3 GB of memory at any size of model"] if plan.merged else []
+            f"takes {_memory(plan)}"] if plan.merged else []
     return '\n'.join([*_asked(plan), *_gathered(plan), *cost, *(f'  {f}' for f in plan.findings)])
