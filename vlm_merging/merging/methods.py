@@ -83,8 +83,7 @@ class Method:
     about:str             # Its docstring
 
     def __repr__(self):
-        knobs = (f'{k.name}={k.default!r}' for k in self.knobs.values())
-        return f"Method({', '.join([repr(self.name), *knobs])})"
+        return f"Method({self.name!r}{''.join(f', {k.name}={k.default!r}' for k in self.knobs.values())})"
 
 def _method_of(
     fn:Callable,          # The formula
