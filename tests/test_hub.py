@@ -208,8 +208,9 @@ def test_weights_in_bin_files_are_found(hub, tmp_path, monkeypatch):
     assert hub.fetched()=={'config.json', 'pytorch_model.bin'}
 
 def test_each_refusal_is_one_sentence(hub, tmp_path):
-    for name in 'maker/nothing', 'maker/secret', 'maker/gated', 'maker/llm@none':
-        assert 'log in' in refused(tmp_path, hub.address, name)
+    kinds = {'maker/nothing': 'Check the name', 'maker/secret': 'private', 'maker/gated': 'Accept its terms',
+             'maker/llm@none': 'no revision none', f'maker/llm@{"c"*40}': 'no revision'}
+    for name, why in kinds.items(): assert why in refused(tmp_path, hub.address, name)
     assert 'no weights' in refused(tmp_path, hub.address, 'maker/base')
 
 def test_without_a_hub_what_is_cached_still_opens(hub, tmp_path):

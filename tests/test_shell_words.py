@@ -78,7 +78,8 @@ def read(line): return read_words(COMMANDS[line.split()[0]], line.split()[1:])
 @pytest.mark.parametrize('line,name,value', [
     ('profile m --how skip,uniform', 'how', ('skip', 'uniform')),
     ('profile m --how skip uniform', 'how', ('skip', 'uniform')),
-    ('profile m --how skip, uniform skip', 'how', ('skip', 'uniform')), ('profile m --by a,b', 'by', ('a', 'b')),
+    ('profile m --how skip, uniform skip', 'how', ('skip', 'uniform')),
+    ('profile m --by a,b', 'by', ('a', 'b')),
     ('profile m --ray', 'ray', 'local'),
     ('profile m --ray auto', 'ray', 'auto'), ('sweep --weights 0.6,0.7', 'weights', ('0.6', '0.7')),
     ('sweep --layers 6-31 0-5,8', 'layers', ['6-31', '0-5,8']),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from PIL import Image, ImageOps
+from ..checkpoints.places import place
 
 # %% auto #0
 __all__ = ['ITEM_PAGE', 'BENCHMARKS', 'RULE_OF', 'ROW_KEYS', 'LETTERS', 'DIRECTLY', 'encoded', 'Picture', 'pictures', 'Item',
@@ -160,7 +161,7 @@ def as_picture(
     "A picture as somebody types it"
     if isinstance(source, Picture): return source
     name = str(source)[:80] if isinstance(source, (str, Path)) else 'image'
-    if isinstance(source, str) and not source.startswith('data:'): source = Path(source).expanduser()
+    if isinstance(source, str) and not source.startswith('data:'): source = place(source)
     return Picture(source, name)
 
 def as_item(

@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 from .items import (BENCHMARKS, Benchmark, DIRECTLY, Item, LETTERS, Picture, cell,
     lettered, one_line, options_of, pictures, record_of, tags_of, text_of, unpacked)
+from ..checkpoints.places import place
 from ..lab.trio import questions
 from .prepare import pattern_of, prepared
 from .tables import IMAGES, TABLE_SUFFIXES, pictures_at, rows_in, told_rows
@@ -155,7 +156,7 @@ def table_of(
         return Table((what,), record, split or '', part, record.name if record else name or 'table')
     if not isinstance(what, (str, Path)):
         raise ValueError(f"{type(what).__name__} is no table. Give a path, a name or a polars frame.")
-    path = Path(what).expanduser()
+    path = place(what)
     if path.is_file(): return _table_of_file(path, record, split, name)
     if path.is_dir(): raise ValueError(f"{path} is a folder. Name one table in it, or if it is a benchmark: "
                                        f"prepare(name, source={str(path)!r}).")

@@ -8,6 +8,7 @@ import errno, fcntl, os, shutil, threading
 from contextlib import contextmanager
 from pathlib import Path
 from .blocks import fill
+from .places import place
 
 # %% auto #0
 __all__ = ['KEY', 'JOURNAL', 'FLUSH', 'sync_text', 'flush_folder', 'appearing', 'journal_of', 'Shard', 'refuse_existing',
@@ -79,7 +80,7 @@ def journal_of(
     "What earlier runs finished; a torn last line does not count"
     seen = {}
     if path.exists():
-        text = path.read_text(errors='replace')
+        text = path.read_text(encoding='utf-8', errors='replace')
         for line in text[:text.rfind('\n')+1].splitlines():
             file, _, piece = line.partition('\t')
             seen.setdefault(file, set()).add(piece)
@@ -100,7 +101,8 @@ class Shard:
         self.finished, self.waiting, self.fresh, self.lock = set(known), [], 0, threading.Lock()
         if known and not (self.part.exists() and self.part.stat().st_size==size):
             self.finished = set()           # the file is lost, so what the journal says of it is void
-            lines = [l for l in journal.read_text().splitlines() if not l.startswith(path.name+'\t')]
+            lines = [l for l in journal.read_text(encoding='utf-8').splitlines()
+                     if not l.startswith(path.name+'\t')]
             sync_text(journal, ''.join(f'{l}\n' for l in lines))
         self.fd = os.open(self.part, os.O_RDWR|os.O_CREAT, 0o666)
         os.ftruncate(self.fd, size)
@@ -129,7 +131,7 @@ class Shard:
     def _flush(self):
         pieces, self.waiting, self.fresh = self.waiting, [], 0
         os.fsync(self.fd)       # if this fails, the pieces are not on disk and not noted
-        with open(self.journal, 'a') as f:
+        with open(self.journal, 'a', encoding='utf-8') as f:
             f.write(''.join(f"{self.path.name}\t{p}\n" for p in pieces))
             f.flush(); os.fsync(f.fileno())
         self.finished |= set(pieces)
@@ -208,7 +210,7 @@ def _locked(draft):
 # %% ../../nbs/checkpoints/03_writer.ipynb #c048
 def _begin(draft, key):
     "Make a locked draft ready for work under `key`: go on with it, or start it over"
-    old = (draft/KEY).read_text() if (draft/KEY).exists() else None
+    old = (draft/KEY).read_text(encoding='utf-8') if (draft/KEY).exists() else None
     if old is None and any(draft.iterdir()) and not (draft/'recipe.json').exists():
         raise ValueError(f"{draft} is in the way and is no draft of a merge. "
                          f"Remove it, or choose another output.")
@@ -242,7 +244,7 @@ def drafting(
     overwrite:bool=False, # Replace a folder that an earlier merge made?
 ):
     "The hidden folder to work in; it becomes `out` when the block ends without an error"
-    out = Path(out).expanduser()
+    out = place(out)
     out = out.parent.resolve()/out.name
     refuse_existing(out, overwrite)
     if not out.parent.is_dir():

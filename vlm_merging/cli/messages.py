@@ -58,4 +58,5 @@ def in_shell_words(
     before = r'(?<![\w./-])'
     text = re.sub(rf'{before}({known})=({VALUE})', assigned, text)
     text = re.sub(rf'{before}({known})(?= is (?:{VALUE}))', lambda m: names[m[1]], text)
+    text = re.sub(rf"(^|[:.] )({known})(?= '[^'\n]*')", lambda m: m[1]+names[m[2]], text)
     return re.sub(rf'{before}({known})(?![\w./-]|\()', lambda m: names[m[1]] if '_' in m[1] else m[0], text)

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from .. import __version__
 from ..checkpoints.headers import FLOATS, Checkpoint, readable
 from ..checkpoints.identity import fingerprints, stamps
+from ..checkpoints.places import place
 from ..checkpoints.blocks import BLOCK, BLOCK_GPU, Blocks, Source, faulty, keep_heap
 from vlm_merging.checkpoints.writer import (JOURNAL, Shard, copy_sides, drafting, journal_of, refuse_existing,
     sync_text)
@@ -301,7 +302,7 @@ def merge(
     "Carry out a recipe; raise ValueError with one sentence if it cannot be"
     recipe = recipe_of(vlm, llm, base, method=method, layers=layers, modules=modules, embeddings=embeddings,
                        seed=seed, as_run=as_run, **knobs)
-    out = Path(out).expanduser()
+    out = place(out)
     refuse_existing(out, overwrite)
     if device!='cpu' and not (device.startswith('cuda') and torch.cuda.is_available()):
         raise ValueError(f"There is no device {device!r} here. "

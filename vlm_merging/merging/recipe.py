@@ -6,8 +6,10 @@
 from __future__ import annotations
 import difflib, json, os, re
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from ..checkpoints.headers import read_json
+from ..checkpoints.places import place
 from .families import Pair
 from .methods import METHODS
 
@@ -17,20 +19,26 @@ __all__ = ['MODULES', 'AS_RUN', 'layer_ranges', 'layer_set', 'at_depth', 'Recipe
 # %% ../../nbs/merging/06_recipe.ipynb #c013
 MODULES = ('attention', 'mlp', 'norm')
 
+def _range(part, text):
+    "`6-31`, `8` or `6-` as `(first, last)`"
+    m = re.fullmatch(r'\s*(\d{1,9})\s*(?:(-)\s*(\d{0,9}))?\s*', part)
+    if not m:
+        raise ValueError(f"layers {text[:80]!r} cannot be read at {part[:40]!r}. "
+                         f"Layers are counted from 0: write all, 6-31, 0-5,8 or 6-.")
+    first, last = int(m[1]), int(m[3]) if m[3] else None if m[2] else int(m[1])
+    if last is not None and last<first:
+        raise ValueError(f"layers {text[:80]!r}: {part.strip()} runs backwards. Write {last}-{first}.")
+    return first, last
+
+@lru_cache
 def layer_ranges(
     text:str,           # `all`, or ranges such as `6-31`, `0-5,8`, `6-`
-)->list:                # Of `(first, last)`; last is None for "to the end"
+)->tuple:               # Of `(first, last)`; last is None for "to the end"
     "Read a text that names layers; raise ValueError if it names none"
-    if text=='all': return [(0, None)]
-    ranges = []
-    for part in text.split(','):
-        m = re.fullmatch(r'\s*(\d{1,6})\s*(?:(-)\s*(\d{0,6}))?\s*', part)
-        if not m or (m[3] and int(m[3])<int(m[1])):
-            raise ValueError(f"layers {text!r} cannot be read at {part!r}. Write all, 6-31, 0-5,8 or 6-.")
-        ranges.append((int(m[1]), int(m[3]) if m[3] else None if m[2] else int(m[1])))
-    return ranges
+    return ((0, None),) if text=='all' else tuple(_range(part, text) for part in text.split(','))
 
 # %% ../../nbs/merging/06_recipe.ipynb #c016
+@lru_cache
 def layer_set(
     text:str,           # As for `layer_ranges`
     depth:int,          # Number of layers
@@ -38,10 +46,10 @@ def layer_set(
     "The layers that a text names in a model of that depth"
     chosen = set()
     for first, last in layer_ranges(text):
+        if max(first, last or 0)>=depth:
+            beyond = f'none is behind {first-1}' if last is None else f'it has no layer {last}'
+            raise ValueError(f"layers {text[:80]!r}: this model has the layers 0-{depth-1}, {beyond}.")
         last = depth-1 if last is None else last
-        if first>=depth or last>=depth:
-            raise ValueError(f"layers {text!r}: {max(first, last)} is not within the layers 0-{depth-1} "
-                             f"of this model.")
         chosen.update(range(first, last+1))
     return frozenset(chosen)
 
@@ -69,6 +77,8 @@ def _no_method(
             f"A new one is a function under `@merge_method`.")
 
 # %% ../../nbs/merging/06_recipe.ipynb #c027
+_LONGEST = 10_000       # Characters of a field, values of a curve: more is a damaged file
+
 def _no_knob(
     method:str,         # A key of `METHODS`
     name:str,           # What it was asked for
@@ -92,6 +102,8 @@ def _check_knob(
     knobs = METHODS[method].knobs
     if name not in knobs: raise ValueError(_no_knob(method, str(name)))
     if value==[]: raise ValueError(f"{method}: {name} is [], an empty list; a curve needs values.")
+    if isinstance(value, list) and len(value)>_LONGEST:
+        raise ValueError(f"{method}: {name} has {len(value)} values; a curve has {_LONGEST} at most.")
     if isinstance(value, list) and knobs[name].choices:
         raise ValueError(f"{method}: {name} is {value!r}, but only numbers can follow a curve.")
     for v in value if isinstance(value, list) else [value]: knobs[name].check(v, method)
@@ -126,6 +138,8 @@ def _check_type(
             raise ValueError(f"{name} is {value!r}; name a folder or a hub id.")
         return
     kind, word = _TYPES[name]
+    if isinstance(value, str) and len(value)>_LONGEST:
+        raise ValueError(f"{name} is a text of {len(value)} characters; it has {_LONGEST} at most.")
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ValueError(f"{name} is {value!r}; it is {word}.")
 
@@ -181,14 +195,14 @@ class Recipe:
         path:str|Path,      # Where to
     )->None:
         "Save as JSON"
-        Path(path).write_text(json.dumps(self.dict(), indent=1)+'\n')
+        place(path).write_text(json.dumps(self.dict(), indent=1)+'\n', encoding='utf-8')
 
     @classmethod
     def read(cls,
         path:str|Path,      # A recipe, or the recipe.json of a merged folder
     )->Recipe:
         "A recipe from a file"
-        return _read_recipe(Path(path))
+        return _read_recipe(place(path))
 
     @classmethod
     def layer_swap(cls,
@@ -198,6 +212,7 @@ class Recipe:
         weight:float=.9,    # Share of the VLM in the layers behind, and in the final norm
     )->Recipe:
         "The paper's layer swapping: early layers stay, later ones are mixed"
+        if last<0: raise ValueError(f"last is {last}; it is the number of a layer, from 0 on.")
         return cls(vlm, llm, knobs={'weight':weight}, layers=f'{last+1}-')
 
 # %% ../../nbs/merging/06_recipe.ipynb #c043

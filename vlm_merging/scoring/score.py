@@ -8,6 +8,7 @@ import ast, json, re, warnings
 from functools import lru_cache
 from pathlib import Path
 import polars as pl
+from ..checkpoints.places import place
 from .algebra import Algebra, beyond
 from .equality import same
 from ..benchmarks.items import LETTERS, ROW_KEYS, metric_of
@@ -234,7 +235,7 @@ def table_at(
     problems:list|None=None, # Sentences about rows that cannot be read are put here; None: they are warnings
 )->pl.DataFrame:        # Of replies or of scores
     "Read a table from disk; raise ValueError with one sentence if there is none"
-    path = Path(path).expanduser()
+    path = place(path)
     if path.is_dir():
         from vlm_merging.asking.replies import replies as replies_of_run
         return replies_of_run(path)
