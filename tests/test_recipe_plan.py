@@ -571,7 +571,7 @@ TIES, DARE = dict(method='ties', base='b'), dict(method='dare_ties', base='b')
     (TIES | dict(knobs=dict(elect=['weighted', 'unweighted'])), 'elect'),
     (DARE | dict(knobs=dict(rescale=[True, False])), 'rescale'),
     (dict(method='slerp', as_run=True), 'no slerp'),
-    (DARE | dict(as_run=True, knobs=dict(rescale=True)), 'as_run sets rescale')], ids=str)
+    (DARE | dict(as_run=True, knobs=dict(rescale=True)), 'as_run sets `rescale=False`')], ids=str)
 def test_a_mistake_is_found_when_the_recipe_is_written(wrong, message):
     with pytest.raises(ValueError, match=message): Recipe('v', 'l', **wrong)
 

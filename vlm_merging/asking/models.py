@@ -260,6 +260,8 @@ def _device_and_dtype(device, dtype):
     if dtype is None:
         known = device.startswith('cuda') and torch.cuda.is_bf16_supported()
         dtype = 'float32' if device=='cpu' else 'bfloat16' if known else 'float16'
+    if dtype not in ('bfloat16', 'float16', 'float32'):
+        raise ValueError(f"dtype is {dtype!r}; it is bfloat16, float16 or float32.")
     return device, getattr(torch, dtype)
 
 # %% ../../nbs/asking/02_models.ipynb #c072
@@ -298,7 +300,7 @@ def _from_pretrained(folder, where, opener, dtype, trust_remote_code):
 # %% ../../nbs/asking/02_models.ipynb #c076
 def open_model(
     where:str|Path,      # Folder, hub id or lab/vlm of a VLM, or of a text model
-    dtype:str|None=None, # bfloat16, float16 or float32; default: bfloat16 on a GPU, float32 on a CPU
+    dtype:str|None=None, # 'bfloat16', 'float16' or 'float32'; default: bfloat16 on a GPU, float32 on a CPU
     device:str|None=None, # cuda, cuda:1, mps or cpu; default: the best there is
     trust_remote_code:bool=False, # Run code that the checkpoint brings along?
     **asking,            # As in `LocalModel`: batch_size, max_new_tokens, temperature, top_p, seed, system

@@ -48,7 +48,7 @@ def _chain(error):
     "An error and what it came from"
     while error is not None:
         yield error
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 def _proxy():
     "The variable that names a proxy; ''"

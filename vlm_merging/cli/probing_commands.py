@@ -150,7 +150,11 @@ def sweep_knobs(
 )->dict:                # Knob -> value
     "The knobs that all weights share, by their options or as NAME=X"
     out = {k:given[k] for k in knobs_shown() if k in given}
-    for text in knobs:
+    whole = []
+    for text in knobs:                          # A curve has commas, as the list itself
+        if '=' in text or not whole: whole.append(text)
+        else: whole[-1] += f',{text}'
+    for text in whole:
         name, mark, value = text.partition('=')
         if not mark or not value:
             raise ValueError(f'--knobs {text!r} is no name and value, such as density=0.5.')

@@ -121,7 +121,7 @@ def _check_as_run(
                          f"it has linear, ties, dare_linear and dare_ties.")
     for name, value in AS_RUN.items():
         if knobs.get(name, value)!=value:
-            raise ValueError(f"as_run sets {name} to {value!r}; leave {name} out or turn as_run off.")
+            raise ValueError(f"as_run sets `{name}={value!r}`; leave it out or turn as_run off.")
 
 # %% ../../nbs/merging/06_recipe.ipynb #c035
 _TYPES = dict(method=(str, 'text'), knobs=(dict, "a table such as {'weight': 0.9}"), layers=(str, 'text'),
