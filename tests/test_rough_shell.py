@@ -1,5 +1,5 @@
 "The shell in a rough world: Ctrl-C, readers that leave, full disks, terminals of few letters, odd names"
-import ast, errno, json, os, re, subprocess, sys
+import ast, errno, json, os, subprocess, sys
 from pathlib import Path
 
 import polars as pl
@@ -107,8 +107,9 @@ def test_after_ctrl_c_the_same_command_goes_on(tmp_path):
 def test_ctrl_c_is_left_alone_where_it_was_ignored():
     "As for a job in the background of a script"
     code = "import signal, os; signal.signal(signal.SIGINT, signal.SIG_IGN); os.execv({!r}, {!r})"
-    argv = [sys.executable, '-c', INSIDE, 'vlm_merging.merging.plan', 'check', '1', 'plan', 'lab/vlm', 'lab/llm']
-    done = subprocess.run([sys.executable, '-c', code.format(sys.executable, argv)], capture_output=True, text=True)
+    argv = [sys.executable, '-c', INSIDE, *'vlm_merging.merging.plan check 1 plan lab/vlm lab/llm'.split()]
+    argv = [sys.executable, '-c', code.format(sys.executable, argv)]
+    done = subprocess.run(argv, capture_output=True, text=True)
     assert done.returncode!=130 and 'stopped' not in done.stderr
 
 
@@ -123,7 +124,8 @@ def unread(*argv, stream='stdout'):
     os.close(write)
     return done.returncode, getattr(done, other)
 
-VERBS = ['methods', '--help', 'plan --help', 'inspect lab/vlm', 'plan lab/vlm lab/llm', 'prepare', 'completion']
+VERBS = ['methods', '--help', 'plan --help', 'inspect lab/vlm', 'plan lab/vlm lab/llm', 'prepare',
+         'completion']
 
 @pytest.mark.parametrize('line', VERBS)
 def test_a_reader_that_left(line):
@@ -153,7 +155,8 @@ def test_streams_that_are_closed(closed, table, tmp_path):
     lines = [f'merge lab/vlm lab/llm --out {tmp_path}/m', f'score {table} --out {tmp_path}/s.jsonl',
              'merge lab/vlm nowhere --out n']
     for line, code in zip(lines, (0, 0, 3)):
-        done = subprocess.run(f'{" ".join(PROGRAM)} {line} {closed}', shell=True, capture_output=True, cwd=tmp_path)
+        whole = f'{" ".join(PROGRAM)} {line} {closed}'
+        done = subprocess.run(whole, shell=True, capture_output=True, cwd=tmp_path)
         assert done.returncode==code, (line, done.stderr)
         assert '2>&-' not in closed or not done.stdout or b'vlm-merging:' not in done.stdout
     assert pl.read_ndjson(tmp_path/'s.jsonl').height==12
@@ -171,7 +174,8 @@ def test_a_terminal_of_few_letters(env, table, tmp_path):
     for line, code in zip(lines, (0, 0, 0, 3, 3, 0, 2)):
         done = ended(*line.split(), env=env, capture_output=True)
         assert done.returncode==code and b'Traceback' not in done.stderr, (line, done.stderr)
-    assert 'Zoë' in json.loads((tmp_path/'run'/'replies.jsonl').read_text(encoding='utf-8').splitlines()[0])['run']
+    first = (tmp_path/'run'/'replies.jsonl').read_text(encoding='utf-8').splitlines()[0]
+    assert json.loads(first)['run']=='Zoë'
 
 def test_text_is_read_and_written_as_utf_8():
     "Wherever a file is opened as text, its encoding stands beside"
@@ -184,9 +188,10 @@ def test_text_is_read_and_written_as_utf_8():
             opens = name=='open' and isinstance(node.func, ast.Name) or name=='fdopen'
             if opens and len(node.args)>1: mode = node.args[1]
             binary = isinstance(mode, ast.Constant) and 'b' in mode.value
-            text = any(k.arg in ('text', 'universal_newlines') for k in node.keywords) and name in ('run', 'Popen')
-            if (name in ('read_text', 'write_text') or text or opens and not binary) and (
-                    not {'encoding'} & {k.arg for k in node.keywords}): bare.append(f'{path.name}:{node.lineno}')
+            words = {k.arg for k in node.keywords}
+            text = name in ('run', 'Popen') and {'text', 'universal_newlines'} & words
+            if name in ('read_text', 'write_text') or text or opens and not binary:
+                if 'encoding' not in words: bare.append(f'{path.name}:{node.lineno}')
     assert not bare
 
 def test_what_is_written_in_one_locale_is_read_in_another(tmp_path):
@@ -207,9 +212,11 @@ def test_a_home_is_meant_everywhere(call, table, tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(home))
     monkeypatch.chdir(tmp_path)
     (home/'t.csv').write_bytes(table.read_bytes())
-    for line in ('merge lab/vlm lab/llm --out ~/m', 'plan --recipe ~/m', 'inspect ~/m', 'score ~/t.csv --out ~/s.csv',
+    for line in ('merge lab/vlm lab/llm --out ~/m', 'plan --recipe ~/m', 'inspect ~/m',
+                 'score ~/t.csv --out ~/s.csv',
                  f'ask ~/m {ASKED} --out ~/run', 'score ~/run --out ~/r.parquet',
-                 'compare ~/t.csv ~/s.csv --out ~/c.csv --chart ~/c.html', f'ask ~/m --benchmark ~/t.csv --out ~/run2',
+                 'compare ~/t.csv ~/s.csv --out ~/c.csv --chart ~/c.html',
+                 'ask ~/m --benchmark ~/t.csv --out ~/run2',
                  'diagnose ~/m lab/llm --out ~/d.parquet --chart ~/d.html',
                  f'profile ~/m {ASKED} --parts layer --diagnosis ~/d.parquet --out ~/p --chart ~/p.svg',
                  f'sweep ~/m lab/llm --weights .5,.6 {ASKED} --out ~/w --chart ~/w.html'):
@@ -234,14 +241,16 @@ def test_addresses_of_a_file_manager(call, table, tmp_path):
         code, out, err = call('ask', 'lab/vlm', *ASKED.split(), '--out', name)
         assert code==0 and f"score '{odd}/run' --out '{odd}/run.parquet'" in out, err
 
-@pytest.mark.parametrize('line', ['score NAME', 'inspect NAME', 'plan NAME lab/llm', 'merge lab/vlm lab/llm --out NAME',
-                                  'ask lab/vlm --benchmark NAME --out x', f'ask lab/vlm {ASKED} --out NAME',
-                                  'plan --recipe NAME', 'diagnose lab/vlm lab/llm --out NAME', 'compare NAME NAME'])
+@pytest.mark.parametrize('line', [
+    'score NAME', 'inspect NAME', 'plan NAME lab/llm', 'merge lab/vlm lab/llm --out NAME', 'plan --recipe NAME',
+    'ask lab/vlm --benchmark NAME --out x', f'ask lab/vlm {ASKED} --out NAME', 'compare NAME NAME',
+    'diagnose lab/vlm lab/llm --out NAME'])
 def test_a_name_that_is_no_text(line, tmp_path):
     name = os.fsencode(tmp_path)+b'/caf\xe9'
     argv = [name if w=='NAME' else w.encode() for w in line.split()]
     done = subprocess.run([*map(os.fsencode, PROGRAM), *argv], capture_output=True, cwd=tmp_path, timeout=100)
-    assert done.returncode in (2, 3) and b'Traceback' not in done.stderr and b'are no text' in done.stderr
+    assert done.returncode in (2, 3) and b'that are no text' in done.stderr
+    assert b'Traceback' not in done.stderr
     assert not [*tmp_path.iterdir()]
 
 
@@ -258,15 +267,17 @@ def test_a_decimal_comma(line, call, tmp_path, monkeypatch):
     assert code in (2, 3) and not out and not [*tmp_path.iterdir()]
     assert 'may be' in err or 'Did you mean 0.' in err
 
-@pytest.mark.parametrize('words', [['-n', '9'*25], ['-n', '1e5'], ['--temperature', 'nan'], ['--batch-size', '-'*3+'1'],
-                                   ['--max-new-tokens', '1,5'], ['--temperature', 'inf']])
+@pytest.mark.parametrize('words', [
+    ['-n', '9'*25], ['-n', '1e5'], ['--temperature', 'nan'], ['--max-new-tokens', '1,5'],
+    ['--temperature', 'inf']])
 def test_numbers_that_cannot_be_meant(words, call):
     code, out, err = call('ask', 'lab/vlm', '--benchmark', 'lab', '--out', 'x', *words)
     assert code==2 and not out and 'Traceback' not in err and ' int ' not in err and 'float' not in err
 
 @pytest.mark.parametrize('words,said', [
     ('--layers 31-6', '31-6 runs backwards. Write 6-31.'), ('--layers -3', 'counted from 0'),
-    ('--layers 0-3,', "cannot be read at ''"), ('--layers 6-31', 'it has no layer 31'), ('--layers 99-', 'none is behind 98'),
+    ('--layers 0-3,', "cannot be read at ''"), ('--layers 6-31', 'it has no layer 31'),
+    ('--layers 99-', 'none is behind 98'),
     ('--layers 99999999999', 'cannot be read'), ('--layers all,3', "at 'all'"),
     ('--layer-swap 99', '--layer-swap 99: this model has the layers 0-7, none is behind 99.'),
     ('--layer-swap -2', '--layer-swap is -2; the least is 0')])
@@ -285,8 +296,10 @@ def test_a_range_is_read_once(monkeypatch):
     plan('lab/vlm', 'lab/llm', layers='0-1,3,5-6')
     assert len(seen)==3
 
-@pytest.mark.parametrize('field', [dict(layers=','.join(['1']*1_000_000)), dict(modules=','.join(['mlp']*1_000_000)),
-                                   dict(weight=[.5]*1_000_000), dict(method='x'*1_000_000), dict(vlm='x'*1_000_000)])
+MANY = 1_000_000
+@pytest.mark.parametrize('field', [
+    dict(layers=','.join(['1']*MANY)), dict(modules=','.join(['mlp']*MANY)), dict(weight=[.5]*MANY),
+    dict(method='x'*MANY), dict(vlm='x'*MANY)], ids=lambda o: next(iter(o)))
 def test_a_recipe_of_megabytes_is_a_sentence(field, call, tmp_path):
     whole = dict(vlm='lab/vlm', llm='lab/llm')|{k:v for k, v in field.items() if k!='weight'}
     if 'weight' in field: whole['knobs'] = field
@@ -324,105 +337,11 @@ def test_a_run_is_compared_with_itself(table, call, tmp_path):
     assert 'itself' not in call('compare', table, tmp_path/'copy.csv')[2]
 
 
-# --- Words
-
-REFUSED = ['plan', 'plan lab/vlm', 'plan lab/vlm lab/llm --method ties', 'plan lab/vlm lab/llm --density .5',
-           'plan lab/vlm lab/llm --weight 7', 'plan lab/vlm lab/llm --as-run --method della lab/base',
-           'plan lab/vlm lab/llm --modules eyes', 'plan lab/vlm lab/llm --modules mlp --layers 9-', 'plan lab/llm lab/vlm',
-           'plan lab/vlm lab/xlm', 'plan nowhere lab/llm', 'plan --recipe nowhere', 'plan --recipe BAD',
-           'plan lab/vlm lab/llm --rescale maybe', 'plan lab/vlm lab/llm lab/base --method dare_linear --as-run --rescale yes',
-           'merge lab/vlm lab/llm', 'merge lab/vlm lab/llm --out HERE', 'merge lab/vlm lab/llm --out HERE --overwrite',
-           'merge lab/vlm lab/llm --out gone/x', 'merge lab/vlm lab/llm --out x --device cuda:9',
-           'merge lab/vlm lab/llm --out x --workers 0', 'inspect HERE', 'methods tis', 'prepare Nothing',
-           'prepare MathVista --from gone', 'prepare MathVista --from HERE', 'prepare MathVista --to BAD', 'ask --out x',
-           'ask lab/vlm --out x', 'ask lab/vlm --benchmark MathVista --out x', 'ask lab/vlm --benchmark HERE --out x',
-           'ask lab/vlm --benchmark gone.csv --out x', 'ask lab/vlm --benchmark BAD --out x', f'ask {ASKED} --out x',
-           f'ask lab/vlm {ASKED} --out BAD', f'ask lab/vlm {ASKED} --out x --serves y', f'ask lab/vlm {ASKED} --dtype int7',
-           f'ask lab/vlm {ASKED} --out x --device cuda7', f'ask lab/vlm {ASKED} --out x --temperature -1',
-           f'ask lab/vlm {ASKED} --out x --dtype int7', 'ask lab/vlm --benchmark lab --split nosplit --out x',
-           f'ask --endpoint nonsense {ASKED} --out x', f'ask --endpoint http://127.0.0.1:9 {ASKED} --out x',
-           'score gone', 'score HERE', 'score BAD', 'score TABLE --protocol judge', 'score TABLE --out x.txt',
-           'score TABLE --protocol judge --judge http://127.0.0.1:9', 'score TABLE --out gone/x.csv',
-           'compare TABLE gone', 'compare TABLE TABLE --by nothing', 'compare TABLE TABLE --chart x.gif',
-           'diagnose lab/vlm', 'diagnose lab/vlm lab/llm --candidates gone', 'diagnose lab/vlm lab/llm --subspace -1',
-           f'profile lab/vlm {ASKED}', f'profile lab/vlm {ASKED} --out x --layers 99', 'profile lab/vlm --out x',
-           f'profile lab/vlm {ASKED} --out x --how weights', f'profile lab/vlm {ASKED} --out x --measure no',
-           f'profile lab/vlm {ASKED} --out x --by nothing', f'profile lab/vlm {ASKED} --out x --other lab/llm',
-           f'profile lab/vlm {ASKED} --out x --diagnosis gone', f'profile lab/vlm {ASKED} --out x --target no',
-           f'sweep lab/vlm lab/llm --weights no {ASKED} --out x', f'sweep lab/vlm lab/llm {ASKED} --out x',
-           f'sweep lab/vlm lab/llm --weights .5,7 {ASKED} --out x', f'sweep lab/vlm lab/llm --weights .5 {ASKED}',
-           f'sweep lab/vlm lab/llm --weights .5 --knobs x {ASKED} --out x',
-           f'sweep lab/vlm lab/llm --weights .5 --knobs weight=.5 {ASKED} --out x',
-           f'sweep lab/vlm lab/llm --weights .5 --density .5 {ASKED} --out x',
-           f'sweep lab/vlm lab/llm --weights .5 --layers 31-6 {ASKED} --out x',
-           f'sweep lab/vlm lab/llm --weights .5 --ray 127.0.0.1:9 {ASKED} --out x', 'demo -n 3', 'demo --seed -1',
-           'demo --weight 7', 'demo --out HERE']
-PYTHON = re.compile(r'\b(?!e\.g)[a-z]\w*_\w+\b|`(?!hf |vlm-merging |-|`)[^`]*`|\b\w+=(?:True|False|None|\w*\.?\d|\')|\b[a-z_]+\([^)\n]*[\'=]'
-                    r'|\bNone\b|\bTrue\b|\bFalse\b|\bint\b|\bfloat\b|Traceback|Errno')
-KNOWN = 'vlm_merging|save_pretrained|config\\.json|tokenizer_config|from_pretrained|auto_map|dare_\\w+|task_arithmetic|model_type'
-
-@pytest.mark.parametrize('line', REFUSED)
-def test_a_refusal_speaks_as_the_shell_does(line, call, table, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv('VLM_MERGING_DATA', str(tmp_path/'data'))
-    (tmp_path/'HERE').mkdir()
-    (tmp_path/'HERE'/'file').touch()
-    (tmp_path/'BAD').write_bytes(b'\xff\xfe\x00{')
-    code, out, err = call(*(str(table) if w=='TABLE' else w for w in line.split()))
-    told = [s for s in (out+err).splitlines() if s.startswith(('vlm-merging', 'stop:', '  stop:'))]
-    assert code in (1, 2, 3) and told, (code, out, err)
-    words = re.sub(KNOWN, '', re.sub(r"'[^'\n]*'|\S*/\S*", '', ' '.join(told)))
-    assert not (odd := PYTHON.findall(words)), (odd, told)
-
-
-# --- The hub, where there is none
-
-DEAD = '''import sys, os
-real = __import__('socket').getaddrinfo
-import socket
-asked = []
-def nowhere(host, *a, **k):
-    asked.append(host)
-    raise socket.gaierror(-2, 'Name or service not known')
-if not os.environ.get('NAMES'): socket.getaddrinfo = nowhere
-import time
-time.sleep = lambda s: sys.exit('it waits')
-from vlm_merging.cli.main import main
-code = main()
-print('ASKED', len(asked))
-sys.exit(code)'''
-PINNED = 'maker/thing@'+'a'*40
-
-@pytest.mark.parametrize('line', ['inspect maker/thing', f'inspect {PINNED}', 'plan lab/vlm maker/thing',
-                                  f'ask {PINNED} {ASKED} --out x', 'prepare MathVista --to d', 'diagnose lab/vlm maker/thing'])
-def test_without_a_network_the_answer_is_quick(line, tmp_path):
-    "One question, and no pause"
-    env = {k:v for k, v in os.environ.items() if k!='HF_HUB_OFFLINE' and 'proxy' not in k.lower()}
-    done = subprocess.run([sys.executable, '-c', DEAD, *line.split()], capture_output=True, text=True, timeout=100,
-                          env=env|dict(HF_HOME=str(tmp_path/'hf'), PYTHONPATH=os.pathsep.join(sys.path)), cwd=tmp_path)
-    assert done.returncode==3 and 'Traceback' not in done.stderr, done.stderr
-    said = done.stderr.splitlines()[-1]
-    assert 'the hub cannot be reached' in said and 'Connect to a network' in said and len(said.split())<50
-    assert done.stdout.strip() in ('ASKED 1', 'ASKED 2')       # The client itself tries twice, without a pause
-
-@pytest.mark.parametrize('env,said', [
-    (dict(all_proxy='socks5://127.0.0.1:9'), 'SOCKS proxy'), (dict(HTTPS_PROXY='nonsense://x:1'), 'does not work'),
-    (dict(HTTPS_PROXY='http://u:secret@127.0.0.1:9'), 'through the proxy that HTTPS_PROXY names'),
-    (dict(HF_HUB_OFFLINE='1'), 'HF_HUB_OFFLINE forbids')], ids=str)
-def test_proxies_are_told_as_such(env, said, tmp_path):
-    bare = {k:v for k, v in os.environ.items() if k!='HF_HUB_OFFLINE' and 'proxy' not in k.lower()}
-    bare |= dict(HF_HOME=str(tmp_path/'hf'), PYTHONPATH=os.pathsep.join(sys.path), NAMES='1')
-    done = subprocess.run([sys.executable, '-c', DEAD, 'inspect', PINNED], capture_output=True, text=True, timeout=100,
-                          env=bare|env, cwd=tmp_path)
-    assert done.returncode==3 and said in done.stderr and 'Traceback' not in done.stderr, done.stderr
-    assert 'secret' not in done.stderr
-
-
 # --- Errors of the machine, completion
 
 @pytest.mark.parametrize('fault,said', [
     (OSError(errno.EIO, 'Input/output error', 'in.parquet'), 'in.parquet cannot be read'),
-    (PermissionError(errno.EACCES, 'Permission denied', 'runs/a/replies.jsonl'), 'replies.jsonl cannot be written'),
+    (PermissionError(errno.EACCES, 'Permission denied', 'runs/a/t.jsonl'), 't.jsonl cannot be written'),
     (PermissionError(errno.EACCES, 'Permission denied', 'runs/.a.draft/x'), '.a.draft/x cannot be written'),
     (PermissionError(errno.EACCES, 'Permission denied', 'runs/b/x'), 'b/x cannot be read'),
     (OSError(errno.EROFS, 'Read-only file system', 'in'), 'in cannot be written'),
@@ -433,7 +352,8 @@ def test_reading_and_writing_are_told_apart(fault, said):
 
 @pytest.mark.parametrize('line,words', [
     ('vlm-merging ', [*COMMANDS]), ('vlm-merging pl', ['plan']), ('vlm-merging plan --wei', ['--weight']),
-    ('vlm-merging plan a b --method ti', ['ties']), ('vlm-merging ask --out ', []), ('vlm-merging nothing --x', []),
+    ('vlm-merging plan a b --method ti', ['ties']), ('vlm-merging ask --out ', []),
+    ('vlm-merging nothing --x', []),
     ('vlm-merging profile --how sk', ['skip']), ('vlm-merging completion --h', [])])
 def test_completion(line, words): assert candidates(line)==words
 

@@ -4,7 +4,8 @@ import os
 from vlm_merging.cli.commands import COMMANDS, PROGRAM, command, shell_options
 
 ASKED = 'COMP_LINE'     # The variable in which a shell gives the line that is typed
-INTO_BASHRC = f"""# Write this into ~/.bashrc; in ~/.zshrc, write `autoload -U bashcompinit && bashcompinit` above it.
+INTO_BASHRC = f"""# For bash, write this into ~/.bashrc. For zsh, write it into ~/.zshrc below these words:
+# autoload -U compinit bashcompinit && compinit && bashcompinit
 complete -o default -C '{PROGRAM} completion' {PROGRAM}"""
 
 def candidates(
