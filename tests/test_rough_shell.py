@@ -242,8 +242,8 @@ def test_addresses_of_a_file_manager(call, table, tmp_path):
         assert code==0 and f"score '{odd}/run' --out '{odd}/run.parquet'" in out, err
 
 @pytest.mark.parametrize('line', [
-    'score NAME', 'inspect NAME', 'plan NAME lab/llm', 'merge lab/vlm lab/llm --out NAME', 'plan --recipe NAME',
-    'ask lab/vlm --benchmark NAME --out x', f'ask lab/vlm {ASKED} --out NAME', 'compare NAME NAME',
+    'score NAME', 'inspect NAME', 'plan NAME lab/llm', 'merge lab/vlm lab/llm --out NAME',
+    'plan --recipe NAME', 'ask lab/vlm --benchmark NAME --out x', f'ask lab/vlm {ASKED} --out NAME', 'compare NAME NAME',
     'diagnose lab/vlm lab/llm --out NAME'])
 def test_a_name_that_is_no_text(line, tmp_path):
     name = os.fsencode(tmp_path)+b'/caf\xe9'
