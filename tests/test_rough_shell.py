@@ -243,8 +243,8 @@ def test_addresses_of_a_file_manager(call, table, tmp_path):
 
 @pytest.mark.parametrize('line', [
     'score NAME', 'inspect NAME', 'plan NAME lab/llm', 'merge lab/vlm lab/llm --out NAME',
-    'plan --recipe NAME', 'ask lab/vlm --benchmark NAME --out x', f'ask lab/vlm {ASKED} --out NAME', 'compare NAME NAME',
-    'diagnose lab/vlm lab/llm --out NAME'])
+    'plan --recipe NAME', 'ask lab/vlm --benchmark NAME --out x', f'ask lab/vlm {ASKED} --out NAME',
+    'compare NAME NAME', 'diagnose lab/vlm lab/llm --out NAME'])
 def test_a_name_that_is_no_text(line, tmp_path):
     name = os.fsencode(tmp_path)+b'/caf\xe9'
     argv = [name if w=='NAME' else w.encode() for w in line.split()]
@@ -276,10 +276,10 @@ def test_numbers_that_cannot_be_meant(words, call):
 
 @pytest.mark.parametrize('words,said', [
     ('--layers 31-6', '31-6 runs backwards. Write 6-31.'), ('--layers -3', 'counted from 0'),
-    ('--layers 0-3,', "cannot be read at ''"), ('--layers 6-31', 'it has no layer 31'),
-    ('--layers 99-', 'none is behind 98'),
+    ('--layers 0-3,', "cannot be read at ''"), ('--layers 6-31', '31 is not within the layers 0-7'),
+    ('--layers 99-', '98 is not within'),
     ('--layers 99999999999', 'cannot be read'), ('--layers all,3', "at 'all'"),
-    ('--layer-swap 99', '--layer-swap 99: this model has the layers 0-7, none is behind 99.'),
+    ('--layer-swap 99', '--layer-swap 99: what is behind 99 is not within the layers 0-7 of this'),
     ('--layer-swap -2', '--layer-swap is -2; the least is 0')])
 @pytest.mark.parametrize('command', ['plan', 'merge'])
 def test_ranges(command, words, said, call, tmp_path):

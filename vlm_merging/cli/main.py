@@ -10,7 +10,7 @@ from functools import partial
 from vlm_merging import __version__
 from vlm_merging.checkpoints.places import place
 # These fill COMMANDS
-from vlm_merging.cli import completion, demo, merging_commands, asking_commands, probing_commands
+from vlm_merging.cli import demo, merging_commands, asking_commands, probing_commands, completion
 from vlm_merging.cli.commands import (COMMANDS, PROGRAM, Command, calls_of, carry_out_command, flags_of,
                                       read_words)
 from vlm_merging.cli.messages import in_shell_words

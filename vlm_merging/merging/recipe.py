@@ -47,8 +47,9 @@ def layer_set(
     chosen = set()
     for first, last in layer_ranges(text):
         if max(first, last or 0)>=depth:
-            beyond = f'none is behind {first-1}' if last is None else f'it has no layer {last}'
-            raise ValueError(f"layers {text[:80]!r}: this model has the layers 0-{depth-1}, {beyond}.")
+            beyond = f'what is behind {first-1}' if last is None else last
+            raise ValueError(f"layers {text[:80]!r}: {beyond} is not within the layers 0-{depth-1} "
+                             f"of this model.")
         last = depth-1 if last is None else last
         chosen.update(range(first, last+1))
     return frozenset(chosen)
