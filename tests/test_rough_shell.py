@@ -1,5 +1,5 @@
 "The shell in a rough world: Ctrl-C, readers that leave, full disks, terminals of few letters, odd names"
-import ast, errno, json, os, subprocess, sys
+import ast, errno, json, os, signal, subprocess, sys
 from pathlib import Path
 
 import polars as pl
@@ -50,13 +50,18 @@ from vlm_merging.__main__ import program
 program()'''
 
 @pytest.mark.parametrize('converted', ['no', 'yes'])
-@pytest.mark.parametrize('module', ['vlm_merging.cli.main', 'argparse', 'vlm_merging.cli.commands',
-                                    'vlm_merging.merging.recipe', 'numpy', 'vlm_merging.merging.plan'])
+@pytest.mark.parametrize('module', ['vlm_merging.cli.main', 'argparse', 'numpy', 'vlm_merging.merging.plan'])
 def test_ctrl_c_while_something_is_imported(module, converted):
     argv = [sys.executable, '-c', STAGED, module, converted, 'plan', 'lab/vlm', 'lab/llm']
     done = subprocess.run(argv, capture_output=True, text=True, timeout=100)
     assert done.returncode==130, done.stderr
     assert done.stderr=='vlm-merging: stopped. The same command goes on from here.\n' and not done.stdout
+
+@pytest.mark.parametrize('module', ['vlm_merging.cli.process', 'vlm_merging.cli'])
+def test_ctrl_c_before_there_is_anything_to_say(module):
+    argv = [sys.executable, '-c', STAGED, module, 'no', 'plan', 'lab/vlm', 'lab/llm']
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout+done.stderr)==(-signal.SIGINT, '')      # To a shell that is 130
 
 INSIDE = '''import os, signal, sys
 where, name, times = sys.argv[1:4]
@@ -84,8 +89,8 @@ WORK = {'plan': ('merging.plan', 'check', 'plan lab/vlm lab/llm'),
         'profile': ('probing.probe', 'probe_part', f'profile lab/vlm {ASKED} --out OUT'),
         'sweep': ('probing.sweep', '_ask_all', f'sweep lab/vlm lab/llm --weights .5,.6 {ASKED} --out OUT')}
 
-@pytest.mark.parametrize('times', '12')
-@pytest.mark.parametrize('command', WORK)
+TWICE = 'plan', 'merge', 'ask'
+@pytest.mark.parametrize('command,times', [*((c, '1') for c in WORK), *((c, '2') for c in TWICE)])
 def test_ctrl_c_in_the_middle_of_each_verb(command, times, table, tmp_path):
     where, name, line = WORK[command]
     words = [w.replace('OUT', str(tmp_path/'out')).replace('TABLE', str(table)) for w in line.split()]
@@ -149,7 +154,7 @@ def test_a_full_disk_behind_the_output(line):
         assert done.stderr=='vlm-merging: the output could not be written: No space left on device.\n'
         assert ended(*line.split(), stdout=subprocess.PIPE, stderr=full).returncode==0
 
-@pytest.mark.parametrize('closed', ['>&-', '2>&-', '<&-', '>&- 2>&- <&-'])
+@pytest.mark.parametrize('closed', ['>&-', '2>&-', '>&- 2>&- <&-'])
 def test_streams_that_are_closed(closed, table, tmp_path):
     "What is opened next must not be given the number of the output, and be printed into"
     lines = [f'merge lab/vlm lab/llm --out {tmp_path}/m', f'score {table} --out {tmp_path}/s.jsonl',
@@ -165,8 +170,8 @@ def test_streams_that_are_closed(closed, table, tmp_path):
 
 # --- Terminals of few letters
 
-@pytest.mark.parametrize('env', [dict(PYTHONIOENCODING='ascii'), dict(PYTHONIOENCODING='latin-1'),
-                                 dict(LC_ALL='C')], ids=str)
+@pytest.mark.parametrize('env', [dict(PYTHONIOENCODING='ascii'), dict(PYTHONIOENCODING='latin-1')],
+                         ids=str)
 def test_a_terminal_of_few_letters(env, table, tmp_path):
     lines = [f'score {table} --out {tmp_path}/b.csv', f'compare {table} {tmp_path}/b.csv --by category',
              f'ask lab/vlm {ASKED} --run Zoë --out {tmp_path}/run', 'methods größe', f'inspect {tmp_path}/ö',
@@ -245,12 +250,11 @@ def test_addresses_of_a_file_manager(call, table, tmp_path):
     'score NAME', 'inspect NAME', 'plan NAME lab/llm', 'merge lab/vlm lab/llm --out NAME',
     'plan --recipe NAME', 'ask lab/vlm --benchmark NAME --out x', f'ask lab/vlm {ASKED} --out NAME',
     'compare NAME NAME', 'diagnose lab/vlm lab/llm --out NAME'])
-def test_a_name_that_is_no_text(line, tmp_path):
+def test_a_name_that_is_no_text(line, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     name = os.fsencode(tmp_path)+b'/caf\xe9'
-    argv = [name if w=='NAME' else w.encode() for w in line.split()]
-    done = subprocess.run([*map(os.fsencode, PROGRAM), *argv], capture_output=True, cwd=tmp_path, timeout=100)
-    assert done.returncode in (2, 3) and b'that are no text' in done.stderr
-    assert b'Traceback' not in done.stderr
+    code, out, err = call(*(os.fsdecode(name) if w=='NAME' else w for w in line.split()))
+    assert code in (2, 3) and not out and 'that are no text' in err
     assert not [*tmp_path.iterdir()]
 
 

@@ -1,5 +1,8 @@
 "The program as a process, from its first moment to its exit code; `python -m vlm_merging` is `vlm-merging`"
-import errno, os, signal, sys
+import signal
+if signal.getsignal(signal.SIGINT)==signal.default_int_handler: # Until there is something to say
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+import errno, os, sys
 from vlm_merging.cli.process import BROKEN, INTERRUPT, UNREAD, fill_holes, open_output, say
 
 def program()->None:
