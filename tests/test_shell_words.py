@@ -127,7 +127,8 @@ NAMES = dict(base='--base', overwrite='--overwrite', allow_nonfinite='--allow-no
     ('Widen `layers` or `modules`.', 'Widen --layers or `modules`.'),
     ('The weight of the base is in layers 0-3.', 'The weight of the base is in layers 0-3.'),
     ('a/allow_nonfinite.json', 'a/allow_nonfinite.json'),
-    ('`weight=[1, .5]`', '--weight 1,0.5'), ("`layers='6-31'`", '--layers 6-31'), ('n is 0', '-n is 0'),
+    ('`weight=[1, .5]`', '--weight 1,0.5'),
+    ('ties: weight is nan; it', 'ties: --weight is nan; it'), ("`layers='6-31'`", '--layers 6-31'), ('n is 0', '-n is 0'),
     ('in (at)', 'in (at)')])
 def test_names(said, told): assert in_shell_words(said, NAMES)==told
 
@@ -220,6 +221,9 @@ sweep lab/vlm lab/llm --weights .5 --knobs weight=.5 LAB --out x
 sweep lab/vlm lab/llm --weights .5 --density .5 LAB --out x
 sweep lab/vlm lab/llm --weights .5 --layers 31-6 LAB --out x
 sweep lab/vlm lab/llm --weights .5 --ray 127.0.0.1:9 LAB --out x
+plan lab/vlm lab/llm --weight nan
+plan lab/vlm/ lab/llm --weight 1e999
+score TORN.jsonl
 demo -n 3
 demo --seed -1
 demo --weight 7
@@ -237,6 +241,7 @@ def test_a_refusal_speaks_as_the_shell_does(line, call, tmp_path, monkeypatch):
     (tmp_path/'HERE').mkdir()
     (tmp_path/'HERE'/'file').touch()
     (tmp_path/'BAD').write_bytes(b'\xff\xfe\x00{')
+    (tmp_path/'TORN.jsonl').write_text('{"index": ')
     (tmp_path/'TABLE.csv').write_text('index,question,answer,prediction\n1,How many?,7,7\n')
     line = line.replace('LAB', '--benchmark lab -n 4 --max-new-tokens 2').replace('TABLE', 'TABLE.csv')
     code, out, err = call(*line.split())

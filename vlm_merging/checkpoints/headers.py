@@ -247,6 +247,7 @@ def _located(where):
     "The folder that a name means, and the commit if it came from the hub"
     folder = place(where)
     if os.path.isdir(folder): return folder, ''     # False, not an error, for impossible names
+    where = where.rstrip('/')
     if inside := lab_model(where): return inside, ''
     name, _, asked = where.partition('@')
     if not re.fullmatch(r'[\w\-.]+/[\w\-.]+', name) or name.startswith('.'):

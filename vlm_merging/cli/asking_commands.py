@@ -169,6 +169,7 @@ def score_command(
     if (protocol=='judge')!=bool(judge): raise ValueError('--protocol judge and --judge URL go together.')
     left = []
     frame = table_at(table, left)
+    for told in left: tell(told)
     if judge:
         from vlm_merging.asking.endpoint import Endpoint
         from vlm_merging.scoring.judge import judge_report, judged
@@ -178,7 +179,7 @@ def score_command(
         print(judge_report(scores))
     else: scores = score(frame, protocol)
     if out: write_table(scores, out)
-    for told in [*left, *unfinished(table), *problems(scores)]: tell(told)
+    for told in [*unfinished(table), *problems(scores)]: tell(told)
     print(accuracy_said(scores))
     return 0
 

@@ -5,7 +5,7 @@ import ast, re, shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 
-VALUE = r"""'[^'\n]*'|"[^"\n]*"|-?\d[\w.]*\w|-?\d|True|False|None|\[[^]\n]*\]"""
+VALUE = r"""'[^'\n]*'|"[^"\n]*"|-?\d[\w.]*\w|-?\d|-?inf|nan|True|False|None|\[[^]\n]*\]"""
 
 @dataclass(frozen=True)
 class Called:

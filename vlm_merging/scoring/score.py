@@ -288,8 +288,8 @@ def typed_replies(
     missing = [c for c in ('prediction', 'answer') if c not in frame.columns]
     if missing:
         raise ValueError(f"The table has no column {' and no column '.join(missing)}; "
-                         f"it has {', '.join(frame.columns[:20])}. "
-                         f"Rename yours, for instance with frame.rename({{'response':'prediction'}}).")
+                         f"it has {', '.join(frame.columns[:20]) or 'no rows at all'}. "
+                         f'Rename yours, say response to prediction.')
     return frame.select(_typed(frame, name) for name in dict.fromkeys((*ROW_KEYS, *_INPUTS)))
 
 # %% ../../nbs/scoring/12_score.ipynb #c065
