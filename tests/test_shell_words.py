@@ -128,7 +128,8 @@ NAMES = dict(base='--base', overwrite='--overwrite', allow_nonfinite='--allow-no
     ('The weight of the base is in layers 0-3.', 'The weight of the base is in layers 0-3.'),
     ('a/allow_nonfinite.json', 'a/allow_nonfinite.json'),
     ('`weight=[1, .5]`', '--weight 1,0.5'),
-    ('ties: weight is nan; it', 'ties: --weight is nan; it'), ("`layers='6-31'`", '--layers 6-31'), ('n is 0', '-n is 0'),
+    ('ties: weight is nan; it', 'ties: --weight is nan; it'),
+    ("`layers='6-31'`", '--layers 6-31'), ('n is 0', '-n is 0'),
     ('in (at)', 'in (at)')])
 def test_names(said, told): assert in_shell_words(said, NAMES)==told
 
