@@ -1,6 +1,6 @@
 "What goes wrong ends in one sentence, leaves inputs alone and nothing half-done; the same command goes on"
-import builtins, cProfile, contextlib, errno, hashlib, io, json, multiprocessing, os, random, re, resource, shutil
-import signal, subprocess, sys, threading, time, warnings
+import builtins, cProfile, contextlib, errno, hashlib, io, json, multiprocessing, os, random, re, resource
+import shutil, signal, subprocess, sys, threading, time, warnings
 from pathlib import Path
 
 import pytest
@@ -868,7 +868,8 @@ def test_no_more_files_are_open_than_one_tensor_wants(tmp_path):
 def test_a_file_is_closed_when_no_thread_writes_any_more(sharded, out):
     "Ctrl-C, and again while the threads lay down their work: a late thread would write into another file"
     (recipe, right), inside, go = sharded, threading.Event(), threading.Event()
-    write, close, shutdown, late = writer.Shard.write, writer.Shard.close, room.ThreadPoolExecutor.shutdown, []
+    write, close, late = writer.Shard.write, writer.Shard.close, []
+    shutdown = room.ThreadPoolExecutor.shutdown
     def slow(self, data, at):
         if threading.current_thread() is not threading.main_thread():
             inside.set(); go.wait(); late.append(self.fd)

@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 from tqdm.auto import tqdm
 from .folder import settle, sole, write_config
+from ..checkpoints.places import path_of
 from ..checkpoints.writer import appearing
 
 # %% auto #0
@@ -61,7 +62,7 @@ def carry_out(
     progress:bool|None=None, # Show a bar? None: only on a terminal
 )->pl.DataFrame:        # All parts, in the order of `jobs`
     "Make every part that is not there yet"
-    out = Path(out).expanduser()
+    out = path_of(out)
     if odd := [n for n in jobs if not re.fullmatch(r'[\w.+-]{1,100}', n)]:
         raise ValueError(f'{odd[0]!r} is no name for a part.')
     with sole(out):

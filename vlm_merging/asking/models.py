@@ -331,7 +331,7 @@ def check_settings(
 # %% ../../nbs/asking/02_models.ipynb #c084
 def open_model(
     where:str|Path,      # Folder, hub id or lab/vlm of a VLM, or of a text model
-    dtype:str|None=None, # bfloat16, float16 or float32; default: bfloat16 on a GPU, float32 on a CPU
+    dtype:str|None=None, # 'bfloat16', 'float16' or 'float32'; default: bfloat16 on a GPU, float32 on a CPU
     device:str|None=None, # cuda, cuda:1, mps or cpu; default: the best there is
     trust_remote_code:bool=False, # Run code that the checkpoint brings along?
     **asking,            # As in `LocalModel`: batch_size, max_new_tokens, temperature, top_p, seed, system

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json, re, warnings
 from pathlib import Path
 import polars as pl
+from ..checkpoints.places import path_of
 from .replies import REPLY_COLUMNS, reply_table
 from ..benchmarks.items import Item, metric_of, options_of, row_of, text_of
 from ..benchmarks.prepare import record_of        # From there, since that room has all records
@@ -47,7 +48,7 @@ def read_results(
     path:str|Path,      # xlsx, xls, tsv, csv, json, jsonl or parquet
 )->list[dict]:          # Rows; from xlsx, tsv and csv all cells are text
     "A table of results as it was written; raise ValueError if it is none"
-    path = Path(path).expanduser()
+    path = path_of(path)
     if path.suffix.lower() not in RESULT_READERS:
         raise ValueError(f"{path} is none of {', '.join(RESULT_READERS)}. Pickles are not read: they can run "
                          f"code. Save the table in another format.")
@@ -137,7 +138,7 @@ def import_replies(
     if not isinstance(path, (str, Path)):
         raise ValueError(f"{type(path).__name__} is no file. "
                          f"A table that is read already goes to score(table).")
-    path = Path(path).expanduser()
+    path = path_of(path)
     rows, (model, named) = read_results(path), named_in(path)
     columns = set().union(*rows) if rows else set()
     if not rows or 'prediction' not in columns or not columns & {*COLUMN_NAMES['index']}:

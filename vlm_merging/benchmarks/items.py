@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from PIL import Image, ImageOps
+from ..checkpoints.places import path_of
 
 # %% auto #0
 __all__ = ['FIELD_KINDS', 'ITEM_PAGE', 'BENCHMARKS', 'RULE_OF', 'ROW_KEYS', 'LETTERS', 'DIRECTLY', 'encoded', 'Picture',
@@ -187,7 +188,7 @@ def as_picture(
     if not isinstance(source, kinds) and not callable(source):
         raise ValueError(f"{type(source).__name__} is no picture. Give a path, a PIL image or encoded bytes.")
     name = str(source)[:80] if isinstance(source, (str, Path)) else 'image'
-    if isinstance(source, str) and not source.startswith('data:'): source = Path(source).expanduser()
+    if isinstance(source, str) and not source.startswith('data:'): source = path_of(source)
     return Picture(source, name)
 
 # %% ../../nbs/benchmarks/01_items.ipynb #c036

@@ -9,6 +9,7 @@ from pathlib import Path
 import altair as alt
 import polars as pl
 from ..comparing.findings import CATEGORY_NAMES
+from ..checkpoints.places import path_of
 from ..checkpoints.writer import appearing
 
 # %% auto #0
@@ -108,7 +109,7 @@ def save_chart(
     path,               # File that shall appear: .html (a page without network), .svg, .png or .json
 )->Path:
     "Write a chart to a file, whole or not at all"
-    path = Path(path)
+    path = path_of(path)
     kind = path.suffix[1:].lower()
     if kind not in _KINDS: raise ValueError(f"{path.name}: a chart is saved as .{', .'.join(_KINDS)}.")
     if not path.parent.is_dir(): raise ValueError(f'There is no folder {path.parent} to save {path.name} in.')

@@ -15,6 +15,7 @@ from .. import __version__
 from ..checkpoints.headers import FLOATS, Checkpoint, readable
 from ..checkpoints.identity import fingerprints, stamps
 from ..checkpoints.blocks import BLOCK, BLOCK_GPU, Blocks, Source, faulty, keep_heap, opened
+from ..checkpoints.places import path_of
 from vlm_merging.checkpoints.writer import (JOURNAL, Shard, copy_sides, drafting, journal_of, refuse_existing,
     sync_text)
 from .card import model_card, provenance
@@ -326,7 +327,7 @@ def merge(
     "Carry out a recipe; raise ValueError with one sentence if it cannot be"
     recipe = recipe_of(vlm, llm, base, method=method, layers=layers, modules=modules, embeddings=embeddings,
                        seed=seed, as_run=as_run, **knobs)
-    out = Path(out).expanduser()
+    out = path_of(out)
     refuse_existing(out, overwrite)
     _refuse_device(device)
     p = plan(recipe)

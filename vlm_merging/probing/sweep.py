@@ -4,7 +4,7 @@
 
 # %% ../../nbs/probing/14_sweep.ipynb #c005
 from __future__ import annotations
-import json
+import json, warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -15,6 +15,7 @@ import polars as pl
 from ..asking.fingerprints import describe_items
 from ..asking.jobs import carry_out
 from ..asking.replies import reply_table
+from ..checkpoints.headers import Checkpoint
 from ..benchmarks.items import Item, row_of
 from ..comparing.compare import on_a_screen, verdict_markdown
 from ..comparing.findings import sweep_verdict
@@ -251,6 +252,7 @@ def sweep(
     **more,             # Knobs of the method, and of asking: max_new_tokens, batch_size, dtype, device
 )->Sweep:               # Shows what it says; `.table` has the numbers, `.chart()` draws them
     "Try the weights of a merge in memory; raise ValueError if it cannot be done"
+    from vlm_merging.merging.plan import one_twice
     from vlm_merging.merging.recipe import Recipe, recipe_of
     items = asked_items(items)
     own, asking = _split_words(vlm.method if isinstance(vlm, Recipe) else method or 'linear', more)
@@ -265,6 +267,8 @@ def sweep(
     for t in tries:     # Each is checked now
         Recipe(**recipe|dict(knobs=recipe['knobs']|{'weight':t['weight']}, layers=t['layers'],
                              modules=t['modules']))
+    for f in one_twice(*(Checkpoint.open(w) for w in (whole.vlm, whole.llm, whole.base) if w)):
+        warnings.warn(f'{f.what} {f.fix}', stacklevel=2)
     if ray and out is None: raise ValueError('A sweep on Ray needs a folder for its replies: out=.')
     try: replies = _ask_all(recipe, tries, items, asking, out, ray, progress)
     finally: open_mixer.cache_clear()
