@@ -1,5 +1,5 @@
 "Whatever a server does, each item ends as one reply or failure, and what would fail for all stops at once"
-import asyncio, base64, io, json, sys, threading, time
+import asyncio, base64, io, json, threading, time
 from collections import defaultdict
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -7,7 +7,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from PIL import Image
 
-pytest.importorskip('openai')
 from vlm_merging.benchmarks.items import Item, Picture
 from vlm_merging.asking.endpoint import Endpoint, data_url, pause
 from vlm_merging.asking.ask import ask
@@ -110,7 +109,7 @@ def test_too_slow_is_tried_again(server, tiny):
     server.script['q'] = [slow]
     assert replace(tiny, timeout=.2)(Item('1', 'q'))=='re: q'
     server.script['q'] = [slow]*4
-    with pytest.raises(ValueError, match='nothing came within 0.2 s'):
+    with pytest.raises(ValueError, match='nothing whole came within 0.2 s'):
         replace(tiny, timeout=.2, tries=2)(Item('1', 'q'))
 
 def test_retry_after_is_honoured(server, tiny):
@@ -234,7 +233,7 @@ def test_a_server_that_goes_away_stops_the_run_and_keeps_what_there_is(server, t
     items = [Item(f'{i}', f'{i}') for i in range(60)]
     def die(h): server.socket.close(); cut(h)
     server.script['30'] = [die]
-    with pytest.raises(ValueError, match='cannot be reached'):
+    with pytest.raises(ValueError, match='answered before and cannot be reached any more.*missing'):
         ask(replace(tiny, concurrency=1), items, out=tmp_path/'run')
     assert replies(tmp_path/'run').height==30
 
@@ -295,11 +294,6 @@ def test_a_list_that_cannot_be_had_is_a_sentence(server, tiny, monkeypatch):
         s.bind(('127.0.0.1', 0))
         with pytest.raises(ValueError, match='cannot be reached.*Start the server'):
             replace(tiny, base_url=f'127.0.0.1:{s.getsockname()[1]}').served()
-
-def test_without_openai_it_is_a_sentence(monkeypatch):
-    monkeypatch.setitem(sys.modules, 'openai', None)
-    with pytest.raises(ValueError, match=r"pip install 'vlm_merging\[serving\]'"):
-        Endpoint('http://127.0.0.1:1', 'm')(Item('1', 'q'))
 
 def test_any_picture_becomes_a_data_address():
     for mode in ('1', 'L', 'P', 'RGBA', 'CMYK', 'I;16'):
