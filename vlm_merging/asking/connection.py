@@ -4,7 +4,7 @@
 
 # %% ../../nbs/asking/06_connection.ipynb #c005
 from __future__ import annotations
-import asyncio, base64, html, ipaddress, json, os, re, queue, socket, threading
+import asyncio, base64, html, ipaddress, os, re, queue, socket, threading
 from contextlib import contextmanager, suppress
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -12,7 +12,7 @@ import httpx2
 from ..benchmarks.items import one_line
 
 # %% auto #0
-__all__ = ['SECRET', 'LARGEST', 'REFUSAL', 'KNOCK', 'bare_address', 'usable_key', 'repeats_key', 'server_words', 'body_words',
+__all__ = ['SECRET', 'LARGEST', 'REFUSAL', 'KNOCK', 'bare_address', 'usable_key', 'repeats_key', 'server_words',
            'on_this_machine', 'proxy_for', 'way_to', 'answer_to', 'client_of', 'in_own_loop']
 
 # %% ../../nbs/asking/06_connection.ipynb #c009
@@ -45,6 +45,10 @@ def usable_key(
 # %% ../../nbs/asking/06_connection.ipynb #c016
 SECRET = 8              # Letters of a key from which on its disguises are looked for too
 
+_ESCAPE = re.compile(r'\\(?:u([0-9a-fA-F]{4})|(.))')
+
+def _unescaped(m): return chr(int(m[1], 16)) if m[1] else m[2]     # As JSON writes a letter
+
 def _disguises(key):
     "A key in hexadecimal, and in base64 behind any number of other bytes"
     raw = key.encode()
@@ -59,10 +63,10 @@ def repeats_key(
 )->bool:
     "Is a key in a text, be it encoded or broken into lines?"
     if not key or len(key)<SECRET: return False
-    for view in (text, unquote(text), html.unescape(text)):
-        view = ''.join(view.split())
-        if key.lower() in (small := view.lower()): return True
-        if any(d in view or d in small for d in _disguises(key)): return True
+    views = text, unquote(text), html.unescape(text), _ESCAPE.sub(_unescaped, text)
+    for view in (re.sub('[^!-~]+', '', o) for o in views):         # A key has none of these
+        small = view.lower()
+        if key.lower() in small or any(d in view or d in small for d in _disguises(key)): return True
     return False
 
 # %% ../../nbs/asking/06_connection.ipynb #c019
@@ -79,17 +83,7 @@ def server_words(
     if repeats_key(text, key): return '(words that repeat the key)'
     return one_line(''.join(c if c.isprintable() else ' ' for c in text[:4*most]), most)
 
-# %% ../../nbs/asking/06_connection.ipynb #c022
-def body_words(
-    body:bytes,         # Of an answer
-    key:str|None=None,  # That was sent
-)->str:
-    "What a body says, in one line and without the key"
-    try: text = json.dumps(json.loads(body), ensure_ascii=False)
-    except (ValueError, RecursionError): text = body.decode('utf-8', 'replace')
-    return server_words(text, key)
-
-# %% ../../nbs/asking/06_connection.ipynb #c026
+# %% ../../nbs/asking/06_connection.ipynb #c023
 def _is_here(address):
     ip = ipaddress.ip_address(address.partition('%')[0])
     ip = getattr(ip, 'ipv4_mapped', None) or ip
@@ -103,7 +97,7 @@ def on_this_machine(
     try: return any(_is_here(o[4][0]) for o in socket.getaddrinfo(host, None))
     except (OSError, ValueError): return False
 
-# %% ../../nbs/asking/06_connection.ipynb #c028
+# %% ../../nbs/asking/06_connection.ipynb #c025
 def proxy_for(
     url:str,            # Bare address of a server
 )->str|None:            # May hold a name and a password; None: straight to the server
@@ -113,7 +107,7 @@ def proxy_for(
     if not proxy or proxy_bypass(u.netloc) or on_this_machine(u.hostname): return None
     return proxy if '://' in proxy else f'http://{proxy}'
 
-# %% ../../nbs/asking/06_connection.ipynb #c031
+# %% ../../nbs/asking/06_connection.ipynb #c028
 def _shown_proxy(proxy):
     "A proxy without name and password"
     try: return bare_address(re.sub('^[a-z0-9]+:', 'http:', proxy)).partition('//')[2].removesuffix('/v1')
@@ -133,7 +127,7 @@ def way_to(
     raise ValueError(f'{url} cannot be asked{way}: {what}. Or name the server in NO_PROXY, if it can be '
                      f'reached without.')
 
-# %% ../../nbs/asking/06_connection.ipynb #c035
+# %% ../../nbs/asking/06_connection.ipynb #c032
 LARGEST = 8*2**20       # Bytes of an answer, at most
 REFUSAL = 10.           # Seconds for the words of a refusal, at most: its status is known by then
 
@@ -165,7 +159,7 @@ async def answer_to(
             return answer, b''
         finally: await answer.aclose()
 
-# %% ../../nbs/asking/06_connection.ipynb #c037
+# %% ../../nbs/asking/06_connection.ipynb #c034
 KNOCK = 10.             # Seconds until a server lets one in, at most
 
 def client_of(

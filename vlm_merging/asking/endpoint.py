@@ -13,7 +13,7 @@ from ..benchmarks.items import Item, Picture, as_item
 from ..checkpoints.headers import Checkpoint, lab_model
 from .fingerprints import weights_hash
 from .models import Reply, text_of_reply
-from .connection import (SECRET, answer_to, bare_address, body_words, client_of, in_own_loop,
+from .connection import (answer_to, bare_address, client_of, in_own_loop,
                                            repeats_key, server_words, usable_key)
 
 # %% auto #0
@@ -184,7 +184,7 @@ def served_by(
     return names
 
 # %% ../../nbs/asking/07_endpoint.ipynb #c040
-def _said(answer):
+def _said(answer, key=None):
     "What the first choice says, and why it ended; raise ValueError if it says nothing, for no reason that is known"
     choices = answer.get('choices') if isinstance(answer, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
@@ -195,7 +195,7 @@ def _said(answer):
     if text is None and finish in ('length', 'content_filter'): text = ''
     if isinstance(text, str):
         text = text.encode('utf-8', 'replace').decode()            # Half a character, now and then
-        return text, server_words(finish, most=40) if isinstance(finish, str) else None
+        return text, server_words(finish, key, 40) if isinstance(finish, str) else None
     beside = [k for k in ('tool_calls', 'reasoning_content', 'reasoning') if message.get(k)]
     why = f' but {" and ".join(beside)}'*bool(beside)
     if text is not None: raise ValueError(f'the content of the reply is no text, but of the kind {type(text).__name__}')
@@ -208,8 +208,8 @@ def _read_reply(answer, body, key):
         kind = server_words(answer.headers.get('content-type', 'of no kind'), key, 40)
         raise ValueError(f'the reply is no JSON ({kind})') from None
     if isinstance(reply, dict) and reply.get('error') and not reply.get('choices'):
-        raise ValueError(f"the reply is an error: {body_words(json.dumps(reply['error']).encode(), key)}")
-    text, finish = _said(reply)
+        raise ValueError(f"the reply is an error: {server_words(json.dumps(reply['error'], ensure_ascii=False), key)}")
+    text, finish = _said(reply, key)
     if repeats_key(text, key): raise ValueError('the reply repeats the key, and is not kept')
     return text, finish, reply.get('model')
 
@@ -264,7 +264,7 @@ async def _try(endpoint, talk, item, payload, last):
             text, finish, model = _read_reply(answer, body, key)
             _same_model(endpoint, talk, model)
             return Reply(item.id, text, round(time.perf_counter()-start, 4), finish), None
-        why, again = await _refused(endpoint, talk.client, talk.way, answer.status_code, body_words(body, key))
+        why, again = await _refused(endpoint, talk.client, talk.way, answer.status_code, server_words(body.decode('utf-8', 'replace'), key))
         if again: return why, answer.headers.get('retry-after')
         return Reply(item.id, '', error=f'The server refuses{talk.way} with {why}'), None
     except TimeoutError: return f'nothing whole came within {endpoint.timeout:g} s', None
