@@ -1,5 +1,6 @@
 "Whatever a server does, each item ends as one reply or failure, and what would fail for all stops at once"
-import asyncio, base64, html, io, json, re, signal, socket, subprocess, sys, threading, time, traceback, warnings
+import asyncio, base64, html, io, json, re, signal, socket, subprocess, sys, threading, time, traceback
+import warnings
 from collections import defaultdict
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -34,7 +35,8 @@ class Scripted(BaseHTTPRequestHandler):
         self.server.gate.wait(60)
         step = self.server.listed
         if step: return step(self) if callable(step) else self.send(*step)
-        if self.server.status!=200: return self.send(self.server.status, dict(error='no'), self.server.headers)
+        if self.server.status!=200: return self.send(self.server.status, dict(error='no'),
+                                                     self.server.headers)
         if self.server.models is None: return self.send(404, dict(detail='Not Found'))
         if self.server.models!=['tiny']: return self.send(200, self.server.models)
         self.send(200, dict(object='list', data=[dict(id=m, object='model', created=0, owned_by='me')
@@ -340,10 +342,12 @@ HOSTILE = {
     'drips': (raw(ok+b'\r\n', b' ', every=.02, hang=True), 'nothing whole came within 0.4 s'),
     'drips headers': (raw(ok, b'X: y\r\n', every=.02, hang=True), 'nothing whole came within'),
     'drips one header': (raw(ok+b'X: ', b'y', every=.02, hang=True), 'nothing whole came within'),
-    'says to wait': (raw(b'HTTP/1.1 100 Continue\r\n\r\n', every=.02, hang=True), 'nothing whole came within'),
+    'says to wait': (raw(b'HTTP/1.1 100 Continue\r\n\r\n', every=.02, hang=True),
+                     'nothing whole came within'),
     'says nothing': (lambda h: h.server.hung.wait(3), 'nothing whole came within'),
     'endless': (raw(ok+b'Content-Length: 10000000000\r\n\r\n', b'x'*2**20, hang=True), 'larger than 8 MiB'),
-    'endless chunks': (raw(ok+b'Transfer-Encoding: chunked\r\n\r\n', b'100000\r\n'+b'x'*2**20+b'\r\n', hang=True),
+    'endless chunks': (raw(ok+b'Transfer-Encoding: chunked\r\n\r\n', b'100000\r\n'+b'x'*2**20+b'\r\n',
+                           hang=True),
                        'larger than 8 MiB'),
     'endless events': (raw(ok+b'Content-Type: text/event-stream\r\n\r\n', b'data: {}\n\n'*2**14, hang=True),
                        'larger than 8 MiB'),
@@ -368,7 +372,8 @@ HOSTILE = {
     'choices are named': (body('{"choices": {"0": {}}}'), 'not of the expected form'),
     'a choice is text': (body('{"choices": ["yes"]}'), 'not of the expected form'),
     'a message is text': (body('{"choices": [{"message": "yes"}]}'), 'not of the expected form'),
-    'the last of two keys': (body('{"choices": [{"message": {"content": "x"}}], "choices": []}'), 'expected form'),
+    'the last of two keys': (body('{"choices": [{"message": {"content": "x"}}], "choices": []}'),
+                             'expected form'),
     'parts': (message(content=[dict(type='text', text='x')]), 'of the kind list'),
     'tool calls': (message(content=None, tool_calls=[dict(id='1')]), 'no content but tool_calls'),
     'only thoughts': (message(content=None, reasoning_content='Hm.'), 'no content but reasoning_content'),
@@ -376,7 +381,8 @@ HOSTILE = {
     'a refusal at length': ((400, ('<p>\x1b[2J\r\n\u202e'*10**5).encode()), 'refuses with status 400: <p>'),
     'an endless refusal': (raw(b'HTTP/1.1 400 No\r\n\r\n', b'x'*2**20, hang=True), 'refuses with status 400'),
     'a packed refusal': ((422, b'\x1f\x8b', {'Content-Encoding':'gzip'}), 'refuses with status 422'),
-    'another protocol': (raw(b'HTTP/1.1 101 Switching\r\nUpgrade: x\r\n\r\n'), 'status 101|connection was lost')}
+    'another protocol': (raw(b'HTTP/1.1 101 Switching\r\nUpgrade: x\r\n\r\n'),
+                         'status 101|connection was lost')}
 
 @pytest.mark.parametrize('name', HOSTILE)
 def test_a_hostile_answer_fails_one_item_in_one_line(server, tiny, name):
@@ -422,9 +428,11 @@ def other():
 
 @pytest.mark.parametrize('status', [301, 302, 303, 307, 308])
 def test_a_redirect_is_not_followed(server, other, tiny, status):
-    for there in (f'http://me:hidden@127.0.0.1:{other.server_port}/v1/chat/completions?key=hidden', '/v2?key=hidden'):
+    for there in (f'http://me:hidden@127.0.0.1:{other.server_port}/v1/chat/completions?key=hidden',
+                  '/v2?key=hidden'):
         server.script['q'] = [(status, b'', {'Location':there})]
-        with pytest.raises(ValueError, match=f'sends on to .*status {status}.*not followed') as e: tiny(Item('1', 'q'))
+        with pytest.raises(ValueError,
+                           match=f'sends on to .*status {status}.*not followed') as e: tiny(Item('1', 'q'))
         assert 'hidden' not in str(e.value)
         server.status, server.headers = status, {'Location':there}
         with pytest.raises(ValueError, match='sends on to .*not followed'): tiny.served()
@@ -436,9 +444,10 @@ b64 = base64.b64encode
 ECHOES = {'plain': KEY, 'header': f'Authorization: Bearer {KEY}', 'json': json.dumps(KEY),
           'escapes': ''.join(f'\\u{ord(c):04x}' for c in KEY), 'percent': quote(KEY, safe=''),
           'basic': 'Basic '+b64(f':{KEY}'.encode()).decode(), 'user': b64(f'me:{KEY}'.encode()).decode(),
-          'user 2': b64(f'you:{KEY}!'.encode()).decode(), 'url base64': base64.urlsafe_b64encode(KEY.encode()).decode(),
+          'user 2': b64(f'you:{KEY}!'.encode()).decode(),
+          'url base64': base64.urlsafe_b64encode(KEY.encode()).decode(),
           'hex': KEY.encode().hex().upper(), 'html': html.escape(KEY), 'small': KEY.lower(),
-          'UTF-16': KEY.encode('utf-16-le').decode(), 'in lines': '\n'.join(KEY[i:i+5] for i in range(0, len(KEY), 5))}
+          'UTF-16': KEY.encode('utf-16-le').decode(), 'in lines': '\n'.join(re.findall('.{1,5}', KEY))}
 
 @pytest.mark.parametrize('name', ECHOES)
 @pytest.mark.parametrize('how', ['401', '400', '500', 'error', 'reply', 'finish', 'kind', 'moved', 'model'])
@@ -457,7 +466,8 @@ def test_a_key_that_comes_back_is_neither_shown_nor_kept(server, tiny, tmp_path,
         try: ask(asker, [Item('1', 'q'), Item('2', 'other')], out=tmp_path/'run')
         except ValueError as e: shown += traceback.format_exception(e)
     assert server.seen['q'][0][2]['authorization']==f'Bearer {KEY}'
-    shown += [str(w.message) for w in told]+[p.read_text() for p in (tmp_path/'run').rglob('*') if p.is_file()]
+    shown += [str(w.message) for w in told]
+    shown += [p.read_text() for p in (tmp_path/'run').rglob('*') if p.is_file()]
     shown.append(report(tmp_path/'run'))
     text = ''.join(''.join(shown).split())
     for part in [KEY, *ECHOES.values()]: assert ''.join(part.split()) not in text
@@ -466,15 +476,18 @@ def test_a_name_of_a_model_that_is_the_key_is_none(server, tiny):
     server.models = dict(data=[dict(id=o) for o in (KEY, 'a\nb', 'x'*999, 'fine')])
     assert replace(tiny, api_key=KEY).served()==['fine']
 
-@pytest.mark.parametrize('key', ['abcdefgh\n', 'two words', 'schlüssel', 'nul\0', '\ufeffabcdefgh', 'tab\tbed'])
+@pytest.mark.parametrize('key', ['abcdefgh\n', 'two words', 'schlüssel', 'nul\0', '\ufeffabcdefgh',
+                                 'tab\tbed'])
 def test_a_key_that_no_header_carries_is_refused_at_once(key, monkeypatch):
     for given in (dict(api_key=key), {}):
         if not given: monkeypatch.setattr('os.environ', dict(OPENAI_API_KEY=key))
         with pytest.raises(ValueError, match='The API key holds') as e: Endpoint('127.0.0.1:1', 'm', **given)
         assert key not in str(e.value)
 
-@pytest.mark.parametrize('url', ['', 'ftp://a.b', 'http://', 'http://a.b:99999', 'http://me:hidden@[::1', 'file:///etc',
-                                 'http://me:hidden@a.b:x/', 'http://a b/', 'http://a.b/\x1b[2J', 'http://:80'])
+@pytest.mark.parametrize('url', ['', 'ftp://a.b', 'http://', 'http://a.b:99999', 'http://me:hidden@[::1',
+                                 'file:///etc',
+                                 'http://me:hidden@a.b:x/', 'http://a b/', 'http://a.b/\x1b[2J',
+                                 'http://:80'])
 def test_an_address_that_is_none_is_refused_at_once(url):
     with pytest.raises(ValueError, match='no address of a server') as e: Endpoint(url, 'm')
     assert 'hidden' not in str(e.value)
@@ -482,14 +495,16 @@ def test_an_address_that_is_none_is_refused_at_once(url):
 @pytest.fixture
 def no_proxies(monkeypatch):
     for name in ('http', 'https', 'all', 'no'):
-        for variable in (f'{name}_proxy', f'{name.upper()}_PROXY'): monkeypatch.delenv(variable, raising=False)
+        for v in (f'{name}_proxy', f'{name.upper()}_PROXY'): monkeypatch.delenv(v, raising=False)
 
 @pytest.mark.parametrize('variable', ['http_proxy', 'HTTP_PROXY', 'ALL_PROXY', 'all_proxy'])
-@pytest.mark.parametrize('host', ['127.0.0.1', 'localhost', '127.0.0.2', '127.1', '[::1]', '[::ffff:127.0.0.1]', '0.0.0.0',
+@pytest.mark.parametrize('host', ['127.0.0.1', 'localhost', '127.0.0.2', '127.1', '[::1]',
+                                  '[::ffff:127.0.0.1]', '0.0.0.0',
                                   'a.localhost', 'my-box'])
 def test_this_machine_is_never_asked_through_a_proxy(no_proxies, monkeypatch, variable, host):
     real = socket.getaddrinfo
-    monkeypatch.setattr('socket.getaddrinfo', lambda name, *more: real('127.0.1.1' if name=='my-box' else name, *more))
+    def found(name, *more): return real('127.0.1.1' if name=='my-box' else name, *more)
+    monkeypatch.setattr('socket.getaddrinfo', found)
     monkeypatch.setenv(variable, 'http://192.0.2.9:3128')
     assert way_to(bare_address(f'{host}:8000'))[1]==''
     assert way_to('http://192.0.2.1:8000/v1')[1]==' through the proxy 192.0.2.9:3128'
@@ -510,18 +525,21 @@ def test_a_broken_proxy_is_told_as_one(other, tiny, no_proxies, monkeypatch):
         for proxy in (f'http://me:hidden@{closed}', f'me:hidden@{closed}'):
             monkeypatch.setenv('ALL_PROXY', proxy)
             for call in (far.served, lambda: far(Item('1', 'q'))):
-                with pytest.raises(ValueError, match=f'through the proxy {closed}.*Start that proxy') as e: call()
+                with pytest.raises(ValueError,
+                                   match=f'through the proxy {closed}.*Start that proxy') as e: call()
                 assert 'hidden' not in ''.join(traceback.format_exception(e.value))
     monkeypatch.setenv('ALL_PROXY', f'http://me:hidden@127.0.0.1:{other.server_port}')
-    for status, why in ((407, 'wants a name and a password'), (403, 'refuses through the proxy .*status 403')):
+    for status, why in {407: 'wants a name and a password', 403: 'refuses through the proxy .*403'}.items():
         other.script['q'] = [(status, b'')]
         with pytest.raises(ValueError, match=why) as e: far(Item('1', 'q'))
         assert 'hidden' not in str(e.value)
     tunnel = replace(far, base_url='https://192.0.2.1')
     with pytest.raises(ValueError, match='cannot be reached through the proxy .*501'): tunnel(Item('1', 'q'))
 
-@pytest.mark.parametrize('proxy,why', [('socks5://me:hidden@192.0.2.9:1080', 'socksio'), ('socks4://me:hidden@192.0.2.9:1', 'begins'),
-                                       ('socks5h://me:hidden@192.0.2.9', 'socksio'), ('foo://me:hidden@x', 'begins'),
+@pytest.mark.parametrize('proxy,why', [('socks5://me:hidden@192.0.2.9:1080', 'socksio'),
+                                       ('socks4://me:hidden@192.0.2.9:1', 'begins'),
+                                       ('socks5h://me:hidden@192.0.2.9', 'socksio'),
+                                       ('foo://me:hidden@x', 'begins'),
                                        ('http://me:hidden@192.0.2.9:x', 'begins')])
 def test_a_proxy_that_cannot_be_used_is_a_sentence(tiny, no_proxies, monkeypatch, proxy, why):
     monkeypatch.setitem(sys.modules, 'socksio', None)
@@ -568,8 +586,10 @@ def test_a_key_that_ends_in_the_middle_keeps_what_there_is(server, tiny, tmp_pat
     assert ask(replace(tiny, weights='w'), items, out=tmp_path/'run').height==9
     assert len(server.seen['0'])==1
 
-@pytest.mark.parametrize('wait', ['-1', 'inf', 'nan', '1e999', '9'*5000, 'Wed, 99 Oct 99999999999 00:00:00 GMT', '\x00', '1,5',
-                                  'Thu, 01 Jan 0000 00:00:00 +9999', '٣', '0x10', 'Mon, 01 Jan 99999 00:00:00 GMT', ' '])
+@pytest.mark.parametrize('wait', ['-1', 'inf', 'nan', '1e999', '9'*5000,
+                                  'Wed, 99 Oct 99999999999 00:00:00 GMT', '\x00', '1,5',
+                                  'Thu, 01 Jan 0000 00:00:00 +9999', '٣', '0x10',
+                                  'Mon, 01 Jan 99999 00:00:00 GMT', ' '])
 def test_an_absurd_wish_to_wait_is_bounded(wait): assert 0<=pause(1, 1., wait)<=120
 
 def test_a_storm_of_429_ends(server, tiny, monkeypatch):
@@ -585,24 +605,37 @@ class AsyncSleep:
     async def __call__(self, seconds): self.seconds.append(seconds)
 
 def test_whoever_stops_waiting_ends_what_is_under_way(server, tiny):
-    threads = threading.active_count()
     for i in range(4): server.script[f'{i}'] = [raw(ok+b'\r\n', b' ', every=.01, hang=True)]
     feed = replace(tiny, concurrency=5, timeout=60).many([Item(f'{i}', f'{i}') for i in (9, 0, 1, 2, 3)])
     assert next(feed).text=='re: 9'
     with pytest.raises(KeyboardInterrupt): feed.throw(KeyboardInterrupt)
     assert server.ended(4) and not [t for t in threading.enumerate() if 'in_own_loop' in t.name]
-    assert threads
 
 def test_ctrl_c_in_the_shell_with_questions_in_flight(server, tmp_path):
     (tmp_path/'q.csv').write_text('question,answer\n'+''.join(f'How many are {i}?,{i}\n' for i in range(5)))
-    for i in range(1, 5): server.script[f'How many are {i}?'] = [lambda h: (h.server.arrived.release(), h.server.hung.wait(60))]
-    argv = [sys.executable, '-m', 'vlm_merging', 'ask', '--endpoint', f'127.0.0.1:{server.server_port}', '--model', 'tiny',
+    def mute(h): h.server.arrived.release(); h.server.hung.wait(60)
+    for i in range(1, 5): server.script[f'How many are {i}?'] = [mute]
+    argv = [sys.executable, '-m', 'vlm_merging', 'ask', '--endpoint', f'127.0.0.1:{server.server_port}',
+            '--model', 'tiny',
             '--benchmark', 'q.csv', '--out', 'run']
     p = subprocess.Popen(argv, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         for _ in range(4): assert server.arrived.acquire(timeout=60)
+        while not (tmp_path/'run'/'replies.jsonl').stat().st_size: time.sleep(.01)
         p.send_signal(signal.SIGINT)
         _, told = p.communicate(timeout=60)
     finally: p.kill()
     assert p.returncode==130 and 'goes on from here' in told and 'Traceback' not in told
     assert replies(tmp_path/'run').height==1
+
+def test_a_server_is_asked_from_the_shell(server, call, tmp_path):
+    (tmp_path/'q.csv').write_text('question,answer\nHow many?,1\n')
+    argv = ['ask', '--endpoint', f'127.0.0.1:{server.server_port}', '--benchmark', tmp_path/'q.csv',
+            '--max-new-tokens', 7, '--batch-size', 2, '--temperature', 0, '--serves', 'merge of May']
+    assert call(*argv, '--out', tmp_path/'a')[0]==0
+    assert call(*argv, '--model', 'tiny', '--out', tmp_path/'a')[0]==0
+    (_, body, _), = next(iter(server.seen.values()))
+    assert body['max_tokens']==7 and body['model']=='tiny'
+    server.models = dict(data=[dict(id=f'm{i}') for i in range(99)])
+    code, _, told = call(*argv, '--out', tmp_path/'b')
+    assert code==3 and '--model is missing. The server has m0, m1' in told and 'm9, ...: name' in told

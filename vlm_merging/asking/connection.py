@@ -13,7 +13,7 @@ from ..benchmarks.items import one_line
 
 # %% auto #0
 __all__ = ['SECRET', 'LARGEST', 'REFUSAL', 'KNOCK', 'bare_address', 'usable_key', 'repeats_key', 'server_words',
-           'on_this_machine', 'proxy_for', 'way_to', 'answer_to', 'client_of', 'in_own_loop']
+           'on_this_machine', 'proxy_for', 'way_to', 'answer_to', 'client_of', 'in_own_loop', 'next_of']
 
 # %% ../../nbs/asking/06_connection.ipynb #c009
 def bare_address(
@@ -185,9 +185,20 @@ def in_own_loop(
         try: loop.run_until_complete(task)
         except BaseException as e: done.put(e) # Raised by the thread that waits
         finally: loop.close()
-    thread = threading.Thread(target=run, daemon=True)
+    thread = threading.Thread(target=run, name='in_own_loop', daemon=True)
     thread.start()
     try: yield
     finally:
         with suppress(RuntimeError): loop.call_soon_threadsafe(task.cancel) # It has ended already
         thread.join(5)
+
+# %% ../../nbs/asking/06_connection.ipynb #c036
+def next_of(
+    done:queue.Queue,   # As `in_own_loop` has it
+):
+    "What comes next; raise it if it is an exception"
+    while True:
+        try: came = done.get(timeout=.2)
+        except queue.Empty: continue
+        if isinstance(came, BaseException): raise came
+        return came

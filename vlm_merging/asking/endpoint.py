@@ -14,7 +14,7 @@ from ..checkpoints.headers import Checkpoint, lab_model
 from .fingerprints import weights_hash
 from .models import Reply, text_of_reply
 from .connection import (answer_to, bare_address, client_of, in_own_loop,
-                                           repeats_key, server_words, usable_key)
+                                           next_of, repeats_key, server_words, usable_key)
 
 # %% auto #0
 __all__ = ['LONGEST', 'data_url', 'wire_messages', 'pause', 'Endpoint', 'weights_of', 'endpoint_settings', 'served_by',
@@ -178,14 +178,13 @@ def served_by(
     done, (client, way) = queue.Queue(), client_of(endpoint.url, endpoint._key)
     async def work():
         async with client: done.put(await _models_of(endpoint, client, way))
-    with in_own_loop(work(), done): names = done.get()
-    if isinstance(names, _Stop): raise ValueError(str(names))
-    if isinstance(names, BaseException): raise names
-    return names
+    with in_own_loop(work(), done):
+        try: return next_of(done)
+        except _Stop as e: raise ValueError(str(e)) from None
 
 # %% ../../nbs/asking/07_endpoint.ipynb #c040
 def _said(answer, key=None):
-    "What the first choice says, and why it ended; raise ValueError if it says nothing, for no reason that is known"
+    "What the first choice says, and why it ended; raise ValueError if it says nothing and no reason is known"
     choices = answer.get('choices') if isinstance(answer, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get('message') if isinstance(choice, dict) else None
@@ -196,10 +195,10 @@ def _said(answer, key=None):
     if isinstance(text, str):
         text = text.encode('utf-8', 'replace').decode()            # Half a character, now and then
         return text, server_words(finish, key, 40) if isinstance(finish, str) else None
+    if text is not None:
+        raise ValueError(f'the content of the reply is no text, but of the kind {type(text).__name__}')
     beside = [k for k in ('tool_calls', 'reasoning_content', 'reasoning') if message.get(k)]
-    why = f' but {" and ".join(beside)}'*bool(beside)
-    if text is not None: raise ValueError(f'the content of the reply is no text, but of the kind {type(text).__name__}')
-    raise ValueError('the reply has no content'+why)
+    raise ValueError('the reply has no content'+f" but {' and '.join(beside)}"*bool(beside))
 
 def _read_reply(answer, body, key):
     "Text, finish and the name of the model, of a body; raise ValueError if it is no reply"
@@ -208,7 +207,8 @@ def _read_reply(answer, body, key):
         kind = server_words(answer.headers.get('content-type', 'of no kind'), key, 40)
         raise ValueError(f'the reply is no JSON ({kind})') from None
     if isinstance(reply, dict) and reply.get('error') and not reply.get('choices'):
-        raise ValueError(f"the reply is an error: {server_words(json.dumps(reply['error'], ensure_ascii=False), key)}")
+        words = json.dumps(reply['error'], ensure_ascii=False)
+        raise ValueError(f'the reply is an error: {server_words(words, key)}')
     text, finish = _said(reply, key)
     if repeats_key(text, key): raise ValueError('the reply repeats the key, and is not kept')
     return text, finish, reply.get('model')
@@ -257,14 +257,16 @@ async def _try(endpoint, talk, item, payload, last):
     "A reply; or why there is none, and what the server says of waiting"
     start, key = time.perf_counter(), endpoint._key
     try:
-        answer, body = await answer_to(talk.client, 'POST', f'{endpoint.url}/chat/completions', endpoint.timeout, payload)
+        answer, body = await answer_to(talk.client, 'POST', f'{endpoint.url}/chat/completions',
+                                       endpoint.timeout, payload)
         talk.heard = True
         if answer.has_redirect_location: raise _Stop(_moved(endpoint, answer))
         if answer.is_success:
             text, finish, model = _read_reply(answer, body, key)
             _same_model(endpoint, talk, model)
             return Reply(item.id, text, round(time.perf_counter()-start, 4), finish), None
-        why, again = await _refused(endpoint, talk.client, talk.way, answer.status_code, server_words(body.decode('utf-8', 'replace'), key))
+        why, again = await _refused(endpoint, talk.client, talk.way, answer.status_code,
+                                    server_words(body.decode('utf-8', 'replace'), key))
         if again: return why, answer.headers.get('retry-after')
         return Reply(item.id, '', error=f'The server refuses{talk.way} with {why}'), None
     except TimeoutError: return f'nothing whole came within {endpoint.timeout:g} s', None
@@ -301,10 +303,10 @@ def in_flight(
             try: done.put(await _patiently(endpoint, talk, item))
             except Exception as e: done.put(e) # Raised by the thread that waits
     async def together():
-        async with client: await asyncio.gather(*(work() for _ in range(min(endpoint.concurrency, len(items)))))
+        async with client: await asyncio.gather(*(work() for _ in range(min(endpoint.concurrency,
+                                                                            len(items)))))
     with in_own_loop(together(), done):
         for _ in items:
-            reply = done.get()
-            if isinstance(reply, _Stop): raise ValueError(str(reply))
-            if isinstance(reply, BaseException): raise reply
+            try: reply = next_of(done)
+            except _Stop as e: raise ValueError(str(e)) from None
             yield reply
