@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from vlm_merging.benchmarks.items import Item, Picture
-from vlm_merging.asking.connection import bare_address, way_to
+from vlm_merging.asking.connection import bare_address, repeats_key, way_to
 from vlm_merging.asking.endpoint import Endpoint, data_url, pause
 from vlm_merging.asking.ask import ask
 from vlm_merging.asking.replies import replies, report
@@ -420,6 +420,20 @@ def test_what_comes_too_much_is_no_answer_to_the_next(server, tiny):
     server.script['a'] = [both]
     got = {r.id:r.text for r in replace(tiny, concurrency=1).many([Item('a', 'a'), Item('b', 'b')])}
     assert got==dict(a='mine', b='re: b')
+
+def test_no_cookie_is_taken(server, tiny):
+    server.script['a'] = [(200, good('a'), {'Set-Cookie':'a=b; Path=/'})]
+    list(replace(tiny, concurrency=1).many([Item('a', 'a'), Item('b', 'b')]))
+    assert 'cookie' not in server.seen['b'][0][2]
+
+def test_a_long_text_is_looked_through_whole():
+    "Also where the key lies across two pieces, and whatever it is made of"
+    for pad in ('x', '%41', '&amp;', '&#9', '\\', '你'):
+        long = pad*(200_000//len(pad))
+        assert not repeats_key(long, KEY)
+        for at in (0, 65530, 65536-8, len(long)):
+            assert repeats_key(long[:at]+quote(KEY, safe='')+long[at:], KEY)
+    assert not repeats_key('&#'+'9'*9999+';', KEY) and repeats_key(f'&#{"9"*9999};{html.escape(KEY)}', KEY)
 
 @pytest.fixture
 def other():

@@ -13,7 +13,8 @@ FOR_EVER = {
     'a list': '{% set l = range(3000)|list %}{% for a in l %}{% for b in l %}{% for c in l %}x'
               '{% endfor %}{% endfor %}{% endfor %}',
     'macros': '{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}{{ f(60) }}',
-    'a loop that calls itself': '{% for a in [1]*9 recursive %}{{ loop([1]*9) if loop.depth<40 }}{% endfor %}',
+    'a loop that calls itself':
+        '{% for a in [1]*9 recursive %}{{ loop([1]*9) if loop.depth<40 }}{% endfor %}',
     'filters': '{% for a in range(99999) %}{{ range(99999)|map("string")|select|list|length }}{% endfor %}',
     'words': '{{ lipsum(n=99999999) }}'}
 

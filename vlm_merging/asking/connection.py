@@ -6,13 +6,14 @@
 from __future__ import annotations
 import asyncio, base64, html, ipaddress, os, re, queue, socket, threading
 from contextlib import contextmanager, suppress
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 import httpx2
 from ..benchmarks.items import one_line
 
 # %% auto #0
-__all__ = ['SECRET', 'LARGEST', 'REFUSAL', 'KNOCK', 'bare_address', 'usable_key', 'repeats_key', 'server_words',
+__all__ = ['SECRET', 'PIECE', 'LARGEST', 'REFUSAL', 'KNOCK', 'bare_address', 'usable_key', 'repeats_key', 'server_words',
            'on_this_machine', 'proxy_for', 'way_to', 'answer_to', 'client_of', 'in_own_loop', 'next_of']
 
 # %% ../../nbs/asking/06_connection.ipynb #c009
@@ -46,13 +47,14 @@ def usable_key(
 SECRET = 8              # Letters of a key from which on its disguises are looked for too
 
 _ESCAPE = re.compile(r'\\(?:u([0-9a-fA-F]{4})|(.))')
+_UNSEEN = re.compile('[^!-~]+') # A key has none of these
+PIECE = 2**16           # Letters that are looked through at a time
 
 def _unescaped(m): return chr(int(m[1], 16)) if m[1] else m[2]     # As JSON writes a letter
 
 def _disguises(key):
-    "A key in hexadecimal, and in base64 behind any number of other bytes"
+    "A key in base64, behind any number of other bytes"
     raw = key.encode()
-    yield raw.hex()
     for before, spoilt in enumerate((0, 2, 3)):
         for encode in (base64.b64encode, base64.urlsafe_b64encode):
             yield encode(b' '*before+raw).decode()[spoilt:(before+len(raw))*8//6]
@@ -63,10 +65,13 @@ def repeats_key(
 )->bool:
     "Is a key in a text, be it encoded or broken into lines?"
     if not key or len(key)<SECRET: return False
-    views = text, unquote(text), html.unescape(text), _ESCAPE.sub(_unescaped, text)
-    for view in (re.sub('[^!-~]+', '', o) for o in views):         # A key has none of these
-        small = view.lower()
-        if key.lower() in small or any(d in view or d in small for d in _disguises(key)): return True
+    text, forms, small = _UNSEEN.sub('', text), {*_disguises(key)}, (key.lower(), key.encode().hex())
+    for i in range(0, len(text), PIECE):
+        piece = text[i:i+PIECE+40*len(key)]
+        entities = html.unescape(re.sub(r'&#\d{9,};?', '', piece))
+        for view in {piece, unquote(piece), entities, _ESCAPE.sub(_unescaped, piece)}:
+            view = _UNSEEN.sub('', view)
+            if any(f in view for f in forms) or any(f in view.lower() for f in small): return True
     return False
 
 # %% ../../nbs/asking/06_connection.ipynb #c019
@@ -170,8 +175,9 @@ def client_of(
     transport, way = way_to(url)
     headers = {'Accept':'application/json', 'Accept-Encoding':'identity', 'Connection':'close'}
     if key: headers['Authorization'] = f'Bearer {key}'
-    wait = httpx2.Timeout(None, connect=KNOCK)
-    return httpx2.AsyncClient(transport=transport, headers=headers, timeout=wait, follow_redirects=False), way
+    return httpx2.AsyncClient(transport=transport, headers=headers, follow_redirects=False,
+                              timeout=httpx2.Timeout(None, connect=KNOCK),
+                              cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[]))), way
 
 @contextmanager
 def in_own_loop(
