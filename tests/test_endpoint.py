@@ -144,6 +144,11 @@ def test_a_refused_item_fails_alone_and_is_not_tried_again(server, tiny, status)
     assert 'The prompt is too long.' in made['1'].error and len(server.seen['q'])==1
     assert made['2'].text=='re: other'
 
+def test_a_refusal_that_quotes_the_question_is_of_that_item(server, tiny):
+    server.script['q'] = [(400, dict(error='The prompt is too long.', request=dict(model='tiny')))]
+    got = {r.id:r for r in tiny.many([Item('1', 'q'), Item('2', 'other')])}
+    assert 'too long' in got['1'].error and got['2'].text=='re: other'
+
 def test_a_wrong_key_stops_at_once(server, tiny):
     for i in range(50): server.script[f'{i}'] = [(401, dict(error=dict(message='Incorrect API key')))]
     with pytest.raises(ValueError, match='refuses with status 401.*OPENAI_API_KEY'):

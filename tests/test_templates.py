@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip('torch')
 from vlm_merging.asking.models import open_model
-from vlm_merging.asking.templates import STEPS, write_chat
+from vlm_merging.asking.templates import TEMPLATE_STEPS, write_chat
 from vlm_merging.benchmarks.items import Item
 from vlm_merging.lab.trio import lab_folder
 
@@ -26,7 +26,7 @@ def model(tmp_path_factory):
 
 @pytest.mark.parametrize('name', FOR_EVER)
 def test_a_template_that_does_not_end_fails_the_question(model, monkeypatch, name):
-    monkeypatch.setattr('vlm_merging.asking.templates.STEPS', 20_000)
+    monkeypatch.setattr('vlm_merging.asking.templates.TEMPLATE_STEPS', 20_000)
     before = sys.gettrace()
     with monkeypatch.context() as m:
         m.setattr(model.processor, 'chat_template', FOR_EVER[name])
@@ -37,4 +37,4 @@ def test_a_template_that_does_not_end_fails_the_question(model, monkeypatch, nam
 def test_many_turns_pass(model):
     turns = [dict(role='user' if i%2 else 'assistant', content=[dict(type='text',
                                                                      text='x')]) for i in range(400)]
-    assert write_chat(model.processor, turns) and STEPS==1_000_000
+    assert write_chat(model.processor, turns) and TEMPLATE_STEPS==1_000_000

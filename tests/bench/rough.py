@@ -97,7 +97,8 @@ def servers(n, seed):
     from vlm_merging.benchmarks.items import Item
     model = Endpoint(begin_server(seed), 'm', api_key='sk-rough-0123456789', timeout=1., tries=1,
                      concurrency=16)
-    before, start, kinds, waiting = peak(), time.perf_counter(), Counter(), {f'{i}': f'q{i}' for i in range(n)}
+    before, start, kinds = peak(), time.perf_counter(), Counter()
+    waiting = {f'{i}': f'q{i}' for i in range(n)}
     while waiting:                                                  # A stop ends a round, not the rest
         try:
             for reply in model.many([Item(i, q) for i, q in waiting.items()]):

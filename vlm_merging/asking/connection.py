@@ -13,8 +13,8 @@ import httpx2
 from ..benchmarks.items import one_line
 
 # %% auto #0
-__all__ = ['SECRET', 'PIECE', 'LARGEST', 'REFUSAL', 'KNOCK', 'bare_address', 'usable_key', 'repeats_key', 'server_words',
-           'on_this_machine', 'proxy_for', 'way_to', 'answer_to', 'client_of', 'in_own_loop', 'next_of']
+__all__ = ['SECRET', 'PIECE', 'KNOCK', 'LARGEST', 'REFUSAL', 'bare_address', 'usable_key', 'repeats_key', 'server_words',
+           'on_this_machine', 'proxy_for', 'way_to', 'in_own_loop', 'next_of', 'client_of', 'answer_to']
 
 # %% ../../nbs/asking/06_connection.ipynb #c009
 def bare_address(
@@ -132,7 +132,53 @@ def way_to(
     raise ValueError(f'{url} cannot be asked{way}: {what}. Or name the server in NO_PROXY, if it can be '
                      f'reached without.')
 
-# %% ../../nbs/asking/06_connection.ipynb #c032
+# %% ../../nbs/asking/06_connection.ipynb #c031
+@contextmanager
+def in_own_loop(
+    work,               # Coroutine
+    done:queue.Queue,   # Gets what it raises; what it finds it puts there itself
+):
+    "Run a coroutine in a loop of its own, in a thread beside this one; the end of the block ends it"
+    loop = asyncio.new_event_loop()
+    task = loop.create_task(work)
+    def run():
+        try: loop.run_until_complete(task)
+        except BaseException as e: done.put(e) # Raised by the thread that waits
+        finally: loop.close()
+    thread = threading.Thread(target=run, name='in_own_loop', daemon=True)
+    thread.start()
+    try: yield
+    finally:
+        with suppress(RuntimeError): loop.call_soon_threadsafe(task.cancel) # It has ended already
+        thread.join(5)
+
+# %% ../../nbs/asking/06_connection.ipynb #c033
+def next_of(
+    done:queue.Queue,   # As `in_own_loop` has it
+):
+    "What comes next; raise it if it is an exception"
+    while True:
+        try: came = done.get(timeout=.2)
+        except queue.Empty: continue
+        if isinstance(came, BaseException): raise came
+        return came
+
+# %% ../../nbs/asking/06_connection.ipynb #c036
+KNOCK = 10.             # Seconds until a server lets one in, at most
+
+def client_of(
+    url:str,            # Bare address of a server
+    key:str|None=None,  # It goes with each request
+)->tuple[httpx2.AsyncClient, str]: # It, and what to say of the way: '', or ' through the proxy ...'
+    "What asks a server; raise ValueError if its proxy cannot be used"
+    transport, way = way_to(url)
+    headers = {'Accept':'application/json', 'Accept-Encoding':'identity', 'Connection':'close'}
+    if key: headers['Authorization'] = f'Bearer {key}'
+    return httpx2.AsyncClient(transport=transport, headers=headers, follow_redirects=False,
+                              timeout=httpx2.Timeout(None, connect=KNOCK),
+                              cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[]))), way
+
+# %% ../../nbs/asking/06_connection.ipynb #c040
 LARGEST = 8*2**20       # Bytes of an answer, at most
 REFUSAL = 10.           # Seconds for the words of a refusal, at most: its status is known by then
 
@@ -163,48 +209,3 @@ async def answer_to(
             if answer.is_success: raise
             return answer, b''
         finally: await answer.aclose()
-
-# %% ../../nbs/asking/06_connection.ipynb #c034
-KNOCK = 10.             # Seconds until a server lets one in, at most
-
-def client_of(
-    url:str,            # Bare address of a server
-    key:str|None=None,  # It goes with each request
-)->tuple[httpx2.AsyncClient, str]: # It, and what to say of the way: '', or ' through the proxy ...'
-    "What asks a server; raise ValueError if its proxy cannot be used"
-    transport, way = way_to(url)
-    headers = {'Accept':'application/json', 'Accept-Encoding':'identity', 'Connection':'close'}
-    if key: headers['Authorization'] = f'Bearer {key}'
-    return httpx2.AsyncClient(transport=transport, headers=headers, follow_redirects=False,
-                              timeout=httpx2.Timeout(None, connect=KNOCK),
-                              cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[]))), way
-
-@contextmanager
-def in_own_loop(
-    work,               # Coroutine
-    done:queue.Queue,   # Gets what it raises; what it finds it puts there itself
-):
-    "Run a coroutine in a loop of its own, in a thread beside this one; the end of the block ends it"
-    loop = asyncio.new_event_loop()
-    task = loop.create_task(work)
-    def run():
-        try: loop.run_until_complete(task)
-        except BaseException as e: done.put(e) # Raised by the thread that waits
-        finally: loop.close()
-    thread = threading.Thread(target=run, name='in_own_loop', daemon=True)
-    thread.start()
-    try: yield
-    finally:
-        with suppress(RuntimeError): loop.call_soon_threadsafe(task.cancel) # It has ended already
-        thread.join(5)
-
-# %% ../../nbs/asking/06_connection.ipynb #c036
-def next_of(
-    done:queue.Queue,   # As `in_own_loop` has it
-):
-    "What comes next; raise it if it is an exception"
-    while True:
-        try: came = done.get(timeout=.2)
-        except queue.Empty: continue
-        if isinstance(came, BaseException): raise came
-        return came

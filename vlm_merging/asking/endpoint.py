@@ -4,7 +4,7 @@
 
 # %% ../../nbs/asking/07_endpoint.ipynb #c005
 from __future__ import annotations
-import asyncio, base64, email.utils, json, os, queue, random, time
+import asyncio, base64, email.utils, json, os, queue, random, re, time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -142,14 +142,12 @@ def _nobody(endpoint, way, trouble, heard=False):
 
 def _moved(endpoint, answer):
     "What is said of a redirect"
-    there = answer.headers.get('location', '')
-    try: there = bare_address(there) if '://' in there else there.partition('?')[0]
-    except ValueError: pass
+    there = re.sub('//[^/]*@', '//', re.split('[?#]', answer.headers.get('location', ''))[0])
     return (f'{endpoint.url} sends on to {server_words(there, endpoint._key, 100)!r} (status '
             f'{answer.status_code}), which is not followed: question and key would go with it. Name the '
             f'address that answers.')
 
-# %% ../../nbs/asking/07_endpoint.ipynb #c036
+# %% ../../nbs/asking/07_endpoint.ipynb #c037
 def _names_in(body, key):
     "Names of models in a list of them; [] if it is none"
     try: rows = json.loads(body)['data']
@@ -158,6 +156,7 @@ def _names_in(body, key):
     return [n for n in names if isinstance(n, str) and 0<len(n)<=200 and n.isprintable()
             and not repeats_key(n, key)]
 
+# %% ../../nbs/asking/07_endpoint.ipynb #c039
 async def _models_of(endpoint, client, way):
     "Names of the models that a server has; raise _Stop if it cannot be asked"
     wait = min(endpoint.timeout, 30.)
@@ -182,7 +181,7 @@ def served_by(
         try: return next_of(done)
         except _Stop as e: raise ValueError(str(e)) from None
 
-# %% ../../nbs/asking/07_endpoint.ipynb #c040
+# %% ../../nbs/asking/07_endpoint.ipynb #c043
 def _said(answer, key=None):
     "What the first choice says, and why it ended; raise ValueError if it says nothing and no reason is known"
     choices = answer.get('choices') if isinstance(answer, dict) else None
@@ -213,7 +212,7 @@ def _read_reply(answer, body, key):
     if repeats_key(text, key): raise ValueError('the reply repeats the key, and is not kept')
     return text, finish, reply.get('model')
 
-# %% ../../nbs/asking/07_endpoint.ipynb #c043
+# %% ../../nbs/asking/07_endpoint.ipynb #c046
 async def _refused(endpoint, client, way, status, words):
     "Why a server refuses, and whether to try again; raise _Stop for what would fail for every item"
     why = f'status {status}: {words}'
@@ -221,6 +220,7 @@ async def _refused(endpoint, client, way, status, words):
     if status in (401, 403, 404) or status==400 and any(f'{q}{endpoint.model}{q}' in words for q in '\'"`'):
         try: there = [] if status in (401, 403) else await _models_of(endpoint, client, way)
         except _Stop: there = []
+        if status==400 and endpoint.model in there: return why, False  # It only quotes the question
         if there and endpoint.model not in there:
             raise _Stop(f"{endpoint.url} does not serve {endpoint.model!r}, but {', '.join(there[:10])} "
                         f"({why}).")
@@ -228,7 +228,7 @@ async def _refused(endpoint, client, way, status, words):
                     f'and the name of the model.')
     return why, status>=500 or status in (408, 409, 425, 429)
 
-# %% ../../nbs/asking/07_endpoint.ipynb #c045
+# %% ../../nbs/asking/07_endpoint.ipynb #c048
 @dataclass
 class _Talk:
     "What is known of a server by now"
@@ -252,7 +252,7 @@ def _same_model(endpoint, talk, name):
         raise _Stop(f'{endpoint.url} replied as {was!r} and now replies as {now!r}. What came before is '
                     f'kept; ask each model into a folder of its own.')
 
-# %% ../../nbs/asking/07_endpoint.ipynb #c047
+# %% ../../nbs/asking/07_endpoint.ipynb #c051
 async def _try(endpoint, talk, item, payload, last):
     "A reply; or why there is none, and what the server says of waiting"
     start, key = time.perf_counter(), endpoint._key
@@ -290,7 +290,7 @@ async def _patiently(endpoint, talk, item):
         if n<endpoint.tries: await asyncio.sleep(pause(n, endpoint.patience, wait))
     return Reply(item.id, '', error=f'No reply in {endpoint.tries} tries, the last time: {reply}')
 
-# %% ../../nbs/asking/07_endpoint.ipynb #c050
+# %% ../../nbs/asking/07_endpoint.ipynb #c054
 def in_flight(
     endpoint:Endpoint,  # Who is asked
     items,              # What to ask

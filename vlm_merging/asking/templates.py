@@ -7,10 +7,10 @@ from __future__ import annotations
 import sys
 
 # %% auto #0
-__all__ = ['STEPS', 'write_chat']
+__all__ = ['TEMPLATE_STEPS', 'write_chat']
 
 # %% ../../nbs/asking/01_templates.ipynb #c008
-STEPS = 1_000_000       # Of a template, for one conversation
+TEMPLATE_STEPS = 1_000_000 # Of a template, for one conversation
 
 def write_chat(
     processor,          # Has the chat template
@@ -18,14 +18,14 @@ def write_chat(
     **how,              # As `apply_chat_template` takes it
 )->str:
     "A conversation as the chat template writes it; raise ValueError if that does not come to an end"
-    left, inside, before = STEPS, False, sys.gettrace()
+    left, inside, before = TEMPLATE_STEPS, False, sys.gettrace()
     def step(frame, event, more):
         nonlocal left, inside
         code = frame.f_code
         if (code.co_filename, code.co_name)==('<template>', 'root'): inside = event!='return'
         if not inside: return None                              # It is only read
         left -= 1
-        if left<0: raise ValueError(f'The chat template does not end within {STEPS:,} steps. Copy '
+        if left<0: raise ValueError(f'The chat template does not end within {TEMPLATE_STEPS:,} steps. Copy '
                                     f'chat_template.jinja from the model it was made of.')
         return step
     sys.settrace(step)
