@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from PIL import Image
 from .fingerprints import weights_hash
+from .templates import write_chat
 from ..benchmarks.items import Item, as_item
 from ..checkpoints.headers import Checkpoint
 
@@ -144,7 +145,7 @@ def written(
     if answer is not None:
         content = [dict(type='text', text=answer)] if asker.sees else answer
         turns = [*turns, dict(role='assistant', content=content)]
-    return asker.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None)
+    return write_chat(asker.processor, turns, add_generation_prompt=answer is None)
 
 # %% ../../nbs/asking/02_models.ipynb #c045
 def prompt_inputs(

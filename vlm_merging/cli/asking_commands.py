@@ -45,7 +45,7 @@ def only_one(
 )->str:
     "The model of a server that has just one; raise ValueError if it has more, or does not tell"
     if len(served)==1: return served[0]
-    there = ', '.join(served) or 'no list of its models'
+    there = ', '.join(served[:10])+', ...'*(len(served)>10) or 'no list of its models'
     raise ValueError(f'--model is missing. The server has {there}: name the one to ask.')
 
 def quiet_libraries()->None:
@@ -62,7 +62,7 @@ def asker_of(
         from vlm_merging.asking.endpoint import Endpoint
         url = given['endpoint']
         model = given.get('model') or only_one(Endpoint(url, '').served())
-        return Endpoint(url, model, **taken(given, AS_SERVED))
+        return Endpoint(model=model, **taken(given, AS_SERVED))
     if not given.get('model'):
         raise ValueError('--model is missing. Name a folder or hub id, or a server with --endpoint.')
     if 'serves' in given:
