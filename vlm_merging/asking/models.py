@@ -4,13 +4,14 @@
 
 # %% ../../nbs/asking/02_models.ipynb #c005
 from __future__ import annotations
-import io, time, warnings, zlib
+import time, warnings, zlib
 from collections import deque
 from dataclasses import dataclass, fields
 from pathlib import Path
 from PIL import Image
 from .fingerprints import weights_hash
 from ..benchmarks.items import Item, as_item
+from ..benchmarks.pictures import opened
 from ..checkpoints.headers import Checkpoint
 
 # %% auto #0
@@ -68,11 +69,7 @@ def picture_size(
 )->int:                 # Width times height
     "Size of a picture, from its header; raise ValueError if it has none"
     if isinstance(picture, Image.Image): return picture.width*picture.height
-    try:
-        with Image.open(io.BytesIO(picture.bytes())) as seen: return seen.width*seen.height
-    except (OSError, SyntaxError, Image.DecompressionBombError) as e:
-        raise ValueError(f"{getattr(picture, 'name', 'image')}: the image cannot be decoded "
-                         f"({str(e).partition(' <')[0][:120]}).") from None
+    with opened(picture.bytes(), getattr(picture, 'name', 'image')) as seen: return seen.width*seen.height
 
 # %% ../../nbs/asking/02_models.ipynb #c032
 @dataclass(frozen=True, repr=False)
