@@ -12,9 +12,10 @@ from PIL import Image
 from .pictures import Picture
 
 # %% auto #0
-__all__ = ['FIELD_KINDS', 'ITEM_PAGE', 'BENCHMARKS', 'RULE_OF', 'ROW_KEYS', 'LETTERS', 'DIRECTLY', 'pictures', 'Item',
+__all__ = ['FIELD_KINDS', 'ITEM_PAGE', 'BENCHMARKS', 'RULE_OF', 'SHOWN', 'ROW_KEYS', 'LETTERS', 'DIRECTLY', 'pictures', 'Item',
            'check_item', 'one_line', 'item_line', 'item_html', 'right_answer', 'as_picture', 'as_item', 'Benchmark',
-           'metric_of', 'record_of', 'row_of', 'text_of', 'cell', 'unpacked', 'options_of', 'lettered', 'tags_of']
+           'metric_of', 'record_of', 'LeftRow', 'Items', 'row_of', 'text_of', 'cell', 'unpacked', 'options_of',
+           'lettered', 'tags_of']
 
 # %% ../../nbs/benchmarks/01_items.ipynb #c009
 def pictures(
@@ -204,6 +205,48 @@ def record_of(
                       f"A table of your own is read by its path: load('mine.csv').")
 
 # %% ../../nbs/benchmarks/01_items.ipynb #c045
+@dataclass(frozen=True)
+class LeftRow:
+    "A row of a table that cannot be asked"
+    where:str           # 'mine.csv row 2'
+    why:str             # Half a sentence
+    id:str              # What its question would be called; where it stands, if that is not known
+    split:str=''        # As in `Item`
+    benchmark:str=''    # As in `Item`
+    group:str|None=None # As in `Item`
+
+    def __str__(self): return f'{self.where}: {self.why}'
+
+# %% ../../nbs/benchmarks/01_items.ipynb #c047
+SHOWN = 5               # Items that a list shows of itself
+
+class Items(list):
+    "Items, and the rows of their tables that cannot be asked"
+    def __init__(self,
+        items=(),           # `Item`s
+        problems=(),        # Sentences
+        left=(),            # `LeftRow`s
+        whole=(),           # Pairs of benchmark and split of which all rows are here
+    ):
+        super().__init__(items)
+        self.problems, self.left, self.whole = list(problems), list(left), set(whole)
+
+    def __add__(self, more):
+        parts = ([*getattr(self, k), *getattr(more, k, ())] for k in ('problems', 'left', 'whole'))
+        return Items([*self, *more], *parts)
+
+    def __repr__(self):
+        problems = ''.join(f'\n- {one_line(p, 300)}' for p in self.problems[:8])
+        problems = '; problems:'*bool(problems)+problems
+        some = [(one_line(i.id, 14), one_line(i.question, 50), one_line(i.answer or '', 20),
+                 'picture'*bool(i.images)) for i in self[:SHOWN]]
+        wide = [max(map(len, column)) for column in zip(*some)]
+        lines = ''.join('\n'+'  '.join(c.ljust(n) for c, n in zip(row, wide)).rstrip() for row in some)
+        rest = f'\nand {len(self)-SHOWN} more'*(len(self)>SHOWN)
+        left = f', {len(self.left)} left out'*bool(self.left)
+        return f"{len(self)} item{'s'[:len(self)!=1]}{left}{problems}{lines}{rest}"
+
+# %% ../../nbs/benchmarks/01_items.ipynb #c051
 ROW_KEYS = ('benchmark', 'split', 'run', 'index', 'group')  # Which reply a row is, in every table
 
 def row_of(
@@ -218,7 +261,7 @@ def row_of(
                metric=item.metric or metric_of(item.benchmark))
     return own|{k:text_of(v) for k, v in item.tags.items() if k not in own}
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c048
+# %% ../../nbs/benchmarks/01_items.ipynb #c054
 def text_of(
     value,              # Cell
 )->str|None:            # None: empty
@@ -231,7 +274,7 @@ def text_of(
     text = str(value)
     return text if text.strip() else None
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c051
+# %% ../../nbs/benchmarks/01_items.ipynb #c057
 def cell(
     row:dict,           # Of a table
     *columns:str,       # The first one that holds something is taken
@@ -242,7 +285,7 @@ def cell(
     if any(c in row for c in columns): raise ValueError(f"`{next(c for c in columns if c in row)}` is empty")
     raise ValueError(f"there is no column {' or '.join(f'`{c}`' for c in columns)}")
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c054
+# %% ../../nbs/benchmarks/01_items.ipynb #c060
 def unpacked(
     value,              # Cell: a list, an object, or the text of one
 ):
@@ -253,7 +296,7 @@ def unpacked(
         except (ValueError, SyntaxError, RecursionError, MemoryError): continue
     return value
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c057
+# %% ../../nbs/benchmarks/01_items.ipynb #c063
 LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
 
 def options_of(
@@ -269,7 +312,7 @@ def options_of(
     while lettered and lettered[-1] is None: lettered.pop()
     return tuple(o or '' for o in lettered)
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c060
+# %% ../../nbs/benchmarks/01_items.ipynb #c066
 DIRECTLY = "Answer with the option's letter from the given choices directly."
 
 def lettered(
@@ -280,7 +323,7 @@ def lettered(
     "A question with its options, one a line"
     return '\n'.join([question, *(mark.format(l, c) for l, c in zip(LETTERS, choices))])
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c063
+# %% ../../nbs/benchmarks/01_items.ipynb #c069
 def tags_of(
     **named,            # Cells
 )->dict:
