@@ -19,7 +19,8 @@ from vlm_merging.benchmarks.perception import (chartqa_row, docvqa_row, inline_o
                                     tablevqa_row, textvqa_row)
 from vlm_merging.benchmarks.prepare import data_root, pattern_of, prepare, prepared
 from vlm_merging.benchmarks.tables import LONG, rows_in, rows_in_words
-from vlm_merging.benchmarks.load import as_items, load, own_row, subset
+from vlm_merging.benchmarks.load import load, own_row, subset
+from vlm_merging.benchmarks.questions import as_items
 
 def png(colour, size=(8, 6)):
     held = io.BytesIO()

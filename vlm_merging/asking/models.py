@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 from .fingerprints import weights_hash
 from ..benchmarks.items import Item, as_item
-from ..benchmarks.pictures import opened
+from ..benchmarks.pictures import opened_picture
 from ..checkpoints.headers import Checkpoint
 
 # %% auto #0
@@ -61,7 +61,9 @@ def decode_picture(
     picture,            # A PIL image, or anything whose `.open()` gives one
 )->Image.Image:         # RGB
     "The decoded picture; raise ValueError if it is broken"
-    return picture.convert('RGB') if isinstance(picture, Image.Image) else picture.open()
+    if not isinstance(picture, Image.Image): return picture.open()
+    try: return picture.convert('RGB')
+    except Exception as e: raise ValueError(f'the image cannot be decoded ({e}).') from None # Whatever it is
 
 # %% ../../nbs/asking/02_models.ipynb #c028
 def picture_size(
@@ -69,7 +71,7 @@ def picture_size(
 )->int:                 # Width times height
     "Size of a picture, from its header; raise ValueError if it has none"
     if isinstance(picture, Image.Image): return picture.width*picture.height
-    with opened(picture.bytes(), getattr(picture, 'name', 'image')) as seen: return seen.width*seen.height
+    with opened_picture(picture.bytes(), getattr(picture, 'name', 'image')) as seen: return seen.width*seen.height
 
 # %% ../../nbs/asking/02_models.ipynb #c032
 @dataclass(frozen=True, repr=False)
@@ -214,7 +216,9 @@ def tokens_of(
     "About how many tokens a question takes, reply included; raise ValueError if its pictures cannot be shown"
     if item.images and not asker.sees:
         raise ValueError(f'{asker.name} is a text model and cannot be shown pictures.')
-    text, pixels = asker.tokenizer(item.question)['input_ids'], sum(map(picture_size, item.images))
+    try: text = asker.tokenizer(item.question)['input_ids']
+    except Exception as e: raise ValueError(f'the question cannot be made tokens ({e}).') from None # Half a character
+    pixels = sum(map(picture_size, item.images))
     return len(text) + pixels//784 + asker.max_new_tokens
 
 # %% ../../nbs/asking/02_models.ipynb #c065

@@ -4,8 +4,7 @@
 
 # %% ../../nbs/benchmarks/06_load.ipynb #c005
 from __future__ import annotations
-import hashlib, warnings
-from collections.abc import Iterable
+import hashlib
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -20,7 +19,7 @@ from .tables import IMAGES, TABLE_SUFFIXES, pictures_at, rows_in, rows_in_words
 
 # %% auto #0
 __all__ = ['OWN_COLUMNS', 'RULES_AT', 'PICTURE_FILES', 'option_of', 'own_row', 'subset', 'lab_items', 'Table', 'table_of',
-           'check_rule', 'load', 'as_items']
+           'check_rule', 'load']
 
 # %% ../../nbs/benchmarks/06_load.ipynb #c009
 def option_of(
@@ -318,29 +317,3 @@ def load(
     if table.record is None: problems += _unseen_pictures(items, table.name)
     whole = {(o.benchmark, o.split) for o in [*items, *left]} if n is None else ()
     return Items(items, problems+_unanswered(items, table.name), left, whole)
-
-# %% ../../nbs/benchmarks/06_load.ipynb #c067
-def _listed(items):
-    "Items from anything that holds some; raise ValueError if it holds something else"
-    kind = type(items).__name__
-    if hasattr(items, 'question'):
-        raise ValueError(f"One {kind} is no list of questions. Put it into one: [item].")
-    if callable(items) or isinstance(items, dict) or not isinstance(items, Iterable):
-        raise ValueError(f"{kind} is no list of questions. Give items, a table or the name of a benchmark, "
-                         f"and before them the model.")
-    items = items if isinstance(items, Items) else list(items)
-    for n, i in enumerate(items, 1):
-        if not hasattr(i, 'question'):
-            raise ValueError(f"Question {n} is a {type(i).__name__}, where an Item is needed: "
-                             f"Item('1', 'How many?').")
-    return items
-
-def as_items(
-    items,              # `Item`s; or a table, its path, or the name of a benchmark, which are loaded
-)->list[Item]:          # With `.left` and `.problems`, where they are known
-    "Questions as items; warn of rows that make none"
-    loaded = load(items) if isinstance(items, (str, Path, pl.DataFrame, pl.LazyFrame)) else _listed(items)
-    if problems := getattr(loaded, 'problems', ()):
-        more = f' And {len(problems)-5} more.'*(len(problems)>5)
-        warnings.warn(' '.join(problems[:5])+more, stacklevel=3)
-    return loaded

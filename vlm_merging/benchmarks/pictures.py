@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 # %% auto #0
-__all__ = ['HEAVIEST', 'PICTURE_FORMATS', 'PIXELS', 'SLIMMEST', 'SCANS', 'file_content', 'encoded', 'opened', 'Picture']
+__all__ = ['HEAVIEST', 'PICTURE_FORMATS', 'PIXELS', 'SLIMMEST', 'SCANS', 'file_content', 'encoded', 'opened_picture', 'Picture']
 
 # %% ../../nbs/benchmarks/00_pictures.ipynb #c009
 HEAVIEST = 1<<28        # Bytes of an encoded picture, at most
@@ -77,7 +77,7 @@ def _check_size(width, height, data):
 
 # %% ../../nbs/benchmarks/00_pictures.ipynb #c019
 @contextmanager
-def opened(
+def opened_picture(
     data:bytes,         # An encoded file
     name:str='image',   # Whose picture it is, for messages
 ):                      # Gives a PIL image that is not decoded yet
@@ -104,13 +104,13 @@ class Picture:
 
     def open(self)->Image.Image:
         "The decoded image, RGB, upright; raise ValueError if it is broken"
-        with opened(self.bytes(), self.name) as image:
+        with opened_picture(self.bytes(), self.name) as image:
             ImageOps.exif_transpose(image, in_place=True)
             return image.convert('RGB')
 
     def pixels(self)->int:
         "Width times height, from the header; raise ValueError if it is broken"
-        with opened(self.bytes(), self.name) as image: return image.width*image.height
+        with opened_picture(self.bytes(), self.name) as image: return image.width*image.height
 
     def sha256(self)->str:
         "Hash of the encoded bytes, for keys"
