@@ -162,10 +162,10 @@ def test_a_bad_line_does_not_stop_the_others(tmp_path, call):
     (tmp_path/'t.jsonl').write_text('{"index": "1", "answer": "7", "prediction": "7"}\n{"index": "2", '
                                     '"ans\n{"index": "3", "answer": "7", "prediction": "8"}\n')
     code, out, err = call('score', tmp_path/'t.jsonl')
-    assert code==0 and 'of 2;' in out and 'line 2: no JSON object' in err
+    assert code==4 and 'of 2;' in out and 'line 2: no JSON object' in err
     (tmp_path/'t.csv').write_bytes(b'index,answer,prediction\n1,7,7\n2,7,7,8\n3,9,8\n')
     code, out, err = call('score', tmp_path/'t.csv')
-    assert code==0 and 'of 2;' in out and 'row 2: more cells' in err, err
+    assert code==4 and 'of 2;' in out and 'row 2: more cells' in err, err
 
 def test_other_questions_under_the_same_numbers_are_told(tmp_path, call):
     for name, ask in (('a', 'Is it red?'), ('b', 'Is it blue?')):

@@ -16,7 +16,7 @@ from .fingerprints import reply_key
 from .models import Reply, as_model, decode_picture
 from .folder import (Lines, mend, read_lines, replace_text, settle, sole, with_session,
                                          write_config)
-from .replies import LEFT_OUT, part_of, place_of, reply_table, report, unique_rows
+from .replies import LEFT_OUT, benchmark_and_split, place_of, reply_table, report, unique_rows
 
 # %% auto #0
 __all__ = ['HOPELESS', 'one_by_one', 'ask']
@@ -153,7 +153,7 @@ def ask(
     run = run or out.resolve().name
     with sole(out):
         config = settle(out, dict(run=run, about=about))
-        now, before = Counter(map(part_of, rows)), config.get('asked', {})
+        now, before = Counter(map(benchmark_and_split, rows)), config.get('asked', {})
         config |= dict(asked={part:max(now[part], before.get(part, 0)) for part in {**before, **now}})
         write_config(out, with_session(out, config, getattr(model, 'how', {})))
         _note_left_out(out, items, {*map(place_of, rows)})

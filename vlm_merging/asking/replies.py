@@ -12,8 +12,8 @@ from .folder import read_lines
 from ..benchmarks.items import Item, row_of
 
 # %% auto #0
-__all__ = ['REPLY_COLUMNS', 'LEFT_OUT', 'NO_REPLY', 'reply_table', 'place_of', 'unique_rows', 'replies', 'whole_run', 'part_of',
-           'report', 'put_or_warn', 'shortfall']
+__all__ = ['REPLY_COLUMNS', 'LEFT_OUT', 'NO_REPLY', 'reply_table', 'place_of', 'unique_rows', 'replies', 'whole_run',
+           'benchmark_and_split', 'report', 'put_or_warn', 'shortfall']
 
 # %% ../../nbs/asking/04_replies.ipynb #c010
 REPLY_COLUMNS = ('benchmark', 'split', 'run', 'index', 'group', 'question', 'question_for_eval', 'choices',
@@ -110,7 +110,7 @@ def _reasons(rows):
     lines = [f"  {n} x {error} {_named([r for r in rows if r['error']==error])}" for error, n in why[:5]]
     return lines+[f'  and {len(why)-5} reasons more']*(len(why)>5)
 
-def part_of(
+def benchmark_and_split(
     row:dict,           # Of a reply table
 )->str:                 # 'MMStar val'
     "Benchmark and split as one text"
@@ -118,7 +118,7 @@ def part_of(
 
 def _not_asked(config, rows):
     "How many questions have neither a reply nor a failure"
-    there = Counter(map(part_of, rows))
+    there = Counter(map(benchmark_and_split, rows))
     return sum(max(0, n-there[part]) for part, n in config.get('asked', {}).items())
 
 # %% ../../nbs/asking/04_replies.ipynb #c031

@@ -235,6 +235,8 @@ class Items(list):
         parts = ([*getattr(self, k), *getattr(more, k, ())] for k in ('problems', 'left', 'whole'))
         return Items([*self, *more], *parts)
 
+    __iadd__ = __add__
+
     def __repr__(self):
         problems = ''.join(f'\n- {one_line(p, 300)}' for p in self.problems[:8])
         problems = '; problems:'*bool(problems)+problems
