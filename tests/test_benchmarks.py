@@ -451,8 +451,9 @@ def test_a_row_with_too_many_cells(tmp_path):
     (tmp_path/'a.csv').write_text('question,answer\na?,1\n"b, c?",2\nd, e?,3\n"two\nlines",4\nshort\n')
     items = load(tmp_path/'a.csv')
     assert [i.question for i in items]==['a?', 'b, c?', 'two\nlines', 'short'] and items[3].answer is None
-    assert items.problems[0]==('a.csv row 3: more cells than the 2 columns. Put quotes around text that holds '
-                               'a comma.') and '1 of 4 questions have no answer' in items.problems[1]
+    assert items.problems[0]==(
+        'a.csv row 3: more cells than the 2 columns. Put quotes around text that holds a comma.')
+    assert '1 of 4 questions have no answer' in items.problems[1]
 
 @pytest.mark.parametrize('name, content, why', [
     ('a.csv', 'question;answer\na;1\n', 'no comma but'),

@@ -1,17 +1,14 @@
 "Nothing disappears: what cannot be asked, failed or could not be read is counted wherever the rest is"
 import json, shutil, warnings
-from dataclasses import replace
 
 import polars as pl
 import pytest
 from PIL import Image
 from vlm_merging.asking.ask import ask
-from vlm_merging.asking.folder import read_lines
 from vlm_merging.asking.replies import replies, report, shortfall, whole_run
 from vlm_merging.asking.results import import_replies
 from vlm_merging.benchmarks.items import Item, Items
 from vlm_merging.benchmarks.load import load
-from vlm_merging.benchmarks.pictures import Picture
 from vlm_merging.comparing.compare import compare
 from vlm_merging.comparing.statistics import summarize, worst_case
 from vlm_merging.scoring.judge import judge_report, judged
@@ -27,7 +24,8 @@ def table(folder, rows, name='mine.csv'):
     pl.DataFrame(rows).write_csv(folder/name)
     return folder/name
 
-ROWS = [dict(id=str(n), question=f'How many {n}?', image='red.png', answer=str(n%3), category='ab'[n%2]) for n in range(8)]
+ROWS = [dict(id=str(n), question=f'How many {n}?', image='red.png', answer=str(n%3), category='ab'[n%2])
+        for n in range(8)]
 def rows(*gone, **changed): return [r|(changed if n in gone else {}) for n, r in enumerate(ROWS)]
 def typo(*gone): return rows(*gone, image='rde.png')
 
@@ -42,21 +40,24 @@ def test_one_of_two_is_said_everywhere(tmp_path, call):
     items = load(path)
     assert len(items)==1 and repr(items).startswith('1 item, 1 left out; problems:')
     assert str(items.left[0])=="mine.csv row 2: there is no image file 'rde.png'"
-    with pytest.warns(UserWarning, match=r"(?s)1 of 2 items have a reply.*1 left out.*row 2: there is no image file 'rde.png'"):
+    with pytest.warns(UserWarning, match='(?s)1 of 2 items have a reply.*1 left out.*row 2: there is no'):
         ask(says('0'), path, tmp_path/'run', 'r')
-    assert report(tmp_path/'run').startswith('1 of 2 items have a reply.\n1 left out, since it cannot be asked:\n  1 x mine.csv row 2')
+    assert report(tmp_path/'run').startswith(
+        '1 of 2 items have a reply.\n1 left out, since it cannot be asked:\n  1 x mine.csv row 2')
     with pytest.warns(UserWarning, match='1 of 2 items have a reply'): scores = score(tmp_path/'run')
     assert scores['correct'].to_list()==[True, None] and scores['outcome'].to_list()==['answered', 'no reply']
     code, out, err = call('score', tmp_path/'run', '--out', tmp_path/'s.parquet')
     assert code==4 and '1 of 2 items have a reply' in err and 'row 2: there is no image file' in err
-    assert '100.0% (95% 20.7% to 100.0%) of 1; 1 of 2 has no reply, so of all it is between 50.0% and 100.0%' in out
+    assert '100.0% (95% 20.7% to 100.0%) of 1; 1 of 2 has no reply, so of all it is between 50.0% and' in out
     code, out, err = call('score', tmp_path/'s.parquet')        # The table of scores knows it, too
     assert code==4 and '1 of 2 has no reply' in out and 'No reply, row 2' in err
 
 def test_the_shell_counts_what_it_asks(tmp_path, call):
     path = table(tmp_path, typo(2, 5))
-    code, out, err = call('ask', 'lab/vlm', '--benchmark', path, '--out', tmp_path/'run', '--max-new-tokens', 2)
-    assert code==4 and '6 of 8 items have a reply.' in out and "rows 3, 6: there is no image file 'rde.png'" in err
+    code, out, err = call('ask', 'lab/vlm', '--benchmark', path, '--out', tmp_path/'run',
+                          '--max-new-tokens', 2)
+    assert code==4 and '6 of 8 items have a reply.' in out
+    assert "rows 3, 6: there is no image file 'rde.png'" in err
     assert err.count('there is no image file')==1               # Told once
     code, out, err = call('compare', tmp_path/'run', tmp_path/'run')
     assert code==4 and 'Left out: 2 without a reply in one of the runs' in out
@@ -67,12 +68,15 @@ def test_a_table_without_answers_is_told_before_it_is_asked(tmp_path, call):
         ask(lambda i: asked.append(i) or 'x', path, tmp_path/'a', 'r')
     assert len(asked)==8                                        # Replies alone may be what is wanted
     some = table(tmp_path, rows(1, 2, answer=None), 'some.csv')
-    with pytest.warns(UserWarning, match='some: 2 of 8 questions have no answer'): ask(says('x'), load(some), tmp_path/'b', 'r')
+    with pytest.warns(UserWarning, match='some: 2 of 8 questions have no answer'):
+        ask(says('x'), load(some), tmp_path/'b', 'r')
     code, out, err = call('ask', 'lab/vlm', '--benchmark', path, '--out', tmp_path/'c', '--max-new-tokens', 2)
     assert code==0 and 'no question has an answer' in err
 
-LOST = dict(picture=(dict(image='rde.png'), 'no image file'), question=(dict(question=''), '`question` is empty'),
-            gold=(dict(answer='blue', A='x', B='y'), 'but there are 2 choices'), double=(dict(id='3'), 'stands in an earlier row'),
+LOST = dict(picture=(dict(image='rde.png'), 'no image file'),
+            question=(dict(question=''), '`question` is empty'),
+            gold=(dict(answer='blue', A='x', B='y'), 'but there are 2 choices'),
+            double=(dict(id='3'), 'stands in an earlier row'),
             metric=(dict(metric='vibes'), 'no rule named'), number=(dict(precision='two'), 'decimal places'))
 
 @pytest.mark.parametrize('kind', LOST)
@@ -145,7 +149,7 @@ def test_a_part_is_the_same_with_and_without_its_pictures(tmp_path):
     assert {i.id for i in torn}|{o.id for o in torn.left}=={i.id for i in whole} and 0<len(torn.left)<20
     run(torn, tmp_path/'run')
     assert report(tmp_path/'run').startswith(f'{len(torn)} of 20 items')
-    run(tmp_path/'mine.csv', tmp_path/'run')                     # All of it, and then the part again: nothing is forgotten
+    run(tmp_path/'mine.csv', tmp_path/'run')                     # All of it, and then the part again
     run(torn, tmp_path/'run')
     assert report(tmp_path/'run').startswith('45 of 60 items')
     none, seeds = table(tmp_path, [r|dict(image='rde.png') for r in many[:9]]+[many[9]], 'no.csv'), []
@@ -182,16 +186,18 @@ def test_failures_keep_their_tags_and_stand_apart(tmp_path):
 def test_compare_counts_each_sides_losses(tmp_path):
     run(table(tmp_path, typo(1, 2)), tmp_path/'a', '1')
     run(table(tmp_path, typo(2, 3, 4)), tmp_path/'b', '2')
-    with pytest.warns(UserWarning, match='of 8 items have a reply'): both = compare(tmp_path/'a', tmp_path/'b', by='category')
+    with pytest.warns(UserWarning, match='of 8 items have a reply'):
+        both = compare(tmp_path/'a', tmp_path/'b', by='category')
     row = both.table.filter(tag='all').to_dicts()[0]
     assert (row['n'], row['no_reply'], row['only_a'], row['only_b'], row['no_gold'])==(4, 4, 0, 0, 0)
     assert 'Left out: 4 without a reply in one of the runs.' in both.verdict
     assert '(none)' not in both.verdict and '(none)' not in both.table['where'].to_list()
-    few = compare(quiet(score, tmp_path/'a').filter(pl.col('index').is_in(['1', '2', '0'])), quiet(score, tmp_path/'b'))
-    assert few.table['n'][0]==1 and 'share only 1 of 8 items' in few.verdict or few.table['n'][0]==1
+    a, b = quiet(score, tmp_path/'a'), quiet(score, tmp_path/'b')
+    few = compare(a.filter(pl.col('index').is_in(['1', '2', '0'])), b)
+    assert few.table['n'][0]==1 and 'share only 1 of 8 items' in few.verdict
 
 def test_a_worst_case_needs_all_variants_to_have_a_reply():
-    base = dict(benchmark='DynaMath', run='r', group='g', correct=True, value=1., outcome='answered', length=3)
+    base = dict(benchmark='DynaMath', run='r', group='g', correct=True, value=1., outcome='answered')
     rows_ = [base|dict(index=str(n)) for n in range(10)]
     rows_ += [base|dict(index=f'x{n}', group='h') for n in range(9)]
     rows_.append(dict(benchmark='DynaMath', run='r', group='h', index='x9', outcome='no reply'))
@@ -212,7 +218,8 @@ def test_results_of_others_keep_what_has_no_reply(tmp_path, call):
     path = tmp_path/'m_Shapes.tsv'
     pl.DataFrame(rows_).write_csv(path, separator='\t')
     with pytest.warns(UserWarning) as heard: got = import_replies(path, benchmark='Shapes')
-    assert [str(w.message)[:45] for w in heard]==['m_Shapes.tsv: 1 of 5 rows hold a failed reque', 'm_Shapes.tsv: 1 of 5 rows could not be read (']
+    assert [str(w.message)[14:45] for w in heard]==['1 of 5 rows hold a failed reque',
+                                                   '1 of 5 rows could not be read (']
     assert got.height==5 and quiet(score, got)['outcome'].to_list().count('no reply')==2
     code, out, err = call('score', path)
     assert code==4 and '2 of 5 have no reply' in out and 'hold a failed request' in err
@@ -228,18 +235,24 @@ def test_a_file_with_broken_lines_is_not_all_there(tmp_path, call):
 
 # Probes and sweeps
 
-@pytest.mark.parametrize('words', [('profile', '--parts', 'layer', '--layers', '0'), ('sweep', 'lab/llm', '--weights', '.5')])
+@pytest.mark.parametrize('words', [('profile', '--parts', 'layer', '--layers', '0'),
+                                   ('sweep', 'lab/llm', '--weights', '.5')])
 def test_probes_and_sweeps_go_on_without_a_picture(tmp_path, call, words):
     path = table(tmp_path, typo(1))
     (tmp_path/'torn.png').write_bytes((tmp_path/'red.png').read_bytes()[:50])
     pl.read_csv(path, infer_schema=False).with_columns(
         image=pl.when(pl.col('id')=='4').then(pl.lit('torn.png')).otherwise('image')).write_csv(path)
     command, *more = words
-    code, out, err = call(command, 'lab/vlm', *more, '--benchmark', path, '--out', tmp_path/'run', '--max-new-tokens', 2)
+    code, out, err = call(command, 'lab/vlm', *more, '--benchmark', path, '--out', tmp_path/'run',
+                          '--max-new-tokens', 2)
     assert code==4, err
-    assert "row 2: there is no image file" in err and '1 of 7 left out: item 4: mine.csv row 5: the image cannot be decoded' in err
+    assert 'row 2: there is no image file' in err
+    assert '1 of 7 left out: item 4: mine.csv row 5: the image cannot be decoded' in err
 
 def test_lists_are_put_together_without_loss():
     some = Items([Item('1', '?')], ['a'], whole=[('x', '')])
     both = some+[Item('2', '?')]+Items(left=['row'], problems=['b'])
-    assert ([i.id for i in both], both.problems, both.left, both.whole)==(['1', '2'], ['a', 'b'], ['row'], {('x', '')})
+    assert [i.id for i in both]==['1', '2'] and both.problems==['a', 'b']
+    assert both.left==['row'] and both.whole=={('x', '')}
+    both += both
+    assert (len(both), len(both.left))==(4, 2)

@@ -1,5 +1,5 @@
 "Pictures from anywhere: five formats, of bounded size; whatever fails is one item with its reason"
-import base64, io, json, os, random, runpy, struct, subprocess, sys, warnings, zipfile, zlib
+import base64, io, json, os, runpy, struct, subprocess, sys, warnings, zipfile, zlib
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,8 @@ def chunk(kind, body): return struct.pack('>I', len(body))+kind+body+struct.pack
 def png(width, height, *chunks, data=b'\0'*64):
     "A PNG that claims to be of a size, whatever is in it"
     head = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
-    return b'\x89PNG\r\n\x1a\n'+chunk(b'IHDR', head)+b''.join(chunks)+chunk(b'IDAT', zlib.compress(data))+chunk(b'IEND', b'')
+    ends = chunk(b'IDAT', zlib.compress(data))+chunk(b'IEND', b'')
+    return b'\x89PNG\r\n\x1a\n'+chunk(b'IHDR', head)+b''.join(chunks)+ends
 
 RED = file_of(Image.new('RGB', (8, 6), 'red'))
 
@@ -40,17 +41,21 @@ HOSTILE = dict(
     postscript=b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(x) run\n',
     dds=b'DDS '+struct.pack('<I', 124)+bytes(120), tiff=file_of(Image.new('I;16', (4, 4), 9), 'TIFF'),
     ppm=b'P6 4 4 255\n'+bytes(48), huge=png(13_000, 13_000), tall=png(1, 60_000_000), strip=png(1, 40_000),
-    short=png(5_000, 5_000), endless=png(2**31-1, 2**31-1), nothing=png(0, 0), text=png(4, 4, chunk(b'zTXt', b'k\0\0'+zlib.compress(bytes(10**8)))),
+    short=png(5_000, 5_000), endless=png(2**31-1, 2**31-1), nothing=png(0, 0),
+    text=png(4, 4, chunk(b'zTXt', b'k\0\0'+zlib.compress(bytes(10**8)))),
     profile=png(4, 4, chunk(b'iCCP', b'x\0\0'+zlib.compress(bytes(10**8)))), layers=layers(2_000),
-    svg=b'<svg onload="alert(1)"/>', empty=b'', cut=RED[:50], gif=b'GIF89a'+struct.pack('<HH', 65_535, 65_535)+bytes(9),
-    bmp=b'BM'+struct.pack('<IIIIiiHH', 99, 0, 54, 40, 6_000, 6_000, 1, 24)+bytes(24), webp=b'RIFF\x20\0\0\0WEBPVP8X'+b'\xff'*20)
+    svg=b'<svg onload="alert(1)"/>', empty=b'', cut=RED[:50],
+    gif=b'GIF89a'+struct.pack('<HH', 65_535, 65_535)+bytes(9),
+    bmp=b'BM'+struct.pack('<IIIIiiHH', 99, 0, 54, 40, 6_000, 6_000, 1, 24)+bytes(24),
+    webp=b'RIFF\x20\0\0\0WEBPVP8X'+b'\xff'*20)
 
 @pytest.mark.parametrize('name', HOSTILE)
 def test_no_picture_is_more_than_one_sentence(name):
     picture = Picture(HOSTILE[name], 'mine.csv row 3')
     for use in (picture.open, picture.thumbnail, lambda: decode_picture(picture), lambda: data_url(picture)):
         with pytest.raises(ValueError) as e: use()
-        assert str(e.value).startswith('mine.csv row 3: the image cannot be decoded (') and len(str(e.value))<250
+        assert str(e.value).startswith('mine.csv row 3: the image cannot be decoded (')
+        assert len(str(e.value))<250
         assert ' at 0x' not in str(e.value) and '\n' not in str(e.value)
     assert picture._repr_png_() is None and '<img' not in str(picture_html(picture))
     assert 'mine.csv row 3' in Item('1', '?', images=(picture,))._repr_html_()
@@ -65,13 +70,14 @@ def test_a_small_file_takes_little_memory():
             "    try: t.Picture(t.HOSTILE[name]).open()\n"
             "    except ValueError: pass\n"
             "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss-before)//1024)")
-    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, check=True,
-                         cwd=Path(__file__).parent.parent)
+    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True,
+                         check=True, cwd=Path(__file__).parent.parent)
     assert int(out.stdout)<120
 
-@pytest.mark.parametrize('trouble', [NotImplementedError('DDS'), RuntimeError(''), MemoryError(), RecursionError('deep'),
-                                     struct.error('unpack'), subprocess.CalledProcessError(1, 'gs'),
-                                     Image.DecompressionBombWarning('large'), KeyError('x'), OSError(5, 'gone')])
+@pytest.mark.parametrize('trouble', [
+    NotImplementedError('DDS'), RuntimeError(''), MemoryError(), RecursionError('deep'), KeyError('x'),
+    struct.error('unpack'), subprocess.CalledProcessError(1, 'gs'), OSError(5, 'gone'),
+    Image.DecompressionBombWarning('large')])
 def test_whatever_a_decoder_raises(monkeypatch, trouble):
     def load(self): raise trouble
     monkeypatch.setattr('PIL.ImageFile.ImageFile.load', load)
@@ -106,7 +112,8 @@ def test_what_is_sound_is_decoded_as_before():
 def test_moving_pictures_show_their_first_frame():
     frames = [Image.new('RGB', (6, 6), c) for c in ('red', 'blue')]
     for kind in ('GIF', 'PNG', 'WEBP'):
-        data = file_of(frames[0], kind, save_all=True, append_images=frames[1:], **dict(lossless=True) if kind=='WEBP' else {})
+        sharp = dict(lossless=True) if kind=='WEBP' else {}
+        data = file_of(frames[0], kind, save_all=True, append_images=frames[1:], **sharp)
         assert Picture(data).open().getpixel((0, 0))==(255, 0, 0)
 
 def test_a_picture_may_be_as_large_as_it_says():
@@ -124,7 +131,7 @@ def test_paths_that_are_no_files(tmp_path):
     (tmp_path/'gone.png').symlink_to(tmp_path/'nowhere')
     (tmp_path/'round.png').symlink_to(tmp_path/'round.png')
     with open(tmp_path/'disk.png', 'wb') as f: f.truncate(HEAVIEST+1)
-    paths = [tmp_path, tmp_path/'pipe.png', tmp_path/'gone.png', tmp_path/'round.png', tmp_path/'disk.png', Path('/dev/zero'),
+    paths = [tmp_path, *(tmp_path/f'{o}.png' for o in ('pipe', 'gone', 'round', 'disk')), Path('/dev/zero'),
              Path('a\0b.png'), Path('x'*5_000), tmp_path/os.fsdecode(b'caf\xe9.png')]
     for path in paths:
         with pytest.raises(ValueError, match='^row 7: '): Picture(path, 'row 7').bytes()
@@ -168,7 +175,8 @@ def table_of(tmp_path, pictures, kind):
     if kind=='files':
         for n, o in enumerate(pictures): (tmp_path/f'{n}.png').write_bytes(o)
         cells = [f'{n}.png' for n in range(len(pictures))]
-    (tmp_path/'mine.jsonl').write_text(''.join(json.dumps(dict(question='?', answer='1', image=c))+'\n' for c in cells))
+    lines = (json.dumps(dict(question='?', answer='1', image=c))+'\n' for c in cells)
+    (tmp_path/'mine.jsonl').write_text(''.join(lines))
     return tmp_path/'mine.jsonl'
 
 class Looks:

@@ -16,7 +16,8 @@ from .fingerprints import reply_key
 from .models import Reply, as_model, decode_picture
 from .folder import (Lines, mend, read_lines, replace_text, settle, sole, with_session,
                                          write_config)
-from .replies import LEFT_OUT, benchmark_and_split, place_of, reply_table, report, unique_rows
+from .replies import (LEFT_OUT, benchmark_and_split, place_of, reply_table, report,
+                                         unique_rows)
 
 # %% auto #0
 __all__ = ['HOPELESS', 'one_by_one', 'ask']
@@ -63,7 +64,7 @@ def _sorted_out(items, rows, run, about, stored):
 
 # %% ../../nbs/asking/05_ask.ipynb #c024
 def _write_notes(path, new, items, settled, asked):
-    "Write notes down; earlier ones stay, but for what is settled now, or is gone from a table that is read whole"
+    "Write notes down; earlier ones stay, but for what is settled, or is gone from a table that is read whole"
     whole = {(b or None, s or None) for b, s in getattr(items, 'whole', ())}
     def open_still(row):
         gone = (row.get('benchmark'), row.get('split')) in whole and place_of(row) not in asked

@@ -71,7 +71,8 @@ def picture_size(
 )->int:                 # Width times height
     "Size of a picture, from its header; raise ValueError if it has none"
     if isinstance(picture, Image.Image): return picture.width*picture.height
-    with opened_picture(picture.bytes(), getattr(picture, 'name', 'image')) as seen: return seen.width*seen.height
+    with opened_picture(picture.bytes(), getattr(picture, 'name', 'image')) as seen:
+        return seen.width*seen.height
 
 # %% ../../nbs/asking/02_models.ipynb #c032
 @dataclass(frozen=True, repr=False)
@@ -217,7 +218,7 @@ def tokens_of(
     if item.images and not asker.sees:
         raise ValueError(f'{asker.name} is a text model and cannot be shown pictures.')
     try: text = asker.tokenizer(item.question)['input_ids']
-    except Exception as e: raise ValueError(f'the question cannot be made tokens ({e}).') from None # Half a character
+    except Exception as e: raise ValueError(f'the question cannot be made tokens ({e}).') from None
     pixels = sum(map(picture_size, item.images))
     return len(text) + pixels//784 + asker.max_new_tokens
 

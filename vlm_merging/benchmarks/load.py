@@ -10,7 +10,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from pkgutil import resolve_name
 import polars as pl
-from .items import (BENCHMARKS, Benchmark, DIRECTLY, Item, Items, LeftRow, LETTERS, cell,
+from .items import (BENCHMARKS, Benchmark, DIRECTLY, Item, Items, LeftRow, LETTERS,
+    cell,
     RULE_OF, lettered, one_line, options_of, pictures, record_of, tags_of, text_of, unpacked)
 from .pictures import Picture
 from ..lab.trio import questions
@@ -195,7 +196,7 @@ def _items_of_rows(numbered, table, file, folder, first, word):
     out, left = [], []
     for at, (n, raw) in enumerate(numbered):
         where = f'{file} {word} {n}'
-        if isinstance(raw, str): left.append((n, LeftRow(where, raw, str(first+at+1) if own else where))); continue
+        if isinstance(raw, str): left.append((n, _left_row({}, where, raw, first+at, own))); continue
         row = {k:v for k, v in raw.items() if k not in columns}
         row |= dict(__row__=first+at, __file__=file.rpartition('.')[0] or file, __where__=where)
         source = next((raw[c] for c in columns if raw.get(c) is not None and raw[c]!=''), None)
@@ -225,7 +226,7 @@ def _unique(numbered, seen, file, word):
 
 # %% ../../nbs/benchmarks/06_load.ipynb #c047
 def _read_file(source, table, first, seen, problems):
-    "The new items of one file, those left out, and how many rows there are; problems are added to earlier ones"
+    "The new items of one file, rows left out, and how many there are; problems are added to earlier ones"
     frame = not isinstance(source, Path)
     file = 'the table' if frame else source.name
     word = 'line' if file.lower().endswith('.jsonl') else 'row'
@@ -262,7 +263,8 @@ def _unanswered(items, name):
     "A sentence about questions without an answer, in a list: empty if all have one"
     lost = sum(text_of(i.answer) is None for i in items)
     if not lost: return []
-    which = 'no question has an answer' if lost==len(items) else f'{lost} of {len(items)} questions have no answer'
+    which = 'no question has an answer'
+    if lost<len(items): which = f'{lost} of {len(items)} questions have no answer'
     return [f'{name}: {which}, and a reply to such a question cannot be scored.']
 
 # %% ../../nbs/benchmarks/06_load.ipynb #c056
@@ -270,7 +272,8 @@ def _part(items, left, n, seed):
     "A fixed part of a table: items, and rows that make none; raise ValueError if no item is in it"
     some = subset([*items, *left], n, seed)
     items, left = ([o for o in some if isinstance(o, kind)] for kind in (Item, LeftRow))
-    if not items: raise ValueError(f'Nothing in a part of {n} can be asked. {left[0]}. Mend the row, or raise `n`.')
+    if not items:
+        raise ValueError(f'Nothing in a part of {n} can be asked. {left[0]}. Mend the row, or raise `n`.')
     return items, left
 
 # %% ../../nbs/benchmarks/06_load.ipynb #c059
@@ -290,7 +293,7 @@ def load(
     benchmark:str|None=None, # Read the table as this benchmark's; a table of VLMEvalKit is known by its name
     name:str|None=None, # Of your own table in reports; default: that of the file
     folder:Path|str|None=None, # Where prepared benchmarks lie; default: `data_root()`
-)->Items:               # A list with `.left`, rows that cannot be asked, and sentences about them, `.problems`
+)->Items:               # A list with `.left`, rows that cannot be asked, and `.problems`, sentences
     "Questions as items; raise ValueError or LookupError with one sentence if there are none"
     if split is not None and not isinstance(split, str):
         raise ValueError(f"`split` is {split!r}, where the name of a part is needed. "

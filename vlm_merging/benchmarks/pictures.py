@@ -69,7 +69,7 @@ SCANS = 100             # Layers of a progressive JPEG, at most; there are ten a
 def _check_size(width, height, data):
     "Raise ValueError if a picture would take too much memory or time"
     if width*height>PIXELS:
-        raise ValueError(f'{width} x {height} pixels, and {PIXELS//10**6} million are the most; scale it down')
+        raise ValueError(f'{width} x {height} pixels; {PIXELS//10**6} million are the most, so scale it down')
     if max(width, height)>SLIMMEST*max(1, min(width, height)):
         raise ValueError(f'{width} x {height} pixels: one side is more than {SLIMMEST} times the other')
     if data[:2]==b'\xff\xd8' and data.count(b'\xff\xda')>SCANS:

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 import polars as pl
-from .items import Items, LeftRow
+from .items import Item, Items, LeftRow
 from .load import load
 
 # %% auto #0
@@ -44,13 +44,17 @@ def as_items(
 def shown_items(
     items,              # `Item`s
 )->Items:               # Those whose pictures can be opened; the others are in `.left`
-    "Questions that can be shown; warn of pictures that cannot be opened, raise ValueError if that is all of them"
+    "Questions that can be shown; warn of broken pictures, raise ValueError if no question can be"
     seen, left = [], []
     for i in items:
         try: [getattr(p, 'open', bool)() for p in i.images]
-        except ValueError as e: left.append(LeftRow(f'item {i.id}', str(e).rstrip('.'), i.id, i.split, i.benchmark, i.group))
+        except ValueError as e:
+            why = str(e).rstrip('.')
+            left.append(LeftRow(f'item {i.id}', why, i.id, i.split, i.benchmark, i.group))
         else: seen.append(i)
     if left and not seen: raise ValueError(f'No picture can be opened. {left[0]}.')
-    if left: warnings.warn(f"{len(left)} of {len(items)} left out: {'; '.join(map(str, left[:3]))}.", stacklevel=3)
+    if left:
+        some = '; '.join(map(str, left[:3]))+'; ...'*(len(left)>3)
+        warnings.warn(f"{len(left)} of {len(items)} left out: {some}.", stacklevel=3)
     old = (getattr(items, k, ()) for k in ('problems', 'left', 'whole'))
     return Items(seen, *old) + Items(left=left)

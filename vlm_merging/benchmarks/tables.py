@@ -181,7 +181,7 @@ TABLE_SUFFIXES = ('.parquet', '.tsv', '.csv', '.jsonl', '.json')
 def rows_in(
     path:Path,          # Its suffix says what it is: one of `TABLE_SUFFIXES`
     nulls:bool=False,   # Look which cells of parquet images are empty? Takes one pass over the file
-):                      # Pairs: number of the row (in jsonl of the line) from 1; the row, or why there is none
+):                      # Pairs: number of the row (in jsonl of the line) from 1; row, or why there is none
     "The rows of a file, with heavy cells as addresses; raise ValueError if it is no table"
     try:
         match _suffix(path):

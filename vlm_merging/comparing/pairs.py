@@ -186,7 +186,8 @@ def _from_format(pairs, mean, resamples, seed):
 
 # %% ../../nbs/comparing/02_pairs.ipynb #c061
 _TYPES = {pl.String:'run_a run_b benchmark tag where test'.split(),
-          pl.Int64:'n clusters won lost readable_n only_a only_b no_reply no_gold other_gold other_question'.split()}
+          pl.Int64:('n clusters won lost readable_n only_a only_b no_reply no_gold other_gold '
+                    'other_question').split()}
 _COLUMNS = ('run_a run_b benchmark tag where n clusters a b difference low high won lost p test p_holm '
             'detectable from_format readable readable_low readable_high readable_n').split()
 _COLUMNS += [f'{name}_{s}' for name in _SIDES for s in 'ab']

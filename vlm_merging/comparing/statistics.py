@@ -307,7 +307,8 @@ def summarize(
     by = tag_names(frame, by)
     rows = [dict(run=run, benchmark=name, tag=tag, where=where, **row)
             for (run, name), part in frame.group_by('run', 'benchmark', maintain_order=True)
-            for tag, where, here in places(part, by) if tag=='all' or (here['outcome']!=NO_REPLY).fill_null(True).any()
+            for tag, where, here in places(part, by)
+            if tag=='all' or (here['outcome']!=NO_REPLY).fill_null(True).any()
             for row in _place_rows(here, resamples, seed, _variants_of(name, variants))]
     return pl.DataFrame(rows, schema=SUMMARY_COLUMNS)
 

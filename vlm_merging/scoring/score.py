@@ -283,8 +283,8 @@ def score(
         scored = [score_row(r, protocol, algebra.ready()) for r in rows.iter_rows(named=True)]
     keys = [pl.col(c) if c in frame.columns else pl.lit(None, pl.String).alias(c) for c in ROW_KEYS]
     own = (*ROW_KEYS, *COLUMNS_LEFT_OUT, *SCORE_COLUMNS)
-    silent = ['error']*(NO_REPLY in [r['outcome'] for r in scored])  # Whoever scores this table again must see it
-    tags = [c for c in frame.columns if c in silent or c not in own and not c.startswith(('judge', 'adjudicated'))]
+    if NO_REPLY in [r['outcome'] for r in scored]: own = {*own}-{'error'}      # For whoever scores this anew
+    tags = [c for c in frame.columns if c not in own and not c.startswith(('judge', 'adjudicated'))]
     return frame.select(*keys, *tags).hstack(pl.DataFrame(scored, schema=SCORE_COLUMNS))
 
 # %% ../../nbs/scoring/12_score.ipynb #c068
