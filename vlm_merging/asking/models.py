@@ -219,8 +219,7 @@ def tokens_of(
         raise ValueError(f'{asker.name} is a text model and cannot be shown pictures.')
     try: text = asker.tokenizer(item.question)['input_ids']
     except Exception as e: raise ValueError(f'the question cannot be made tokens ({e}).') from None
-    pixels = sum(map(picture_size, item.images))
-    return len(text) + pixels//784 + asker.max_new_tokens
+    return len(text) + sum(map(picture_size, item.images))//784 + asker.max_new_tokens
 
 # %% ../../nbs/asking/02_models.ipynb #c065
 def _longest_first(asker, items):
