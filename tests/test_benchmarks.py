@@ -19,7 +19,8 @@ from vlm_merging.benchmarks.perception import (chartqa_row, docvqa_row, inline_o
                                     tablevqa_row, textvqa_row)
 from vlm_merging.benchmarks.prepare import data_root, pattern_of, prepare, prepared
 from vlm_merging.benchmarks.tables import LONG, rows_in, rows_in_words
-from vlm_merging.benchmarks.load import as_items, load, own_row, subset
+from vlm_merging.benchmarks.load import load, own_row, subset
+from vlm_merging.benchmarks.questions import as_items
 
 def png(colour, size=(8, 6)):
     held = io.BytesIO()
@@ -431,27 +432,28 @@ def test_a_bad_row_stops_no_other_and_is_named(tmp_path):
     assert "b.csv row 2: `question` is empty." in told
     assert "b.csv row 3: `answer` is 'E', but there are 2 choices: x, y." in told
     assert "b.csv row 4: `answer` is 'A', which may be A or B; add a column `answer_option`." in told
-    assert repr(items).startswith('2 items; problems:\n- b.csv row 2')
+    assert repr(items).startswith('2 items, 3 left out; problems:\n- b.csv row 2')
 
 def test_many_bad_rows_are_counted(tmp_path):
-    items, told = faulty(tmp_path, 'b.jsonl', [dict(question='ok?'),
+    items, told = faulty(tmp_path, 'b.jsonl', [dict(question='ok?', answer='1'),
                                                *(dict(question=None) for _ in range(20))])
     assert told=='b.jsonl lines 2, 3, 4, 5, 6, 7, 8, 9 and 12 more: `question` is empty.'
     assert rows_in_words([3])=='row 3'
 
 def test_broken_lines_of_jsonl(tmp_path):
-    (tmp_path/'a.jsonl').write_bytes(b'{"question": "a?"}\n{broken\n\n[1]\n"text"\n{"question": '
-                                     b'"b?"}\n\xff\xfe\n'+b'['*5000+b'\n')
+    (tmp_path/'a.jsonl').write_bytes(b'{"question": "a?", "answer": 1}\n{broken\n\n[1]\n"text"\n{"question": '
+                                     b'"b?", "answer": 2}\n\xff\xfe\n'+b'['*5000+b'\n')
     items = load(tmp_path/'a.jsonl')
-    assert [i.id for i in items]==['1', '4'] or len(items)==2
+    assert [i.id for i in items]==['1', '5'] and [o.id for o in items.left]==['2', '3', '4', '6', '7']
     assert items.problems==['a.jsonl lines 2, 4, 5, 7, 8: no JSON object. Each line must be one.']
 
 def test_a_row_with_too_many_cells(tmp_path):
     (tmp_path/'a.csv').write_text('question,answer\na?,1\n"b, c?",2\nd, e?,3\n"two\nlines",4\nshort\n')
     items = load(tmp_path/'a.csv')
     assert [i.question for i in items]==['a?', 'b, c?', 'two\nlines', 'short'] and items[3].answer is None
-    assert items.problems==['a.csv row 3: more cells than the 2 columns. Put quotes around text that holds '
-                            'a comma.']
+    assert items.problems[0]==(
+        'a.csv row 3: more cells than the 2 columns. Put quotes around text that holds a comma.')
+    assert '1 of 4 questions have no answer' in items.problems[1]
 
 @pytest.mark.parametrize('name, content, why', [
     ('a.csv', 'question;answer\na;1\n', 'no comma but'),
@@ -508,7 +510,7 @@ def test_wrong_types_are_told_by_row(tmp_path):
     assert 'line 4: the image is empty' in told and [i.question for i in items]==['["e", "f"]']
 
 def test_indices_that_stand_twice(tmp_path):
-    items, told = faulty(tmp_path, 'a.csv', [dict(index=i, question=f'{i}?') for i in 'abacb'])
+    items, told = faulty(tmp_path, 'a.csv', [dict(index=i, question=f'{i}?', answer=i) for i in 'abacb'])
     assert [i.id for i in items]==list('abc')
     assert told=='a.csv rows 3, 5: the index stands in an earlier row already; that one counts.'
 
@@ -554,7 +556,7 @@ def test_loading_reads_no_image(tmp_path, name, monkeypatch):
     pictures_ = [big(i) for i in range(40)]
     path = write(tmp_path, name, own([dict(bytes=p, path=None) if name=='big.parquet' else text(p)
                                       for p in pictures_]))
-    for _, row in rows_in(path, []):
+    for _, row in rows_in(path):
         assert not any(isinstance(v, (bytes, str)) and len(v)>LONG for v in row.values())
     items = load(path)
     assert not asked and len(items)==40

@@ -162,10 +162,10 @@ def test_a_bad_line_does_not_stop_the_others(tmp_path, call):
     (tmp_path/'t.jsonl').write_text('{"index": "1", "answer": "7", "prediction": "7"}\n{"index": "2", '
                                     '"ans\n{"index": "3", "answer": "7", "prediction": "8"}\n')
     code, out, err = call('score', tmp_path/'t.jsonl')
-    assert code==0 and 'of 2;' in out and 'line 2: no JSON object' in err
+    assert code==4 and 'of 2;' in out and 'line 2: no JSON object' in err
     (tmp_path/'t.csv').write_bytes(b'index,answer,prediction\n1,7,7\n2,7,7,8\n3,9,8\n')
     code, out, err = call('score', tmp_path/'t.csv')
-    assert code==0 and 'of 2;' in out and 'row 2: more cells' in err, err
+    assert code==4 and 'of 2;' in out and 'row 2: more cells' in err, err
 
 def test_other_questions_under_the_same_numbers_are_told(tmp_path, call):
     for name, ask in (('a', 'Is it red?'), ('b', 'Is it blue?')):
@@ -205,7 +205,7 @@ def test_an_unfinished_run_is_told(room, call, tmp_path):
     lines = (tmp_path/'run'/'replies.jsonl').read_text().splitlines(True)
     (tmp_path/'run'/'replies.jsonl').write_text(''.join(lines[:30]))
     code, out, err = call('score', tmp_path/'run')
-    assert code==0 and '30 of 84 items have a reply' in err and '54 were not asked yet' in err
+    assert code==4 and '30 of 84 items have a reply' in err and '54 were not asked yet' in err
 
 def test_a_folder_without_replies_may_begin_anew(room, call, tmp_path):
     argv = ['ask', '--benchmark', room/'own.parquet', '--model', lab_folder()/'vlm', '--out', tmp_path/'run',
@@ -226,7 +226,7 @@ def test_compare_tells_unfinished_runs(room, call, tmp_path):
         lines = (tmp_path/name/'replies.jsonl').read_text().splitlines(True)
         (tmp_path/name/'replies.jsonl').write_text(''.join(lines[:30]))
     code, out, err = call('compare', tmp_path/'a', tmp_path/'b')
-    assert code==0 and err.count('30 of 84 items have a reply')==2 and 'no random part' in err
+    assert code==4 and err.count('30 of 84 items have a reply')==2 and 'no random part' in err
 
 def test_compare_tells_the_worst_case_of_dynamath(tmp_path, call):
     for run, wrong in (('a', 3), ('b', 0)):

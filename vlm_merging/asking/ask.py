@@ -5,18 +5,20 @@
 # %% ../../nbs/asking/05_ask.ipynb #c005
 from __future__ import annotations
 import json, time, warnings
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 import polars as pl
 from tqdm.auto import tqdm
 from ..benchmarks.items import Item
-from ..benchmarks.load import as_items
+from ..benchmarks.questions import as_items
 from ..checkpoints.places import path_of
 from .fingerprints import reply_key
-from .models import Reply, as_model
+from .models import Reply, as_model, decode_picture
 from .folder import (Lines, mend, read_lines, replace_text, settle, sole, with_session,
                                          write_config)
-from .replies import place_of, reply_table, report, unique_rows
+from .replies import (LEFT_OUT, benchmark_and_split, place_of, reply_table, report,
+                                         unique_rows)
 
 # %% auto #0
 __all__ = ['HOPELESS', 'one_by_one', 'ask']
@@ -62,16 +64,30 @@ def _sorted_out(items, rows, run, about, stored):
     return done, todo, failed
 
 # %% ../../nbs/asking/05_ask.ipynb #c024
-def _note_failures(path, failed, done):
-    "Write the failures down; those of other items stay"
-    rows = [r for r in read_lines(path)[0] if place_of(r) not in done and place_of(r) not in failed]
-    columns = ('benchmark', 'split', 'index', 'row', 'error')
-    rows += [{k:r[k] for k in columns if r.get(k) is not None} for r in failed.values()]
+def _write_notes(path, new, items, settled, asked):
+    "Write notes down; earlier ones stay, but for what is settled, or is gone from a table that is read whole"
+    whole = {(b or None, s or None) for b, s in getattr(items, 'whole', ())}
+    def open_still(row):
+        gone = (row.get('benchmark'), row.get('split')) in whole and place_of(row) not in asked
+        return place_of(row) not in settled and not gone
+    rows = [r for r in read_lines(path)[0] if open_still(r)]
+    rows += [{k:v for k, v in r.items() if v is not None and k not in ('run', 'key')} for r in new]
     lines = [json.dumps(r, ensure_ascii=False)+'\n' for r in rows]
     if rows or path.exists(): replace_text(path, ''.join(lines))
 
+def _note_left_out(out, items, asked):
+    "Write down which rows of the tables cannot be asked"
+    left = [dict(benchmark=o.benchmark or None, split=o.split or None, index=o.id, group=o.group,
+                 error=str(o)) for o in getattr(items, 'left', ())]
+    _write_notes(out/LEFT_OUT, left, items, {*asked, *map(place_of, left)}, asked)
+
 # %% ../../nbs/asking/05_ask.ipynb #c028
 HOPELESS = 20           # Failures without a single reply after which a run stops
+
+def _shown(item):
+    "Can all pictures of a question be opened?"
+    try: return all(decode_picture(p) for p in item.images)
+    except ValueError: return False
 
 def _ask_missing(model, todo, done, failed, lines, bar):
     "Ask for what is missing, and sort each reply in"
@@ -80,9 +96,10 @@ def _ask_missing(model, todo, done, failed, lines, bar):
         if (place := (*part, str(reply.id))) not in todo:
             raise LookupError(f'The asker replied to {reply.id!r}, which was not asked, or was answered '
                               f'before.')
-        _, row, n = todo.pop(place)
+        item, row, n = todo.pop(place)
         if reply.error:
-            failed[place], lost = row|dict(row=n, error=reply.error), lost+1
+            failed[place] = row|dict(row=n, error=reply.error)
+            lost += not done and _shown(item)
             bar.set_postfix(failed=len(failed))
         else:
             done[place] = row|dict(prediction=reply.text, finish=reply.finish, seconds=reply.seconds)
@@ -113,7 +130,7 @@ def _go_on(model, items, rows, out, run, about, progress):
             _ask_missing(model, todo, done, failed, lines, bar)
     finally:
         lines.close()
-        _note_failures(out/'failures.jsonl', failed, done.keys())
+        _write_notes(out/'failures.jsonl', failed.values(), items, {*done, *failed}, {*map(place_of, rows)})
     return done, failed
 
 # %% ../../nbs/asking/05_ask.ipynb #c034
@@ -138,9 +155,11 @@ def ask(
     run = run or out.resolve().name
     with sole(out):
         config = settle(out, dict(run=run, about=about))
-        config |= dict(asked=max(len(items), config.get('asked', 0)))
+        now, before = Counter(map(benchmark_and_split, rows)), config.get('asked', {})
+        config |= dict(asked={part:max(now[part], before.get(part, 0)) for part in {**before, **now}})
         write_config(out, with_session(out, config, getattr(model, 'how', {})))
+        _note_left_out(out, items, {*map(place_of, rows)})
         mend(out/'replies.jsonl')
         done, failed = _go_on(model, items, rows, out, run, about, progress)
-    if failed: warnings.warn(report(out), stacklevel=2)
+    if failed or getattr(items, 'left', ()): warnings.warn(report(out), stacklevel=2)
     return reply_table([done[p] for p in map(place_of, rows) if p in done])

@@ -153,7 +153,7 @@ def replace_text(
     text:str,           # All of it
 )->None:
     "Write a small file whole or not at all"
-    with appearing(path) as draft: draft.write_text(text, encoding='utf-8')
+    with appearing(path) as draft: draft.write_bytes(text.encode('utf-8', 'replace'))  # As in `_line`
     flush_folder(path.parent)
 
 def write_config(

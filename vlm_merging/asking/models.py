@@ -4,7 +4,7 @@
 
 # %% ../../nbs/asking/02_models.ipynb #c005
 from __future__ import annotations
-import difflib, io, re, time, warnings, zlib
+import difflib, re, time, warnings, zlib
 from collections import deque
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -12,6 +12,7 @@ from PIL import Image
 from .fingerprints import weights_hash
 from .templates import write_chat
 from ..benchmarks.items import Item, as_item
+from ..benchmarks.pictures import opened_picture
 from ..checkpoints.headers import Checkpoint
 
 # %% auto #0
@@ -62,7 +63,9 @@ def decode_picture(
     picture,            # A PIL image, or anything whose `.open()` gives one
 )->Image.Image:         # RGB
     "The decoded picture; raise ValueError if it is broken"
-    return picture.convert('RGB') if isinstance(picture, Image.Image) else picture.open()
+    if not isinstance(picture, Image.Image): return picture.open()
+    try: return picture.convert('RGB')
+    except Exception as e: raise ValueError(f'the image cannot be decoded ({e}).') from None # Whatever it is
 
 # %% ../../nbs/asking/02_models.ipynb #c028
 def picture_size(
@@ -70,11 +73,8 @@ def picture_size(
 )->int:                 # Width times height
     "Size of a picture, from its header; raise ValueError if it has none"
     if isinstance(picture, Image.Image): return picture.width*picture.height
-    try:
-        with Image.open(io.BytesIO(picture.bytes())) as seen: return seen.width*seen.height
-    except (OSError, SyntaxError, Image.DecompressionBombError) as e:
-        raise ValueError(f"{getattr(picture, 'name', 'image')}: the image cannot be decoded "
-                         f"({str(e).partition(' <')[0][:120]}).") from None
+    with opened_picture(picture.bytes(), getattr(picture, 'name', 'image')) as seen:
+        return seen.width*seen.height
 
 # %% ../../nbs/asking/02_models.ipynb #c032
 @dataclass(frozen=True, repr=False)
@@ -219,8 +219,9 @@ def tokens_of(
     "About how many tokens a question takes, reply included; raise ValueError if its pictures cannot be shown"
     if item.images and not asker.sees:
         raise ValueError(f'{asker.name} is a text model and cannot be shown pictures.')
-    text, pixels = asker.tokenizer(item.question)['input_ids'], sum(map(picture_size, item.images))
-    return len(text) + pixels//784 + asker.max_new_tokens
+    try: text = asker.tokenizer(item.question)['input_ids']
+    except Exception as e: raise ValueError(f'the question cannot be made tokens ({e}).') from None
+    return len(text) + sum(map(picture_size, item.images))//784 + asker.max_new_tokens
 
 # %% ../../nbs/asking/02_models.ipynb #c065
 def _longest_first(asker, items):

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/asking/04_replies.ipynb #c004
 from __future__ import annotations
-import json
+import json, warnings
 from collections import Counter
 from pathlib import Path
 import polars as pl
@@ -13,7 +13,8 @@ from .folder import read_lines
 from ..benchmarks.items import Item, row_of
 
 # %% auto #0
-__all__ = ['REPLY_COLUMNS', 'reply_table', 'place_of', 'unique_rows', 'replies', 'report']
+__all__ = ['REPLY_COLUMNS', 'LEFT_OUT', 'NO_REPLY', 'reply_table', 'place_of', 'unique_rows', 'replies', 'whole_run',
+           'benchmark_and_split', 'report', 'put_or_warn', 'shortfall']
 
 # %% ../../nbs/asking/04_replies.ipynb #c010
 REPLY_COLUMNS = ('benchmark', 'split', 'run', 'index', 'group', 'question', 'question_for_eval', 'choices',
@@ -65,31 +66,76 @@ def _natural(place):
     return [(0, int(p), '') if p and p.isdecimal() and len(p)<19 else (1, 0, p or '') for p in place]
 
 # %% ../../nbs/asking/04_replies.ipynb #c023
+def _latest(out):
+    "Folder, settings, and by place the last reply to each question; raise ValueError if there is no run"
+    out = path_of(out)
+    if not (out/'run.json').is_file():
+        raise ValueError(f"{out} is not the folder of a run: it has no run.json.")
+    config = json.loads((out/'run.json').read_text(encoding='utf-8'))
+    return out, config, {place_of(r):r for r in read_lines(out/'replies.jsonl')[0]}
+
+def _in_order(rows): return reply_table([rows[p] for p in sorted(rows, key=_natural)])
+
 def replies(
     out:str|Path,       # Folder of a run
 )->pl.DataFrame:        # A reply table, sorted by benchmark, split and index
     "All replies of a run, the latest where a question was asked twice; raise ValueError if there is no run"
-    out = path_of(out)
-    if not (out/'run.json').is_file():
-        raise ValueError(f"{out} is not the folder of a run: it has no run.json.")
-    rows, _ = read_lines(out/'replies.jsonl')
-    last = {place_of(r):r for r in rows}
-    return reply_table([last[p] for p in sorted(last, key=_natural)])
+    return _in_order(_latest(out)[2])
 
 # %% ../../nbs/asking/04_replies.ipynb #c027
+LEFT_OUT = 'left_out.jsonl' # File of a run: rows of tables that could not be asked
+NO_REPLY = 'no reply'   # Outcome of a question that failed, or could not be asked
+
+def _unanswered(out, done):
+    "Of a run: failures and rows left out, of questions that have no reply"
+    listed = [[r for r in read_lines(out/name)[0] if place_of(r) not in done]
+              for name in ('failures.jsonl', LEFT_OUT)]
+    return listed
+
+def whole_run(
+    out:str|Path,       # Folder of a run
+)->pl.DataFrame:        # As `replies`; with a column `error` if anything has no reply
+    "Replies, and what has none: questions that failed and rows that could not be asked"
+    out, config, rows = _latest(out)
+    failed, left = _unanswered(out, rows)
+    for r in failed+left:
+        rows[place_of(r)] = {k:v for k, v in r.items() if k!='row'}|dict(run=config.get('run'))
+    return _in_order(rows)
+
+# %% ../../nbs/asking/04_replies.ipynb #c030
 def _named(rows): return f"({', '.join(str(r['index']) for r in rows[:5])}{', ...'*(len(rows)>5)})"
 
+def _reasons(rows):
+    "A line for each reason, the most common first"
+    why = Counter(r['error'] for r in rows).most_common()
+    lines = [f"  {n} x {error} {_named([r for r in rows if r['error']==error])}" for error, n in why[:5]]
+    return lines+[f'  and {len(why)-5} reasons more']*(len(why)>5)
+
+def benchmark_and_split(
+    row:dict,           # Of a reply table
+)->str:                 # 'MMStar val'
+    "Benchmark and split as one text"
+    return ' '.join(filter(None, (row.get('benchmark'), row.get('split'))))
+
+def _not_asked(config, rows):
+    "How many questions have neither a reply nor a failure"
+    there = Counter(map(benchmark_and_split, rows))
+    return sum(max(0, n-there[part]) for part, n in config.get('asked', {}).items())
+
+# %% ../../nbs/asking/04_replies.ipynb #c031
 def report(
     out:str|Path,       # Folder of a run
 )->str:                 # A line for each kind of thing
     "What a run has, what it lacks and why, in words"
-    table, out = replies(out), path_of(out)
-    failed, bad = read_lines(out/'failures.jsonl')[0], read_lines(out/'replies.jsonl')[1]
-    asked = json.loads((out/'run.json').read_text(encoding='utf-8')).get('asked', 0)
-    asked = max(asked, table.height+len(failed))
-    lines = [f'{table.height} of {asked} items have a reply.']
-    if rest := asked-table.height-len(failed):
-        lines.append(f'{rest} were not asked yet; the same again goes on with them.')
+    out, config, rows = _latest(out)
+    table, (failed, left), bad = _in_order(rows), _unanswered(out, rows), read_lines(out/'replies.jsonl')[1]
+    rest = _not_asked(config, [*rows.values(), *failed])
+    all_ = table.height+len(failed)+rest+len(left)
+    lines = [f'{table.height} of {all_} items have a reply.']
+    if rest: lines.append(f'{rest} were not asked yet; the same again goes on with them.')
+    if left:
+        lines.append(f"{len(left)} left out, since {'they' if len(left)>1 else 'it'} cannot be asked:")
+        lines += _reasons(left)
     for what, which in (('empty', pl.col('prediction').str.strip_chars()==''),
                         ('cut at the limit of new tokens', pl.col('finish')=='length')):
         if rows := table.filter(which).to_dicts():
@@ -97,9 +143,27 @@ def report(
             lines.append(f'{len(rows)} of the replies {many} {what} {_named(rows)}.')
     if failed:
         lines.append(f'{len(failed)} failed; run the same again to ask only these:')
-        for why, n in Counter(r['error'] for r in failed).most_common(5):
-            lines.append(f"  {n} x {why} {_named([r for r in failed if r['error']==why])}")
+        lines += _reasons(failed)
     if bad:
         lines.append(f"{len(bad)} lines of replies.jsonl cannot be read ({', '.join(map(str, bad[:5]))}); "
                      f"what they held is asked again.")
     return '\n'.join(lines)
+
+# %% ../../nbs/asking/04_replies.ipynb #c034
+def put_or_warn(
+    sentences,          # What somebody should know
+    problems:list|None, # They are put here; None: they are warnings
+)->None:
+    "Say what is wrong with a table, one way or the other"
+    for sentence in sentences:
+        if problems is None: warnings.warn(sentence, stacklevel=4)
+        else: problems.append(sentence)
+
+# %% ../../nbs/asking/04_replies.ipynb #c036
+def shortfall(
+    out:str|Path,       # Folder of a run
+)->str:                 # Empty: each question has a reply
+    "What a run lacks, for those who score it"
+    out, config, rows = _latest(out)
+    lost = sum(map(len, _unanswered(out, rows))) + _not_asked(config, rows.values())
+    return f'{out}: {report(out)} What is there is no random part of it.' if lost else ''

@@ -4,11 +4,11 @@
 
 # %% ../../nbs/asking/09_results.ipynb #c005
 from __future__ import annotations
-import json, re, warnings
+import json, re
 from pathlib import Path
 import polars as pl
 from ..checkpoints.places import path_of
-from .replies import REPLY_COLUMNS, reply_table
+from .replies import REPLY_COLUMNS, put_or_warn, reply_table
 from ..benchmarks.items import Item, metric_of, options_of, row_of, text_of
 from ..benchmarks.prepare import record_of        # From there, since that room has all records
 
@@ -103,38 +103,56 @@ def _reply_text(row):
     text = row.get('prediction')
     return '' if text is None or text!=text else text if isinstance(text, str) else text_of(text)
 
-def _why_left(side, text, known):
-    "Why a row makes no reply, or None; `known`: items by id, empty if none were given"
+def _why_left(side, known):
+    "Why a row makes no row of the table, or None; `known`: items by id, empty if none were given"
     if side['index'] is None: return 'have no index'
-    if FAILED.match(text): return 'hold a failed request instead of a reply'
     if known and side['index'] not in known: return 'belong to no item'
 
 # %% ../../nbs/asking/09_results.ipynb #c034
+def _side_and_text(row, benchmark, split):
+    "Question side, reply and None; or what is known of the question, None, and why there is no reply"
+    try: side, text = _question_side(row, benchmark, split), _reply_text(row)
+    except (ValueError, OverflowError) as e:
+        named = {c:text_of(row.get(_column(row, c))) for c in ('benchmark', 'split', 'run', 'index')}
+        named |= dict(benchmark=benchmark or named['benchmark'], split=split or named['split'])
+        return named, None, f'could not be read ({e})'
+    if FAILED.match(text): return side, None, 'hold a failed request instead of a reply'
+    return side, text, None
+
+# %% ../../nbs/asking/09_results.ipynb #c037
 def _reply_rows(rows, path, run, benchmark, split, known):
-    "Rows of a reply table, numbers of rows by what tells replies apart, and by why they were left out"
+    "Rows of a reply table, numbers of rows by what tells replies apart, and by why they hold no reply"
     out, seen, left = [], {}, {}
     spreadsheet = path.suffix.lower() in ('.xlsx', '.xls')
     for n, row in enumerate(rows, 1):
-        try: side = _question_side(row, benchmark, split)
-        except ValueError as e: left.setdefault(f'could not be read ({e})', []).append(n); continue
-        text = _reply_text(row)
-        if why := _why_left(side, text, known): left.setdefault(why, []).append(n); continue
+        side, text, why = _side_and_text(row, benchmark, split)
+        gone = _why_left(side, known)
+        if why or gone: left.setdefault(gone or why, []).append(n)
+        if gone: continue
+        side |= dict(run=run or side['run'])|known.get(side['index'], {})
+        side |= dict(metric=side.get('metric') or metric_of(side['benchmark'] or ''))
         seen.setdefault((side['benchmark'], side['split'], side['run'], side['index']), []).append(n)
+        if why: out.append(side|dict(prediction=None, error=f'{path.name} row {n}: {why}')); continue
         finish = 'length' if spreadsheet and len(text)>=BRIM else side['finish']
-        side |= dict(metric=side['metric'] or metric_of(side['benchmark'] or ''))
-        side |= known.get(side['index'], {})
-        out.append(side|dict(run=run or side['run'], prediction=text, finish=finish))
+        out.append(side|dict(prediction=text, finish=finish))
     return out, seen, left
 
-# %% ../../nbs/asking/09_results.ipynb #c038
+# %% ../../nbs/asking/09_results.ipynb #c041
+def _in_sentences(left, name, all_):
+    "Why rows make no reply, one sentence a kind"
+    for why, at in left.items():
+        some = ', '.join(map(str, at[:8]))+', ...'*(len(at)>8)
+        yield f'{name}: {len(at)} of {all_} rows {why} (rows {some}).' if at else f'{name}: {why}.'
+
 def import_replies(
     path:str|Path,      # A result table: xlsx, tsv, csv, json, jsonl or parquet
     run:str|None=None,  # Name of the run; default: the column `run`, or what the name of the file says
     benchmark:str|None=None, # Its name, also that of a VLMEvalKit table; default: likewise
     split:str|None=None, # Its split; default: what the table or the record of the benchmark says
     items:list[Item]|None=None, # The benchmark: the question side is taken from here
-)->pl.DataFrame:        # A reply table
-    "Read a result table as replies; raise ValueError if it is none, warn of rows that are left out"
+    problems:list|None=None, # Sentences about rows without a reply are put here; None: they are warnings
+)->pl.DataFrame:        # A reply table; what has no reply says why in the column `error`
+    "Read a result table as replies; raise ValueError if it is none, say which rows hold none"
     if not isinstance(path, (str, Path)):
         raise ValueError(f"{type(path).__name__} is no file. "
                          f"A table that is read already goes to score(table).")
@@ -153,8 +171,8 @@ def import_replies(
     if twice := next((w for w in seen.items() if len(w[1])>1), None):
         raise ValueError(f"{path}: index {twice[0][3]} stands in rows {', '.join(map(str, twice[1][:5]))}. "
                          f"Keep one of each.")
-    for why, at in left.items():
-        some = ', '.join(map(str, at[:8]))+', ...'*(len(at)>8)
-        warnings.warn(f'{path.name}: {len(at)} of {len(rows)} rows {why} (rows {some}) and are left out.',
-                      stacklevel=2)
+    if lost := [row for i, row in known.items() if i not in {r['index'] for r in out}]:
+        left |= {f"{len(lost)} of {len(known)} items have no row":[]}
+        out += [r|dict(run=run, error=f'{path.name} has no row for it') for r in lost]
+    put_or_warn(_in_sentences(left, path.name, len(rows)), problems)
     return reply_table([r|dict(run=r['run'] or model) for r in out])

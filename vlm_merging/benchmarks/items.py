@@ -4,79 +4,21 @@
 
 # %% ../../nbs/benchmarks/01_items.ipynb #c005
 from __future__ import annotations
-import ast, base64, binascii, hashlib, io, json, re
+import ast, base64, json, re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from PIL import Image, ImageOps
+from PIL import Image
 from ..checkpoints.places import path_of
+from .pictures import Picture
 
 # %% auto #0
-__all__ = ['FIELD_KINDS', 'ITEM_PAGE', 'BENCHMARKS', 'RULE_OF', 'ROW_KEYS', 'LETTERS', 'DIRECTLY', 'encoded', 'Picture',
-           'pictures', 'Item', 'check_item', 'one_line', 'item_line', 'item_html', 'right_answer', 'as_picture',
-           'as_item', 'Benchmark', 'metric_of', 'record_of', 'row_of', 'text_of', 'cell', 'unpacked', 'options_of',
+__all__ = ['FIELD_KINDS', 'ITEM_PAGE', 'BENCHMARKS', 'RULE_OF', 'SHOWN', 'ROW_KEYS', 'LETTERS', 'DIRECTLY', 'pictures', 'Item',
+           'check_item', 'one_line', 'item_line', 'item_html', 'right_answer', 'as_picture', 'as_item', 'Benchmark',
+           'metric_of', 'record_of', 'LeftRow', 'Items', 'row_of', 'text_of', 'cell', 'unpacked', 'options_of',
            'lettered', 'tags_of']
 
 # %% ../../nbs/benchmarks/01_items.ipynb #c009
-def encoded(
-    source,             # Bytes, Path, base64 text, PIL image, struct of bytes and path, or a function to one
-    name:str='image',   # Whose picture it is, for messages
-)->bytes:
-    "The encoded file of an image; raise ValueError if there is none"
-    try: data = source() if callable(source) else source
-    except (ValueError, OSError) as e: raise ValueError(f'{name}: {e}') from None
-    if isinstance(data, dict): data = data['bytes'] if data.get('bytes') is not None else data.get('path')
-    if isinstance(data, (bytes, bytearray, memoryview)): return bytes(data)
-    if isinstance(data, Image.Image):
-        file = io.BytesIO()
-        data.save(file, 'PNG')
-        return file.getvalue()
-    if isinstance(data, Path):
-        try: return data.read_bytes()
-        except OSError as e: raise ValueError(f'{name}: cannot read {data} ({e.strerror or e}).') from None
-    if not isinstance(data, str) or not data.strip(): raise ValueError(f'{name}: there is no image.')
-    try: return base64.b64decode(''.join(data.rpartition('base64,')[2].split()), validate=True)
-    except (binascii.Error, ValueError):
-        path = f' A path is written as Path({data!r}).' if re.fullmatch(r'.{1,80}\.\w{3,4}', data) else ''
-        raise ValueError(f'{name}: the image is neither a file nor base64 text but {data[:40]!r}.'
-                         f'{path}') from None
-
-# %% ../../nbs/benchmarks/01_items.ipynb #c012
-@dataclass(frozen=True)
-class Picture:
-    "Where an image is; nothing is read before it is opened"
-    source:object=field(repr=False) # Whatever `encoded` takes
-    name:str='image'    # Whose picture it is, for messages: 'MathVista row 3'
-
-    def bytes(self)->bytes:
-        "The encoded file; raise ValueError if there is none"
-        return encoded(self.source, self.name)
-
-    def open(self)->Image.Image:
-        "The decoded image, RGB, upright; raise ValueError if it is broken"
-        data = self.bytes()
-        try: return ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert('RGB')
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-            raise ValueError(f'{self.name}: the image cannot be decoded ({str(e)[:120]}).') from None
-
-    def sha256(self)->str:
-        "Hash of the encoded bytes, for keys"
-        return hashlib.sha256(self.bytes()).hexdigest()
-
-    def thumbnail(self,
-        size:int=240,   # Pixels of the longer side, at most
-    )->bytes:
-        "A PNG file to look at"
-        file, image = io.BytesIO(), self.open()
-        image.thumbnail((size, size))
-        image.save(file, 'PNG')
-        return file.getvalue()
-
-    def _repr_png_(self):
-        try: return self.thumbnail()
-        except ValueError: return None
-
-# %% ../../nbs/benchmarks/01_items.ipynb #c015
 def pictures(
     row:dict,           # Of a table
     *columns:str,       # Where an image may stand; the first that is there is taken
@@ -86,7 +28,7 @@ def pictures(
     images = images if isinstance(images, (list, tuple)) else (images,)
     return tuple(o if isinstance(o, Picture) else Picture(o, row.get('__where__', 'image')) for o in images)
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c019
+# %% ../../nbs/benchmarks/01_items.ipynb #c013
 @dataclass(frozen=True, repr=False)
 class Item:
     "One question as it is asked"
@@ -111,7 +53,7 @@ class Item:
     def __repr__(self): return item_line(self)
     def _repr_html_(self): return item_html(self)
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c021
+# %% ../../nbs/benchmarks/01_items.ipynb #c015
 FIELD_KINDS = dict(images=((list, tuple), "(Picture(Path('a.png')),)"),
                    choices=((list, tuple), "('red', 'blue')"), tags=(dict, "dict(category='colour')"))
 
@@ -129,7 +71,7 @@ def check_item(
         raise ValueError(f"Item {item.id!r}: `answer` is one text. Several that are accepted are written as "
                          f"answer='[\"red\", \"crimson\"]', answer_type='any of'.")
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c024
+# %% ../../nbs/benchmarks/01_items.ipynb #c018
 def one_line(
     text:str,           # Of any length
     most:int=70,        # Characters that are shown
@@ -146,7 +88,7 @@ def item_line(
     seen = f", {len(item.images)} picture{'s'[:len(item.images)!=1]}" if item.images else ''
     return f'Item({one_line(item.id, 30)!r}, {one_line(item.question)!r}{answer}{seen})'
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c027
+# %% ../../nbs/benchmarks/01_items.ipynb #c021
 ITEM_PAGE = '''<div style="max-width:44em">
 {% for p in pictures %}{% if p.why %}<p><em>{{ p.why }}</em></p>{% else %}
 <img src="data:image/png;base64,{{ p.data }}" alt="picture {{ loop.index }} of the question"
@@ -167,7 +109,7 @@ def item_html(
     page = Environment(autoescape=True).from_string(ITEM_PAGE)
     return page.render(item=item, pictures=shown, answer=right_answer(item))
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c029
+# %% ../../nbs/benchmarks/01_items.ipynb #c023
 def right_answer(
     item:Item,          # A question
 )->str|None:            # None: not published
@@ -176,7 +118,7 @@ def right_answer(
     listed = item.answer_type=='any of' and (item.answer or '').lstrip()[:1]=='['
     return str((json.loads(item.answer) or [''])[0]) if listed else item.answer
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c033
+# %% ../../nbs/benchmarks/01_items.ipynb #c027
 def as_picture(
     source,             # A path, a PIL image, encoded bytes, or a `Picture`
 )->Picture:
@@ -191,7 +133,7 @@ def as_picture(
     if isinstance(source, str) and not source.startswith('data:'): source = path_of(source)
     return Picture(source, name)
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c036
+# %% ../../nbs/benchmarks/01_items.ipynb #c030
 def as_item(
     question:Item|str,  # An `Item`, or the text of a question
     *images,            # Pictures that go with a text: paths, PIL images or encoded bytes
@@ -207,7 +149,7 @@ def as_item(
     if images: raise ValueError('An item brings its own pictures. Give a text to put others beside it.')
     return question
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c040
+# %% ../../nbs/benchmarks/01_items.ipynb #c034
 @dataclass(frozen=True, repr=False)
 class Benchmark:
     "Where a benchmark is and how its rows are read"
@@ -236,7 +178,7 @@ class Benchmark:
 
 BENCHMARKS:dict[str, Benchmark] = {}
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c044
+# %% ../../nbs/benchmarks/01_items.ipynb #c038
 RULE_OF = {'MathVista':'mathvista', 'MathVerse':'mathverse', 'MathVision':'mathvision', 'DynaMath':'dynamath',
            'MM-Math':'mm_math', 'MMStar':'mmstar', 'K-MMStar':'mmstar', 'K-DTCBench':'mmstar',
            'ChartQA':'relaxed', 'DocVQA':'anls', 'TextVQA':'vqa', 'OCRBench':'contains',
@@ -252,7 +194,7 @@ def metric_of(
     hits = [b for b in known if re.match(_bare(b)+r'(?!v\d)', _bare(name))]
     return known[max(hits, key=len)] if hits else 'answer'
 
-# %% ../../nbs/benchmarks/01_items.ipynb #c047
+# %% ../../nbs/benchmarks/01_items.ipynb #c041
 def record_of(
     name:str,           # Of a benchmark or of its VLMEvalKit table; case, `-` and `_` do not matter
 )->Benchmark:
@@ -264,6 +206,50 @@ def record_of(
         if _bare(name) in map(_bare, (key, b.name, *b.tables)): return b
     raise LookupError(f"No benchmark is named {name!r}. There are: {', '.join(BENCHMARKS)}. "
                       f"A table of your own is read by its path: load('mine.csv').")
+
+# %% ../../nbs/benchmarks/01_items.ipynb #c045
+@dataclass(frozen=True)
+class LeftRow:
+    "A row of a table that cannot be asked"
+    where:str           # 'mine.csv row 2'
+    why:str             # Half a sentence
+    id:str              # What its question would be called; where it stands, if that is not known
+    split:str=''        # As in `Item`
+    benchmark:str=''    # As in `Item`
+    group:str|None=None # As in `Item`
+
+    def __str__(self): return f'{self.where}: {self.why}'
+
+# %% ../../nbs/benchmarks/01_items.ipynb #c047
+SHOWN = 5               # Items that a list shows of itself
+
+class Items(list):
+    "Items, and the rows of their tables that cannot be asked"
+    def __init__(self,
+        items=(),           # `Item`s
+        problems=(),        # Sentences
+        left=(),            # `LeftRow`s
+        whole=(),           # Pairs of benchmark and split of which all rows are here
+    ):
+        super().__init__(items)
+        self.problems, self.left, self.whole = list(problems), list(left), set(whole)
+
+    def __add__(self, more):
+        parts = ([*getattr(self, k), *getattr(more, k, ())] for k in ('problems', 'left', 'whole'))
+        return Items([*self, *more], *parts)
+
+    __iadd__ = __add__
+
+    def __repr__(self):
+        problems = ''.join(f'\n- {one_line(p, 300)}' for p in self.problems[:8])
+        problems = '; problems:'*bool(problems)+problems
+        some = [(one_line(i.id, 14), one_line(i.question, 50), one_line(i.answer or '', 20),
+                 'picture'*bool(i.images)) for i in self[:SHOWN]]
+        wide = [max(map(len, column)) for column in zip(*some)]
+        lines = ''.join('\n'+'  '.join(c.ljust(n) for c, n in zip(row, wide)).rstrip() for row in some)
+        rest = f'\nand {len(self)-SHOWN} more'*(len(self)>SHOWN)
+        left = f', {len(self.left)} left out'*bool(self.left)
+        return f"{len(self)} item{'s'[:len(self)!=1]}{left}{problems}{lines}{rest}"
 
 # %% ../../nbs/benchmarks/01_items.ipynb #c051
 ROW_KEYS = ('benchmark', 'split', 'run', 'index', 'group')  # Which reply a row is, in every table

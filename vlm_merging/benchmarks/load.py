@@ -4,23 +4,24 @@
 
 # %% ../../nbs/benchmarks/06_load.ipynb #c005
 from __future__ import annotations
-import hashlib, warnings
-from collections.abc import Iterable
+import hashlib
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from pkgutil import resolve_name
 import polars as pl
-from .items import (BENCHMARKS, Benchmark, DIRECTLY, Item, LETTERS, Picture, cell,
+from .items import (BENCHMARKS, Benchmark, DIRECTLY, Item, Items, LeftRow, LETTERS,
+    cell,
     RULE_OF, lettered, one_line, options_of, pictures, record_of, tags_of, text_of, unpacked)
 from ..checkpoints.places import path_of
+from .pictures import Picture
 from ..lab.trio import questions
 from .prepare import pattern_of, prepared
 from .tables import IMAGES, TABLE_SUFFIXES, pictures_at, rows_in, rows_in_words
 
 # %% auto #0
-__all__ = ['OWN_COLUMNS', 'SHOWN', 'RULES_AT', 'PICTURE_FILES', 'option_of', 'own_row', 'subset', 'Items', 'lab_items', 'Table',
-           'table_of', 'check_rule', 'load', 'as_items']
+__all__ = ['OWN_COLUMNS', 'RULES_AT', 'PICTURE_FILES', 'option_of', 'own_row', 'subset', 'lab_items', 'Table', 'table_of',
+           'check_rule', 'load']
 
 # %% ../../nbs/benchmarks/06_load.ipynb #c009
 def option_of(
@@ -91,29 +92,6 @@ def subset(
     return [i for i in items if key(i) in taken]
 
 # %% ../../nbs/benchmarks/06_load.ipynb #c020
-SHOWN = 5               # Items that a list shows of itself
-
-class Items(list):
-    "Items, and what could not be made of the table"
-    def __init__(self,
-        items=(),           # `Item`s
-        problems=(),        # Sentences
-        left:int=0,         # How many rows made no item
-    ):
-        super().__init__(items)
-        self.problems, self.left = list(problems), left
-
-    def __repr__(self):
-        problems = ''.join(f'\n- {one_line(p, 300)}' for p in self.problems[:8])
-        problems = '; problems:'*bool(problems)+problems
-        some = [(one_line(i.id, 14), one_line(i.question, 50), one_line(i.answer or '', 20),
-                 'picture'*bool(i.images)) for i in self[:SHOWN]]
-        wide = [max(map(len, column)) for column in zip(*some)]
-        lines = ''.join('\n'+'  '.join(c.ljust(n) for c, n in zip(row, wide)).rstrip() for row in some)
-        rest = f'\nand {len(self)-SHOWN} more'*(len(self)>SHOWN)
-        return f"{len(self)} item{'s'[:len(self)!=1]}{problems}{lines}{rest}"
-
-# %% ../../nbs/benchmarks/06_load.ipynb #c024
 def lab_items(
     n:int=420,          # How many; all topics in turn
     seed:int=0,         # Same seed, same questions
@@ -123,7 +101,7 @@ def lab_items(
     return [Item(q.id, q.ask, q.answer, (Picture(q.image, q.id),), benchmark='lab', split=split,
                  tags=dict(category=q.kind, topic=q.topic)) for q in questions(n, seed, split)]
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c028
+# %% ../../nbs/benchmarks/06_load.ipynb #c024
 @dataclass(frozen=True)
 class Table:
     "What is to be read: rows, and how"
@@ -133,7 +111,7 @@ class Table:
     part:str            # Keep items of this split only; empty: all
     name:str            # Value of the column `benchmark`
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c030
+# %% ../../nbs/benchmarks/06_load.ipynb #c026
 def _table_of_file(path, record, split, name):
     "A file, of a benchmark or of your own"
     known = [b for b in BENCHMARKS.values() if path.suffix.lower()=='.tsv' and path.stem in b.tables]
@@ -144,7 +122,7 @@ def _table_of_file(path, record, split, name):
     named = (s for s, p in record.splits.items() if fnmatchcase(path.name, p.rpartition('/')[2]))
     return Table((path,), record, split or record.tables.get(path.stem) or next(named, ''), part, record.name)
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c033
+# %% ../../nbs/benchmarks/06_load.ipynb #c029
 def table_of(
     what,               # Path, name or polars frame
     split:str|None=None, # As for `load`
@@ -172,7 +150,7 @@ def table_of(
     tables = tuple(f for f in files if f.suffix.lower() in TABLE_SUFFIXES)
     return Table(tables, record, split, part, record.name)
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c036
+# %% ../../nbs/benchmarks/06_load.ipynb #c032
 RULES_AT = 'vlm_merging.scoring.score:RULES'
 
 def check_rule(
@@ -184,7 +162,7 @@ def check_rule(
     if metric not in (rules := resolve_name(RULES_AT)):
         raise ValueError(f"{where}there is no rule named {metric!r}; there are {', '.join(rules)}.")
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c040
+# %% ../../nbs/benchmarks/06_load.ipynb #c036
 def _returned(item, to_item):
     "What a row function returned; raise ValueError if it is no item"
     if isinstance(item, Item): return item
@@ -193,20 +171,34 @@ def _returned(item, to_item):
                      f"needed: return Item(id, question, answer). "
                      f"To leave a row out, raise ValueError with the reason.")
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c042
+# %% ../../nbs/benchmarks/06_load.ipynb #c038
+def _left_row(raw, where, why, at, own):
+    "A row that makes no question; in a table of your own it is known what that would have been called"
+    if not own: return LeftRow(where, why, where)
+    named, split, group = (text_of(raw.get(c)) for c in ('index', 'split', 'group'))
+    return LeftRow(where, why, named or text_of(raw.get('id')) or str(at+1), split or '', group=group)
+
+def _sentences(left, file, word):
+    "What is wrong with rows, those of one kind together"
+    failed = {}
+    for n, row in left: failed.setdefault(row.why, []).append(n)
+    return [f'{file} {rows_in_words(at, word)}: {why}.' for why, at in failed.items()]
+
+# %% ../../nbs/benchmarks/06_load.ipynb #c040
 def _items_of_rows(numbered, table, file, folder, first, word):
-    "Items of one file by number of their row, and sentences about the rows that make none"
+    "Items of one file by number of their row, and the rows that make none: number, `LeftRow`"
     own = table.record is None
     columns = IMAGES if own else table.record.images
     blind = not own and table.split in table.record.blind
     to_item = own_row if own else table.record.to_item
     def image(raw): return next((raw[c] for c in columns if raw.get(c) is not None), None)
-    by_index = {text_of(r['index']):image(r) for _, r in numbered
-                if file.lower().endswith('.tsv') and text_of(r.get('index'))}
-    out, failed = [], {}
+    by_index = {text_of(r['index']):image(r) for _, r in numbered if isinstance(r, dict)
+                and file.lower().endswith('.tsv') and text_of(r.get('index'))}
+    out, left = [], []
     for at, (n, raw) in enumerate(numbered):
-        row = {k:v for k, v in raw.items() if k not in columns}
         where = f'{file} {word} {n}'
+        if isinstance(raw, str): left.append((n, _left_row({}, where, raw, first+at, own))); continue
+        row = {k:v for k, v in raw.items() if k not in columns}
         row |= dict(__row__=first+at, __file__=file.rpartition('.')[0] or file, __where__=where)
         source = next((raw[c] for c in columns if raw.get(c) is not None and raw[c]!=''), None)
         try:
@@ -214,43 +206,47 @@ def _items_of_rows(numbered, table, file, folder, first, word):
                 row[columns[0]] = pictures_at(source, folder, by_index, own, where)
             item = to_item(row)
             if isinstance(item, Item): check_rule(item.metric)
-        except ValueError as e: failed.setdefault(str(e).rstrip('.'), []).append(n)
-        except (TypeError, KeyError, AttributeError) as e:
-            failed.setdefault(f'the row cannot be read ({type(e).__name__}: {e})', []).append(n)
+        except Exception as e: # Of any row function
+            why = str(e).rstrip('.') if isinstance(e, ValueError) else (
+                f'the row cannot be read ({type(e).__name__}: {str(e)[:200]})')
+            left.append((n, _left_row(raw, where, why, first+at, own)))
         else: out.append((n, _returned(item, to_item)))
-    return out, [f"{file} {rows_in_words(at, word)}: {why}." for why, at in failed.items()]
+    return out, left
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c045
+# %% ../../nbs/benchmarks/06_load.ipynb #c043
 def _unique(numbered, seen, file, word):
-    "Items whose index is new, and a sentence about the others"
-    out, twice = [], []
+    "Items whose index is new, and the rows of the others"
+    out, left = [], []
+    why = 'the index stands in an earlier row already; that one counts'
     for n, item in numbered:
-        if (item.split, item.id) in seen: twice.append(n)
+        where = f'{file} {word} {n}'
+        if (item.split, item.id) in seen: left.append((n, LeftRow(where, why, where, item.split)))
         else: out.append(item)
         seen.add((item.split, item.id))
-    why = f"{file} {rows_in_words(twice, word)}: the index stands in an earlier row already; that one counts."
-    return out, [why] if twice else []
+    return out, left
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c049
+# %% ../../nbs/benchmarks/06_load.ipynb #c047
 def _read_file(source, table, first, seen, problems):
-    "The new items of one file, and how many rows it has; problems are added to those of earlier files"
+    "The new items of one file, rows left out, and how many there are; problems are added to earlier ones"
     frame = not isinstance(source, Path)
     file = 'the table' if frame else source.name
     word = 'line' if file.lower().endswith('.jsonl') else 'row'
     numbered = (list(enumerate(source.lazy().collect().iter_rows(named=True), 1)) if frame
-                else list(rows_in(source, problems, nulls=table.record is None)))
+                else list(rows_in(source, nulls=table.record is None)))
     if not numbered:
-        raise ValueError(problems[0] if problems else f"{'The table' if frame else source} has no rows.")
+        raise ValueError(f"{'The table' if frame else source} has no rows.")
     some, left = _items_of_rows(numbered, table, file, Path() if frame else source.parent, first, word)
     if not some:
-        own = 'there is no column' in left[0] and table.record is None
+        why = _sentences(left, file, word)[0]
+        own = 'there is no column' in why and table.record is None
         other = " A record that reads other columns is named with benchmark='NAME'." if own else ''
-        raise ValueError(f"{left[0]} Its columns are {', '.join(numbered[0][1])[:200]}.{other}")
+        columns = next((', '.join(row) for _, row in numbered if isinstance(row, dict)), '')
+        raise ValueError(why+f' Its columns are {columns[:200]}.{other}'*bool(columns))
     new, twice = _unique(some, seen, file, word)
-    problems += left+twice
-    return new, len(numbered)
+    problems += _sentences(left, file, word)+_sentences(twice, file, word)
+    return new, [row for _, row in left+twice], len(numbered)
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c052
+# %% ../../nbs/benchmarks/06_load.ipynb #c050
 PICTURE_FILES = ('.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp')
 
 def _unseen_pictures(items, name):
@@ -263,7 +259,33 @@ def _unseen_pictures(items, name):
                 f"Rename it if the model is to see them.")
     return [sentence] if column else []
 
-# %% ../../nbs/benchmarks/06_load.ipynb #c055
+# %% ../../nbs/benchmarks/06_load.ipynb #c053
+def _unanswered(items, name):
+    "A sentence about questions without an answer, in a list: empty if all have one"
+    lost = sum(text_of(i.answer) is None for i in items)
+    if not lost: return []
+    which = 'no question has an answer'
+    if lost<len(items): which = f'{lost} of {len(items)} questions have no answer'
+    return [f'{name}: {which}, and a reply to such a question cannot be scored.']
+
+# %% ../../nbs/benchmarks/06_load.ipynb #c056
+def _part(items, left, n, seed):
+    "A fixed part of a table: items, and rows that make none; raise ValueError if no item is in it"
+    some = subset([*items, *left], n, seed)
+    items, left = ([o for o in some if isinstance(o, kind)] for kind in (Item, LeftRow))
+    if not items:
+        raise ValueError(f'Nothing in a part of {n} can be asked. {left[0]}. Mend the row, or raise `n`.')
+    return items, left
+
+# %% ../../nbs/benchmarks/06_load.ipynb #c059
+def _named_apart(items, left):
+    "Rows left out, by their place in the table where their name is that of a question or of another row"
+    seen, out = {(i.split, i.id) for i in items}, []
+    for o in left:
+        out.append(replace(o, id=o.where) if (o.split, o.id) in seen else o)
+        seen.add((o.split, out[-1].id))
+    return out
+
 def load(
     what:Path|str|pl.DataFrame, # A table, a prepared benchmark, or lab: questions for the embedded models
     split:str|None=None, # Part of it; default: the usual split of a benchmark, all of a table
@@ -272,50 +294,30 @@ def load(
     benchmark:str|None=None, # Read the table as this benchmark's; a table of VLMEvalKit is known by its name
     name:str|None=None, # Of your own table in reports; default: that of the file
     folder:Path|str|None=None, # Where prepared benchmarks lie; default: `data_root()`
-)->Items:               # A list with `.problems`: sentences about rows that are left out
+)->Items:               # A list with `.left`, rows that cannot be asked, and `.problems`, sentences
     "Questions as items; raise ValueError or LookupError with one sentence if there are none"
     if split is not None and not isinstance(split, str):
         raise ValueError(f"`split` is {split!r}, where the name of a part is needed. "
                          f"A number of items is `n`: load({what!r}, n=50).")
     if isinstance(what, str) and what=='lab':
-        return Items(lab_items(420 if n is None else n, seed, split or 'test'))
+        split = split or 'test'
+        return Items(lab_items(420 if n is None else n, seed, split), whole=[('lab', split)]*(n is None))
     table = table_of(what, split, benchmark, name, folder)
     if table.record: check_rule(table.record.metric, f'The record of {table.name}: ')
-    problems, items, seen, rows = [], [], set(), 0
+    problems, items, left, seen, rows = [], [], [], set(), 0
     for source in table.files:
-        new, size = _read_file(source, table, rows, seen, problems)
-        items, rows = items+new, rows+size
-    left = rows-len(items)
-    items = [replace(i, benchmark=table.name, split=i.split or table.split) for i in items]
+        new, lost, size = _read_file(source, table, rows, seen, problems)
+        items, left, rows = items+new, left+lost, rows+size
+    items, left = ([replace(i, benchmark=table.name, split=i.split or table.split) for i in some]
+                   for some in (items, left))
     if table.part:
         there = list(dict.fromkeys(i.split for i in items))
         items = [i for i in items if i.split==table.part]
         if not items: raise LookupError(f"No row is of the split {table.part!r}; there are "
                                         f"{', '.join(map(repr, there[:12]))}.")
+        left = [o for o in left if o.split in ('', table.part)]
+    left = _named_apart(items, left)
+    if n is not None: items, left = _part(items, left, n, seed)
     if table.record is None: problems += _unseen_pictures(items, table.name)
-    return Items(subset(items, n, seed) if n is not None else items, problems, left)
-
-# %% ../../nbs/benchmarks/06_load.ipynb #c063
-def _listed(items):
-    "Items from anything that holds some; raise ValueError if it holds something else"
-    kind = type(items).__name__
-    if hasattr(items, 'question'):
-        raise ValueError(f"One {kind} is no list of questions. Put it into one: [item].")
-    if callable(items) or isinstance(items, dict) or not isinstance(items, Iterable):
-        raise ValueError(f"{kind} is no list of questions. Give items, a table or the name of a benchmark, "
-                         f"and before them the model.")
-    items = list(items)
-    for n, i in enumerate(items, 1):
-        if not hasattr(i, 'question'):
-            raise ValueError(f"Question {n} is a {type(i).__name__}, where an Item is needed: "
-                             f"Item('1', 'How many?').")
-    return items
-
-def as_items(
-    items,              # `Item`s; or a table, its path, or the name of a benchmark, which are loaded
-)->list[Item]:
-    "Questions as items; warn of rows that make none"
-    if not isinstance(items, (str, Path, pl.DataFrame, pl.LazyFrame)): return _listed(items)
-    loaded = load(items)
-    if loaded.problems: warnings.warn(' '.join(loaded.problems[:5]), stacklevel=3)
-    return loaded
+    whole = {(o.benchmark, o.split) for o in [*items, *left]} if n is None else ()
+    return Items(items, problems+_unanswered(items, table.name), left, whole)

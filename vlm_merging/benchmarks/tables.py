@@ -10,11 +10,12 @@ from functools import lru_cache
 from pathlib import Path
 import polars as pl
 from PIL import Image
-from .items import Picture, unpacked
+from .items import unpacked
+from .pictures import HEAVIEST, Picture
 
 # %% auto #0
-__all__ = ['ROWS_AT_ONCE', 'IMAGES', 'LONG', 'TABLE_SUFFIXES', 'POINTER', 'inside', 'Cell', 'rows_in_words', 'rows_in',
-           'image_source', 'pictures_at']
+__all__ = ['ROWS_AT_ONCE', 'IMAGES', 'LONG', 'NO_OBJECT', 'TABLE_SUFFIXES', 'POINTER', 'inside', 'Cell', 'rows_in_words',
+           'rows_in', 'image_source', 'pictures_at']
 
 # %% ../../nbs/benchmarks/04_tables.ipynb #c009
 ROWS_AT_ONCE = 16       # Rows that are read together
@@ -129,28 +130,29 @@ def _separator(path):
     return mark, name
 
 # %% ../../nbs/benchmarks/04_tables.ipynb #c036
-def _csv_rows(path, problems):
+def _csv_rows(path):
     mark, name = _separator(path)
     names = _scan(path, True).collect_schema().names()
     texts = [c for c in IMAGES if c in names]
     wanted = [pl.col(c) for c in names if c not in texts]
     wanted += _shortened(texts)
     def read(ragged): return _scan(path, ragged).select(*wanted).collect(engine='streaming')
-    try: frame, bad = read(False), set()
+    try: frame, bad, why = read(False), set(), ''
     except pl.exceptions.ComputeError as e:
         if 'more fields' not in str(e): raise
         csv.field_size_limit(2**31-1)
         with open(path, encoding='utf-8-sig', newline='') as f:
             numbered = enumerate(csv.reader(f, delimiter=mark))
             bad = {n for n, fields in numbered if n and len(fields)>len(names)}
-        problems.append(f"{path.name} {rows_in_words(sorted(bad))}: more cells than the {len(names)} "
-                        f"columns. Put quotes around text that holds a {name}.")
+        why = f'more cells than the {len(names)} columns. Put quotes around text that holds a {name}'
         frame = read(True)
-    yield from ((n, row) for n, row in _with_cells(path, frame, (), texts, {}) if n not in bad)
+    yield from ((n, why if n in bad else row) for n, row in _with_cells(path, frame, (), texts, {}))
 
 # %% ../../nbs/benchmarks/04_tables.ipynb #c040
-def _jsonl_rows(path, problems):
-    at, broken = 0, []
+NO_OBJECT = 'no JSON object. Each line must be one'
+
+def _jsonl_rows(path):
+    at = 0
     def later(value, c, begin, part=None):
         return Cell(path, c, begin, part) if isinstance(value, str) and len(value)>LONG else value
     with open(path, 'rb') as f:
@@ -159,37 +161,33 @@ def _jsonl_rows(path, problems):
             if not line.strip(): continue
             try: row = json.loads(line)
             except (ValueError, RecursionError): row = None
-            if not isinstance(row, dict): broken.append(n); continue
-            for c in row.keys() & {*IMAGES}:
+            for c in row.keys() & {*IMAGES} if isinstance(row, dict) else ():
                 if not isinstance(row[c], list): row[c] = later(row[c], c, begin)
                 else: row[c] = [later(o, c, begin, k) for k, o in enumerate(row[c])]
-            yield n, row
-    if broken: problems.append(f"{path.name} {rows_in_words(broken, 'line')}: no JSON object. "
-                               f"Each line must be one.")
+            yield n, row if isinstance(row, dict) else NO_OBJECT
 
 # %% ../../nbs/benchmarks/04_tables.ipynb #c042
 def _json_rows(path):
     listed = json.loads(path.read_bytes())
     if isinstance(listed, dict) and isinstance(listed.get('data'), list): listed = listed['data']
-    if isinstance(listed, dict): listed = [{'id':k, **v} for k, v in listed.items() if isinstance(v, dict)]
-    if not isinstance(listed, list) or not all(isinstance(o, dict) for o in listed):
+    if isinstance(listed, dict): listed = [isinstance(v, dict) and {'id':k, **v} for k, v in listed.items()]
+    if not isinstance(listed, list) or listed and not any(isinstance(o, dict) for o in listed):
         raise ValueError(f"{path}: a list of objects is needed, one a question.")
-    yield from enumerate(listed, 1)
+    yield from ((n, o if isinstance(o, dict) else NO_OBJECT) for n, o in enumerate(listed, 1))
 
 # %% ../../nbs/benchmarks/04_tables.ipynb #c046
 TABLE_SUFFIXES = ('.parquet', '.tsv', '.csv', '.jsonl', '.json')
 
 def rows_in(
     path:Path,          # Its suffix says what it is: one of `TABLE_SUFFIXES`
-    problems:list,      # Sentences about lines that cannot be read are put here
     nulls:bool=False,   # Look which cells of parquet images are empty? Takes one pass over the file
-):                      # Pairs: number of the row (in jsonl of the line) from 1, row
+):                      # Pairs: number of the row (in jsonl of the line) from 1; row, or why there is none
     "The rows of a file, with heavy cells as addresses; raise ValueError if it is no table"
     try:
         match _suffix(path):
             case '.parquet': yield from _parquet_rows(path, nulls)
-            case '.csv'|'.tsv': yield from _csv_rows(path, problems)
-            case '.jsonl': yield from _jsonl_rows(path, problems)
+            case '.csv'|'.tsv': yield from _csv_rows(path)
+            case '.jsonl': yield from _jsonl_rows(path)
             case '.json': yield from _json_rows(path)
             case _: raise ValueError(f"{path}: a table is one of {', '.join(TABLE_SUFFIXES)}.")
     except pl.exceptions.NoDataError: raise ValueError(f"{path} is empty.") from None
@@ -204,9 +202,11 @@ class _Zipped:
     name:str
     def __call__(self):
         try:
-            with zipfile.ZipFile(self.path) as z: return z.read(self.name)
-        except (OSError, KeyError, zipfile.BadZipFile) as e:
+            with zipfile.ZipFile(self.path) as z:
+                if z.getinfo(self.name).file_size<=HEAVIEST: return z.read(self.name)
+        except Exception as e: # zlib, struct and zipfile each have errors of their own
             raise ValueError(f"{self.name} cannot be read from {self.path} ({e}).") from None
+        raise ValueError(f"{self.name} in {self.path} has more than {HEAVIEST>>20} MB.")
 
 @lru_cache(maxsize=8)
 def _zip_names(folder):
@@ -215,7 +215,7 @@ def _zip_names(folder):
     for path in sorted(folder.glob('*.zip')):
         try:
             with zipfile.ZipFile(path) as z: names = z.namelist()
-        except (OSError, zipfile.BadZipFile): continue
+        except Exception: continue # As above: a zip that nobody can open holds no picture
         out |= {n.rpartition('/')[2]:(path, n) for n in names if not n.endswith('/')}
     return out
 
@@ -239,7 +239,7 @@ def _file_of(text, folder, own):
     path = folder/text if own else inside(folder, text)
     try:
         if path.is_file(): return path
-    except OSError: pass
+    except (OSError, ValueError): pass # Too long for a name, or a zero byte in it
     if (zipped:=_zip_names(folder).get(path.name)): return _Zipped(*zipped)
     if '.' in text: raise ValueError(f"there is no image file {text[:80]!r}")
 

@@ -74,19 +74,21 @@ def asker_of(
 def questions_of(
     given:dict,         # Option -> value, as typed
     benchmark:tuple,    # Prepared benchmarks, or tables of your own; lab: questions for the embedded models
-)->tuple[list, int]:    # Items; how many rows made none
+)->list:                # Items, with `.left`: rows that cannot be asked
     "The items that a command line names; what is wrong with their tables is told"
+    from vlm_merging.benchmarks.items import Items
     from vlm_merging.benchmarks.load import load
     from vlm_merging.benchmarks.tables import IMAGES
-    items, left = [], 0
+    items = Items()
     for name in benchmark:
         loaded = load(**taken(given, LOADED)|dict(what=name))
         for sentence in loaded.problems: tell(sentence)
         known = any('no row has a picture' in sentence for sentence in loaded.problems)
         if os.path.isfile(name) and not known and not any(i.images for i in loaded):
             tell(f"{name}: no row has a picture; pictures are read from the columns {', '.join(IMAGES)}.")
-        items, left = items+loaded, left+loaded.left
-    return items, left
+        items += loaded
+    items.problems.clear()                                   # They are told
+    return items
 
 def folder_wanted(
     given:dict,         # Option -> value, as typed
@@ -110,23 +112,21 @@ def ask_command(
     from vlm_merging.asking.ask import ask
     from vlm_merging.asking.replies import report
     out = folder_wanted(given)
-    items, left = questions_of(given, given['benchmark'])
+    items = questions_of(given, given['benchmark'])
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', r'\d+ of \d+ items have a reply') # `report` says the same
         replies = ask(asker_of(given|dict(model=model)), items, out, run)
     print(report(out))
     print(f'Next: {PROGRAM} score {shlex.quote(str(out))} --out {shlex.quote(f"{out}.parquet")}')
-    return 0 if replies.height==len(items) and not left else 4
+    return 0 if replies.height==len(items) and not items.left else 4
 
-def unfinished(
-    path:str|Path,      # Perhaps the folder of a run
-)->list[str]:           # Empty: nothing is missing, or it is a table
-    "What a run lacks, in a sentence"
-    if not path_of(path).is_dir(): return []
-    from vlm_merging.asking.replies import report
-    sentences = report(path)
-    done, _, all_ = sentences.split(' ', 3)[:3]
-    return [] if done==all_ else [f'{path}: {sentences} What is there is no random part of it.']
+def incomplete(
+    problems:list,      # What `table_at` says
+    *scores,            # Tables of scores
+)->bool:
+    "Is anything without a reply, or could not be read?"
+    from vlm_merging.asking.replies import NO_REPLY
+    return bool(problems) or any(NO_REPLY in t['outcome'] for t in scores if 'outcome' in t.columns)
 
 def accuracy_said(
     scores,             # A score table
@@ -143,11 +143,16 @@ def accuracy_said(
         by.setdefault((r['benchmark'], r['run']), {})[r['what']] = r
     out = []
     for (benchmark, run), what in by.items():
-        a = what.get('accuracy')
+        a, silent = what.get('accuracy'), what.get('no reply')
         more = [k for k in ('answered', 'loop', 'cut-off', 'worst case') if k in what]
         beside, share = ', '.join(f"{k} {what[k]['value']:.1%}" for k in more), 'no score'
         if a and a['value'] is not None:
             share = f"{a['value']:.1%} (95% {a['low']:.1%} to {a['high']:.1%}) of {a['n']}"
+        lost = round(silent['value']*silent['n']) if silent else 0
+        if lost:
+            share += f"; {lost} of {silent['n']} {'have' if lost>1 else 'has'} no reply"
+            ends = [(a['value']*a['n']+k)/(a['n']+lost) for k in (0, lost)] if a else []
+            if a: share += f", so of all it is between {ends[0]:.1%} and {ends[1]:.1%}"
         out.append(f"{benchmark}, {run}: {share}"+f'; {beside}'*bool(beside))
     return '\n'.join(out)
 
@@ -163,9 +168,10 @@ def score_command(
     judge_cache:Path|None=None, # Folder that keeps what the judge said, so that the second time costs
                         # nothing; default: TABLE.judge
     out:Path|None=None, # Write the scores there, anew if it is there: .parquet, .jsonl or .csv
-)->int:                 # Exit code
+)->int:                 # Exit code: 4 if some questions have no reply
     "Score replies: accuracy with intervals, how many replies could be read, and what is wrong with the table"
-    from vlm_merging.scoring.score import problems, score, table_at
+    from vlm_merging.asking.reading import table_at
+    from vlm_merging.scoring.score import problems, score
     ready_to_write(out, TABLES)
     if (protocol=='judge')!=bool(judge): raise ValueError('--protocol judge and --judge URL go together.')
     left = []
@@ -180,9 +186,9 @@ def score_command(
         print(judge_report(scores))
     else: scores = score(frame, protocol)
     if out: write_table(scores, out)
-    for sentence in [*unfinished(table), *problems(scores)]: tell(sentence)
+    for sentence in [*left, *problems(scores)]: tell(sentence)
     print(accuracy_said(scores))
-    return 0
+    return 4 if incomplete(left, scores) else 0
 
 def tags_in_both(
     by:tuple|None,      # As typed; None: category, where there is one
@@ -218,7 +224,7 @@ def compare_command(
     out:Path|None=None, # Write the numbers there, anew if it is there: .parquet, .jsonl or .csv
     chart:Path|None=None, # A page with charts (.html), or one chart (.svg, .png)
     **given,            # Option -> value, as typed
-)->int:                 # Exit code
+)->int:                 # Exit code: 4 if some questions have no reply
     "Compare two runs item by item, and say in words what the numbers allow to say"
     import polars as pl
     from vlm_merging.comparing.compare import compare
@@ -227,7 +233,7 @@ def compare_command(
     ready_to_write(chart, PAGES)
     left = []
     a, b = (read_scores(p, given.get('protocol', 'offline'), left) for p in (before, after))
-    for sentence in [*left, *unfinished(before), *unfinished(after)]: tell(sentence)
+    for sentence in left: tell(sentence)
     if same_place(before, after): tell(f'{before} is compared with itself, so nothing can differ.')
     runs = [t['run'].unique().to_list() if 'run' in t.columns else [] for t in (a, b)]
     if runs[0]==runs[1]!=[]:                # Told apart by where they lie
@@ -240,7 +246,7 @@ def compare_command(
     if chart:
         from vlm_merging.charts.pages import save_chart
         save_chart(comparison_charts(table, a, b, by), chart)
-    return 0
+    return 4 if incomplete(left, a, b) else 0
 
 def comparison_charts(
     table,              # From `compare`

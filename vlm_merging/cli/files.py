@@ -13,7 +13,8 @@ def read_scores(
     problems:list|None=None, # Sentences about rows that are left out are put here
 ):                      # A polars frame
     "A score table: as it is, or made of replies"
-    from vlm_merging.scoring.score import score, table_at
+    from vlm_merging.asking.reading import table_at
+    from vlm_merging.scoring.score import score
     frame = table_at(path, [] if problems is None else problems)
     return frame if 'correct' in frame.columns else score(frame, protocol)
 

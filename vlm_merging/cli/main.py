@@ -1,9 +1,9 @@
 """`vlm-merging`: the calls of Python from the shell, with exit codes that scripts can use."""
 # 0: done. 1: the machine failed (disk full, no permission). 2: the command line cannot be understood. 3:
-# refused (the models do not fit, an input is damaged, the target exists). 4: `ask`: some questions have no
-# reply, and the same command asks only these; `profile`, `sweep`: some rows of a table made no question. 130:
-# stopped with Ctrl-C; the same command goes on from there. 141: the reader of the output left (`| head`), the
-# work was done.
+# refused (the models do not fit, an input is damaged, the target exists). 4: done, but not with all: some
+# questions have no reply (`ask`, and then `score` and `compare`), or some rows of a table cannot be asked
+# (`ask`, `profile`, `sweep`). 130: stopped with Ctrl-C; the same command goes on from there. 141: the reader
+# of the output left (`| head`), the work was done.
 from __future__ import annotations
 import errno, os, sys, warnings
 from functools import partial
@@ -89,6 +89,7 @@ def main(
     try:
         with warnings.catch_warnings():
             usual, warnings.showwarning = warnings.showwarning, warned
+            warnings.filterwarnings('ignore', module=r'PIL\.')  # A picture that fails is told by its row
             return carry_out_command(command, given)
     except BaseException as e:
         told = told_fault(e, given)

@@ -111,7 +111,8 @@ def profile_command(
     from vlm_merging.scoring.score import table_at
     models = named_models(model, against)
     drawn = weights_by_layer(table_at(diagnosis, [])) if diagnosis else None
-    items, left = questions_of(given, given['benchmark'])
+    from vlm_merging.benchmarks.questions import shown_items
+    items = shown_items(questions_of(given, given['benchmark']))
     by = tags_asked(by, items)
     quiet_libraries()
     from vlm_merging.probing.probe import probe_folder
@@ -124,7 +125,7 @@ def profile_command(
     tables = probe_tables(rows, out, by, tuple(models))
     from vlm_merging.charts.maps import layers_page
     save_page(lambda: layers_page(tables['profile'], drawn, tables.get('change')), chart)
-    return 4 if left else 0
+    return 4 if items.left else 0
 
 def probe_tables(
     rows,               # A probe table
@@ -184,7 +185,8 @@ def sweep_command(
         raise ValueError(f"--weights is {','.join(given['weights'])!r}; "
                          f"it is numbers with commas between, such as 0.7,0.8,0.9.") from None
     knobs = sweep_knobs(knobs, given)
-    items, left = questions_of(given, given['benchmark'])
+    from vlm_merging.benchmarks.questions import shown_items
+    items = shown_items(questions_of(given, given['benchmark']))
     by = tags_asked(by, items)
     quiet_libraries()
     from vlm_merging.probing.sweep import sweep
@@ -194,7 +196,7 @@ def sweep_command(
     print('\n'.join([*tried.lines, tried.verdict]))
     write_table(table, out/'sweep.parquet')
     save_page(lambda: sweep_charts(table, given.get('method', 'linear')), chart)
-    return 4 if left else 0
+    return 4 if items.left else 0
 
 def sweep_charts(
     table,              # From `sweep`

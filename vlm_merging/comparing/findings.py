@@ -71,7 +71,7 @@ def change_said(
     family:int,         # Rows that were corrected together
 )->str:
     "One row of a comparison in words"
-    where, asked = _place_said(row), row['n']+row['only_a']+row['only_b']
+    where, asked = _place_said(row), row['n']+row['only_a']+row['only_b']+row['no_reply']
     if not row['n']:
         asked += row['no_gold']+row['other_gold']
         return f'{where}: nothing to compare; none of its {asked} items has a score in both runs.'
@@ -123,6 +123,7 @@ def _manner_said(row):
 # %% ../../nbs/comparing/03_findings.ipynb #c042
 def _left_out(whole, who, total):
     names = dict(only_a=f'only in {who[0]}', only_b=f'only in {who[1]}',
+                 no_reply='without a reply in one of the runs',
                  no_gold='without a readable gold answer', other_gold='with another gold answer')
     left = [f'{k} {words}' for c, words in names.items() if (k:=sum(r[c] for r in whole))]
     if left: yield f"Left out: {', '.join(left)}."

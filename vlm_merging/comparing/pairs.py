@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import numpy as np
 import polars as pl
+from ..asking.replies import NO_REPLY
 from .statistics import (
     RESAMPLES, Z, typed_table, places, resampled, rows_said, summed, tag_names)
 
@@ -133,7 +134,9 @@ _OF_EACH = ('value', 'outcome', 'length', 'tier', 'correct', 'picked', 'run')  #
 def _state():
     gold, gold_b = (pl.col(c).str.strip_chars() for c in ('answer', 'answer_b'))
     unread = pl.col('correct').is_null() | pl.col('correct_b').is_null()
-    return (pl.when(pl.col('here').is_null()).then(pl.lit('only b'))
+    silent = pl.any_horizontal((pl.col(c)==NO_REPLY).fill_null(False) for c in ('outcome', 'outcome_b'))
+    return (pl.when(silent).then(pl.lit(NO_REPLY))
+            .when(pl.col('here').is_null()).then(pl.lit('only b'))
             .when(pl.col('here_b').is_null()).then(pl.lit('only a'))
             .when(gold!=gold_b).then(pl.lit('other gold'))
             .when(unread).then(pl.lit('no gold')).otherwise(pl.lit('paired')))
@@ -183,17 +186,18 @@ def _from_format(pairs, mean, resamples, seed):
 
 # %% ../../nbs/comparing/02_pairs.ipynb #c061
 _TYPES = {pl.String:'run_a run_b benchmark tag where test'.split(),
-          pl.Int64:'n clusters won lost readable_n only_a only_b no_gold other_gold other_question'.split()}
+          pl.Int64:('n clusters won lost readable_n only_a only_b no_reply no_gold other_gold '
+                    'other_question').split()}
 _COLUMNS = ('run_a run_b benchmark tag where n clusters a b difference low high won lost p test p_holm '
             'detectable from_format readable readable_low readable_high readable_n').split()
 _COLUMNS += [f'{name}_{s}' for name in _SIDES for s in 'ab']
-_COLUMNS += 'only_a only_b no_gold other_gold other_question'.split()
+_COLUMNS += 'only_a only_b no_reply no_gold other_gold other_question'.split()
 COMPARISON_COLUMNS = {c:next((t for t, names in _TYPES.items() if c in names), pl.Float64) for c in _COLUMNS}
 
 # %% ../../nbs/comparing/02_pairs.ipynb #c062
 def _pair_row(here, resamples, seed):
     "All that is said about the difference at one place; nothing but counts if no item is in both runs"
-    states = ('only a', 'only b', 'no gold', 'other gold')
+    states = ('only a', 'only b', NO_REPLY, 'no gold', 'other gold')
     out = {s.replace(' ', '_'):(here['state']==s).sum() for s in states}
     pairs = here.filter(state='paired').with_columns(gain=pl.col('value_b')-pl.col('value'))
     n, gain = pairs.height, pairs['gain']
@@ -223,7 +227,7 @@ def comparison_table(
     who = dict(run_a=items['run'][0], run_b=items['run_b'][0])
     rows = [who|dict(benchmark=name, tag=tag, where=where)|_pair_row(here, resamples, seed)
             for (name,), part in items.group_by('benchmark', maintain_order=True)
-            for tag, where, here in places(part, by)]
+            for tag, where, here in places(part, by) if tag=='all' or (here['state']!=NO_REPLY).any()]
     for tag in dict.fromkeys(r['tag'] for r in rows):
         family = [r for r in rows if r['tag']==tag]
         for r, p in zip(family, holm([r.get('p') for r in family])): r['p_holm'] = p

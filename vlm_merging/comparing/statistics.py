@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from ..benchmarks.items import ROW_KEYS
 from ..benchmarks.tables import rows_in_words
+from ..asking.replies import NO_REPLY
 
 # %% auto #0
 __all__ = ['Z', 'RESAMPLES', 'FEW', 'VARIANTS', 'SUMMARY_COLUMNS', 'EDGES', 'rows_said', 'typed_table', 'wilson', 'resampled',
@@ -277,9 +278,11 @@ def _yesno_rows(frame, resamples, seed):
 
 # %% ../../nbs/comparing/01_statistics.ipynb #c076
 def _place_rows(frame, resamples, seed, most=None):
-    known = frame.filter(pl.col('correct').is_not_null())
-    lost = (frame.height-known.height)/frame.height
-    yield dict(what='unreadable gold', value=lost, n=frame.height, method='count')
+    known, silent = frame.filter(pl.col('correct').is_not_null()), (frame['outcome']==NO_REPLY).sum()
+    if silent: yield dict(what=NO_REPLY, value=silent/frame.height, n=frame.height, method='count')
+    if silent==frame.height: return
+    replied = frame.height-silent
+    yield dict(what='unreadable gold', value=(replied-known.height)/replied, n=replied, method='count')
     if not known.height: return
     yield from _mean_rows(known, 'accuracy', pl.col('value'), resamples, seed)
     yield from _worst_rows(frame, known, most, resamples, seed)
@@ -305,10 +308,11 @@ def summarize(
     rows = [dict(run=run, benchmark=name, tag=tag, where=where, **row)
             for (run, name), part in frame.group_by('run', 'benchmark', maintain_order=True)
             for tag, where, here in places(part, by)
+            if tag=='all' or (here['outcome']!=NO_REPLY).fill_null(True).any()
             for row in _place_rows(here, resamples, seed, _variants_of(name, variants))]
     return pl.DataFrame(rows, schema=SUMMARY_COLUMNS)
 
-# %% ../../nbs/comparing/01_statistics.ipynb #c085
+# %% ../../nbs/comparing/01_statistics.ipynb #c087
 EDGES = (3, 30, 100, 200, 400, 800, 1600)  # Characters at which the next bin begins
 
 def _bin_rows(part, low, end, resamples, seed):
@@ -322,7 +326,7 @@ def _bin_rows(part, low, end, resamples, seed):
         yield dict(tag='length', where=where, length=here['length'].median(), what=what,
                    value=of[column].mean(), n=of.height, clusters=len(sums))|ends
 
-# %% ../../nbs/comparing/01_statistics.ipynb #c086
+# %% ../../nbs/comparing/01_statistics.ipynb #c088
 def by_length(
     scores,             # A score table, or several
     edges:tuple=EDGES,  # Characters at which the next bin begins

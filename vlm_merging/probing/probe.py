@@ -16,7 +16,7 @@ from ..asking.fingerprints import describe_items
 from ..asking.jobs import carry_out
 from ..asking.replies import reply_table, unique_rows
 from ..benchmarks.items import right_answer, row_of
-from ..benchmarks.load import as_items
+from ..benchmarks.questions import as_items, shown_items
 from ..comparing.compare import on_a_screen, verdict_markdown
 from ..comparing.layer_findings import change_verdict, profile_verdict
 from .depth import depth_table
@@ -65,7 +65,7 @@ def asked_items(
     items,              # `Item`s, a table file, or the name of a benchmark
 )->list:
     "The items as a list; raise ValueError if they are none, or not named apart"
-    items = list(as_items(items))
+    items = shown_items(as_items(items))
     unique_rows(items)
     return items
 

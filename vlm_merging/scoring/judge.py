@@ -11,6 +11,7 @@ import polars as pl
 from .algebra import Algebra
 from ..benchmarks.items import LETTERS, Item, one_line
 from ..asking.ask import ask
+from ..asking.replies import NO_REPLY
 from .passages import readable_part
 from .options import named_options, options_in
 from .numbers import SPELLED, spelled
@@ -113,7 +114,8 @@ def judge_report(
     "How many rows the judge was asked about, and how often it failed"
     def count(words): return scores['reason'].str.starts_with(words).sum()
     asked, failed, aside = count('judge'), count('judge failed'), count('judge put aside')
-    if not asked: return f'No judge was needed: all {scores.height} replies were read by rules.'
-    return (f'A judge was asked about {asked} of {scores.height} replies ({asked/scores.height:.1%}). '
+    there = scores.filter(pl.col('outcome')!=NO_REPLY).height
+    if not asked: return f'No judge was needed: all {there} replies were read by rules.'
+    return (f'A judge was asked about {asked} of {there} replies ({asked/there:.1%}). '
             f'It failed for {failed} ({failed/asked:.1%}), and named something that the reply does not hold '
             f'for {aside}; those keep the score of the rules.')

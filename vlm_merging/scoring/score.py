@@ -4,11 +4,10 @@
 
 # %% ../../nbs/scoring/12_score.ipynb #c005
 from __future__ import annotations
-import ast, json, re, warnings
+import ast, json, re
 from functools import lru_cache
 from pathlib import Path
 import polars as pl
-from ..checkpoints.places import path_of
 from .algebra import Algebra, beyond
 from .equality import same
 from ..benchmarks.items import LETTERS, ROW_KEYS, metric_of
@@ -19,13 +18,15 @@ from vlm_merging.scoring.rules import (
 from .passages import cut_off, finals, looping, readable_part, refused
 from .options import gold_letters, options_in, pick_option
 from .free_answers import answer_kind, pick_text, pick_value
-from ..benchmarks.tables import IMAGES, TABLE_SUFFIXES, rows_in, rows_in_words
+from ..benchmarks.tables import rows_in_words
+from ..asking.replies import NO_REPLY
+from ..asking.reading import table_at
 from .numbers import Late, limit, number
 from .quantities import unit_of
 
 # %% auto #0
-__all__ = ['RULES', 'PROTOCOLS', 'SCORE_COLUMNS', 'COLUMNS_LEFT_OUT', 'choices_of', 'wants_letter', 'score_row', 'table_at',
-           'typed_replies', 'score', 'problems']
+__all__ = ['RULES', 'PROTOCOLS', 'SCORE_COLUMNS', 'COLUMNS_LEFT_OUT', 'choices_of', 'wants_letter', 'score_row', 'typed_replies',
+           'score', 'problems']
 
 # %% ../../nbs/scoring/12_score.ipynb #c008
 class _BadRow(ValueError):
@@ -220,6 +221,8 @@ def score_row(
     algebra:Algebra,     # For what our own grammar cannot read
 )->dict:                 # Columns of `SCORE_COLUMNS`
     "Score one row, whatever it holds"
+    if row.get('prediction') is None and row.get('error'):
+        return dict(tier='none', reason=row['error'][:500], outcome=NO_REPLY, protocol=PROTOCOLS[protocol])
     prediction = row.get('prediction') or ''
     metric = row.get('metric') or metric_of(row.get('benchmark') or '')
     whole = {**row, 'question':row.get('question') or '', 'prediction':prediction}
@@ -230,39 +233,8 @@ def score_row(
                 length=len(prediction), protocol=PROTOCOLS[protocol])
 
 # %% ../../nbs/scoring/12_score.ipynb #c055
-def table_at(
-    path:str|Path,      # Folder of a run; or a file: parquet, jsonl, csv, tsv, json or xlsx
-    problems:list|None=None, # Sentences about rows that cannot be read are put here; None: they are warnings
-)->pl.DataFrame:        # Of replies or of scores
-    "Read a table from disk; raise ValueError with one sentence if there is none"
-    path = path_of(path)
-    if path.is_dir():
-        from vlm_merging.asking.replies import replies as replies_of_run
-        return replies_of_run(path)
-    if not path.is_file(): raise ValueError(f'{path} is not there. Name a table, or the folder of a run.')
-    from vlm_merging.asking.results import import_replies, named_in
-    kind = path.suffix.lower()
-    if kind in ('.xlsx', '.xls', '.tsv', '.json'): return import_replies(path)
-    if kind not in TABLE_SUFFIXES:
-        raise ValueError(f'{path.name}: a table is read from .parquet, .jsonl, .csv, .xlsx, .tsv or .json.')
-    table = _rows_at(path, problems)
-    by_file = not {'benchmark', 'run'} & {*table.columns} and named_in(path)[1]        # The file says both
-    return import_replies(path) if by_file else table
-
-# %% ../../nbs/scoring/12_score.ipynb #c056
-def _rows_at(path, problems):
-    "The rows of a file, without its pictures"
-    unread = [] if problems is None else problems
-    rows = [r for _, r in rows_in(path, unread)]
-    if problems is None:
-        for sentence in unread: warnings.warn(sentence, stacklevel=3)
-    if rows: table = pl.DataFrame(rows, infer_schema_length=None, strict=False)
-    else: table = pl.read_parquet(path) if path.suffix.lower()=='.parquet' else pl.DataFrame()
-    return table.drop(IMAGES, strict=False)
-
-# %% ../../nbs/scoring/12_score.ipynb #c060
 _INPUTS = ('question', 'question_for_eval', 'choices', 'answer', 'answer_option', 'question_type',
-           'answer_type', 'precision', 'unit', 'prediction', 'finish', 'metric', 'category')
+           'answer_type', 'precision', 'unit', 'prediction', 'finish', 'metric', 'category', 'error')
 
 def _typed(frame, name):
     "A column in its type; one that is missing is null"
@@ -276,7 +248,7 @@ def _typed(frame, name):
     whole = column.cast(pl.Int64, strict=False).cast(pl.String)
     return pl.when(column==column.round()).then(whole).otherwise(column.cast(pl.String))
 
-# %% ../../nbs/scoring/12_score.ipynb #c061
+# %% ../../nbs/scoring/12_score.ipynb #c056
 def typed_replies(
     frame:pl.DataFrame,  # A reply table with at least `prediction` and `answer`
 )->pl.DataFrame:         # Absent columns are null
@@ -292,7 +264,7 @@ def typed_replies(
                          f'Rename yours, say response to prediction.')
     return frame.select(_typed(frame, name) for name in dict.fromkeys((*ROW_KEYS, *_INPUTS)))
 
-# %% ../../nbs/scoring/12_score.ipynb #c065
+# %% ../../nbs/scoring/12_score.ipynb #c060
 COLUMNS_LEFT_OUT = ('question_for_eval', 'choices', 'answer_option', 'question_type', 'answer_type',
                     'precision', 'unit', 'finish', 'metric', 'key', 'error', 'query', 'seconds')
 
@@ -311,10 +283,11 @@ def score(
         scored = [score_row(r, protocol, algebra.ready()) for r in rows.iter_rows(named=True)]
     keys = [pl.col(c) if c in frame.columns else pl.lit(None, pl.String).alias(c) for c in ROW_KEYS]
     own = (*ROW_KEYS, *COLUMNS_LEFT_OUT, *SCORE_COLUMNS)
+    if NO_REPLY in [r['outcome'] for r in scored]: own = {*own}-{'error'}      # For whoever scores this anew
     tags = [c for c in frame.columns if c not in own and not c.startswith(('judge', 'adjudicated'))]
     return frame.select(*keys, *tags).hstack(pl.DataFrame(scored, schema=SCORE_COLUMNS))
 
-# %% ../../nbs/scoring/12_score.ipynb #c073
+# %% ../../nbs/scoring/12_score.ipynb #c068
 def problems(
     scores:pl.DataFrame|str|Path, # As `score` gives it; or what `score` takes
 )->list[str]:            # One sentence a kind; empty: nothing to report
@@ -323,6 +296,9 @@ def problems(
     if 'correct' not in getattr(scores, 'columns', ()): scores = score(scores)
     def rows(where): return rows_in_words([i+1 for i in where.arg_true()])
     out, unread = [], scores['correct'].is_null()
+    silent = (scores['outcome']==NO_REPLY).fill_null(False)
+    if silent.any(): out.append(f"No reply, {rows(silent)}: counted neither as right nor as wrong.")
+    unread &= ~silent
     for why in scores.filter(unread)['reason'].unique(maintain_order=True)[:8]:
         out.append(f"Not scored, {rows(unread & (scores['reason']==why))}: {why}.")
     if scores.height and scores['index'].null_count()<scores.height:

@@ -1,6 +1,6 @@
 """Rough treatment, by hand: what is hostile comes by the thousand; no hang, no burst of memory, no traceback.
 
-    python tests/bench/rough.py servers -n 2000 --seed 0
+    python tests/bench/rough_servers.py -n 2000 --seed 0
 
 servers: a server on this machine answers each question with something hostile: a good reply with bytes
 turned, cut, doubled or moved, values of the wrong kind at any place, headers that lie, endless bodies, drips,
