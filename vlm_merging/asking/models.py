@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass, fields
 from pathlib import Path
 from PIL import Image
-from .fingerprints import weights_hash
+from .fingerprints import own_numbers, weights_hash
 from ..benchmarks.items import Item, as_item
 from ..checkpoints.headers import Checkpoint
 
@@ -320,7 +320,7 @@ def open_model(
     device, numbers = _device_and_dtype(device, dtype)
     opener = _opener(checkpoint.config, where, trust_remote_code)
     model, processor = _from_pretrained(checkpoint.path, where, opener, numbers, trust_remote_code)
-    try: model = model.to(device).eval()
+    try: model = own_numbers(model.to(device).eval())
     except (RuntimeError, AssertionError, NotImplementedError) as e:
         raise ValueError(f"{where} cannot be brought to the device {device!r}: "
                          f"{' '.join(str(e).split()).partition('. ')[0][:160]}.") from e

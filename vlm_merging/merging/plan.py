@@ -7,8 +7,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from ..checkpoints.headers import Checkpoint, readable
-from .checks import Finding, check
+from .checks import check
 from .families import Pair, Pairing
+from .folders import Finding
 from .methods import METHODS, Method
 from .recipe import Recipe, knobs_at, recipe_of, why_kept
 
@@ -123,7 +124,7 @@ def plan(
     paired, findings = check(mine, theirs)
     if third:
         with_base, more = check(mine, third, 'base')
-        findings = sorted(findings+more, key=lambda f: f.level!='stop')
+        findings = sorted(dict.fromkeys(findings+more), key=lambda f: f.level!='stop')
     if paired is None or any(f.level=='stop' for f in findings):
         return Plan(recipe, *sides, (), {}, tuple(findings))
     of_base = {p.vlm: p.llm for p in with_base.pairs} if third else {}
