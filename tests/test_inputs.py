@@ -1,6 +1,5 @@
-"Which file is the model, by transformers' own word; and what is named is what was read, whoever swaps files when"
+"Which file is the model, by transformers' own word; and what is named is what was read, whoever swaps files"
 import contextlib, hashlib, itertools, json, os, shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +43,8 @@ EMBEDDING = 'model.embed_tokens.weight'
 def numbers():
     "The names and shapes of a model of one layer"
     from transformers import AutoModelForCausalLM, LlamaConfig
-    return {n: x.shape for n, x in AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA)).state_dict().items()}
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA))
+    return {n: x.shape for n, x in model.state_dict().items()}
 
 def put(folder, stem, value, shapes, kind='safetensors', shards=0):
     "A set of weights whose numbers are all `value`"
@@ -62,7 +62,8 @@ SETS = {'model.safetensors': ('model', 1), 'model.safetensors.index.json': ('mod
         'pytorch_model.bin': ('pytorch_model', 3), 'pytorch_model.bin.index.json': ('pytorch_model', 4, 2),
         'model.fp16.safetensors': ('model.fp16', 5), 'consolidated.safetensors': ('consolidated', 6),
         'other.safetensors': ('other', 7), 'other.safetensors.index.json': ('other', 8, 2)}
-NAMED = None, 'other.safetensors', 'other.safetensors.index.json', 'model.fp16.safetensors', 'sub/other.safetensors'
+NAMED = (None, 'other.safetensors', 'other.safetensors.index.json', 'model.fp16.safetensors',
+         'sub/other.safetensors')
 
 def put_sets(folder, names, shapes):
     for name in names:
@@ -96,9 +97,10 @@ def test_what_is_read_here_is_what_transformers_opens(named, numbers, tmp_path):
         if named=='sub/other.safetensors':
             (folder/'sub').mkdir()
             put(folder/'sub', 'other', 9, numbers)
-        (folder/'config.json').write_text(json.dumps(LLAMA|(dict(transformers_weights=named) if named else {})))
+        more = dict(transformers_weights=named) if named else {}
+        (folder/'config.json').write_text(json.dumps(LLAMA|more))
         right, read = of_transformers(folder), ours(folder)
-        if named=='sub/other.safetensors': assert (right, read)==(9, None)   # Refused: weights are plain files
+        if named=='sub/other.safetensors': assert (right, read)==(9, None)   # Refused: no plain file
         else: assert read==right, (there, named)
         opened += read is not None
         if read is None: continue
@@ -108,7 +110,8 @@ def test_what_is_read_here_is_what_transformers_opens(named, numbers, tmp_path):
         assert ('not the model' in folder_summary(checkpoint))==bool(checkpoint.unread)
     assert opened==(30 if named is None else 0 if '/' in named else 16)
 
-@pytest.mark.parametrize('named', [3, [], '', '../other.safetensors', 'other.bin', '/other.safetensors', 'gone.safetensors'])
+STRANGE = 3, [], '', '../other.safetensors', 'other.bin', '/other.safetensors', 'gone.safetensors'
+@pytest.mark.parametrize('named', STRANGE)
 def test_a_strange_name_in_the_configuration_is_refused_as_by_transformers(named, numbers, tmp_path):
     from transformers import AutoModelForCausalLM
     put_sets(tmp_path, SETS, numbers)
@@ -135,7 +138,8 @@ def test_parts_of_a_distributed_checkpoint_are_what_transformers_takes_and_we_re
     from transformers.distributed.checkpoint import is_sharded_checkpoint
     put_sets(tmp_path, ['model.safetensors'], numbers)
     (tmp_path/'config.json').write_text(json.dumps(LLAMA))
-    for name, part in (('shard-00000-model-00001-of-00001.safetensors', True), ('shard-0-model.safetensors', False)):
+    parts = {'shard-00000-model-00001-of-00001.safetensors': True, 'shard-0-model.safetensors': False}
+    for name, part in parts.items():
         (tmp_path/name).write_bytes(b'')
         assert is_sharded_checkpoint(str(tmp_path))==part
         if part:
@@ -146,13 +150,14 @@ def test_parts_of_a_distributed_checkpoint_are_what_transformers_takes_and_we_re
 
 # What lies beside the weights
 
-LORA = dict(peft_type='LORA', r=2, lora_alpha=2, target_modules=['q_proj'], task_type='CAUSAL_LM', base_model_name_or_path='x')
+LORA = dict(peft_type='LORA', r=2, lora_alpha=2, target_modules=['q_proj'], task_type='CAUSAL_LM',
+            base_model_name_or_path='x')
 
 def test_an_adapter_beside_full_weights_is_a_stop_for_everyone(tmp_path, capsys):
     vlm, llm, _ = make_trio('llava', tmp_path/'trio')
     (vlm/'adapter_config.json').write_text(json.dumps(LORA))
-    for act in (Checkpoint.open, open_model, lambda v: plan(v, llm), lambda v: merge(v, llm, out=tmp_path/'out'),
-                lambda v: diagnose(v, llm)):
+    for act in (Checkpoint.open, open_model, lambda v: plan(v, llm), lambda v: diagnose(v, llm),
+                lambda v: merge(v, llm, out=tmp_path/'out')):
         with pytest.raises(ValueError, match='adapter_config.json.*peft'): act(vlm)
     assert main(['inspect', str(vlm)])==3 and 'peft' in capsys.readouterr().err
     assert not (tmp_path/'out').exists()
@@ -167,8 +172,8 @@ def test_with_peft_transformers_does_act_on_it(numbers, tmp_path):
     assert of_transformers(tmp_path) is None
 
 LEFT_BEHIND = ('training_args.bin', 'optimizer.pt', 'scheduler.pt', 'rng_state_0.pth', 'pytorch_model.bin',
-               'consolidated.safetensors', 'model.fp16.safetensors', 'adapter_model.safetensors', 'quantize_config.json',
-               'hf_quant_config.json', 'quant_config.json', 'lora/adapter_config.json',
+               'consolidated.safetensors', 'model.fp16.safetensors', 'adapter_model.safetensors',
+               'quantize_config.json', 'hf_quant_config.json', 'quant_config.json', 'lora/adapter_config.json',
                'lora/adapter_model.safetensors', 'onnx/model.onnx', 'original/consolidated.00.pth')
 
 def vlm_of(folder, layout):
@@ -192,12 +197,13 @@ def vlm_of(folder, layout):
 
 @pytest.mark.parametrize('layout', ['single', 'index', 'bin', 'named', 'named index'])
 def test_what_an_untidy_folder_becomes_opens_as_its_model(layout, tmp_path):
-    "At weight 1 transformers finds in the output what it finds in the input, and nothing that was left behind"
+    "At weight 1 transformers finds in the output what it finds in the input, and nothing else"
     from transformers import AutoModelForImageTextToText
     vlm, llm, _ = make_trio('llava', tmp_path/'trio')
     right = vlm_of(vlm, layout)
     stale = dict(metadata={}, weight_map={'a': 'gone.safetensors'})
-    if layout not in ('index', 'bin'): (vlm/'model.safetensors.index.json').write_text(json.dumps(stale))
+    if layout not in ('index', 'bin'):
+        (vlm/'model.safetensors.index.json').write_text(json.dumps(stale))
     for name in LEFT_BEHIND:
         if layout=='bin' and name=='pytorch_model.bin': continue
         (vlm/name).parent.mkdir(exist_ok=True)
@@ -239,7 +245,8 @@ def test_left_over_settings_of_a_quantizer_stop_a_merge(entry, inside, tmp_path)
 @pytest.mark.parametrize('dtype', ['F64', 'C64', 'I32', 'U8', 'F8_E4M3'])
 def test_no_type_of_number_passes_without_a_word(dtype, tmp_path):
     trio = make_trio('llava', tmp_path/'trio')
-    wide = dict(F64=torch.float64, C64=torch.complex64, I32=torch.int32, U8=torch.uint8, F8_E4M3=torch.float8_e4m3fn)
+    wide = dict(F64=torch.float64, C64=torch.complex64, I32=torch.int32, U8=torch.uint8,
+                F8_E4M3=torch.float8_e4m3fn)
     for folder in trio:
         state = {n: x.to(wide[dtype]) if x.is_floating_point() else x
                  for n, x in load_file(folder/'model.safetensors').items()}
@@ -300,7 +307,8 @@ def after(act, then):
 
 STAGES = dict(opened=('_refuse', once), hashed=('fingerprints', after), planned=('need_room', once),
               reading=('merge_one', after), read=('copy_sides', once), written=('model_card', after))
-WHAT = [(who, f) for who in ('vlm', 'llm', 'base') for f in ('model.safetensors', 'config.json')]+[('vlm', 'README.md')]
+WHAT = [(who, f) for who in ('vlm', 'llm', 'base') for f in ('model.safetensors', 'config.json')]
+WHAT += [('vlm', 'README.md')]
 
 @pytest.fixture(scope='module')
 def lab(tmp_path_factory):
@@ -332,7 +340,8 @@ def test_whatever_is_swapped_whenever_no_merge_names_what_it_did_not_read(stage,
         here = {w: Path(shutil.copytree(f, tmp_path/swap.__name__/w)) for w, f in lab.items()}
         out, act = tmp_path/swap.__name__/'out', lambda: swap(here[who]/name)
         with patched(room, **{at: wrapped(act, getattr(room, at))}):
-            with pytest.raises((ValueError, FileNotFoundError), match='changed|shorter|cannot be|No such file|points out'):
+            why = 'changed|shorter|cannot be|No such file|points out'
+            with pytest.raises((ValueError, FileNotFoundError), match=why):
                 merge(*here.values(), method='task_arithmetic', out=out, sha256=True, workers=1)
         assert not out.exists()
 
@@ -349,7 +358,8 @@ def test_a_blob_of_the_hub_that_was_written_to_is_hashed_when_asked(lab, tmp_pat
     folder = Path(shutil.copytree(lab['vlm'], tmp_path/'snapshots'/'x'))
     (folder/'model.safetensors').rename(blob)
     (folder/'model.safetensors').symlink_to(blob)
-    said = {full: room.fingerprints(Checkpoint.open(folder), full)['model.safetensors']['sha256'] for full in (0, 1)}
+    prints = {full: room.fingerprints(Checkpoint.open(folder), full) for full in (0, 1)}
+    said = {full: p['model.safetensors']['sha256'] for full, p in prints.items()}
     assert said=={0: '0'*64, 1: hashlib.sha256(blob.read_bytes()).hexdigest()}
 
 OPENING = dict(opened=('_from_pretrained', once), loaded=('_from_pretrained', after), hashed=('weights_hash', once))
@@ -361,7 +371,8 @@ def test_the_model_that_is_opened_is_the_model_that_is_hashed(stage, name, tmp_p
         folder = Path(shutil.copytree(lab_folder()/'vlm', tmp_path/swap.__name__/'vlm'))
         assert (folder/name).is_file()
         with patched(models, **{at: wrapped(lambda: swap(folder/name), getattr(models, at))}):
-            with pytest.raises((ValueError, FileNotFoundError), match='changed|cannot be|No such file|no chat template'):
+            why = 'changed|cannot be|No such file|no chat template'
+            with pytest.raises((ValueError, FileNotFoundError), match=why):
                 open_model(folder, device='cpu')
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
@@ -375,12 +386,12 @@ def test_a_file_that_is_written_to_changes_no_open_model(dtype, tmp_path):
     assert asker.model.get_input_embeddings().weight is not None
 
 def test_a_diagnosis_of_files_that_change_is_none(lab, tmp_path):
-    for swap in SWAPS[:4]:
-        here = {w: Path(shutil.copytree(f, tmp_path/swap.__name__/w)) for w, f in lab.items()}
+    for swap, diagnosed in itertools.product(SWAPS[:4], (diagnose, weight_stats)):
+        at = tmp_path/f'{swap.__name__} {diagnosed.__name__}'
+        here = {w: Path(shutil.copytree(f, at/w)) for w, f in lab.items()}
         act = lambda: swap(here['llm']/'model.safetensors')
-        for diagnosed in (diagnose, weight_stats):
-            with patched(probing_weights, _rows_of=once(act, probing_weights._rows_of)):
-                with pytest.raises(ValueError, match='changed'): diagnosed(*here.values())
+        with patched(probing_weights, _rows_of=once(act, probing_weights._rows_of)):
+            with pytest.raises(ValueError, match='changed'): diagnosed(*here.values())
 
 def test_a_sweep_of_other_weights_than_it_names_is_none(lab, tmp_path):
     from vlm_merging.probing import sweep as sweeping
@@ -423,8 +434,8 @@ def test_a_probe_of_another_model_than_it_names_is_none(tmp_path):
     def part(*args):
         probing.opened_once.cache_clear()           # As in a worker on another machine
         return original(*args)
-    probing_folder = lambda: probing.probe_folder({'vlm': folder}, load('lab', n=2), tmp_path/'out', parts=('layer',),
-                                                  layers='0', max_new_tokens=2, device='cpu')
+    how = dict(parts=('layer',), layers='0', max_new_tokens=2, device='cpu')
+    probing_folder = lambda: probing.probe_folder({'vlm': folder}, load('lab', n=2), tmp_path/'out', **how)
     with patched(probing, probe_part=once(lambda: rewritten_inside(folder/'model.safetensors'), part)):
         with pytest.raises(ValueError, match='not what it was'): probing_folder()
     shutil.rmtree(folder); shutil.copytree(lab_folder()/'vlm', folder)
@@ -435,12 +446,22 @@ def test_a_probe_of_another_model_than_it_names_is_none(tmp_path):
 
 def test_stamps_see_a_write_in_the_same_tick(tmp_path):
     (tmp_path/'config.json').write_text('{}')
-    for i in range(200):
+    for i in range(40):
         path = tmp_path/'a'
         path.write_bytes(bytes(8))
         before = take_stamps(tmp_path)
         path.write_bytes(bytes([i%255+1])*8)
         assert headers.changed_files(tmp_path, before)==['a']
+
+@pytest.mark.parametrize('text', ['[1]', '{', '{"recipe": 3}', '\\ud800'])
+def test_a_strange_recipe_in_a_folder_is_a_sentence_or_nothing(text, tmp_path, call):
+    folder = Path(shutil.copytree(lab_folder()/'vlm', tmp_path/'vlm'))
+    (folder/'recipe.json').write_text(text)
+    for act in (lambda: weights_hash(Checkpoint.open(folder)), lambda: open_model(folder, device='cpu')):
+        try: act()
+        except ValueError as e: assert 'recipe.json cannot be read' in str(e)
+    code, out, errors = call('inspect', folder)
+    assert 'Traceback' not in errors and code in (0, 3)
 
 def test_hidden_files_and_folders_do_not_count(lab, tmp_path):
     folder = Path(shutil.copytree(lab['vlm'], tmp_path/'vlm'))

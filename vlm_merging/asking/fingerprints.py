@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib, json
 from contextlib import ExitStack
 from ..checkpoints.headers import Checkpoint, refuse_changed
+from ..checkpoints.model_files import read_json
 from ..benchmarks.items import Item
 
 # %% auto #0
@@ -57,9 +58,10 @@ def weights_hash(
     for name, e in sorted(checkpoint.tensors.items()):
         whole.update(json.dumps([name, e.dtype, e.shape, parts[name]]).encode())
     for p in filter(_is_side, [*sorted(folder.iterdir()), *sorted(folder.glob('custom_generate/*.py'))]):
-        whole.update(f'{p.name} {hashlib.sha256(p.read_bytes()).hexdigest()}\n'.encode())
+        with open(p, 'rb') as f: side = hashlib.file_digest(f, 'sha256').hexdigest()
+        whole.update(f'{p.name} {side}\n'.encode())
     if (folder/'recipe.json').is_file():
-        recipe = json.loads((folder/'recipe.json').read_text(encoding='utf-8'))
+        recipe = read_json(folder/'recipe.json')
         whole.update(json.dumps([recipe.get('recipe'), recipe.get('inputs')], sort_keys=True).encode())
     refuse_changed(checkpoint)
     return whole.hexdigest()[:24]

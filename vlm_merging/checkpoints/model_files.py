@@ -85,7 +85,8 @@ def _refuse_doubtful(folder):
     part = r'shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors'
     if parts := [n for n in os.listdir(folder) if re.fullmatch(part, n, re.ASCII)]:
         raise ValueError(f"{folder} holds parts of a distributed checkpoint ({min(parts)}), which "
-                         f"transformers takes for the model. Open it there, and save it with `save_pretrained`.")
+                         f"transformers takes for the model. Open it there, and save it with "
+                         f"`save_pretrained`.")
 
 def _no_weights(folder, wanted):
     "Raise ValueError: there is no file that counts"
