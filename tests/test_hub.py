@@ -190,7 +190,8 @@ def test_only_what_is_needed_is_fetched_and_only_once(hub, tmp_path):
     assert hub.asked==[]
 
 OTHER = 'other.safetensors'
-@pytest.mark.parametrize('named,counts', [(None, {SINGLE}), (OTHER, {OTHER}), (f'{OTHER}.index.json', SHARDS)])
+COUNTS = (None, {SINGLE}), (OTHER, {OTHER}), (f'{OTHER}.index.json', SHARDS)
+@pytest.mark.parametrize('named,counts', COUNTS)
 def test_what_is_fetched_is_what_transformers_would_open(named, counts, hub, tmp_path, monkeypatch):
     single, other = (save(decoder('model.', i)) for i in (6, 7))
     shards = sharded(decoder('model.', 5))

@@ -173,7 +173,8 @@ def test_with_peft_transformers_does_act_on_it(numbers, tmp_path):
 
 LEFT_BEHIND = ('training_args.bin', 'optimizer.pt', 'scheduler.pt', 'rng_state_0.pth', 'pytorch_model.bin',
                'consolidated.safetensors', 'model.fp16.safetensors', 'adapter_model.safetensors',
-               'quantize_config.json', 'hf_quant_config.json', 'quant_config.json', 'lora/adapter_config.json',
+               'quantize_config.json', 'hf_quant_config.json', 'quant_config.json',
+               'lora/adapter_config.json',
                'lora/adapter_model.safetensors', 'onnx/model.onnx', 'original/consolidated.00.pth')
 
 def vlm_of(folder, layout):
@@ -214,8 +215,8 @@ def test_what_an_untidy_folder_becomes_opens_as_its_model(layout, tmp_path):
     out = merge(vlm, llm, out=tmp_path/'out', weight=1.)
     assert not [n for n in LEFT_BEHIND if (out/n).exists()]
     there = {p.name for p in out.iterdir() if 'safetensors' in p.name or p.suffix=='.bin'}
-    assert there==dict(single={'model.safetensors'}, bin={'model.safetensors'}, named={'mine.safetensors'}).get(
-        layout, {'part-0.safetensors', 'part-1.safetensors',
+    plain = dict(single={'model.safetensors'}, bin={'model.safetensors'}, named={'mine.safetensors'})
+    assert there==plain.get(layout, {'part-0.safetensors', 'part-1.safetensors',
                  ('mine' if 'named' in layout else 'model')+'.safetensors.index.json'})
     model, info = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
     assert not info['missing_keys'] and not info['unexpected_keys']
@@ -362,8 +363,10 @@ def test_a_blob_of_the_hub_that_was_written_to_is_hashed_when_asked(lab, tmp_pat
     said = {full: p['model.safetensors']['sha256'] for full, p in prints.items()}
     assert said=={0: '0'*64, 1: hashlib.sha256(blob.read_bytes()).hexdigest()}
 
-OPENING = dict(opened=('_from_pretrained', once), loaded=('_from_pretrained', after), hashed=('weights_hash', once))
-@pytest.mark.parametrize('name', ['model.safetensors', 'config.json', 'tokenizer.json', 'chat_template.jinja'])
+OPENING = dict(opened=('_from_pretrained', once), loaded=('_from_pretrained', after),
+               hashed=('weights_hash', once))
+ASKED = 'model.safetensors', 'config.json', 'tokenizer.json', 'chat_template.jinja'
+@pytest.mark.parametrize('name', ASKED)
 @pytest.mark.parametrize('stage', OPENING)
 def test_the_model_that_is_opened_is_the_model_that_is_hashed(stage, name, tmp_path):
     at, wrapped = OPENING[stage]
