@@ -20,7 +20,7 @@ def test_same_result_on_both_devices(trio, tmp_path, method):
 
 def test_masks_cost_the_same_on_both_devices():
     from vlm_merging.lab.trio import lab_folder
-    from vlm_merging.asking.models import open_model
+    from vlm_merging.asking.opening import open_model
     from vlm_merging.probing.masks import masks
     from vlm_merging.probing.probe import profile_rows
     from vlm_merging.benchmarks.load import load
@@ -39,7 +39,7 @@ def test_masks_cost_the_same_on_both_devices():
 def test_a_merge_in_the_memory_of_the_gpu_is_that_of_the_disk(tmp_path):
     from vlm_merging.lab.trio import lab_folder
     from vlm_merging.probing.mixing import Mixer
-    from vlm_merging.asking.models import open_model
+    from vlm_merging.asking.opening import open_model
     lab = lab_folder()
     mixer = Mixer(open_model(lab/'vlm', device='cuda', dtype='float32'), Recipe(lab/'vlm', lab/'llm'))
     mixed = mixer.mix(knobs={'weight': .4}).model

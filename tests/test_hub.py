@@ -189,6 +189,22 @@ def test_only_what_is_needed_is_fetched_and_only_once(hub, tmp_path):
     assert opened(tmp_path, hub.address, 'maker/vlm', 'maker/llm', offline=True)==[vlm, llm]
     assert hub.asked==[]
 
+OTHER = 'other.safetensors'
+COUNTS = (None, {SINGLE}), (OTHER, {OTHER}), (f'{OTHER}.index.json', SHARDS)
+@pytest.mark.parametrize('named,counts', COUNTS)
+def test_what_is_fetched_is_what_transformers_would_open(named, counts, hub, tmp_path, monkeypatch):
+    single, other = (save(decoder('model.', i)) for i in (6, 7))
+    shards = sharded(decoder('model.', 5))
+    config = json.dumps(TEXT | (dict(transformers_weights=named) if named else {})).encode()
+    index = {f'{OTHER}.index.json': shards['model.safetensors.index.json']}
+    files = shards | index | {'config.json': config, SINGLE: single, OTHER: other}
+    files |= unneeded('pytorch_model.bin', 'model.fp16.safetensors')
+    monkeypatch.setitem(REPOS, 'maker/twice', {NOW: files})
+    twice, = opened(tmp_path, hub.address, 'maker/twice')
+    assert set(twice['files'])==counts
+    assert {f for f in hub.fetched() if not f.endswith('.json')}==counts
+    assert opened(tmp_path, hub.address, 'maker/twice', offline=True)==[twice] and hub.asked==[]
+
 def test_a_revision_is_a_tag_or_a_commit(hub, tmp_path):
     tag, commit, now = opened(tmp_path, hub.address, 'maker/llm@v1', f'maker/llm@{OLD}', 'maker/llm')
     assert tag['revision']==commit['revision']==OLD!=now['revision']

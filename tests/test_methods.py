@@ -4,7 +4,8 @@ from functools import partial
 import pytest, torch
 from peft.utils import merge_utils as peft
 from safetensors.torch import load_file
-from vlm_merging.asking.models import LocalModel, open_model
+from vlm_merging.asking.models import LocalModel
+from vlm_merging.asking.opening import open_model
 from vlm_merging.benchmarks.items import Item
 from vlm_merging.cli.commands import shell_options
 from vlm_merging.cli.main import COMMANDS

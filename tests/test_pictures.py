@@ -9,7 +9,8 @@ from PIL import Image, ImageOps
 from vlm_merging.asking.ask import ask
 from vlm_merging.asking.endpoint import data_url
 from vlm_merging.asking.folder import read_lines
-from vlm_merging.asking.models import Reply, decode_picture, open_model, picture_size
+from vlm_merging.asking.models import Reply, decode_picture, picture_size
+from vlm_merging.asking.opening import open_model
 from vlm_merging.benchmarks.items import Item
 from vlm_merging.benchmarks.load import load
 from vlm_merging.benchmarks.pictures import HEAVIEST, PIXELS, Picture, opened_picture

@@ -3,7 +3,7 @@ import pytest
 
 from vlm_merging.lab.trio import lab_folder
 from vlm_merging.merging.merge import merge
-from vlm_merging.asking.models import open_model
+from vlm_merging.asking.opening import open_model
 from vlm_merging.probing.layers import decoder_layers
 from vlm_merging.probing.masks import Mask, applied, masked, masks
 from vlm_merging.probing.probe import Profile, score_reply, profile, profile_rows, probe_folder

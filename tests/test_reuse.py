@@ -12,7 +12,8 @@ from vlm_merging.probing import replay as reuse
 from vlm_merging.probing.drafts import beyond_greedy, greedy_replies
 from vlm_merging.probing.effects import effects
 from vlm_merging.lab.trio import lab_folder, questions
-from vlm_merging.asking.models import LocalModel, open_model, prompt_inputs
+from vlm_merging.asking.models import LocalModel, prompt_inputs
+from vlm_merging.asking.opening import open_model
 from vlm_merging.probing.layers import decoder_layers
 from vlm_merging.probing.masks import Mask, applied, masks, means
 from vlm_merging.probing.replay import (answer_ids, record, replayed, forward_pass, token_logprobs,

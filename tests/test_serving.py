@@ -11,7 +11,7 @@ from vlm_merging.asking.endpoint import Endpoint
 from vlm_merging.asking.ask import ask
 from vlm_merging.lab.trio import lab_folder, questions
 from vlm_merging.merging.merge import merge
-from vlm_merging.asking.models import open_model
+from vlm_merging.asking.opening import open_model
 from vlm_merging.merging.recipe import Recipe
 
 @pytest.fixture(scope='module')

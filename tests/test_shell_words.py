@@ -3,7 +3,8 @@ import inspect, re
 from dataclasses import MISSING, fields
 
 import pytest
-from vlm_merging.asking.models import LocalModel, open_model
+from vlm_merging.asking.models import LocalModel
+from vlm_merging.asking.opening import open_model
 from vlm_merging.cli.commands import COMMANDS, calls_of, command, flags_of, read_words, taken
 from vlm_merging.cli.main import main
 from vlm_merging.cli.messages import in_shell_words
@@ -15,7 +16,7 @@ from vlm_merging.probing.masks import PARTS, WAYS
 
 # --- Signatures, read without an import, are those that Python has
 
-@pytest.mark.parametrize('where,function', [('asking.models:open_model', open_model),
+@pytest.mark.parametrize('where,function', [('asking.opening:open_model', open_model),
                                             ('merging.recipe:Recipe.layer_swap', Recipe.layer_swap)])
 def test_a_function(where, function):
     known = {n:p for n, p in inspect.signature(function).parameters.items() if p.kind is not p.VAR_KEYWORD}

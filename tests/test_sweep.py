@@ -6,7 +6,7 @@ import pytest
 
 from vlm_merging.lab.trio import lab_folder
 from vlm_merging.merging.merge import merge
-from vlm_merging.asking.models import open_model
+from vlm_merging.asking.opening import open_model
 from vlm_merging.merging.recipe import Recipe
 from vlm_merging.benchmarks.load import load
 from vlm_merging.probing.sweep import against_best, agreement, mixtures, sweep, sweep_table

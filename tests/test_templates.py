@@ -3,7 +3,7 @@ import shutil, sys
 import pytest
 
 pytest.importorskip('torch')
-from vlm_merging.asking.models import open_model
+from vlm_merging.asking.opening import open_model
 from vlm_merging.asking.templates import TEMPLATE_STEPS, write_chat
 from vlm_merging.benchmarks.items import Item
 from vlm_merging.lab.trio import lab_folder

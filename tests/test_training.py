@@ -50,7 +50,7 @@ def test_a_small_trio_is_saved_whole(tmp_path, monkeypatch):
     "The whole way with no lessons at all: folders that merge and open"
     from vlm_merging.merging.merge import merge
     from vlm_merging.merging.recipe import Recipe
-    from vlm_merging.asking.models import open_model
+    from vlm_merging.asking.opening import open_model
     from vlm_merging.benchmarks.load import load
     monkeypatch.setattr(training, 'train', lambda *args: 0.)
     monkeypatch.setattr(training, 'exam', lambda *args: dict.fromkeys(TOPICS, 100.))

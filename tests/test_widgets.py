@@ -9,7 +9,8 @@ from vlm_merging.scoring import score as scoring
 from vlm_merging.benchmarks.items import Item, Picture
 from vlm_merging.lab.trio import lab_folder
 from vlm_merging.merging.methods import METHODS, Knob
-from vlm_merging.asking.models import Reply, open_model
+from vlm_merging.asking.models import Reply
+from vlm_merging.asking.opening import open_model
 from vlm_merging.widgets.panels import (
     LAB_ASKING, Worker, lines_html, picture_html, literal_text, say_in, score_offline, status_line,
     table_html, verdict_html)

@@ -3,9 +3,9 @@ import inspect, re
 from pkgutil import resolve_name
 
 # What the `**rest` of a function goes on to; 'knobs': those of all merge methods
-REST = dict(plan='knobs', merge='knobs', sweep='knobs asking.models:open_model',
-            ask='asking.models:open_model', open_model='asking.models:LocalModel',
-            profile='probing.probe:profile_rows', profile_rows='asking.models:open_model')
+REST = dict(plan='knobs', merge='knobs', sweep='knobs asking.opening:open_model',
+            ask='asking.opening:open_model', open_model='asking.models:LocalModel',
+            profile='probing.probe:profile_rows', profile_rows='asking.opening:open_model')
 NOT_TYPED = dict(open_model=('name',), sweep=('weight',)) # Set by the function itself
 
 def comments(

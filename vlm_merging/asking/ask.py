@@ -14,7 +14,8 @@ from ..benchmarks.items import Item
 from ..benchmarks.questions import as_items
 from ..checkpoints.places import path_of
 from .fingerprints import reply_key
-from .models import Reply, as_model, decode_picture
+from .models import Reply, decode_picture
+from .opening import as_model
 from .folder import (Lines, mend, read_lines, replace_text, settle, sole, with_session,
                                          write_config)
 from .replies import (LEFT_OUT, benchmark_and_split, place_of, reply_table, report,

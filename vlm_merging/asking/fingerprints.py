@@ -6,12 +6,14 @@
 from __future__ import annotations
 import hashlib, json
 from itertools import groupby
-from ..checkpoints.headers import Checkpoint
 from ..checkpoints.blocks import fill
+from ..checkpoints.headers import Checkpoint, refuse_changed
+from ..checkpoints.model_files import read_json
 from ..benchmarks.items import Item
 
 # %% auto #0
-__all__ = ['HASH_SAMPLE', 'HASH_SAMPLES', 'WHOLE', 'SIDE_SUFFIXES', 'sampled', 'weights_hash', 'reply_key', 'describe_items']
+__all__ = ['HASH_SAMPLE', 'HASH_SAMPLES', 'WHOLE', 'SIDE_SUFFIXES', 'sampled', 'weights_hash', 'own_numbers', 'reply_key',
+           'describe_items']
 
 # %% ../../nbs/asking/01_fingerprints.ipynb #c009
 HASH_SAMPLE, HASH_SAMPLES = 1<<12, 16 # Bytes of a sample; samples of a large tensor
@@ -52,19 +54,30 @@ def weights_hash(
     checkpoint:Checkpoint, # An open checkpoint
     full:bool=False,    # Hash every byte of every tensor?
 )->str:                 # 24 hexadecimal digits
-    "What tells one checkpoint from another, wherever it lies and whatever it is called"
+    "What tells one checkpoint from another, wherever it lies; raise ValueError if a file changed meanwhile"
     folder, parts = checkpoint.path, _tensor_hashes(checkpoint, full)
     whole = hashlib.sha256(b'full' if full else b'samples')
     for name, e in sorted(checkpoint.tensors.items()):
         whole.update(json.dumps([name, e.dtype, e.shape, parts[name]]).encode())
-    for p in filter(_is_side, sorted(folder.iterdir())):
-        whole.update(f'{p.name} {hashlib.sha256(p.read_bytes()).hexdigest()}\n'.encode())
+    for p in filter(_is_side, [*sorted(folder.iterdir()), *sorted(folder.glob('custom_generate/*.py'))]):
+        with open(p, 'rb') as f: side = hashlib.file_digest(f, 'sha256').hexdigest()
+        whole.update(f'{p.name} {side}\n'.encode())
     if (folder/'recipe.json').is_file():
-        recipe = json.loads((folder/'recipe.json').read_text(encoding='utf-8'))
+        recipe = read_json(folder/'recipe.json')
         whole.update(json.dumps([recipe.get('recipe'), recipe.get('inputs')], sort_keys=True).encode())
+    refuse_changed(checkpoint)
     return whole.hexdigest()[:24]
 
 # %% ../../nbs/asking/01_fingerprints.ipynb #c022
+def own_numbers(
+    model,              # From `from_pretrained`
+):                      # The same
+    "Copy parameters and buffers that may be windows into a file, so that nobody else can write to them"
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type=='cpu': tensor.data = tensor.data.clone()
+    return model
+
+# %% ../../nbs/asking/01_fingerprints.ipynb #c026
 def reply_key(
     item:Item,          # What is asked; its pictures are read
     about:dict,         # All that decides a reply, beside the item
@@ -73,7 +86,7 @@ def reply_key(
     asked = [about, item.question, [p.sha256() for p in item.images]]
     return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
-# %% ../../nbs/asking/01_fingerprints.ipynb #c026
+# %% ../../nbs/asking/01_fingerprints.ipynb #c030
 def describe_items(
     items,              # `Item`s
 )->dict:                # For `about`

@@ -4,21 +4,17 @@
 
 # %% ../../nbs/asking/02_models.ipynb #c005
 from __future__ import annotations
-import difflib, re, time, warnings, zlib
+import time, warnings, zlib
 from collections import deque
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from PIL import Image
-from .fingerprints import weights_hash
 from .templates import write_chat
 from ..benchmarks.items import Item, as_item
 from ..benchmarks.pictures import opened_picture
-from ..checkpoints.headers import Checkpoint
 
 # %% auto #0
-__all__ = ['OPENED', 'Reply', 'text_of_reply', 'chat', 'decode_picture', 'picture_size', 'LocalModel', 'settings_of', 'written',
-           'prompt_inputs', 'end_tokens', 'short_of_memory', 'tokens_of', 'in_batches', 'check_settings', 'open_model',
-           'as_model']
+__all__ = ['Reply', 'text_of_reply', 'chat', 'decode_picture', 'picture_size', 'LocalModel', 'settings_of', 'written',
+           'prompt_inputs', 'end_tokens', 'short_of_memory', 'tokens_of', 'in_batches']
 
 # %% ../../nbs/asking/02_models.ipynb #c014
 @dataclass(frozen=True)
@@ -256,118 +252,3 @@ def in_batches(
             queue.extendleft(job for job, _ in reversed(ready))
             if not memory: alone = len(ready)
     yield from broken
-
-# %% ../../nbs/asking/02_models.ipynb #c072
-def _device_and_dtype(device, dtype):
-    "What was asked for, or the best there is"
-    import torch
-    if device is None:
-        mps = torch.backends.mps.is_available()
-        device = 'cuda' if torch.cuda.is_available() else 'mps' if mps else 'cpu'
-    if not re.fullmatch(r'(cpu|mps|xpu|cuda)(:\d+)?', str(device)):
-        raise ValueError(f'device is {device!r}; it is cpu, cuda, cuda:1 or mps.')
-    if dtype is None:
-        known = device.startswith('cuda') and torch.cuda.is_bf16_supported()
-        dtype = 'float32' if device=='cpu' else 'bfloat16' if known else 'float16'
-    name = str(dtype).removeprefix('torch.')
-    if name not in ('float32', 'bfloat16', 'float16'):
-        raise ValueError(f'dtype is {dtype!r}; it is bfloat16, float16 or float32.')
-    return str(device), getattr(torch, name)
-
-# %% ../../nbs/asking/02_models.ipynb #c075
-def _opener(config, where, trust_remote_code):
-    "Is it a VLM?, and the classes that open model and processor"
-    import transformers
-    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as vlms
-    kind, own = config.get('model_type'), config.get('auto_map', {})
-    if own and kind not in transformers.CONFIG_MAPPING and not trust_remote_code:
-        raise ValueError(f"{where} brings code of its own (auto_map in config.json), and transformers has "
-                         f"none for it. Read that code, and pass trust_remote_code=True if you trust it.")
-    if 'AutoModelForImageTextToText' in own or kind in vlms:
-        return True, transformers.AutoModelForImageTextToText, transformers.AutoProcessor
-    return False, transformers.AutoModelForCausalLM, transformers.AutoTokenizer
-
-# %% ../../nbs/asking/02_models.ipynb #c078
-def _from_pretrained(folder, where, opener, dtype, trust_remote_code):
-    "Model and processor; raise ValueError if something is missing"
-    import transformers
-    sees, auto, reads = opener
-    try:
-        processor = reads.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        model, loading = auto.from_pretrained(folder, dtype=dtype, trust_remote_code=trust_remote_code,
-                                              output_loading_info=True)
-    except (OSError, ValueError, LookupError, ImportError, AttributeError, TypeError, RuntimeError) as e:
-        raise ValueError(f"{where} cannot be opened by transformers {transformers.__version__}: "
-                         f"{' '.join(str(e).split())[:300]}") from e
-    if lost := sorted(loading['missing_keys']):
-        raise ValueError(f"{where} lacks {len(lost)} tensors of its model, the first is {lost[0]}; they "
-                         f"would be random numbers. Write the checkpoint again.")
-    if sees and not hasattr(processor, 'image_processor'):
-        raise ValueError(f"{where} is a VLM without preprocessor_config.json. "
-                         f"Copy that file from the model it was made of.")
-    return model, processor
-
-# %% ../../nbs/asking/02_models.ipynb #c081
-OPENED = ('dtype', 'device', 'trust_remote_code') # What `open_model` takes beside the fields of `LocalModel`
-
-def check_settings(
-    asking:dict,         # Setting -> value, as for `open_model`
-    more:tuple=OPENED,   # What else may be in it
-)->None:
-    "Raise ValueError if a model is not asked with such a setting, or such a value"
-    known = [f.name for f in fields(LocalModel)][4:]
-    for name, value in asking.items():
-        if name in ('n', 'split'):
-            raise ValueError(f"There is no setting {name!r}. For a part of the questions, give them as "
-                             f"load('lab', {name}={value!r}).")
-        if name not in (*known, *more):
-            near = difflib.get_close_matches(name, [*known, *more], 1)
-            raise ValueError(f"There is no setting {name!r}.{f' Did you mean {near[0]}?' if near else ''} "
-                             f"Of a model there are: {', '.join(known)}.")
-        whole = isinstance(value, int) and not isinstance(value, bool) and value>0
-        if name in ('batch_size', 'max_new_tokens') and not whole:
-            raise ValueError(f'{name} is {value!r}; it is a whole number, 1 or more.')
-        if name=='temperature' and not (isinstance(value, (int, float)) and value>=0):
-            raise ValueError(f'temperature is {value!r}; it is a number, 0 or more.')
-
-# %% ../../nbs/asking/02_models.ipynb #c084
-def open_model(
-    where:str|Path,      # Folder, hub id or lab/vlm of a VLM, or of a text model
-    dtype:str|None=None, # 'bfloat16', 'float16' or 'float32'; default: bfloat16 on a GPU, float32 on a CPU
-    device:str|None=None, # cuda, cuda:1, mps or cpu; default: the best there is
-    trust_remote_code:bool=False, # Run code that the checkpoint brings along?
-    **asking,            # As in `LocalModel`: batch_size, max_new_tokens, temperature, top_p, seed, system
-)->LocalModel:
-    "Open a checkpoint for asking; raise ValueError with one sentence if it cannot be"
-    check_settings(asking, ())
-    checkpoint = Checkpoint.open(where)
-    device, numbers = _device_and_dtype(device, dtype)
-    opener = _opener(checkpoint.config, where, trust_remote_code)
-    model, processor = _from_pretrained(checkpoint.path, where, opener, numbers, trust_remote_code)
-    try: model = model.to(device).eval()
-    except (RuntimeError, AssertionError, NotImplementedError) as e:
-        raise ValueError(f"{where} cannot be brought to the device {device!r}: "
-                         f"{' '.join(str(e).split()).partition('. ')[0][:160]}.") from e
-    opened = LocalModel(model, processor, weights_hash(checkpoint), str(where), **asking)
-    if not (processor.chat_template or opened.tokenizer.chat_template):
-        raise ValueError(f"{where} has no chat template, so how it wants to be asked is not known. "
-                         f"Copy chat_template.jinja from the model it was made of.")
-    opened.tokenizer.padding_side = 'left'
-    if opened.tokenizer.pad_token is None: opened.tokenizer.pad_token = opened.tokenizer.eos_token
-    return opened
-
-# %% ../../nbs/asking/02_models.ipynb #c094
-def as_model(
-    model,               # A folder or hub id; or what can be asked already
-    **asking,            # For a model that is opened here, as in `open_model`
-):                       # Callable
-    "What answers: a name is opened, anything else is as it is; raise ValueError if it cannot be asked"
-    if isinstance(model, (str, Path)): return open_model(model, **asking)
-    if not (callable(model) or hasattr(model, 'many')):
-        raise ValueError(f"{type(model).__name__} cannot be asked. Name a folder or hub id, or give what "
-                         f"`open_model` returns, an `Endpoint`, or a function from an item to its reply."
-                         f"{' Questions come behind it.' if isinstance(model, (list, tuple)) else ''}")
-    if asking:
-        raise ValueError(f"{', '.join(asking)}: this model is open already. Open it with these settings: "
-                         f"open_model(folder, {next(iter(asking))}=...).")
-    return model

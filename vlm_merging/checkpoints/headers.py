@@ -8,10 +8,12 @@ import json, math, os, re, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from .places import from_hub, path_of
+from .model_files import (JSON_LIMIT, changed_files, named_files, read_json,
+    take_stamps, unique_names, unread_weights, weight_candidates, weight_files)
 
 # %% auto #0
-__all__ = ['DTYPES', 'FLOATS', 'HEADER_LIMIT', 'JSON_LIMIT', 'WEIGHT_FILES', 'SIDE', 'Entry', 'read_json', 'read_header',
-           'read_bin', 'weight_files', 'lab_model', 'fetch', 'Checkpoint', 'readable', 'folder_summary']
+__all__ = ['DTYPES', 'FLOATS', 'HEADER_LIMIT', 'SIDE', 'Entry', 'read_header', 'read_bin', 'lab_model', 'fetch', 'Checkpoint',
+           'refuse_changed', 'readable', 'folder_summary']
 
 # %% ../../nbs/checkpoints/01_headers.ipynb #c012
 DTYPES = dict(F64=64, F32=32, F16=16, BF16=16, I64=64, I32=32, I16=16, I8=8,
@@ -45,35 +47,9 @@ class Entry:
         "The first `n` rows: in a row-major file they are simply the first bytes"
         return Entry(self.name, self.dtype, (n, *self.shape[1:]), self.file, self.start)
 
-# %% ../../nbs/checkpoints/01_headers.ipynb #c021
+# %% ../../nbs/checkpoints/01_headers.ipynb #c019
 HEADER_LIMIT = 1<<24    # Bytes of a safetensors header; 100 000 tensors fit, and a hostile one stays cheap
-JSON_LIMIT = 1<<26      # Bytes of any other JSON file or pickle
 
-def _unique(pairs):
-    "A JSON object in which no key stands twice, from `(key, value)` in the order of the text"
-    table = dict(pairs)
-    if len(table)<len(pairs): raise ValueError('a name stands twice in it')
-    return table
-
-# %% ../../nbs/checkpoints/01_headers.ipynb #c024
-def read_json(
-    path:Path,          # A JSON file that should hold an object
-    limit:int=JSON_LIMIT, # Larger files are refused, in bytes
-)->dict:
-    "A JSON object from disk, or one sentence about what is wrong with it"
-    try:
-        if path.stat().st_size>limit: raise ValueError('it is too large')
-        raw = path.read_bytes().decode('utf-8')
-        table = json.loads(raw, object_pairs_hook=_unique)
-        if re.search(r'\\u[dD][89a-fA-F]', raw):
-            json.dumps(table, ensure_ascii=False).encode()   # half characters are refused
-        if not isinstance(table, dict): raise ValueError('it holds no object')
-    except (ValueError, RecursionError) as e:
-        raise ValueError(f"{path} cannot be read as JSON: {str(e)[:200] or type(e).__name__}. "
-                         f"Download it again.") from None
-    return table
-
-# %% ../../nbs/checkpoints/01_headers.ipynb #c028
 def _checked_entry(name, claim, path, origin):
     "One line of a header as `(Entry, end)`, counted from `origin`; raise ValueError if it cannot be true"
     if not isinstance(claim, dict): raise ValueError(f"{name[:80]!r} has no record")
@@ -90,7 +66,7 @@ def _checked_entry(name, claim, path, origin):
                          f"but {dtype} {tuple(shape)} takes {min(bits, 1<<99)/8:g}")
     return Entry(name, dtype, tuple(shape), path, origin+where[0]), origin+where[1]
 
-# %% ../../nbs/checkpoints/01_headers.ipynb #c031
+# %% ../../nbs/checkpoints/01_headers.ipynb #c022
 def _fill_whole(spans, begin, end):
     "Raise ValueError unless `spans`, `(Entry, end)` each, cover begin..end once"
     for entry, stop in sorted(spans, key=lambda s: (s[0].start, s[1])):
@@ -101,7 +77,7 @@ def _fill_whole(spans, begin, end):
     if begin!=end:
         raise ValueError(f"its tensors end at byte {begin}, the file at {end}: it was cut off or added to")
 
-# %% ../../nbs/checkpoints/01_headers.ipynb #c034
+# %% ../../nbs/checkpoints/01_headers.ipynb #c025
 def read_header(
     path:Path,          # A safetensors file
 )->tuple[dict, dict]:   # Entries by name, and the file's free-text metadata
@@ -114,7 +90,7 @@ def read_header(
                 f.seek(0)
                 if f.read(2) in (b'\x80\x02', b'PK'): raise ValueError('it is a pickle, not safetensors')
                 raise ValueError('its header does not fit in the file')
-            table = json.loads(f.read(n).decode('utf-8'), object_pairs_hook=_unique)
+            table = json.loads(f.read(n).decode('utf-8'), object_pairs_hook=unique_names)
         if not isinstance(table, dict): raise ValueError('its header is not an object')
         meta = table.pop('__metadata__', {})
         if not isinstance(meta, dict) or not all(isinstance(v, str) for v in meta.values()):
@@ -127,7 +103,7 @@ def read_header(
                          f"Download or save it again.") from None
     return {e.name:e for e, _ in spans}, meta
 
-# %% ../../nbs/checkpoints/01_headers.ipynb #c040
+# %% ../../nbs/checkpoints/01_headers.ipynb #c031
 def _records(path):
     "Where the records of an archive lie: first byte -> size"
     places = {}
@@ -142,7 +118,7 @@ def _records(path):
             places[i.header_offset+30+name+extra] = i.file_size
     return places
 
-# %% ../../nbs/checkpoints/01_headers.ipynb #c043
+# %% ../../nbs/checkpoints/01_headers.ipynb #c034
 _TORCH_NAMES = {v:k for k, v in FLOATS.items()} | dict(
     int64='I64', int32='I32', int16='I16', int8='I8', uint8='U8', bool='BOOL')
 
@@ -180,41 +156,7 @@ def read_bin(
     if not tensors: raise ValueError(f"{path} cannot be used: it holds no table of named tensors.")
     return {name:_bin_entry(name, t, path, records) for name, t in tensors.items()}
 
-# %% ../../nbs/checkpoints/01_headers.ipynb #c049
-WEIGHT_FILES = (('model.safetensors.index.json', 'model.safetensors'),
-                ('pytorch_model.bin.index.json', 'pytorch_model.bin'))
-
-def _named_files(index):
-    "File names in an index, and its `name -> file` table; only plain files of its own folder"
-    table = read_json(index).get('weight_map')
-    if not isinstance(table, dict) or not table:
-        raise ValueError(f"{index} has no `weight_map`. Download it again.")
-    files = sorted(set(map(str, table.values())))
-    for file in files:
-        if not re.fullmatch(r'\w[\w.\-+ ]{0,200}\.(safetensors|bin)', file, re.ASCII):
-            raise ValueError(f"{index} names {file[:80]!r}, which is not a plain weight file of that folder. "
-                             f"Do not trust this checkpoint.")
-    return files, table
-
-# %% ../../nbs/checkpoints/01_headers.ipynb #c052
-def weight_files(
-    folder:Path,        # A checkpoint folder
-)->tuple[list[str], dict|None]: # File names, and the index's `name -> file` table if there is one
-    "The weight files that count, in the order of their names"
-    for index, single in WEIGHT_FILES:
-        if (folder/index).is_file():
-            files, table = _named_files(folder/index)
-            gone = next((f for f in files if not (folder/f).is_file()), None)
-            if gone: raise ValueError(f"{folder/index} names {gone}, which is missing. Download it again.")
-            return files, table
-        if (folder/single).is_file(): return [single], None
-    adapter = ('It looks like an adapter: merge it into its base model first. '
-               if (folder/'adapter_config.json').exists() else '')
-    raise ValueError(f"{folder} holds no weights: "
-                     f"neither {' nor '.join(n for pair in WEIGHT_FILES for n in pair)} is there. "
-                     f"{adapter}Name a folder saved by `save_pretrained`.")
-
-# %% ../../nbs/checkpoints/01_headers.ipynb #c056
+# %% ../../nbs/checkpoints/01_headers.ipynb #c040
 def lab_model(
     name:str,           # As the user named a model
 )->Path|None:           # A folder inside the package; None: this is no name of the lab
@@ -227,7 +169,7 @@ def lab_model(
         raise ValueError(f"No model {name[:200]!r}. The lab has: {', '.join(f'lab/{k}' for k in known)}.")
     return lab_folder()/model
 
-# %% ../../nbs/checkpoints/01_headers.ipynb #c059
+# %% ../../nbs/checkpoints/01_headers.ipynb #c043
 SIDE = ('*.json', '*.jinja', '*.txt', '*.model', '*.py', '*.md', '*.tiktoken', 'LICENSE*', 'NOTICE*')
 
 def fetch(
@@ -236,13 +178,16 @@ def fetch(
 )->Path:                # A folder in the hub's cache
     "Download what a merge needs of a hub repository: the weights that count and the small files"
     folder = from_hub(name, SIDE, revision)
-    for index, single in WEIGHT_FILES:
-        files = _named_files(folder/index)[0] if (folder/index).exists() else [single]
+    config = read_json(folder/'config.json') if (folder/'config.json').is_file() else {}
+    for first in weight_candidates(config):
+        sharded = first.endswith('.index.json')
+        if sharded and not (folder/first).exists(): continue
+        files = named_files(folder/first)[0] if sharded else [first]
         folder = from_hub(name, [*SIDE, *files], revision)
         if all((folder/f).exists() for f in files): break
     return folder
 
-# %% ../../nbs/checkpoints/01_headers.ipynb #c061
+# %% ../../nbs/checkpoints/01_headers.ipynb #c045
 def _located(where):
     "The folder that a name means, and the commit if it came from the hub"
     folder = path_of(where)
@@ -255,10 +200,9 @@ def _located(where):
     folder = fetch(name, asked or None)
     return folder, folder.name if re.fullmatch(r'[0-9a-f]{40}', folder.name) else asked
 
-# %% ../../nbs/checkpoints/01_headers.ipynb #c065
-def _tensors_of(folder):
-    "Weight files of a folder and the entries of all of them; raise ValueError if they contradict each other"
-    files, table = weight_files(folder)
+# %% ../../nbs/checkpoints/01_headers.ipynb #c049
+def _tensors_of(folder, files, table):
+    "The entries of all weight files of a folder; raise ValueError if they contradict their index"
     tensors = {}
     for file in files:
         entries = read_bin(folder/file) if file.endswith('.bin') else read_header(folder/file)[0]
@@ -273,9 +217,9 @@ def _tensors_of(folder):
                              f"but it is {'in '+tensors[name].file.name if name in tensors else 'nowhere'}. "
                              f"Download it again.")
     if not tensors: raise ValueError(f"{folder} holds no tensors. Download it again.")
-    return files, tensors
+    return tensors
 
-# %% ../../nbs/checkpoints/01_headers.ipynb #c068
+# %% ../../nbs/checkpoints/01_headers.ipynb #c052
 @dataclass(frozen=True)
 class Checkpoint:
     "A folder of weights: names, shapes and places, but no numbers"
@@ -285,6 +229,9 @@ class Checkpoint:
     config:dict = field(repr=False)  # config.json
     source:str=''       # What the user named: a folder, a hub id or a model of the lab
     revision:str=''     # Commit, if it came from the hub
+    index:str=''        # Name of the index of the weight files, if there is one
+    unread:tuple=()     # Names of other weight files, which are not the model
+    stamps:dict = field(default_factory=dict, repr=False, compare=False) # From `take_stamps`
 
     @classmethod
     def open(cls,
@@ -294,15 +241,26 @@ class Checkpoint:
         folder, revision = _located(str(where))
         if not (folder/'config.json').is_file():
             raise ValueError(f"{folder} has no config.json. Name a folder saved by `save_pretrained`.")
-        files, tensors = _tensors_of(folder)
-        return cls(folder, tuple(files), tensors, read_json(folder/'config.json'), str(where), revision)
+        stamps, config = take_stamps(folder), read_json(folder/'config.json')
+        files, table, index = weight_files(folder, config)
+        return cls(folder, tuple(files), _tensors_of(folder, files, table), config, str(where), revision,
+                   index, tuple(unread_weights(folder, files, index)), stamps)
 
     @property
     def nbytes(self)->int:
         "Bytes of all tensors"
         return sum(e.nbytes for e in self.tensors.values())
 
-# %% ../../nbs/checkpoints/01_headers.ipynb #c076
+# %% ../../nbs/checkpoints/01_headers.ipynb #c054
+def refuse_changed(
+    checkpoint:Checkpoint, # An open checkpoint
+)->None:
+    "Raise ValueError if a file of its folder was written to, replaced, added or removed since it was opened"
+    if changed := changed_files(checkpoint.path, checkpoint.stamps):
+        raise ValueError(f"{checkpoint.path/changed[0]} changed while it was read. "
+                         f"Start again once nothing writes to that folder.")
+
+# %% ../../nbs/checkpoints/01_headers.ipynb #c062
 def readable(
     n:int,              # Bytes
 )->str:
@@ -311,7 +269,7 @@ def readable(
         if n<1000 or unit=='GB': return f'{n:.3g} {unit}' if n<1000 else f'{n:.0f} {unit}'
         n /= 1000
 
-# %% ../../nbs/checkpoints/01_headers.ipynb #c079
+# %% ../../nbs/checkpoints/01_headers.ipynb #c065
 def folder_summary(
     checkpoint:Checkpoint, # An open checkpoint
 )->str:                 # Several lines of text
@@ -324,5 +282,6 @@ def folder_summary(
     types = sorted({e.dtype for e in checkpoint.tensors.values()})
     lines = [f"{checkpoint.source or checkpoint.path}  {checkpoint.config.get('model_type','?')}  "
              f"{', '.join(types)}  {readable(checkpoint.nbytes)} in {len(checkpoint.files)} file(s)"]
+    if checkpoint.unread: lines.append(f"  not the model: {', '.join(checkpoint.unread)}"[:300])
     return '\n'.join(lines+[f"  {k:<56}{n:>6} tensors {p:>15,} numbers {readable(b):>9}"
                             for k, (n, p, b) in groups.items()])

@@ -9,7 +9,7 @@ from pathlib import Path
 from .headers import HEADER_LIMIT, Checkpoint
 
 # %% auto #0
-__all__ = ['fingerprint', 'fingerprints', 'same_weights', 'stamps']
+__all__ = ['fingerprint', 'fingerprints', 'same_weights']
 
 # %% ../../nbs/checkpoints/04_identity.ipynb #c010
 def fingerprint(
@@ -28,8 +28,8 @@ def fingerprint(
         f.seek(0)
         blob = path.resolve()
         of_hub = blob.parent.name=='blobs' and re.fullmatch(r'[0-9a-f]{64}', blob.name)
-        if of_hub: fingerprint['sha256'] = blob.name
-        elif full: fingerprint['sha256'] = hashlib.file_digest(f, 'sha256').hexdigest()
+        if full: fingerprint['sha256'] = hashlib.file_digest(f, 'sha256').hexdigest()
+        elif of_hub: fingerprint['sha256'] = blob.name
     return fingerprint
 
 # %% ../../nbs/checkpoints/04_identity.ipynb #c015
@@ -48,11 +48,3 @@ def same_weights(
     "Are the weights of two checkpoints the same files?"
     def files(c): return {(s.st_dev, s.st_ino) for s in (os.stat(c.path/f) for f in c.files)}
     return files(one)==files(other)
-
-# %% ../../nbs/checkpoints/04_identity.ipynb #c021
-def stamps(
-    checkpoint:Checkpoint, # An open checkpoint
-)->dict:                # File name -> size and time of the last change
-    "What tells on this machine that a file was written to: no part of a recipe, but of resuming"
-    stats = {f:(checkpoint.path/f).stat() for f in ('config.json', *checkpoint.files)}
-    return {f:[s.st_size, s.st_mtime_ns] for f, s in stats.items()}

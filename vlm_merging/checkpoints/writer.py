@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from .blocks import fill
 from .places import path_of
+from .model_files import ADAPTER, QUANTIZER_FILES
 
 # %% auto #0
 __all__ = ['KEY', 'JOURNAL', 'FLUSH', 'sync_text', 'flush_folder', 'appearing', 'journal_of', 'Shard', 'refuse_existing',
@@ -284,7 +285,7 @@ def side_files(
     "The files that travel with a checkpoint: not its weights; raise ValueError if one points elsewhere"
     files = [p.relative_to(folder) for p in folder.rglob('*') if p.is_file()]
     files = sorted(p for p in files if not p.name.endswith(_STAYS)
-                   and p.name not in ('README.md', 'recipe.json')
+                   and p.name not in ('README.md', 'recipe.json', ADAPTER, *QUANTIZER_FILES)
                    and not any(part.startswith('.') for part in p.parts))
     homes = [folder.resolve(), folder.parent.parent.resolve()/'blobs']    # the latter in the hub's cache
     for p in files:

@@ -14,7 +14,7 @@ from vlm_merging.cli.files import PAGES, TABLES, read_scores, ready_to_write, wr
 FETCHED = 'benchmarks.prepare:prepare name=names split folder=data source=from revision'
 LOADED = 'benchmarks.load:load what=benchmark split n seed folder=data'
 QUESTIONS = 'cli.asking_commands:questions_of benchmark', LOADED
-OPENED = 'asking.models:open_model dtype device trust_remote_code'
+OPENED = 'asking.opening:open_model dtype device trust_remote_code'
 ASKED_HOW = 'asking.models:LocalModel batch_size max_new_tokens temperature system'
 SERVED = 'asking.endpoint:Endpoint base_url=endpoint weights=serves'
 AS_SERVED = SERVED+' concurrency=batch_size max_tokens=max_new_tokens temperature system'
@@ -67,7 +67,7 @@ def asker_of(
         raise ValueError('--model is missing. Name a folder or hub id, or a server with --endpoint.')
     if 'serves' in given:
         raise ValueError('--serves goes with --endpoint: a folder says itself what its weights are.')
-    from vlm_merging.asking.models import open_model
+    from vlm_merging.asking.opening import open_model
     quiet_libraries()
     return open_model(given['model'], **taken(given, OPENED, ASKED_HOW))
 

@@ -56,7 +56,7 @@ def asked_three(
 )->tuple[dict, list]:   # VLM and merged model, open; score tables of `MODELS`
     "Ask the VLM, the LLM in its place, and the merged model"
     from vlm_merging.asking.ask import ask
-    from vlm_merging.asking.models import open_model
+    from vlm_merging.asking.opening import open_model
     from vlm_merging.probing.mixing import Mixer
     from vlm_merging.scoring.score import score
     where = dict(VLM=recipe.vlm, merged=merged)

@@ -99,12 +99,11 @@ def inspect_command(
     folder:str,         # A folder or hub id
 )->int:                 # Exit code
     "Say what a checkpoint holds, and its recipe if it was merged here"
-    from vlm_merging.checkpoints.headers import Checkpoint, folder_summary
+    from vlm_merging.checkpoints.headers import Checkpoint, folder_summary, read_json
     opened = Checkpoint.open(folder)
     print(folder_summary(opened))
     if (opened.path/'recipe.json').is_file():
-        text = (opened.path/'recipe.json').read_text(encoding='utf-8')
-        print('merged with', json.dumps(json.loads(text)['recipe']))
+        print('merged with', json.dumps(read_json(opened.path/'recipe.json').get('recipe')))
     return 0
 
 @command(example='vlm-merging methods ties')

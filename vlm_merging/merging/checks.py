@@ -4,43 +4,18 @@
 
 # %% ../../nbs/merging/02_checks.ipynb #c005
 from __future__ import annotations
-from dataclasses import dataclass
 import numpy as np
-from ..checkpoints.headers import FLOATS, Checkpoint, read_json
+from ..checkpoints.headers import FLOATS, Checkpoint
+from ..checkpoints.model_files import read_json
 from .families import NESTED, Decoder, Pairing, pair_names, text_config
+from .folders import Finding, folder_findings
 
 # %% auto #0
-__all__ = ['FUSED', 'COUNTED', 'COMPARED', 'Finding', 'quantized', 'unlike_sizes', 'unlike_parts', 'unlike_shapes',
-           'unlike_heads', 'rope', 'unlike_rotation', 'unlike_settings', 'tokens', 'unlike_strings', 'unlike_words',
-           'sample', 'kinship', 'unlike_origin', 'more_than_language', 'check']
+__all__ = ['FUSED', 'COUNTED', 'COMPARED', 'unlike_sizes', 'unlike_parts', 'unlike_shapes', 'unlike_heads', 'rope',
+           'unlike_rotation', 'unlike_settings', 'tokens', 'unlike_strings', 'unlike_words', 'sample', 'kinship',
+           'unlike_origin', 'more_than_language', 'check']
 
-# %% ../../nbs/merging/02_checks.ipynb #c010
-@dataclass(frozen=True)
-class Finding:
-    "Something that differs between two models"
-    level:str           # `stop`: cannot be merged; `warn`: can, but think first
-    what:str            # One sentence with both values
-    fix:str             # One sentence: what to do
-
-    def __str__(self): return f"{self.level}: {self.what} {self.fix}"
-
-# %% ../../nbs/merging/02_checks.ipynb #c016
-def quantized(
-    checkpoint:Checkpoint, # An open checkpoint
-    who:str,            # `VLM`, `LLM` or `base`, for the message
-)->list[Finding]:
-    "Stop on weights that are packed or quantized"
-    config = checkpoint.config
-    odd = [e for e in checkpoint.tensors.values()
-           if e.dtype.startswith(('F8_', 'F6_')) or e.dtype=='F4'
-           or e.name.endswith(('.qweight', '.weight_packed', '.absmax'))
-           or (e.dtype not in FLOATS and e.name.endswith('proj.weight'))]
-    if not odd and not any(isinstance(c.get('quantization_config'), dict)
-                           for c in (config, text_config(config))): return []
-    how = f"{odd[0].name} is stored as {odd[0].dtype}" if odd else 'its config.json has a quantization_config'
-    return [Finding('stop', f"The {who} is quantized: {how}.", 'Use the checkpoint it was quantized from.')]
-
-# %% ../../nbs/merging/02_checks.ipynb #c020
+# %% ../../nbs/merging/02_checks.ipynb #c013
 def unlike_sizes(
     paired:Pairing,     # Of the two
     who:str,            # `LLM` or `base`
@@ -58,7 +33,7 @@ def unlike_sizes(
                                 fix))
     return findings
 
-# %% ../../nbs/merging/02_checks.ipynb #c024
+# %% ../../nbs/merging/02_checks.ipynb #c017
 FUSED = ('qkv_proj', 'wqkv', 'gate_up_proj', 'att_proj', 'ff_proj', 'in_proj_qkv')
 _PARTS = dict(bias=('biases', 'Pick {a_who} with the same kind of layers.'),
              norm=('norms', 'Pick {a_who} of the same architecture.'),
@@ -76,7 +51,7 @@ def _part_of(
             'bias'   if name.endswith('.bias') else
             'norm'   if 'norm' in name else 'other')
 
-# %% ../../nbs/merging/02_checks.ipynb #c027
+# %% ../../nbs/merging/02_checks.ipynb #c020
 def _first_few(names): return ', '.join(names[:2])+(f' and {len(names)-2} more' if len(names)>2 else '')
 def _an(who): return f"{'an' if who[0] in 'AELIO' else 'a'} {who}"
 
@@ -98,7 +73,7 @@ def unlike_parts(
                                                 f"{_first_few(names)}.", fix.format(a_who=_an(who))))
     return findings
 
-# %% ../../nbs/merging/02_checks.ipynb #c031
+# %% ../../nbs/merging/02_checks.ipynb #c024
 def unlike_shapes(
     vlm:Checkpoint, other:Checkpoint, # The VLM, and the LLM or the base
     paired:Pairing,     # Of the two
@@ -118,7 +93,7 @@ def unlike_shapes(
                             f"Take the {who} of the size that the VLM was built on.")]
     return []
 
-# %% ../../nbs/merging/02_checks.ipynb #c035
+# %% ../../nbs/merging/02_checks.ipynb #c028
 COUNTED = (('num_attention_heads', 'attention heads'), ('num_key_value_heads', 'key-value heads'),
            ('head_dim', 'numbers per head'), ('num_experts', 'experts'), ('num_local_experts', 'experts'),
            ('num_experts_per_tok', 'experts per token'))
@@ -133,7 +108,7 @@ def unlike_heads(
                     f"Pick {_an(who)} of the same architecture.")
             for a, b, word in values if isinstance(a, int) and isinstance(b, int) and a!=b]
 
-# %% ../../nbs/merging/02_checks.ipynb #c039
+# %% ../../nbs/merging/02_checks.ipynb #c032
 def rope(
     text:dict,          # Configuration of a language model
 )->tuple:               # Bases as a sorted tuple, and the kind of scaling
@@ -150,7 +125,7 @@ def rope(
                if isinstance(x, (int, float)) and abs(x)<1e30}
     return tuple(sorted(bases)), ' '.join(sorted(kinds)+sorted(factors))
 
-# %% ../../nbs/merging/02_checks.ipynb #c042
+# %% ../../nbs/merging/02_checks.ipynb #c035
 def unlike_rotation(
     mine:dict, theirs:dict, # Configurations of the VLM's language model, and of the other's
     who:str,            # `LLM` or `base`
@@ -169,7 +144,7 @@ def unlike_rotation(
                                 'The VLM\'s is kept.'))
     return findings
 
-# %% ../../nbs/merging/02_checks.ipynb #c046
+# %% ../../nbs/merging/02_checks.ipynb #c039
 COMPARED = (('rms_norm_eps', 'norm epsilon', 'Small differences are harmless.'),
             ('layer_norm_eps', 'norm epsilon', 'Small differences are harmless.'),
             ('sliding_window', 'sliding window', 'Long inputs behave as in the VLM.'),
@@ -206,7 +181,7 @@ def unlike_settings(
         Finding('warn', f"{word} ({key}) {xy[0]} in the VLM, {xy[1]} in the {who}.", fix)
         for key, word, fix, xy in pairs if xy]
 
-# %% ../../nbs/merging/02_checks.ipynb #c050
+# %% ../../nbs/merging/02_checks.ipynb #c043
 def tokens(
     checkpoint:Checkpoint, # An open checkpoint
 )->dict|None:           # id -> string; None if there is no tokenizer.json
@@ -221,7 +196,7 @@ def tokens(
     added = [t for t in added if isinstance(t, dict)] if isinstance(added, list) else []
     return words | {t['id']: t.get('content') for t in added if isinstance(t.get('id'), int)}
 
-# %% ../../nbs/merging/02_checks.ipynb #c053
+# %% ../../nbs/merging/02_checks.ipynb #c046
 def unlike_strings(
     vlm:Checkpoint,     # The VLM
     other:Checkpoint,   # The LLM or the base
@@ -238,7 +213,7 @@ def unlike_strings(
                             f"the first is {i}: {a[i]!r} in the VLM, {b[i]!r} in the {who}.",
                     'A few special tokens are normal; many mean another tokenizer: do not merge.')]
 
-# %% ../../nbs/merging/02_checks.ipynb #c056
+# %% ../../nbs/merging/02_checks.ipynb #c049
 def unlike_words(
     vlm:Checkpoint, other:Checkpoint, # The VLM, and the LLM or the base
     paired:Pairing,     # Of the two
@@ -259,7 +234,7 @@ def unlike_words(
                                 'Matters only if embeddings are merged.'))
     return findings
 
-# %% ../../nbs/merging/02_checks.ipynb #c060
+# %% ../../nbs/merging/02_checks.ipynb #c053
 def sample(
     checkpoint:Checkpoint, # An open checkpoint
     name:str,           # Of a tensor of floats
@@ -276,7 +251,7 @@ def sample(
         return (np.frombuffer(raw, '<u2').astype(np.uint32)<<16).view(np.float32).astype(np.float64)
     return np.frombuffer(raw, dict(F16='<f2', F32='<f4', F64='<f8')[e.dtype]).astype(np.float64)
 
-# %% ../../nbs/merging/02_checks.ipynb #c063
+# %% ../../nbs/merging/02_checks.ipynb #c056
 def kinship(
     vlm:Checkpoint, other:Checkpoint, # The VLM, and the LLM or the base
     paired:Pairing,     # Of the two
@@ -294,7 +269,7 @@ def kinship(
             for xs in zip(*((sample(vlm, p.vlm), sample(other, p.llm[0])) for p in picked)))
     return float(a@b/(np.linalg.norm(a)*np.linalg.norm(b) or 1))
 
-# %% ../../nbs/merging/02_checks.ipynb #c065
+# %% ../../nbs/merging/02_checks.ipynb #c058
 def unlike_origin(
     vlm:Checkpoint, other:Checkpoint, # The VLM, and the LLM or the base
     paired:Pairing,     # Of the two
@@ -314,9 +289,12 @@ def unlike_origin(
         findings.append(Finding('warn', f"Numbers are {'/'.join(types[0])} in the VLM, "
                                         f"{'/'.join(types[1])} in the {who}.",
                                 'Merged in float32 and stored as in the VLM.'))
+    elif 'F64' in types[0]:
+        findings.append(Finding('warn', f"Numbers are {'/'.join(types[0])} in both models.",
+                                'Merged in float32: digits behind the seventh are lost.'))
     return findings
 
-# %% ../../nbs/merging/02_checks.ipynb #c069
+# %% ../../nbs/merging/02_checks.ipynb #c062
 def more_than_language(
     checkpoint:Checkpoint, # An open checkpoint
     decoder:Decoder,    # Its language model
@@ -324,15 +302,15 @@ def more_than_language(
     "Is there more in a checkpoint than a language model?"
     return any(not n.startswith(decoder.stem) and n!=decoder.head for n in checkpoint.tensors)
 
-# %% ../../nbs/merging/02_checks.ipynb #c072
+# %% ../../nbs/merging/02_checks.ipynb #c065
 def check(
     vlm:Checkpoint,     # The VLM
     other:Checkpoint,   # What it is merged with, or the base
     who:str='LLM',      # What `other` is called in the messages
 )->tuple[Pairing|None, list[Finding]]: # The pairing, if one could be made
     "Everything that stops a merge or should be known before it, stops first"
-    findings = quantized(vlm, 'VLM')+quantized(other, who)
-    if findings: return None, findings
+    alone = folder_findings(vlm, 'VLM')+folder_findings(other, who)
+    if stops := [f for f in alone if f.level=='stop']: return None, stops
     paired = pair_names(vlm, other)
     findings = unlike_sizes(paired, who) or unlike_parts(paired, who)+unlike_shapes(vlm, other, paired, who)
     if not more_than_language(vlm, paired.mine) and more_than_language(other, paired.theirs):
@@ -344,5 +322,5 @@ def check(
     findings += unlike_heads(mine, theirs, who)
     if not findings:
         findings = (unlike_settings(mine, theirs, who)+unlike_words(vlm, other, paired, who)
-                 +unlike_origin(vlm, other, paired, who))
+                 +unlike_origin(vlm, other, paired, who)+alone)
     return paired, findings

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 from .. import __version__
-from ..checkpoints.headers import FLOATS, Checkpoint, readable
-from ..checkpoints.identity import fingerprints, stamps
+from ..checkpoints.headers import FLOATS, Checkpoint, readable, refuse_changed
+from ..checkpoints.identity import fingerprints
+from ..checkpoints.model_files import read_json
 from ..checkpoints.blocks import BLOCK, BLOCK_GPU, Blocks, Source, faulty, keep_heap, opened
 from ..checkpoints.places import path_of
 from vlm_merging.checkpoints.writer import (JOURNAL, Shard, copy_sides, drafting, journal_of, refuse_existing,
@@ -25,7 +26,7 @@ from .plan import Plan, Work, plan
 from .recipe import Recipe, recipe_of
 
 # %% auto #0
-__all__ = ['COPY_BYTES', 'merged_blocks', 'merge_one', 'OutShard', 'out_shard', 'out_shards', 'runs', 'index_text',
+__all__ = ['COPY_BYTES', 'merged_blocks', 'merge_one', 'OutShard', 'out_shard', 'out_shards', 'runs', 'index_name', 'index_text',
            'write_shards', 'draft_key', 'need_room', 'merge']
 
 # %% ../../nbs/merging/09_merge.ipynb #c010
@@ -203,13 +204,19 @@ def _fill_shard(
     for job in jobs: job.result()
 
 # %% ../../nbs/merging/09_merge.ipynb #c031
+def index_name(
+    vlm:Checkpoint,     # The VLM
+)->str:                 # File name
+    "What the index of the merged model is called: config.json may name it"
+    return vlm.index if vlm.index.endswith('.safetensors.index.json') else 'model.safetensors.index.json'
+
 def index_text(
     p:Plan,             # From `plan`
     shards,             # `OutShard` of each output file
 )->str:
     "The index of the merged model: the VLM's own, with the names of the output files"
-    old = p.vlm.path/'model.safetensors.index.json'
-    if old.is_file() and p.vlm.files[0].endswith('.safetensors'): return old.read_text(encoding='utf-8')
+    if own := p.vlm.index.endswith('.safetensors.index.json') and p.vlm.path/p.vlm.index:
+        if isinstance(read_json(own).get('metadata'), dict): return own.read_text(encoding='utf-8')
     table = {e.name: s.name for s in shards for e, _ in s.places}
     return json.dumps(dict(metadata={'total_size': p.vlm.nbytes}, weight_map=dict(sorted(table.items()))),
                       indent=2)+'\n'
@@ -255,8 +262,7 @@ def write_shards(
                 _end(pool, stopped)
                 raise
             finally: shard.close(whole)
-        if len(shards)>1 or p.vlm.files[0] not in ('model.safetensors', 'pytorch_model.bin'):
-            sync_text(draft/'model.safetensors.index.json', index_text(p, shards))
+        if p.vlm.index: sync_text(draft/index_name(p.vlm), index_text(p, shards))
     finally:
         _end(pool, stopped)
         bar.close()
@@ -334,13 +340,12 @@ def merge(
     _refuse(p, out)
     inputs = {who: fingerprints(c, sha256) for who, c in p.sides.items()}
     if out.parent.is_dir(): need_room(out.parent, p, out.with_name(f'.{out.name}.draft'))
-    written = {who: stamps(c) for who, c in p.sides.items()}
+    written = {who: {f:c.stamps[f] for f in inputs[who]} for who, c in p.sides.items()}
     key = draft_key(p, [inputs, written], device, allow_nonfinite)
     with drafting(out, key, overwrite) as draft:
         write_shards(p, draft, workers or min(4, os.cpu_count() or 1), device, allow_nonfinite, progress)
-        if {who: stamps(c) for who, c in p.sides.items()}!=written:
-            raise ValueError('An input changed while it was read. Start again once nothing writes to it.')
         copy_sides(p.vlm.path, draft)
         sync_text(draft/'recipe.json', json.dumps(provenance(p, inputs), indent=1)+'\n')
         sync_text(draft/'README.md', model_card(p, out.name))
+        for c in p.sides.values(): refuse_changed(c)    # since `plan` opened them, before any hash was taken
     return out

@@ -9,8 +9,9 @@ from itertools import combinations
 from pathlib import Path
 from ..checkpoints.headers import Checkpoint, readable
 from ..checkpoints.identity import same_weights
-from .checks import Finding, check
+from .checks import check
 from .families import Pair, Pairing
+from .folders import Finding
 from .methods import METHODS, Method
 from .recipe import Recipe, knobs_at, recipe_of, why_kept
 
@@ -141,7 +142,7 @@ def plan(
     findings = findings+one_twice(mine, theirs, third)
     if third:
         with_base, more = check(mine, third, 'base')
-        findings = sorted(findings+more, key=lambda f: f.level!='stop')
+        findings = sorted(dict.fromkeys(findings+more), key=lambda f: f.level!='stop')
     if paired is None or any(f.level=='stop' for f in findings):
         return Plan(recipe, *sides, (), {}, tuple(findings))
     of_base = {p.vlm: p.llm for p in with_base.pairs} if third else {}

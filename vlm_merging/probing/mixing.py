@@ -10,11 +10,11 @@ from torch import Tensor
 from ..asking.fingerprints import weights_hash
 from ..asking.models import LocalModel
 from ..checkpoints.blocks import Source, opened
-from ..checkpoints.headers import FLOATS, Checkpoint
+from ..checkpoints.headers import FLOATS, refuse_changed
 from ..merging.families import LAYER
 from ..merging.merge import merged_blocks
 from ..merging.methods import METHODS, Method
-from ..merging.plan import Work, plan
+from ..merging.plan import Plan, Work, plan
 from ..merging.recipe import Recipe
 
 # %% auto #0
@@ -91,13 +91,13 @@ def mixed_numbers(
     return torch.cat(list(merged_blocks(work, METHODS[recipe.method], source, recipe.seed, device)))
 
 # %% ../../nbs/probing/12_mixing.ipynb #c029
-def _works_of(
+def _planned(
     recipe:Recipe,      # What is asked for
-)->tuple:               # Of `Work`
-    "What a recipe merges; raise ValueError if its plan says stop"
+)->Plan:
+    "The plan of a recipe; raise ValueError if it says stop"
     planned = plan(recipe)
     if planned.stops: raise ValueError(' '.join(f'{f.what} {f.fix}' for f in planned.stops))
-    return planned.merged
+    return planned
 
 # %% ../../nbs/probing/12_mixing.ipynb #c033
 class Mixer:
@@ -107,10 +107,10 @@ class Mixer:
         recipe:Recipe,  # Names VLM, LLM and, for methods with task vectors, the base
     ):
         self.asker, self.recipe = asker, recipe
-        self.works = _works_of(replace(recipe, layers='all', modules='all', embeddings=True))
-        self.others = {who:weights_hash(Checkpoint.open(w))
-                       for who in ('llm', 'base') if (w:=getattr(recipe, who))}
+        planned = _planned(replace(recipe, layers='all', modules='all', embeddings=True))
+        self.sides, self.works = planned.sides, planned.merged
         self.numbers, self.places = keep_numbers(asker.model, self.works, METHODS[recipe.method])
+        self.others = {who:weights_hash(c) for who, c in self.sides.items() if who!='vlm'}
 
     @property
     def nbytes(self)->int:
@@ -126,8 +126,9 @@ class Mixer:
                                 for f in ('vlm', 'llm', 'base', 'method')):
             raise ValueError('Only knobs, layers, modules, embeddings and seed can change in memory. '
                              'Open another one for other models or methods.')
+        for c in self.sides.values(): refuse_changed(c)
         self.restore()
-        for w in _works_of(recipe):
+        for w in _planned(recipe).merged:
             place = self.places[w.pair.vlm]
             mixed = mixed_numbers(w, recipe, self.numbers, place.device.type)
             with torch.no_grad(): place.copy_(mixed.view(place.shape))

@@ -71,7 +71,8 @@ def asked_items(
 
 def _asker(model, asking):
     "An open model; raise ValueError if it cannot be one"
-    from vlm_merging.asking.models import LocalModel, as_model
+    from vlm_merging.asking.models import LocalModel
+    from vlm_merging.asking.opening import as_model
     if not isinstance(model, (str, Path, LocalModel)):
         raise ValueError(f'{str(model)[:60]!r} is no open model. '
                          f'Give what open_model returns, a folder, or a hub id.')
@@ -115,7 +116,7 @@ def profile_rows(
 )->pl.DataFrame:        # What `Profile`, `profile_table` and `profile_change` read
     "One row an item, mask and measure; raise ValueError if it cannot be measured"
     from dataclasses import replace
-    from vlm_merging.asking.models import OPENED, check_settings
+    from vlm_merging.asking.opening import OPENED, check_settings
     from vlm_merging.probing.effects import effects
     check_settings(asking, (*OPENED, *signature(profile_rows).parameters))
     items, tables = asked_items(items), []
@@ -213,7 +214,7 @@ def opened_once(
     asking:str,         # Arguments of `open_model`, as JSON
 ):
     "An open model, kept for the next part"
-    from vlm_merging.asking.models import open_model
+    from vlm_merging.asking.opening import open_model
     return open_model(where, **json.loads(asking))
 
 # %% ../../nbs/probing/13_probe.ipynb #c053
@@ -227,8 +228,9 @@ def probe_part(
     reference:list,     # Items that means are taken over; empty: none are needed
     target:str,         # As for `probe_folder`
     asking:dict,        # Arguments of `open_model`
+    weights:tuple=(None, None), # Hashes that the model and `other` must have; None: any
 )->pl.DataFrame:
-    "Some items of one model under all masks"
+    "Some items of one model under all masks; raise ValueError if it is another model by now"
     from dataclasses import replace
     from vlm_merging.probing.effects import effects
     from vlm_merging.probing.masks import Mask
@@ -237,9 +239,13 @@ def probe_part(
     key = where, how, tuple(i.id for i in reference)
     if reference and key not in MEANS: MEANS[key] = means_of(asker, reference)
     text = own_replies(asker, items) if target=='reply' else right_answer
-    donor = other and opened_once(other, how).model
-    return effects(replace(asker, name=name), items, some, measures, score_reply, text, MEANS.get(key), donor,
-                   strict=False)
+    donor = other and opened_once(other, how)
+    for model, wanted in ((asker, weights[0]), (donor, weights[1])):
+        if model and wanted and model.weights!=wanted:
+            raise ValueError(f"{model.name} is not what it was when this probe began. "
+                             f"Start it anew, into another folder.")
+    return effects(replace(asker, name=name), items, some, measures, score_reply, text, MEANS.get(key),
+                   donor and donor.model,                   strict=False)
 
 # %% ../../nbs/probing/13_probe.ipynb #c056
 def _check_folder(models, measures, how, other, target):
@@ -282,25 +288,24 @@ def probe_folder(
     **asking,           # Arguments of `open_model`: max_new_tokens, batch_size, dtype, device
 )->pl.DataFrame:        # One row an item, mask and measure: `Profile` shows what it says
     "Probe models part by part, into a folder; raise ValueError if it cannot be done"
-    from vlm_merging.asking.fingerprints import weights_hash
-    from vlm_merging.checkpoints.headers import Checkpoint
     items, jobs, wanted = asked_items(items), {}, json.dumps(asking, sort_keys=True)
     _check_folder(models, measures, how, other, target)
     items = sorted(items, key=lambda i: (i.benchmark, i.split, bool(i.images), len(i.question)))
-    weights = {n:weights_hash(Checkpoint.open(w)) for n, w in models.items()}
-    donor = other and opened_once(str(other), wanted)
-    masked = {n:_fitting_masks(opened_once(str(w), wanted), donor, items, parts, how, layers) for n,
-              w in models.items()}
+    donor, masked, weights = other and opened_once(str(other), wanted), {}, {}
+    for n, w in models.items():
+        asker = opened_once(str(w), wanted)
+        masked[n], weights[n] = _fitting_masks(asker, donor, items, parts, how, layers), asker.weights
     same = {k:v for k, v in asking.items() if k not in ('batch_size', 'device')}   # These change no result
     about = dict(what='probe', parts=list(parts), how=list(how), layers=str(layers), measures=list(measures),
-                 target=target, asking=same, other=other and weights_hash(Checkpoint.open(other)),
+                 target=target, asking=same, other=donor and donor.weights,
                  questions=describe_items(items))
     reference = items[::-(-len(items)//REFERENCE)] if 'mean' in how else []         # From all over
     for name, where in models.items():
         stem = f"{re.sub('[^0-9A-Za-z.+-]+', '-', name)[:40]}-{weights[name][:8]}"
         for k in range(0, len(items), PART):
             jobs[f'{stem}-{k//PART:04}'] = (name, str(where), items[k:k+PART], masked[name], tuple(measures),
-                                            other and str(other), reference, target, asking)
+                                            other and str(other), reference, target, asking,
+                                            (weights[name], donor and donor.weights))
     try: return carry_out(probe_part, jobs, out, about, ray, progress)
     finally:
         opened_once.cache_clear()

@@ -52,7 +52,7 @@ def open_mixer(
     asking:str,         # Arguments of `open_model`, as JSON
 ):
     "The open VLM with what is mixed into it, kept for the next call"
-    from vlm_merging.asking.models import open_model
+    from vlm_merging.asking.opening import open_model
     from vlm_merging.merging.recipe import Recipe
     from vlm_merging.probing.mixing import Mixer
     recipe = Recipe(**json.loads(recipe))
@@ -64,9 +64,15 @@ def ask_mixture(
     how:dict,           # From `mixtures`
     items:list[Item],   # What to ask
     asking:dict,        # Arguments of `open_model`
+    weights:dict|None=None, # Hashes by role that the models must have
 )->pl.DataFrame:        # A reply table with `weight`, `layers`, `modules`
     "Ask one mixture every question; raise ValueError if one cannot be asked"
     mixer = open_mixer(json.dumps(recipe, sort_keys=True), json.dumps(asking, sort_keys=True))
+    now = mixer.others|dict(vlm=mixer.asker.weights)
+    for who in weights or ():
+        if now[who]!=weights[who]:
+            raise ValueError(f"{recipe[who]} is not what it was when this sweep began. "
+                             f"Start it anew, into another folder.")
     asker = mixer.mix(knobs=recipe['knobs']|{'weight':how['weight']}, layers=how['layers'],
                       modules=how['modules'])
     replies = {r.id:r for r in asker.many(items)}
@@ -209,7 +215,7 @@ class Sweep:
 # %% ../../nbs/probing/14_sweep.ipynb #c044
 def _split_words(method, words):
     "Knobs of the method, and arguments of `open_model`; raise ValueError if nobody knows a word"
-    from vlm_merging.asking.models import OPENED, check_settings
+    from vlm_merging.asking.opening import OPENED, check_settings
     from vlm_merging.merging.recipe import method_named
     own = method_named(method).knobs
     asking = {w:v for w, v in words.items() if w not in own}
@@ -229,7 +235,7 @@ def _ask_all(recipe, tries, items, asking, out, ray, progress):
                  # These change no reply
                  asking={k:v for k, v in asking.items() if k not in ('batch_size', 'device')},
                  questions=describe_items(items))
-    jobs = {name:(recipe, t, items, asking) for name, t in names.items()}
+    jobs = {name:(recipe, t, items, asking, hashes) for name, t in names.items()}
     return carry_out(ask_mixture, jobs, out, about, ray, progress)
 
 # %% ../../nbs/probing/14_sweep.ipynb #c050

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import torch
 from tqdm.auto import tqdm
-from ..checkpoints.headers import DTYPES, Checkpoint
+from ..checkpoints.headers import DTYPES, Checkpoint, refuse_changed
 from ..checkpoints.blocks import Source, faulty, keep_heap, opened
 from ..merging.plan import Work, work_of
 from ..merging.families import Pair
@@ -255,6 +255,7 @@ def weight_stats(
     bar = tqdm(total=total, unit='B', unit_scale=True, unit_divisor=1000, desc='weights', delay=3,
                disable=None if progress is None else not progress)
     rows = _rows_of(works, subspace, workers, bar)
+    for c in filter(None, (vlm, llm, base)): refuse_changed(c)
     schema = dict(name=pl.String, llm=pl.String, layer=pl.Int64, module=pl.String, part=pl.String, n=pl.Int64)
     schema |= {k:pl.Float64 for k in rows[0] if k not in schema}
     if subspace: schema |= dict(rank=pl.Int64, shared=pl.Float64, by_chance=pl.Float64)

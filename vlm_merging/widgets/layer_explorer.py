@@ -105,7 +105,7 @@ class _MaskedModel:
         self.replies, self.scores = {}, {}
 
     def open(self, step):
-        from vlm_merging.asking.models import open_model
+        from vlm_merging.asking.opening import open_model
         if self.model is None or self.asker is not None: return
         step('opening the model')
         self.asker = quietly(lambda: open_model(self.model, **self.asking))

@@ -155,7 +155,7 @@ class _OneModel:
         self.asker = self.mixer = self.recipe = None
 
     def open(self):
-        from vlm_merging.asking.models import open_model
+        from vlm_merging.asking.opening import open_model
         self.asker = quietly(lambda: open_model(self.models['vlm'], **self.asking))
 
     def under(self, recipe):
