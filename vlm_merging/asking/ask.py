@@ -13,7 +13,8 @@ from ..benchmarks.items import Item
 from ..benchmarks.load import as_items
 from .fingerprints import reply_key
 from .models import Reply, as_model
-from .folder import (Lines, mend, read_lines, replace_text, settle, sole, with_session,
+from ..checkpoints.disk import replace_text, sole
+from .folder import (Lines, mend, read_lines, settle, with_session,
                                          write_config)
 from .replies import place_of, reply_table, report, unique_rows
 

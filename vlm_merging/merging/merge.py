@@ -4,7 +4,7 @@
 
 # %% ../../nbs/merging/09_merge.ipynb #c005
 from __future__ import annotations
-import hashlib, json, os, re, shutil, threading
+import hashlib, json, os, re, threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,9 @@ from .. import __version__
 from ..checkpoints.headers import FLOATS, Checkpoint, readable
 from ..checkpoints.identity import fingerprints, stamps
 from ..checkpoints.blocks import BLOCK, BLOCK_GPU, Blocks, Source, faulty, keep_heap
-from vlm_merging.checkpoints.writer import (JOURNAL, Shard, copy_sides, drafting, journal_of, refuse_existing,
-    sync_text)
+from ..checkpoints.disk import InputChanged, open_input, replace_text
+from vlm_merging.checkpoints.writer import (JOURNAL, Shard, copy_sides, drafting, journal_of, missing_room,
+    usable_target)
 from .card import model_card, provenance
 from .coins import name_rng
 from .methods import METHODS, Method, blockwise
@@ -165,7 +166,7 @@ class _Hands:
     def copy(self, shard, file, at, to, n):
         "Copy a range into its place"
         if self.stopped.is_set(): raise KeyboardInterrupt
-        shard.copy(self.files[file], at, to, n)
+        shard.copy(self.files[file], at, to, n, file)
         self.advance(n)
         shard.done(f'copy {to}+{n}', n)
 
@@ -216,7 +217,9 @@ def write_shards(
     shards = [out_shard(p.vlm, f) for f in p.vlm.files]
     known, stopped = journal_of(draft/JOURNAL), threading.Event()
     paths = {e.file for c in p.sides.values() for e in c.tensors.values()}
-    files = {f: os.open(f, os.O_RDONLY) for f in paths}
+    if len(shards)>1 or p.vlm.files[0] not in ('model.safetensors', 'pytorch_model.bin'):
+        replace_text(draft/'model.safetensors.index.json', index_text(p, shards))
+    files = {f: open_input(f) for f in paths}
     bar = tqdm(total=p.writes, unit='B', unit_scale=True, unit_divisor=1000, desc='merging',
                disable=None if progress is None else not progress)
     hands = _Hands(p, files, device, allow_nonfinite, stopped, bar.update)
@@ -235,8 +238,6 @@ def write_shards(
                 pool.shutdown(wait=True, cancel_futures=True)
                 raise
             finally: shard.close(whole)
-        if len(shards)>1 or p.vlm.files[0] not in ('model.safetensors', 'pytorch_model.bin'):
-            sync_text(draft/'model.safetensors.index.json', index_text(p, shards))
     finally:
         stopped.set()
         pool.shutdown(wait=True)
@@ -261,11 +262,10 @@ def need_room(
     draft:Path,         # An earlier draft, if there; what it holds counts as room
 )->None:
     "Raise ValueError if the disk cannot hold the output"
-    have = sum(p.stat().st_blocks*512 for p in draft.rglob('*') if p.is_file()) if draft.is_dir() else 0
-    free = shutil.disk_usage(parent).free
-    if free+have<plan.writes:
-        raise ValueError(f"{parent} has {readable(free)} free, the output takes {readable(plan.writes)}. "
-                         f"Make room or choose another output.")
+    lacks = missing_room(parent, draft, plan.writes)
+    if lacks>0:
+        raise ValueError(f"{parent} has {readable(plan.writes-lacks)} free, the output takes "
+                         f"{readable(plan.writes)}. Make room or choose another output.")
 
 def _refuse_device(
     device:str,         # Where to compute
@@ -310,19 +310,19 @@ def merge(
     recipe = recipe_of(vlm, llm, base, method=method, layers=layers, modules=modules, embeddings=embeddings,
                        seed=seed, as_run=as_run, **knobs)
     out = Path(out).expanduser()
-    refuse_existing(out, overwrite)
+    usable_target(out, overwrite)
     _refuse_device(device)
     p = plan(recipe)
     _refuse(p, out)
     inputs = {who: fingerprints(c, sha256) for who, c in p.sides.items()}
-    if out.parent.is_dir(): need_room(out.parent, p, out.with_name(f'.{out.name}.draft'))
+    need_room(out.parent, p, out.with_name(f'.{out.name}.draft'))
+    texts = {'recipe.json': json.dumps(provenance(p, inputs), indent=1)+'\n', 'README.md': model_card(p, out.name)}
     written = {who: stamps(c) for who, c in p.sides.items()}
-    key = draft_key(p, [inputs, written], device, allow_nonfinite)
-    with drafting(out, key, overwrite) as draft:
+    key, strict = (draft_key(p, [inputs, written], device, lax) for lax in (allow_nonfinite, False))
+    with drafting(out, key, overwrite, (strict,), p.writes) as draft:
         write_shards(p, draft, workers or min(4, os.cpu_count() or 1), device, allow_nonfinite, progress)
         if {who: stamps(c) for who, c in p.sides.items()}!=written:
-            raise ValueError('An input changed while it was read. Start again once nothing writes to it.')
+            raise InputChanged('An input changed while it was read. Start again once nothing writes to it.')
         copy_sides(p.vlm.path, draft)
-        sync_text(draft/'recipe.json', json.dumps(provenance(p, inputs), indent=1)+'\n')
-        sync_text(draft/'README.md', model_card(p, out.name))
+        for name, text in texts.items(): replace_text(draft/name, text)
     return out
