@@ -169,8 +169,8 @@ def appearing(
                 file.flush()
                 os.fsync(fd)
             os.replace(draft, path)
-            flush_folder(path.parent)
-        finally: draft.unlink(missing_ok=True)
+        except BaseException: draft.unlink(missing_ok=True); raise
+        flush_folder(path.parent)
 
 def replace_text(
     path:Path,          # File that shall appear, or be another

@@ -189,7 +189,7 @@ def _begin(draft, key, older=(), trusted=True):
     old = mark.read_text(encoding='utf-8', errors='replace') if trusted and mark.is_file() else None
     if old==key: return
     if old is None or old not in older:
-        if not mark.is_file() or mark.is_symlink(): replace_text(mark, '')
+        if any(draft.iterdir()) and (not mark.is_file() or mark.is_symlink()): replace_text(mark, '')
         _empty(draft, KEY)
     replace_text(mark, key)
 
