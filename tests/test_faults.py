@@ -252,7 +252,7 @@ def test_killed_again_and_again(sharded, out):
     "Each run adds to the same draft, until it is whole"
     (recipe, right), draft, held = sharded, out.with_name('.out.draft'), []
     for _ in range(40):
-        start(recipe, out, Die(41)).join()
+        start(recipe, out, Die(50)).join()
         if out.exists(): break
         held.append(pieces(draft))
     assert files(out)==right and held==sorted(held) and len(set(held))>2, held

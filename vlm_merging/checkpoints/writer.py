@@ -212,11 +212,12 @@ def _publish(draft, out, overwrite):
         elif os.path.lexists(aside):
             raise ValueError(f"{aside} is in the way. Remove it, or choose another output.")
         out.rename(aside)
-    for p in (draft/JOURNAL, draft/KEY): p.unlink(missing_ok=True)
+    (draft/JOURNAL).unlink(missing_ok=True)
     _open_to_others(draft)
     flush_folder(draft)
+    (draft/KEY).unlink(missing_ok=True)     # Last, for without it all would begin anew
     draft.rename(out)
-    flush_folder(out.parent)
+    for p in (out, out.parent): flush_folder(p)
     if _is_merge(aside): remove_draft(aside, 'recipe.json')
 
 # %% ../../nbs/checkpoints/03_writer.ipynb #c048
