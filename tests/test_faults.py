@@ -370,7 +370,11 @@ def test_the_disk_is_full_from_any_call_on(sharded, tmp_path, out):
         with watched(full_from(k), FILLED):
             code, said = shell('merge', '--recipe', tmp_path/'recipe.json', '--out', out)
         assert code==1 and 'No space left on device' in said and said.startswith('vlm-merging: '), (k, said)
-        assert '\n' not in said and not out.exists() and names(out.parent)<={'.out.draft'}, (k, said)
+        if out.exists():                               # The very last flush
+            assert 'is whole, but a power cut may lose it' in said and files(out)==right
+            shutil.rmtree(out)
+            continue
+        assert '\n' not in said and names(out.parent)<={'.out.draft'}, (k, said)
         if k>1: assert 'make room and run the same again' in said and str(draft) in said, (k, said)
         kept = pieces(draft) if draft.exists() else 0
         assert resumed(recipe, out)==total-kept, f'{k}: a finished piece was made again'

@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 import polars as pl
 from PIL import Image
+from ..checkpoints.disk import unreadable
 from .items import Picture, unpacked
 
 # %% auto #0
@@ -196,6 +197,7 @@ def rows_in(
     except (json.JSONDecodeError, UnicodeDecodeError, pl.exceptions.PolarsError) as e:
         why = ' '.join(str(e).split()).partition(' The current offset')[0][:160].rstrip('.')
         raise ValueError(f"{path} is no {path.suffix[1:]} table that can be read: {why}.") from None
+    except OSError as e: raise unreadable(e, path) from None
 
 # %% ../../nbs/benchmarks/04_tables.ipynb #c050
 @dataclass(frozen=True)

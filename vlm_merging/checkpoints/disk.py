@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 # %% auto #0
-__all__ = ['FULL', 'Unreadable', 'reading', 'InputChanged', 'writing', 'read_at', 'open_input', 'write_at', 'open_own',
+__all__ = ['FULL', 'Unreadable', 'unreadable', 'reading', 'InputChanged', 'writing', 'read_at', 'write_at', 'open_own',
            'is_our_folder', 'flush_folder', 'flush_file', 'make_folder', 'appearing', 'replace_text', 'copy_file',
            'remove_leftovers', 'locked', 'sole']
 
@@ -18,15 +18,21 @@ __all__ = ['FULL', 'Unreadable', 'reading', 'InputChanged', 'writing', 'read_at'
 class Unreadable(OSError):
     "An input could not be read: nothing is wrong with what is written"
 
+def unreadable(
+    e:OSError,          # From reading
+    name,               # Of the file, as the user knows it
+)->OSError:             # Names the file
+    "An error of the system as one that says which input could not be read"
+    if isinstance(e, Unreadable) or e.filename and e.errno!=errno.EIO: return e
+    return Unreadable(e.errno, f"{e.strerror or e} while reading {name}")
+
 @contextmanager
 def reading(
     name,               # Of the file, as the user knows it
 ):
     "Say of an error which input could not be read"
     try: yield
-    except OSError as e:
-        if isinstance(e, Unreadable) or e.filename and e.errno!=errno.EIO: raise
-        raise Unreadable(e.errno, f"{e.strerror or e} while reading {name}") from None
+    except OSError as e: raise unreadable(e, name) from None
 
 # %% ../../nbs/checkpoints/00_disk.ipynb #c013
 class InputChanged(ValueError):
@@ -66,13 +72,6 @@ def read_at(
         return len(data)
 
 # %% ../../nbs/checkpoints/00_disk.ipynb #c021
-def open_input(
-    path:Path,          # A file
-)->int:                 # File descriptor
-    "Open a file to read its bytes"
-    return os.open(path, os.O_RDONLY|getattr(os, 'O_BINARY', 0))
-
-# %% ../../nbs/checkpoints/00_disk.ipynb #c023
 def write_at(
     fd:int,             # File descriptor
     data,               # Bytes or a buffer
@@ -88,7 +87,7 @@ def write_at(
                 n = os.write(fd, view)
         view, at = view[n:], at+n
 
-# %% ../../nbs/checkpoints/00_disk.ipynb #c027
+# %% ../../nbs/checkpoints/00_disk.ipynb #c025
 def _refuse_linked(info, path):
     "Raise ValueError if what stands at a path is a link, has a second name or is no file"
     if stat.S_ISREG(info.st_mode) and info.st_nlink<2: return
@@ -106,7 +105,7 @@ def open_own(
     except ValueError: os.close(fd); raise
     return fd
 
-# %% ../../nbs/checkpoints/00_disk.ipynb #c030
+# %% ../../nbs/checkpoints/00_disk.ipynb #c028
 def _owner_here(folder):
     "The user to whom a new file in a folder belongs"
     probe = folder/f'.{secrets.token_hex(8)}.part'
@@ -123,7 +122,7 @@ def is_our_folder(
     if not stat.S_ISDIR(info.st_mode): return False
     return not hasattr(os, 'geteuid') or info.st_uid==os.geteuid() or info.st_uid==_owner_here(path.parent)
 
-# %% ../../nbs/checkpoints/00_disk.ipynb #c034
+# %% ../../nbs/checkpoints/00_disk.ipynb #c032
 def flush_folder(
     path:Path,          # A folder
 )->None:
@@ -143,7 +142,7 @@ def flush_file(
     try: os.fsync(fd)
     finally: os.close(fd)
 
-# %% ../../nbs/checkpoints/00_disk.ipynb #c036
+# %% ../../nbs/checkpoints/00_disk.ipynb #c034
 def make_folder(
     path:Path,          # Made with those above it, where it is not there
 )->None:
@@ -154,7 +153,7 @@ def make_folder(
         raise ValueError(f"{path} cannot be a folder, for a file is in the way. Choose another.") from None
     for p in missing: flush_folder(p.parent)
 
-# %% ../../nbs/checkpoints/00_disk.ipynb #c040
+# %% ../../nbs/checkpoints/00_disk.ipynb #c038
 @contextmanager
 def appearing(
     path:Path,          # File that shall appear, or be another
@@ -177,7 +176,7 @@ def replace_text(
     text:str,           # All of it
 )->None:
     "Write a small file whole or not at all"
-    with appearing(path) as file: file.write(text.encode('utf-8'))
+    with appearing(path) as file: file.write(text.encode('utf-8', 'replace'))    # Models write half a character now and then
 
 def copy_file(
     src:Path,           # Any file
@@ -193,7 +192,7 @@ def copy_file(
         if out.tell()!=os.fstat(file.fileno()).st_size:
             raise InputChanged(f"{src} changed while it was copied. Start again once nothing writes to it.")
 
-# %% ../../nbs/checkpoints/00_disk.ipynb #c043
+# %% ../../nbs/checkpoints/00_disk.ipynb #c041
 def remove_leftovers(
     folder:Path,        # Looked through, with all below
     idle:float=3600,    # Seconds for which nobody has written to what is removed
@@ -204,7 +203,7 @@ def remove_leftovers(
             with suppress(FileNotFoundError):
                 if time.time()-os.lstat(p).st_mtime>=idle: p.unlink()
 
-# %% ../../nbs/checkpoints/00_disk.ipynb #c047
+# %% ../../nbs/checkpoints/00_disk.ipynb #c045
 @contextmanager
 def locked(
     path:Path,          # Of the lock: a file, made if it is not there

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json, math, os, re, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from .disk import reading, unreadable
 
 # %% auto #0
 __all__ = ['DTYPES', 'FLOATS', 'HEADER_LIMIT', 'JSON_LIMIT', 'WEIGHT_FILES', 'SIDE', 'Entry', 'read_json', 'read_header',
@@ -62,7 +63,7 @@ def read_json(
     "A JSON object from disk, or one sentence about what is wrong with it"
     try:
         if path.stat().st_size>limit: raise ValueError('it is too large')
-        raw = path.read_bytes().decode('utf-8')
+        with reading(path): raw = path.read_bytes().decode('utf-8')
         table = json.loads(raw, object_pairs_hook=_unique)
         if re.search(r'\\u[dD][89a-fA-F]', raw):
             json.dumps(table, ensure_ascii=False).encode()   # half characters are refused
@@ -107,7 +108,7 @@ def read_header(
     "What a safetensors file holds, checked claim by claim"
     size = path.stat().st_size
     try:
-        with open(path, 'rb') as f:
+        with reading(path), open(path, 'rb') as f:
             n = int.from_bytes(f.read(8), 'little')
             if size<8 or n>min(HEADER_LIMIT, size-8):
                 f.seek(0)
@@ -170,6 +171,7 @@ def read_bin(
     try:
         records = _records(path)
         with FakeTensorMode(): table = torch.load(path, weights_only=True, map_location='cpu')
+    except OSError as e: raise unreadable(e, path) from None
     except Exception as e:  # the unpickler fails in many ways, all of which mean the same
         raise ValueError(f"{path} cannot be used: it is not a plain file of tensors "
                          f"({(str(e).splitlines() or [type(e).__name__])[0][:120]}). "

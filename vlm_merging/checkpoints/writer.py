@@ -256,6 +256,8 @@ def _kept(draft):
 
 def _in_full(e, out, draft, size):
     "An error of the disk, with what is kept and what is missing"
+    if not draft.is_dir():
+        return OSError(e.errno, f"{os.strerror(e.errno)}: {out} is whole, but a power cut may lose it")
     if isinstance(e, Unreadable): what, todo = e.strerror, ''
     else:
         lacks = missing_room(out.parent, draft, size)

@@ -14,9 +14,9 @@ from .. import __version__
 from ..checkpoints.headers import FLOATS, Checkpoint, readable
 from ..checkpoints.identity import fingerprints, stamps
 from ..checkpoints.blocks import BLOCK, BLOCK_GPU, Blocks, Source, faulty, keep_heap
-from ..checkpoints.disk import InputChanged, open_input, replace_text
+from ..checkpoints.disk import InputChanged, replace_text
 from vlm_merging.checkpoints.writer import (JOURNAL, Shard, copy_sides, drafting, journal_of, missing_room,
-    usable_target)
+    side_files, usable_target)
 from .card import model_card, provenance
 from .coins import name_rng
 from .methods import METHODS, Method, blockwise
@@ -219,7 +219,7 @@ def write_shards(
     paths = {e.file for c in p.sides.values() for e in c.tensors.values()}
     if len(shards)>1 or p.vlm.files[0] not in ('model.safetensors', 'pytorch_model.bin'):
         replace_text(draft/'model.safetensors.index.json', index_text(p, shards))
-    files = {f: open_input(f) for f in paths}
+    files = {f: os.open(f, os.O_RDONLY) for f in paths}
     bar = tqdm(total=p.writes, unit='B', unit_scale=True, unit_divisor=1000, desc='merging',
                disable=None if progress is None else not progress)
     hands = _Hands(p, files, device, allow_nonfinite, stopped, bar.update)
@@ -262,10 +262,11 @@ def need_room(
     draft:Path,         # An earlier draft, if there; what it holds counts as room
 )->None:
     "Raise ValueError if the disk cannot hold the output"
-    lacks = missing_room(parent, draft, plan.writes)
+    sides = sum((plan.vlm.path/f).stat().st_size for f in side_files(plan.vlm.path))
+    lacks = missing_room(parent, draft, plan.writes+sides)
     if lacks>0:
-        raise ValueError(f"{parent} has {readable(plan.writes-lacks)} free, the output takes "
-                         f"{readable(plan.writes)}. Make room or choose another output.")
+        raise ValueError(f"{parent} has {readable(plan.writes+sides-lacks)} free, the output takes "
+                         f"{readable(plan.writes+sides)}. Make room or choose another output.")
 
 def _refuse_device(
     device:str,         # Where to compute

@@ -7,13 +7,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from ..checkpoints.headers import Checkpoint, readable
+from ..checkpoints.writer import side_files
 from .checks import Finding, check
 from .families import Pair, Pairing
 from .methods import METHODS, Method
 from .recipe import Recipe, knobs_at, recipe_of, why_kept
 
 # %% auto #0
-__all__ = ['Work', 'work_of', 'Plan', 'plan', 'describe']
+__all__ = ['Work', 'work_of', 'Plan', 'side_findings', 'plan', 'describe']
 
 # %% ../../nbs/merging/07_plan.ipynb #c009
 @dataclass(frozen=True)
@@ -102,6 +103,17 @@ def _sort_pairs(
     return works, kept
 
 # %% ../../nbs/merging/07_plan.ipynb #c021
+def side_findings(
+    vlm:Checkpoint,     # The VLM
+)->list[Finding]:
+    "Stop on a file that could not travel with the merged model"
+    try: side_files(vlm.path)
+    except ValueError as e:
+        what, _, fix = str(e).rpartition('. ')
+        return [Finding('stop', f'{what}.', fix)]
+    return []
+
+# %% ../../nbs/merging/07_plan.ipynb #c023
 def plan(
     vlm:Recipe|str|Path, # A recipe; or the VLM: a folder, a hub id (with optional @revision), or lab/vlm
     llm:str|Path|None=None, # The LLM: a folder, a hub id, or lab/llm
@@ -125,14 +137,14 @@ def plan(
         with_base, more = check(mine, third, 'base')
         findings = sorted(findings+more, key=lambda f: f.level!='stop')
     if paired is None or any(f.level=='stop' for f in findings):
-        return Plan(recipe, *sides, (), {}, tuple(findings))
+        return Plan(recipe, *sides, (), {}, (*side_findings(mine), *findings))
     of_base = {p.vlm: p.llm for p in with_base.pairs} if third else {}
     works, kept = _sort_pairs(recipe, sides, paired, of_base)
     if not works:
         findings.insert(0, Finding('stop', 'Nothing is left to merge.', 'Widen `layers` or `modules`.'))
-    return Plan(recipe, *sides, tuple(works), kept, tuple(findings))
+    return Plan(recipe, *sides, tuple(works), kept, (*side_findings(mine), *findings))
 
-# %% ../../nbs/merging/07_plan.ipynb #c025
+# %% ../../nbs/merging/07_plan.ipynb #c027
 def _asked(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
@@ -149,7 +161,7 @@ def _asked(
                      f"{len(c.tensors)} tensors, {readable(c.nbytes)} in {len(c.files)} file(s)")
     return lines
 
-# %% ../../nbs/merging/07_plan.ipynb #c027
+# %% ../../nbs/merging/07_plan.ipynb #c029
 def _gathered(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
@@ -165,7 +177,7 @@ def _gathered(
     return [f"  {what:<7}{n:>5} tensors {readable(size):>8}  {why}  ({example})"
             for (what, why), (n, size, example) in groups.items()]
 
-# %% ../../nbs/merging/07_plan.ipynb #c028
+# %% ../../nbs/merging/07_plan.ipynb #c030
 def describe(
     plan:Plan,          # From `plan`
 )->str:                 # Several lines

@@ -7,6 +7,7 @@ from __future__ import annotations
 import difflib, json, os, re
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from ..checkpoints.disk import replace_text
 from ..checkpoints.headers import read_json
 from .families import Pair
 from .methods import METHODS, Method
@@ -199,7 +200,7 @@ class Recipe:
 
     def write(self, path:str|Path)->None: # Where to
         "Save as JSON"
-        Path(path).write_text(json.dumps(self.dict(), indent=1)+'\n')
+        replace_text(Path(path), json.dumps(self.dict(), indent=1)+'\n')
 
     @classmethod
     def read(cls, path:str|Path)->Recipe: # A recipe, or the recipe.json of a merged folder

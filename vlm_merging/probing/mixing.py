@@ -15,7 +15,7 @@ from ..checkpoints.headers import FLOATS, Checkpoint
 from ..merging.families import LAYER
 from ..merging.merge import merged_blocks
 from ..merging.methods import METHODS, Method
-from ..merging.plan import Work, plan
+from ..merging.plan import Work, plan, side_findings
 from ..merging.recipe import Recipe
 
 # %% auto #0
@@ -98,7 +98,8 @@ def _works_of(
 )->tuple:               # Of `Work`
     "What a recipe merges; raise ValueError if its plan says stop"
     planned = plan(recipe)
-    if planned.stops: raise ValueError(' '.join(f'{f.what} {f.fix}' for f in planned.stops))
+    stops = [f for f in planned.stops if f not in side_findings(planned.vlm)]    # In memory no file travels
+    if stops: raise ValueError(' '.join(f'{f.what} {f.fix}' for f in stops))
     return planned.merged
 
 # %% ../../nbs/probing/12_mixing.ipynb #c033
