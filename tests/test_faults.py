@@ -1,5 +1,5 @@
 "What goes wrong ends in one sentence, leaves inputs alone and nothing half-done; the same command goes on"
-import builtins, contextlib, errno, hashlib, io, json, multiprocessing, os, random, re, resource, shutil
+import builtins, contextlib, errno, hashlib, io, json, multiprocessing, os, random, re, shutil
 import signal, subprocess, sys, threading, time, warnings
 from pathlib import Path
 
@@ -419,6 +419,7 @@ def test_files_may_not_grow(sharded, out):
     assert files(out)==right
 
 def limited(recipe, out):
+    import resource
     resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))
     try: merge(recipe, out=out)
     except OSError as e: sys.exit(e.errno if 'make room' in str(e) else 1)

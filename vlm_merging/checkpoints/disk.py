@@ -49,7 +49,7 @@ def writing(
     try: yield
     except OSError as e:
         if isinstance(e, Unreadable) or e.errno not in FULL: raise
-        free = shutil.disk_usage(path.parent).free
+        free = shutil.disk_usage(next(p for p in path.absolute().parents if p.is_dir())).free
         raise OSError(e.errno, f"{os.strerror(e.errno)} while writing {path}: {free/1e6:,.1f} MB are free. "
                                f"Make room, and run the same again") from None
 
@@ -148,10 +148,11 @@ def make_folder(
 )->None:
     "Make a folder, and its name safe; raise ValueError if a file is in the way"
     missing = [p for p in (path, *path.parents) if not p.exists()]
-    try: path.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise ValueError(f"{path} cannot be a folder, for a file is in the way. Choose another.") from None
-    for p in missing: flush_folder(p.parent)
+    with writing(path):
+        try: path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise ValueError(f"{path} cannot be a folder, for a file is in the way. Choose another.") from None
+        for p in missing: flush_folder(p.parent)
 
 # %% ../../nbs/checkpoints/00_disk.ipynb #c038
 @contextmanager
@@ -212,7 +213,8 @@ def locked(
 ):
     "Hold a lock; raise ValueError if another process does, or if something else is in the way"
     lock = FileLock(path, timeout=-1 if wait else 0)
-    try: lock.acquire()
+    try:
+        with writing(path): lock.acquire()
     except Timeout: raise ValueError(busy) from None
     except OSError as e:
         if e.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO): raise
