@@ -1,5 +1,5 @@
 "What goes wrong ends in one sentence, leaves inputs alone and nothing half-done; the same command goes on"
-import builtins, contextlib, errno, hashlib, io, json, multiprocessing, os, random, re, shutil
+import contextlib, errno, hashlib, io, json, multiprocessing, os, random, re, shutil
 import signal, subprocess, sys, threading, time, warnings
 from pathlib import Path
 
@@ -295,7 +295,8 @@ def test_killed_while_a_refused_draft_is_taken_away(tmp_path, out):
     "An input changes meanwhile, so that nothing of the draft can be used"
     recipe, ends = write_trio(tmp_path), set()
     path = Path(recipe.llm)/'model.safetensors'
-    with watched(Touch(path)) as seen, pytest.raises(ValueError, match='changed while'): merge(recipe, out=out)
+    with watched(Touch(path)) as seen, pytest.raises(ValueError, match='changed while'):
+        merge(recipe, out=out)
     for n in range(len(seen)-8, len(seen)+1):
         process = start(recipe, out, Touch(path, n))
         process.join()
@@ -580,7 +581,8 @@ def test_nan_and_inf_are_named(method, who, tmp_path, out):
         warnings.simplefilter('error')                 # and numpy does not grumble besides
         poke(tmp_path/'in'/who, name, torch.tensor([value]).bfloat16(), at)
         refused(recipe, out, f'{re.escape(name)} in .*{who}.*NaN or Inf.*allow[-_]nonfinite.*kept in', LEFT)
-    before, total = pieces(out.with_name('.out.draft')), resumed(recipe, out.with_name('all'), allow_nonfinite=True)
+    before = pieces(out.with_name('.out.draft'))
+    total = resumed(recipe, out.with_name('all'), allow_nonfinite=True)
     assert 0<before==total-resumed(recipe, out, allow_nonfinite=True)
     merged = load_file(out/'model.safetensors')
     assert [n for n, x in merged.items() if not x.isfinite().all()]==[STEMS['vlm']+UP]

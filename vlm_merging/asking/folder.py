@@ -7,7 +7,7 @@ from __future__ import annotations
 import json, os, platform, time, warnings
 from importlib import metadata
 from pathlib import Path
-from ..checkpoints.disk import open_own, reading, replace_text, sole, writing
+from ..checkpoints.disk import open_own, reading, replace_text, writing
 
 # %% auto #0
 __all__ = ['SYNC_LINES', 'SYNC_SECONDS', 'HISTORY', 'PACKAGES', 'Lines', 'read_lines', 'mend', 'config_differences',

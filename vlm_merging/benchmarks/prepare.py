@@ -10,7 +10,7 @@ from pathlib import Path
 from . import mathematics as mathematics
 from . import perception as perception
 from .items import Benchmark, record_of
-from vlm_merging.checkpoints.disk import (Unreadable, copy_file, flush_file, flush_folder, make_folder,
+from vlm_merging.checkpoints.disk import (ReadingError, copy_file, flush_file, flush_folder, make_folder,
     reading, replace_text, sole)
 
 # %% auto #0
@@ -71,7 +71,7 @@ def _notes(out):
     except (ValueError, OSError) as e:
         raise ValueError(f"{out/NOTE} cannot be read ({e}). Delete it and prepare again.") from None
     patterns = note.get('patterns') if isinstance(note, dict) else None
-    def sound(n): return all(isinstance(o, dict) and {'bytes', 'sha256'}<=o.keys() for o in n['files'].values())
+    def sound(n): return all({'bytes', 'sha256'}<=o.keys() for o in n['files'].values())
     try: sound = all(map(sound, patterns.values()))
     except (AttributeError, TypeError, KeyError): sound = False
     if not sound:
@@ -172,7 +172,7 @@ def prepare(
                         source=record.source if hub else 'local', commit=got.name if hub else None,
                         revision=wanted if hub else None, licence=record.licence)
             _write_note(out, record, f'{pattern}#{part}' if alone else pattern, note)
-    except Unreadable: raise
+    except ReadingError: raise
     except OSError as e:
         raise ValueError(f"{out} could not be written ({e.strerror or e}). "
                          f"Make room, or choose another folder.") from None

@@ -10,12 +10,12 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 # %% auto #0
-__all__ = ['FULL', 'Unreadable', 'unreadable', 'reading', 'InputChanged', 'writing', 'read_at', 'write_at', 'open_own',
+__all__ = ['FULL', 'ReadingError', 'unreadable', 'reading', 'InputChanged', 'writing', 'read_at', 'write_at', 'open_own',
            'is_our_folder', 'flush_folder', 'flush_file', 'make_folder', 'appearing', 'replace_text', 'copy_file',
            'remove_leftovers', 'locked', 'sole']
 
 # %% ../../nbs/checkpoints/00_disk.ipynb #c010
-class Unreadable(OSError):
+class ReadingError(OSError):
     "An input could not be read: nothing is wrong with what is written"
 
 def unreadable(
@@ -23,8 +23,8 @@ def unreadable(
     name,               # Of the file, as the user knows it
 )->OSError:             # Names the file
     "An error of the system as one that says which input could not be read"
-    if isinstance(e, Unreadable) or e.filename and e.errno!=errno.EIO: return e
-    return Unreadable(e.errno, f"{e.strerror or e} while reading {name}")
+    if isinstance(e, ReadingError) or e.filename and e.errno!=errno.EIO: return e
+    return ReadingError(e.errno, f"{e.strerror or e} while reading {name}")
 
 @contextmanager
 def reading(
@@ -39,7 +39,7 @@ class InputChanged(ValueError):
     "An input is not what it was at the start: what was written of it is void"
 
 # %% ../../nbs/checkpoints/00_disk.ipynb #c015
-FULL = {errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, 'EDQUOT', errno.ENOSPC)} # The disk's fault, not ours
+FULL = {errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, 'EDQUOT', errno.ENOSPC)} # Faults of a disk
 
 @contextmanager
 def writing(
@@ -48,7 +48,7 @@ def writing(
     "Say of an error of the disk what could not be written, and how much is free"
     try: yield
     except OSError as e:
-        if isinstance(e, Unreadable) or e.errno not in FULL: raise
+        if isinstance(e, ReadingError) or e.errno not in FULL: raise
         free = shutil.disk_usage(next(p for p in path.absolute().parents if p.is_dir())).free
         raise OSError(e.errno, f"{os.strerror(e.errno)} while writing {path}: {free/1e6:,.1f} MB are free. "
                                f"Make room, and run the same again") from None
@@ -151,7 +151,8 @@ def make_folder(
     with writing(path):
         try: path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError):
-            raise ValueError(f"{path} cannot be a folder, for a file is in the way. Choose another.") from None
+            raise ValueError(f"{path} cannot be a folder, for a file is in the way. "
+                             f"Choose another.") from None
         for p in missing: flush_folder(p.parent)
 
 # %% ../../nbs/checkpoints/00_disk.ipynb #c038
@@ -177,7 +178,7 @@ def replace_text(
     text:str,           # All of it
 )->None:
     "Write a small file whole or not at all"
-    with appearing(path) as file: file.write(text.encode('utf-8', 'replace'))    # Models write half a character now and then
+    with appearing(path) as file: file.write(text.encode('utf-8', 'replace'))   # Half characters are marked
 
 def copy_file(
     src:Path,           # Any file

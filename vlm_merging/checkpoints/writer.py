@@ -8,7 +8,7 @@ import os, shutil, stat, threading
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from .blocks import fill
-from .disk import (FULL, InputChanged, Unreadable, copy_file, flush_folder,
+from .disk import (FULL, InputChanged, ReadingError, copy_file, flush_folder,
     is_our_folder, locked, make_folder, open_own, remove_leftovers, replace_text, write_at)
 from .headers import readable
 
@@ -85,7 +85,7 @@ class Shard:
         "Put bytes in place"
         write_at(self.fd, data, at)
 
-    def copy(self, src, at, to, n, name='A file'): # Descriptor, first byte there; and here; how many; its name
+    def copy(self, src, at, to, n, name='A file'): # Descriptor, byte there; here; how many
         "Put bytes of another file in place"
         _copy_range(src, self.fd, at, to, n, name)
 
@@ -258,7 +258,7 @@ def _in_full(e, out, draft, size):
     "An error of the disk, with what is kept and what is missing"
     if not draft.is_dir():
         return OSError(e.errno, f"{os.strerror(e.errno)}: {out} is whole, but a power cut may lose it")
-    if isinstance(e, Unreadable): what, todo = e.strerror, ''
+    if isinstance(e, ReadingError): what, todo = e.strerror, ''
     else:
         lacks = missing_room(out.parent, draft, size)
         lacks = f' ({readable(lacks)} are missing)' if lacks>0 else ''
@@ -288,7 +288,7 @@ def drafting(
         except InputChanged: remove_draft(draft, KEY); raise
         except ValueError as e: raise ValueError(f"{e}{_kept(draft)}") from None
         except OSError as e:
-            if not isinstance(e, Unreadable) and e.errno not in FULL: raise
+            if not isinstance(e, ReadingError) and e.errno not in FULL: raise
             raise _in_full(e, out, draft, size) from None
 
 # %% ../../nbs/checkpoints/03_writer.ipynb #c065

@@ -317,7 +317,8 @@ def merge(
     _refuse(p, out)
     inputs = {who: fingerprints(c, sha256) for who, c in p.sides.items()}
     need_room(out.parent, p, out.with_name(f'.{out.name}.draft'))
-    texts = {'recipe.json': json.dumps(provenance(p, inputs), indent=1)+'\n', 'README.md': model_card(p, out.name)}
+    texts = {'recipe.json': json.dumps(provenance(p, inputs), indent=1)+'\n',
+             'README.md': model_card(p, out.name)}
     written = {who: stamps(c) for who, c in p.sides.items()}
     key, strict = (draft_key(p, [inputs, written], device, lax) for lax in (allow_nonfinite, False))
     with drafting(out, key, overwrite, (strict,), p.writes) as draft:
