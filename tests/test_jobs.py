@@ -39,13 +39,13 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir() if p.name[0]!='.')==['notes.txt']
 
 def test_two_processes_do_not_share_a_folder(tmp_path):
-    from vlm_merging.asking.folder import sole
+    from vlm_merging.checkpoints.disk import sole
     (tmp_path/'run').mkdir()
     with sole(tmp_path/'run'), pytest.raises(ValueError, match='Another process'):
         carry_out(squares, JOBS, tmp_path/'run', {})
 
 def test_a_part_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
-    def full(self, path): path.write_bytes(b'half'); raise OSError(28, 'No space left on device')
+    def full(self, file): file.write(b'half'); raise OSError(28, 'No space left on device')
     monkeypatch.setattr(pl.DataFrame, 'write_parquet', full)
     with pytest.raises(OSError): carry_out(squares, JOBS, tmp_path/'run', {})
     assert not list((tmp_path/'run'/'parts').glob('part*'))

@@ -16,7 +16,8 @@ from ..checkpoints.places import path_of
 from .fingerprints import reply_key
 from .models import Reply, decode_picture
 from .opening import as_model
-from .folder import (Lines, mend, read_lines, replace_text, settle, sole, with_session,
+from ..checkpoints.disk import replace_text, sole
+from .folder import (Lines, mend, read_lines, settle, with_session,
                                          write_config)
 from .replies import (LEFT_OUT, benchmark_and_split, place_of, reply_table, report,
                                          unique_rows)

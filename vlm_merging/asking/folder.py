@@ -4,34 +4,16 @@
 
 # %% ../../nbs/asking/03_folder.ipynb #c005
 from __future__ import annotations
-import fcntl, json, os, platform, time, warnings
-from contextlib import contextmanager
+import json, os, platform, time, warnings
 from importlib import metadata
 from pathlib import Path
-from ..checkpoints.writer import appearing, flush_folder
+from ..checkpoints.disk import open_own, reading, replace_text, writing
 
 # %% auto #0
-__all__ = ['SYNC_LINES', 'SYNC_SECONDS', 'HISTORY', 'PACKAGES', 'sole', 'Lines', 'read_lines', 'mend', 'config_differences',
-           'stored_config', 'begun', 'settle', 'replace_text', 'write_config', 'versions', 'with_session']
+__all__ = ['SYNC_LINES', 'SYNC_SECONDS', 'HISTORY', 'PACKAGES', 'Lines', 'read_lines', 'mend', 'config_differences',
+           'stored_config', 'begun', 'settle', 'write_config', 'versions', 'with_session']
 
-# %% ../../nbs/asking/03_folder.ipynb #c009
-@contextmanager
-def sole(
-    out:Path,           # Folder of a run; made if it is not there
-):
-    "Hold the folder, so that only one process writes to it; raise ValueError if another one does"
-    if out.is_file(): raise ValueError(f'{out} is a file. Name a folder for the run.')
-    out.mkdir(parents=True, exist_ok=True)
-    fd = os.open(out/'.lock', os.O_RDWR|os.O_CREAT, 0o666)
-    try:
-        try: fcntl.flock(fd, fcntl.LOCK_EX|fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"Another process is writing to {out}. Wait for it, or choose another "
-                             f"folder.") from None
-        yield
-    finally: os.close(fd)
-
-# %% ../../nbs/asking/03_folder.ipynb #c013
+# %% ../../nbs/asking/03_folder.ipynb #c012
 SYNC_LINES, SYNC_SECONDS = 32, 5. # Flush to disk after so many lines, or so long
 
 def _line(row):
@@ -44,7 +26,7 @@ class Lines:
     def __init__(self,
         path:Path,          # JSONL; made if it is not there
     ):
-        self.fd = os.open(path, os.O_WRONLY|os.O_APPEND|os.O_CREAT, 0o666)
+        self.path, self.fd = path, open_own(path, os.O_WRONLY|os.O_APPEND|os.O_CREAT)
         self.waiting, self.synced = 0, time.monotonic()
 
     def add(self,
@@ -52,13 +34,14 @@ class Lines:
     )->None:
         "Write one line now, to disk soon"
         line = memoryview(_line(row))
-        while line: line = line[os.write(self.fd, line):]
+        with writing(self.path):
+            while line: line = line[os.write(self.fd, line):]
         self.waiting += 1
         if self.waiting>=SYNC_LINES or time.monotonic()-self.synced>SYNC_SECONDS: self.sync()
 
     def sync(self)->None:
         "Flush to disk"
-        os.fsync(self.fd)
+        with writing(self.path): os.fsync(self.fd)
         self.waiting, self.synced = 0, time.monotonic()
 
     def close(self)->None:
@@ -66,14 +49,15 @@ class Lines:
         try: self.sync()
         finally: os.close(self.fd)
 
-# %% ../../nbs/asking/03_folder.ipynb #c016
+# %% ../../nbs/asking/03_folder.ipynb #c015
 def read_lines(
     path:Path,          # JSONL
 )->tuple[list[dict], list[int]]: # Rows, and the numbers of lines that are none
     "Rows of a file whose last line, or any other, may be damaged"
     rows, bad = [], []
     if not path.exists(): return rows, bad
-    for n, line in enumerate(path.read_bytes().split(b'\n'), 1):
+    with reading(path): content = path.read_bytes()
+    for n, line in enumerate(content.split(b'\n'), 1):
         if not line.strip(): continue
         try: row = json.loads(line)
         except (ValueError, RecursionError): row = None
@@ -81,21 +65,22 @@ def read_lines(
         else: bad.append(n)
     return rows, bad
 
-# %% ../../nbs/asking/03_folder.ipynb #c019
+# %% ../../nbs/asking/03_folder.ipynb #c018
 def mend(
     path:Path,          # JSONL that nobody writes to now
 )->int:                 # Bytes that were set aside
     "Move a last line without an end into a file `.torn` beside it"
     if not path.exists(): return 0
-    with open(path, 'r+b') as f:
-        content = f.read()
+    with open(open_own(path, os.O_RDWR), 'r+b') as f, writing(path):
+        with reading(path): content = f.read()
         torn = content[content.rfind(b'\n')+1:]
         if torn:
-            with open(path.with_suffix('.torn'), 'ab') as aside: aside.write(torn+b'\n')
+            aside = open_own(path.with_suffix('.torn'), os.O_WRONLY|os.O_APPEND|os.O_CREAT)
+            with open(aside, 'ab') as aside: aside.write(torn+b'\n')
             f.truncate(len(content)-len(torn)); os.fsync(f.fileno())
     return len(torn)
 
-# %% ../../nbs/asking/03_folder.ipynb #c023
+# %% ../../nbs/asking/03_folder.ipynb #c022
 def config_differences(
     old:dict,           # Settings as stored
     new:dict,           # Settings as asked for
@@ -108,7 +93,7 @@ def config_differences(
         elif a!=b: out.append(f'{k} is {json.dumps(a)[:80]} there and {json.dumps(b)[:80]} here')
     return out
 
-# %% ../../nbs/asking/03_folder.ipynb #c026
+# %% ../../nbs/asking/03_folder.ipynb #c025
 def stored_config(
     out:Path,           # Folder of a run, held by `sole`
 )->dict|None:           # What run.json holds; None: the folder is empty
@@ -119,19 +104,20 @@ def stored_config(
         if strange: raise ValueError(f"{out} is no folder of a run, but holds {', '.join(strange[:3])}. "
                                      f"Choose another folder.")
         return None
-    try: return dict(json.loads(path.read_text(encoding='utf-8')))
+    try:
+        with reading(path): return dict(json.loads(path.read_text(encoding='utf-8')))
     except (ValueError, TypeError):
         raise ValueError(f"{path} is damaged, so what its results depend on is not known. "
                          f"Choose another folder.") from None
 
-# %% ../../nbs/asking/03_folder.ipynb #c029
+# %% ../../nbs/asking/03_folder.ipynb #c028
 def begun(
     out:Path,           # Folder of a run
 )->bool:
     "Are there results already?"
     return bool(read_lines(out/'replies.jsonl')[0]) or any((out/'parts').glob('*.parquet'))
 
-# %% ../../nbs/asking/03_folder.ipynb #c032
+# %% ../../nbs/asking/03_folder.ipynb #c031
 HISTORY = ('sessions', 'asked') # Keys of run.json that say how it went, not what the results depend on
 
 def settle(
@@ -147,15 +133,7 @@ def settle(
                          f"Choose another folder, or those settings.")
     return config if changed else stored
 
-# %% ../../nbs/asking/03_folder.ipynb #c034
-def replace_text(
-    path:Path,          # File that shall appear, or be another
-    text:str,           # All of it
-)->None:
-    "Write a small file whole or not at all"
-    with appearing(path) as draft: draft.write_bytes(text.encode('utf-8', 'replace'))  # As in `_line`
-    flush_folder(path.parent)
-
+# %% ../../nbs/asking/03_folder.ipynb #c033
 def write_config(
     out:Path,           # Folder of a run, held by `sole`
     config:dict,        # From `settle`
@@ -163,7 +141,7 @@ def write_config(
     "Write run.json"
     replace_text(out/'run.json', json.dumps(config, indent=1)+'\n')
 
-# %% ../../nbs/asking/03_folder.ipynb #c038
+# %% ../../nbs/asking/03_folder.ipynb #c037
 PACKAGES = ('vlm_merging', 'transformers', 'torch', 'polars', 'pillow', 'tokenizers')
 
 def versions()->dict:   # Name -> version
@@ -174,7 +152,7 @@ def versions()->dict:   # Name -> version
         except metadata.PackageNotFoundError: pass
     return installed
 
-# %% ../../nbs/asking/03_folder.ipynb #c041
+# %% ../../nbs/asking/03_folder.ipynb #c040
 def with_session(
     out:Path,           # Folder of a run, for the warning
     config:dict,        # From `settle`

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 import polars as pl
 from tqdm.auto import tqdm
-from .folder import settle, sole, write_config
+from .folder import settle, write_config
+from ..checkpoints.disk import appearing, make_folder, sole
 from ..checkpoints.places import path_of
-from ..checkpoints.writer import appearing
 
 # %% auto #0
 __all__ = ['write_part', 'read_part', 'here', 'carry_out', 'cluster', 'on_ray']
@@ -22,7 +22,7 @@ def write_part(
     path:Path,          # File that shall appear
 )->None:
     "Write a table as parquet, whole or not at all"
-    with appearing(path) as draft: frame.write_parquet(draft)
+    with appearing(path) as file: frame.write_parquet(file)
 
 # %% ../../nbs/asking/08_jobs.ipynb #c011
 def read_part(
@@ -67,7 +67,9 @@ def carry_out(
         raise ValueError(f'{odd[0]!r} is no name for a part.')
     with sole(out):
         write_config(out, settle(out, about))
-        (out/'parts').mkdir(exist_ok=True)
+        if (out/'parts').is_symlink(): raise ValueError(f"{out/'parts'} is a link, and is not written to. "
+                                                        f"Remove it, or choose another folder.")
+        make_folder(out/'parts')
         make = (lambda work, todo: on_ray(work, todo, ray)) if ray else here
         done = _make_missing(work, jobs, out, make, progress)
     return pl.concat([done[n] for n in jobs], how='diagonal_relaxed')

@@ -4,17 +4,18 @@
 
 # %% ../../nbs/benchmarks/05_prepare.ipynb #c005
 from __future__ import annotations
-import hashlib, json, os, shutil
+import hashlib, json, os, secrets
 from fnmatch import fnmatchcase
 from pathlib import Path
 from . import mathematics as mathematics
 from . import perception as perception
 from .items import Benchmark, record_of
 from ..checkpoints.places import from_hub, path_of
-from ..checkpoints.writer import flush_folder, sync_text
+from vlm_merging.checkpoints.disk import (ReadingError, copy_file, flush_file, flush_folder, make_folder,
+    reading, replace_text, sole)
 
 # %% auto #0
-__all__ = ['RECORDS', 'NOTE', 'data_root', 'pattern_of', 'matching', 'prepare', 'prepared']
+__all__ = ['RECORDS', 'NOTE', 'QUICK', 'data_root', 'pattern_of', 'matching', 'prepare', 'prepared']
 
 # %% ../../nbs/benchmarks/05_prepare.ipynb #c009
 RECORDS = mathematics, perception  # Importing these rooms fills BENCHMARKS
@@ -70,9 +71,13 @@ def _notes(out):
     except FileNotFoundError: return {}
     except (ValueError, OSError) as e:
         raise ValueError(f"{out/NOTE} cannot be read ({e}). Delete it and prepare again.") from None
-    if not isinstance(note, dict) or not isinstance(note.get('patterns'), dict):
+    patterns = note.get('patterns') if isinstance(note, dict) else None
+    def sound(n): return all({'bytes', 'sha256'}<=o.keys() for o in n['files'].values())
+    try: sound = all(map(sound, patterns.values()))
+    except (AttributeError, TypeError, KeyError): sound = False
+    if not sound:
         raise ValueError(f"{out/NOTE} is no note of `prepare`. Delete it and prepare again.")
-    return note['patterns']
+    return patterns
 
 def _covering(notes, pattern, part):
     "The note of a part, of a pattern, or of a wider one"
@@ -80,14 +85,17 @@ def _covering(notes, pattern, part):
     return notes.get(f'{pattern}#{part}') or notes.get(pattern) or next(wider, None)
 
 # %% ../../nbs/benchmarks/05_prepare.ipynb #c023
-def _sha256(path):
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+QUICK = 1<<24           # Bytes of a file up to which its checksum is compared before each run
 
-def _intact(out, note):
-    "Are all files of a note as they were?"
-    def same(path, about): return (path.is_file() and path.stat().st_size==about['bytes']
-                                   and _sha256(path)==about['sha256'])
-    return all(same(out/f, about) for f, about in note['files'].items())
+def _sha256(path):
+    with reading(path), open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
+
+def _damaged(out, note, quick=0):
+    "The files of a note that are not as they were; from `quick` bytes on, only their size counts"
+    def same(path, about):
+        if not path.is_file() or path.stat().st_size!=about['bytes']: return False
+        return 0<quick<=about['bytes'] or _sha256(path)==about['sha256']
+    return [f for f, about in note['files'].items() if not same(out/f, about)]
 
 # %% ../../nbs/benchmarks/05_prepare.ipynb #c027
 def _from_hub(record, pattern, revision):
@@ -96,20 +104,25 @@ def _from_hub(record, pattern, revision):
     except ValueError as e: raise ValueError(f'{record.name} is not prepared, and {e}') from None
 
 # %% ../../nbs/benchmarks/05_prepare.ipynb #c029
+def _linked(path, to):
+    "Give a file a second name, in place of what has it; was that possible?"
+    draft = to.with_name(f'.{to.name}.{secrets.token_hex(8)}.part')
+    try:
+        try: os.link(path.resolve(), draft)
+        except (OSError, AttributeError, NotImplementedError): return False
+        flush_file(draft)
+        os.replace(draft, to)
+        flush_folder(to.parent)
+    finally: draft.unlink(missing_ok=True)
+    return True
+
 def _put(path, out, to, link):
     "Link (a file of the hub's cache) or copy (a file of the user's) to its place, whole or not at all"
-    to.parent.mkdir(parents=True, exist_ok=True)
-    draft = to.with_name(f'.{to.name}.{os.getpid()}.part')
-    try:
-        draft.unlink(missing_ok=True)
-        try:
-            if not link: raise OSError
-            os.link(path.resolve(), draft)
-        except OSError: shutil.copyfile(path, draft)
-        about = dict(bytes=draft.stat().st_size, sha256=_sha256(draft))
-        os.replace(draft, to)
-    finally: draft.unlink(missing_ok=True)
-    return to.relative_to(out).as_posix(), about
+    if not to.parent.resolve().is_relative_to(out.resolve()):
+        raise ValueError(f"{to.parent} leads out of {out}, and is not written to. Remove that link.")
+    make_folder(to.parent)
+    if not link or not _linked(path, to): copy_file(path, to)
+    return to.relative_to(out).as_posix(), dict(bytes=to.stat().st_size, sha256=_sha256(to))
 
 # %% ../../nbs/benchmarks/05_prepare.ipynb #c033
 def _what_is_there(folder):
@@ -119,11 +132,8 @@ def _what_is_there(folder):
 
 def _write_note(out, record, key, note):
     "Add a note to those that are there"
-    draft = out/f'.{NOTE}.part'
     whole = dict(benchmark=record.name, patterns=_notes(out)|{key:note})
-    sync_text(draft, json.dumps(whole, indent=1, ensure_ascii=False))
-    os.replace(draft, out/NOTE)
-    flush_folder(out)
+    replace_text(out/NOTE, json.dumps(whole, indent=1, ensure_ascii=False))
 
 # %% ../../nbs/benchmarks/05_prepare.ipynb #c037
 def prepare(
@@ -140,7 +150,7 @@ def prepare(
     out = _folder_of(record, folder)
     note = _covering(_notes(out), pattern, part)
     same = note and hub and revision in (None, note['commit'], note['revision'])
-    if same and _intact(out, note): return out
+    if same and not _damaged(out, note): return out
     wanted = revision or record.revision
     if hub and record.source=='local':
         raise ValueError(f"{record.name} is a benchmark of your own, and not on the hub. Name the file or "
@@ -153,10 +163,12 @@ def prepare(
     base = got.parent if got.is_file() else got
     alone = part and all(record.tables.get(f.stem)==split for f in files)  # A table of this part and no other
     try:
-        note = dict(files=dict(_put(f, out, out/f.relative_to(base), hub) for f in files),
-                    source=record.source if hub else 'local', commit=got.name if hub else None,
-                    revision=wanted if hub else None, licence=record.licence)
-        _write_note(out, record, f'{pattern}#{part}' if alone else pattern, note)
+        with sole(out, wait=True):
+            note = dict(files=dict(_put(f, out, out/f.relative_to(base), hub) for f in files),
+                        source=record.source if hub else 'local', commit=got.name if hub else None,
+                        revision=wanted if hub else None, licence=record.licence)
+            _write_note(out, record, f'{pattern}#{part}' if alone else pattern, note)
+    except ReadingError: raise
     except OSError as e:
         raise ValueError(f"{out} could not be written ({e.strerror or e}). "
                          f"Make room, or choose another folder.") from None
@@ -168,7 +180,7 @@ def prepared(
     split:str|None=None, # None: the default split
     folder:Path|str|None=None, # Where the folders of benchmarks lie; None: `data_root()`
 )->tuple[list[Path], str]: # Files; part of them that the split is, empty for all
-    "The files of a prepared split; raise LookupError if it is not prepared"
+    "The files of a prepared split; raise LookupError if it is not prepared, ValueError if a file is damaged"
     record = record_of(name)
     pattern, part = pattern_of(record, split)
     out = _folder_of(record, folder)
@@ -176,8 +188,12 @@ def prepared(
     names = list(note['files']) if note else []
     last = pattern.rpartition('/')[2]
     narrow = [f for f in names if fnmatchcase(f, pattern) or fnmatchcase(Path(f).name, last)]
-    files = [out/f for f in narrow or names]
-    if files and all(f.is_file() for f in files): return files, part
+    files = {f:note['files'][f] for f in narrow or names}
+    damaged = _damaged(out, dict(files=files), QUICK)
+    if files and not damaged: return [out/f for f in files], part
+    if damaged and (lost := out/damaged[0]).is_file():
+        raise ValueError(f"{lost} is not what was prepared: {lost.stat().st_size} bytes, where there were "
+                         f"{files[damaged[0]]['bytes']}, or others. Prepare {record.name} again.")
     option, own = f' --split {split}' if split else '', record.source=='local'
     hub = f"Run `vlm-merging prepare {record.name}{option}` once where there is a network, or "
     raise LookupError(f"{record.name} ({split or record.split}) is not prepared in {out}. "

@@ -12,6 +12,7 @@ import polars as pl
 from PIL import Image
 from .items import unpacked
 from .pictures import HEAVIEST, Picture
+from ..checkpoints.disk import unreadable
 
 # %% auto #0
 __all__ = ['ROWS_AT_ONCE', 'IMAGES', 'LONG', 'NO_OBJECT', 'TABLE_SUFFIXES', 'POINTER', 'inside', 'Cell', 'rows_in_words',
@@ -194,6 +195,7 @@ def rows_in(
     except (json.JSONDecodeError, UnicodeDecodeError, pl.exceptions.PolarsError) as e:
         why = ' '.join(str(e).split()).partition(' The current offset')[0][:160].rstrip('.')
         raise ValueError(f"{path} is no {path.suffix[1:]} table that can be read: {why}.") from None
+    except OSError as e: raise unreadable(e, path) from None
 
 # %% ../../nbs/benchmarks/04_tables.ipynb #c050
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import altair as alt
 import polars as pl
 from ..comparing.findings import CATEGORY_NAMES
 from ..checkpoints.places import path_of
-from ..checkpoints.writer import appearing
+from ..checkpoints.disk import appearing
 
 # %% auto #0
 __all__ = ['INK', 'GRID', 'COLOURS', 'SHAPES', 'theme', 'titled', 'in_order', 'colour_and_shape', 'rows_to_draw', 'together',
@@ -119,7 +119,7 @@ def save_chart(
     content = file.getvalue()
     scheme = '<head>\n<meta name="color-scheme" content="light dark">'
     if kind=='html': content = content.replace('<head>', scheme, 1)
-    with appearing(path) as draft: draft.write_bytes(content if kind=='png' else content.encode())
+    with appearing(path) as file: file.write(content if kind=='png' else content.encode())
     return path
 
 # %% ../../nbs/charts/01_pages.ipynb #c040

@@ -4,8 +4,9 @@
 
 # %% ../../nbs/checkpoints/02_blocks.ipynb #c005
 from __future__ import annotations
-import ctypes, os
-from contextlib import ExitStack, contextmanager
+import ctypes
+from contextlib import ExitStack, contextmanager, suppress
+from .disk import InputChanged, read_at
 from .headers import DTYPES, FLOATS, Entry
 
 # %% auto #0
@@ -20,10 +21,10 @@ def fill(
 )->None:
     "Read until `view` is full; raise ValueError if the file ends before that"
     while len(view):
-        n = os.preadv(fd, [view], at)
+        n = read_at(fd, view, at, name)
         if not n:
-            raise ValueError(f"{name} became shorter while it was read. "
-                             f"Start again once nothing writes to it.")
+            raise InputChanged(f"{name} became shorter while it was read. "
+                               f"Start again once nothing writes to it.")
         view, at = view[n:], at+n
 
 # %% ../../nbs/checkpoints/02_blocks.ipynb #c016
@@ -122,6 +123,7 @@ def faulty(
 def keep_heap()->None:
     "Ask glibc to keep the memory of freed blocks: taking it anew for each costs up to half of the time"
     trim, mmap = -1, -3         # numbers of options in glibc's malloc.h
-    libc = ctypes.CDLL(None)
+    libc = None
+    with suppress(OSError, TypeError): libc = ctypes.CDLL(None)     # Windows has no such library
     if hasattr(libc, 'mallopt'):
         for option, size in ((trim, 1<<27), (mmap, 1<<25)): libc.mallopt(option, size)

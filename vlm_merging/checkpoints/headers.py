@@ -10,6 +10,7 @@ from pathlib import Path
 from .places import from_hub, path_of
 from .model_files import (JSON_LIMIT, changed_files, named_files, read_json,
     take_stamps, unique_names, unread_weights, weight_candidates, weight_files)
+from .disk import InputChanged, reading, unreadable
 
 # %% auto #0
 __all__ = ['DTYPES', 'FLOATS', 'HEADER_LIMIT', 'SIDE', 'Entry', 'read_header', 'read_bin', 'lab_model', 'fetch', 'Checkpoint',
@@ -84,7 +85,7 @@ def read_header(
     "What a safetensors file holds, checked claim by claim"
     size = path.stat().st_size
     try:
-        with open(path, 'rb') as f:
+        with reading(path), open(path, 'rb') as f:
             n = int.from_bytes(f.read(8), 'little')
             if size<8 or n>min(HEADER_LIMIT, size-8):
                 f.seek(0)
@@ -147,6 +148,7 @@ def read_bin(
     try:
         records = _records(path)
         with FakeTensorMode(): table = torch.load(path, weights_only=True, map_location='cpu')
+    except OSError as e: raise unreadable(e, path) from None
     except Exception as e:  # the unpickler fails in many ways, all of which mean the same
         raise ValueError(f"{path} cannot be used: it is not a plain file of tensors "
                          f"({(str(e).splitlines() or [type(e).__name__])[0][:120]}). "
@@ -257,8 +259,8 @@ def refuse_changed(
 )->None:
     "Raise ValueError if a file of its folder was written to, replaced, added or removed since it was opened"
     if changed := changed_files(checkpoint.path, checkpoint.stamps):
-        raise ValueError(f"{checkpoint.path/changed[0]} changed while it was read. "
-                         f"Start again once nothing writes to that folder.")
+        raise InputChanged(f"{checkpoint.path/changed[0]} changed while it was read. "
+                           f"Start again once nothing writes to that folder.")
 
 # %% ../../nbs/checkpoints/01_headers.ipynb #c062
 def readable(

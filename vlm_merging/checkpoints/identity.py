@@ -6,6 +6,7 @@
 from __future__ import annotations
 import hashlib, os, re
 from pathlib import Path
+from .disk import reading
 from .headers import HEADER_LIMIT, Checkpoint
 
 # %% auto #0
@@ -18,7 +19,7 @@ def fingerprint(
 )->dict:                # size; sha256 where known or asked for; samples
     "Say which file this is, cheaply or fully"
     size, sha = path.stat().st_size, hashlib.sha256()
-    with open(path, 'rb') as f:
+    with reading(path), open(path, 'rb') as f:
         head = (min(8+int.from_bytes(f.read(8), 'little'), HEADER_LIMIT+8, size)
                 if path.suffix=='.safetensors' else min(1<<16, size))
         f.seek(0); sha.update(f.read(head))

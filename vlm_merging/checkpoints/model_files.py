@@ -6,6 +6,7 @@
 from __future__ import annotations
 import json, os, re, time
 from pathlib import Path
+from .disk import reading
 
 # %% auto #0
 __all__ = ['JSON_LIMIT', 'WEIGHT_FILES', 'ADAPTER', 'QUANTIZER_FILES', 'TICK', 'unique_names', 'read_json', 'named_files',
@@ -30,7 +31,7 @@ def read_json(
     "A JSON object from disk, or one sentence about what is wrong with it"
     try:
         if path.stat().st_size>limit: raise ValueError('it is too large')
-        raw = path.read_bytes().decode('utf-8')
+        with reading(path): raw = path.read_bytes().decode('utf-8')
         table = json.loads(raw, object_pairs_hook=unique_names)
         if re.search(r'\\u[dD][89a-fA-F]', raw):
             json.dumps(table, ensure_ascii=False).encode()   # half characters are refused

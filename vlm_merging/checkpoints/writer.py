@@ -4,75 +4,35 @@
 
 # %% ../../nbs/checkpoints/03_writer.ipynb #c005
 from __future__ import annotations
-import errno, fcntl, os, shutil, threading
-from contextlib import contextmanager
+import os, shutil, stat, threading
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from .blocks import fill
 from .places import path_of
 from .model_files import ADAPTER, QUANTIZER_FILES
+from .disk import (FULL, InputChanged, ReadingError, copy_file, flush_folder,
+    is_our_folder, locked, make_folder, open_own, remove_leftovers, replace_text, write_at)
+from .headers import readable
 
 # %% auto #0
-__all__ = ['KEY', 'JOURNAL', 'FLUSH', 'sync_text', 'flush_folder', 'appearing', 'journal_of', 'Shard', 'refuse_existing',
-           'remove_draft', 'drafting', 'side_files', 'copy_sides']
+__all__ = ['KEY', 'JOURNAL', 'FLUSH', 'journal_of', 'Shard', 'refuse_existing', 'remove_draft', 'usable_target', 'missing_room',
+           'drafting', 'side_files', 'copy_sides']
 
 # %% ../../nbs/checkpoints/03_writer.ipynb #c010
-def _write_at(fd, data, at):
-    "Write all of `data`, bytes or a buffer, at byte `at` of an open file"
-    view = memoryview(data).cast('B')
-    while len(view):
-        n = os.pwrite(fd, view, at)
-        view, at = view[n:], at+n
-
-# %% ../../nbs/checkpoints/03_writer.ipynb #c013
-_NO_KERNEL_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM)
-
-def _copy_range(src, dst, at, to, n):
+def _copy_range(src, dst, at, to, n, name='A file'):
     "Copy `n` bytes from `at` in one open file to `to` in another, in the kernel where it can"
     kernel = getattr(os, 'copy_file_range', None)
     while n:
         try: moved = kernel(src, dst, min(n, 1<<30), at, to) if kernel else 0
-        except OSError as e:
-            if e.errno not in _NO_KERNEL_COPY: raise
-            moved = 0
+        except OSError: moved = 0
         if not moved:   # no such call here, or it gave up: by hand
             kernel, data = None, memoryview(bytearray(min(n, 1<<22)))
-            fill(data, src, at)
-            _write_at(dst, data, to)
+            fill(data, src, at, name)
+            write_at(dst, data, to)
             moved = len(data)
         at, to, n = at+moved, to+moved, n-moved
 
-# %% ../../nbs/checkpoints/03_writer.ipynb #c017
-def sync_text(
-    path:Path,          # Where to
-    text:str,           # All of the file
-)->None:
-    "Write a small file and flush it"
-    with open(path, 'w', encoding='utf-8') as f:
-        f.write(text); f.flush(); os.fsync(f.fileno())
-
-# %% ../../nbs/checkpoints/03_writer.ipynb #c019
-def flush_folder(
-    path:Path,          # A folder
-)->None:
-    "Make renames inside a folder safe against power loss"
-    fd = os.open(path, os.O_RDONLY)
-    try: os.fsync(fd)
-    finally: os.close(fd)
-
-# %% ../../nbs/checkpoints/03_writer.ipynb #c022
-@contextmanager
-def appearing(
-    path:Path,          # File that shall appear, or be another
-):                      # A path to write to
-    "A file that appears whole or not at all: it gets its name when the block ends without an error"
-    draft = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    try:
-        yield draft
-        with open(draft, 'rb') as f: os.fsync(f.fileno())
-        os.replace(draft, path)
-    finally: draft.unlink(missing_ok=True)
-
-# %% ../../nbs/checkpoints/03_writer.ipynb #c026
+# %% ../../nbs/checkpoints/03_writer.ipynb #c014
 KEY, JOURNAL = '.key', '.journal'
 FLUSH = 1<<29           # Bytes of finished pieces between two flushes to disk
 
@@ -88,14 +48,14 @@ def journal_of(
             seen.setdefault(file, set()).add(piece)
     return seen
 
-# %% ../../nbs/checkpoints/03_writer.ipynb #c029
+# %% ../../nbs/checkpoints/03_writer.ipynb #c017
 def _note(
     journal:Path,       # Grows by one line a piece
     file:str, pieces,   # Name of the file; names of its pieces
 ):
     "Note finished pieces, and flush"
-    with open(journal, 'a', encoding='utf-8') as f:
-        f.write(''.join(f'{file}\t{p}\n' for p in pieces))
+    with open(open_own(journal, os.O_WRONLY|os.O_APPEND|os.O_CREAT), 'ab') as f:
+        f.write(''.join(f'{file}\t{p}\n' for p in pieces).encode('utf-8'))
         f.flush(); os.fsync(f.fileno())
 
 def _forget(
@@ -103,10 +63,10 @@ def _forget(
     file:str,           # Name of a file that is lost
 ):
     "Strike out what a journal says of a file"
-    lines = [l for l in journal.read_text(encoding='utf-8').splitlines() if not l.startswith(f'{file}\t')]
-    sync_text(journal, ''.join(f'{l}\n' for l in lines))
+    lines = journal.read_text(encoding='utf-8', errors='replace').splitlines()
+    replace_text(journal, ''.join(f'{l}\n' for l in lines if not l.startswith(f'{file}\t')))
 
-# %% ../../nbs/checkpoints/03_writer.ipynb #c033
+# %% ../../nbs/checkpoints/03_writer.ipynb #c021
 class Shard:
     "A file that is written in pieces and remembers which are on disk"
     def __init__(self,
@@ -120,16 +80,16 @@ class Shard:
         if known and not (self.part.exists() and self.part.stat().st_size==size):
             self.finished = set()           # the file is lost, so what the journal says of it is void
             _forget(journal, path.name)
-        self.fd = os.open(self.part, os.O_RDWR|os.O_CREAT, 0o666)
+        self.fd = open_own(self.part, os.O_RDWR|os.O_CREAT)
         os.ftruncate(self.fd, size)
 
     def write(self, data, at): # Bytes or a buffer; first byte in the shard
         "Put bytes in place"
-        _write_at(self.fd, data, at)
+        write_at(self.fd, data, at)
 
-    def copy(self, src, at, to, n): # File descriptor, first byte there; first byte in the shard; how many
+    def copy(self, src, at, to, n, name='A file'): # Descriptor, byte there; here; how many
         "Put bytes of another file in place"
-        _copy_range(src, self.fd, at, to, n)
+        _copy_range(src, self.fd, at, to, n, name)
 
     def done(self, piece:str, n:int)->None: # Name of the piece, without newline; its size in bytes
         "Note a finished piece; flush if many wait"
@@ -150,19 +110,19 @@ class Shard:
             self._flush()
             os.close(self.fd)
             if whole:
-                self.part.rename(self.path)
+                self.part.replace(self.path)
                 flush_folder(self.path.parent)
 
-# %% ../../nbs/checkpoints/03_writer.ipynb #c039
+# %% ../../nbs/checkpoints/03_writer.ipynb #c027
 def _is_merge(path):
-    "Is this a folder that an earlier merge made?"
-    return path.is_dir() and not path.is_symlink() and (path/'recipe.json').is_file()
+    "Is this a folder that an earlier merge of ours made?"
+    return is_our_folder(path) and (path/'recipe.json').is_file()
 
 def _is_empty(path):
     "Is this a folder with nothing in it?"
     return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
-# %% ../../nbs/checkpoints/03_writer.ipynb #c040
+# %% ../../nbs/checkpoints/03_writer.ipynb #c028
 def refuse_existing(
     out:Path,           # The folder that shall appear
     overwrite:bool,     # May a folder that an earlier merge made be replaced?
@@ -172,10 +132,10 @@ def refuse_existing(
         raise ValueError(f"{out} is already there and is left as it is. "
                          f"Choose another name, or allow it with `overwrite`.")
     if overwrite and os.path.lexists(out) and not (_is_merge(out) or _is_empty(out)):
-        raise ValueError(f"{out} was not made by vlm_merging (it has no recipe.json), "
+        raise ValueError(f"{out} was not made by vlm_merging (it has no recipe.json), or not by you, "
                          f"so it is not overwritten. Choose another name.")
 
-# %% ../../nbs/checkpoints/03_writer.ipynb #c043
+# %% ../../nbs/checkpoints/03_writer.ipynb #c031
 def _empty(folder, mark):
     "Remove all of a folder of ours but the file that marks it as ours"
     for p in folder.iterdir():
@@ -190,42 +150,60 @@ def remove_draft(
     (folder/mark).unlink(missing_ok=True)
     folder.rmdir()
 
-# %% ../../nbs/checkpoints/03_writer.ipynb #c047
-def _locked(draft):
-    "Make the draft folder and lock it; gives the descriptor that holds the lock"
-    while True:
-        try:
-            draft.mkdir(exist_ok=True)
-            fd = os.open(draft, os.O_RDONLY|os.O_DIRECTORY|os.O_NOFOLLOW)
-        except FileNotFoundError: continue      # renamed away just now
-        except OSError as e:
-            if e.errno not in (errno.EEXIST, errno.ENOTDIR, errno.ELOOP): raise
-            raise ValueError(f"{draft} is in the way and is no folder. "
-                             f"Remove it, or choose another output.") from None
-        try: fcntl.flock(fd, fcntl.LOCK_EX|fcntl.LOCK_NB)
-        except OSError as e:
-            os.close(fd)
-            if not isinstance(e, BlockingIOError): raise
-            raise ValueError(f"Another merge is writing to {draft}. "
-                             f"Wait for it, or choose another output.") from None
-        try:            # the folder may have been renamed away between `mkdir` and the lock
-            if os.path.samestat(os.fstat(fd), os.stat(draft)): return fd
-        except FileNotFoundError: pass
-        os.close(fd)
+# %% ../../nbs/checkpoints/03_writer.ipynb #c035
+def _draft_of(out): return out.with_name(f'.{out.name}.draft')
 
-# %% ../../nbs/checkpoints/03_writer.ipynb #c051
-def _begin(draft, key):
-    "Make a locked draft ready for work under `key`: go on with it, or start it over"
-    old = (draft/KEY).read_text(encoding='utf-8') if (draft/KEY).exists() else None
-    if old is None and any(draft.iterdir()) and not (draft/'recipe.json').exists():
-        raise ValueError(f"{draft} is in the way and is no draft of a merge. "
-                         f"Remove it, or choose another output.")
-    if old!=key:
-        (draft/KEY).touch()
+@contextmanager
+def _alone(out):
+    "Hold the name of a target"
+    lock, draft = out.with_name(f'.{out.name}.lock'), _draft_of(out)
+    with locked(lock, f"Another merge is writing to {draft}. Wait for it, or choose another output."):
+        try: yield
+        finally:
+            with suppress(OSError): lock.unlink()   # Windows removes no open file: there it stays
+
+# %% ../../nbs/checkpoints/03_writer.ipynb #c039
+def _refuse_foreign(draft):
+    "Raise ValueError if what has the name of a draft is none of ours"
+    if not os.path.lexists(draft): return
+    if draft.is_symlink() or not draft.is_dir(): why = 'is in the way and is no folder'
+    elif not is_our_folder(draft): why = 'belongs to another user'
+    else:
+        names = {n for n in os.listdir(draft) if not (n.startswith('.') and n.endswith('.part'))}
+        if not names or names & {KEY, 'recipe.json'}: return
+        why = 'is in the way and is no draft of a merge'
+    raise ValueError(f"{draft} {why}. Remove it, or choose another output.")
+
+def _take(draft):
+    "Make the draft folder, or take it over; was it closed to others, so that what it holds can be trusted?"
+    with suppress(FileExistsError): draft.mkdir(0o700)
+    _refuse_foreign(draft)
+    mode = os.lstat(draft).st_mode
+    if not mode&0o022: return True
+    with suppress(OSError): os.chmod(draft, stat.S_IMODE(mode)&~0o022)
+    return bool(os.lstat(draft).st_mode&0o022)      # A disk that knows no modes, such as that of a camera
+
+# %% ../../nbs/checkpoints/03_writer.ipynb #c042
+def _begin(draft, key, older=(), trusted=True):
+    "Make a draft of ours ready for work under `key`: go on with it, or start it over"
+    mark = draft/KEY
+    remove_leftovers(draft, 0)
+    old = mark.read_text(encoding='utf-8', errors='replace') if trusted and mark.is_file() else None
+    if old==key: return
+    if old is None or old not in older:
+        if any(draft.iterdir()) and (not mark.is_file() or mark.is_symlink()): replace_text(mark, '')
         _empty(draft, KEY)
-        sync_text(draft/KEY, key)
+    replace_text(mark, key)
 
-# %% ../../nbs/checkpoints/03_writer.ipynb #c054
+# %% ../../nbs/checkpoints/03_writer.ipynb #c045
+def _open_to_others(draft):
+    "Give a folder that was closed while we worked the mode of any new folder"
+    probe = draft/'.mode'
+    probe.mkdir(exist_ok=True)
+    mode = stat.S_IMODE(os.lstat(probe).st_mode)
+    probe.rmdir()
+    os.chmod(draft, mode)
+
 def _publish(draft, out, overwrite):
     "Give a finished draft its name; an old folder is moved aside first and removed last"
     refuse_existing(out, overwrite)
@@ -236,53 +214,93 @@ def _publish(draft, out, overwrite):
         elif os.path.lexists(aside):
             raise ValueError(f"{aside} is in the way. Remove it, or choose another output.")
         out.rename(aside)
-    for p in (draft/JOURNAL, draft/KEY): p.unlink(missing_ok=True)
+    (draft/JOURNAL).unlink(missing_ok=True)
+    _open_to_others(draft)
     flush_folder(draft)
+    (draft/KEY).unlink(missing_ok=True)     # Last, for without it all would begin anew
     draft.rename(out)
-    flush_folder(out.parent)
+    for p in (out, out.parent): flush_folder(p)
     if _is_merge(aside): remove_draft(aside, 'recipe.json')
 
-# %% ../../nbs/checkpoints/03_writer.ipynb #c057
-@contextmanager
-def drafting(
+# %% ../../nbs/checkpoints/03_writer.ipynb #c048
+def usable_target(
     out:str|Path,       # The folder that shall appear
-    key:str,            # Names recipe and inputs; a draft with another key is started over
-    overwrite:bool=False, # Replace a folder that an earlier merge made?
-):
-    "The hidden folder to work in; it becomes `out` when the block ends without an error"
+    overwrite:bool=False, # May a folder that an earlier merge made be replaced?
+)->Path:                # Without links in what leads to it
+    "The place of a target; raise ValueError if nothing can appear there"
     out = path_of(out)
-    out = out.parent.resolve()/out.name
     refuse_existing(out, overwrite)
     if not out.parent.is_dir():
         raise ValueError(f"{out.parent} is not a folder. Make it first, or choose another output.")
     if not os.access(out.parent, os.W_OK):
         raise ValueError(f"{out.parent} cannot be written to. Choose another output.")
-    draft, aside = out.with_name(f".{out.name}.draft"), out.with_name(f".{out.name}.old")
-    fd = _locked(draft)
-    try:
+    out = out.parent.resolve()/out.name
+    _refuse_foreign(_draft_of(out))
+    return out
+
+# %% ../../nbs/checkpoints/03_writer.ipynb #c049
+def missing_room(
+    parent:Path,        # The folder that will hold the output
+    draft:Path,         # What it holds already counts as room
+    size:int,           # Bytes that the output takes
+)->int:                 # Below 0: so much remains
+    "How many bytes the disk lacks"
+    infos = [p.stat() for p in draft.rglob('*') if p.is_file()] if draft.is_dir() else []
+    have = sum(i.st_blocks*512 if hasattr(i, 'st_blocks') else i.st_size for i in infos)
+    return size-have-shutil.disk_usage(parent).free
+
+# %% ../../nbs/checkpoints/03_writer.ipynb #c052
+def _kept(draft):
+    "What is said of a draft that stays; one in which nothing is finished goes"
+    if journal_of(draft/JOURNAL): return f" What is done is kept in {draft}."
+    remove_draft(draft, KEY)
+    return ''
+
+def _in_full(e, out, draft, size):
+    "An error of the disk, with what is kept and what is missing"
+    if not draft.is_dir():
+        return OSError(e.errno, f"{os.strerror(e.errno)}: {out} is whole, but a power cut may lose it")
+    if isinstance(e, ReadingError): what, todo = e.strerror, ''
+    else:
+        lacks = missing_room(out.parent, draft, size)
+        lacks = f' ({readable(lacks)} are missing)' if lacks>0 else ''
+        what, todo = f"{os.strerror(e.errno)} while writing {out}{lacks}", 'make room and '
+    return type(e)(e.errno, f"{what}. What is done is kept in {draft}: {todo}run the same again to go on, "
+                            f"or delete that folder")
+
+# %% ../../nbs/checkpoints/03_writer.ipynb #c054
+@contextmanager
+def drafting(
+    out:str|Path,       # The folder that shall appear
+    key:str,            # Names recipe and inputs; a draft with another key is started over
+    overwrite:bool=False, # Replace a folder that an earlier merge made?
+    older:tuple=(),     # Keys of drafts that can be gone on with all the same
+    size:int=0,         # Bytes that the output takes
+):
+    "The hidden folder to work in; it becomes `out` when the block ends without an error"
+    out = usable_target(out, overwrite)
+    draft, aside = _draft_of(out), out.with_name(f".{out.name}.old")
+    with _alone(out):
         if _is_merge(aside) and not os.path.lexists(out): aside.rename(out)  # a crash between two renames
-        _begin(draft, key)
+        trusted = _take(draft)
         try:
+            _begin(draft, key, older, trusted)
             yield draft
             _publish(draft, out, overwrite)
-        except ValueError:
-            remove_draft(draft, KEY)
-            raise
+        except InputChanged: remove_draft(draft, KEY); raise
+        except ValueError as e: raise ValueError(f"{e}{_kept(draft)}") from None
         except OSError as e:
-            if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG): raise
-            raise OSError(e.errno, f"{os.strerror(e.errno)} while writing {out}. "
-                                   f"What is done is kept in {draft}: make room and "
-                                   f"run the same again to go on, or delete that folder") from None
-    finally: os.close(fd)
+            if not isinstance(e, ReadingError) and e.errno not in FULL: raise
+            raise _in_full(e, out, draft, size) from None
 
-# %% ../../nbs/checkpoints/03_writer.ipynb #c066
+# %% ../../nbs/checkpoints/03_writer.ipynb #c065
 _STAYS = ('.safetensors', '.bin', '.pt', '.pth', '.ckpt', '.gguf', '.onnx', '.onnx_data', '.msgpack', '.h5',
           '.index.json', '.npz', '.pkl')
 
 def side_files(
     folder:Path,        # A checkpoint folder
 )->list[Path]:          # Relative paths, sorted
-    "The files that travel with a checkpoint: not its weights; raise ValueError if one points elsewhere"
+    "The files that travel with a checkpoint: not its weights; raise ValueError if one cannot be taken"
     files = [p.relative_to(folder) for p in folder.rglob('*') if p.is_file()]
     files = sorted(p for p in files if not p.name.endswith(_STAYS)
                    and p.name not in ('README.md', 'recipe.json', ADAPTER, *QUANTIZER_FILES)
@@ -292,16 +310,16 @@ def side_files(
         if not any((folder/p).resolve().is_relative_to(h) for h in homes):
             raise ValueError(f"{folder/p} points out of its folder. "
                              f"Replace it by a copy, or do not trust this checkpoint.")
+        if not os.access(folder/p, os.R_OK):
+            raise ValueError(f"{folder/p} may not be read. Give yourself the right to.")
     return files
 
-# %% ../../nbs/checkpoints/03_writer.ipynb #c069
+# %% ../../nbs/checkpoints/03_writer.ipynb #c068
 def copy_sides(
     src:Path,           # A checkpoint folder
     dst:Path,           # An existing folder
 )->None:
     "Copy the side files; their content, not their modes"
     for p in side_files(src):
-        (dst/p).parent.mkdir(parents=True, exist_ok=True)
-        with open(src/p, 'rb') as a, open(dst/p, 'wb') as b:
-            shutil.copyfileobj(a, b)
-            b.flush(); os.fsync(b.fileno())
+        make_folder((dst/p).parent)
+        copy_file(src/p, dst/p)

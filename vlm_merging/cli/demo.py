@@ -123,7 +123,8 @@ def demo(
     "Merge, ask, compare and mask the embedded trio, and write it all into a folder, whole or not at all"
     from vlm_merging.asking.folder import versions
     from vlm_merging.merging.recipe import Recipe
-    from vlm_merging.checkpoints.writer import KEY, drafting, remove_draft, sync_text
+    from vlm_merging.checkpoints.disk import replace_text
+    from vlm_merging.checkpoints.writer import KEY, drafting, remove_draft
     out = path_of(out)
     if n<LEAST: raise ValueError(f'n is {n}; {LEAST} questions are the least, and hundreds say more.')
     if seed<0: raise ValueError(f'seed is {seed}; it is 0 or above.')
@@ -138,9 +139,9 @@ def demo(
         try:
             found = find(draft, n, weight, seed, step)
             step('writing the report')
-            sync_text(draft/'report.html', page(found))
+            replace_text(draft/'report.html', page(found))
             about = dict(recipe=found.recipe.dict(), demo=dict(n=n, seed=seed, versions=versions()))
-            sync_text(draft/'recipe.json', json.dumps(about, indent=1)+'\n')
+            replace_text(draft/'recipe.json', json.dumps(about, indent=1)+'\n')
         except KeyboardInterrupt:
             remove_draft(draft, KEY)
             raise

@@ -36,7 +36,7 @@ def write_table(
     path:str|Path,      # .parquet, .jsonl or .csv
 )->Path:
     "Write a table, whole or not at all"
-    from vlm_merging.checkpoints.writer import appearing
+    from vlm_merging.checkpoints.disk import appearing
     path = path_of(path)
     ready_to_write(path, TABLES)
     kind = path.suffix.lower()
@@ -46,5 +46,5 @@ def write_table(
         lists = [c for c, t in frame.schema.items() if t.is_nested()]
         frame = frame.with_columns(pl.col(c).map_elements(as_text, return_dtype=pl.String) for c in lists)
     write = {'.parquet':'write_parquet', '.jsonl':'write_ndjson', '.csv':'write_csv'}[kind]
-    with appearing(path) as draft: getattr(frame, write)(draft)
+    with appearing(path) as file: getattr(frame, write)(file)
     return path

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/merging/09_merge.ipynb #c005
 from __future__ import annotations
-import hashlib, json, os, re, shutil, threading
+import hashlib, json, os, re, threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,9 +16,10 @@ from ..checkpoints.headers import FLOATS, Checkpoint, readable, refuse_changed
 from ..checkpoints.identity import fingerprints
 from ..checkpoints.model_files import read_json
 from ..checkpoints.blocks import BLOCK, BLOCK_GPU, Blocks, Source, faulty, keep_heap, opened
+from ..checkpoints.disk import replace_text
 from ..checkpoints.places import path_of
-from vlm_merging.checkpoints.writer import (JOURNAL, Shard, copy_sides, drafting, journal_of, refuse_existing,
-    sync_text)
+from vlm_merging.checkpoints.writer import (JOURNAL, Shard, copy_sides, drafting, journal_of, missing_room,
+    side_files, usable_target)
 from .card import model_card, provenance
 from .coins import name_rng
 from .methods import METHODS, Method, blockwise
@@ -179,7 +180,7 @@ class _Hands:
     def copy(self, shard, file, at, to, n):
         "Copy a range into its place"
         if self.stopped.is_set(): raise KeyboardInterrupt
-        with open(file, 'rb', buffering=0) as source: shard.copy(source.fileno(), at, to, n)
+        with open(file, 'rb', buffering=0) as source: shard.copy(source.fileno(), at, to, n, file)
         self.advance(n)
         shard.done(f'copy {to}+{n}', n)
 
@@ -245,6 +246,7 @@ def write_shards(
     keep_heap()
     shards = out_shards(p.vlm)
     known, stopped = journal_of(draft/JOURNAL), threading.Event()
+    if p.vlm.index: replace_text(draft/index_name(p.vlm), index_text(p, shards))
     bar = tqdm(total=p.writes, unit='B', unit_scale=True, unit_divisor=1000, desc='merging',
                disable=None if progress is None else not progress)
     hands = _Hands(p, device, allow_nonfinite, stopped, bar.update)
@@ -262,7 +264,6 @@ def write_shards(
                 _end(pool, stopped)
                 raise
             finally: shard.close(whole)
-        if p.vlm.index: sync_text(draft/index_name(p.vlm), index_text(p, shards))
     finally:
         _end(pool, stopped)
         bar.close()
@@ -285,11 +286,11 @@ def need_room(
     draft:Path,         # An earlier draft, if there; what it holds counts as room
 )->None:
     "Raise ValueError if the disk cannot hold the output"
-    have = sum(p.stat().st_blocks*512 for p in draft.rglob('*') if p.is_file()) if draft.is_dir() else 0
-    free = shutil.disk_usage(parent).free
-    if free+have<plan.writes:
-        raise ValueError(f"{parent} has {readable(free)} free, the output takes {readable(plan.writes)}. "
-                         f"Make room or choose another output.")
+    sides = sum((plan.vlm.path/f).stat().st_size for f in side_files(plan.vlm.path))
+    lacks = missing_room(parent, draft, plan.writes+sides)
+    if lacks>0:
+        raise ValueError(f"{parent} has {readable(plan.writes+sides-lacks)} free, the output takes "
+                         f"{readable(plan.writes+sides)}. Make room or choose another output.")
 
 def _refuse_device(
     device:str,         # Where to compute
@@ -334,18 +335,19 @@ def merge(
     recipe = recipe_of(vlm, llm, base, method=method, layers=layers, modules=modules, embeddings=embeddings,
                        seed=seed, as_run=as_run, **knobs)
     out = path_of(out)
-    refuse_existing(out, overwrite)
+    usable_target(out, overwrite)
     _refuse_device(device)
     p = plan(recipe)
     _refuse(p, out)
     inputs = {who: fingerprints(c, sha256) for who, c in p.sides.items()}
-    if out.parent.is_dir(): need_room(out.parent, p, out.with_name(f'.{out.name}.draft'))
-    written = {who: {f:c.stamps[f] for f in inputs[who]} for who, c in p.sides.items()}
-    key = draft_key(p, [inputs, written], device, allow_nonfinite)
-    with drafting(out, key, overwrite) as draft:
+    need_room(out.parent, p, out.with_name(f'.{out.name}.draft'))
+    texts = {'recipe.json': json.dumps(provenance(p, inputs), indent=1)+'\n',
+             'README.md': model_card(p, out.name)}
+    written = {who: {f: c.stamps[f] for f in inputs[who]} for who, c in p.sides.items()}
+    key, strict = (draft_key(p, [inputs, written], device, lax) for lax in (allow_nonfinite, False))
+    with drafting(out, key, overwrite, (strict,), p.writes) as draft:
         write_shards(p, draft, workers or min(4, os.cpu_count() or 1), device, allow_nonfinite, progress)
         copy_sides(p.vlm.path, draft)
-        sync_text(draft/'recipe.json', json.dumps(provenance(p, inputs), indent=1)+'\n')
-        sync_text(draft/'README.md', model_card(p, out.name))
-        for c in p.sides.values(): refuse_changed(c)    # since `plan` opened them, before any hash was taken
+        for name, text in texts.items(): replace_text(draft/name, text)
+        for c in p.sides.values(): refuse_changed(c)    # Since `plan` opened them, before any hash was taken
     return out

@@ -9,6 +9,7 @@ from itertools import combinations
 from pathlib import Path
 from ..checkpoints.headers import Checkpoint, readable
 from ..checkpoints.identity import same_weights
+from ..checkpoints.writer import side_files
 from .checks import check
 from .families import Pair, Pairing
 from .folders import Finding
@@ -16,7 +17,7 @@ from .methods import METHODS, Method
 from .recipe import Recipe, knobs_at, recipe_of, why_kept
 
 # %% auto #0
-__all__ = ['ROW_BYTES', 'Work', 'work_of', 'Plan', 'one_twice', 'plan', 'describe']
+__all__ = ['ROW_BYTES', 'Work', 'work_of', 'Plan', 'one_twice', 'side_findings', 'plan', 'describe']
 
 # %% ../../nbs/merging/07_plan.ipynb #c009
 @dataclass(frozen=True)
@@ -120,6 +121,17 @@ def one_twice(
     return found
 
 # %% ../../nbs/merging/07_plan.ipynb #c024
+def side_findings(
+    vlm:Checkpoint,     # The VLM
+)->list[Finding]:
+    "Stop on a file that could not travel with the merged model"
+    try: side_files(vlm.path)
+    except ValueError as e:
+        what, _, fix = str(e).rpartition('. ')
+        return [Finding('stop', f'{what}.', fix)]
+    return []
+
+# %% ../../nbs/merging/07_plan.ipynb #c026
 def plan(
     vlm:Recipe|str|Path, # A recipe; or the VLM: a folder, a hub id (with optional @revision), or lab/vlm
     llm:str|Path|None=None, # The LLM: a folder, a hub id, or lab/llm
@@ -144,14 +156,14 @@ def plan(
         with_base, more = check(mine, third, 'base')
         findings = sorted(dict.fromkeys(findings+more), key=lambda f: f.level!='stop')
     if paired is None or any(f.level=='stop' for f in findings):
-        return Plan(recipe, *sides, (), {}, tuple(findings))
+        return Plan(recipe, *sides, (), {}, (*side_findings(mine), *findings))
     of_base = {p.vlm: p.llm for p in with_base.pairs} if third else {}
     works, kept = _sort_pairs(recipe, sides, paired, of_base)
     if not works:
         findings.insert(0, Finding('stop', 'Nothing is left to merge.', 'Widen `layers` or `modules`.'))
-    return Plan(recipe, *sides, tuple(works), kept, tuple(findings))
+    return Plan(recipe, *sides, tuple(works), kept, (*side_findings(mine), *findings))
 
-# %% ../../nbs/merging/07_plan.ipynb #c028
+# %% ../../nbs/merging/07_plan.ipynb #c030
 def _asked(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
@@ -168,7 +180,7 @@ def _asked(
                      f"{len(c.tensors)} tensors, {readable(c.nbytes)} in {len(c.files)} file(s)")
     return lines
 
-# %% ../../nbs/merging/07_plan.ipynb #c030
+# %% ../../nbs/merging/07_plan.ipynb #c032
 def _gathered(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
@@ -184,7 +196,7 @@ def _gathered(
     return [f"  {what:<7}{n:>5} tensors {readable(size):>8}  {why}  ({example})"
             for (what, why), (n, size, example) in groups.items()]
 
-# %% ../../nbs/merging/07_plan.ipynb #c032
+# %% ../../nbs/merging/07_plan.ipynb #c034
 ROW_BYTES = 64          # Of memory for each number of a row, while a method has the row as a whole
 
 def _memory(
@@ -196,7 +208,7 @@ def _memory(
     if not METHODS[plan.recipe.method].rows or longest*ROW_BYTES<1e8: return f'{usual} at any size of model'
     return f'{usual}, and {readable(longest*ROW_BYTES)} more in each thread for a row of {longest} numbers'
 
-# %% ../../nbs/merging/07_plan.ipynb #c034
+# %% ../../nbs/merging/07_plan.ipynb #c036
 def describe(
     plan:Plan,          # From `plan`
 )->str:                 # Several lines

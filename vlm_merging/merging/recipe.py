@@ -8,6 +8,7 @@ import difflib, json, os, re
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from ..checkpoints.disk import replace_text
 from ..checkpoints.headers import read_json
 from ..checkpoints.places import path_of
 from .families import Pair
@@ -214,7 +215,7 @@ class Recipe:
 
     def write(self, path:str|Path)->None: # Where to
         "Save as JSON"
-        path_of(path).write_text(json.dumps(self.dict(), indent=1)+'\n', encoding='utf-8')
+        replace_text(path_of(path), json.dumps(self.dict(), indent=1)+'\n')
 
     @classmethod
     def read(cls, path:str|Path)->Recipe: # A recipe, or the recipe.json of a merged folder

@@ -14,7 +14,7 @@ from ..checkpoints.headers import FLOATS, refuse_changed
 from ..merging.families import LAYER
 from ..merging.merge import merged_blocks
 from ..merging.methods import METHODS, Method
-from ..merging.plan import Plan, Work, plan
+from ..merging.plan import Plan, Work, plan, side_findings
 from ..merging.recipe import Recipe
 
 # %% auto #0
@@ -96,7 +96,8 @@ def _planned(
 )->Plan:
     "The plan of a recipe; raise ValueError if it says stop"
     planned = plan(recipe)
-    if planned.stops: raise ValueError(' '.join(f'{f.what} {f.fix}' for f in planned.stops))
+    stops = [f for f in planned.stops if f not in side_findings(planned.vlm)]    # In memory no file travels
+    if stops: raise ValueError(' '.join(f'{f.what} {f.fix}' for f in stops))
     return planned
 
 # %% ../../nbs/probing/12_mixing.ipynb #c033
