@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 import numpy as np
 from ..checkpoints.headers import FLOATS, Checkpoint, read_json
+from ..checkpoints.texts import name_in_line, quoted
 from .families import NESTED, Decoder, Pairing, pair_names, text_config
 
 # %% auto #0
@@ -22,6 +23,7 @@ class Finding:
     what:str            # One sentence with both values
     fix:str             # One sentence: what to do
 
+    def __post_init__(self): vars(self).update(what=name_in_line(self.what, 1000))
     def __str__(self): return f"{self.level}: {self.what} {self.fix}"
 
 # %% ../../nbs/merging/02_checks.ipynb #c016
@@ -77,7 +79,7 @@ def _part_of(
             'norm'   if 'norm' in name else 'other')
 
 # %% ../../nbs/merging/02_checks.ipynb #c027
-def _first_few(names): return ', '.join(names[:2])+(f' and {len(names)-2} more' if len(names)>2 else '')
+def _first_few(names): return ', '.join(name_in_line(n) for n in names[:2])+(f' and {len(names)-2} more' if len(names)>2 else '')
 def _an(who): return f"{'an' if who[0] in 'AELIO' else 'a'} {who}"
 
 def unlike_parts(
@@ -165,7 +167,7 @@ def unlike_rotation(
                                 'Queries and keys are trained for other angles: expect a loss, '
                                 'or merge the MLPs only.'))
     if how_a!=how_b:
-        findings.append(Finding('warn', f"Rotation scaling {how_a} in the VLM, {how_b} in the {who}.",
+        findings.append(Finding('warn', f"Rotation scaling {name_in_line(how_a, 40)} in the VLM, {name_in_line(how_b, 40)} in the {who}.",
                                 'The VLM\'s is kept.'))
     return findings
 
@@ -203,8 +205,8 @@ def unlike_settings(
     "Warn of configuration values that differ"
     pairs = [(key, word, fix, _unlike(key, mine, theirs)) for key, word, fix in COMPARED]
     return unlike_rotation(mine, theirs, who)+[
-        Finding('warn', f"{word} ({key}) {xy[0]} in the VLM, {xy[1]} in the {who}.", fix)
-        for key, word, fix, xy in pairs if xy]
+        Finding('warn', f"{word} ({key}) {shown[0]} in the VLM, {shown[1]} in the {who}.", fix)
+        for key, word, fix, xy in pairs if xy for shown in [[name_in_line(v, 40) for v in xy]]]
 
 # %% ../../nbs/merging/02_checks.ipynb #c050
 def tokens(
@@ -235,7 +237,7 @@ def unlike_strings(
     if not apart: return []
     i = min(apart)
     return [Finding('warn', f"{len(apart)} of {len(both)} common token numbers stand for other strings, "
-                            f"the first is {i}: {a[i]!r} in the VLM, {b[i]!r} in the {who}.",
+                            f"the first is {i}: {quoted(a[i])} in the VLM, {quoted(b[i])} in the {who}.",
                     'A few special tokens are normal; many mean another tokenizer: do not merge.')]
 
 # %% ../../nbs/merging/02_checks.ipynb #c056

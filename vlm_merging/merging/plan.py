@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from ..checkpoints.headers import Checkpoint, readable
+from ..checkpoints.texts import name_in_line
 from .checks import Finding, check
 from .families import Pair, Pairing
 from .methods import METHODS, Method
@@ -145,7 +146,8 @@ def _asked(
              + (', as the paper\'s script ran' if recipe.as_run else '')]
     for who, c in plan.sides.items():
         commit = f'@{c.revision}' if c.revision and '@' not in c.source else ''
-        lines.append(f"  {who:<5}{c.source}{commit}  {c.config.get('model_type', '?')}, "
+        lines.append(f"  {who:<5}{name_in_line(c.source)}{commit}  "
+                     f"{name_in_line(c.config.get('model_type', '?'), 40)}, "
                      f"{len(c.tensors)} tensors, {readable(c.nbytes)} in {len(c.files)} file(s)")
     return lines
 
@@ -162,7 +164,7 @@ def _gathered(
         add('merged', 'final norm' if w.pair.key=='final_norm' else w.pair.module, w.vlm[0],
             f"{w.pair.vlm} with {' + '.join(w.pair.llm)}")
     for name, reason in plan.kept.items(): add('kept', reason, plan.vlm.tensors[name], name)
-    return [f"  {what:<7}{n:>5} tensors {readable(size):>8}  {why}  ({example})"
+    return [f"  {what:<7}{n:>5} tensors {readable(size):>8}  {name_in_line(why)}  ({name_in_line(example, 240)})"
             for (what, why), (n, size, example) in groups.items()]
 
 # %% ../../nbs/merging/07_plan.ipynb #c028
