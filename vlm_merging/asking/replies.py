@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 import polars as pl
 from .folder import read_lines
+from ..checkpoints.texts import name_in_line, one_line
 from ..benchmarks.items import Item, row_of
 
 # %% auto #0
@@ -76,7 +77,8 @@ def replies(
     return reply_table([last[p] for p in sorted(last, key=_natural)])
 
 # %% ../../nbs/asking/04_replies.ipynb #c027
-def _named(rows): return f"({', '.join(str(r['index']) for r in rows[:5])}{', ...'*(len(rows)>5)})"
+def _named(rows):
+    return f"({', '.join(name_in_line(r['index'], 40) for r in rows[:5])}{', ...'*(len(rows)>5)})"
 
 def report(
     out:str|Path,       # Folder of a run
@@ -97,7 +99,7 @@ def report(
     if failed:
         lines.append(f'{len(failed)} failed; run the same again to ask only these:')
         for why, n in Counter(r['error'] for r in failed).most_common(5):
-            lines.append(f"  {n} x {why} {_named([r for r in failed if r['error']==why])}")
+            lines.append(f"  {n} x {one_line(why, 400)} {_named([r for r in failed if r['error']==why])}")
     if bad:
         lines.append(f"{len(bad)} lines of replies.jsonl cannot be read ({', '.join(map(str, bad[:5]))}); "
                      f"what they held is asked again.")

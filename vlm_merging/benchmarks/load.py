@@ -316,5 +316,5 @@ def as_items(
     "Questions as items; warn of rows that make none"
     if not isinstance(items, (str, Path, pl.DataFrame, pl.LazyFrame)): return _listed(items)
     loaded = load(items)
-    if loaded.problems: warnings.warn(' '.join(loaded.problems[:5]), stacklevel=3)
+    if loaded.problems: warnings.warn(one_line(' '.join(loaded.problems[:5]), 4000), stacklevel=3)
     return loaded

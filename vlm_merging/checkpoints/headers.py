@@ -7,6 +7,7 @@ from __future__ import annotations
 import json, math, os, re, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from .texts import name_in_line
 
 # %% auto #0
 __all__ = ['DTYPES', 'FLOATS', 'HEADER_LIMIT', 'JSON_LIMIT', 'WEIGHT_FILES', 'SIDE', 'Entry', 'read_json', 'read_header',
@@ -327,7 +328,8 @@ def folder_summary(
         n, params, size = groups.get(key, (0, 0, 0))
         groups[key] = n+1, params+e.numel, size+e.nbytes
     types = sorted({e.dtype for e in checkpoint.tensors.values()})
-    lines = [f"{checkpoint.source or checkpoint.path}  {checkpoint.config.get('model_type','?')}  "
+    lines = [f"{name_in_line(checkpoint.source or checkpoint.path)}  "
+             f"{name_in_line(checkpoint.config.get('model_type', '?'), 40)}  "
              f"{', '.join(types)}  {readable(checkpoint.nbytes)} in {len(checkpoint.files)} file(s)"]
-    return '\n'.join(lines+[f"  {k:<56}{n:>6} tensors {p:>15,} numbers {readable(b):>9}"
+    return '\n'.join(lines+[f"  {name_in_line(k):<56}{n:>6} tensors {p:>15,} numbers {readable(b):>9}"
                             for k, (n, p, b) in groups.items()])

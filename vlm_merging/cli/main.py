@@ -7,10 +7,12 @@ from __future__ import annotations
 import sys, warnings
 from functools import partial
 from vlm_merging import __version__
+from vlm_merging.checkpoints.texts import one_line
 from vlm_merging.cli import demo, merging_commands, asking_commands, probing_commands # Fill COMMANDS
 from vlm_merging.cli.commands import (COMMANDS, PROGRAM, Command, calls_of, carry_out_command, flags_of, near,
                                       read_words)
 from vlm_merging.cli.messages import in_shell_words
+from vlm_merging.cli.terminal import all_seen
 
 ROOMS = demo, merging_commands, asking_commands, probing_commands
 ABOUT = 'Give a vision-language model the reasoning of a language model, by merging their weights.'
@@ -41,6 +43,7 @@ def read_line(
         raise SystemExit(2)
     return COMMANDS[first], read_words(COMMANDS[first], argv[1:])
 
+@all_seen
 def main(
     argv:list|None=None, # The words behind the program's name; None: those of this process
 )->int:                 # Exit code, see above
@@ -48,7 +51,7 @@ def main(
     command, given = read_line(sys.argv[1:] if argv is None else argv)
     def tell(text):
         words = in_shell_words(str(text), flags_of(command), partial(calls_of, command))
-        print(f'{PROGRAM}: {words}', file=sys.stderr)
+        print(f'{PROGRAM}: {one_line(words, 4000)}', file=sys.stderr)
     def warned(text, kind, *more):
         if issubclass(kind, UserWarning): tell(text)
         else: usual(text, kind, *more)

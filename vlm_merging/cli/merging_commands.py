@@ -3,6 +3,7 @@ from __future__ import annotations
 import json, sys, time
 from functools import partial
 from pathlib import Path
+from vlm_merging.checkpoints.texts import name_in_line
 from vlm_merging.cli.commands import COMMANDS, KNOBS, calls_of, command, flags_of, knobs_shown, taken, unknown
 from vlm_merging.cli.messages import in_shell_words
 from vlm_merging.cli.signatures import methods_read
@@ -77,7 +78,7 @@ def merge_command(
     how = taken(given, OUTPUT)
     out = merge(wanted, out=Path(how.pop('out')), progress=False if quiet else None, **how)
     size = sum(p.stat().st_size for p in out.rglob('*') if p.is_file())
-    print(f'{out}: {readable(size)} in {time.time()-start:.1f} s. '
+    print(f'{name_in_line(out, 4000)}: {readable(size)} in {time.time()-start:.1f} s. '
           f'Open it with AutoModelForImageTextToText.from_pretrained.')
     return 0
 

@@ -178,11 +178,11 @@ def sweep_command(
     items, left = questions_of(given, given['benchmark'])
     by = tags_asked(by, items)
     quiet_libraries()
-    from vlm_merging.comparing.findings import sweep_verdict
+    from vlm_merging.comparing.findings import names_in_line, sweep_verdict
     from vlm_merging.probing.sweep import sweep
     how = taken(given, MIXED, TRIED, SPREAD, OPENED, BATCHES)
     table = sweep(**how|dict(weights=weights, items=items, knobs=knobs, by=by, out=out)).table
-    right = table.filter(what='accuracy').drop_nulls('value')
+    right = names_in_line(table.filter(what='accuracy').drop_nulls('value'))
     for r in right.sort('benchmark', 'tag', 'where', maintain_order=True).to_dicts():
         print(f"{r['benchmark']}{'' if r['tag']=='all' else ', '+r['where']}, {r['run']}: {r['value']:.1%} "
               f"(95% interval {r['low']:.1%} to {r['high']:.1%}) of {r['n']}")

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/comparing/03_findings.ipynb #c005
 from __future__ import annotations
+from collections.abc import Callable
 import polars as pl
 from ..checkpoints.texts import name_in_line
 from .pairs import COMPARISON_COLUMNS
@@ -45,10 +46,11 @@ def ranges_said(
 # %% ../../nbs/comparing/03_findings.ipynb #n15x1
 def names_in_line(
     table:pl.DataFrame, # With names in columns of text
+    to_line:Callable=name_in_line, # Name -> line
 )->pl.DataFrame:        # Different names stay different
     "A table whose names can be told: one line each, cut where they are long"
     def changed(column):
-        names = {n:name_in_line(n) for n in column.unique().drop_nulls()}
+        names = {n:to_line(n) for n in column.unique().drop_nulls()}
         return {n:line for n, line in names.items() if line!=n}
     odd = {c:names for c, t in table.schema.items() if t==pl.String and (names := changed(table[c]))}
     return table.with_columns(pl.col(c).replace(names) for c, names in odd.items())

@@ -25,7 +25,8 @@ def licence(
     for key in ('license_name', 'license') if front else ():
         stated = re.search(rf'^{key}:\s*[\'"]?([^\n\'"]+)', front[1], re.M)
         if stated and stated[1].strip(): return name_in_line(stated[1].strip(), 80)
-    return next((f'see {name_in_line(p.name, 80)}' for p in sorted(checkpoint.path.glob('LICEN*'))), 'not stated')
+    files = sorted(checkpoint.path.glob('LICEN*'))
+    return f'see {name_in_line(files[0].name, 80)}' if files else 'not stated'
 
 # %% ../../nbs/merging/08_card.ipynb #c013
 def provenance(

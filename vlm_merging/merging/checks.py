@@ -79,7 +79,8 @@ def _part_of(
             'norm'   if 'norm' in name else 'other')
 
 # %% ../../nbs/merging/02_checks.ipynb #c027
-def _first_few(names): return ', '.join(name_in_line(n) for n in names[:2])+(f' and {len(names)-2} more' if len(names)>2 else '')
+def _first_few(names):
+    return ', '.join(map(name_in_line, names[:2]))+(f' and {len(names)-2} more' if names[2:] else '')
 def _an(who): return f"{'an' if who[0] in 'AELIO' else 'a'} {who}"
 
 def unlike_parts(
@@ -146,7 +147,7 @@ def rope(
     bases = {float(b) for b in [g.get('rope_theta') for g in groups]
                               +[text.get('rope_theta'), text.get('rope_local_base_freq')]
              if isinstance(b, (int, float)) and 0<b<1e30}
-    kinds = {str(g.get('rope_type') or g.get('type') or 'default') for g in groups}
+    kinds = {name_in_line(g.get('rope_type') or g.get('type') or 'default', 40) for g in groups}
     kinds = kinds-{'mrope', 'default'} or {'default'}
     factors = {f'{x:g}' for x in (g.get('factor') for g in groups)
                if isinstance(x, (int, float)) and abs(x)<1e30}
@@ -167,7 +168,7 @@ def unlike_rotation(
                                 'Queries and keys are trained for other angles: expect a loss, '
                                 'or merge the MLPs only.'))
     if how_a!=how_b:
-        findings.append(Finding('warn', f"Rotation scaling {name_in_line(how_a, 40)} in the VLM, {name_in_line(how_b, 40)} in the {who}.",
+        findings.append(Finding('warn', f"Rotation scaling {how_a} in the VLM, {how_b} in the {who}.",
                                 'The VLM\'s is kept.'))
     return findings
 
@@ -187,7 +188,7 @@ COMPARED = (('rms_norm_eps', 'norm epsilon', 'Small differences are harmless.'),
 def _unlike(
     key:str,            # Of `COMPARED`
     mine:dict, theirs:dict, # Configurations of the VLM's language model, and of the other's
-)->tuple|None:          # Both values, if they are known and differ
+)->list|None:           # Both values as text, if they are known and differ
     "One setting, compared"
     x, y = mine.get(key), theirs.get(key)
     known = x is not None and y is not None
@@ -196,7 +197,7 @@ def _unlike(
         known = key in mine and key in theirs
     if key=='model_type' and isinstance(x, str) and isinstance(y, str):      # qwen2_vl_text is a qwen2
         if x.split('_')[0].replace('mllama', 'llama')==y.split('_')[0]: return None
-    return (x, y) if known and x!=y else None
+    return [name_in_line(v, 40) for v in (x, y)] if known and x!=y else None
 
 def unlike_settings(
     mine:dict, theirs:dict, # Configurations of the VLM's language model, and of the other's
@@ -205,8 +206,8 @@ def unlike_settings(
     "Warn of configuration values that differ"
     pairs = [(key, word, fix, _unlike(key, mine, theirs)) for key, word, fix in COMPARED]
     return unlike_rotation(mine, theirs, who)+[
-        Finding('warn', f"{word} ({key}) {shown[0]} in the VLM, {shown[1]} in the {who}.", fix)
-        for key, word, fix, xy in pairs if xy for shown in [[name_in_line(v, 40) for v in xy]]]
+        Finding('warn', f"{word} ({key}) {xy[0]} in the VLM, {xy[1]} in the {who}.", fix)
+        for key, word, fix, xy in pairs if xy]
 
 # %% ../../nbs/merging/02_checks.ipynb #c050
 def tokens(

@@ -164,8 +164,8 @@ def _gathered(
         add('merged', 'final norm' if w.pair.key=='final_norm' else w.pair.module, w.vlm[0],
             f"{w.pair.vlm} with {' + '.join(w.pair.llm)}")
     for name, reason in plan.kept.items(): add('kept', reason, plan.vlm.tensors[name], name)
-    return [f"  {what:<7}{n:>5} tensors {readable(size):>8}  {name_in_line(why)}  ({name_in_line(example, 240)})"
-            for (what, why), (n, size, example) in groups.items()]
+    return [f"  {what:<7}{n:>5} tensors {readable(size):>8}  {name_in_line(why)}  "
+            f"({name_in_line(example, 240)})" for (what, why), (n, size, example) in groups.items()]
 
 # %% ../../nbs/merging/07_plan.ipynb #c028
 def describe(
