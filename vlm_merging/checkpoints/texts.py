@@ -59,5 +59,5 @@ def in_markdown(
 )->str:
     "A text as it stands in a line or a cell of Markdown, letter by letter"
     line = html.escape(name_in_line(text, most).strip(), quote=False)
-    line = re.sub(r'([\\`*_{}\[\]#|~$!])', r'\\\1', line)
+    line = re.sub(r'([\\`*_{}\[\]#|~$!]|:(?=//))', r'\\\1', line)
     return re.sub(r'^(\d*)([-+=.)]+)(?=\s|$)', r'\1\\\2', line)

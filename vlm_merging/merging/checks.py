@@ -79,8 +79,7 @@ def _part_of(
             'norm'   if 'norm' in name else 'other')
 
 # %% ../../nbs/merging/02_checks.ipynb #c027
-def _first_few(names):
-    return ', '.join(map(name_in_line, names[:2]))+(f' and {len(names)-2} more' if names[2:] else '')
+def _first_few(names): return ', '.join(names[:2])+(f' and {len(names)-2} more' if len(names)>2 else '')
 def _an(who): return f"{'an' if who[0] in 'AELIO' else 'a'} {who}"
 
 def unlike_parts(

@@ -81,7 +81,8 @@ def picture_html(
     return filled('<img alt="{{ name }}" width="{{ width }}" height="{{ height }}" '
                   'style="image-rendering:{{ drawn }};'
                   'vertical-align:top;margin:2px" src="data:image/png;base64,{{ data }}">',
-                  name=name_in_line(picture.name), width=width, height=height, drawn='pixelated' if small else 'auto',
+                  name=name_in_line(picture.name), width=width, height=height,
+                  drawn='pixelated' if small else 'auto',
                   data=base64.b64encode(file.getvalue()).decode())
 
 # %% ../../nbs/widgets/01_panels.ipynb #c026
