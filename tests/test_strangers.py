@@ -1,6 +1,6 @@
-"""Text of strangers on every surface: it is shown letter by letter, runs nothing, loads nothing, forges no line,
-and stays of a size"""
-import html, json, re, shutil, xml.etree.ElementTree as ET
+"""Text of strangers on every surface: it is shown letter by letter, runs nothing, loads nothing,
+forges no line, and stays of a size"""
+import json, re, shutil, xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
 import polars as pl, pytest
@@ -8,14 +8,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from vlm_merging.benchmarks.items import Item, Picture
 from vlm_merging.charts.maps import layers_page, weight_map
-from vlm_merging.charts.pages import save_chart, together
+from vlm_merging.charts.pages import save_chart
 from vlm_merging.charts.score_charts import (
     length_chart, lengthening_chart, pairs_chart, scores_chart, weights_chart)
 from vlm_merging.checkpoints.texts import in_markdown, name_in_line, one_line, quoted, visible
 from vlm_merging.cli.report import question_parts, template, verdict_parts
 from vlm_merging.comparing.compare import Comparison, compare, verdict_markdown
-from vlm_merging.comparing.findings import sweep_verdict, verdict
-from vlm_merging.comparing.layer_findings import profile_verdict
+from vlm_merging.comparing.findings import sweep_verdict
 from vlm_merging.comparing.statistics import by_length, summarize
 from vlm_merging.lab.trio import lab_folder, questions
 from vlm_merging.merging.merge import merge
@@ -28,11 +27,15 @@ pytestmark = pytest.mark.xdist_group('browser')
 FORGED = '- all is well: +90 points'
 TEXTS = dict(script='</script><script>pwned("script")</script>', image='<img src=x onerror=pwned("image")>',
              drawing='<svg onload=pwned("svg")>', comment='<!--<script>', cdata=']]><b>',
-             attribute='"\' onmouseover="pwned(1)" onfocus=\'pwned(2)\' x="', entity='&lt;img src=x&gt; &quot;',
-             field='datum["a.b"][0].c\'', markdown='![p](http://evil.invalid/p.png) | `x` [l](javascript:pwned(3)) $x$',
+             attribute='"\' onmouseover="pwned(1)" onfocus=\'pwned(2)\' x="',
+             entity='&lt;img src=x&gt; &quot;',
+             field='datum["a.b"][0].c\'',
+             markdown='![p](http://evil.invalid/p.png) | `x` [l](javascript:pwned(3)) $x$',
              newline=f'mine\n{FORGED}', carriage=f'mine\r{FORGED}', lines='a\u2028b\u2029c\x85d\x0be',
-             heading='# h', rule='---', item='1. one', terminal='\x1b[2J\x1b]0;title\x07\x1b[1A\x9b31m',
-             turned='\u202eexe.txt\u2066', nul='a\0b', template='{{7*7}}{% raw %}%s {0}', yaml='a: b #c\n---\nx: !!python/object',
+             heading='# h', rule='---', item='1. one',
+             terminal='\x1b[2J\x1b]0;title\x07\x1b[1A\x9b31m',
+             turned='\u202eexe.txt\u2066', nul='a\0b', template='{{7*7}}{% raw %}%s {0}',
+             yaml='a: b #c\n---\nx: !!python/object',
              blank=' ', long='x'*1_000_000)
 NAMES = [*TEXTS.values()]
 UNSEEN = re.compile('[\0-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]')
@@ -61,7 +64,8 @@ def scores(run, shift=0, names=NAMES):
     "A score table in which every name is a stranger's"
     n = 12*len(names)
     return pl.DataFrame(dict(benchmark='Toy', run=run, split='test', index=[f'q{i}' for i in range(n)],
-        correct=[(7*i+shift)%10<5 for i in range(n)], outcome='answered', length=[3+i*37%900 for i in range(n)],
+        correct=[(7*i+shift)%10<5 for i in range(n)], outcome='answered',
+        length=[3+i*37%900 for i in range(n)],
         category=[names[i%len(names)] for i in range(n)]))
 
 def two_runs(names=NAMES, a=TEXTS['script']+TEXTS['image'], b=TEXTS['newline']+TEXTS['terminal']):
@@ -75,7 +79,8 @@ def toy_profile(model=TEXTS['script']):
     return rows.with_columns(category=pl.col('kind').replace(kinds), benchmark=pl.lit(TEXTS['drawing']))
 
 WEIGHTS = pl.DataFrame([dict(layer=l, module=m, what=w, value=.1*l) for l in range(4)
-                        for m in (TEXTS['image'], TEXTS['newline']) for w in (TEXTS['script'], TEXTS['field'])])
+                        for m in (TEXTS['image'], TEXTS['newline'])
+                        for w in (TEXTS['script'], TEXTS['field'])])
 
 # One function for each place
 
@@ -108,7 +113,8 @@ def said():
     both, probe = compare(a, b, 'category'), Profile(toy_profile(), 'category')
     sums = summarize(pl.concat([a, b]).with_columns(benchmark=pl.lit(TEXTS['newline'])), 'category')
     best = sums.with_columns(best=pl.col('run')==sums['run'][0], p_best=pl.lit(.5))
-    longest = Comparison(both.table.with_columns(run_a=pl.lit(TEXTS['long']), benchmark=pl.lit(TEXTS['yaml'])))
+    longest = Comparison(both.table.with_columns(run_a=pl.lit(TEXTS['long']),
+                                                  benchmark=pl.lit(TEXTS['yaml'])))
     hostile = Item(TEXTS['newline'], '\n'.join(NAMES), TEXTS['terminal'], benchmark=TEXTS['turned'])
     return dict(verdict=both.verdict, shown=repr(both), longest=repr(longest), sweep=sweep_verdict(best),
                 profile=probe.verdict, profile_shown=repr(probe), change=str(probe),
@@ -229,7 +235,7 @@ def test_a_page_of_charts_in_a_browser(name, charts, visit, tmp_path):
     page = visit(text, 'svg.marks')
     page.locator('details summary').click()
     links = page.locator('.vega-actions a').all_inner_texts()
-    assert links==['Save as SVG', 'Save as PNG']                # The others open a window that reads it as HTML
+    assert links==['Save as SVG', 'Save as PNG']        # The others open a window that reads it as HTML
     assert page.locator('body > *').count()==2                  # The chart and its script
     page.close()
 
@@ -250,16 +256,19 @@ def widgets():
     "HTML that widgets show, from text of strangers: name -> text"
     from vlm_merging.widgets.layer_explorer import figures_html
     from vlm_merging.widgets.panels import (
-        asked_html, lines_html, literal_text, picture_html, reply_text, say_in, status_line, still, table_html)
+        asked_html, lines_html, literal_text, picture_html, reply_text, say_in, status_line, still,
+        table_html)
     from vlm_merging.widgets.reply_browser import reply_html
     all_, status = '\n'.join(NAMES[:-1]), status_line()
     say_in(status)('trouble', all_)
-    row = dict.fromkeys('prediction picked reason tier question answer index run outcome benchmark'.split(), all_)
+    columns = 'prediction picked reason tier question answer index run outcome benchmark'.split()
+    row = dict.fromkeys(columns, all_)
     return dict(literal=literal_text(all_), reply=reply_text(all_), table=table_html(NAMES, [NAMES, NAMES]),
                 lines=lines_html(NAMES), asked=asked_html(all_, all_), status=status.value,
                 picture=picture_html(Picture(Image.new('RGB', (8, 8)), TEXTS['attribute'])),
                 broken=picture_html(Picture(b'no picture', all_)), row=reply_html(row|dict(correct=None)),
-                long=literal_text(TEXTS['long']), chart=still(scores_chart(summarize(scores(TEXTS['image'])))),
+                long=literal_text(TEXTS['long']),
+                chart=still(scores_chart(summarize(scores(TEXTS['image'])))),
                 item=Item('1', all_, all_, benchmark=all_)._repr_html_(),
                 figures=figures_html(profile_table(toy_profile(), 'category'), 1))
 
@@ -275,33 +284,36 @@ def test_widgets_in_a_browser(visit):
     page.close()
 
 def test_lists_of_a_widget_have_short_labels_that_stay_apart():
-    from vlm_merging.widgets.reply_browser import ReplyBrowser, tag_values
+    from vlm_merging.widgets.reply_browser import tag_values
     a, b = (t.with_columns(question=pl.lit(TEXTS['script']), prediction=pl.lit(TEXTS['image']),
-                           answer=pl.lit('x'), picked=pl.lit('x'), reason=pl.lit('x'), tier=pl.lit(TEXTS['newline']),
+                           answer=pl.lit('x'), picked=pl.lit('x'), reason=pl.lit('x'),
+                           tier=pl.lit(TEXTS['newline']),
                            value=pl.col('correct').cast(float)) for t in two_runs())
     labels = tag_values(a)
     assert len(labels)==len(TEXTS) and max(map(len, labels))<130
     for label in labels: harmless_line(label)
 
+REPORT = lab_folder().parents[1]/'cli/templates/report.html'
+GUARD = re.search('<meta http-equiv[^>]+>', REPORT.read_text(encoding='utf-8'))[0]
+
 def test_the_report_in_a_browser(visit):
     q, said = questions(1)[0], '\n'.join(NAMES[:-1])
     row = dict(VLM=True, LLM=False, merged=False, size=1)
-    card = question_parts(q, row, dict.fromkeys(('VLM', 'LLM', 'merged'), said), 5)|dict(ask=said, answer=said)
-    module, head = template('parts.html').module, (lab_folder().parents[1]/'cli/templates/report.html').read_text()
-    guard = re.search(r'<meta http-equiv[^>]+>', head)[0]
+    card = question_parts(q, row, dict.fromkeys(('VLM', 'LLM', 'merged'), said), 5)
+    card, module = card|dict(ask=said, answer=said), template('parts.html').module
     parts = [module.question(card), module.verdict(verdict_parts(verdict_text(said)))]
-    page = visit(f'<meta charset="utf-8">{guard}<body>{"".join(map(str, parts))}')
+    page = visit(f'<meta charset="utf-8">{GUARD}<body>{"".join(map(str, parts))}')
     assert TEXTS['script'] in page.inner_text('body')
-    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<p>still here</p>')")
     page.close()
 
-def verdict_text(said): return f'{name_in_line(said, 900)}\n- {name_in_line(said, 900)}\n    {name_in_line(said, 900)}'
+def verdict_text(said):
+    line = name_in_line(said, 900)
+    return f'{line}\n- {line}\n    {line}'
 
 def test_the_report_lets_nothing_run(browser, tmp_path):
     "Should something slip through in spite of all: the page itself forbids it"
-    head = (lab_folder().parents[1]/'cli/templates/report.html').read_text()
     file = tmp_path/'a.html'
-    file.write_text(f'<html><head>{re.search("<meta http-equiv[^>]+>", head)[0]}</head><body>{TEXTS["script"]}{TEXTS["image"]}')
+    file.write_text(f'<html><head>{GUARD}</head><body>{TEXTS["script"]}{TEXTS["image"]}')
     page = browser.new_page()
     page.add_init_script(WATCH)
     page.goto(file.as_uri())
@@ -368,9 +380,12 @@ def test_the_hub_reads_of_a_card_what_was_meant():
 # The shell
 
 @pytest.mark.parametrize('words', [('compare', TEXTS['terminal'], 'b'), ('score', TEXTS['newline']),
-    (TEXTS['terminal'],), ('plan', '--vlm', TEXTS['newline'], '--llm', TEXTS['turned']), ('methods', TEXTS['terminal']),
-    ('ask', '--'+TEXTS['terminal']), ('ask', '--model', 'lab/vlm', '--benchmark', TEXTS['newline'], '--out', 'x'),
-    ('merge', '--vlm', 'a', '--llm', 'b', '--method', TEXTS['newline'], '--out', 'x'), ('inspect', TEXTS['nul']),
+    (TEXTS['terminal'],), ('plan', '--vlm', TEXTS['newline'], '--llm', TEXTS['turned']),
+    ('methods', TEXTS['terminal']),
+    ('ask', '--'+TEXTS['terminal']),
+    ('ask', '--model', 'lab/vlm', '--benchmark', TEXTS['newline'], '--out', 'x'),
+    ('merge', '--vlm', 'a', '--llm', 'b', '--method', TEXTS['newline'], '--out', 'x'),
+    ('inspect', TEXTS['nul']),
     ('score', TEXTS['long'])],
     ids=lambda w: w[0] if w[0].isalpha() else 'command')
 def test_what_was_typed_is_told_in_a_line(words, call, tmp_path, monkeypatch):
@@ -380,7 +395,8 @@ def test_what_was_typed_is_told_in_a_line(words, call, tmp_path, monkeypatch):
     harmless_line(out+err)
 
 def test_a_table_of_strangers_in_the_shell(call, tmp_path):
-    rows = [dict(index=TEXTS['newline'], question=TEXTS['script'], answer='x', prediction=TEXTS['terminal'], run=TEXTS['carriage'],
+    rows = [dict(index=TEXTS['newline'], question=TEXTS['script'], answer='x',
+                 prediction=TEXTS['terminal'], run=TEXTS['carriage'],
                  benchmark=TEXTS['turned'], image=TEXTS['lines'])]*3
     (tmp_path/'a.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     for command in (('score', tmp_path/'a.jsonl'), ('compare', tmp_path/'a.jsonl', tmp_path/'a.jsonl')):
@@ -399,6 +415,11 @@ def test_progress_bars_are_drawn_and_nothing_else(capsys):
     out, err = capsys.readouterr()
     assert '\x1b[2J' not in err and '\r' in err and '100%' in err
     assert out.startswith(r'\rforged\x1b[1A')
+
+def test_an_output_cannot_leave_its_block_on_the_site():
+    from test_site import docs
+    text = docs().fence('`'*20+'{=html}\n<script>pwned(1)</script>', '.text')
+    assert text.startswith('`'*21+'{') and text.rstrip().endswith('\n'+'`'*21)
 
 # Data
 
