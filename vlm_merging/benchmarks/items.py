@@ -145,7 +145,7 @@ ITEM_PAGE = '''<div style="max-width:44em">
 style="margin:0 8px 4px 0;min-width:96px">{% endif %}{% endfor %}
 <p style="white-space:pre-wrap;margin:4px 0">{{ item.question|seen }}</p>
 <p style="margin:4px 0"><small>{{ item.id|seen }}
-{% if item.benchmark %} of {{ item.benchmark|seen }}{% endif %}
+{%- if item.benchmark %} of {{ item.benchmark|seen }}{% endif %}
 {% if answer is not none %}; right is <b>{{ answer|seen }}</b>{% endif %}</small></p></div>'''
 
 def item_html(
