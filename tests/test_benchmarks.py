@@ -708,8 +708,8 @@ def test_prepare_says_what_is_wrong(tmp_path, monkeypatch):
     def refuse(*a, **k): raise ConnectionError('no network')
     monkeypatch.setattr('huggingface_hub.snapshot_download', refuse)
     with pytest.raises(ValueError) as e: prepare('MathVista', tmp_path)
-    assert ('is not prepared, and AI4Math/MathVista@2b6ad69445fb could not be had from the hub: '
-            'no network') in said(e)
+    assert 'is not prepared, and AI4Math/MathVista@2b6ad69445fb' in said(e)
+    assert 'could not be had from the hub' in said(e)
     assert 'source=' in said(e)
     assert not (tmp_path/'MathVista').exists()
 

@@ -5,10 +5,11 @@ from dataclasses import fields
 import pytest, torch
 from safetensors.torch import load_file, save_file
 from vlm_merging import __version__
-from vlm_merging.cli.commands import COMMANDS, knob_value, shell_options
+from vlm_merging.cli.commands import COMMANDS, shell_options
 from vlm_merging.cli.demo import demo
 from vlm_merging.cli.main import read_line
 from vlm_merging.cli.merging_commands import asked_recipe
+from vlm_merging.cli.typed import knob_value
 from vlm_merging.merging.merge import merge
 from vlm_merging.merging.methods import METHODS
 from vlm_merging.merging.recipe import Recipe
@@ -327,10 +328,11 @@ def test_3_a_number_that_is_none(who, trio, tmp_path, call):
 
 
 @pytest.mark.parametrize('fault,code,said', [
-    (OSError(errno.ENOSPC, 'No space left on device', 'x.part'), 1, 'No space left on device: x.part.'),
+    (OSError(errno.ENOSPC, 'Full', 'x.part'), 1, 'x.part cannot be written: Full.'),
+    (OSError(errno.EIO, 'Torn', 'x.csv'), 1, 'x.csv cannot be read: Torn.'),
     (PermissionError(errno.EACCES, 'Permission denied'), 1, 'Permission denied.'),
     (LookupError('No such thing.'), 3, 'No such thing.'),
-    (KeyboardInterrupt(), 130, 'goes on from here')], ids=['full', 'forbidden', 'lookup', 'ctrl-c'])
+    (KeyboardInterrupt(), 130, 'goes on from here')], ids=['full', 'torn', 'forbidden', 'lookup', 'ctrl-c'])
 def test_1_and_130(fault, code, said, who, tmp_path, call, monkeypatch):
     def fail(*a, **k): raise fault
     monkeypatch.setattr('vlm_merging.merging.merge.merge', fail)

@@ -27,7 +27,8 @@ def test_a_name_is_no_package():
     assert not houses & {*vlm_merging.__all__}
 
 def test_an_unknown_name_is_told_by_name():
-    with pytest.raises(AttributeError, match="has no 'marge'.*merge"): vlm_merging.marge
+    with pytest.raises(AttributeError, match="has no 'marge'. Did you mean merge?"): vlm_merging.marge
+    with pytest.raises(AttributeError, match="has no 'xyzzy'. dir"): vlm_merging.xyzzy
     assert {*vlm_merging.__all__}<={*dir(vlm_merging)}
 
 def test_results_are_drawn_by_charts_that_exist():
@@ -37,10 +38,20 @@ def test_results_are_drawn_by_charts_that_exist():
     assert len(said)>3
     for o in said: assert callable(resolve_name(o)), o
 
-@pytest.mark.parametrize('name', 'plan merge ask score compare masked profile sweep diagnose load'.split())
+VERBS = 'plan merge ask score compare masked profile sweep diagnose load open_model prepare masks'.split()
+@pytest.mark.parametrize('name', [*VERBS, *'Recipe Item Picture Mask Endpoint linear ties della'.split()])
 def test_help_tells_what_each_parameter_means(name):
     "`merge?` shows the docstring; the comments beside the parameters are in it"
     verb = getattr(vlm_merging, name)
     told = verb.__doc__.splitlines()
     for parameter in inspect.signature(verb).parameters:
         assert any(o.startswith(f'{parameter} ') for o in told), parameter
+
+@pytest.mark.parametrize('name,rest', [
+    ('merge', 'weight density'), ('plan', 'weight elect'), ('ask', 'batch_size dtype'),
+    ('open_model', 'max_new_tokens'), ('profile', 'parts how layers target batch_size device'),
+    ('sweep', 'density dtype')])
+def test_tab_finds_what_stands_behind_two_stars(name, rest):
+    known = inspect.signature(getattr(vlm_merging, name)).parameters
+    assert {*rest.split()}<={*known} and 'weight' not in inspect.signature(vlm_merging.sweep).parameters
+    assert not {'where', 'processor', 'name'}&{*inspect.signature(vlm_merging.ask).parameters}

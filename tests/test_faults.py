@@ -1,6 +1,6 @@
 "What goes wrong ends in one sentence, leaves inputs alone and nothing half-done; the same command goes on"
-import builtins, contextlib, errno, hashlib, io, json, multiprocessing, os, random, re, resource, shutil
-import signal, subprocess, sys, threading, time, warnings
+import builtins, cProfile, contextlib, errno, hashlib, io, json, multiprocessing, os, random, re, resource
+import shutil, signal, subprocess, sys, threading, time, warnings
 from pathlib import Path
 
 import pytest
@@ -827,3 +827,59 @@ def test_every_floating_type_is_merged(dtype, tmp_path, out):
     merged, vlm = load_file(out/'model.safetensors'), load_file(Path(recipe.vlm)/'model.safetensors')
     one, two = (x[STEMS['vlm']+UP] for x in (merged, vlm))
     assert one.dtype==two.dtype==dtype and not torch.equal(one, two)
+
+
+# Much work, and late threads
+
+def many(tmp, layers):
+    "A recipe for models of many layers with as many shards"
+    text = TEXT|dict(num_hidden_layers=layers)
+    for seed, (who, stem) in enumerate(STEMS.items()):
+        rng, state = torch.Generator().manual_seed(seed), {}
+        for i in range(layers):
+            for n in ('self_attn.q_proj', 'mlp.up_proj', 'mlp.down_proj'):
+                state[f'{stem}layers.{i}.{n}.weight'] = torch.randn((4, 4), generator=rng)
+        state |= {stem+n: torch.randn((4, 4), generator=rng) for n in ('embed_tokens.weight',)}
+        state |= {stem+'norm.weight': torch.randn(4, generator=rng)}
+        write(tmp/who, state, dict(model_type='llava', text_config=text) if who=='vlm' else text, layers)
+    return Recipe(tmp/'vlm', tmp/'llm', layers=f'0-{layers-1}', knobs=dict(weight=.5))
+
+def work_in(do):
+    "Calls that Python makes in this thread: a measure of work that no other process disturbs"
+    profile = cProfile.Profile(builtins=False)
+    profile.runcall(do)
+    return sum(o.callcount for o in profile.getstats())
+
+def test_work_grows_as_the_number_of_shards_and_tensors(tmp_path):
+    spent = []
+    for layers in (10, 20, 160):                         # The first is for what is done once
+        recipe = many(tmp_path/str(layers), layers)
+        spent.append(work_in(lambda: merge(recipe, out=tmp_path/str(layers)/'out', workers=1)))
+    assert spent[2]<8*spent[1], spent                   # Eight times the shards
+
+def test_no_more_files_are_open_than_one_tensor_wants(tmp_path):
+    recipe = many(tmp_path, 40)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir('/proc/self/fd'))+24, hard))
+    try: merge(recipe, out=tmp_path/'out', workers=2)
+    finally: resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(list((tmp_path/'out').glob('*.safetensors')))==40
+
+def test_a_file_is_closed_when_no_thread_writes_any_more(sharded, out):
+    "Ctrl-C, and again while the threads lay down their work: a late thread would write into another file"
+    (recipe, right), inside, go = sharded, threading.Event(), threading.Event()
+    write, close, late = writer.Shard.write, writer.Shard.close, []
+    shutdown = room.ThreadPoolExecutor.shutdown
+    def slow(self, data, at):
+        if threading.current_thread() is not threading.main_thread():
+            inside.set(); go.wait(); late.append(self.fd)
+        write(self, data, at)
+    def again(pool, *args, **how):
+        if not go.is_set(): go.set(); raise KeyboardInterrupt
+        shutdown(pool, *args, **how)
+    def closed(self, whole): assert late, 'closed before the last thread wrote'; close(self, whole)
+    def pressed(*_): inside.wait(); raise KeyboardInterrupt
+    with (patched(writer.Shard, write=slow, close=closed), patched(room.ThreadPoolExecutor, shutdown=again),
+          patched(room, runs=pressed), pytest.raises(KeyboardInterrupt)): merge(recipe, out=out, workers=4)
+    merge(recipe, out=out, workers=4)
+    assert files(out)==right

@@ -208,8 +208,9 @@ def test_weights_in_bin_files_are_found(hub, tmp_path, monkeypatch):
     assert hub.fetched()=={'config.json', 'pytorch_model.bin'}
 
 def test_each_refusal_is_one_sentence(hub, tmp_path):
-    for name in 'maker/nothing', 'maker/secret', 'maker/gated', 'maker/llm@none':
-        assert 'log in' in refused(tmp_path, hub.address, name)
+    kinds = {'maker/nothing': 'Check the name', 'maker/secret': 'private', 'maker/gated': 'Accept its terms',
+             'maker/llm@none': 'no revision none', f'maker/llm@{"c"*40}': 'no revision'}
+    for name, why in kinds.items(): assert why in refused(tmp_path, hub.address, name)
     assert 'no weights' in refused(tmp_path, hub.address, 'maker/base')
 
 def test_without_a_hub_what_is_cached_still_opens(hub, tmp_path):
@@ -256,3 +257,47 @@ def test_a_merge_says_which_revisions_went_in(hub, tmp_path):
     done = python(tmp_path, hub.address, COMMAND, 'merge', '--recipe', out, '--out', same, offline=True)
     assert not done.returncode, done.stderr
     for f in SHARDS: assert (same/f).read_bytes()==(out/f).read_bytes()
+
+
+# No network, and proxies
+
+DEAD = '''import os, socket, sys, time
+asked = []
+def nowhere(host, *a, **k):
+    asked.append(host)
+    raise socket.gaierror(-2, 'Name or service not known')
+if not os.environ.get('NAMES'): socket.getaddrinfo = nowhere
+time.sleep = lambda s: sys.exit('it waits')
+from vlm_merging.cli.main import main
+code = main()
+print('ASKED', len(asked))
+sys.exit(code)'''
+PINNED = 'maker/thing@'+'a'*40
+
+def unconnected(tmp, line, **env):
+    "A command line where names have no addresses, or with a proxy"
+    bare = {k:v for k, v in os.environ.items() if k!='HF_HUB_OFFLINE' and 'proxy' not in k.lower()}
+    bare |= dict(HF_HOME=str(tmp/'hf'), PYTHONPATH=os.pathsep.join(sys.path))
+    return subprocess.run([sys.executable, '-c', DEAD, *line.split()], capture_output=True, text=True,
+                          timeout=100, env=bare|env, cwd=tmp)
+
+@pytest.mark.parametrize('line', [
+    'inspect maker/thing', f'inspect {PINNED}', 'plan lab/vlm maker/thing', 'prepare MathVista --to d',
+    f'ask {PINNED} --benchmark lab -n 4 --out x', 'diagnose lab/vlm maker/thing'])
+def test_without_a_network_the_answer_is_quick(line, tmp_path):
+    "One question, and no pause"
+    done = unconnected(tmp_path, line)
+    assert done.returncode==3 and 'Traceback' not in done.stderr, done.stderr
+    said = done.stderr.splitlines()[-1]
+    assert 'the hub cannot be reached' in said and 'Connect to a network' in said and len(said.split())<50
+    assert done.stdout.strip() in ('ASKED 1', 'ASKED 2') # The client itself tries twice, without a pause
+
+@pytest.mark.parametrize('env,said', [
+    (dict(all_proxy='socks5://127.0.0.1:9'), 'SOCKS proxy'),
+    (dict(HTTPS_PROXY='nonsense://x:1'), 'does not work'),
+    (dict(HTTPS_PROXY='http://u:secret@127.0.0.1:9'), 'through the proxy that HTTPS_PROXY names'),
+    (dict(HF_HUB_OFFLINE='1'), 'HF_HUB_OFFLINE forbids')], ids=str)
+def test_proxies_are_told_as_such(env, said, tmp_path):
+    done = unconnected(tmp_path, f'inspect {PINNED}', NAMES='1', **env)
+    assert done.returncode==3 and said in done.stderr and 'Traceback' not in done.stderr, done.stderr
+    assert 'secret' not in done.stderr

@@ -55,6 +55,11 @@ def test_whatever_it_says_is_scored(tmp_path, said):
     scores = judged(FRAME, lambda item: said, tmp_path/'judge', run='canned', progress=False)
     assert scores.height==FRAME.height and scores['correct'].is_not_null().all()
 
+def test_a_reason_is_one_short_line(tmp_path):
+    for n, said in enumerate(('9'*5000, 'x\n'*500, '7\n\n\n8 '*500)):
+        scores = judged(FRAME, lambda item: said, tmp_path/f'{n}', run='canned', progress=False)
+        assert all(len(r)<200 and '\n' not in r for r in scores['reason'])
+
 def test_no_row_needs_a_judge(tmp_path):
     scores = judged(FRAME[1:2], lambda item: 1/0, tmp_path/'judge', run='canned')
     assert 'No judge was needed' in judge_report(scores) and not (tmp_path/'judge').exists()

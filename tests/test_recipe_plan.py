@@ -571,12 +571,12 @@ TIES, DARE = dict(method='ties', base='b'), dict(method='dare_ties', base='b')
     (dict(method='tie'), 'Did you mean ties'), (dict(method='ties'), 'needs `base`'),
     (dict(seed='1'), 'seed'),
     (dict(layers='one'), 'cannot be read'), (dict(layers=''), 'cannot be read'),
-    (dict(layers='2-1'), 'cannot be read'), (dict(layers=5), 'layers'),
+    (dict(layers='2-1'), 'runs backwards'), (dict(layers=5), 'layers'),
     (dict(modules='mlp,'), 'no part'), (TIES | dict(knobs=dict(elect='loudly')), 'unweighted or weighted'),
     (TIES | dict(knobs=dict(elect=['weighted', 'unweighted'])), 'elect'),
     (DARE | dict(knobs=dict(rescale=[True, False])), 'rescale'),
     (dict(method='slerp', as_run=True), 'no slerp'),
-    (DARE | dict(as_run=True, knobs=dict(rescale=True)), 'as_run sets rescale')], ids=str)
+    (DARE | dict(as_run=True, knobs=dict(rescale=True)), 'as_run sets `rescale=False`')], ids=str)
 def test_a_mistake_is_found_when_the_recipe_is_written(wrong, message):
     with pytest.raises(ValueError, match=message): Recipe('v', 'l', **wrong)
 

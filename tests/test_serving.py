@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-for needed in ('torch', 'openai', 'fastapi', 'uvicorn'):
+for needed in ('torch', 'fastapi', 'uvicorn'):
     pytest.importorskip(needed, reason="needs pip install 'vlm_merging[serving]'")
 from vlm_merging.benchmarks.items import Item, Picture
 from vlm_merging.asking.endpoint import Endpoint

@@ -1,5 +1,5 @@
 "What signatures tell the shell, and how messages of Python are told there"
-import inspect
+import inspect, re
 from dataclasses import MISSING, fields
 
 import pytest
@@ -127,7 +127,9 @@ NAMES = dict(base='--base', overwrite='--overwrite', allow_nonfinite='--allow-no
     ('Widen `layers` or `modules`.', 'Widen --layers or `modules`.'),
     ('The weight of the base is in layers 0-3.', 'The weight of the base is in layers 0-3.'),
     ('a/allow_nonfinite.json', 'a/allow_nonfinite.json'),
-    ('`weight=[1, .5]`', '--weight 1,0.5'), ("`layers='6-31'`", '--layers 6-31'), ('n is 0', '-n is 0'),
+    ('`weight=[1, .5]`', '--weight 1,0.5'),
+    ('ties: weight is nan; it', 'ties: --weight is nan; it'),
+    ("`layers='6-31'`", '--layers 6-31'), ('n is 0', '-n is 0'),
     ('in (at)', 'in (at)')])
 def test_names(said, told): assert in_shell_words(said, NAMES)==told
 
@@ -141,3 +143,110 @@ def test_names(said, told): assert in_shell_words(said, NAMES)==told
     ('score', 'with replies(folder)', 'with replies(folder)')])
 def test_calls(verb, said, told):
     assert in_shell_words(said, flags_of(COMMANDS[verb]), lambda: calls_of(COMMANDS[verb]))==told
+
+
+# --- Refusals of every command, in words that can be typed
+
+REFUSED = '''
+plan
+plan lab/vlm
+plan lab/vlm lab/llm --method ties
+plan lab/vlm lab/llm --density .5
+plan lab/vlm lab/llm --weight 7
+plan lab/vlm lab/llm --as-run --method della lab/base
+plan lab/vlm lab/llm --modules eyes
+plan lab/vlm lab/llm --modules mlp --layers 9-
+plan lab/llm lab/vlm
+plan lab/vlm lab/xlm
+plan nowhere lab/llm
+plan --recipe nowhere
+plan --recipe BAD
+plan lab/vlm lab/llm --rescale maybe
+plan lab/vlm lab/llm lab/base --method dare_linear --as-run --rescale yes
+merge lab/vlm lab/llm
+merge lab/vlm lab/llm --out HERE
+merge lab/vlm lab/llm --out HERE --overwrite
+merge lab/vlm lab/llm --out gone/x
+merge lab/vlm lab/llm --out x --device cuda:9
+merge lab/vlm lab/llm --out x --workers 0
+inspect HERE
+methods tis
+prepare Nothing
+prepare MathVista --from gone
+prepare MathVista --from HERE
+prepare MathVista --to BAD
+ask --out x
+ask lab/vlm --out x
+ask lab/vlm --benchmark MathVista --out x
+ask lab/vlm --benchmark HERE --out x
+ask lab/vlm --benchmark gone.csv --out x
+ask lab/vlm --benchmark BAD --out x
+ask LAB --out x
+ask lab/vlm LAB --out BAD
+ask lab/vlm LAB --out x --serves y
+ask lab/vlm LAB --dtype int7
+ask lab/vlm LAB --out x --device cuda7
+ask lab/vlm LAB --out x --temperature -1
+ask lab/vlm LAB --out x --dtype int7
+ask lab/vlm --benchmark lab --split nosplit --out x
+ask --endpoint nonsense LAB --out x
+ask --endpoint http://127.0.0.1:9 LAB --out x
+score gone
+score HERE
+score BAD
+score TABLE --protocol judge
+score TABLE --out x.txt
+score TABLE --protocol judge --judge http://127.0.0.1:9
+score TABLE --out gone/x.csv
+compare TABLE gone
+compare TABLE TABLE --by nothing
+compare TABLE TABLE --chart x.gif
+diagnose lab/vlm
+diagnose lab/vlm lab/llm --candidates gone
+diagnose lab/vlm lab/llm --subspace -1
+profile lab/vlm LAB
+profile lab/vlm LAB --out x --layers 99
+profile lab/vlm --out x
+profile lab/vlm LAB --out x --how weights
+profile lab/vlm LAB --out x --measure no
+profile lab/vlm LAB --out x --by nothing
+profile lab/vlm LAB --out x --other lab/llm
+profile lab/vlm LAB --out x --diagnosis gone
+profile lab/vlm LAB --out x --target no
+sweep lab/vlm lab/llm --weights no LAB --out x
+sweep lab/vlm lab/llm LAB --out x
+sweep lab/vlm lab/llm --weights .5,7 LAB --out x
+sweep lab/vlm lab/llm --weights .5 LAB
+sweep lab/vlm lab/llm --weights .5 --knobs x LAB --out x
+sweep lab/vlm lab/llm --weights .5 --knobs weight=.5 LAB --out x
+sweep lab/vlm lab/llm --weights .5 --density .5 LAB --out x
+sweep lab/vlm lab/llm --weights .5 --layers 31-6 LAB --out x
+sweep lab/vlm lab/llm --weights .5 --ray 127.0.0.1:9 LAB --out x
+plan lab/vlm lab/llm --weight nan
+plan lab/vlm/ lab/llm --weight 1e999
+score TORN.jsonl
+demo -n 3
+demo --seed -1
+demo --weight 7
+demo --out HERE
+'''
+PYTHON = re.compile(r"""\b[a-z]\w*_\w+\b|`(?!hf |vlm-merging |-|`)[^`]*`"""
+                    r"""|\b\w+=(?:True|False|None|\w*\.?\d|')"""
+                    r"""|\b[a-z_]+\([^)\n]*['=]|\b(?:None|True|False|int|float|Traceback|Errno)\b""")
+KNOWN = r'vlm_merging|save_pretrained|from_pretrained|auto_map|dare_\w+|task_arithmetic|model_type'
+
+@pytest.mark.parametrize('line', REFUSED.strip().splitlines())
+def test_a_refusal_speaks_as_the_shell_does(line, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('VLM_MERGING_DATA', str(tmp_path/'data'))
+    (tmp_path/'HERE').mkdir()
+    (tmp_path/'HERE'/'file').touch()
+    (tmp_path/'BAD').write_bytes(b'\xff\xfe\x00{')
+    (tmp_path/'TORN.jsonl').write_text('{"index": ')
+    (tmp_path/'TABLE.csv').write_text('index,question,answer,prediction\n1,How many?,7,7\n')
+    line = line.replace('LAB', '--benchmark lab -n 4 --max-new-tokens 2').replace('TABLE', 'TABLE.csv')
+    code, out, err = call(*line.split())
+    told = [s for s in (out+err).splitlines() if s.startswith(('vlm-merging', 'stop:', '  stop:'))]
+    assert code in (1, 2, 3) and told, (code, out, err)
+    words = re.sub(KNOWN, '', re.sub(r"'[^'\n]*'|\S*/\S*", '', ' '.join(told)))
+    assert not (odd := PYTHON.findall(words)), (odd, told)

@@ -34,7 +34,7 @@ _NAMES = {
     'probing.weights': 'by_layer by_module weight_stats weights_by_layer',
     'probing.diagnose': 'Diagnosis diagnose',
     'probing.layers': 'decoder_layers find_part wrapped_attention',
-    'probing.masks': 'Mask PARTS WAYS masked masks',
+    'probing.masks': 'Mask PARTS WAYS masked masks means',
     'probing.lens': 'attention_mass image_positions logit_lens patched residual_norms',
     'probing.profile': 'profile_change profile_table',
     'probing.depth': 'depth_table',
@@ -54,18 +54,13 @@ _HOMES = {name: module for module, names in _NAMES.items() for name in names.spl
 __all__ = sorted(_HOMES)
 
 def __getattr__(name):
-    if name not in _HOMES: raise AttributeError(f'vlm_merging has no {name!r}. It has {", ".join(__all__)}.')
-    globals()[name] = value = _explained(getattr(import_module(f'{__name__}.{_HOMES[name]}'), name))
+    if name not in _HOMES:
+        import difflib
+        near = difflib.get_close_matches(name, __all__, 1)
+        meant = f'Did you mean {near[0]}?' if near else 'dir(vlm_merging) lists what there is.'
+        raise AttributeError(f'vlm_merging has no {name!r}. {meant}')
+    from vlm_merging._help import explain
+    globals()[name] = value = explain(name, getattr(import_module(f'{__name__}.{_HOMES[name]}'), name))
     return value
-
-def _explained(function):
-    "A function whose help, `merge?`, has the comment beside each parameter"
-    import inspect, re
-    if not inspect.isfunction(function) or '\n' in (function.__doc__ or ''): return function
-    head = re.split(r'\n\) *(?:->|:)', inspect.getsource(function))[0]
-    said = dict(re.findall(r'^    \*{0,2}(\w+)\b[^#\n]*# *(.+)$', head, re.M))
-    lines = [f'{name:<16} {said[name]}' for name in inspect.signature(function).parameters if name in said]
-    if lines: function.__doc__ = '\n'.join([function.__doc__ or '', '', *lines])
-    return function
 
 def __dir__(): return sorted({*globals(), *__all__})

@@ -11,6 +11,7 @@ import polars as pl
 from tqdm.auto import tqdm
 from ..benchmarks.items import Item
 from ..benchmarks.load import as_items
+from ..checkpoints.places import path_of
 from .fingerprints import reply_key
 from .models import Reply, as_model
 from .folder import (Lines, mend, read_lines, replace_text, settle, sole, with_session,
@@ -128,7 +129,7 @@ def ask(
     if not isinstance(model, (str, Path)): as_model(model, **asking)    # Refused before any table is read
     items = as_items(items)
     rows = unique_rows(items)
-    model, out = as_model(model, **asking), Path(out).expanduser()
+    model, out = as_model(model, **asking), path_of(out)
     about = getattr(model, 'about', None)
     if about is None:
         if run is None: raise ValueError("This asker does not say what its replies depend on. "

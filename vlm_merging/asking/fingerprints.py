@@ -5,8 +5,9 @@
 # %% ../../nbs/asking/01_fingerprints.ipynb #c005
 from __future__ import annotations
 import hashlib, json
-from contextlib import ExitStack
+from itertools import groupby
 from ..checkpoints.headers import Checkpoint
+from ..checkpoints.blocks import fill
 from ..benchmarks.items import Item
 
 # %% auto #0
@@ -29,14 +30,15 @@ def sampled(
 def _tensor_hashes(checkpoint, full):
     "Name of each tensor -> hash of its parts"
     hashes = {}
-    with ExitStack() as stack:
-        def opened(file): return stack.enter_context(open(checkpoint.path/file, 'rb', buffering=0))
-        disk = {file:opened(file) for file in checkpoint.files}
-        for e in sorted(checkpoint.tensors.values(), key=lambda e: (e.file, e.start)):
-            hashes[e.name] = hashlib.sha256()
-            for start, size in sampled(e.nbytes, full):
-                disk[e.file.name].seek(e.start+start)
-                hashes[e.name].update(disk[e.file.name].read(size))
+    in_order = sorted(checkpoint.tensors.values(), key=lambda e: (e.file, e.start))
+    for file, entries in groupby(in_order, key=lambda e: e.file):
+        with open(file, 'rb', buffering=0) as disk:
+            for e in entries:
+                hashes[e.name] = hashlib.sha256()
+                for start, size in sampled(e.nbytes, full):
+                    part = memoryview(bytearray(size))
+                    fill(part, disk.fileno(), e.start+start, file)
+                    hashes[e.name].update(part)
     return {name:o.hexdigest() for name, o in hashes.items()}
 
 # %% ../../nbs/asking/01_fingerprints.ipynb #c015

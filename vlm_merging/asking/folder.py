@@ -164,7 +164,7 @@ def write_config(
     replace_text(out/'run.json', json.dumps(config, indent=1)+'\n')
 
 # %% ../../nbs/asking/03_folder.ipynb #c038
-PACKAGES = ('vlm_merging', 'transformers', 'torch', 'openai', 'polars', 'pillow', 'tokenizers')
+PACKAGES = ('vlm_merging', 'transformers', 'torch', 'polars', 'pillow', 'tokenizers')
 
 def versions()->dict:   # Name -> version
     "Versions of what may change a reply, as far as it is installed"

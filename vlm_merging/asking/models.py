@@ -4,18 +4,20 @@
 
 # %% ../../nbs/asking/02_models.ipynb #c005
 from __future__ import annotations
-import io, time, warnings, zlib
+import difflib, io, re, time, warnings, zlib
 from collections import deque
 from dataclasses import dataclass, fields
 from pathlib import Path
 from PIL import Image
 from .fingerprints import weights_hash
+from .templates import write_chat
 from ..benchmarks.items import Item, as_item
 from ..checkpoints.headers import Checkpoint
 
 # %% auto #0
-__all__ = ['Reply', 'text_of_reply', 'chat', 'decode_picture', 'picture_size', 'LocalModel', 'settings_of', 'written',
-           'prompt_inputs', 'end_tokens', 'short_of_memory', 'tokens_of', 'in_batches', 'open_model', 'as_model']
+__all__ = ['OPENED', 'Reply', 'text_of_reply', 'chat', 'decode_picture', 'picture_size', 'LocalModel', 'settings_of', 'written',
+           'prompt_inputs', 'end_tokens', 'short_of_memory', 'tokens_of', 'in_batches', 'check_settings', 'open_model',
+           'as_model']
 
 # %% ../../nbs/asking/02_models.ipynb #c014
 @dataclass(frozen=True)
@@ -143,7 +145,7 @@ def written(
     if answer is not None:
         content = [dict(type='text', text=answer)] if asker.sees else answer
         turns = [*turns, dict(role='assistant', content=content)]
-    return asker.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=answer is None)
+    return write_chat(asker.processor, turns, add_generation_prompt=answer is None)
 
 # %% ../../nbs/asking/02_models.ipynb #c045
 def prompt_inputs(
@@ -261,10 +263,15 @@ def _device_and_dtype(device, dtype):
     if device is None:
         mps = torch.backends.mps.is_available()
         device = 'cuda' if torch.cuda.is_available() else 'mps' if mps else 'cpu'
+    if not re.fullmatch(r'(cpu|mps|xpu|cuda)(:\d+)?', str(device)):
+        raise ValueError(f'device is {device!r}; it is cpu, cuda, cuda:1 or mps.')
     if dtype is None:
         known = device.startswith('cuda') and torch.cuda.is_bf16_supported()
         dtype = 'float32' if device=='cpu' else 'bfloat16' if known else 'float16'
-    return device, getattr(torch, dtype)
+    name = str(dtype).removeprefix('torch.')
+    if name not in ('float32', 'bfloat16', 'float16'):
+        raise ValueError(f'dtype is {dtype!r}; it is bfloat16, float16 or float32.')
+    return str(device), getattr(torch, name)
 
 # %% ../../nbs/asking/02_models.ipynb #c075
 def _opener(config, where, trust_remote_code):
@@ -300,22 +307,38 @@ def _from_pretrained(folder, where, opener, dtype, trust_remote_code):
     return model, processor
 
 # %% ../../nbs/asking/02_models.ipynb #c081
-def _check_settings(asking):
-    "Raise ValueError if a model is not asked with such a setting"
+OPENED = ('dtype', 'device', 'trust_remote_code') # What `open_model` takes beside the fields of `LocalModel`
+
+def check_settings(
+    asking:dict,         # Setting -> value, as for `open_model`
+    more:tuple=OPENED,   # What else may be in it
+)->None:
+    "Raise ValueError if a model is not asked with such a setting, or such a value"
     known = [f.name for f in fields(LocalModel)][4:]
-    if unknown := [k for k in asking if k not in known]:
-        raise ValueError(f"A model has no setting {unknown[0]!r}. There are: {', '.join(known)}.")
+    for name, value in asking.items():
+        if name in ('n', 'split'):
+            raise ValueError(f"There is no setting {name!r}. For a part of the questions, give them as "
+                             f"load('lab', {name}={value!r}).")
+        if name not in (*known, *more):
+            near = difflib.get_close_matches(name, [*known, *more], 1)
+            raise ValueError(f"There is no setting {name!r}.{f' Did you mean {near[0]}?' if near else ''} "
+                             f"Of a model there are: {', '.join(known)}.")
+        whole = isinstance(value, int) and not isinstance(value, bool) and value>0
+        if name in ('batch_size', 'max_new_tokens') and not whole:
+            raise ValueError(f'{name} is {value!r}; it is a whole number, 1 or more.')
+        if name=='temperature' and not (isinstance(value, (int, float)) and value>=0):
+            raise ValueError(f'temperature is {value!r}; it is a number, 0 or more.')
 
 # %% ../../nbs/asking/02_models.ipynb #c084
 def open_model(
     where:str|Path,      # Folder, hub id or lab/vlm of a VLM, or of a text model
-    dtype:str|None=None, # bfloat16, float16 or float32; default: bfloat16 on a GPU, float32 on a CPU
+    dtype:str|None=None, # 'bfloat16', 'float16' or 'float32'; default: bfloat16 on a GPU, float32 on a CPU
     device:str|None=None, # cuda, cuda:1, mps or cpu; default: the best there is
     trust_remote_code:bool=False, # Run code that the checkpoint brings along?
     **asking,            # As in `LocalModel`: batch_size, max_new_tokens, temperature, top_p, seed, system
 )->LocalModel:
     "Open a checkpoint for asking; raise ValueError with one sentence if it cannot be"
-    _check_settings(asking)
+    check_settings(asking, ())
     checkpoint = Checkpoint.open(where)
     device, numbers = _device_and_dtype(device, dtype)
     opener = _opener(checkpoint.config, where, trust_remote_code)

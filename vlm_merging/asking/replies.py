@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from pathlib import Path
 import polars as pl
+from ..checkpoints.places import path_of
 from .folder import read_lines
 from ..checkpoints.texts import name_in_line, one_line
 from ..benchmarks.items import Item, row_of
@@ -69,7 +70,7 @@ def replies(
     out:str|Path,       # Folder of a run
 )->pl.DataFrame:        # A reply table, sorted by benchmark, split and index
     "All replies of a run, the latest where a question was asked twice; raise ValueError if there is no run"
-    out = Path(out).expanduser()
+    out = path_of(out)
     if not (out/'run.json').is_file():
         raise ValueError(f"{out} is not the folder of a run: it has no run.json.")
     rows, _ = read_lines(out/'replies.jsonl')
@@ -84,7 +85,7 @@ def report(
     out:str|Path,       # Folder of a run
 )->str:                 # A line for each kind of thing
     "What a run has, what it lacks and why, in words"
-    table, out = replies(out), Path(out).expanduser()
+    table, out = replies(out), path_of(out)
     failed, bad = read_lines(out/'failures.jsonl')[0], read_lines(out/'replies.jsonl')[1]
     asked = json.loads((out/'run.json').read_text(encoding='utf-8')).get('asked', 0)
     asked = max(asked, table.height+len(failed))

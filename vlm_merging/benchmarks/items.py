@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from PIL import Image, ImageOps
+from ..checkpoints.places import path_of
 from ..checkpoints.texts import one_line, visible
 
 # %% auto #0
@@ -182,7 +183,7 @@ def as_picture(
     if not isinstance(source, kinds) and not callable(source):
         raise ValueError(f"{type(source).__name__} is no picture. Give a path, a PIL image or encoded bytes.")
     name = str(source)[:80] if isinstance(source, (str, Path)) else 'image'
-    if isinstance(source, str) and not source.startswith('data:'): source = Path(source).expanduser()
+    if isinstance(source, str) and not source.startswith('data:'): source = path_of(source)
     return Picture(source, name)
 
 # %% ../../nbs/benchmarks/01_items.ipynb #c036
@@ -202,7 +203,7 @@ def as_item(
     return question
 
 # %% ../../nbs/benchmarks/01_items.ipynb #c040
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Benchmark:
     "Where a benchmark is and how its rows are read"
     name:str            # Value of the column `benchmark`
@@ -218,6 +219,8 @@ class Benchmark:
     prompt:str=''       # What is sent, in a line
     probes:str=''       # 'perception', 'reasoning', or empty: both
     blind:tuple=()      # Splits that are asked without images
+
+    def __repr__(self): return f'Benchmark({self.name!r}, {self.source!r}, {self.split!r})'
 
     def __post_init__(self):
         if not callable(self.to_item):

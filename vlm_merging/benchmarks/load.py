@@ -13,6 +13,7 @@ from pkgutil import resolve_name
 import polars as pl
 from .items import (BENCHMARKS, Benchmark, DIRECTLY, Item, LETTERS, Picture, cell,
     RULE_OF, lettered, one_line, options_of, pictures, record_of, tags_of, text_of, unpacked)
+from ..checkpoints.places import path_of
 from ..lab.trio import questions
 from .prepare import pattern_of, prepared
 from .tables import IMAGES, TABLE_SUFFIXES, pictures_at, rows_in, rows_in_words
@@ -159,7 +160,7 @@ def table_of(
         return Table((what,), record, split or usual, part, record.name if record else name or 'table')
     if not isinstance(what, (str, Path)):
         raise ValueError(f"{type(what).__name__} is no table. Give a path, a name or a polars frame.")
-    path = Path(what).expanduser()
+    path = path_of(what)
     if path.is_file(): return _table_of_file(path, record, split, name)
     if path.is_dir(): raise ValueError(f"{path} is a folder. Name one table in it, or if it is a benchmark: "
                                        f"prepare(name, source={str(path)!r}).")

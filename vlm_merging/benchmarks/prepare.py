@@ -10,6 +10,7 @@ from pathlib import Path
 from . import mathematics as mathematics
 from . import perception as perception
 from .items import Benchmark, record_of
+from ..checkpoints.places import from_hub, path_of
 from ..checkpoints.writer import flush_folder, sync_text
 
 # %% auto #0
@@ -21,11 +22,11 @@ RECORDS = mathematics, perception  # Importing these rooms fills BENCHMARKS
 def data_root()->Path:
     "Where prepared benchmarks lie: $VLM_MERGING_DATA, or ~/.cache/vlm_merging/benchmarks"
     named = os.environ.get('VLM_MERGING_DATA')
-    return Path(named).expanduser() if named else Path.home()/'.cache'/'vlm_merging'/'benchmarks'
+    return path_of(named) if named else Path.home()/'.cache'/'vlm_merging'/'benchmarks'
 
 def _folder_of(record, folder):
     "Where one benchmark lies"
-    return (Path(folder).expanduser() if folder else data_root())/record.name
+    return (path_of(folder) if folder else data_root())/record.name
 
 # %% ../../nbs/benchmarks/05_prepare.ipynb #c013
 def pattern_of(
@@ -90,14 +91,9 @@ def _intact(out, note):
 
 # %% ../../nbs/benchmarks/05_prepare.ipynb #c027
 def _from_hub(record, pattern, revision):
-    from huggingface_hub import snapshot_download
-    how = dict(repo_type='dataset', revision=revision, allow_patterns=[pattern, 'README.md'])
-    try: return Path(snapshot_download(record.source, **how))
-    except Exception as e:      # Of the hub, its client or the network
-        why = ' '.join(str(e).split()).partition('. ')[0].rstrip('.')[:160] or type(e).__name__
-        raise ValueError(f"{record.name} is not prepared, and {record.source}@{revision[:12]} could not be "
-                         f"had from the hub: {why}. Prepare it where there is a network and copy the folder, "
-                         f"or name files that you have with `source='folder'`.") from None
+    instead = "name files that you have with `source='folder'`"
+    try: return from_hub(record.source, [pattern, 'README.md'], revision, 'dataset', instead)
+    except ValueError as e: raise ValueError(f'{record.name} is not prepared, and {e}') from None
 
 # %% ../../nbs/benchmarks/05_prepare.ipynb #c029
 def _put(path, out, to, link):
@@ -149,7 +145,7 @@ def prepare(
     if hub and record.source=='local':
         raise ValueError(f"{record.name} is a benchmark of your own, and not on the hub. Name the file or "
                          f"folder that holds {pattern}: prepare({record.name!r}, source='folder').")
-    got = _from_hub(record, pattern, wanted) if hub else Path(source).expanduser()
+    got = _from_hub(record, pattern, wanted) if hub else path_of(source)
     if not got.exists(): raise ValueError(f"{got} is not there. Name a file or folder that holds {pattern}.")
     files = [got] if got.is_file() else matching(record, split, got)
     if not files:

@@ -9,6 +9,7 @@ from pathlib import Path
 import altair as alt
 import polars as pl
 from jinja2.utils import htmlsafe_json_dumps
+from ..checkpoints.places import path_of
 from ..checkpoints.texts import name_in_line, one_line
 from ..comparing.findings import CATEGORY_NAMES, names_in_line
 from ..checkpoints.writer import appearing
@@ -140,7 +141,7 @@ def save_chart(
     path,               # File that shall appear: .html (a page without network), .svg, .png or .json
 )->Path:
     "Write a chart to a file, whole or not at all"
-    path = Path(path)
+    path = path_of(path)
     kind = path.suffix[1:].lower()
     if kind not in _KINDS: raise ValueError(f"{path.name}: a chart is saved as .{', .'.join(_KINDS)}.")
     if not path.parent.is_dir(): raise ValueError(f'There is no folder {path.parent} to save {path.name} in.')

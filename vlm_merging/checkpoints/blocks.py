@@ -5,10 +5,11 @@
 # %% ../../nbs/checkpoints/02_blocks.ipynb #c005
 from __future__ import annotations
 import ctypes, os
+from contextlib import ExitStack, contextmanager
 from .headers import DTYPES, FLOATS, Entry
 
 # %% auto #0
-__all__ = ['BLOCK', 'BLOCK_GPU', 'fill', 'Source', 'Blocks', 'faulty', 'keep_heap']
+__all__ = ['BLOCK', 'BLOCK_GPU', 'fill', 'Source', 'opened', 'Blocks', 'faulty', 'keep_heap']
 
 # %% ../../nbs/checkpoints/02_blocks.ipynb #c012
 def fill(
@@ -66,7 +67,17 @@ class Source:
         self.put(i, j, out)
         return out
 
-# %% ../../nbs/checkpoints/02_blocks.ipynb #c023
+# %% ../../nbs/checkpoints/02_blocks.ipynb #c018
+@contextmanager
+def opened(
+    entries,            # `Entry` of each tensor that will be read
+):                      # Open file descriptors by path
+    "The files in which some tensors lie, open while the block runs"
+    with ExitStack() as stack:
+        yield {file: stack.enter_context(open(file, 'rb', buffering=0)).fileno()
+               for file in {e.file for e in entries}}
+
+# %% ../../nbs/checkpoints/02_blocks.ipynb #c025
 BLOCK = 1<<17           # Numbers per block; a multiple of 4, so that coin flips do not depend on it
 BLOCK_GPU = 1<<24       # A GPU wants more at once
 
@@ -95,7 +106,7 @@ class Blocks:
         size = max(size//whole, 1)*whole
         return (self._at(i, i+size) for i in range(0, self.n, max(self.n//pieces//whole*whole, size)))
 
-# %% ../../nbs/checkpoints/02_blocks.ipynb #c030
+# %% ../../nbs/checkpoints/02_blocks.ipynb #c032
 def faulty(
     entries,            # `Entry` of each tensor to look at
     files:dict,         # Open file descriptors by path
@@ -107,7 +118,7 @@ def faulty(
         blocks = (source.read(i, min(i+BLOCK, e.numel)) for i in range(0, e.numel, BLOCK))
         if not all(x.isfinite().all() for x in blocks): return e
 
-# %% ../../nbs/checkpoints/02_blocks.ipynb #c033
+# %% ../../nbs/checkpoints/02_blocks.ipynb #c035
 def keep_heap()->None:
     "Ask glibc to keep the memory of freed blocks: taking it anew for each costs up to half of the time"
     trim, mmap = -1, -3         # numbers of options in glibc's malloc.h

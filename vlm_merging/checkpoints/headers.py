@@ -7,6 +7,7 @@ from __future__ import annotations
 import json, math, os, re, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from .places import from_hub, path_of
 from .texts import name_in_line
 
 # %% auto #0
@@ -235,25 +236,19 @@ def fetch(
     revision:str|None=None, # Branch, tag or commit; None is the default branch
 )->Path:                # A folder in the hub's cache
     "Download what a merge needs of a hub repository: the weights that count and the small files"
-    from huggingface_hub import snapshot_download
-    try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=SIDE))
-        for index, single in WEIGHT_FILES:
-            files = _named_files(folder/index)[0] if (folder/index).exists() else [single]
-            folder = Path(snapshot_download(name, revision=revision, allow_patterns=[*SIDE, *files]))
-            if all((folder/f).exists() for f in files): break
-    except Exception as e:      # of the hub, its client or the network: all mean that the files are not here
-        raise ValueError(f"{name}{f'@{revision}' if revision else ''} is no folder here and could not be had "
-                         f"from the hub: {' '.join(str(e).split())[:300] or type(e).__name__} "
-                         f"Check the name, log in if it is gated, or give a local folder.") from None
+    folder = from_hub(name, SIDE, revision)
+    for index, single in WEIGHT_FILES:
+        files = _named_files(folder/index)[0] if (folder/index).exists() else [single]
+        folder = from_hub(name, [*SIDE, *files], revision)
+        if all((folder/f).exists() for f in files): break
     return folder
 
 # %% ../../nbs/checkpoints/01_headers.ipynb #c061
 def _located(where):
     "The folder that a name means, and the commit if it came from the hub"
-    try: folder = Path(where).expanduser()
-    except RuntimeError: folder = Path(where)       # `~` of nobody
+    folder = path_of(where)
     if os.path.isdir(folder): return folder, ''     # False, not an error, for impossible names
+    where = where.rstrip('/')
     if inside := lab_model(where): return inside, ''
     name, _, asked = where.partition('@')
     if not re.fullmatch(r'[\w\-.]+/[\w\-.]+', name) or name.startswith('.'):

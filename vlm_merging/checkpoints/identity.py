@@ -4,12 +4,12 @@
 
 # %% ../../nbs/checkpoints/04_identity.ipynb #c005
 from __future__ import annotations
-import hashlib, re
+import hashlib, os, re
 from pathlib import Path
 from .headers import HEADER_LIMIT, Checkpoint
 
 # %% auto #0
-__all__ = ['fingerprint', 'fingerprints', 'stamps']
+__all__ = ['fingerprint', 'fingerprints', 'same_weights', 'stamps']
 
 # %% ../../nbs/checkpoints/04_identity.ipynb #c010
 def fingerprint(
@@ -41,6 +41,15 @@ def fingerprints(
     return {f:fingerprint(checkpoint.path/f, full) for f in ('config.json', *checkpoint.files)}
 
 # %% ../../nbs/checkpoints/04_identity.ipynb #c018
+def same_weights(
+    one:Checkpoint,     # An open checkpoint
+    other:Checkpoint,   # Another, perhaps
+)->bool:                # Copies are files of their own
+    "Are the weights of two checkpoints the same files?"
+    def files(c): return {(s.st_dev, s.st_ino) for s in (os.stat(c.path/f) for f in c.files)}
+    return files(one)==files(other)
+
+# %% ../../nbs/checkpoints/04_identity.ipynb #c021
 def stamps(
     checkpoint:Checkpoint, # An open checkpoint
 )->dict:                # File name -> size and time of the last change

@@ -8,6 +8,7 @@ import errno, fcntl, os, shutil, threading
 from contextlib import contextmanager
 from pathlib import Path
 from .blocks import fill
+from .places import path_of
 
 # %% auto #0
 __all__ = ['KEY', 'JOURNAL', 'FLUSH', 'sync_text', 'flush_folder', 'appearing', 'journal_of', 'Shard', 'refuse_existing',
@@ -80,7 +81,7 @@ def journal_of(
     "What earlier runs finished; a torn last line does not count"
     seen = {}
     if path.exists():
-        text = path.read_text(errors='replace')
+        text = path.read_text(encoding='utf-8', errors='replace')
         for line in text[:text.rfind('\n')+1].splitlines():
             file, _, piece = line.partition('\t')
             seen.setdefault(file, set()).add(piece)
@@ -92,7 +93,7 @@ def _note(
     file:str, pieces,   # Name of the file; names of its pieces
 ):
     "Note finished pieces, and flush"
-    with open(journal, 'a') as f:
+    with open(journal, 'a', encoding='utf-8') as f:
         f.write(''.join(f'{file}\t{p}\n' for p in pieces))
         f.flush(); os.fsync(f.fileno())
 
@@ -101,7 +102,7 @@ def _forget(
     file:str,           # Name of a file that is lost
 ):
     "Strike out what a journal says of a file"
-    lines = [l for l in journal.read_text().splitlines() if not l.startswith(f'{file}\t')]
+    lines = [l for l in journal.read_text(encoding='utf-8').splitlines() if not l.startswith(f'{file}\t')]
     sync_text(journal, ''.join(f'{l}\n' for l in lines))
 
 # %% ../../nbs/checkpoints/03_writer.ipynb #c033
@@ -214,7 +215,7 @@ def _locked(draft):
 # %% ../../nbs/checkpoints/03_writer.ipynb #c051
 def _begin(draft, key):
     "Make a locked draft ready for work under `key`: go on with it, or start it over"
-    old = (draft/KEY).read_text() if (draft/KEY).exists() else None
+    old = (draft/KEY).read_text(encoding='utf-8') if (draft/KEY).exists() else None
     if old is None and any(draft.iterdir()) and not (draft/'recipe.json').exists():
         raise ValueError(f"{draft} is in the way and is no draft of a merge. "
                          f"Remove it, or choose another output.")
@@ -248,7 +249,7 @@ def drafting(
     overwrite:bool=False, # Replace a folder that an earlier merge made?
 ):
     "The hidden folder to work in; it becomes `out` when the block ends without an error"
-    out = Path(out).expanduser()
+    out = path_of(out)
     out = out.parent.resolve()/out.name
     refuse_existing(out, overwrite)
     if not out.parent.is_dir():

@@ -4,9 +4,10 @@
 #     score   -> SCORES.parquet                   no model, no network
 #     compare -> a verdict in words, TABLE, PAGE  two runs, item by item
 from __future__ import annotations
-import os, sys, warnings
+import os, shlex, sys, warnings
 from pathlib import Path
 from typing import Literal
+from vlm_merging.checkpoints.places import path_of, same_place
 from vlm_merging.checkpoints.texts import name_in_line
 from vlm_merging.cli.commands import PROGRAM, command, taken
 from vlm_merging.cli.files import PAGES, TABLES, read_scores, ready_to_write, write_table
@@ -45,7 +46,7 @@ def only_one(
 )->str:
     "The model of a server that has just one; raise ValueError if it has more, or does not tell"
     if len(served)==1: return served[0]
-    there = ', '.join(served) or 'no list of its models'
+    there = ', '.join(served[:10])+', ...'*(len(served)>10) or 'no list of its models'
     raise ValueError(f'--model is missing. The server has {there}: name the one to ask.')
 
 def quiet_libraries()->None:
@@ -62,7 +63,7 @@ def asker_of(
         from vlm_merging.asking.endpoint import Endpoint
         url = given['endpoint']
         model = given.get('model') or only_one(Endpoint(url, '').served())
-        return Endpoint(url, model, **taken(given, AS_SERVED))
+        return Endpoint(model=model, **taken(given, AS_SERVED))
     if not given.get('model'):
         raise ValueError('--model is missing. Name a folder or hub id, or a server with --endpoint.')
     if 'serves' in given:
@@ -92,7 +93,7 @@ def folder_wanted(
     given:dict,         # Option -> value, as typed
 )->Path:
     "The folder that a command writes to"
-    out = Path(given['out']).expanduser()
+    out = path_of(given['out'])
     if out.is_file(): raise ValueError(f"{given['out']} is a file. Name a folder for the run.")
     return out
 
@@ -115,14 +116,15 @@ def ask_command(
         warnings.filterwarnings('ignore', r'\d+ of \d+ items have a reply') # `report` says the same
         replies = ask(asker_of(given|dict(model=model)), items, out, run)
     print(report(out))
-    print(name_in_line(f'Next: {PROGRAM} score {out} --out {out}.parquet', 9000))
+    line = f'Next: {PROGRAM} score {shlex.quote(str(out))} --out {shlex.quote(f"{out}.parquet")}'
+    print(name_in_line(line, 9000))
     return 0 if replies.height==len(items) and not left else 4
 
 def unfinished(
     path:str|Path,      # Perhaps the folder of a run
 )->list[str]:           # Empty: nothing is missing, or it is a table
     "What a run lacks, in a sentence"
-    if not Path(path).is_dir(): return []
+    if not path_of(path).is_dir(): return []
     from vlm_merging.asking.replies import report
     sentences = report(path)
     done, _, all_ = sentences.split(' ', 3)[:3]
@@ -171,16 +173,17 @@ def score_command(
     if (protocol=='judge')!=bool(judge): raise ValueError('--protocol judge and --judge URL go together.')
     left = []
     frame = table_at(table, left)
+    for sentence in left: tell(sentence)
     if judge:
         from vlm_merging.asking.endpoint import Endpoint
         from vlm_merging.scoring.judge import judge_report, judged
         if not judge_model: raise ValueError('--judge-model is missing. Name the model that shall judge.')
-        cache = judge_cache or Path(str(table).rstrip('/')+'.judge')
+        cache = judge_cache or Path(f'{path_of(table)}.judge')
         scores = judged(frame, Endpoint(judge, judge_model, max_tokens=512), cache)
         print(judge_report(scores))
     else: scores = score(frame, protocol)
     if out: write_table(scores, out)
-    for sentence in [*left, *unfinished(table), *problems(scores)]: tell(sentence)
+    for sentence in [*unfinished(table), *problems(scores)]: tell(sentence)
     print(accuracy_said(scores))
     return 0
 
@@ -228,6 +231,7 @@ def compare_command(
     left = []
     a, b = (read_scores(p, given.get('protocol', 'offline'), left) for p in (before, after))
     for sentence in [*left, *unfinished(before), *unfinished(after)]: tell(sentence)
+    if same_place(before, after): tell(f'{before} is compared with itself, so nothing can differ.')
     runs = [t['run'].unique().to_list() if 'run' in t.columns else [] for t in (a, b)]
     if runs[0]==runs[1]!=[]:                # Told apart by where they lie
         a, b = (t.with_columns(run=pl.lit(str(p))) for t, p in ((a, before), (b, after)))

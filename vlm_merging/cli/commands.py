@@ -2,18 +2,18 @@
 # A list such as 'benchmarks.load:load what=benchmark split n' shows three parameters of `load`, the first of
 # them under another name.
 from __future__ import annotations
-import argparse, difflib, os, re, sys
+import argparse, re, sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from vlm_merging.checkpoints.texts import one_line
 from vlm_merging.cli.messages import Called, in_shell_words
 from vlm_merging.cli.signatures import REQUIRED, constant_words, methods_read, parameters_of
+from vlm_merging.cli.typed import Split, near, value_kind
 
 PROGRAM = 'vlm-merging'
 COMMANDS = {}           # Name -> `Command`
 KNOBS = 'knobs'         # In the list of a command: the knobs of all methods; `knobs but weight`: all others
-SMALLEST = dict(n=1, batch_size=1, max_new_tokens=1, temperature=0, subspace=0, workers=1)
+SMALLEST = dict(n=1, batch_size=1, max_new_tokens=1, temperature=0, subspace=0, workers=1, layer_swap=0)
 
 @dataclass(frozen=True)
 class Option:
@@ -165,67 +165,6 @@ def taken(
     "Of what was typed, the part that belongs to some functions"
     return {name:given[shell] for t in texts for name, shell in listed_names(t)[1].items() if shell in given}
 
-# What is typed becomes a value
-
-def knob_value(
-    text:str,           # As typed
-):
-    "A knob as written on the command line: number, word, yes or no, or a curve: numbers with commas"
-    if text.lower() in ('yes', 'true', 'no', 'false'): return text.lower() in ('yes', 'true')
-    try: numbers = [float(t) for t in text.split(',')]
-    except ValueError: return text
-    return numbers if len(numbers)>1 else numbers[0]
-
-def near(
-    word:str,           # As typed
-    known,              # What it might have been
-)->str:                 # ' Did you mean ...?', or ''
-    "The known word that is nearest"
-    found = difflib.get_close_matches(word, known, 1, .6)
-    return f' Did you mean {found[0]}?' if found else ''
-
-def unknown(
-    word:str,           # As typed
-    known,              # What it can be
-)->str:
-    "What is said of a word that is none of the known ones"
-    return f"{word!r} is not known.{near(word, known)} There are: {', '.join(known)}."
-
-def _word(known):
-    def check(text):
-        if text in known: return text
-        raise argparse.ArgumentTypeError(unknown(text, known))
-    return check
-
-class _Split(argparse.Action):
-    "Words with commas between them; what was typed in several words is one list"
-    def __call__(self, parser, namespace, values, option_string=None):
-        typed = [values] if isinstance(values, str) else values
-        words = [w.strip() for t in typed for w in _pieces(t) if w.strip()]
-        odd = [w for w in words if w not in self.known] if self.known else []
-        if odd: parser.error(f'argument {option_string}: {unknown(odd[0], self.known)}')
-        if self.known and not words:
-            parser.error(f"argument {option_string}: it is empty. There are: {', '.join(self.known)}.")
-        setattr(namespace, self.dest, tuple(dict.fromkeys(words)))
-
-def _pieces(text):
-    "At its commas, unless it is a file that has some in its name"
-    return [text] if ',' in text and os.path.exists(text) else text.split(',')
-
-def value_kind(
-    option:Option,      # From `shell_options`
-    spaced:bool=False,  # May it take several words?
-)->dict:                # Arguments of `add_argument`
-    "How the words behind an option are read"
-    p, words = option.parameter, dict(nargs='+') if spaced else {}
-    if p.kinds==('knob',) or p.default is True: return dict(type=knob_value)
-    if p.kinds==('bool',): return dict(action='store_true')
-    if p.several: return words|dict(action=type('Split', (_Split,), dict(known=p.choices)))
-    if p.choices: return words|dict(type=_word(p.choices))
-    for kind in (int, float):
-        if kind.__name__ in p.kinds and 'str' not in p.kinds: return dict(type=kind)
-    return words|(dict(type=Path) if 'Path' in p.kinds and 'str' not in p.kinds else {})
-
 # The help
 
 def help_of(
@@ -256,7 +195,7 @@ class Layout(argparse.RawDescriptionHelpFormatter):
         word = action.metavar or default_metavar
         if not action.option_strings: return word
         if action.nargs=='?': return f'[{word}]'
-        return f'{word},...' if isinstance(action, _Split) or action.nargs=='+' else word
+        return f'{word},...' if isinstance(action, Split) or action.nargs=='+' else word
 
 def parser_of(
     command:Command,    # From `COMMANDS`

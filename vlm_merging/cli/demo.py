@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
+from vlm_merging.checkpoints.places import path_of
 from vlm_merging.cli.commands import command
 from vlm_merging.cli.report import MODELS, facts, page
 
@@ -123,7 +124,7 @@ def demo(
     from vlm_merging.asking.folder import versions
     from vlm_merging.merging.recipe import Recipe
     from vlm_merging.checkpoints.writer import KEY, drafting, remove_draft, sync_text
-    out = Path(out).expanduser()
+    out = path_of(out)
     if n<LEAST: raise ValueError(f'n is {n}; {LEAST} questions are the least, and hundreds say more.')
     if seed<0: raise ValueError(f'seed is {seed}; it is 0 or above.')
     if weight is not None: Recipe('vlm', 'llm', knobs={'weight':weight})  # Is it a weight?

@@ -2,6 +2,7 @@
 from __future__ import annotations
 import json
 from pathlib import Path
+from vlm_merging.checkpoints.places import path_of
 
 TABLES = ('.parquet', '.jsonl', '.csv')
 PAGES = ('.html', '.svg', '.png')
@@ -22,6 +23,7 @@ def ready_to_write(
 )->None:
     "Raise ValueError, before any work is done, if a file cannot appear there"
     if path is None: return
+    path = path_of(path)
     if path.suffix.lower() not in kinds:
         raise ValueError(f"{path.name}: this is written as {', '.join(kinds)}.")
     if not path.parent.is_dir():
@@ -34,7 +36,7 @@ def write_table(
 )->Path:
     "Write a table, whole or not at all; cells that a spreadsheet would compute (=, -5) are left as they are"
     from vlm_merging.checkpoints.writer import appearing
-    path = Path(path).expanduser()
+    path = path_of(path)
     ready_to_write(path, TABLES)
     kind = path.suffix.lower()
     if kind=='.csv':                                         # A cell of csv holds no list

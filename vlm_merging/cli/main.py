@@ -2,19 +2,24 @@
 # 0: done. 1: the machine failed (disk full, no permission). 2: the command line cannot be understood. 3:
 # refused (the models do not fit, an input is damaged, the target exists). 4: `ask`: some questions have no
 # reply, and the same command asks only these; `profile`, `sweep`: some rows of a table made no question. 130:
-# stopped with Ctrl-C; the same command goes on from there.
+# stopped with Ctrl-C; the same command goes on from there. 141: the reader of the output left (`| head`), the
+# work was done.
 from __future__ import annotations
-import sys, warnings
+import errno, os, sys, warnings
 from functools import partial
 from vlm_merging import __version__
+from vlm_merging.checkpoints.places import path_of
 from vlm_merging.checkpoints.texts import one_line
-from vlm_merging.cli import demo, merging_commands, asking_commands, probing_commands # Fill COMMANDS
-from vlm_merging.cli.commands import (COMMANDS, PROGRAM, Command, calls_of, carry_out_command, flags_of, near,
+# These fill COMMANDS
+from vlm_merging.cli import demo, merging_commands, asking_commands, probing_commands, completion
+from vlm_merging.cli.commands import (COMMANDS, PROGRAM, Command, calls_of, carry_out_command, flags_of,
                                       read_words)
 from vlm_merging.cli.messages import in_shell_words
+from vlm_merging.cli.process import BROKEN, GOES_ON, INTERRUPT, STOPPED
 from vlm_merging.cli.terminal import all_seen
+from vlm_merging.cli.typed import near
 
-ROOMS = demo, merging_commands, asking_commands, probing_commands
+ROOMS = demo, merging_commands, asking_commands, probing_commands, completion
 ABOUT = 'Give a vision-language model the reasoning of a language model, by merging their weights.'
 WAS = dict(evaluate='ask', probe='profile') # Command of old -> what it is called now
 USAGE = f'usage: {PROGRAM} COMMAND [options]'
@@ -43,11 +48,40 @@ def read_line(
         raise SystemExit(2)
     return COMMANDS[first], read_words(COMMANDS[first], argv[1:])
 
+WRITES = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS # Only writing ends in these
+
+def is_result(
+    file,               # That an error names
+    given:dict,         # Option -> value, as typed
+)->bool:
+    "Does it lie where a command line wants its results, or in a draft beside?"
+    file = os.path.abspath(os.fsdecode(file))
+    for name in ('out', 'chart', 'judge_cache', 'data'):
+        if not given.get(name): continue
+        folder, last = os.path.split(os.path.abspath(path_of(given[name])))
+        if file.startswith((os.path.join(folder, last), os.path.join(folder, f'.{last}.'))): return True
+    return False
+
+def told_fault(
+    fault:BaseException, # What ended a command
+    given:dict,         # Option -> value, as typed
+)->tuple[str, int]|None: # A sentence and the exit code; None: a mistake of this program
+    "What is said of an error"
+    if INTERRUPT.came or isinstance(fault, KeyboardInterrupt): return GOES_ON, STOPPED
+    if isinstance(fault, (ValueError, LookupError)): return str(fault), 3
+    if isinstance(fault, MemoryError): return 'there is not enough memory.', BROKEN
+    if not isinstance(fault, OSError): return None
+    why = fault.strerror or str(fault)
+    if not fault.filename: return f'{why}.', BROKEN
+    result = fault.errno in WRITES or is_result(fault.filename, given)
+    return f"{fault.filename} cannot be {'written' if result else 'read'}: {why}.", BROKEN
+
 @all_seen
 def main(
     argv:list|None=None, # The words behind the program's name; None: those of this process
 )->int:                 # Exit code, see above
     "Run the program"
+    if argv is None and completion.asked_by_a_shell(): return 0
     command, given = read_line(sys.argv[1:] if argv is None else argv)
     def tell(text):
         words = in_shell_words(str(text), flags_of(command), partial(calls_of, command))
@@ -59,6 +93,8 @@ def main(
         with warnings.catch_warnings():
             usual, warnings.showwarning = warnings.showwarning, warned
             return carry_out_command(command, given)
-    except (ValueError, LookupError) as e: tell(e); return 3
-    except OSError as e: tell(f'{e.strerror or e}{f": {e.filename}" if e.filename else ""}.'); return 1
-    except KeyboardInterrupt: tell('stopped. The same command goes on from here.'); return 130
+    except BaseException as e:
+        told = told_fault(e, given)
+        if told is None: raise
+        tell(told[0])
+        return told[1]

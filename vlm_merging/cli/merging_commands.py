@@ -1,12 +1,14 @@
 """Merging from the shell: `plan`, `merge`, `inspect` and `methods`."""
 from __future__ import annotations
 import json, sys, time
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from vlm_merging.checkpoints.texts import name_in_line
-from vlm_merging.cli.commands import COMMANDS, KNOBS, calls_of, command, flags_of, knobs_shown, taken, unknown
+from vlm_merging.cli.commands import COMMANDS, KNOBS, calls_of, command, flags_of, knobs_shown, taken
 from vlm_merging.cli.messages import in_shell_words
 from vlm_merging.cli.signatures import methods_read
+from vlm_merging.cli.typed import unknown
 
 WHO = 'merging.recipe:Recipe vlm llm base'
 WHAT = 'merging.recipe:Recipe method'
@@ -41,6 +43,16 @@ def asked_recipe(
             raise ValueError(f'--{name} is missing. Name a folder or a hub id, or give a --recipe that does.')
     return Recipe(**fields)
 
+@contextmanager
+def as_typed(
+    given:dict,         # Option -> value
+):
+    "Errors about the layers of a layer swap speak of that option"
+    try: yield
+    except ValueError as e:
+        if (swap := given.get('layer_swap')) is None: raise
+        raise ValueError(str(e).replace(f"layers '{swap+1}-'", f'--layer-swap {swap}')) from None
+
 def told_finding(
     finding,            # Of a plan
     name:str,           # Of the running command
@@ -54,7 +66,7 @@ def plan_command(
 )->int:                 # Exit code: 3 if it cannot be merged
     "Say what would be merged with what, what stays and why; nothing is written"
     from vlm_merging.merging.plan import plan
-    made = plan(asked_recipe(**given))
+    with as_typed(given): made = plan(asked_recipe(**given))
     text = str(made)
     for f in made.findings: text = text.replace(str(f), told_finding(f, 'plan'))
     print(text)
@@ -73,7 +85,8 @@ def merge_command(
     from vlm_merging.merging.merge import merge
     from vlm_merging.merging.plan import plan
     wanted, start = asked_recipe(**given), time.time()
-    for f in plan(wanted).findings:
+    with as_typed(given): planned = plan(wanted)
+    for f in planned.findings:
         if f.level=='warn': print(told_finding(f, 'merge'), file=sys.stderr)
     how = taken(given, OUTPUT)
     out = merge(wanted, out=Path(how.pop('out')), progress=False if quiet else None, **how)
@@ -91,7 +104,8 @@ def inspect_command(
     opened = Checkpoint.open(folder)
     print(folder_summary(opened))
     if (opened.path/'recipe.json').is_file():
-        print('merged with', json.dumps(json.loads((opened.path/'recipe.json').read_text())['recipe']))
+        text = (opened.path/'recipe.json').read_text(encoding='utf-8')
+        print('merged with', json.dumps(json.loads(text)['recipe']))
     return 0
 
 @command(example='vlm-merging methods ties')

@@ -5,7 +5,7 @@ import ast, re, shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 
-VALUE = r"""'[^'\n]*'|"[^"\n]*"|-?\d[\w.]*|True|False|None|\[[^]\n]*\]"""
+VALUE = r"""'[^'\n]*'|"[^"\n]*"|-?\d[\w.]*\w|-?\d|-?inf|nan|True|False|None|\[[^]\n]*\]"""
 
 @dataclass(frozen=True)
 class Called:
@@ -45,7 +45,10 @@ def in_shell_words(
 )->str:
     "The same with the names that the shell has for it"
     known_calls = calls() if re.search(r'\w\([^()\n]*\)', text) else {}
-    def assigned(m): return _setting(names[m[1]], ast.literal_eval(m[2]))
+    text = re.sub(r'\[Errno -?\d+\] ', '', text)
+    def assigned(m):
+        try: return _setting(names[m[1]], ast.literal_eval(m[2]))
+        except (ValueError, SyntaxError): return m[0]
     def code(m):
         inside = m[1]
         if inside in names: return names[inside]
@@ -58,4 +61,5 @@ def in_shell_words(
     before = r'(?<![\w./-])'
     text = re.sub(rf'{before}({known})=({VALUE})', assigned, text)
     text = re.sub(rf'{before}({known})(?= is (?:{VALUE}))', lambda m: names[m[1]], text)
+    text = re.sub(rf"(^|[:.] )({known})(?= '[^'\n]*')", lambda m: m[1]+names[m[2]], text)
     return re.sub(rf'{before}({known})(?![\w./-]|\()', lambda m: names[m[1]] if '_' in m[1] else m[0], text)

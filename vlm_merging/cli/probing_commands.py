@@ -8,9 +8,10 @@ from __future__ import annotations
 from pathlib import Path
 from vlm_merging.cli.asking_commands import (OPENED, QUESTIONS, folder_wanted, questions_of, quiet_libraries,
                                              tell)
-from vlm_merging.cli.commands import KNOBS, command, knob_value, knobs_shown, taken, unknown
+from vlm_merging.cli.commands import KNOBS, command, knobs_shown, taken
 from vlm_merging.cli.merging_commands import WHAT, WHO
 from vlm_merging.cli.files import PAGES, TABLES, ready_to_write, write_table
+from vlm_merging.cli.typed import decimal_comma, knob_value, unknown
 
 PAIR = 'probing.diagnose:diagnose vlm llm base'
 LOOKED_AT = 'probing.diagnose:diagnose candidates subspace'
@@ -71,9 +72,11 @@ def named_models(
     against:str|None,   # The same of a second model
 )->dict[str, str]:      # Name in tables -> folder or hub id
     "Models by the last part of their name, or by all of it where that is the same"
+    from vlm_merging.checkpoints.headers import Checkpoint
+    from vlm_merging.checkpoints.identity import same_weights
     where = [w for w in (model, against) if w]
     short = [Path(w).name or w for w in where]
-    if len(set(where))<len(where):
+    if len(where)>1 and same_weights(*map(Checkpoint.open, where)):
         raise ValueError(f'--against is {against}, which is the model itself. Name the merged one.')
     return dict(zip(short if len(set(short))==len(short) else where, where))
 
@@ -147,10 +150,15 @@ def sweep_knobs(
 )->dict:                # Knob -> value
     "The knobs that all weights share, by their options or as NAME=X"
     out = {k:given[k] for k in knobs_shown() if k in given}
-    for text in knobs:
+    whole = []
+    for text in knobs:                          # A curve has commas, as the list itself
+        if '=' in text or not whole: whole.append(text)
+        else: whole[-1] += f',{text}'
+    for text in whole:
         name, mark, value = text.partition('=')
         if not mark or not value:
             raise ValueError(f'--knobs {text!r} is no name and value, such as density=0.5.')
+        if unclear := decimal_comma(value): raise ValueError(f'--knobs: {unclear}')
         out[name] = knob_value(value)
     return out
 
@@ -170,6 +178,7 @@ def sweep_command(
     "Try the weights of a merge in memory, and say whether the best differs from the rest"
     out = folder_wanted(dict(out=out))
     ready_to_write(chart, PAGES)
+    if unclear := decimal_comma(','.join(given['weights'])): raise ValueError(f'--weights: {unclear}')
     try: weights = [float(w) for w in given['weights']]
     except ValueError:
         raise ValueError(f"--weights is {','.join(given['weights'])!r}; "
@@ -178,15 +187,11 @@ def sweep_command(
     items, left = questions_of(given, given['benchmark'])
     by = tags_asked(by, items)
     quiet_libraries()
-    from vlm_merging.comparing.findings import names_in_line, sweep_verdict
     from vlm_merging.probing.sweep import sweep
     how = taken(given, MIXED, TRIED, SPREAD, OPENED, BATCHES)
-    table = sweep(**how|dict(weights=weights, items=items, knobs=knobs, by=by, out=out)).table
-    right = names_in_line(table.filter(what='accuracy').drop_nulls('value'))
-    for r in right.sort('benchmark', 'tag', 'where', maintain_order=True).to_dicts():
-        print(f"{r['benchmark']}{'' if r['tag']=='all' else ', '+r['where']}, {r['run']}: {r['value']:.1%} "
-              f"(95% interval {r['low']:.1%} to {r['high']:.1%}) of {r['n']}")
-    print(sweep_verdict(table))
+    tried = sweep(**how|dict(weights=weights, items=items, knobs=knobs, by=by, out=out))
+    table = tried.table
+    print('\n'.join([*tried.lines, tried.verdict]))
     write_table(table, out/'sweep.parquet')
     save_page(lambda: sweep_charts(table, given.get('method', 'linear')), chart)
     return 4 if left else 0

@@ -5,9 +5,10 @@
 # one cannot be read; the page shows the one that fits. The same pieces of text go into the lines and onto
 # the page, so that no number is told in two ways.
 from __future__ import annotations
-import base64, io, json
+import base64, io, json, shlex
 from functools import lru_cache
 from pathlib import Path
+from vlm_merging.checkpoints.places import path_of
 from vlm_merging.checkpoints.texts import name_in_line, visible
 
 MODELS = ('VLM', 'LLM', 'merged') # Names in tables; the LLM is put into the VLM: the weight 0
@@ -78,14 +79,15 @@ def facts(
     for name in MODELS:
         shares = kind_rows(f.sums, run=name, what='accuracy')
         lines.append(f'{name:<7} '+'   '.join(f'{kind} {share_said(r)}' for kind, r in shares.items()))
-    out = Path(out)
+    out = path_of(out)
     needed = '; '.join(f'{k}: {masks_said(f.profile, k)}' for k in gains)
     return [*lines, 'change: '+'; '.join(f'{kind} {gain_said(r)}' for kind, r in gains.items()),
             'replies: '+'; '.join(f'{kind} {length_said(r)}' for kind, r in gains.items()),
             f'layers whose loss costs right answers: {needed}',
             *(name_in_line(line, 9000) for line in (
                 f"report: {out/'report.html'}", f"merged model, for from_pretrained: {out/'merged'}",
-                f"next: vlm-merging compare {out/'replies'/'VLM'} {out/'replies'/'merged'} --by topic"))]
+                shlex.join(['next:', 'vlm-merging', 'compare', str(out/'replies'/'VLM'),
+                            str(out/'replies'/'merged'), '--by', 'topic'])))]
 
 def groups(
     scores,             # Score table of `MODELS`

@@ -16,7 +16,7 @@ from .pairs import comparison_table
 from .findings import names_in_line, p_said, points, verdict
 
 # %% auto #0
-__all__ = ['SCREEN', 'ROWS', 'verdict_markdown', 'Comparison', 'compare']
+__all__ = ['SCREEN', 'ROWS', 'on_a_screen', 'verdict_markdown', 'Comparison', 'compare']
 
 # %% ../../nbs/comparing/04_compare.ipynb #c012
 def _scores(run, protocol):
@@ -35,9 +35,17 @@ def _named_apart(a, b, paths):
     if a['run'].unique().to_list()!=b['run'].unique().to_list(): return a, b
     return tuple(t.with_columns(run=pl.lit(str(p))) for t, p in zip((a, b), paths))
 
-# %% ../../nbs/comparing/04_compare.ipynb #c022
+# %% ../../nbs/comparing/04_compare.ipynb #c019
 SCREEN = 30             # Lines of words that are shown at once
 
+def on_a_screen(
+    text:str,           # Lines
+)->str:                 # At most `SCREEN` lines of 100 columns
+    "Words as a terminal shows them, folded, and cut with a note where the rest is"
+    lines = [w for o in text.splitlines() for w in textwrap.wrap(o, 100, subsequent_indent='    ')]
+    return '\n'.join(lines if len(lines)<=SCREEN else [*lines[:SCREEN-1], '... more in .verdict'])
+
+# %% ../../nbs/comparing/04_compare.ipynb #c026
 def verdict_markdown(
     text:str,           # A verdict: a heading, lines that begin with `- `, and lines indented below them
     lines:int=SCREEN,   # At most so many
@@ -52,7 +60,7 @@ def verdict_markdown(
     if len(all_)>lines: out += ['', f'… and {len(all_)-lines} lines more in `.verdict`']
     return '\n'.join(out)
 
-# %% ../../nbs/comparing/04_compare.ipynb #c025
+# %% ../../nbs/comparing/04_compare.ipynb #c029
 ROWS = 15               # Rows of numbers that are shown at once
 
 def _cells(row):
@@ -62,7 +70,7 @@ def _cells(row):
     p = p_said(row['p'])[2:].lstrip('= ')
     return where+[points(row['a'], False), points(row['b'], False), *changes, p]
 
-# %% ../../nbs/comparing/04_compare.ipynb #c028
+# %% ../../nbs/comparing/04_compare.ipynb #c032
 def _markdown_table(table):
     table = names_in_line(table)
     a, b = (name if len(name)<=30 else '…'+name[-29:] for name in (table['run_a'][0], table['run_b'][0]))
@@ -73,7 +81,7 @@ def _markdown_table(table):
     more = [f'\n… and {table.height-ROWS} rows more in `.table`']*(table.height>ROWS)
     return '\n'.join(['| '+' | '.join(o)+' |' for o in lines]+more)
 
-# %% ../../nbs/comparing/04_compare.ipynb #c032
+# %% ../../nbs/comparing/04_compare.ipynb #c036
 @dataclass(frozen=True, repr=False, eq=False)
 class Comparison:
     "Two runs, item by item: words, numbers and a picture"
@@ -92,13 +100,11 @@ class Comparison:
 
     def __str__(self): return self.verdict
 
-    def __repr__(self):
-        lines = [w for o in self.verdict.splitlines() for w in textwrap.wrap(o, 99, subsequent_indent='    ')]
-        return '\n'.join(lines[:SCREEN]+['... more in .verdict']*(len(lines)>SCREEN))
+    def __repr__(self): return on_a_screen(self.verdict)
 
     def _repr_markdown_(self): return verdict_markdown(self.verdict)+'\n\n'+_markdown_table(self.table)
 
-# %% ../../nbs/comparing/04_compare.ipynb #c033
+# %% ../../nbs/comparing/04_compare.ipynb #c037
 def compare(
     a,                  # The run before: its folder, or a table of replies or of scores (or the path of one)
     b,                  # The run after: the same

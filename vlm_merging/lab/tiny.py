@@ -116,7 +116,7 @@ def _rename(name, kind, layout):
 # %% ../../nbs/lab/03_tiny.ipynb #c037
 def _bytes(x): return x.numel() * x.element_size()
 def _order(name): return [int(w) if w.isdigit() else w for w in re.split(r'(\d+)', name)]
-def _json(path, value): path.write_text(json.dumps(value, indent=2)+'\n')
+def _json(path, value): path.write_bytes((json.dumps(value, indent=2)+'\n').encode())
 
 def _write(folder, state, shards=1, container='safetensors'):
     "Write tensors as `save_pretrained` would, in any number of shards of about the same size"
@@ -176,8 +176,8 @@ def _side_files(folder, kind, rows, image=None):
         model=dict(type='WordLevel', vocab=vocab, unk_token='<unk>')))
     _json(folder/'tokenizer_config.json', dict(tokenizer_class='PreTrainedTokenizerFast', bos_token='<s>',
         eos_token='</s>', unk_token='<unk>', pad_token='<pad>', chat_template=_CHAT))
-    (folder/'chat_template.jinja').write_text(_CHAT)
-    (folder/'README.md').write_text(_CARD.format(kind=kind, role='llm' if image is None else 'vlm'))
+    (folder/'chat_template.jinja').write_bytes(_CHAT.encode())
+    (folder/'README.md').write_bytes(_CARD.format(kind=kind, role='llm' if image is None else 'vlm').encode())
     if image is not None: _json(folder/'preprocessor_config.json',
         dict(do_resize=True, size=dict(height=PICTURE_SIZE, width=PICTURE_SIZE),
              image_mean=[.5]*3, image_std=[.5]*3))
@@ -220,7 +220,7 @@ def _save_files(folder, state, config, code, dtype, shards, container):
     _json(folder/'config.json', config | dict(torch_dtype=dtype, auto_map=auto))
     _json(folder/'generation_config.json', dict(bos_token_id=1, eos_token_id=2, pad_token_id=0))
     for file, name in (c.split('.') for c in code):
-        (folder/f'{file}.py').write_text(f"# A stand-in. In the wild, {name} is here.\n")
+        (folder/f'{file}.py').write_bytes(f"# A stand-in. In the wild, {name} is here.\n".encode())
 
 def _remote_vlm(kind, near, seed):
     "Tensors of a VLM without a class"

@@ -321,10 +321,10 @@ def save_checkpoint(
     reads.save_pretrained(out/name)
     if name=='vlm': reads.image_processor.save_pretrained(out/name)
     about = out/name/'tokenizer_config.json'    # Gets the older name of its class, which other programs know
-    about.write_text(about.read_text().replace('TokenizersBackend', 'PreTrainedTokenizerFast'))
+    about.write_bytes(about.read_bytes().replace(b'TokenizersBackend', b'PreTrainedTokenizerFast'))
     (title, story), task = STORIES[name], 'image-text-to-text' if name=='vlm' else 'text-generation'
-    (out/name/'README.md').write_text(CARD.format(task=task, title=title, story=story, seed=seed,
-                                                  hidden=own.hidden_size, layers=own.num_hidden_layers))
+    (out/name/'README.md').write_bytes(CARD.format(task=task, title=title, story=story, seed=seed,
+        hidden=own.hidden_size, layers=own.num_hidden_layers).encode())
     for f in (out/name).iterdir(): f.chmod(0o644)
 
 # %% ../../nbs/lab/05_training.ipynb #c075

@@ -7,13 +7,15 @@ from __future__ import annotations
 import hashlib, json, os, re, shutil, threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 from .. import __version__
 from ..checkpoints.headers import FLOATS, Checkpoint, readable
 from ..checkpoints.identity import fingerprints, stamps
-from ..checkpoints.blocks import BLOCK, BLOCK_GPU, Blocks, Source, faulty, keep_heap
+from ..checkpoints.blocks import BLOCK, BLOCK_GPU, Blocks, Source, faulty, keep_heap, opened
+from ..checkpoints.places import path_of
 from vlm_merging.checkpoints.writer import (JOURNAL, Shard, copy_sides, drafting, journal_of, refuse_existing,
     sync_text)
 from .card import model_card, provenance
@@ -23,8 +25,8 @@ from .plan import Plan, Work, plan
 from .recipe import Recipe, recipe_of
 
 # %% auto #0
-__all__ = ['COPY_BYTES', 'merged_blocks', 'merge_one', 'OutShard', 'out_shard', 'runs', 'index_text', 'write_shards', 'draft_key',
-           'need_room', 'merge']
+__all__ = ['COPY_BYTES', 'merged_blocks', 'merge_one', 'OutShard', 'out_shard', 'out_shards', 'runs', 'index_text',
+           'write_shards', 'draft_key', 'need_room', 'merge']
 
 # %% ../../nbs/merging/09_merge.ipynb #c010
 def merged_blocks(
@@ -109,10 +111,10 @@ def _new_header(
 def out_shard(
     vlm:Checkpoint,     # The VLM
     file:str,           # One of its weight files
+    entries:list,       # `Entry` of each tensor in it
 )->OutShard:
     "The output file that belongs to one file of the VLM"
-    entries = sorted((e for e in vlm.tensors.values() if e.file.name==file),
-                     key=lambda e: (e.start, e.nbytes))
+    entries = sorted(entries, key=lambda e: (e.start, e.nbytes))
     if file.endswith('.safetensors'):
         with open(vlm.path/file, 'rb') as f:
             n = int.from_bytes(f.read(8), 'little')
@@ -123,6 +125,14 @@ def out_shard(
     places = tuple((e, len(header)+at) for e, at in zip(entries, starts))
     return OutShard(re.sub(r'^pytorch_model', 'model', file)[:-3]+'safetensors', header, places,
                     len(header)+sum(e.nbytes for e in entries))
+
+def out_shards(
+    vlm:Checkpoint,     # The VLM
+)->list:                # Of `OutShard`, in the order of its files
+    "The output files; every tensor is looked at once, however many files there are"
+    inside = {file: [] for file in vlm.files}
+    for e in vlm.tensors.values(): inside[e.file.name].append(e)
+    return [out_shard(vlm, file, entries) for file, entries in inside.items()]
 
 # %% ../../nbs/merging/09_merge.ipynb #c022
 COPY_BYTES = 1<<28             # Longest run of copied bytes in one piece
@@ -148,24 +158,27 @@ def runs(
 class _Hands:
     "What a thread needs to merge or to copy a piece"
     plan:Plan           # Without stops
-    files:dict          # Open file descriptors by path
     device:str          # Where to compute
     allow_nonfinite:bool # Merge tensors with NaN or Inf too?
     stopped:threading.Event # Set when all shall end
     advance:object      # Called with the bytes that were written
 
+    @cached_property
+    def works(self): return {w.pair.vlm: w for w in self.plan.merged} # By the name in the VLM
+
     def merge(self, shard, work, to):
         "Merge a tensor into its place"
-        recipe = self.plan.recipe
+        recipe, method = self.plan.recipe, METHODS[self.plan.recipe.method]
         dtype = torch.float16 if recipe.as_run else torch.float32
-        merge_one(work, METHODS[recipe.method], self.files, lambda data, at: shard.write(data, to+at),
-                  recipe.seed, self.device, dtype, self.allow_nonfinite, self.stopped, self.advance)
+        with opened(e for entries in work.sides(method) for e in entries) as files:
+            merge_one(work, method, files, lambda data, at: shard.write(data, to+at), recipe.seed,
+                      self.device, dtype, self.allow_nonfinite, self.stopped, self.advance)
         shard.done(f'merge {to}+{work.vlm[0].nbytes}', work.vlm[0].nbytes)
 
     def copy(self, shard, file, at, to, n):
         "Copy a range into its place"
         if self.stopped.is_set(): raise KeyboardInterrupt
-        shard.copy(self.files[file], at, to, n)
+        with open(file, 'rb', buffering=0) as source: shard.copy(source.fileno(), at, to, n)
         self.advance(n)
         shard.done(f'copy {to}+{n}', n)
 
@@ -177,9 +190,8 @@ def _fill_shard(
     pool:ThreadPoolExecutor, # Who does it
 )->None:
     "Put every byte of one output file in its place"
-    works = {w.pair.vlm: w for w in hands.plan.merged}
+    works, jobs = hands.works, []
     shard.write(layout.header, 0)
-    jobs = []
     for entry, to in layout.places:
         if entry.name not in works: continue
         n = works[entry.name].vlm[0].nbytes
@@ -203,6 +215,17 @@ def index_text(
                       indent=2)+'\n'
 
 # %% ../../nbs/merging/09_merge.ipynb #c034
+def _end(
+    pool:ThreadPoolExecutor, # Who works
+    stopped:threading.Event, # What tells them
+)->None:
+    "Wait until every thread has ended, whatever is pressed meanwhile"
+    stopped.set()
+    while True:
+        try: return pool.shutdown(wait=True, cancel_futures=True)
+        except KeyboardInterrupt: pass
+
+# %% ../../nbs/merging/09_merge.ipynb #c035
 def write_shards(
     p:Plan,             # Without stops
     draft:Path,         # The hidden folder
@@ -213,13 +236,11 @@ def write_shards(
 )->None:
     "Write all weight files of the merged model into the draft, and their index"
     keep_heap()
-    shards = [out_shard(p.vlm, f) for f in p.vlm.files]
+    shards = out_shards(p.vlm)
     known, stopped = journal_of(draft/JOURNAL), threading.Event()
-    paths = {e.file for c in p.sides.values() for e in c.tensors.values()}
-    files = {f: os.open(f, os.O_RDONLY) for f in paths}
     bar = tqdm(total=p.writes, unit='B', unit_scale=True, unit_divisor=1000, desc='merging',
                disable=None if progress is None else not progress)
-    hands = _Hands(p, files, device, allow_nonfinite, stopped, bar.update)
+    hands = _Hands(p, device, allow_nonfinite, stopped, bar.update)
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
     try:
         for layout in shards:
@@ -231,19 +252,16 @@ def write_shards(
                 _fill_shard(layout, shard, hands, pool)
                 whole = True
             except BaseException:
-                stopped.set()
-                pool.shutdown(wait=True, cancel_futures=True)
+                _end(pool, stopped)
                 raise
             finally: shard.close(whole)
         if len(shards)>1 or p.vlm.files[0] not in ('model.safetensors', 'pytorch_model.bin'):
             sync_text(draft/'model.safetensors.index.json', index_text(p, shards))
     finally:
-        stopped.set()
-        pool.shutdown(wait=True)
+        _end(pool, stopped)
         bar.close()
-        for fd in files.values(): os.close(fd)
 
-# %% ../../nbs/merging/09_merge.ipynb #c039
+# %% ../../nbs/merging/09_merge.ipynb #c040
 def draft_key(
     plan:Plan,          # From `plan`
     inputs:list,        # Fingerprints and time stamps by model and file
@@ -254,7 +272,7 @@ def draft_key(
     same = [plan.recipe.dict(), inputs, __version__, torch.__version__, device, allow_nonfinite]
     return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
 
-# %% ../../nbs/merging/09_merge.ipynb #c042
+# %% ../../nbs/merging/09_merge.ipynb #c043
 def need_room(
     parent:Path,        # The folder that will hold the output
     plan:Plan,          # From `plan`
@@ -285,7 +303,7 @@ def _refuse(
     if any(out.resolve().is_relative_to(s) or s.is_relative_to(out.resolve()) for s in sources):
         raise ValueError(f"{out} is, holds or lies in one of the inputs. Choose another output.")
 
-# %% ../../nbs/merging/09_merge.ipynb #c046
+# %% ../../nbs/merging/09_merge.ipynb #c047
 def merge(
     vlm:Recipe|str|Path, # A recipe; or the VLM: a folder, a hub id (with optional @revision), or lab/vlm
     llm:str|Path|None=None, # The LLM: a folder, a hub id, or lab/llm
@@ -309,7 +327,7 @@ def merge(
     "Carry out a recipe; raise ValueError with one sentence if it cannot be"
     recipe = recipe_of(vlm, llm, base, method=method, layers=layers, modules=modules, embeddings=embeddings,
                        seed=seed, as_run=as_run, **knobs)
-    out = Path(out).expanduser()
+    out = path_of(out)
     refuse_existing(out, overwrite)
     _refuse_device(device)
     p = plan(recipe)

@@ -71,7 +71,7 @@ def _knob_of(
 # %% ../../nbs/merging/05_methods.ipynb #c020
 METHODS = {}
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Method:
     "What `merge` must know of a method to feed it block by block"
     name:str
@@ -81,6 +81,9 @@ class Method:
     look:Callable|None    # First pass over the whole tensor
     rows:bool             # Must blocks be whole rows?
     about:str             # Its docstring
+
+    def __repr__(self):
+        return f"Method({self.name!r}{''.join(f', {k.name}={k.default!r}' for k in self.knobs.values())})"
 
 def _method_of(
     fn:Callable,          # The formula

@@ -5,8 +5,10 @@
 # %% ../../nbs/merging/07_plan.ipynb #c005
 from __future__ import annotations
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from ..checkpoints.headers import Checkpoint, readable
+from ..checkpoints.identity import same_weights
 from ..checkpoints.texts import name_in_line
 from .checks import Finding, check
 from .families import Pair, Pairing
@@ -14,7 +16,7 @@ from .methods import METHODS, Method
 from .recipe import Recipe, knobs_at, recipe_of, why_kept
 
 # %% auto #0
-__all__ = ['Work', 'work_of', 'Plan', 'plan', 'describe']
+__all__ = ['ROW_BYTES', 'Work', 'work_of', 'Plan', 'one_twice', 'plan', 'describe']
 
 # %% ../../nbs/merging/07_plan.ipynb #c009
 @dataclass(frozen=True)
@@ -103,6 +105,21 @@ def _sort_pairs(
     return works, kept
 
 # %% ../../nbs/merging/07_plan.ipynb #c021
+def one_twice(
+    vlm:Checkpoint,     # The VLM
+    llm:Checkpoint,     # The LLM
+    base:Checkpoint|None=None, # If there is one
+)->list[Finding]:
+    "Warn where two sides are one model, however it was named"
+    found, fix = [], 'Check the names: each side is a model of its own.'
+    sides = ('VLM', vlm), ('LLM', llm), ('base', base)
+    for (one, a), (other, b) in combinations(sides, 2):
+        if b is None or not same_weights(a, b): continue
+        means = 'it is merged with itself' if other=='LLM' else f'nothing was trained into the {one}'
+        found.append(Finding('warn', f'{one} and {other} are the same files, so {means}.', fix))
+    return found
+
+# %% ../../nbs/merging/07_plan.ipynb #c024
 def plan(
     vlm:Recipe|str|Path, # A recipe; or the VLM: a folder, a hub id (with optional @revision), or lab/vlm
     llm:str|Path|None=None, # The LLM: a folder, a hub id, or lab/llm
@@ -122,6 +139,7 @@ def plan(
     sides = mine, theirs, third = tuple(Checkpoint.open(o) if o else None
                                         for o in (recipe.vlm, recipe.llm, recipe.base))
     paired, findings = check(mine, theirs)
+    findings = findings+one_twice(mine, theirs, third)
     if third:
         with_base, more = check(mine, third, 'base')
         findings = sorted(findings+more, key=lambda f: f.level!='stop')
@@ -133,7 +151,7 @@ def plan(
         findings.insert(0, Finding('stop', 'Nothing is left to merge.', 'Widen `layers` or `modules`.'))
     return Plan(recipe, *sides, tuple(works), kept, tuple(findings))
 
-# %% ../../nbs/merging/07_plan.ipynb #c025
+# %% ../../nbs/merging/07_plan.ipynb #c028
 def _asked(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
@@ -151,7 +169,7 @@ def _asked(
                      f"{len(c.tensors)} tensors, {readable(c.nbytes)} in {len(c.files)} file(s)")
     return lines
 
-# %% ../../nbs/merging/07_plan.ipynb #c027
+# %% ../../nbs/merging/07_plan.ipynb #c030
 def _gathered(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
@@ -167,11 +185,23 @@ def _gathered(
     return [f"  {what:<7}{n:>5} tensors {readable(size):>8}  {name_in_line(why)}  "
             f"({name_in_line(example, 240)})" for (what, why), (n, size, example) in groups.items()]
 
-# %% ../../nbs/merging/07_plan.ipynb #c028
+# %% ../../nbs/merging/07_plan.ipynb #c032
+ROW_BYTES = 64          # Of memory for each number of a row, while a method has the row as a whole
+
+def _memory(
+    plan:Plan,          # From `plan`
+)->str:
+    "What a merge takes of memory"
+    usual, shapes = 'some 0.3 GB of memory', [w.vlm[0].shape for w in plan.merged]
+    longest = max(shape[-1] if shape else 1 for shape in shapes)
+    if not METHODS[plan.recipe.method].rows or longest*ROW_BYTES<1e8: return f'{usual} at any size of model'
+    return f'{usual}, and {readable(longest*ROW_BYTES)} more in each thread for a row of {longest} numbers'
+
+# %% ../../nbs/merging/07_plan.ipynb #c034
 def describe(
     plan:Plan,          # From `plan`
 )->str:                 # Several lines
     "A plan in words"
     cost = [f"  reads {readable(plan.reads)}, writes {readable(plan.writes)}; "
-            f"takes some 0.3 GB of memory at any size of model"] if plan.merged else []
+            f"takes {_memory(plan)}"] if plan.merged else []
     return '\n'.join([*_asked(plan), *_gathered(plan), *cost, *(f'  {f}' for f in plan.findings)])

@@ -6,8 +6,10 @@
 from __future__ import annotations
 import difflib, json, os, re
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from ..checkpoints.headers import read_json
+from ..checkpoints.places import path_of
 from .families import Pair
 from .methods import METHODS, Method
 
@@ -18,20 +20,26 @@ __all__ = ['MODULES', 'AS_RUN', 'layer_ranges', 'layer_set', 'at_depth', 'method
 # %% ../../nbs/merging/06_recipe.ipynb #c013
 MODULES = ('attention', 'mlp', 'norm')
 
+def _range(part, text):
+    "`6-31`, `8` or `6-` as `(first, last)`"
+    m = re.fullmatch(r'\s*(\d{1,9})\s*(?:(-)\s*(\d{0,9}))?\s*', part)
+    if not m:
+        raise ValueError(f"layers {text[:80]!r} cannot be read at {part[:40]!r}. "
+                         f"Layers are counted from 0: write all, 6-31, 0-5,8 or 6-.")
+    first, last = int(m[1]), int(m[3]) if m[3] else None if m[2] else int(m[1])
+    if last is not None and last<first:
+        raise ValueError(f"layers {text[:80]!r}: {part.strip()} runs backwards. Write {last}-{first}.")
+    return first, last
+
+@lru_cache
 def layer_ranges(
     text:str,           # `all`, or ranges such as `6-31`, `0-5,8`, `6-`
-)->list:                # Of `(first, last)`; last is None for "to the end"
+)->tuple:               # Of `(first, last)`; last is None for "to the end"
     "Read a text that names layers; raise ValueError if it names none"
-    if text=='all': return [(0, None)]
-    ranges = []
-    for part in text.split(','):
-        m = re.fullmatch(r'\s*(\d{1,6})\s*(?:(-)\s*(\d{0,6}))?\s*', part)
-        if not m or (m[3] and int(m[3])<int(m[1])):
-            raise ValueError(f"layers {text!r} cannot be read at {part!r}. Write all, 6-31, 0-5,8 or 6-.")
-        ranges.append((int(m[1]), int(m[3]) if m[3] else None if m[2] else int(m[1])))
-    return ranges
+    return ((0, None),) if text=='all' else tuple(_range(part, text) for part in text.split(','))
 
 # %% ../../nbs/merging/06_recipe.ipynb #c016
+@lru_cache
 def layer_set(
     text:str,           # As for `layer_ranges`
     depth:int,          # Number of layers
@@ -39,10 +47,11 @@ def layer_set(
     "The layers that a text names in a model of that depth"
     chosen = set()
     for first, last in layer_ranges(text):
-        last = depth-1 if last is None else last
-        if first>=depth or last>=depth:
-            raise ValueError(f"layers {text!r}: {max(first, last)} is not within the layers 0-{depth-1} "
+        if max(first, last or 0)>=depth:
+            beyond = f'what is behind {first-1}' if last is None else last
+            raise ValueError(f"layers {text[:80]!r}: {beyond} is not within the layers 0-{depth-1} "
                              f"of this model.")
+        last = depth-1 if last is None else last
         chosen.update(range(first, last+1))
     return frozenset(chosen)
 
@@ -77,6 +86,8 @@ def method_named(
     return METHODS[name]
 
 # %% ../../nbs/merging/06_recipe.ipynb #c027
+_LONGEST = 10_000       # Characters of a field, values of a curve: more is a damaged file
+
 def _no_knob(
     method:str,         # A key of `METHODS`
     name:str,           # What it was asked for
@@ -100,6 +111,8 @@ def _check_knob(
     knobs = METHODS[method].knobs
     if name not in knobs: raise ValueError(_no_knob(method, str(name)))
     if value==[]: raise ValueError(f"{method}: {name} is [], an empty list; a curve needs values.")
+    if isinstance(value, list) and len(value)>_LONGEST:
+        raise ValueError(f"{method}: {name} has {len(value)} values; a curve has {_LONGEST} at most.")
     if isinstance(value, list) and knobs[name].choices:
         raise ValueError(f"{method}: {name} is {value!r}, but only numbers can follow a curve.")
     for v in value if isinstance(value, list) else [value]: knobs[name].check(v, method)
@@ -117,7 +130,7 @@ def _check_as_run(
                          f"it has linear, ties, dare_linear and dare_ties.")
     for name, value in AS_RUN.items():
         if knobs.get(name, value)!=value:
-            raise ValueError(f"as_run sets {name} to {value!r}; leave {name} out or turn as_run off.")
+            raise ValueError(f"as_run sets `{name}={value!r}`; leave it out or turn as_run off.")
 
 # %% ../../nbs/merging/06_recipe.ipynb #c035
 _TYPES = dict(knobs=(dict, "a table such as {'weight': 0.9}"), layers=(str, 'text'), modules=(str, 'text'),
@@ -135,6 +148,8 @@ def _check_type(
     elif name=='method': method_named(value)
     else:
         kind, word = _TYPES[name]
+        if isinstance(value, str) and len(value)>_LONGEST:
+            raise ValueError(f"{name} is a text of {len(value)} characters; it has {_LONGEST} at most.")
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise ValueError(f"{name} is {value!r}; it is {word}.")
 
@@ -199,12 +214,12 @@ class Recipe:
 
     def write(self, path:str|Path)->None: # Where to
         "Save as JSON"
-        Path(path).write_text(json.dumps(self.dict(), indent=1)+'\n')
+        path_of(path).write_text(json.dumps(self.dict(), indent=1)+'\n', encoding='utf-8')
 
     @classmethod
     def read(cls, path:str|Path)->Recipe: # A recipe, or the recipe.json of a merged folder
         "A recipe from a file"
-        return _read_recipe(Path(path))
+        return _read_recipe(path_of(path))
 
     @classmethod
     def layer_swap(cls,
@@ -213,6 +228,7 @@ class Recipe:
         weight:float=.9,    # Share of the VLM in the layers behind, and in the final norm
     )->Recipe:
         "The paper's layer swapping: early layers stay, later ones are mixed"
+        if last<0: raise ValueError(f"last is {last}; it is the number of a layer, from 0 on.")
         return cls(vlm, llm, knobs={'weight':weight}, layers=f'{last+1}-')
 
 # %% ../../nbs/merging/06_recipe.ipynb #c046

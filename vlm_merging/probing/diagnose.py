@@ -9,6 +9,7 @@ from pkgutil import resolve_name
 import polars as pl
 from ..checkpoints.texts import in_markdown, name_in_line, one_line
 from ..merging.checks import check, more_than_language
+from ..merging.plan import one_twice
 from ..merging.recipe import Recipe
 from .weights import (by_layer, by_module, checkpoint_of, left_out, lineage, weight_stats,
                                          weights_by_layer)
@@ -184,6 +185,7 @@ def diagnose(
     vlm, llm, base = checkpoint_of(vlm), checkpoint_of(llm), checkpoint_of(base) if base is not None else None
     how = dict(workers=workers, progress=progress)
     paired, findings = check(vlm, llm)
+    findings = findings+one_twice(vlm, llm, base)
     reasons = from_findings(findings, vlm, llm)
     if paired and not more_than_language(vlm, paired.mine):
         blind = 'The VLM has nothing beside a language model: it cannot see.'

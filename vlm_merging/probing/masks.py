@@ -224,7 +224,7 @@ def masked(
     other=None,         # For way 'weights': the open model whose parameters come in
     rows=None,          # Slice or list of batch rows on which it acts; None: all
 ):                      # The model, as it was given
-    "`applied`, with the mask said in words; raise ValueError if it does not fit"
+    "Mask layers of a model while a `with` block runs; raise ValueError if that does not fit"
     mask = Mask(named_layers(layer, len(decoder_layers(model))), part, how, () if heads is None else heads)
     with applied(model, mask, means, other, rows): yield model
 

@@ -4,13 +4,12 @@
 
 # %% ../../nbs/probing/12_mixing.ipynb #c005
 from __future__ import annotations
-from contextlib import ExitStack
 from dataclasses import replace
 import torch
 from torch import Tensor
 from ..asking.fingerprints import weights_hash
 from ..asking.models import LocalModel
-from ..checkpoints.blocks import Source
+from ..checkpoints.blocks import Source, opened
 from ..checkpoints.headers import FLOATS, Checkpoint
 from ..merging.families import LAYER
 from ..merging.merge import merged_blocks
@@ -45,8 +44,7 @@ def read_tensors(
     device,             # Where they are kept
 )->Tensor:              # Flat, of the stored type
     "Read tensors whole"
-    with ExitStack() as stack:
-        files = {e.file:stack.enter_context(open(e.file, 'rb')).fileno() for e in entries}
+    with opened(entries) as files:
         return torch.cat([Source((e,), files, device, getattr(torch, FLOATS[e.dtype])).read(0, e.numel)
                           for e in entries])
 

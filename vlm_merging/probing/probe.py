@@ -4,10 +4,11 @@
 
 # %% ../../nbs/probing/13_probe.ipynb #c005
 from __future__ import annotations
-import json, re, textwrap
+import json, re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property, lru_cache
+from inspect import signature
 from pathlib import Path
 from pkgutil import resolve_name
 import polars as pl
@@ -16,15 +17,15 @@ from ..asking.jobs import carry_out
 from ..asking.replies import reply_table, unique_rows
 from ..benchmarks.items import right_answer, row_of
 from ..benchmarks.load import as_items
-from ..comparing.compare import SCREEN, verdict_markdown
+from ..comparing.compare import on_a_screen, verdict_markdown
 from ..comparing.layer_findings import change_verdict, profile_verdict
 from .depth import depth_table
 from .profile import profile_change, profile_table
 from ..scoring.score import score as offline_score
 
 # %% auto #0
-__all__ = ['REFERENCE', 'MEANS', 'PART', 'score_reply', 'own_replies', 'means_of', 'asked_items', 'profile_rows', 'on_a_screen',
-           'Profile', 'profile', 'opened_once', 'probe_part', 'probe_folder']
+__all__ = ['REFERENCE', 'MEANS', 'PART', 'score_reply', 'own_replies', 'means_of', 'asked_items', 'profile_rows', 'Profile',
+           'profile', 'opened_once', 'probe_part', 'probe_folder']
 
 # %% ../../nbs/probing/13_probe.ipynb #c011
 def score_reply(
@@ -114,7 +115,9 @@ def profile_rows(
 )->pl.DataFrame:        # What `Profile`, `profile_table` and `profile_change` read
     "One row an item, mask and measure; raise ValueError if it cannot be measured"
     from dataclasses import replace
+    from vlm_merging.asking.models import OPENED, check_settings
     from vlm_merging.probing.effects import effects
+    check_settings(asking, (*OPENED, *signature(profile_rows).parameters))
     items, tables = asked_items(items), []
     if isinstance(other, (str, Path)): other = _asker(other, asking)
     for name, model in _named(models).items():
@@ -126,15 +129,7 @@ def profile_rows(
         tables.append(effects(replace(asker, name=name), items, some, measures, score, text, means, other))
     return pl.concat(tables, how='diagonal_relaxed')
 
-# %% ../../nbs/probing/13_probe.ipynb #c032
-def on_a_screen(
-    text:str,           # Lines
-)->str:                 # At most `SCREEN` lines of 100 columns
-    "Words as a terminal shows them, folded, and cut with a note where the rest is"
-    lines = [w for o in text.splitlines() for w in textwrap.wrap(o, 100, subsequent_indent='    ')]
-    return '\n'.join(lines if len(lines)<=SCREEN else [*lines[:SCREEN-1], '... more in .verdict'])
-
-# %% ../../nbs/probing/13_probe.ipynb #c035
+# %% ../../nbs/probing/13_probe.ipynb #c033
 def _part_drawn(
     table:pl.DataFrame, # From `profile_table`
 )->str:
@@ -148,7 +143,7 @@ def _joined(
     "The rows of one probe or of several"
     return rows if isinstance(rows, pl.DataFrame) else pl.concat(rows, how='diagonal_relaxed')
 
-# %% ../../nbs/probing/13_probe.ipynb #c037
+# %% ../../nbs/probing/13_probe.ipynb #c035
 @dataclass(frozen=True, repr=False, eq=False)
 class Profile:
     "What masking costs, of one model or before and after a merge: tables, words and pictures of one probe"
@@ -198,7 +193,7 @@ class Profile:
     def __repr__(self): return on_a_screen(self.verdict)
     def _repr_markdown_(self): return verdict_markdown(self.verdict)
 
-# %% ../../nbs/probing/13_probe.ipynb #c040
+# %% ../../nbs/probing/13_probe.ipynb #c038
 def profile(
     models,             # An open model, a folder, a hub id or a name of the lab; or several: name -> model
     items,              # `Item`s, a table file, or the name of a benchmark
@@ -211,7 +206,7 @@ def profile(
     "What each mask costs on each kind of question; raise ValueError if it cannot be measured"
     return Profile(profile_rows(models, items, masks, score, measures, **more), by)
 
-# %% ../../nbs/probing/13_probe.ipynb #c052
+# %% ../../nbs/probing/13_probe.ipynb #c050
 @lru_cache(maxsize=2)
 def opened_once(
     where:str,          # Folder or hub id
@@ -221,7 +216,7 @@ def opened_once(
     from vlm_merging.asking.models import open_model
     return open_model(where, **json.loads(asking))
 
-# %% ../../nbs/probing/13_probe.ipynb #c055
+# %% ../../nbs/probing/13_probe.ipynb #c053
 MEANS = {}              # Model, how it is asked, and ids of the reference set -> what `means_of` gave
 
 def probe_part(
@@ -246,7 +241,7 @@ def probe_part(
     return effects(replace(asker, name=name), items, some, measures, score_reply, text, MEANS.get(key), donor,
                    strict=False)
 
-# %% ../../nbs/probing/13_probe.ipynb #c058
+# %% ../../nbs/probing/13_probe.ipynb #c056
 def _check_folder(models, measures, how, other, target):
     "Raise ValueError if such a probe cannot be made"
     if odd := [n for n, w in models.items() if not isinstance(w, (str, Path))]:
@@ -259,7 +254,7 @@ def _check_folder(models, measures, how, other, target):
     if ('weights' in how)!=bool(other):
         raise ValueError("The way 'weights' and a model whose weights come in (other) go together.")
 
-# %% ../../nbs/probing/13_probe.ipynb #c060
+# %% ../../nbs/probing/13_probe.ipynb #c058
 def _fitting_masks(asker, other, items, parts, how, layers):
     "The fields of all masks that fit; raise ValueError if the model cannot be asked these items"
     from vlm_merging.probing.layers import partner_layers
@@ -269,7 +264,7 @@ def _fitting_masks(asker, other, items, parts, how, layers):
     known = partner_layers(asker, other) if other else {}
     return [asdict(m) for m in masks(asker, parts, how, layers) if m.how!='weights' or m.layers[0] in known]
 
-# %% ../../nbs/probing/13_probe.ipynb #c063
+# %% ../../nbs/probing/13_probe.ipynb #c061
 PART = 32               # Items of a part: what is lost when a run is stopped
 
 def probe_folder(

@@ -4,24 +4,24 @@
 
 # %% ../../nbs/probing/14_sweep.ipynb #c005
 from __future__ import annotations
-import json
+import json, warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import sha256
-from inspect import signature
 from pathlib import Path
 from pkgutil import resolve_name
 import polars as pl
 from ..asking.fingerprints import describe_items
 from ..asking.jobs import carry_out
 from ..asking.replies import reply_table
+from ..checkpoints.headers import Checkpoint
 from ..benchmarks.items import Item, row_of
-from ..comparing.compare import verdict_markdown
-from ..comparing.findings import sweep_verdict
+from ..comparing.compare import on_a_screen, verdict_markdown
+from ..comparing.findings import names_in_line, sweep_verdict
 from ..comparing.pairs import comparison_table, holm
 from ..comparing.statistics import RESAMPLES, interval, summarize, summed
-from .probe import asked_items, on_a_screen
+from .probe import asked_items
 from ..scoring.score import score as offline_score
 
 # %% auto #0
@@ -194,21 +194,27 @@ class Sweep:
         usual = dict(tag=(tags or ['all'])[0], what='accuracy' if known.height else 'agreement')
         return resolve_name(self.DRAWN_BY)(self.table, **usual|how)
 
-    def __repr__(self): return on_a_screen(self.verdict)
-    def _repr_markdown_(self): return verdict_markdown(self.verdict)
+    @property
+    def lines(self)->list[str]:
+        "The accuracy of each mixture with its interval, a line each"
+        known = names_in_line(self.table.filter(what='accuracy').drop_nulls('value'))
+        return [f"{r['benchmark']}{'' if r['tag']=='all' else ', '+r['where']}, {r['run']}: {r['value']:.1%} "
+                f"(95% interval {r['low']:.1%} to {r['high']:.1%}) of {r['n']}"
+                for r in known.sort('benchmark', 'tag', 'where', maintain_order=True).to_dicts()]
+
+    def __repr__(self): return on_a_screen('\n'.join([self.verdict, *(f'- {o}' for o in self.lines)]))
+    def _repr_markdown_(self):
+        return verdict_markdown('\n'.join([self.verdict, *(f'- {o}' for o in self.lines)]))
 
 # %% ../../nbs/probing/14_sweep.ipynb #c044
 def _split_words(method, words):
     "Knobs of the method, and arguments of `open_model`; raise ValueError if nobody knows a word"
-    from vlm_merging.asking.models import LocalModel, open_model
+    from vlm_merging.asking.models import OPENED, check_settings
     from vlm_merging.merging.recipe import method_named
     own = method_named(method).knobs
-    asking = [n for n, p in signature(open_model).parameters.items() if p.kind!=p.VAR_KEYWORD]
-    asking += [f.name for f in fields(LocalModel)]
-    if odd := [w for w in words if w not in own and w not in asking]:
-        raise ValueError(f'sweep has no {odd[0]!r}. The knobs of {method} are {", ".join(own)}; '
-                         f'of asking there are max_new_tokens, batch_size, dtype, device and more.')
-    return {w:v for w, v in words.items() if w in own}, {w:v for w, v in words.items() if w not in own}
+    asking = {w:v for w, v in words.items() if w not in own}
+    check_settings(asking, (*OPENED, *own))
+    return {w:v for w, v in words.items() if w in own}, asking
 
 # %% ../../nbs/probing/14_sweep.ipynb #c047
 def _ask_all(recipe, tries, items, asking, out, ray, progress):
@@ -246,6 +252,7 @@ def sweep(
     **more,             # Knobs of the method, and of asking: max_new_tokens, batch_size, dtype, device
 )->Sweep:               # Shows what it says; `.table` has the numbers, `.chart()` draws them
     "Try the weights of a merge in memory; raise ValueError if it cannot be done"
+    from vlm_merging.merging.plan import one_twice
     from vlm_merging.merging.recipe import Recipe, recipe_of
     items = asked_items(items)
     own, asking = _split_words(vlm.method if isinstance(vlm, Recipe) else method or 'linear', more)
@@ -260,6 +267,8 @@ def sweep(
     for t in tries:     # Each is checked now
         Recipe(**recipe|dict(knobs=recipe['knobs']|{'weight':t['weight']}, layers=t['layers'],
                              modules=t['modules']))
+    for f in one_twice(*(Checkpoint.open(w) for w in (whole.vlm, whole.llm, whole.base) if w)):
+        warnings.warn(f'{f.what} {f.fix}', stacklevel=2)
     if ray and out is None: raise ValueError('A sweep on Ray needs a folder for its replies: out=.')
     try: replies = _ask_all(recipe, tries, items, asking, out, ray, progress)
     finally: open_mixer.cache_clear()

@@ -11,7 +11,7 @@ import polars as pl
 import torch
 from tqdm.auto import tqdm
 from ..checkpoints.headers import DTYPES, Checkpoint
-from ..checkpoints.blocks import Source, faulty, keep_heap
+from ..checkpoints.blocks import Source, faulty, keep_heap, opened
 from ..merging.plan import Work, work_of
 from ..merging.families import Pair
 from ..merging.checks import check
@@ -219,22 +219,19 @@ def part_of(
 # %% ../../nbs/probing/02_weights.ipynb #c054
 def _rows_of(works, subspace, workers, bar):
     "One row a tensor, in the order of `works`, by several threads"
-    entries, files = lambda w: (*w.vlm, *w.llm, *w.base), {}
     def row(w):
-        sums = sums_of(w, files)|(overlap_of(w, files, subspace) if subspace else {})
-        bar.update(sum(e.nbytes for e in entries(w)))
-        p = w.pair
+        entries, p = (*w.vlm, *w.llm, *w.base), w.pair
+        with opened(entries) as files:
+            sums = sums_of(w, files)|(overlap_of(w, files, subspace) if subspace else {})
+        bar.update(sum(e.nbytes for e in entries))
         return dict(name=p.vlm, llm=' + '.join(p.llm), layer=p.layer, module=p.module, part=part_of(p),
                     n=w.vlm[0].numel)|sums
     pool = ThreadPoolExecutor(workers or min(4, os.cpu_count() or 1),
                               initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        for file in {e.file for w in works for e in entries(w)}: files[file] = os.open(file, os.O_RDONLY)
-        return list(pool.map(row, [w for w in works if w.vlm[0].numel]))
+    try: return list(pool.map(row, [w for w in works if w.vlm[0].numel]))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         bar.close()
-        for fd in files.values(): os.close(fd)
 
 # %% ../../nbs/probing/02_weights.ipynb #c057
 def weight_stats(

@@ -57,7 +57,7 @@ MEMORY = 2<<30         # Bytes of address space that the child may use
 
 def _fenced_in():
     "Take memory and talk from this process; returns the file to which answers are written"
-    answers = os.fdopen(os.dup(1), 'w')
+    answers = os.fdopen(os.dup(1), 'w', encoding='utf-8')
     os.dup2(2, 1)
     logging.disable(logging.CRITICAL)
     try:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 import polars as pl
 from .algebra import Algebra
-from ..benchmarks.items import LETTERS, Item
+from ..benchmarks.items import LETTERS, Item, one_line
 from ..asking.ask import ask
 from .passages import readable_part
 from .options import named_options, options_in
@@ -68,11 +68,11 @@ def _with_judge(row, answer, before, algebra):
         return dict(correct=False, value=0., picked='', tier='judge', reason='judge: no final answer',
                     outcome='no answer')
     if new:=_invented(answer, row['prediction'] or '', _choices(row)):
-        aside = f"judge put aside, since the reply has no {', '.join(new[:3])}"
+        aside = f"judge put aside, since the reply has no {one_line(', '.join(new[:3]), 60)}"
         return dict(reason=f"{aside}; {before['reason']}")
     after = score_row({**row, 'prediction':answer.strip()}, 'offline', algebra)
     return {k:after[k] for k in ('correct', 'value', 'picked')} | dict(
-        tier='judge', reason='judge: '+answer.strip()[:100], outcome='answered')
+        tier='judge', reason='judge: '+one_line(answer, 100), outcome='answered')
 
 # %% ../../nbs/scoring/13_judge.ipynb #c020
 _UNSURE = ('fallback', 'none')    # Tiers that a judge is asked about

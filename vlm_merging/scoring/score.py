@@ -8,6 +8,7 @@ import ast, json, re, warnings
 from functools import lru_cache
 from pathlib import Path
 import polars as pl
+from ..checkpoints.places import path_of
 from .algebra import Algebra, beyond
 from .equality import same
 from ..benchmarks.items import LETTERS, ROW_KEYS, metric_of
@@ -234,7 +235,7 @@ def table_at(
     problems:list|None=None, # Sentences about rows that cannot be read are put here; None: they are warnings
 )->pl.DataFrame:        # Of replies or of scores
     "Read a table from disk; raise ValueError with one sentence if there is none"
-    path = Path(path).expanduser()
+    path = path_of(path)
     if path.is_dir():
         from vlm_merging.asking.replies import replies as replies_of_run
         return replies_of_run(path)
@@ -287,8 +288,8 @@ def typed_replies(
     missing = [c for c in ('prediction', 'answer') if c not in frame.columns]
     if missing:
         raise ValueError(f"The table has no column {' and no column '.join(missing)}; "
-                         f"it has {', '.join(frame.columns[:20])}. "
-                         f"Rename yours, for instance with frame.rename({{'response':'prediction'}}).")
+                         f"it has {', '.join(frame.columns[:20]) or 'no rows at all'}. "
+                         f'Rename yours, say response to prediction.')
     return frame.select(_typed(frame, name) for name in dict.fromkeys((*ROW_KEYS, *_INPUTS)))
 
 # %% ../../nbs/scoring/12_score.ipynb #c065
