@@ -20,7 +20,9 @@ SOURCES = 'nbs', 'vlm_merging', '.ci', '_quarto.yml', 'settings.ini'      # What
 # From the notebook to one text that pandoc reads
 
 def joined(text): return ''.join(text) if isinstance(text, list) else text
-def fence(text, kind): return f'````````{{{kind}}}\n{text.rstrip()}\n````````\n'
+def fence(text, kind):
+    marks = '`'*(1+max([7, *map(len, re.findall('`+', text))]))     # More than any that stand in it
+    return f'{marks}{{{kind}}}\n{text.rstrip()}\n{marks}\n'
 def no_colours(text): return re.sub(r'\x1b\[[0-9;]*m', '', text)
 
 def directives(source): return dict(re.findall(r'^#\| *([\w-]+): *(.+?) *$', source, flags=re.M))

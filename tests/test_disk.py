@@ -269,7 +269,7 @@ def test_a_side_file_that_leads_elsewhere_is_refused_by_the_plan(tmp_path, thesi
     with patched(room, write_shards=None): refused(recipe, out, 'points out of its folder')
 
 def test_a_side_link_does_not_matter_in_memory(tmp_path):
-    from vlm_merging.asking.models import open_model
+    from vlm_merging.asking.opening import open_model
     from vlm_merging.lab.trio import lab_folder
     (tmp_path/'tokenizer').mkdir()
     vlm = shutil.copytree(lab_folder()/'vlm', tmp_path/'vlm')

@@ -262,7 +262,7 @@ def test_a_merge_says_which_revisions_went_in(hub, tmp_path):
             assert said['files'][f]['sha256']==sha256(REPOS[repo][commit][f])
     card = (out/'README.md').read_text()
     front = card.split('---')[1]
-    assert re.search(r'base_model:\n- maker/vlm\n- maker/llm\nbase_model_relation: merge', front)
+    assert re.search(r'base_model:\n- "maker/vlm"\n- "maker/llm"\nbase_model_relation: merge', front)
     assert NOW in card and OLD in card and 'apache-2.0' in card and 'mit' in card
     assert str(tmp_path) not in card+json.dumps(told)
     there = {p.relative_to(out).as_posix() for p in out.rglob('*') if p.is_file()}

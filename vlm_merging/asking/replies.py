@@ -10,6 +10,7 @@ from pathlib import Path
 import polars as pl
 from ..checkpoints.places import path_of
 from .folder import read_lines
+from ..checkpoints.texts import name_in_line, one_line
 from ..benchmarks.items import Item, row_of
 
 # %% auto #0
@@ -103,12 +104,14 @@ def whole_run(
     return _in_order(rows)
 
 # %% ../../nbs/asking/04_replies.ipynb #c030
-def _named(rows): return f"({', '.join(str(r['index']) for r in rows[:5])}{', ...'*(len(rows)>5)})"
+def _named(rows):
+    return f"({', '.join(name_in_line(r['index'], 40) for r in rows[:5])}{', ...'*(len(rows)>5)})"
 
 def _reasons(rows):
     "A line for each reason, the most common first"
     why = Counter(r['error'] for r in rows).most_common()
-    lines = [f"  {n} x {error} {_named([r for r in rows if r['error']==error])}" for error, n in why[:5]]
+    lines = [f"  {n} x {one_line(error, 400)} {_named([r for r in rows if r['error']==error])}"
+             for error, n in why[:5]]
     return lines+[f'  and {len(why)-5} reasons more']*(len(why)>5)
 
 def benchmark_and_split(

@@ -11,12 +11,13 @@ from pathlib import Path
 from PIL import Image
 from ..checkpoints.places import path_of
 from .pictures import Picture
+from ..checkpoints.texts import one_line, visible
 
 # %% auto #0
 __all__ = ['FIELD_KINDS', 'ITEM_PAGE', 'BENCHMARKS', 'RULE_OF', 'SHOWN', 'ROW_KEYS', 'LETTERS', 'DIRECTLY', 'pictures', 'Item',
-           'check_item', 'one_line', 'item_line', 'item_html', 'right_answer', 'as_picture', 'as_item', 'Benchmark',
-           'metric_of', 'record_of', 'LeftRow', 'Items', 'row_of', 'text_of', 'cell', 'unpacked', 'options_of',
-           'lettered', 'tags_of']
+           'check_item', 'item_line', 'item_html', 'right_answer', 'as_picture', 'as_item', 'Benchmark', 'metric_of',
+           'record_of', 'LeftRow', 'Items', 'row_of', 'text_of', 'cell', 'unpacked', 'options_of', 'lettered',
+           'tags_of']
 
 # %% ../../nbs/benchmarks/01_items.ipynb #c009
 def pictures(
@@ -72,14 +73,6 @@ def check_item(
                          f"answer='[\"red\", \"crimson\"]', answer_type='any of'.")
 
 # %% ../../nbs/benchmarks/01_items.ipynb #c018
-def one_line(
-    text:str,           # Of any length
-    most:int=70,        # Characters that are shown
-)->str:
-    "A text in one line, cut where it is long"
-    line = ' '.join(str(text)[:4*most].split())
-    return line if len(line)<=most else line[:most-3]+'...'
-
 def item_line(
     item:Item,          # A question
 )->str:
@@ -90,12 +83,13 @@ def item_line(
 
 # %% ../../nbs/benchmarks/01_items.ipynb #c021
 ITEM_PAGE = '''<div style="max-width:44em">
-{% for p in pictures %}{% if p.why %}<p><em>{{ p.why }}</em></p>{% else %}
+{% for p in pictures %}{% if p.why %}<p><em>{{ p.why|seen }}</em></p>{% else %}
 <img src="data:image/png;base64,{{ p.data }}" alt="picture {{ loop.index }} of the question"
 style="margin:0 8px 4px 0;min-width:96px">{% endif %}{% endfor %}
-<p style="white-space:pre-wrap;margin:4px 0">{{ item.question }}</p>
-<p style="margin:4px 0"><small>{{ item.id }}{% if item.benchmark %} of {{ item.benchmark }}{% endif %}
-{% if answer is not none %}; right is <b>{{ answer }}</b>{% endif %}</small></p></div>'''
+<p style="white-space:pre-wrap;margin:4px 0">{{ item.question|seen }}</p>
+<p style="margin:4px 0"><small>{{ item.id|seen }}
+{%- if item.benchmark %} of {{ item.benchmark|seen }}{% endif %}
+{% if answer is not none %}; right is <b>{{ answer|seen }}</b>{% endif %}</small></p></div>'''
 
 def item_html(
     item:Item,          # A question
@@ -106,8 +100,9 @@ def item_html(
     for p in item.images[:4]:
         try: shown.append(dict(data=base64.b64encode(p.thumbnail()).decode()))
         except ValueError as e: shown.append(dict(why=str(e)))
-    page = Environment(autoescape=True).from_string(ITEM_PAGE)
-    return page.render(item=item, pictures=shown, answer=right_answer(item))
+    pages = Environment(autoescape=True)
+    pages.filters['seen'] = visible
+    return pages.from_string(ITEM_PAGE).render(item=item, pictures=shown, answer=right_answer(item))
 
 # %% ../../nbs/benchmarks/01_items.ipynb #c023
 def right_answer(

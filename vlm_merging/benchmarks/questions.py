@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 import polars as pl
+from ..checkpoints.texts import one_line
 from .items import Item, Items, LeftRow
 from .load import load
 
@@ -37,7 +38,7 @@ def as_items(
     loaded = load(items) if isinstance(items, (str, Path, pl.DataFrame, pl.LazyFrame)) else _listed(items)
     if problems := getattr(loaded, 'problems', ()):
         more = f' And {len(problems)-5} more.'*(len(problems)>5)
-        warnings.warn(' '.join(problems[:5])+more, stacklevel=3)
+        warnings.warn(one_line(' '.join(problems[:5]), 4000)+more, stacklevel=3)
     return loaded
 
 # %% ../../nbs/benchmarks/07_questions.ipynb #c012
@@ -55,6 +56,6 @@ def shown_items(
     if left and not seen: raise ValueError(f'No picture can be opened. {left[0]}.')
     if left:
         some = '; '.join(map(str, left[:3]))+'; ...'*(len(left)>3)
-        warnings.warn(f"{len(left)} of {len(items)} left out: {some}.", stacklevel=3)
+        warnings.warn(f"{len(left)} of {len(items)} left out: {one_line(some, 4000)}.", stacklevel=3)
     old = (getattr(items, k, ()) for k in ('problems', 'left', 'whole'))
     return Items(seen, *old) + Items(left=left)

@@ -7,7 +7,8 @@ from __future__ import annotations
 import math, warnings
 import altair as alt
 import polars as pl
-from .pages import COLOURS, GRID, INK, colour_and_shape, in_order, rows_to_draw, titled
+from .pages import (
+    COLOURS, GRID, INK, colour_and_shape, drawn_name, drawn_names, in_order, rows_to_draw, titled)
 from ..comparing.layer_findings import MEASURES, MEASURE_NAMES
 from ..probing.profile import PROFILE_COLUMNS, matters
 
@@ -112,8 +113,8 @@ def of_layers(
     **given,            # model, measure, how: None takes the first
 )->tuple[pl.DataFrame, str]: # Rows with `label`, changes in points or nats; what they are, in words
     "The rows of one chart; raise ValueError if there are none"
-    single = _single_layers(table, heads)
-    chosen = _first_of(single, tag, given)
+    single = _single_layers(drawn_names(table), heads)
+    chosen = _first_of(single, tag, {k:v and drawn_name(v) for k, v in given.items()})
     rows = rows_to_draw(single, ('tag', 'where', 'benchmark'), 'profile_table', **chosen).drop_nulls('change')
     if not rows.height:
         raise ValueError('There is nothing to draw: no item of these rows has a score both times.')
@@ -283,7 +284,8 @@ def before_after_chart(
     pick:alt.Parameter|None=None, # The selection that a page shares
 )->alt.TopLevelMixin:
     "What masking costs before and after a merge"
-    models = before, after = _two_models(table, before, after)
+    table, change = (t if t is None else drawn_names(t) for t in (table, change))
+    models = before, after = _two_models(table, *(m and drawn_name(m) for m in (before, after)))
     kept = table.filter(pl.col('model').is_in(models), part=part)
     rows, words = of_layers(kept, tag, measure=measure, how=how)
     rows, same = rows.with_columns(kind=pl.col('model')), {c:rows[c][0] for c in ('tag', 'measure', 'how')}

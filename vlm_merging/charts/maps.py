@@ -6,7 +6,7 @@
 from __future__ import annotations
 import altair as alt
 import polars as pl
-from .pages import COLOURS, INK, in_order, titled, together
+from .pages import COLOURS, INK, drawn_name, drawn_names, in_order, titled, together
 from .layer_charts import (
     PART_NAMES, before_after_chart, change_scale, layer_axis, layer_pick, left_axis, linked, of_layers, panel,
     profile_chart, stacked, with_ends)
@@ -105,10 +105,10 @@ def _map_rows(weights, what):
     if lost:
         raise ValueError(f"The table of weights has no column {' and no column '.join(lost)}. "
                          f"Give one as vlm_merging.probing.weights.long makes it.")
-    rows = weights.drop_nulls(['layer', 'value']).filter(pl.col('value').is_finite())
+    rows = drawn_names(weights).drop_nulls(['layer', 'value']).filter(pl.col('value').is_finite())
     there = in_order(rows['what'])
     if not what: what = ([w for w in WHATS if w in there] or there)[:4]
-    what = [what] if isinstance(what, str) else [*what]
+    what = [drawn_name(w) for w in ([what] if isinstance(what, str) else what)]
     gone = [w for w in what if w not in there]
     if gone or not there:
         raise ValueError(f"There is nothing to draw: the table of weights has no "

@@ -4,17 +4,19 @@
 
 # %% ../../nbs/charts/01_pages.ipynb #c005
 from __future__ import annotations
-import io, textwrap
+import io, json, re, textwrap
 from pathlib import Path
 import altair as alt
 import polars as pl
-from ..comparing.findings import CATEGORY_NAMES
+from jinja2.utils import htmlsafe_json_dumps
 from ..checkpoints.places import path_of
 from ..checkpoints.disk import appearing
+from ..checkpoints.texts import name_in_line, one_line
+from ..comparing.findings import CATEGORY_NAMES, names_in_line
 
 # %% auto #0
-__all__ = ['INK', 'GRID', 'COLOURS', 'SHAPES', 'theme', 'titled', 'in_order', 'colour_and_shape', 'rows_to_draw', 'together',
-           'save_chart', 'show_offline']
+__all__ = ['INK', 'GRID', 'COLOURS', 'SHAPES', 'theme', 'drawn_name', 'drawn_names', 'titled', 'in_order', 'colour_and_shape',
+           'rows_to_draw', 'together', 'save_chart', 'show_offline']
 
 # %% ../../nbs/charts/01_pages.ipynb #c011
 INK, GRID = '#767c86', '#8a909a'  # Text; grid lines (drawn thin and half transparent)
@@ -34,25 +36,41 @@ def theme()->dict:
                            offset=12))
 
 # %% ../../nbs/charts/01_pages.ipynb #c017
+def drawn_name(
+    name:str,           # Of a run, a benchmark, a tag, or a sentence
+    to_line=name_in_line, # As for `names_in_line`
+)->str:
+    "A text as it stands in a chart: one line in which no tag begins"
+    return re.sub('<(?=[a-zA-Z/!?])', '<\u2060', to_line(name))
+
+def drawn_names(
+    table:pl.DataFrame, # To be drawn
+)->pl.DataFrame:
+    "A table whose names can stand in a chart"
+    return names_in_line(table, drawn_name)
+
+# %% ../../nbs/charts/01_pages.ipynb #c021
 def titled(
     chart:alt.TopLevelMixin, # Without configuration
     title:str,          # One message
     note:str='',        # Under it: how to read it
 )->alt.TopLevelMixin:
     "A chart with its title and look"
-    lines = textwrap.wrap(title, 64)
+    def line(text): return drawn_name(text, lambda o: one_line(o, 600))
+    lines = textwrap.wrap(line(title), 64)
+    note = [line(o) for o in note] if isinstance(note, list) else line(note)
     out = chart.properties(title=alt.TitleParams(lines, subtitle=note) if note else alt.TitleParams(lines))
     out.config = alt.Config.from_dict(theme())
     return out
 
-# %% ../../nbs/charts/01_pages.ipynb #c021
+# %% ../../nbs/charts/01_pages.ipynb #c025
 def in_order(
     values:pl.Series,   # Texts
 )->list[str]:
     "Values as they come first"
     return values.unique(maintain_order=True).to_list()
 
-# %% ../../nbs/charts/01_pages.ipynb #c022
+# %% ../../nbs/charts/01_pages.ipynb #c026
 def colour_and_shape(
     column:str,         # Runs, or kinds
     names:list[str],    # Its values, in order
@@ -64,7 +82,7 @@ def colour_and_shape(
         return kind(f'{column}:N', sort=names, scale=scale, legend=legend)
     return channel(alt.Color, COLOURS), channel(alt.Shape, SHAPES)
 
-# %% ../../nbs/charts/01_pages.ipynb #c026
+# %% ../../nbs/charts/01_pages.ipynb #c030
 def _refuse_empty(table, kept, filters):
     if kept.height: return
     want = ' and '.join(f'{k} {v!r}' for k, v in filters.items())
@@ -83,13 +101,15 @@ def rows_to_draw(
     if lost:
         raise ValueError(f"The table has no column {' and no column '.join(lost)}. "
                          f"Give one as {source} makes it.")
+    table = drawn_names(table)
+    filters = {k:drawn_name(v) if isinstance(v, str) else v for k, v in filters.items()}
     kept = table.filter(**filters)
     _refuse_empty(table, kept, filters)
     where, name = pl.col('where').replace(CATEGORY_NAMES), pl.col('benchmark')
     if kept['benchmark'].n_unique()>1: where = name+', '+where
     return kept.with_columns(label=pl.when(pl.col('tag')=='all').then(name).otherwise(where))
 
-# %% ../../nbs/charts/01_pages.ipynb #c032
+# %% ../../nbs/charts/01_pages.ipynb #c036
 def together(
     *charts:alt.TopLevelMixin, # With titles, as the charts of this package come
 )->alt.VConcatChart:    # A chart like any other, for `save_chart`
@@ -101,8 +121,20 @@ def together(
     page.config = alt.Config.from_dict(theme())
     return page
 
-# %% ../../nbs/charts/01_pages.ipynb #c036
+# %% ../../nbs/charts/01_pages.ipynb #c040
 _KINDS = ('html', 'svg', 'png', 'json')
+_HEAD = '''<head>
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data: blob:;
+style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'">'''
+
+class _InScript(json.JSONEncoder):
+    "JSON in which nothing ends the script around it"
+    def encode(self, o): return str(htmlsafe_json_dumps(o))
+
+_ACTIONS = dict(actions=dict(export=True, source=False, compiled=False, editor=False))
+_HOW = dict(html=dict(inline=True, embed_options=_ACTIONS, json_kwds=dict(cls=_InScript)),
+            png=dict(scale_factor=2))
 
 def save_chart(
     chart:alt.TopLevelMixin, # Any of this package
@@ -115,14 +147,13 @@ def save_chart(
     if not path.parent.is_dir(): raise ValueError(f'There is no folder {path.parent} to save {path.name} in.')
     file = io.BytesIO() if kind=='png' else io.StringIO()
     if kind=='png': chart = chart.copy().properties(background='white')
-    chart.save(file, format=kind, **dict(html=dict(inline=True), png=dict(scale_factor=2)).get(kind, {}))
+    chart.save(file, format=kind, **_HOW.get(kind, {}))
     content = file.getvalue()
-    scheme = '<head>\n<meta name="color-scheme" content="light dark">'
-    if kind=='html': content = content.replace('<head>', scheme, 1)
+    if kind=='html': content = content.replace('<head>', _HEAD, 1)
     with appearing(path) as file: file.write(content if kind=='png' else content.encode())
     return path
 
-# %% ../../nbs/charts/01_pages.ipynb #c040
+# %% ../../nbs/charts/01_pages.ipynb #c044
 def show_offline()->None:
     "Draw the charts of this notebook without network from now on"
     alt.renderers.enable('jupyter', offline=True)

@@ -6,7 +6,8 @@
 from __future__ import annotations
 import altair as alt
 import polars as pl
-from .pages import COLOURS, INK, colour_and_shape, in_order, rows_to_draw, titled
+from .pages import (
+    COLOURS, INK, colour_and_shape, drawn_names, in_order, rows_to_draw, titled)
 
 # %% auto #0
 __all__ = ['AXIS_TITLES', 'scores_chart', 'pairs_chart', 'length_chart', 'lengthening_chart', 'weights_chart']
@@ -117,6 +118,7 @@ def pairs_chart(
 
 # %% ../../nbs/charts/02_score_charts.ipynb #c038
 def _length_rows(table):
+    table = drawn_names(table)
     rows = rows_to_draw(table, ('run', *_CELL, 'length'), 'by_length', tag='length', what='accuracy')
     shares = table.filter(what='share').select('run', 'benchmark', 'where', share=100*pl.col('value'))
     rows = rows.join(shares, on=['run', 'benchmark', 'where'], how='left', maintain_order='left')

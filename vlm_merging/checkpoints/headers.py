@@ -11,6 +11,7 @@ from .places import from_hub, path_of
 from .model_files import (JSON_LIMIT, changed_files, named_files, read_json,
     take_stamps, unique_names, unread_weights, weight_candidates, weight_files)
 from .disk import InputChanged, reading, unreadable
+from .texts import name_in_line
 
 # %% auto #0
 __all__ = ['DTYPES', 'FLOATS', 'HEADER_LIMIT', 'SIDE', 'Entry', 'read_header', 'read_bin', 'lab_model', 'fetch', 'Checkpoint',
@@ -282,8 +283,10 @@ def folder_summary(
         n, params, size = groups.get(key, (0, 0, 0))
         groups[key] = n+1, params+e.numel, size+e.nbytes
     types = sorted({e.dtype for e in checkpoint.tensors.values()})
-    lines = [f"{checkpoint.source or checkpoint.path}  {checkpoint.config.get('model_type','?')}  "
+    lines = [f"{name_in_line(checkpoint.source or checkpoint.path)}  "
+             f"{name_in_line(checkpoint.config.get('model_type', '?'), 40)}  "
              f"{', '.join(types)}  {readable(checkpoint.nbytes)} in {len(checkpoint.files)} file(s)"]
-    if checkpoint.unread: lines.append(f"  not the model: {', '.join(checkpoint.unread)}"[:300])
-    return '\n'.join(lines+[f"  {k:<56}{n:>6} tensors {p:>15,} numbers {readable(b):>9}"
+    others = ', '.join(map(name_in_line, checkpoint.unread))
+    if others: lines.append(f'  not the model: {others}'[:300])
+    return '\n'.join(lines+[f"  {name_in_line(k):<56}{n:>6} tensors {p:>15,} numbers {readable(b):>9}"
                             for k, (n, p, b) in groups.items()])

@@ -8,6 +8,7 @@ import os, shlex, sys, warnings
 from pathlib import Path
 from typing import Literal
 from vlm_merging.checkpoints.places import path_of, same_place
+from vlm_merging.checkpoints.texts import name_in_line
 from vlm_merging.cli.commands import PROGRAM, command, taken
 from vlm_merging.cli.files import PAGES, TABLES, read_scores, ready_to_write, write_table
 
@@ -37,7 +38,7 @@ def prepare_command(
     if not names:
         for b in BENCHMARKS.values():
             print(f"{b.name:16} {b.source:32} {', '.join(b.splits)}   [{b.licence}]")
-    for name in names: print(f'{name}: {prepare(name, **taken(given, FETCHED))}')
+    for name in names: print(name_in_line(f'{name}: {prepare(name, **taken(given, FETCHED))}', 4000))
     return 0
 
 def only_one(
@@ -117,7 +118,8 @@ def ask_command(
         warnings.filterwarnings('ignore', r'\d+ of \d+ items have a reply') # `report` says the same
         replies = ask(asker_of(given|dict(model=model)), items, out, run)
     print(report(out))
-    print(f'Next: {PROGRAM} score {shlex.quote(str(out))} --out {shlex.quote(f"{out}.parquet")}')
+    line = f'Next: {PROGRAM} score {shlex.quote(str(out))} --out {shlex.quote(f"{out}.parquet")}'
+    print(name_in_line(line, 9000))
     return 0 if replies.height==len(items) and not items.left else 4
 
 def incomplete(
@@ -133,13 +135,14 @@ def accuracy_said(
 )->str:                 # A line for each run and benchmark
     "Accuracy with its interval, and beside it what replies did"
     import polars as pl
+    from vlm_merging.comparing.findings import names_in_line
     from vlm_merging.comparing.statistics import summarize
     keys = ('benchmark', 'split', 'run', 'index')
     named = scores['index'].null_count()<scores.height
     some = scores.filter(~pl.struct(keys).is_duplicated()) if named else scores
     if not some.height: return 'There is no reply to count.'
     by = {}
-    for r in summarize(some).filter(tag='all').to_dicts():
+    for r in names_in_line(summarize(some).filter(tag='all')).to_dicts():
         by.setdefault((r['benchmark'], r['run']), {})[r['what']] = r
     out = []
     for (benchmark, run), what in by.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse, re, sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from vlm_merging.checkpoints.texts import one_line
 from vlm_merging.cli.messages import Called, in_shell_words
 from vlm_merging.cli.signatures import REQUIRED, constant_words, methods_read, parameters_of
 from vlm_merging.cli.typed import Split, near, value_kind
@@ -186,7 +187,7 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         "Say how it is used, and what is wrong; exit code 2"
         self.print_usage(sys.stderr)
-        self.exit(2, f'{self.prog}: {message}\n')
+        self.exit(2, f'{self.prog}: {one_line(message, 4000)}\n')
 
 class Layout(argparse.RawDescriptionHelpFormatter):
     "Help in which lists are written in one way"

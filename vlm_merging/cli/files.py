@@ -35,7 +35,7 @@ def write_table(
     frame,              # A polars frame
     path:str|Path,      # .parquet, .jsonl or .csv
 )->Path:
-    "Write a table, whole or not at all"
+    "Write a table, whole or not at all; cells that a spreadsheet would compute (=, -5) are left as they are"
     from vlm_merging.checkpoints.disk import appearing
     path = path_of(path)
     ready_to_write(path, TABLES)

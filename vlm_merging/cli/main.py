@@ -9,12 +9,14 @@ import errno, os, sys, warnings
 from functools import partial
 from vlm_merging import __version__
 from vlm_merging.checkpoints.places import path_of
+from vlm_merging.checkpoints.texts import one_line
 # These fill COMMANDS
 from vlm_merging.cli import demo, merging_commands, asking_commands, probing_commands, completion
 from vlm_merging.cli.commands import (COMMANDS, PROGRAM, Command, calls_of, carry_out_command, flags_of,
                                       read_words)
 from vlm_merging.cli.messages import in_shell_words
 from vlm_merging.cli.process import BROKEN, GOES_ON, INTERRUPT, STOPPED
+from vlm_merging.cli.terminal import all_seen
 from vlm_merging.cli.typed import near
 
 ROOMS = demo, merging_commands, asking_commands, probing_commands, completion
@@ -74,6 +76,7 @@ def told_fault(
     result = fault.errno in WRITES or is_result(fault.filename, given)
     return f"{fault.filename} cannot be {'written' if result else 'read'}: {why}.", BROKEN
 
+@all_seen
 def main(
     argv:list|None=None, # The words behind the program's name; None: those of this process
 )->int:                 # Exit code, see above
@@ -82,7 +85,7 @@ def main(
     command, given = read_line(sys.argv[1:] if argv is None else argv)
     def tell(text):
         words = in_shell_words(str(text), flags_of(command), partial(calls_of, command))
-        print(f'{PROGRAM}: {words}', file=sys.stderr)
+        print(f'{PROGRAM}: {one_line(words, 4000)}', file=sys.stderr)
     def warned(text, kind, *more):
         if issubclass(kind, UserWarning): tell(text)
         else: usual(text, kind, *more)

@@ -4,6 +4,7 @@ import json, sys, time
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from vlm_merging.checkpoints.texts import name_in_line
 from vlm_merging.cli.commands import COMMANDS, KNOBS, calls_of, command, flags_of, knobs_shown, taken
 from vlm_merging.cli.messages import in_shell_words
 from vlm_merging.cli.signatures import methods_read
@@ -90,7 +91,7 @@ def merge_command(
     how = taken(given, OUTPUT)
     out = merge(wanted, out=Path(how.pop('out')), progress=False if quiet else None, **how)
     size = sum(p.stat().st_size for p in out.rglob('*') if p.is_file())
-    print(f'{out}: {readable(size)} in {time.time()-start:.1f} s. '
+    print(f'{name_in_line(out, 4000)}: {readable(size)} in {time.time()-start:.1f} s. '
           f'Open it with AutoModelForImageTextToText.from_pretrained.')
     return 0
 

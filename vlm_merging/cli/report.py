@@ -9,6 +9,7 @@ import base64, io, json, shlex
 from functools import lru_cache
 from pathlib import Path
 from vlm_merging.checkpoints.places import path_of
+from vlm_merging.checkpoints.texts import name_in_line, visible
 
 MODELS = ('VLM', 'LLM', 'merged') # Names in tables; the LLM is put into the VLM: the weight 0
 NARROWER = 300          # By how many pixels a chart is narrower on a phone
@@ -83,9 +84,10 @@ def facts(
     return [*lines, 'change: '+'; '.join(f'{kind} {gain_said(r)}' for kind, r in gains.items()),
             'replies: '+'; '.join(f'{kind} {length_said(r)}' for kind, r in gains.items()),
             f'layers whose loss costs right answers: {needed}',
-            f"report: {out/'report.html'}", f"merged model, for from_pretrained: {out/'merged'}",
-            shlex.join(['next:', 'vlm-merging', 'compare', *(str(out/'replies'/m) for m in ('VLM', 'merged')),
-                        '--by', 'topic'])]
+            *(name_in_line(line, 9000) for line in (
+                f"report: {out/'report.html'}", f"merged model, for from_pretrained: {out/'merged'}",
+                shlex.join(['next:', 'vlm-merging', 'compare', str(out/'replies'/'VLM'),
+                            str(out/'replies'/'merged'), '--by', 'topic'])))]
 
 def groups(
     scores,             # Score table of `MODELS`
@@ -107,7 +109,9 @@ def template(
     "A page with holes; whatever is put in is escaped"
     from jinja2 import Environment, PackageLoader, StrictUndefined
     loader = PackageLoader('vlm_merging.cli')
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template(name)
+    def seen(value): return visible(value, len(value)) if type(value) is str else value # Markup is ours
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined,
+                       finalize=seen).get_template(name)
 
 def widen_chart(
     chart,              # Of Altair

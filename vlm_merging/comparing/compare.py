@@ -4,15 +4,16 @@
 
 # %% ../../nbs/comparing/04_compare.ipynb #c005
 from __future__ import annotations
-import html, re, textwrap
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 import polars as pl
+from ..checkpoints.texts import in_markdown
 from ..scoring.score import score, table_at
 from .statistics import RESAMPLES
 from .pairs import comparison_table
-from .findings import p_said, points, verdict
+from .findings import names_in_line, p_said, points, verdict
 
 # %% auto #0
 __all__ = ['SCREEN', 'ROWS', 'on_a_screen', 'verdict_markdown', 'Comparison', 'compare']
@@ -44,10 +45,6 @@ def on_a_screen(
     lines = [w for o in text.splitlines() for w in textwrap.wrap(o, 100, subsequent_indent='    ')]
     return '\n'.join(lines if len(lines)<=SCREEN else [*lines[:SCREEN-1], '... more in .verdict'])
 
-# %% ../../nbs/comparing/04_compare.ipynb #c023
-def _escaped(text):
-    return re.sub(r'([\\`*_{}\[\]#|~$])', r'\\\1', html.escape(str(text), quote=False)).replace('\n', ' ')
-
 # %% ../../nbs/comparing/04_compare.ipynb #c026
 def verdict_markdown(
     text:str,           # A verdict: a heading, lines that begin with `- `, and lines indented below them
@@ -56,7 +53,7 @@ def verdict_markdown(
     "A verdict for a notebook: the heading in bold, and the points as a list"
     out, all_ = [], text.splitlines()
     for i, line in enumerate(all_[:lines]):
-        bare, deep = _escaped(line.strip().removeprefix('- ')), len(line)-len(line.lstrip())
+        bare, deep = in_markdown(line.strip().removeprefix('- ')), len(line)-len(line.lstrip())
         if i==0: out += [f'**{bare}**', '']
         elif line.startswith('- ') or deep: out.append('    '*(deep>0)+f'- {bare}')
         else: out += ['', bare]
@@ -75,10 +72,11 @@ def _cells(row):
 
 # %% ../../nbs/comparing/04_compare.ipynb #c032
 def _markdown_table(table):
+    table = names_in_line(table)
     a, b = (name if len(name)<=30 else '…'+name[-29:] for name in (table['run_a'][0], table['run_b'][0]))
     head = ['benchmark', 'tag', 'where', 'n', f'{a}, %', f'{b}, %', 'change', 'low', 'high', 'p']
     first = 0 if table['benchmark'].n_unique()>1 else 1
-    lines = [map(_escaped, o[first:]) for o in (head, *map(_cells, table.head(ROWS).to_dicts()))]
+    lines = [map(in_markdown, o[first:]) for o in (head, *map(_cells, table.head(ROWS).to_dicts()))]
     lines.insert(1, ([':--']*3+['--:']*7)[first:])
     more = [f'\n… and {table.height-ROWS} rows more in `.table`']*(table.height>ROWS)
     return '\n'.join(['| '+' | '.join(o)+' |' for o in lines]+more)

@@ -4,12 +4,14 @@
 
 # %% ../../nbs/comparing/03_findings.ipynb #c005
 from __future__ import annotations
+from collections.abc import Callable
 import polars as pl
+from ..checkpoints.texts import name_in_line
 from .pairs import COMPARISON_COLUMNS
 
 # %% auto #0
-__all__ = ['CATEGORY_NAMES', 'WIDE', 'CORRECTED', 'MOVED', 'points', 'p_said', 'ranges_said', 'change_said', 'verdict',
-           'sweep_verdict']
+__all__ = ['CATEGORY_NAMES', 'WIDE', 'CORRECTED', 'MOVED', 'points', 'p_said', 'ranges_said', 'names_in_line', 'change_said',
+           'verdict', 'sweep_verdict']
 
 # %% ../../nbs/comparing/03_findings.ipynb #c009
 def points(
@@ -40,6 +42,18 @@ def ranges_said(
         if runs and runs[-1][1]==i-1: runs[-1][1] = i
         else: runs.append([i, i])
     return between.join(f'{a}' if a==b else f'{a}-{b}' for a, b in runs)
+
+# %% ../../nbs/comparing/03_findings.ipynb #n15x1
+def names_in_line(
+    table:pl.DataFrame, # With names in columns of text
+    to_line:Callable=name_in_line, # Name -> line
+)->pl.DataFrame:        # Different names stay different
+    "A table whose names can be told: one line each, cut where they are long"
+    def changed(column):
+        names = {n:to_line(n) for n in column.unique().drop_nulls()}
+        return {n:line for n, line in names.items() if line!=n}
+    odd = {c:names for c, t in table.schema.items() if t==pl.String and (names := changed(table[c]))}
+    return table.with_columns(pl.col(c).replace(names) for c, names in odd.items())
 
 # %% ../../nbs/comparing/03_findings.ipynb #c021
 CATEGORY_NAMES = {'general-vqa':'General VQA', 'math-targeted-vqa':'Math VQA'}  # Names that the field uses
@@ -142,7 +156,7 @@ def _compared_rows(table):
         raise ValueError(f"The table has no column {', '.join(lost[:6])}. "
                          f"Give the table that `compare` returns.")
     if not table.height: raise ValueError('The comparison is empty: there is nothing to say.')
-    return table.to_dicts()
+    return names_in_line(table).to_dicts()
 
 def verdict(
     comparison,         # What `compare` returns, or its table
@@ -180,7 +194,7 @@ def sweep_verdict(
     table:pl.DataFrame, # From `sweep`
 )->str:                 # A line or two for each benchmark
     "What a sweep allows to say"
-    out = []
+    out, table = [], names_in_line(table)
     for (name,), part in table.filter(tag='all').group_by('benchmark', maintain_order=True):
         out += _best_said(name, part)
         same = part.filter(what='agreement', best=True)

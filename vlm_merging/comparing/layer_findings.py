@@ -7,7 +7,7 @@ from __future__ import annotations
 from statistics import NormalDist
 import polars as pl
 from .statistics import Z
-from .findings import CATEGORY_NAMES, points, ranges_said
+from .findings import CATEGORY_NAMES, names_in_line, points, ranges_said
 
 # %% auto #0
 __all__ = ['MEASURES', 'MEASURE_NAMES', 'NEGLIGIBLE', 'PLACE', 'HURT_WORDS', 'CHANGE_WORDS', 'size_said', 'layers_said',
@@ -144,7 +144,7 @@ def profile_verdict(
 )->str:                 # Lines
     "A profile in words: what matters for what, how deep, and what cannot be said"
     _checked_profile(table)
-    out = []
+    out, table, depths = [], names_in_line(table), None if depths is None else names_in_line(depths)
     for (model, measure, benchmark), part in table.group_by(PLACE, maintain_order=True):
         shown, whole = _split_rows(part), part.filter(tag='all')
         level, here = whole['before'].drop_nulls(), dict(model=model, measure=measure, benchmark=benchmark)
@@ -183,9 +183,9 @@ def change_verdict(
     if lost := [c for c in need if c not in change.columns]:
         raise ValueError(f"The table has no column {', '.join(lost)}. "
                          f"Give the table that `profile_change` returns.")
-    levels, out = {}, []
+    levels, out, change = {}, [], names_in_line(change)
     if table is not None:
-        whole = table.filter(tag='all').drop_nulls('before').unique(PLACE, keep='first')
+        whole = names_in_line(table).filter(tag='all').drop_nulls('before').unique(PLACE, keep='first')
         levels = {place[:3]:place[3] for place in whole.select(*PLACE, 'before').rows()}
     for (model, measure, benchmark), part in change.group_by(PLACE, maintain_order=True):
         versus = part['versus'][0]

@@ -8,6 +8,7 @@ import json, re
 from pathlib import Path
 from .. import __version__
 from ..checkpoints.headers import Checkpoint
+from ..checkpoints.texts import in_markdown, name_in_line
 from .plan import Plan
 
 # %% auto #0
@@ -23,8 +24,9 @@ def licence(
              if card.is_file() else None)
     for key in ('license_name', 'license') if front else ():
         stated = re.search(rf'^{key}:\s*[\'"]?([^\n\'"]+)', front[1], re.M)
-        if stated and stated[1].strip(): return stated[1].strip()
-    return next((f'see {p.name}' for p in sorted(checkpoint.path.glob('LICEN*'))), 'not stated')
+        if stated and stated[1].strip(): return name_in_line(stated[1].strip(), 80)
+    files = sorted(checkpoint.path.glob('LICEN*'))
+    return f'see {name_in_line(files[0].name, 80)}' if files else 'not stated'
 
 # %% ../../nbs/merging/08_card.ipynb #c013
 def provenance(
@@ -49,17 +51,16 @@ def _front(
     hub = [c.source.split('@')[0] for c in plan.sides.values() if c.revision]
     lines = ['---', 'tags: [merge, vlm-merging]', 'library_name: transformers',
              'pipeline_tag: image-text-to-text']
-    if hub: lines += ['base_model:']+[f'- {h}' for h in hub]+['base_model_relation: merge']
+    if hub: lines += ['base_model:']+[f'- {json.dumps(h)}' for h in hub]+['base_model_relation: merge']
     return '\n'.join([*lines, '---'])
 
 def _sources(
     plan:Plan,          # From `plan`
 )->str:                 # Rows of a Markdown table
     "The models, their revisions and their licences"
-    plain = lambda s: re.sub(r'[^ -~]|[|`<>]', '?', s)[:80]   # of strangers, for a table
     shown = lambda c: c.source if c.revision else Path(c.source).name
-    return '\n'.join(f"| {who} | {shown(c)} | {c.revision or 'a local folder'} | {plain(licence(c))} |"
-                     for who, c in plan.sides.items())
+    rows = [(who, shown(c), c.revision or 'a local folder', licence(c)) for who, c in plan.sides.items()]
+    return '\n'.join(f"| {' | '.join(map(in_markdown, row))} |" for row in rows)
 
 # %% ../../nbs/merging/08_card.ipynb #c020
 def model_card(
@@ -67,10 +68,10 @@ def model_card(
     name:str,           # Of the merged folder
 )->str:                 # Markdown
     "A model card: recipe, sources, licences"
-    findings = '\n'.join(f'- {f}' for f in plan.findings) or '- none'
+    findings = '\n'.join(f'- {in_markdown(f)}' for f in plan.findings) or '- none'
     recipe = {k: v for k, v in plan.recipe.dict().items() if k not in ('vlm', 'llm', 'base')}
     return f"""{_front(plan)}
-# {name}
+# {in_markdown(name, 200)}
 
 A vision-language model whose language model was merged with a reasoning LLM, without training, \
 by vlm_merging {__version__}.

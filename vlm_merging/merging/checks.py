@@ -8,6 +8,7 @@ import numpy as np
 from ..checkpoints.blocks import fill
 from ..checkpoints.headers import FLOATS, Checkpoint
 from ..checkpoints.model_files import read_json
+from ..checkpoints.texts import name_in_line, quoted
 from .families import NESTED, Decoder, Pairing, pair_names, text_config
 from .folders import Finding, folder_findings
 
@@ -120,7 +121,7 @@ def rope(
     bases = {float(b) for b in [g.get('rope_theta') for g in groups]
                               +[text.get('rope_theta'), text.get('rope_local_base_freq')]
              if isinstance(b, (int, float)) and 0<b<1e30}
-    kinds = {str(g.get('rope_type') or g.get('type') or 'default') for g in groups}
+    kinds = {name_in_line(g.get('rope_type') or g.get('type') or 'default', 40) for g in groups}
     kinds = kinds-{'mrope', 'default'} or {'default'}
     factors = {f'{x:g}' for x in (g.get('factor') for g in groups)
                if isinstance(x, (int, float)) and abs(x)<1e30}
@@ -161,7 +162,7 @@ COMPARED = (('rms_norm_eps', 'norm epsilon', 'Small differences are harmless.'),
 def _unlike(
     key:str,            # Of `COMPARED`
     mine:dict, theirs:dict, # Configurations of the VLM's language model, and of the other's
-)->tuple|None:          # Both values, if they are known and differ
+)->list|None:           # Both values as text, if they are known and differ
     "One setting, compared"
     x, y = mine.get(key), theirs.get(key)
     known = x is not None and y is not None
@@ -170,7 +171,7 @@ def _unlike(
         known = key in mine and key in theirs
     if key=='model_type' and isinstance(x, str) and isinstance(y, str):      # qwen2_vl_text is a qwen2
         if x.split('_')[0].replace('mllama', 'llama')==y.split('_')[0]: return None
-    return (x, y) if known and x!=y else None
+    return [name_in_line(v, 40) for v in (x, y)] if known and x!=y else None
 
 def unlike_settings(
     mine:dict, theirs:dict, # Configurations of the VLM's language model, and of the other's
@@ -211,7 +212,7 @@ def unlike_strings(
     if not apart: return []
     i = min(apart)
     return [Finding('warn', f"{len(apart)} of {len(both)} common token numbers stand for other strings, "
-                            f"the first is {i}: {a[i]!r} in the VLM, {b[i]!r} in the {who}.",
+                            f"the first is {i}: {quoted(a[i])} in the VLM, {quoted(b[i])} in the {who}.",
                     'A few special tokens are normal; many mean another tokenizer: do not merge.')]
 
 # %% ../../nbs/merging/02_checks.ipynb #c049

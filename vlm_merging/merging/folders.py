@@ -5,6 +5,7 @@
 # %% ../../nbs/merging/01_folders.ipynb #c005
 from __future__ import annotations
 from dataclasses import dataclass
+from ..checkpoints.texts import name_in_line
 from ..checkpoints.headers import FLOATS, Checkpoint
 from ..checkpoints.model_files import QUANTIZER_FILES
 
@@ -19,6 +20,7 @@ class Finding:
     what:str            # One sentence with both values
     fix:str             # One sentence: what to do
 
+    def __post_init__(self): vars(self).update(what=name_in_line(self.what, 1000)) # Whatever is in it
     def __str__(self): return f"{self.level}: {self.what} {self.fix}"
 
 # %% ../../nbs/merging/01_folders.ipynb #c013

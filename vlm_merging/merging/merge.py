@@ -4,7 +4,7 @@
 
 # %% ../../nbs/merging/09_merge.ipynb #c005
 from __future__ import annotations
-import hashlib, json, os, re, threading
+import hashlib, json, os, threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,9 +12,8 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 from .. import __version__
-from ..checkpoints.headers import FLOATS, Checkpoint, readable, refuse_changed
+from ..checkpoints.headers import FLOATS, readable, refuse_changed
 from ..checkpoints.identity import fingerprints
-from ..checkpoints.model_files import read_json
 from ..checkpoints.blocks import BLOCK, BLOCK_GPU, Blocks, Source, faulty, keep_heap, opened
 from ..checkpoints.disk import replace_text
 from ..checkpoints.places import path_of
@@ -22,13 +21,13 @@ from vlm_merging.checkpoints.writer import (JOURNAL, Shard, copy_sides, drafting
     side_files, usable_target)
 from .card import model_card, provenance
 from .coins import name_rng
+from .layout import OutShard, index_name, index_text, out_shards, runs
 from .methods import METHODS, Method, blockwise
 from .plan import Plan, Work, plan
 from .recipe import Recipe, recipe_of
 
 # %% auto #0
-__all__ = ['COPY_BYTES', 'merged_blocks', 'merge_one', 'OutShard', 'out_shard', 'out_shards', 'runs', 'index_name', 'index_text',
-           'write_shards', 'draft_key', 'need_room', 'merge']
+__all__ = ['merged_blocks', 'merge_one', 'write_shards', 'draft_key', 'need_room', 'merge']
 
 # %% ../../nbs/merging/09_merge.ipynb #c010
 def merged_blocks(
@@ -88,74 +87,6 @@ def merge_one(
         if advance: advance(len(data))
 
 # %% ../../nbs/merging/09_merge.ipynb #c018
-@dataclass(frozen=True)
-class OutShard:
-    "A file of the merged model: where each tensor goes"
-    name:str            # File name
-    header:bytes        # Everything before the first tensor
-    places:tuple        # Of `(Entry in the VLM, first byte in the output)`
-    size:int            # Bytes in all
-
-def _new_header(
-    entries:list,       # `Entry` of each tensor, in order
-)->tuple[bytes, list]:  # The header, and the first byte of each tensor behind it
-    "What a safetensors file of these tensors begins with"
-    table, starts, at = {'__metadata__': {'format': 'pt'}}, [], 0
-    for e in entries:
-        table[e.name] = dict(dtype=e.dtype, shape=list(e.shape), data_offsets=[at, at+e.nbytes])
-        starts.append(at)
-        at += e.nbytes
-    raw = json.dumps(table, separators=(',', ':')).encode()
-    raw += b' '*(-len(raw)%8)
-    return len(raw).to_bytes(8, 'little')+raw, starts
-
-# %% ../../nbs/merging/09_merge.ipynb #c019
-def out_shard(
-    vlm:Checkpoint,     # The VLM
-    file:str,           # One of its weight files
-    entries:list,       # `Entry` of each tensor in it
-)->OutShard:
-    "The output file that belongs to one file of the VLM"
-    entries = sorted(entries, key=lambda e: (e.start, e.nbytes))
-    if file.endswith('.safetensors'):
-        with open(vlm.path/file, 'rb') as f:
-            n = int.from_bytes(f.read(8), 'little')
-            f.seek(0)
-            return OutShard(file, f.read(8+n), tuple((e, e.start) for e in entries),
-                            (vlm.path/file).stat().st_size)
-    header, starts = _new_header(entries)
-    places = tuple((e, len(header)+at) for e, at in zip(entries, starts))
-    return OutShard(re.sub(r'^pytorch_model', 'model', file)[:-3]+'safetensors', header, places,
-                    len(header)+sum(e.nbytes for e in entries))
-
-def out_shards(
-    vlm:Checkpoint,     # The VLM
-)->list:                # Of `OutShard`, in the order of its files
-    "The output files; every tensor is looked at once, however many files there are"
-    inside = {file: [] for file in vlm.files}
-    for e in vlm.tensors.values(): inside[e.file.name].append(e)
-    return [out_shard(vlm, file, entries) for file, entries in inside.items()]
-
-# %% ../../nbs/merging/09_merge.ipynb #c022
-COPY_BYTES = 1<<28             # Longest run of copied bytes in one piece
-
-def runs(
-    places,             # `(Entry, first byte in the output)` in order
-    works:dict,         # Name -> `Work`
-):                      # `(file, first byte there, first byte in the output, n)`
-    "The byte ranges that are copied, joined where they touch"
-    ranges = []
-    for e, to in places:
-        merged = works[e.name].vlm[0].nbytes if e.name in works else 0
-        at, to, n = e.start+merged, to+merged, e.nbytes-merged
-        if not n: continue
-        last = ranges[-1] if ranges else None
-        touches = last and last[0]==e.file and last[1]+last[3]==at and last[2]+last[3]==to
-        if touches and last[3]+n<=COPY_BYTES: ranges[-1] = (*last[:3], last[3]+n)
-        else: ranges += [(e.file, at+i, to+i, min(COPY_BYTES, n-i)) for i in range(0, n, COPY_BYTES)]
-    return ranges
-
-# %% ../../nbs/merging/09_merge.ipynb #c026
 @dataclass
 class _Hands:
     "What a thread needs to merge or to copy a piece"
@@ -184,7 +115,7 @@ class _Hands:
         self.advance(n)
         shard.done(f'copy {to}+{n}', n)
 
-# %% ../../nbs/merging/09_merge.ipynb #c029
+# %% ../../nbs/merging/09_merge.ipynb #c021
 def _fill_shard(
     layout:OutShard,    # Where each tensor goes
     shard:Shard,        # The file, open
@@ -204,25 +135,7 @@ def _fill_shard(
         else: jobs.append(pool.submit(hands.copy, shard, file, at, to, n))
     for job in jobs: job.result()
 
-# %% ../../nbs/merging/09_merge.ipynb #c031
-def index_name(
-    vlm:Checkpoint,     # The VLM
-)->str:                 # File name
-    "What the index of the merged model is called: config.json may name it"
-    return vlm.index if vlm.index.endswith('.safetensors.index.json') else 'model.safetensors.index.json'
-
-def index_text(
-    p:Plan,             # From `plan`
-    shards,             # `OutShard` of each output file
-)->str:
-    "The index of the merged model: the VLM's own, with the names of the output files"
-    if own := p.vlm.index.endswith('.safetensors.index.json') and p.vlm.path/p.vlm.index:
-        if isinstance(read_json(own).get('metadata'), dict): return own.read_text(encoding='utf-8')
-    table = {e.name: s.name for s in shards for e, _ in s.places}
-    return json.dumps(dict(metadata={'total_size': p.vlm.nbytes}, weight_map=dict(sorted(table.items()))),
-                      indent=2)+'\n'
-
-# %% ../../nbs/merging/09_merge.ipynb #c034
+# %% ../../nbs/merging/09_merge.ipynb #c023
 def _end(
     pool:ThreadPoolExecutor, # Who works
     stopped:threading.Event, # What tells them
@@ -233,7 +146,7 @@ def _end(
         try: return pool.shutdown(wait=True, cancel_futures=True)
         except KeyboardInterrupt: pass
 
-# %% ../../nbs/merging/09_merge.ipynb #c035
+# %% ../../nbs/merging/09_merge.ipynb #c024
 def write_shards(
     p:Plan,             # Without stops
     draft:Path,         # The hidden folder
@@ -268,7 +181,7 @@ def write_shards(
         _end(pool, stopped)
         bar.close()
 
-# %% ../../nbs/merging/09_merge.ipynb #c040
+# %% ../../nbs/merging/09_merge.ipynb #c029
 def draft_key(
     plan:Plan,          # From `plan`
     inputs:list,        # Fingerprints and time stamps by model and file
@@ -279,7 +192,7 @@ def draft_key(
     same = [plan.recipe.dict(), inputs, __version__, torch.__version__, device, allow_nonfinite]
     return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
 
-# %% ../../nbs/merging/09_merge.ipynb #c043
+# %% ../../nbs/merging/09_merge.ipynb #c032
 def need_room(
     parent:Path,        # The folder that will hold the output
     plan:Plan,          # From `plan`
@@ -310,7 +223,7 @@ def _refuse(
     if any(out.resolve().is_relative_to(s) or s.is_relative_to(out.resolve()) for s in sources):
         raise ValueError(f"{out} is, holds or lies in one of the inputs. Choose another output.")
 
-# %% ../../nbs/merging/09_merge.ipynb #c047
+# %% ../../nbs/merging/09_merge.ipynb #c036
 def merge(
     vlm:Recipe|str|Path, # A recipe; or the VLM: a folder, a hub id (with optional @revision), or lab/vlm
     llm:str|Path|None=None, # The LLM: a folder, a hub id, or lab/llm

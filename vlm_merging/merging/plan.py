@@ -10,6 +10,7 @@ from pathlib import Path
 from ..checkpoints.headers import Checkpoint, readable
 from ..checkpoints.identity import same_weights
 from ..checkpoints.writer import side_files
+from ..checkpoints.texts import name_in_line
 from .checks import check
 from .families import Pair, Pairing
 from .folders import Finding
@@ -176,7 +177,8 @@ def _asked(
              + (', as the paper\'s script ran' if recipe.as_run else '')]
     for who, c in plan.sides.items():
         commit = f'@{c.revision}' if c.revision and '@' not in c.source else ''
-        lines.append(f"  {who:<5}{c.source}{commit}  {c.config.get('model_type', '?')}, "
+        lines.append(f"  {who:<5}{name_in_line(c.source)}{commit}  "
+                     f"{name_in_line(c.config.get('model_type', '?'), 40)}, "
                      f"{len(c.tensors)} tensors, {readable(c.nbytes)} in {len(c.files)} file(s)")
     return lines
 
@@ -193,8 +195,8 @@ def _gathered(
         add('merged', 'final norm' if w.pair.key=='final_norm' else w.pair.module, w.vlm[0],
             f"{w.pair.vlm} with {' + '.join(w.pair.llm)}")
     for name, reason in plan.kept.items(): add('kept', reason, plan.vlm.tensors[name], name)
-    return [f"  {what:<7}{n:>5} tensors {readable(size):>8}  {why}  ({example})"
-            for (what, why), (n, size, example) in groups.items()]
+    return [f"  {what:<7}{n:>5} tensors {readable(size):>8}  {name_in_line(why)}  "
+            f"({name_in_line(example, 240)})" for (what, why), (n, size, example) in groups.items()]
 
 # %% ../../nbs/merging/07_plan.ipynb #c034
 ROW_BYTES = 64          # Of memory for each number of a row, while a method has the row as a whole

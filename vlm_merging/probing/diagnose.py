@@ -4,11 +4,10 @@
 
 # %% ../../nbs/probing/04_diagnose.ipynb #c005
 from __future__ import annotations
-import re
 from dataclasses import dataclass
-from html import escape
 from pkgutil import resolve_name
 import polars as pl
+from ..checkpoints.texts import in_markdown, name_in_line, one_line
 from ..merging.checks import check, more_than_language
 from ..merging.plan import one_twice
 from ..merging.recipe import Recipe
@@ -76,13 +75,12 @@ def _as_markdown(
     d:Diagnosis,        # A diagnosis
 )->str:                 # Markdown
     "The verdict with its reasons, and the modules as a small table"
-    plain = lambda x: re.sub(r'([\\`*_\[\]|])', r'\\\1', escape(x, quote=False))
     verdict = f"**{d.verdict[0].upper()}{d.verdict[1:]}** (how sure: {d.sure})"
-    lines = [verdict, '', *(f'- {plain(str(r))}' for r in d.reasons)]
+    lines = [verdict, '', *(f'- {in_markdown(r)}' for r in d.reasons)]
     if d.stats is None: return '\n'.join(lines)
     rows = d.modules.filter(part='all')
     columns = [c for c in ('module', *DIAGNOSIS_COLUMNS) if c in rows.columns]
-    say = lambda x: '-' if x is None else f'{x:.3f}' if isinstance(x, float) else plain(x)
+    say = lambda x: '-' if x is None else f'{x:.3f}' if isinstance(x, float) else in_markdown(x)
     table = [columns, ['---']*len(columns), *([say(x) for x in r] for r in rows.select(columns).rows())]
     return '\n'.join([*lines, '', *(f"| {' | '.join(r)} |" for r in table)])
 
@@ -93,8 +91,7 @@ def table_lines(
 )->list[str]:           # Lines
     "A table as plain text"
     columns = [c for c in columns if c in table.columns]
-    cut = lambda x: x if len(x)<=80 else x[:77]+'...'
-    say = lambda x: '-' if x is None else f'{x:.3f}' if isinstance(x, float) else cut(str(x))
+    say = lambda x: '-' if x is None else f'{x:.3f}' if isinstance(x, float) else one_line(x, 80)
     rows = [columns]+[[say(x) for x in r] for r in table.select(columns).rows()]
     wide = [max(map(len, c)) for c in zip(*rows)]
     return ['  '+'  '.join(x.rjust(w) if i else x.ljust(w) for i, (x, w) in enumerate(zip(r, wide)))
@@ -123,7 +120,7 @@ def _as_text(
     other = [f for f in d.findings if not any(f.what in r.what for r in d.reasons)]
     lines = [*_verdict_lines(d), *_caveats(d), *(f'- also found: {f}' for f in other)]
     if d.stats is not None:
-        what = f'task vectors from {d.base}' if d.base else 'LLM - VLM'
+        what = f'task vectors from {name_in_line(d.base)}' if d.base else 'LLM - VLM'
         lines += ['', f"By module ({what}; top1: share of energy in the top 1% of entries):"]
         lines += table_lines(d.modules.filter(part='all'), ('module', *DIAGNOSIS_COLUMNS))
         if 'rank' in d.stats.columns:

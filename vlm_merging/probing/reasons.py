@@ -7,7 +7,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 import polars as pl
 from ..checkpoints.headers import Checkpoint
-from ..comparing.findings import ranges_said
+from ..checkpoints.texts import name_in_line
+from ..comparing.findings import names_in_line, ranges_said
 from ..merging.checks import tokens
 from .weights import by_layer, by_module
 
@@ -172,7 +173,7 @@ def nearest_reasons(
     base:str,           # The base given; '' for none
 )->list[Reason]:        # Remarks
     "What the candidate bases tell"
-    reasons, by = [], 'the lengths below'
+    reasons, by, kin, base = [], 'the lengths below', names_in_line(kin), name_in_line(base)
     def remark(what): reasons.append(Reason('', what, by))
     between = kin.filter(pl.col('cosine')<THRESHOLDS['between'].value)['candidate'].to_list()
     for c in between:

@@ -18,7 +18,7 @@ from ..asking.replies import reply_table
 from ..checkpoints.headers import Checkpoint
 from ..benchmarks.items import Item, row_of
 from ..comparing.compare import on_a_screen, verdict_markdown
-from ..comparing.findings import sweep_verdict
+from ..comparing.findings import names_in_line, sweep_verdict
 from ..comparing.pairs import comparison_table, holm
 from ..comparing.statistics import RESAMPLES, interval, summarize, summed
 from .probe import asked_items
@@ -203,7 +203,7 @@ class Sweep:
     @property
     def lines(self)->list[str]:
         "The accuracy of each mixture with its interval, a line each"
-        known = self.table.filter(what='accuracy').drop_nulls('value')
+        known = names_in_line(self.table.filter(what='accuracy').drop_nulls('value'))
         return [f"{r['benchmark']}{'' if r['tag']=='all' else ', '+r['where']}, {r['run']}: {r['value']:.1%} "
                 f"(95% interval {r['low']:.1%} to {r['high']:.1%}) of {r['n']}"
                 for r in known.sort('benchmark', 'tag', 'where', maintain_order=True).to_dicts()]

@@ -10,6 +10,7 @@ import ipywidgets as W
 import polars as pl
 from markupsafe import Markup
 from ..benchmarks.load import load
+from ..checkpoints.texts import one_line
 from ..charts.maps import weight_map
 from ..charts.score_charts import scores_chart
 from ..comparing.statistics import summarize
@@ -208,7 +209,7 @@ class _Runs:
 def _question_list(items):
     "A list of the questions"
     first = next((n for n, i in enumerate(items) if i.tags.get('category')=='reasoning'), 0)
-    labels = [(f"{n+1}. {' '.join(i.question.split())[:70]}", n) for n, i in enumerate(items)]
+    labels = [(f'{n+1}. {one_line(i.question)}', n) for n, i in enumerate(items)]
     return W.Dropdown(value=first, options=labels, description='question',
                       style=dict(description_width='64px'), layout=dict(width='100%', max_width='520px'))
 

@@ -13,6 +13,7 @@ import polars as pl
 from jinja2 import Environment
 from markupsafe import Markup
 from ..benchmarks.items import row_of
+from ..checkpoints.texts import name_in_line, visible
 from ..charts.pages import COLOURS
 from ..comparing.compare import comparison_table
 from ..asking.ask import reply_table
@@ -44,7 +45,7 @@ def literal_text(
 )->Markup:
     "Text that is shown letter by letter, whatever it holds"
     return filled('<span style="white-space:pre-wrap;overflow-wrap:anywhere">{{ text }}</span>',
-                  text='' if text is None else str(text))
+                  text='' if text is None else visible(text))
 
 # %% ../../nbs/widgets/01_panels.ipynb #c016
 def reply_text(
@@ -79,9 +80,9 @@ def picture_html(
     width, height = (round(n*size/max(seen.size)) for n in seen.size)
     return filled('<img alt="{{ name }}" width="{{ width }}" height="{{ height }}" '
                   'style="image-rendering:{{ drawn }};'
-                  'vertical-align:top;margin:2px" src="data:image/png;base64,{{ data }}">', name=picture.name,
-                  width=width,
-                  height=height, drawn='pixelated' if small else 'auto',
+                  'vertical-align:top;margin:2px" src="data:image/png;base64,{{ data }}">',
+                  name=name_in_line(picture.name), width=width, height=height,
+                  drawn='pixelated' if small else 'auto',
                   data=base64.b64encode(file.getvalue()).decode())
 
 # %% ../../nbs/widgets/01_panels.ipynb #c026
@@ -96,7 +97,8 @@ def table_html(
                   'endfor %}</tr></thead><tbody>'
                   '{% for r in rows %}<tr>{% for c in r %}<td style="{{ line }}">{{ c }}</td>{% endfor '
                   '%}</tr>{% endfor %}</tbody></table>',
-                  style=TEXT_STYLE, line=line, columns=columns, rows=rows)
+                  style=TEXT_STYLE, line=line, columns=[name_in_line(c) for c in columns],
+                  rows=[[c if isinstance(c, Markup) else name_in_line(c) for c in row] for row in rows])
 
 # %% ../../nbs/widgets/01_panels.ipynb #c029
 def asked_html(

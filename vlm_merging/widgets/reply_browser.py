@@ -8,6 +8,7 @@ import ipywidgets as W
 import polars as pl
 from markupsafe import Markup
 from ..benchmarks.items import ROW_KEYS
+from ..checkpoints.texts import name_in_line
 from ..comparing.pairs import matched, side
 from ..comparing.statistics import values_in_tag
 from ..scoring.score import COLUMNS_LEFT_OUT, SCORE_COLUMNS
@@ -50,7 +51,9 @@ def tag_values(
     for t in [c for c in rows.columns if c not in own or c=='category']:
         if t.endswith('_b') or rows.schema[t]!=pl.String or rows[t].null_count()==rows.height: continue
         counts = pl.Series([v for cell in rows[t] for v in values_in_tag(cell)]).value_counts().sort('')
-        if 1<counts.height<=most: counted |= {f'{t}: {v} ({n})':(t, v) for v, n in counts.rows()}
+        if 1<counts.height<=most:
+            label = name_in_line(t, 40)
+            counted |= {f'{label}: {name_in_line(v, 60)} ({n})':(t, v) for v, n in counts.rows()}
     return counted
 
 # %% ../../nbs/widgets/02_reply_browser.ipynb #c016
@@ -108,7 +111,7 @@ def _filters(rows):
     tiers = [t for c in ('tier', 'tier_b') if c in rows.columns for t in rows[c].drop_nulls().unique().sort()]
     counts = {v:rows['verdict'].is_in(kinds).sum() for v, kinds in VERDICT_FILTERS.items()}
     choices = dict(kind=tag_values(rows), verdict={f'{v} ({n})':v for v, n in counts.items() if n},
-                   tier={t:t for t in dict.fromkeys(tiers)})
+                   tier={name_in_line(t, 60):t for t in dict.fromkeys(tiers)})
     text = W.Text(description='search', placeholder='in question or reply', **wide)
     return text, *(W.Dropdown(options={'all':''}|o, description=name, **wide) for name, o in choices.items())
 
