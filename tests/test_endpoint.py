@@ -303,7 +303,7 @@ def test_without_openai_it_is_a_sentence(monkeypatch):
 
 def test_any_picture_becomes_a_data_address():
     for mode in ('1', 'L', 'P', 'RGBA', 'CMYK', 'I;16'):
-        for kind in ('PNG', 'WEBP', 'WEBP', 'BMP'):
+        for kind in ('PNG', 'GIF', 'WEBP', 'BMP'):
             held = io.BytesIO()
             try: Image.new(mode, (4, 4)).save(held, kind)
             except (OSError, KeyError, ValueError): continue
