@@ -13,7 +13,7 @@ from ..benchmarks.items import Item, Picture, as_item
 from ..checkpoints.headers import Checkpoint, lab_model
 from .fingerprints import weights_hash
 from .models import Reply, text_of_reply
-from .connection import (bare_address, client_of, in_own_loop,
+from .connection import (answer_to, bare_address, client_of, in_own_loop,
                                            next_of, repeats_key, server_words, usable_key)
 
 # %% auto #0
