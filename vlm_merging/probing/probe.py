@@ -116,9 +116,9 @@ def profile_rows(
 )->pl.DataFrame:        # What `Profile`, `profile_table` and `profile_change` read
     "One row an item, mask and measure; raise ValueError if it cannot be measured"
     from dataclasses import replace
-    from vlm_merging.asking.opening import OPENED, check_settings
+    from vlm_merging.asking.opening import OPENING_WORDS, check_settings
     from vlm_merging.probing.effects import effects
-    check_settings(asking, (*OPENED, *signature(profile_rows).parameters))
+    check_settings(asking, (*OPENING_WORDS, *signature(profile_rows).parameters))
     items, tables = asked_items(items), []
     if isinstance(other, (str, Path)): other = _asker(other, asking)
     for name, model in _named(models).items():
