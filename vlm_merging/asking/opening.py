@@ -65,7 +65,7 @@ def _from_pretrained(folder, where, opener, dtype, trust_remote_code):
     return model, processor
 
 # %% ../../nbs/asking/04_opening.ipynb #c019
-OPENING_WORDS = ('dtype', 'device', 'trust_remote_code') # What `open_model` takes beside the fields of `LocalModel`
+OPENING_WORDS = ('dtype', 'device', 'trust_remote_code') # Beside the fields of `LocalModel`
 
 def check_settings(
     asking:dict,         # Setting -> value, as for `open_model`

@@ -5,7 +5,7 @@
 # %% ../../nbs/merging/03_checks.ipynb #c005
 from __future__ import annotations
 import numpy as np
-from ..checkpoints.blocks import fill
+from ..checkpoints.disk import InputChanged, reading
 from ..checkpoints.headers import FLOATS, Checkpoint
 from ..checkpoints.model_files import read_json
 from ..checkpoints.texts import name_in_line, quoted
@@ -246,9 +246,10 @@ def sample(
     e = checkpoint.tensors[name]
     width = e.nbytes//max(e.numel, 1)
     n = min(n, e.numel)
-    with open(e.file, 'rb') as f:
-        raw = bytearray(n*width)
-        fill(memoryview(raw), f.fileno(), e.start+(e.numel-n)//2*width, e.file)
+    with reading(e.file), open(e.file, 'rb') as f:
+        f.seek(e.start+(e.numel-n)//2*width)
+        raw = f.read(n*width)
+    if len(raw)<n*width: raise InputChanged(f'{e.file} became shorter while it was read. Start again.')
     if e.dtype=='BF16':
         return (np.frombuffer(raw, '<u2').astype(np.uint32)<<16).view(np.float32).astype(np.float64)
     return np.frombuffer(raw, dict(F16='<f2', F32='<f4', F64='<f8')[e.dtype]).astype(np.float64)
