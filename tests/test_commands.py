@@ -86,7 +86,7 @@ def test_prepare_lists_what_there_is(call):
 def test_a_table_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     frame = pl.DataFrame(dict(a=['1']))
     write_table(frame, tmp_path/'t.csv')
-    def torn(self, path): open(path, 'w').write('half'); raise OSError(28, 'No space left on device')
+    def torn(self, file): file.write(b'half'); raise OSError(28, 'No space left on device')
     monkeypatch.setattr(pl.DataFrame, 'write_csv', torn)
     with pytest.raises(OSError): write_table(pl.DataFrame(dict(a=['2'])), tmp_path/'t.csv')
     assert [p.name for p in tmp_path.iterdir()]==['t.csv'] and (tmp_path/'t.csv').read_text()=='a\n1\n'

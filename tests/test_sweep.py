@@ -91,7 +91,7 @@ def test_an_own_score_decides():
                                        (dict(weights=[.5], ray='local'), 'needs a folder'),
                                        (dict(weights=[.5], llm='nowhere'), 'not a folder'),
                                        (dict(weights=[.5], weight=.5), 'is what is tried'),
-                                       (dict(weights=[.5], densty=.5), "no 'densty'")])
+                                       (dict(weights=[.5], densty=.5), "no setting 'densty'")])
 def test_what_cannot_be_swept_is_one_sentence(how, said):
     with pytest.raises(ValueError, match=said):
         sweep(**dict(vlm=LAB/'vlm', llm=LAB/'llm', items=load('lab', n=7))|how)
@@ -112,7 +112,8 @@ def test_a_recipe_or_its_ingredients():
 
 def test_a_sweep_shows_itself():
     made = sweep(LAB/'vlm', LAB/'llm', weights=[.6, .2], items=load('lab', n=7, split='dev'), **HOW)
-    assert repr(made).split()==made.verdict.split() and len(repr(made).split('\n'))<40
+    whole = '\n'.join([made.verdict, *(f'- {o}' for o in made.lines)])
+    assert repr(made).split()==whole.split() and len(repr(made).split('\n'))<40 and len(made.lines)>1
     assert 'weight 0' in made._repr_markdown_()
 
 def test_mixtures_are_named_once():

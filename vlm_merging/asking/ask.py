@@ -157,8 +157,8 @@ def ask(
     run = run or out.resolve().name
     with sole(out):
         config = settle(out, dict(run=run, about=about))
-        now, before = Counter(map(benchmark_and_split, rows)), config.get('asked', {})
-        config |= dict(asked={part:max(now[part], before.get(part, 0)) for part in {**before, **now}})
+        now, before = Counter(map(benchmark_and_split, rows)), config.get('asked_by_part', {})
+        config |= dict(asked_by_part={part:max(now[part], before.get(part, 0)) for part in {**before, **now}})
         write_config(out, with_session(out, config, getattr(model, 'how', {})))
         _note_left_out(out, items, {*map(place_of, rows)})
         mend(out/'replies.jsonl')

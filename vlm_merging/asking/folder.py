@@ -118,7 +118,7 @@ def begun(
     return bool(read_lines(out/'replies.jsonl')[0]) or any((out/'parts').glob('*.parquet'))
 
 # %% ../../nbs/asking/05_folder.ipynb #c031
-HISTORY = ('sessions', 'asked') # Keys of run.json that say how it went, not what the results depend on
+HISTORY = ('sessions', 'asked', 'asked_by_part') # Keys of run.json that decide no result
 
 def settle(
     out:Path,           # Folder of a run, held by `sole`

@@ -123,7 +123,7 @@ def benchmark_and_split(
 def _not_asked(config, rows):
     "How many questions have neither a reply nor a failure"
     there = Counter(map(benchmark_and_split, rows))
-    return sum(max(0, n-there[part]) for part, n in config.get('asked', {}).items())
+    return sum(max(0, n-there[part]) for part, n in config.get('asked_by_part', {}).items())
 
 # %% ../../nbs/asking/06_replies.ipynb #c031
 def report(

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/checkpoints/05_headers.ipynb #c005
 from __future__ import annotations
-import json, math, os, re, zipfile
+import errno, json, math, os, re, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from .places import from_hub, path_of
@@ -149,8 +149,8 @@ def read_bin(
     try:
         records = _records(path)
         with FakeTensorMode(): table = torch.load(path, weights_only=True, map_location='cpu')
-    except OSError as e: raise unreadable(e, path) from None
     except Exception as e:  # the unpickler fails in many ways, all of which mean the same
+        if isinstance(e, OSError) and e.errno!=errno.EINVAL: raise unreadable(e, path) from None
         raise ValueError(f"{path} cannot be used: it is not a plain file of tensors "
                          f"({(str(e).splitlines() or [type(e).__name__])[0][:120]}). "
                          f"Only files that `torch.load(weights_only=True)` accepts are read.") from None

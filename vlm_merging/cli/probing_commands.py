@@ -6,6 +6,7 @@
 #     sweep    -> OUT/parts/*.parquet, OUT/sweep.parquet   replies and scores; no model is written
 from __future__ import annotations
 from pathlib import Path
+from vlm_merging.checkpoints.places import path_of
 from vlm_merging.cli.asking_commands import (OPENED, QUESTIONS, folder_wanted, questions_of, quiet_libraries,
                                              tell)
 from vlm_merging.cli.commands import KNOBS, command, knobs_shown, taken
@@ -76,7 +77,8 @@ def named_models(
     from vlm_merging.checkpoints.identity import same_weights
     where = [w for w in (model, against) if w]
     short = [Path(w).name or w for w in where]
-    if len(where)>1 and same_weights(*map(Checkpoint.open, where)):
+    here = [Checkpoint.open(w) for w in where if path_of(w).is_dir()]    # Of the hub, the name tells
+    if len(set(where))<len(where) or len(here)>1 and same_weights(*here):
         raise ValueError(f'--against is {against}, which is the model itself. Name the merged one.')
     return dict(zip(short if len(set(short))==len(short) else where, where))
 

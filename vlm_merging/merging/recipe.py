@@ -70,7 +70,7 @@ def at_depth(
 
 # %% ../../nbs/merging/07_recipe.ipynb #c024
 def _near(name, names):
-    return next((f" Did you mean {o}?" for o in difflib.get_close_matches(name, names, 1)), '')
+    return next((f" Did you mean {o}?" for o in difflib.get_close_matches(name[:80], names, 1)), '')
 
 def method_named(
     name:str,           # As it was typed
@@ -80,9 +80,9 @@ def method_named(
         word = getattr(name, '__name__', type(name).__name__)
         raise ValueError(f"The method is given as a function. Give its name: method={word!r}"
                          f"{'' if word in METHODS else ', once it stands under `@merge_method`'}.")
-    if not isinstance(name, str): raise ValueError(f"method is {name!r}; it is text.")
+    if not isinstance(name, str): raise ValueError(f"method is {str(name)[:80]!r}; it is text.")
     if name not in METHODS:
-        raise ValueError(f"No method {name!r}.{_near(name, METHODS)} There are: {', '.join(METHODS)}. "
+        raise ValueError(f"No method {name[:80]!r}.{_near(name, METHODS)} There are: {', '.join(METHODS)}. "
                          f"A new one is a function under `@merge_method`.")
     return METHODS[name]
 
