@@ -73,6 +73,17 @@ class Seen:
     "What the page asked for and complained about"
     def __init__(self): self.asked, self.strange, self.errors = 0, [], []
 
+def run_all(page):
+    "Run all cells; on a busy machine the menu does nothing while the kernel is still connecting"
+    begun = page.locator('.jp-InputPrompt').filter(has_text=re.compile(r'\[(\*|\d+)\]'))
+    for _ in range(12):
+        page.locator('.lm-MenuBar-itemLabel:text-is("Run")').click()
+        page.locator('.lm-Menu-itemLabel:text-is("Run All Cells")').click()
+        for _ in range(100):
+            if begun.count(): return
+            page.wait_for_timeout(200)
+    pytest.fail('no cell began to run')
+
 @pytest.fixture(scope='module')
 def lab(address, playing):
     "The notebook with the three widgets, run; and what the page asked for"
@@ -97,8 +108,7 @@ def lab(address, playing):
     page.goto(f'{address}/lab/workspaces/widgets/tree/widgets.ipynb?reset')
     page.locator('.jp-Notebook').wait_for()
     page.get_by_text('Python 3').or_(page.get_by_text('python3')).first.wait_for()
-    page.locator('.lm-MenuBar-itemLabel:text-is("Run")').click()
-    page.locator('.lm-Menu-itemLabel:text-is("Run All Cells")').click()
+    run_all(page)
     SHOTS.mkdir(parents=True, exist_ok=True)
     try: yield page, seen
     finally:
