@@ -1,5 +1,5 @@
 "What several test files need: one torch thread a process, no hub, the program, and a browser"
-import os, shutil
+import contextlib, os, shutil
 import pytest
 
 # Before torch is imported
@@ -8,6 +8,15 @@ os.environ.update(HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 FLAGS = ('--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
          '--disable-component-update --disable-sync --disable-dev-shm-usage').split()
+
+@contextlib.contextmanager
+def patched(where, **new):
+    "Other attributes of a module or a class, for as long as the block runs"
+    old = {k: getattr(where, k) for k in new}
+    for k, v in new.items(): setattr(where, k, v)
+    try: yield
+    finally:
+        for k, v in old.items(): setattr(where, k, v)
 
 def walk(spec):
     "Every object of the specification of a chart"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import patched
 from safetensors.torch import load, save_file
 from vlm_merging.merging import merge as room
 from vlm_merging.checkpoints import writer as writer
@@ -115,14 +116,6 @@ def sharded(tmp_path_factory):
 # Trouble at a chosen call
 
 CALLS = 'pwrite copy_file_range fsync ftruncate rename replace unlink mkdir rmdir open'.split()
-
-@contextlib.contextmanager
-def patched(where, **new):
-    old = {k: getattr(where, k) for k in new}
-    for k, v in new.items(): setattr(where, k, v)
-    try: yield
-    finally:
-        for k, v in old.items(): setattr(where, k, v)
 
 @contextlib.contextmanager
 def watched(act, calls=CALLS):

@@ -1,5 +1,5 @@
 "Which file is the model, by transformers' own word; and what is named is what was read, whoever swaps files"
-import contextlib, hashlib, itertools, json, os, shutil
+import hashlib, itertools, json, os, shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from vlm_merging.asking.opening import open_model
 from vlm_merging.checkpoints import headers
 from vlm_merging.checkpoints.headers import Checkpoint, folder_summary, refuse_changed
 from vlm_merging.checkpoints.model_files import take_stamps
+from conftest import patched
 from vlm_merging.cli.main import main
 from vlm_merging.lab.tiny import make_trio
 from vlm_merging.lab.trio import lab_folder
@@ -22,14 +23,6 @@ from vlm_merging.merging.plan import plan
 from vlm_merging.probing import weights as probing_weights
 from vlm_merging.probing.diagnose import diagnose
 from vlm_merging.probing.weights import weight_stats
-
-@contextlib.contextmanager
-def patched(where, **new):
-    old = {k: getattr(where, k) for k in new}
-    for k, v in new.items(): setattr(where, k, v)
-    try: yield
-    finally:
-        for k, v in old.items(): setattr(where, k, v)
 
 
 # The order of transformers

@@ -7,7 +7,6 @@ from __future__ import annotations
 import errno, os, secrets, shutil, stat, threading, time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from filelock import FileLock, Timeout
 
 # %% auto #0
 __all__ = ['FULL', 'ReadingError', 'unreadable', 'reading', 'InputChanged', 'writing', 'read_at', 'write_at', 'open_own',
@@ -213,6 +212,7 @@ def locked(
     wait:bool=False,    # Wait for it instead?
 ):
     "Hold a lock; raise ValueError if another process does, or if something else is in the way"
+    from filelock import FileLock, Timeout  # A plan locks nothing, and shall not wait for this
     lock = FileLock(path, timeout=-1 if wait else 0)
     try:
         with writing(path): lock.acquire()
