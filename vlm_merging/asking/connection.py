@@ -10,7 +10,7 @@ from http.cookiejar import CookieJar, DefaultCookiePolicy
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 import httpx2
-from ..benchmarks.items import one_line
+from ..checkpoints.texts import one_line
 
 # %% auto #0
 __all__ = ['SECRET', 'PIECE', 'KNOCK', 'LARGEST', 'REFUSAL', 'bare_address', 'usable_key', 'repeats_key', 'server_words',

@@ -89,9 +89,8 @@ NO_REPLY = 'no reply'   # Outcome of a question that failed, or could not be ask
 
 def _unanswered(out, done):
     "Of a run: failures and rows left out, of questions that have no reply"
-    listed = [[r for r in read_lines(out/name)[0] if place_of(r) not in done]
-              for name in ('failures.jsonl', LEFT_OUT)]
-    return listed
+    return [[r for r in read_lines(out/name)[0] if place_of(r) not in done]
+            for name in ('failures.jsonl', LEFT_OUT)]
 
 def whole_run(
     out:str|Path,       # Folder of a run

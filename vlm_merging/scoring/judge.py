@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 import polars as pl
 from .algebra import Algebra
-from ..benchmarks.items import LETTERS, Item, one_line
+from ..benchmarks.items import LETTERS, Item
+from ..checkpoints.texts import one_line
 from ..asking.ask import ask
 from ..asking.replies import NO_REPLY
 from .passages import readable_part
