@@ -4,13 +4,13 @@
 
 # %% ../../nbs/asking/09_endpoint.ipynb #c005
 from __future__ import annotations
-import asyncio, base64, email.utils, json, os, queue, random, re, time
+import asyncio, base64, email.utils, json, queue, random, re, time
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 import httpx2
 from ..benchmarks.items import Item, Picture, as_item
-from ..checkpoints.headers import Checkpoint, lab_model
+from ..checkpoints.headers import Checkpoint, local_model
 from .fingerprints import weights_hash
 from .models import Reply, text_of_reply
 from .connection import (answer_to, bare_address, client_of, in_own_loop,
@@ -112,7 +112,7 @@ def weights_of(
     served:str|Path|None, # Folder that is served, or any name for its weights
 )->str|None:            # None: not known
     "The hash of a folder, or the name as it is"
-    folder = isinstance(served, Path) or served and (os.path.isdir(served) or lab_model(served))
+    folder = isinstance(served, Path) or served and local_model(served)
     return weights_hash(Checkpoint.open(served)) if folder else served
 
 def endpoint_settings(

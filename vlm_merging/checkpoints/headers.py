@@ -14,7 +14,7 @@ from .disk import InputChanged, reading, unreadable
 from .texts import name_in_line
 
 # %% auto #0
-__all__ = ['DTYPES', 'FLOATS', 'HEADER_LIMIT', 'SIDE', 'Entry', 'read_header', 'read_bin', 'lab_model', 'fetch', 'Checkpoint',
+__all__ = ['DTYPES', 'FLOATS', 'HEADER_LIMIT', 'SIDE', 'Entry', 'read_header', 'read_bin', 'local_model', 'fetch', 'Checkpoint',
            'refuse_changed', 'readable', 'folder_summary']
 
 # %% ../../nbs/checkpoints/05_headers.ipynb #c012
@@ -160,9 +160,7 @@ def read_bin(
     return {name:_bin_entry(name, t, path, records) for name, t in tensors.items()}
 
 # %% ../../nbs/checkpoints/05_headers.ipynb #c040
-def lab_model(
-    name:str,           # As the user named a model
-)->Path|None:           # A folder inside the package; None: this is no name of the lab
+def _lab_model(name):
     "The folder of `lab/vlm`, `lab/llm` or `lab/base`; raise ValueError if the lab has no such model"
     house, _, model = name.partition('/')
     if house!='lab' or not model: return None
@@ -171,6 +169,14 @@ def lab_model(
     if model not in known:
         raise ValueError(f"No model {name[:200]!r}. The lab has: {', '.join(f'lab/{k}' for k in known)}.")
     return lab_folder()/model
+
+def local_model(
+    name:str|Path,      # As the user named a model
+)->Path|None:           # None: it is not on this machine, and may be a hub id
+    "The folder of a model that lies here; raise ValueError for a model that the lab does not have"
+    folder = path_of(name)
+    if os.path.isdir(folder): return folder     # False, not an error, for impossible names
+    return _lab_model(str(name).rstrip('/'))
 
 # %% ../../nbs/checkpoints/05_headers.ipynb #c043
 SIDE = ('*.json', '*.jinja', '*.txt', '*.model', '*.py', '*.md', '*.tiktoken', 'LICENSE*', 'NOTICE*')
@@ -193,10 +199,8 @@ def fetch(
 # %% ../../nbs/checkpoints/05_headers.ipynb #c045
 def _located(where):
     "The folder that a name means, and the commit if it came from the hub"
-    folder = path_of(where)
-    if os.path.isdir(folder): return folder, ''     # False, not an error, for impossible names
+    if inside := local_model(where): return inside, ''
     where = where.rstrip('/')
-    if inside := lab_model(where): return inside, ''
     name, _, asked = where.partition('@')
     if not re.fullmatch(r'[\w\-.]+/[\w\-.]+', name) or name.startswith('.'):
         raise ValueError(f"{where[:200]} is not a folder. Give a folder, or a hub id such as owner/name.")

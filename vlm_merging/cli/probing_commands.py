@@ -6,7 +6,6 @@
 #     sweep    -> OUT/parts/*.parquet, OUT/sweep.parquet   replies and scores; no model is written
 from __future__ import annotations
 from pathlib import Path
-from vlm_merging.checkpoints.places import path_of
 from vlm_merging.cli.asking_commands import (OPENED, QUESTIONS, folder_wanted, questions_of, quiet_libraries,
                                              tell)
 from vlm_merging.cli.commands import KNOBS, command, knobs_shown, taken
@@ -73,11 +72,11 @@ def named_models(
     against:str|None,   # The same of a second model
 )->dict[str, str]:      # Name in tables -> folder or hub id
     "Models by the last part of their name, or by all of it where that is the same"
-    from vlm_merging.checkpoints.headers import Checkpoint
+    from vlm_merging.checkpoints.headers import Checkpoint, local_model
     from vlm_merging.checkpoints.identity import same_weights
     where = [w for w in (model, against) if w]
     short = [Path(w).name or w for w in where]
-    here = [Checkpoint.open(w) for w in where if path_of(w).is_dir()]    # Of the hub, the name tells
+    here = [Checkpoint.open(w) for w in where if local_model(w)]    # Of the hub, the name tells
     if len(set(where))<len(where) or len(here)>1 and same_weights(*here):
         raise ValueError(f'--against is {against}, which is the model itself. Name the merged one.')
     return dict(zip(short if len(set(short))==len(short) else where, where))
