@@ -201,6 +201,18 @@ def test_everything_is_on_disk_when_it_counts(what, tmp_path):
     with watched(seen, ['fsync', 'mkdir', 'rename', 'replace', 'link']): do(tmp_path)
     seen.check()
 
+def test_old_pieces_are_gone_from_the_disk_before_a_draft_has_a_new_key(tmp_path):
+    draft, seen = tmp_path/'.out.draft', []
+    draft.mkdir(0o700)
+    writer._begin(draft, 'recipe A')
+    for name in 'model.safetensors.part', writer.JOURNAL: (draft/name).write_text('of recipe A')
+    def note(n, name, call, args):
+        is_folder = name=='fsync' and stat.S_ISDIR(os.fstat(args[0]).st_mode)
+        seen.append('flushed' if is_folder else name if name!='replace' else Path(args[1]).name)
+    with watched(note, ['fsync', 'unlink', 'replace']): writer._begin(draft, 'recipe B')
+    last = max(i for i, s in enumerate(seen) if s=='unlink')
+    assert 'flushed' in seen[last:seen.index(writer.KEY)]
+
 def preparing(source, folder, act):
     with watched(act): prepare('MathVista', folder, source=source)
 

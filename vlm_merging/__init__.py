@@ -57,10 +57,9 @@ __all__ = sorted(_HOMES)
 
 def __getattr__(name):
     if name not in _HOMES:
-        import difflib
-        near = difflib.get_close_matches(name, __all__, 1)
-        meant = f'Did you mean {near[0]}?' if near else 'dir(vlm_merging) lists what there is.'
-        raise AttributeError(f'vlm_merging has no {name!r}. {meant}')
+        from vlm_merging.checkpoints.texts import did_you_mean
+        meant = did_you_mean(name, __all__) or ' dir(vlm_merging) lists what there is.'
+        raise AttributeError(f'vlm_merging has no {name!r}.{meant}')
     from vlm_merging._help import explain
     globals()[name] = value = explain(name, getattr(import_module(f'{__name__}.{_HOMES[name]}'), name))
     return value

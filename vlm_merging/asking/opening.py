@@ -4,12 +4,13 @@
 
 # %% ../../nbs/asking/04_opening.ipynb #c005
 from __future__ import annotations
-import difflib, re
+import re
 from dataclasses import fields
 from pathlib import Path
 from .fingerprints import own_numbers, weights_hash
 from .models import LocalModel
 from ..checkpoints.headers import Checkpoint
+from ..checkpoints.texts import did_you_mean
 
 # %% auto #0
 __all__ = ['OPENING_WORDS', 'check_settings', 'open_model', 'as_model']
@@ -78,8 +79,7 @@ def check_settings(
             raise ValueError(f"There is no setting {name!r}. For a part of the questions, give them as "
                              f"load('lab', {name}={value!r}).")
         if name not in (*known, *more):
-            near = difflib.get_close_matches(name, [*known, *more], 1)
-            raise ValueError(f"There is no setting {name!r}.{f' Did you mean {near[0]}?' if near else ''} "
+            raise ValueError(f"There is no setting {name!r}.{did_you_mean(name, [*known, *more])} "
                              f"Of a model there are: {', '.join(known)}.")
         whole = isinstance(value, int) and not isinstance(value, bool) and value>0
         if name in ('batch_size', 'max_new_tokens') and not whole:

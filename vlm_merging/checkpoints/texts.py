@@ -4,10 +4,10 @@
 
 # %% ../../nbs/checkpoints/04_texts.ipynb #c005
 from __future__ import annotations
-import hashlib, html, re
+import difflib, hashlib, html, re
 
 # %% auto #0
-__all__ = ['visible', 'one_line', 'name_in_line', 'quoted', 'in_markdown']
+__all__ = ['visible', 'one_line', 'name_in_line', 'quoted', 'did_you_mean', 'in_markdown']
 
 # %% ../../nbs/checkpoints/04_texts.ipynb #c008
 _UNSEEN = re.compile('[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u2028-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff]')
@@ -53,6 +53,16 @@ def quoted(
     return whole if len(whole)<=most+2 else f'{whole[:most]}…'
 
 # %% ../../nbs/checkpoints/04_texts.ipynb #c022
+def did_you_mean(
+    word:str,           # As typed
+    known,              # What it might have been
+    quote:str='',       # What stands before and behind it
+)->str:                 # A sentence and the blank before it, or ''
+    "The known word that is nearest"
+    near = difflib.get_close_matches(word[:80], list(known), 1)
+    return f' Did you mean {quote}{near[0]}{quote}?' if near else ''
+
+# %% ../../nbs/checkpoints/04_texts.ipynb #c026
 def in_markdown(
     text,               # A name, or a sentence with names in it
     most:int=1000,      # Characters that are shown

@@ -193,6 +193,7 @@ def _begin(draft, key, older=(), trusted=True):
     if old is None or old not in older:
         if any(draft.iterdir()) and (not mark.is_file() or mark.is_symlink()): replace_text(mark, '')
         _empty(draft, KEY)
+        flush_folder(draft)
     replace_text(mark, key)
 
 # %% ../../nbs/checkpoints/07_writer.ipynb #c045

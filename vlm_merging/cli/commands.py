@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse, re, sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from vlm_merging.checkpoints.texts import one_line
+from vlm_merging.checkpoints.texts import did_you_mean, one_line
 from vlm_merging.cli.messages import Called, in_shell_words
 from vlm_merging.cli.signatures import REQUIRED, constant_words, methods_read, parameters_of
-from vlm_merging.cli.typed import Split, near, value_kind
+from vlm_merging.cli.typed import Split, value_kind
 
 PROGRAM = 'vlm-merging'
 COMMANDS = {}           # Name -> `Command`
@@ -238,7 +238,7 @@ def read_words(
         flag = odd[0].partition('=')[0]
         new = command.was.get(flag.lstrip('-').replace('-', '_'))
         if new: p.error(f'{flag} is called {options[new].flag} here. {help_of(options[new].parameter, {})}.')
-        p.error(f'there is no option {flag}.{near(flag, [o.flag for o in options.values() if not o.place])}')
+        p.error(f'there is no option {flag}.{did_you_mean(flag, [o.flag for o in options.values() if not o.place])}')
     if rest: p.error(f"{' '.join(rest)}: nothing is expected there. See {p.prog} --help.")
     got = vars(got)
     for name in command.places.split():

@@ -9,7 +9,7 @@ import errno, os, sys, warnings
 from functools import partial
 from vlm_merging import __version__
 from vlm_merging.checkpoints.places import path_of
-from vlm_merging.checkpoints.texts import one_line
+from vlm_merging.checkpoints.texts import did_you_mean, one_line
 # These fill COMMANDS
 from vlm_merging.cli import demo, merging_commands, asking_commands, probing_commands, completion
 from vlm_merging.cli.commands import (COMMANDS, PROGRAM, Command, calls_of, carry_out_command, flags_of,
@@ -17,7 +17,6 @@ from vlm_merging.cli.commands import (COMMANDS, PROGRAM, Command, calls_of, carr
 from vlm_merging.cli.messages import in_shell_words
 from vlm_merging.cli.process import BROKEN, GOES_ON, INTERRUPT, STOPPED
 from vlm_merging.cli.terminal import all_seen
-from vlm_merging.cli.typed import near
 
 ROOMS = demo, merging_commands, asking_commands, probing_commands, completion
 ABOUT = 'Give a vision-language model the reasoning of a language model, by merging their weights.'
@@ -42,7 +41,7 @@ def read_line(
     if first in ('-h', '--help'): print(overview()); raise SystemExit(0)
     if first=='--version': print(__version__); raise SystemExit(0)
     if first not in COMMANDS:
-        why = f'there is no command {first!r}.{near(first, COMMANDS)}' if first else 'a command is missing.'
+        why = f'there is no command {first!r}.{did_you_mean(first, COMMANDS)}' if first else 'a command is missing.'
         if first in WAS: why = f'{first} is called {WAS[first]} here.'
         print(f"{USAGE}\n{PROGRAM}: {why} There are: {', '.join(COMMANDS)}.", file=sys.stderr)
         raise SystemExit(2)

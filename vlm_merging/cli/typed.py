@@ -1,7 +1,8 @@
 """What is typed becomes a value: numbers, words, lists, paths; what may mean two things is refused."""
 from __future__ import annotations
-import argparse, difflib, math, os, re
+import argparse, math, os, re
 from vlm_merging.checkpoints.places import path_of
+from vlm_merging.checkpoints.texts import did_you_mean
 
 def decimal_comma(
     text:str,           # As typed
@@ -34,20 +35,12 @@ def _number(kind):
         raise argparse.ArgumentTypeError(f'{text[:40]!r} is no {whole}number that can be meant.{meant}')
     return read
 
-def near(
-    word:str,           # As typed
-    known,              # What it might have been
-)->str:                 # ' Did you mean ...?', or ''
-    "The known word that is nearest"
-    found = difflib.get_close_matches(word, known, 1, .6)
-    return f' Did you mean {found[0]}?' if found else ''
-
 def unknown(
     word:str,           # As typed
     known,              # What it can be
 )->str:
     "What is said of a word that is none of the known ones"
-    return f"{word!r} is not known.{near(word, known)} There are: {', '.join(known)}."
+    return f"{word!r} is not known.{did_you_mean(word, known)} There are: {', '.join(known)}."
 
 def _word(known):
     def check(text):

@@ -4,13 +4,14 @@
 
 # %% ../../nbs/merging/07_recipe.ipynb #c005
 from __future__ import annotations
-import difflib, json, os, re
+import json, os, re
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from ..checkpoints.disk import replace_text
 from ..checkpoints.headers import read_json
 from ..checkpoints.places import path_of
+from ..checkpoints.texts import did_you_mean
 from .families import Pair
 from .methods import METHODS, Method
 
@@ -69,9 +70,6 @@ def at_depth(
     return value[i] if x==i else value[i]+(x-i)*(value[i+1]-value[i])
 
 # %% ../../nbs/merging/07_recipe.ipynb #c024
-def _near(name, names):
-    return next((f" Did you mean {o}?" for o in difflib.get_close_matches(name[:80], names, 1)), '')
-
 def method_named(
     name:str,           # As it was typed
 )->Method:              # From `METHODS`
@@ -82,7 +80,7 @@ def method_named(
                          f"{'' if word in METHODS else ', once it stands under `@merge_method`'}.")
     if not isinstance(name, str): raise ValueError(f"method is {str(name)[:80]!r}; it is text.")
     if name not in METHODS:
-        raise ValueError(f"No method {name[:80]!r}.{_near(name, METHODS)} There are: {', '.join(METHODS)}. "
+        raise ValueError(f"No method {name[:80]!r}.{did_you_mean(name, METHODS)} There are: {', '.join(METHODS)}. "
                          f"A new one is a function under `@merge_method`.")
     return METHODS[name]
 
@@ -96,11 +94,9 @@ def _no_knob(
     "A sentence for a knob that a method does not have, with what may have been meant"
     knobs = METHODS[method].knobs
     others = [m.name for m in METHODS.values() if name in m.knobs]
-    near = difflib.get_close_matches(name, [*knobs, *(f.name for f in fields(Recipe))], 1)
     hint = (" Write each knob by its name, such as weight=0.9." if name=='knobs' else
             f" {', '.join(others)} {'have' if others[1:] else 'has'} it: choose one as `method`."
-            if others else
-            f" Did you mean `{near[0]}`?" if near else '')
+            if others else did_you_mean(name, [*knobs, *(f.name for f in fields(Recipe))], '`'))
     return f"{method} has no knob {name[:80]!r}; it has {', '.join(map(repr, knobs)) or 'none'}.{hint}"
 
 def _check_knob(
