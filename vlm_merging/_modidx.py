@@ -799,6 +799,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'vlm_merging/checkpoints/places.py'),
                                                 'vlm_merging.checkpoints.places._first_line': ( 'checkpoints/places.html#_first_line',
                                                                                                 'vlm_merging/checkpoints/places.py'),
+                                                'vlm_merging.checkpoints.places._kinds': ( 'checkpoints/places.html#_kinds',
+                                                                                           'vlm_merging/checkpoints/places.py'),
                                                 'vlm_merging.checkpoints.places._of_address': ( 'checkpoints/places.html#_of_address',
                                                                                                 'vlm_merging/checkpoints/places.py'),
                                                 'vlm_merging.checkpoints.places._proxy': ( 'checkpoints/places.html#_proxy',

@@ -42,13 +42,16 @@ def same_place(
     except OSError: return False
 
 # %% ../../nbs/checkpoints/02_places.ipynb #c017
-_ANSWER = 10            # Seconds for the first answer of the hub
-
 def _chain(error):
     "An error and what it came from"
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+def _kinds(error): return {t.__name__ for e in _chain(error) for t in type(e).__mro__}
+
+# %% ../../nbs/checkpoints/02_places.ipynb #c020
+_SILENT = {'ConnectError', 'TimeoutException', 'NetworkError', 'ConnectionError', 'Timeout', 'TimeoutError'}
 
 def _proxy():
     "The variable that names a proxy; ''"
@@ -57,13 +60,9 @@ def _proxy():
 
 def _first_line(error): return ' '.join(str(error).split())[:160].rstrip('. ') or type(error).__name__
 
-# %% ../../nbs/checkpoints/02_places.ipynb #c018
-_SILENT = {'ConnectError', 'TimeoutException', 'NetworkError', 'ConnectionError', 'Timeout', 'TimeoutError'}
-
 def _unreachable(error):
     "Why the hub could not even be asked, and what to do; '' if it could"
-    kinds = {t.__name__ for e in _chain(error) for t in type(e).__mro__}
-    last, proxy = [*_chain(error)][-1], _proxy()
+    kinds, last, proxy = _kinds(error), [*_chain(error)][-1], _proxy()
     if 'OfflineModeIsEnabled' in kinds:
         return "it is not in the hub's cache, and HF_HUB_OFFLINE forbids to ask. Unset that"
     if proxy and 'ImportError' in kinds:
@@ -74,11 +73,13 @@ def _unreachable(error):
     way = f' through the proxy that {proxy} names' if proxy else ''
     return f'the hub cannot be reached{way}: {_first_line(last)}. Connect to a network'
 
+# %% ../../nbs/checkpoints/02_places.ipynb #c024
 def _refused(error, name, revision):
     "What the hub answered, and what to do"
-    kinds = {t.__name__ for e in _chain(error) for t in type(e).__mro__}
+    kinds = _kinds(error)
     answers = [r for e in _chain(error) if (r := getattr(e, 'response', None)) is not None]
     status = answers[0].status_code if answers else None
+    if 'HFValidationError' in kinds: return 'that is no name of it. Write owner/name'
     if 'GatedRepoError' in kinds:
         return f'it is gated. Accept its terms at huggingface.co/{name} and log in with `hf auth login`'
     if 'RevisionNotFoundError' in kinds: return f'there is no revision {revision} of it. Check it'
@@ -86,7 +87,9 @@ def _refused(error, name, revision):
         return 'it is private, or there is none. Check the name, log in with `hf auth login`'
     return f'the hub answers {status}. Try again later' if status else f'{_first_line(error)}. Try again'
 
-# %% ../../nbs/checkpoints/02_places.ipynb #c020
+# %% ../../nbs/checkpoints/02_places.ipynb #c027
+_ANSWER = 10            # Seconds for the first answer of the hub
+
 def from_hub(
     name:str,           # Hub id, `owner/name`
     files,              # Patterns of the files that are needed

@@ -22,6 +22,7 @@ class OutShard:
     places:tuple        # Of `(Entry in the VLM, first byte in the output)`
     size:int            # Bytes in all
 
+# %% ../../nbs/merging/10_layout.ipynb #c012
 def _new_header(
     entries:list,       # `Entry` of each tensor, in order
 )->tuple[bytes, list]:  # The header, and the first byte of each tensor behind it
@@ -35,7 +36,7 @@ def _new_header(
     raw += b' '*(-len(raw)%8)
     return len(raw).to_bytes(8, 'little')+raw, starts
 
-# %% ../../nbs/merging/10_layout.ipynb #c011
+# %% ../../nbs/merging/10_layout.ipynb #c015
 def out_shard(
     vlm:Checkpoint,     # The VLM
     file:str,           # One of its weight files
@@ -54,6 +55,7 @@ def out_shard(
     return OutShard(re.sub(r'^pytorch_model', 'model', file)[:-3]+'safetensors', header, places,
                     len(header)+sum(e.nbytes for e in entries))
 
+# %% ../../nbs/merging/10_layout.ipynb #c018
 def out_shards(
     vlm:Checkpoint,     # The VLM
 )->list:                # Of `OutShard`, in the order of its files
@@ -62,7 +64,7 @@ def out_shards(
     for e in vlm.tensors.values(): inside[e.file.name].append(e)
     return [out_shard(vlm, file, entries) for file, entries in inside.items()]
 
-# %% ../../nbs/merging/10_layout.ipynb #c015
+# %% ../../nbs/merging/10_layout.ipynb #c022
 COPY_BYTES = 1<<28             # Longest run of copied bytes in one piece
 
 def runs(
@@ -81,13 +83,14 @@ def runs(
         else: ranges += [(e.file, at+i, to+i, min(COPY_BYTES, n-i)) for i in range(0, n, COPY_BYTES)]
     return ranges
 
-# %% ../../nbs/merging/10_layout.ipynb #c019
+# %% ../../nbs/merging/10_layout.ipynb #c026
 def index_name(
     vlm:Checkpoint,     # The VLM
 )->str:                 # File name
     "What the index of the merged model is called: config.json may name it"
     return vlm.index if vlm.index.endswith('.safetensors.index.json') else 'model.safetensors.index.json'
 
+# %% ../../nbs/merging/10_layout.ipynb #c028
 def index_text(
     p:Plan,             # From `plan`
     shards,             # `OutShard` of each output file

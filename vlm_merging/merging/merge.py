@@ -53,15 +53,20 @@ def _refuse_nonfinite(
     work:Work,          # What was merged
     method:Method,      # From `METHODS`
     files:dict,         # Open file descriptors by path
+    block:torch.Tensor, # What came of it
 )->None:
     "Raise ValueError that says where NaN or Inf came from"
     bad = faulty([e for es in work.sides(method) for e in es], files)
     if bad:
         raise ValueError(f"{bad.name} in {bad.file} holds NaN or Inf. "
                          f"Take a sound copy, or allow it with `allow_nonfinite`.")
+    if block.isnan().any():
+        raise ValueError(f"{work.vlm[0].name}: {method.name} makes NaN of sound numbers. "
+                         f"Mend the method or its knobs, or allow it with `allow_nonfinite`.")
     raise ValueError(f"{work.vlm[0].name}: the merged numbers do not fit {work.vlm[0].dtype}. "
                      f"Choose smaller weights, or allow it with `allow_nonfinite`.")
 
+# %% ../../nbs/merging/11_merge.ipynb #c017
 def merge_one(
     work:Work,          # Which byte ranges, which settings
     method:Method,      # From `METHODS`
@@ -80,13 +85,13 @@ def merge_one(
     for block in merged_blocks(work, method, lambda es: Source(es, files, device, dtype), seed, device):
         if stopped is not None and stopped.is_set(): raise KeyboardInterrupt
         sound = allow_nonfinite or block.sum(dtype=torch.float32).isfinite() or block.isfinite().all()
-        if not sound: _refuse_nonfinite(work, method, files)
+        if not sound: _refuse_nonfinite(work, method, files, block)
         data = memoryview(block.cpu().view(torch.uint8).numpy())
         write(data, at)
         at += len(data)
         if advance: advance(len(data))
 
-# %% ../../nbs/merging/11_merge.ipynb #c018
+# %% ../../nbs/merging/11_merge.ipynb #c021
 @dataclass
 class _Hands:
     "What a thread needs to merge or to copy a piece"
@@ -115,7 +120,7 @@ class _Hands:
         self.advance(n)
         shard.done(f'copy {to}+{n}', n)
 
-# %% ../../nbs/merging/11_merge.ipynb #c021
+# %% ../../nbs/merging/11_merge.ipynb #c024
 def _fill_shard(
     layout:OutShard,    # Where each tensor goes
     shard:Shard,        # The file, open
@@ -135,7 +140,7 @@ def _fill_shard(
         else: jobs.append(pool.submit(hands.copy, shard, file, at, to, n))
     for job in jobs: job.result()
 
-# %% ../../nbs/merging/11_merge.ipynb #c023
+# %% ../../nbs/merging/11_merge.ipynb #c028
 def _end(
     pool:ThreadPoolExecutor, # Who works
     stopped:threading.Event, # What tells them
@@ -146,7 +151,7 @@ def _end(
         try: return pool.shutdown(wait=True, cancel_futures=True)
         except KeyboardInterrupt: pass
 
-# %% ../../nbs/merging/11_merge.ipynb #c024
+# %% ../../nbs/merging/11_merge.ipynb #c031
 def write_shards(
     p:Plan,             # Without stops
     draft:Path,         # The hidden folder
@@ -181,7 +186,7 @@ def write_shards(
         _end(pool, stopped)
         bar.close()
 
-# %% ../../nbs/merging/11_merge.ipynb #c029
+# %% ../../nbs/merging/11_merge.ipynb #c036
 def draft_key(
     plan:Plan,          # From `plan`
     inputs:list,        # Fingerprints and time stamps by model and file
@@ -192,7 +197,7 @@ def draft_key(
     same = [plan.recipe.dict(), inputs, __version__, torch.__version__, device, allow_nonfinite]
     return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
 
-# %% ../../nbs/merging/11_merge.ipynb #c032
+# %% ../../nbs/merging/11_merge.ipynb #c039
 def need_room(
     parent:Path,        # The folder that will hold the output
     plan:Plan,          # From `plan`
@@ -205,6 +210,7 @@ def need_room(
         raise ValueError(f"{parent} has {readable(plan.writes+sides-lacks)} free, the output takes "
                          f"{readable(plan.writes+sides)}. Make room or choose another output.")
 
+# %% ../../nbs/merging/11_merge.ipynb #c042
 def _refuse_device(
     device:str,         # Where to compute
 )->None:
@@ -213,6 +219,7 @@ def _refuse_device(
         raise ValueError(f"There is no device {device!r} here. "
                          f"Use cpu{', or cuda' if torch.cuda.is_available() else ''}.")
 
+# %% ../../nbs/merging/11_merge.ipynb #c044
 def _refuse(
     p:Plan,             # From `plan`
     out:Path,           # Folder that shall appear
@@ -223,7 +230,7 @@ def _refuse(
     if any(out.resolve().is_relative_to(s) or s.is_relative_to(out.resolve()) for s in sources):
         raise ValueError(f"{out} is, holds or lies in one of the inputs. Choose another output.")
 
-# %% ../../nbs/merging/11_merge.ipynb #c036
+# %% ../../nbs/merging/11_merge.ipynb #c048
 def merge(
     vlm:Recipe|str|Path, # A recipe; or the VLM: a folder, a hub id (with optional @revision), or lab/vlm
     llm:str|Path|None=None, # The LLM: a folder, a hub id, or lab/llm
