@@ -5,11 +5,12 @@ import numpy as np, polars as pl, pytest
 from scipy import stats as scipy_stats
 from vlm_merging.comparing.pairs import (
     COMPARISON_COLUMNS, comparison_table, detectable, difference, holm, items_needed, matched, mcnemar,
-    sign_flip)
+    sign_flip, unpaired_table)
 from vlm_merging.comparing.compare import compare
 from vlm_merging.comparing.statistics import (by_length, typed_table, interval, values_in_tag, resampled,
                                               summarize, wilson, worst_case)
 from vlm_merging.comparing.findings import p_said, points, verdict
+from vlm_merging.asking.replies import NO_REPLY
 from vlm_merging.scoring.score import score
 
 DEV = Path(__file__).resolve().parents[2]/'shared'/'eval_data'/'dev'
@@ -509,3 +510,44 @@ def test_real_replies_give_a_sober_verdict():
     assert 'No evidence of a change on MathVista, General VQA' in said
     skills = summarize(a.filter(benchmark='MathVista'), 'skills').filter(tag='skills', what='accuracy')
     assert skills['n'].sum()>378>skills['n'].max() and 'geometry reasoning' in skills['where'].to_list()
+
+
+# Two samples
+
+def sample_of(name, seed, n=200, values=(0., 1.), **tags):
+    rng = np.random.default_rng(seed)
+    value = rng.choice(values, n)
+    return pl.DataFrame(dict(benchmark='B', run=name, index=[f'{name}{i}' for i in range(n)], value=value,
+                             correct=value>=.5)|{k:[f(i) for i in range(n)] for k, f in tags.items()})
+
+@pytest.mark.parametrize('kind', ['right or wrong', 'graded', 'in clusters'])
+def test_two_samples_that_do_not_differ_seldom_seem_to(kind):
+    more = dict(values=(0., .3, .5, 1.)) if kind=='graded' else {}
+    if kind=='in clusters': more = dict(group=lambda i: str(i//4))
+    rows = [unpaired_table(sample_of('a', 2*s, 60, **more), sample_of('b', 2*s+1, 80, **more), resamples=400)
+            .row(0, named=True) for s in range(150)]
+    assert .01<np.mean([r['p']<.05 for r in rows])<.1
+    assert .9<np.mean([r['low']<=0<=r['high'] for r in rows])<=.995
+    assert rows[0]['n']==140 and rows[0]['won'] is None
+
+def test_the_order_of_rows_and_the_side_change_nothing_but_the_sign():
+    a, b = sample_of('a', 1, values=(0., .25, 1.)), sample_of('b', 2, 90, values=(.25, 1.))
+    one = unpaired_table(a, b).row(0, named=True)
+    assert one==unpaired_table(a.reverse(), b.sample(fraction=1., shuffle=True, seed=1)).row(0, named=True)
+    other = unpaired_table(b, a).row(0, named=True)
+    assert other['difference']==pytest.approx(-one['difference'])
+    assert (other['low'], other['high'])==pytest.approx((-one['high'], -one['low']))
+
+def test_what_two_samples_leave_out_is_counted():
+    a = sample_of('a', 1, 20, kind=lambda i: 'x').with_columns(outcome=pl.lit('answered'))
+    b = sample_of('b', 2, 20, kind=lambda i: 'xy'[i%2]).with_columns(outcome=pl.lit('answered'))
+    silent = pl.int_range(pl.len())
+    b = b.with_columns(outcome=pl.when(silent<3).then(pl.lit(NO_REPLY)).otherwise('outcome'),
+                       correct=pl.when(silent<5).then(None).otherwise('correct'))
+    whole, x, y = unpaired_table(a, b, 'kind').to_dicts()
+    assert (whole['n'], whole['no_reply'], whole['no_gold'])==(35, 3, 2)
+    assert (y['where'], y['n'], y['only_a'], y['only_b'], y['p'])==('y', 0, 0, 8, None)
+    text = verdict(unpaired_table(a, b, 'kind'))
+    assert 'not paired' in text and '3 without a reply' in text and '2 without a readable gold' in text
+    with pytest.raises(ValueError, match='share no benchmark'):
+        unpaired_table(a, b.with_columns(benchmark=pl.lit('C')))

@@ -85,7 +85,8 @@ def _pair_rows(table, tag):
         raise ValueError('There is nothing to draw: the two runs share no item in these rows.')
     return rows.with_columns(_percent('difference', 'low', 'high')).with_columns(
         right=100*pl.col('won')/pl.col('n'), left=-100*pl.col('lost')/pl.col('n'),
-        items=pl.format('{} won, {} lost of {}', 'won', 'lost', 'n'))
+        items=pl.coalesce(pl.format('{} won, {} lost of {}', 'won', 'lost', 'n'),
+                          pl.format('{} items, not paired', 'n')))
 
 # %% ../../nbs/charts/02_score_charts.ipynb #c032
 def _pair_bars(rows, y):
@@ -112,9 +113,12 @@ def pairs_chart(
     line = net.mark_rule(strokeWidth=2, **grey).encode(alt.X('low:Q'), alt.X2('high:Q'))
     dot = net.mark_point(filled=True, size=70, shape='diamond', opacity=1, **grey).encode(
         alt.X('difference:Q'))
-    both = (_pair_bars(rows, y)+line+dot).properties(width=420, height=44*len(labels))
-    return titled(both, _pairs_title(rows) if title is None else title,
-                  'grey: what remains, in points, with its 95% interval')
+    paired = rows['won'].is_not_null().any()
+    drawn = _pair_bars(rows, y)+line+dot if paired else line+dot
+    return titled(drawn.properties(width=420, height=44*len(labels)),
+                  _pairs_title(rows) if title is None else title,
+                  f"grey: {'what remains' if paired else 'the difference, not paired'}, in points, "
+                  f"with its 95% interval")
 
 # %% ../../nbs/charts/02_score_charts.ipynb #c038
 def _length_rows(table):

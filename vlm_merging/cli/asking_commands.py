@@ -112,11 +112,14 @@ def ask_command(
     "Ask a model every question, and keep each reply at once; a run that was stopped goes on where it was"
     from vlm_merging.asking.ask import ask
     from vlm_merging.asking.replies import report
+    from vlm_merging.comparing.findings import power_said
     out = folder_wanted(given)
     items = questions_of(given, given['benchmark'])
+    model = asker_of(given|dict(model=model))
+    tell(power_said(len(items)))
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', r'\d+ of \d+ items have a reply') # `report` says the same
-        replies = ask(asker_of(given|dict(model=model)), items, out, run)
+        replies = ask(model, items, out, run)
     print(report(out))
     line = f'Next: {PROGRAM} score {shlex.quote(str(out))} --out {shlex.quote(f"{out}.parquet")}'
     print(name_in_line(line, 9000))
@@ -216,7 +219,7 @@ def worst_cases(
         worst = [t.with_columns(benchmark=pl.col('benchmark')+', worst case') for t in worst]
         if {*worst[0]['index']}&{*worst[1]['index']}: yield compare(*worst).table
 
-@command(shows=dict(options='comparing.compare:compare a=before b=after protocol'),
+@command(shows=dict(options='comparing.compare:compare a=before b=after protocol unpaired'),
          choices=dict(protocol='scoring.score:PROTOCOLS'),
          example='vlm-merging compare runs/vlm runs/merged --by category --chart page.html')
 def compare_command(
@@ -242,8 +245,10 @@ def compare_command(
     if runs[0]==runs[1]!=[]:                # Told apart by where they lie
         a, b = (t.with_columns(run=pl.lit(str(p))) for t, p in ((a, before), (b, after)))
     by = tags_in_both(by, a, b)
-    table = compare(a, b, by).table
-    table = pl.concat([table, *worst_cases(a, b, table['benchmark'].unique())])
+    unpaired = given.get('unpaired', False)
+    table = compare(a, b, by, unpaired=unpaired).table
+    worst = [] if unpaired else worst_cases(a, b, table['benchmark'].unique())
+    table = pl.concat([table, *worst])
     print(verdict(table))
     if out: write_table(table, out)
     if chart:

@@ -238,7 +238,8 @@ def read_words(
         flag = odd[0].partition('=')[0]
         new = command.was.get(flag.lstrip('-').replace('-', '_'))
         if new: p.error(f'{flag} is called {options[new].flag} here. {help_of(options[new].parameter, {})}.')
-        p.error(f'there is no option {flag}.{did_you_mean(flag, [o.flag for o in options.values() if not o.place])}')
+        flags = [o.flag for o in options.values() if not o.place]
+        p.error(f'there is no option {flag}.{did_you_mean(flag, flags)}')
     if rest: p.error(f"{' '.join(rest)}: nothing is expected there. See {p.prog} --help.")
     got = vars(got)
     for name in command.places.split():

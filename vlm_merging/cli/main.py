@@ -41,7 +41,8 @@ def read_line(
     if first in ('-h', '--help'): print(overview()); raise SystemExit(0)
     if first=='--version': print(__version__); raise SystemExit(0)
     if first not in COMMANDS:
-        why = f'there is no command {first!r}.{did_you_mean(first, COMMANDS)}' if first else 'a command is missing.'
+        why = f'there is no command {first!r}.{did_you_mean(first, COMMANDS)}'
+        if not first: why = 'a command is missing.'
         if first in WAS: why = f'{first} is called {WAS[first]} here.'
         print(f"{USAGE}\n{PROGRAM}: {why} There are: {', '.join(COMMANDS)}.", file=sys.stderr)
         raise SystemExit(2)

@@ -12,7 +12,7 @@ import polars as pl
 from ..checkpoints.texts import in_markdown
 from ..scoring.score import score, table_at
 from .statistics import RESAMPLES
-from .pairs import comparison_table
+from .pairs import comparison_table, unpaired_table
 from .findings import names_in_line, p_said, points, verdict
 
 # %% auto #0
@@ -45,7 +45,7 @@ def on_a_screen(
     lines = [w for o in text.splitlines() for w in textwrap.wrap(o, 100, subsequent_indent='    ')]
     return '\n'.join(lines if len(lines)<=SCREEN else [*lines[:SCREEN-1], '... more in .verdict'])
 
-# %% ../../nbs/comparing/04_compare.ipynb #c026
+# %% ../../nbs/comparing/04_compare.ipynb #c025
 def verdict_markdown(
     text:str,           # A verdict: a heading, lines that begin with `- `, and lines indented below them
     lines:int=SCREEN,   # At most so many
@@ -60,7 +60,7 @@ def verdict_markdown(
     if len(all_)>lines: out += ['', f'… and {len(all_)-lines} lines more in `.verdict`']
     return '\n'.join(out)
 
-# %% ../../nbs/comparing/04_compare.ipynb #c029
+# %% ../../nbs/comparing/04_compare.ipynb #c028
 ROWS = 15               # Rows of numbers that are shown at once
 
 def _cells(row):
@@ -70,7 +70,7 @@ def _cells(row):
     p = p_said(row['p'])[2:].lstrip('= ')
     return where+[points(row['a'], False), points(row['b'], False), *changes, p]
 
-# %% ../../nbs/comparing/04_compare.ipynb #c032
+# %% ../../nbs/comparing/04_compare.ipynb #c031
 def _markdown_table(table):
     table = names_in_line(table)
     a, b = (name if len(name)<=30 else '…'+name[-29:] for name in (table['run_a'][0], table['run_b'][0]))
@@ -81,7 +81,7 @@ def _markdown_table(table):
     more = [f'\n… and {table.height-ROWS} rows more in `.table`']*(table.height>ROWS)
     return '\n'.join(['| '+' | '.join(o)+' |' for o in lines]+more)
 
-# %% ../../nbs/comparing/04_compare.ipynb #c036
+# %% ../../nbs/comparing/04_compare.ipynb #c035
 @dataclass(frozen=True, repr=False, eq=False)
 class Comparison:
     "Two runs, item by item: words, numbers and a picture"
@@ -104,7 +104,7 @@ class Comparison:
 
     def _repr_markdown_(self): return verdict_markdown(self.verdict)+'\n\n'+_markdown_table(self.table)
 
-# %% ../../nbs/comparing/04_compare.ipynb #c037
+# %% ../../nbs/comparing/04_compare.ipynb #c036
 def compare(
     a,                  # The run before: its folder, or a table of replies or of scores (or the path of one)
     b,                  # The run after: the same
@@ -112,7 +112,8 @@ def compare(
     protocol:str='offline', # How replies are scored that have no score yet: offline or strict
     resamples:int=RESAMPLES, # Of each bootstrap, and of random flips
     seed:int=0,         # Of each bootstrap, and of random flips
+    unpaired:bool=False, # Take the runs as two samples, for they were asked different questions
 )->Comparison:          # Shows its verdict; `.table` has the numbers, `.chart()` draws them
     "Compare two runs on the same questions, item by item, and say what may be said"
     tables = _named_apart(*(_scores(run, protocol) for run in (a, b)), (a, b))
-    return Comparison(comparison_table(*tables, by, resamples, seed))
+    return Comparison((unpaired_table if unpaired else comparison_table)(*tables, by, resamples, seed))

@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Callable
 import polars as pl
 from ..checkpoints.texts import name_in_line
-from .pairs import COMPARISON_COLUMNS
+from .pairs import COMPARISON_COLUMNS, detectable, items_needed
 
 # %% auto #0
 __all__ = ['CATEGORY_NAMES', 'WIDE', 'CORRECTED', 'MOVED', 'points', 'p_said', 'ranges_said', 'names_in_line', 'change_said',
-           'verdict', 'sweep_verdict']
+           'verdict', 'power_said', 'sweep_verdict']
 
 # %% ../../nbs/comparing/03_findings.ipynb #c009
 def points(
@@ -43,7 +43,7 @@ def ranges_said(
         else: runs.append([i, i])
     return between.join(f'{a}' if a==b else f'{a}-{b}' for a, b in runs)
 
-# %% ../../nbs/comparing/03_findings.ipynb #n15x1
+# %% ../../nbs/comparing/03_findings.ipynb #c018
 def names_in_line(
     table:pl.DataFrame, # With names in columns of text
     to_line:Callable=name_in_line, # Name -> line
@@ -55,21 +55,21 @@ def names_in_line(
     odd = {c:names for c, t in table.schema.items() if t==pl.String and (names := changed(table[c]))}
     return table.with_columns(pl.col(c).replace(names) for c, names in odd.items())
 
-# %% ../../nbs/comparing/03_findings.ipynb #c021
+# %% ../../nbs/comparing/03_findings.ipynb #c024
 CATEGORY_NAMES = {'general-vqa':'General VQA', 'math-targeted-vqa':'Math VQA'}  # Names that the field uses
 
 def _place_said(row):
     if row['tag']=='all': return row['benchmark']
     return f"{row['benchmark']}, {CATEGORY_NAMES.get(row['where'], row['where'])}"
 
-# %% ../../nbs/comparing/03_findings.ipynb #c024
+# %% ../../nbs/comparing/03_findings.ipynb #c027
 WIDE = .25              # A comparison that cannot see this difference says nothing
 
 def _blind(row):
     "Is a comparison without a result too small to have had one?"
     return bool(row['n']) and row['p']>=.05 and (row['detectable'] or 1)>WIDE
 
-# %% ../../nbs/comparing/03_findings.ipynb #c027
+# %% ../../nbs/comparing/03_findings.ipynb #c030
 CORRECTED = {'all':'benchmarks', 'split':'splits'}                    # Families, in words
 
 def _sizes(row, family):
@@ -79,7 +79,7 @@ def _sizes(row, family):
     kinds = CORRECTED.get(row['tag'], 'values of '+row['tag'])
     return ends, size, f"{p_said(row['p_holm'])} over {family} {kinds}"
 
-# %% ../../nbs/comparing/03_findings.ipynb #c030
+# %% ../../nbs/comparing/03_findings.ipynb #c033
 def change_said(
     row:dict,           # Of `comparison_table`
     family:int,         # Rows that were corrected together
@@ -94,7 +94,7 @@ def change_said(
     if row['p']<.05<=row['p_holm']: sentence = f'{where} {size}, does not survive correction ({corrected})'
     elif row['p']<.05: sentence = f'{where} is {sided}: {size}' + f' ({corrected})'*(family>1)
     elif _blind(row): sentence = f"{where}: too few items to say ({row['n']} item{'s'*(row['n']!=1)}, {ends})"
-    elif not row['won']+row['lost']:
+    elif row['won']==0==row['lost']:
         sentence = f"No item was scored differently on {where} ({row['n']} items, {ends})"
     else:
         seen = f"{points(row['detectable'], False)} points could have been seen with {row['n']} items"
@@ -102,7 +102,7 @@ def change_said(
     if 2*row['n']<asked: sentence += f". The runs share only {row['n']} of {asked} items, so this says little"
     return sentence+'.'
 
-# %% ../../nbs/comparing/03_findings.ipynb #c035
+# %% ../../nbs/comparing/03_findings.ipynb #c038
 def _readable_said(row):
     diff, part = row['difference'], row['from_format']
     if part is None or row['readable'] is None: return []
@@ -118,13 +118,13 @@ def _readable_said(row):
         return [f'Replies without a readable answer may hide a change: {rest}']
     return []
 
-# %% ../../nbs/comparing/03_findings.ipynb #c038
+# %% ../../nbs/comparing/03_findings.ipynb #c041
 MOVED = dict(answered='with a readable answer', loop='that loop', cut_off='that break off',
              fallback="read only by the scorer's last resort")
 
 def _manner_said(row):
     unknown = 'Whether the format changed cannot be told: the column outcome is empty.'
-    out = [unknown]*(row['from_format'] is None)
+    out = [unknown]*(None in (row['answered_a'], row['answered_b']))
     moved = [f'{words} {points(x, False)}% to {points(y, False)}%' for name, words in MOVED.items()
              if (x:=row[name+'_a']) is not None and (y:=row[name+'_b']) is not None and abs(x-y)>=.02]
     if moved: out.append(f"Replies {', '.join(moved)}.")
@@ -134,7 +134,7 @@ def _manner_said(row):
                    f'read some before you call it ability.')
     return out
 
-# %% ../../nbs/comparing/03_findings.ipynb #c042
+# %% ../../nbs/comparing/03_findings.ipynb #c045
 def _left_out(whole, who, total):
     names = dict(only_a=f'only in {who[0]}', only_b=f'only in {who[1]}',
                  no_reply='without a reply in one of the runs',
@@ -147,7 +147,7 @@ def _left_out(whole, who, total):
                f"If it was only the prompt, say so where you report this; "
                f"if they are other questions, nothing here means anything.")
 
-# %% ../../nbs/comparing/03_findings.ipynb #c044
+# %% ../../nbs/comparing/03_findings.ipynb #c047
 def _compared_rows(table):
     if not isinstance(table, pl.DataFrame):
         raise ValueError(f"{type(table).__name__} is no comparison. Give what `compare` returns.")
@@ -166,7 +166,8 @@ def verdict(
     tested = {tag:sum(r['tag']==tag and r['p'] is not None for r in rows) for tag in {r['tag'] for r in rows}}
     whole, who = [r for r in rows if r['tag']=='all'], [rows[0][c] for c in ('run_a', 'run_b')]
     total, sets = sum(r['n'] for r in whole), f"{len(whole)} benchmark{'s'*(len(whole)!=1)}"
-    out = [f'{who[1]} against {who[0]}, {total} items of {sets}']
+    unpaired = total and all(r['won'] is None for r in rows)
+    out = [f"{who[1]} against {who[0]}, {total} items of {sets}{', not paired'*bool(unpaired)}"]
     for row in rows:
         if row['tag'] in CORRECTED or row['n'] and not _blind(row):
             out.append('- '+change_said(row, tested[row['tag']]))
@@ -176,9 +177,25 @@ def verdict(
             name = f"{CATEGORY_NAMES.get(row['where'], row['where'])} ({row['n']})"
             small.setdefault((row['benchmark'], row['tag']), []).append(name)
     out += [f"- {name}, {tag}: too few items to say on {', '.join(o)}." for (name, tag), o in small.items()]
+    if unpaired:
+        out.append('The runs are taken as two samples, so how hard their questions were is part of the '
+                   'noise. In pairs a smaller change could be seen.')
     return '\n'.join([*out, *_left_out(whole, who, total)])
 
-# %% ../../nbs/comparing/03_findings.ipynb #c056
+# %% ../../nbs/comparing/03_findings.ipynb #c061
+def power_said(
+    n:int,              # Items that both runs will have
+    change:float=.02,   # Difference of the shares right that is hoped for, 0 to 1
+    discordance:float=.15, # Share of items on which the runs will differ; .1 to .2 for a merge and its VLM
+)->str:
+    "What a comparison with so many items will be able to see"
+    seen = detectable(n, discordance)
+    what = f'a change of {points(seen, False)} points can be seen' if seen else 'no change can be seen'
+    need = items_needed(change, discordance)
+    return (f"With {n} items {what} in a comparison (80% power, if the runs differ on {discordance:.0%} of "
+            f"them); {points(change, False)} points take about {round(need, -2):,.0f}.")
+
+# %% ../../nbs/comparing/03_findings.ipynb #c065
 def _best_said(name, part):
     best = part.filter(what='accuracy', best=True)
     if not best.height or best['value'][0] is None: return []
@@ -189,7 +206,7 @@ def _best_said(name, part):
             +f" Not distinguishable from it: {'; '.join(near)}."*bool(near)
             +f" Worse beyond chance: {'; '.join(worse)}."*bool(worse)]
 
-# %% ../../nbs/comparing/03_findings.ipynb #c058
+# %% ../../nbs/comparing/03_findings.ipynb #c067
 def sweep_verdict(
     table:pl.DataFrame, # From `sweep`
 )->str:                 # A line or two for each benchmark

@@ -9,11 +9,11 @@ import numpy as np
 import polars as pl
 from ..asking.replies import NO_REPLY
 from .statistics import (
-    RESAMPLES, Z, typed_table, places, resampled, rows_said, summed, tag_names)
+    RESAMPLES, Z, interval, typed_table, places, resampled, rows_said, summed, tag_names)
 
 # %% auto #0
 __all__ = ['POWER_Z', 'SHARED', 'COMPARISON_COLUMNS', 'sign_flip', 'mcnemar', 'difference', 'holm', 'items_needed', 'detectable',
-           'side', 'matched', 'comparison_table']
+           'side', 'matched', 'comparison_table', 'dealt', 'unpaired_table']
 
 # %% ../../nbs/comparing/02_pairs.ipynb #c010
 def _sum_chances(sizes):
@@ -155,7 +155,7 @@ def matched(
     if not (both['here'] & both['here_b']).any():
         raise ValueError(f"The runs {a['run'][0]} and {b['run'][0]} share no item: no benchmark, split and "
                          f"index is in both. Were they asked the same questions, and are benchmark and "
-                         f"split named alike?")
+                         f"split named alike? If other questions were meant, allow it with `unpaired`.")
     worded = {'question', 'question_b'}<={*both.columns}
     asked = pl.col('question')!=pl.col('question_b') if worded else pl.lit(False)
     return both.with_columns(state=_state().alias('state'), asked_otherwise=asked.fill_null(False),
@@ -167,12 +167,9 @@ _SIDES = dict(answered=pl.col('outcome')=='answered', loop=pl.col('outcome')=='l
               cut_off=pl.col('outcome')=='cut-off', fallback=pl.col('tier')=='fallback',
               length=pl.col('length'))
 
-def _manner(pairs):
-    out = {}
-    for s, end in (('a', ''), ('b', '_b')):
-        of = pairs.select(*[pl.col(c+end).alias(c) for c in ('outcome', 'tier', 'length')])
-        out |= {f'{name}_{s}':of.select(rule.cast(pl.Float64).mean()).item() for name, rule in _SIDES.items()}
-    return out
+def _manner(a, b):
+    return {f'{name}_{s}':rows.select(rule.cast(pl.Float64).mean()).item()
+            for s, rows in (('a', a), ('b', b)) for name, rule in _SIDES.items()}
 
 # %% ../../nbs/comparing/02_pairs.ipynb #c056
 def _from_format(pairs, mean, resamples, seed):
@@ -212,9 +209,17 @@ def _pair_row(here, resamples, seed):
                 p=sign_flip(sums[:, 0], False, resamples, seed),
                 test='McNemar, exact' if whole and alone else test,
                 detectable=detectable(n, float((sums[:, 0]**2).sum()/n)))
-    return out|_manner(pairs)|_from_format(pairs, mean, resamples, seed)
+    after = pairs.select(pl.col(f'{c}_b').alias(c) for c in ('outcome', 'tier', 'length'))
+    return out|_manner(pairs, after)|_from_format(pairs, mean, resamples, seed)
 
 # %% ../../nbs/comparing/02_pairs.ipynb #c065
+def _corrected(rows):
+    "Rows as a table, each p corrected over the rows of its kind"
+    for tag in dict.fromkeys(r['tag'] for r in rows):
+        family = [r for r in rows if r['tag']==tag]
+        for r, p in zip(family, holm([r.get('p') for r in family])): r['p_holm'] = p
+    return pl.DataFrame(rows, schema=COMPARISON_COLUMNS)
+
 def comparison_table(
     a,                  # Score table of the first run (before)
     b,                  # Score table of the second run (after)
@@ -228,7 +233,65 @@ def comparison_table(
     rows = [who|dict(benchmark=name, tag=tag, where=where)|_pair_row(here, resamples, seed)
             for (name,), part in items.group_by('benchmark', maintain_order=True)
             for tag, where, here in places(part, by) if tag=='all' or (here['state']!=NO_REPLY).any()]
-    for tag in dict.fromkeys(r['tag'] for r in rows):
-        family = [r for r in rows if r['tag']==tag]
-        for r, p in zip(family, holm([r.get('p') for r in family])): r['p_holm'] = p
-    return pl.DataFrame(rows, schema=COMPARISON_COLUMNS)
+    return _corrected(rows)
+
+# %% ../../nbs/comparing/02_pairs.ipynb #c076
+def _two_ends(sums_a, sums_b, resamples, seed):
+    "Difference of the means of two samples, and both ends of its 95% interval"
+    (low_a, high_a, _), (low_b, high_b, _) = (interval(s, True, resamples, seed) for s in (sums_a, sums_b))
+    a, b = (s[:, 0].sum()/s[:, 1].sum() for s in (sums_a, sums_b))
+    return b-a, b-a-math.hypot(b-low_b, high_a-a), b-a+math.hypot(high_b-b, a-low_a)
+
+# %% ../../nbs/comparing/02_pairs.ipynb #c080
+def dealt(
+    a:np.ndarray,       # (clusters, 2): sum of the values and number of items of each cluster
+    b:np.ndarray,       # The same of the other side
+    resamples:int=RESAMPLES, # How often they are dealt
+    seed:int=0,         # Of the dealer
+)->np.ndarray:          # (resamples,): mean of b less mean of a
+    "Differences between two samples when chance deals the clusters"
+    kinds, counts = np.unique(np.vstack([a, b]), axis=0, return_counts=True)
+    rng, step, out = np.random.default_rng(seed), max(1, 4_000_000//len(kinds)), []
+    for i in range(0, resamples, step):
+        one = rng.multivariate_hypergeometric(counts, len(a), size=min(step, resamples-i), method='marginals')
+        first, rest = one@kinds, (counts-one)@kinds
+        out.append(rest[:, 0]/rest[:, 1]-first[:, 0]/first[:, 1])
+    return np.concatenate(out)
+
+# %% ../../nbs/comparing/02_pairs.ipynb #c085
+def _unpaired_row(a, b, resamples, seed):
+    "All that is said about the difference between two samples at one place"
+    out = dict(only_a=0, only_b=0, other_gold=0, other_question=0)
+    silent = [(t['outcome']==NO_REPLY).fill_null(False) for t in (a, b)]
+    read = [t.filter(~s & t['correct'].is_not_null()) for t, s in zip((a, b), silent)]
+    out['no_reply'] = int(sum(s.sum() for s in silent))
+    out['no_gold'] = a.height+b.height-out['no_reply']-sum(t.height for t in read)
+    if not all(t.height for t in read):
+        return out|dict(n=0, only_a=read[0].height, only_b=read[1].height)
+    sums = [summed(t, 'value') for t in read]
+    gain, low, high = _two_ends(*sums, resamples, seed)
+    chance = dealt(*sums, resamples, seed)
+    hits = (np.abs(chance)>=abs(gain)-1e-9).sum()
+    seen = float((Z+POWER_Z)*chance.std())
+    return out|_manner(*read)|dict(
+        n=sum(t.height for t in read), clusters=sum(map(len, sums)), a=read[0]['value'].mean(),
+        b=read[1]['value'].mean(), difference=gain, low=low, high=high, p=float((hits+1)/(resamples+1)),
+        test=f'two samples, {resamples} draws', detectable=seen if seen<1 else None)
+
+def unpaired_table(
+    a,                  # Score table of the first run (before)
+    b,                  # Score table of the second run (after), asked other questions of the same kind
+    by=(),              # Tags to split by: 'category', or ('category','task')
+    resamples:int=RESAMPLES, seed:int=0, # Of each bootstrap and each dealing
+)->pl.DataFrame:        # `COMPARISON_COLUMNS`, `won` and `lost` null
+    "Two runs as two samples; raise ValueError if they have no benchmark in common"
+    a, b = side(a, 'The first table'), side(b, 'The second table')
+    _same_protocols(a, b)
+    both = pl.concat([a.with_columns(first=True), b.with_columns(first=False)], how='diagonal_relaxed')
+    by, who = tag_names(both, by), dict(run_a=a['run'][0], run_b=b['run'][0])
+    names = [n for n in a['benchmark'].unique(maintain_order=True) if n in set(b['benchmark'])]
+    if not names: raise ValueError(f"The runs {who['run_a']} and {who['run_b']} share no benchmark.")
+    rows = [who|dict(benchmark=name, tag=tag, where=where)
+            |_unpaired_row(here.filter('first'), here.filter(~pl.col('first')), resamples, seed)
+            for name in names for tag, where, here in places(both.filter(benchmark=name), by)]
+    return _corrected(rows)

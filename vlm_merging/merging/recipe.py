@@ -80,8 +80,8 @@ def method_named(
                          f"{'' if word in METHODS else ', once it stands under `@merge_method`'}.")
     if not isinstance(name, str): raise ValueError(f"method is {str(name)[:80]!r}; it is text.")
     if name not in METHODS:
-        raise ValueError(f"No method {name[:80]!r}.{did_you_mean(name, METHODS)} There are: {', '.join(METHODS)}. "
-                         f"A new one is a function under `@merge_method`.")
+        raise ValueError(f"No method {name[:80]!r}.{did_you_mean(name, METHODS)} There are: "
+                         f"{', '.join(METHODS)}. A new one is a function under `@merge_method`.")
     return METHODS[name]
 
 # %% ../../nbs/merging/07_recipe.ipynb #c027
