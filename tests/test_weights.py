@@ -9,7 +9,7 @@ from vlm_merging.checkpoints.headers import Checkpoint
 from vlm_merging.probing.diagnose import Diagnosis, diagnose
 from vlm_merging.probing.reasons import LEVELS, THRESHOLDS, Threshold
 from vlm_merging.merging.families import pair_names
-from vlm_merging.comparing.findings import ranges_said
+from vlm_merging.checkpoints.texts import ranges_said
 from vlm_merging.lab.trio import lab_folder
 from vlm_merging.merging.merge import Work
 from vlm_merging.lab.kinds import KINDS

@@ -7,7 +7,7 @@ from __future__ import annotations
 import difflib, hashlib, html, re
 
 # %% auto #0
-__all__ = ['visible', 'one_line', 'name_in_line', 'quoted', 'did_you_mean', 'in_markdown']
+__all__ = ['visible', 'one_line', 'name_in_line', 'quoted', 'ranges_said', 'did_you_mean', 'in_markdown']
 
 # %% ../../nbs/checkpoints/04_texts.ipynb #c008
 _UNSEEN = re.compile('[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u2028-\u202e\u2066-\u2069\ufff9-\ufffb\ud800-\udfff]')
@@ -52,7 +52,19 @@ def quoted(
     whole = repr(text[:most+1] if isinstance(text, str) else text)
     return whole if len(whole)<=most+2 else f'{whole[:most]}…'
 
-# %% ../../nbs/checkpoints/04_texts.ipynb #c022
+# %% ../../nbs/checkpoints/04_texts.ipynb #c021
+def ranges_said(
+    layers,             # Whole numbers
+    between:str=', ',   # Between two ranges
+)->str:                 # '0-4, 8'
+    "Layer numbers in short"
+    runs = []
+    for i in sorted(set(layers)):
+        if runs and runs[-1][1]==i-1: runs[-1][1] = i
+        else: runs.append([i, i])
+    return between.join(f'{a}' if a==b else f'{a}-{b}' for a, b in runs)
+
+# %% ../../nbs/checkpoints/04_texts.ipynb #c025
 def did_you_mean(
     word:str,           # As typed
     known,              # What it might have been
@@ -62,7 +74,7 @@ def did_you_mean(
     near = difflib.get_close_matches(word[:80], list(known), 1)
     return f' Did you mean {quote}{near[0]}{quote}?' if near else ''
 
-# %% ../../nbs/checkpoints/04_texts.ipynb #c026
+# %% ../../nbs/checkpoints/04_texts.ipynb #c029
 def in_markdown(
     text,               # A name, or a sentence with names in it
     most:int=1000,      # Characters that are shown

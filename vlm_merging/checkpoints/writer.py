@@ -128,12 +128,13 @@ def refuse_existing(
     overwrite:bool,     # May a folder that an earlier merge made be replaced?
 )->None:
     "Raise ValueError if the target is there and may not be replaced"
-    if os.path.lexists(out) and not overwrite:
+    if not os.path.lexists(out): return
+    if not (_is_merge(out) or _is_empty(out)):
+        raise ValueError(f"{out} is already there, and was not made by vlm_merging (it has no recipe.json), "
+                         f"or not by you, so it is not overwritten. Choose another name.")
+    if not overwrite:
         raise ValueError(f"{out} is already there and is left as it is. "
                          f"Choose another name, or allow it with `overwrite`.")
-    if overwrite and os.path.lexists(out) and not (_is_merge(out) or _is_empty(out)):
-        raise ValueError(f"{out} was not made by vlm_merging (it has no recipe.json), or not by you, "
-                         f"so it is not overwritten. Choose another name.")
 
 # %% ../../nbs/checkpoints/07_writer.ipynb #c031
 def _empty(folder, mark):

@@ -4,8 +4,9 @@ import json, sys, time
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from vlm_merging.checkpoints.places import path_of
 from vlm_merging.checkpoints.texts import name_in_line
-from vlm_merging.cli.commands import COMMANDS, KNOBS, calls_of, command, flags_of, knobs_shown, taken
+from vlm_merging.cli.commands import COMMANDS, KNOBS, PROGRAM, calls_of, command, flags_of, knobs_shown, taken
 from vlm_merging.cli.messages import in_shell_words
 from vlm_merging.cli.signatures import methods_read
 from vlm_merging.cli.typed import unknown
@@ -82,12 +83,14 @@ def merge_command(
 )->int:                 # Exit code
     "Merge, and say where the result is"
     from vlm_merging.checkpoints.headers import readable
-    from vlm_merging.merging.merge import merge
+    from vlm_merging.checkpoints.writer import usable_target
     from vlm_merging.merging.plan import plan
+    usable_target(given['out'], given.get('overwrite', False))
     wanted, start = asked_recipe(**given), time.time()
     with as_typed(given): planned = plan(wanted)
     for f in planned.findings:
         if f.level=='warn': print(told_finding(f, 'merge'), file=sys.stderr)
+    from vlm_merging.merging.merge import merge     # With torch, which takes seconds
     how = taken(given, OUTPUT)
     out = merge(wanted, out=Path(how.pop('out')), progress=False if quiet else None, **how)
     size = sum(p.stat().st_size for p in out.rglob('*') if p.is_file())
@@ -101,6 +104,8 @@ def inspect_command(
 )->int:                 # Exit code
     "Say what a checkpoint holds, and its recipe if it was merged here"
     from vlm_merging.checkpoints.headers import Checkpoint, folder_summary, read_json
+    if (path_of(folder)/'run.json').is_file():
+        raise ValueError(f'{folder} is a run, with replies. See it with {PROGRAM} score {folder}.')
     opened = Checkpoint.open(folder)
     print(folder_summary(opened))
     if (opened.path/'recipe.json').is_file():

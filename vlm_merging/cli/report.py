@@ -54,7 +54,7 @@ def masks_said(
     kind:str,           # perception or reasoning
 )->str:
     "`VLM 0, merged 0-2`: the layers whose loss costs right answers, beyond chance"
-    from vlm_merging.comparing.findings import ranges_said
+    from vlm_merging.checkpoints.texts import ranges_said
     from vlm_merging.probing.profile import matters
     hurt = profile.filter(matters(-1), tag='category', where=kind)
     layers = {m:ranges_said(hurt.filter(model=m)['layer'].to_list()) or 'none' for m in ('VLM', 'merged')}

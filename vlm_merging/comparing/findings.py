@@ -10,8 +10,8 @@ from ..checkpoints.texts import name_in_line
 from .pairs import COMPARISON_COLUMNS, detectable, items_needed
 
 # %% auto #0
-__all__ = ['CATEGORY_NAMES', 'WIDE', 'CORRECTED', 'MOVED', 'points', 'p_said', 'ranges_said', 'names_in_line', 'change_said',
-           'verdict', 'power_said', 'sweep_verdict']
+__all__ = ['CATEGORY_NAMES', 'WIDE', 'CORRECTED', 'MOVED', 'points', 'p_said', 'names_in_line', 'change_said', 'verdict',
+           'power_said', 'sweep_verdict']
 
 # %% ../../nbs/comparing/03_findings.ipynb #c009
 def points(
@@ -32,18 +32,6 @@ def p_said(
     return 'p = 1' if p>=.995 else f'p = {p:.{digits}f}'.replace('0.', '.')
 
 # %% ../../nbs/comparing/03_findings.ipynb #c015
-def ranges_said(
-    layers,             # Whole numbers
-    between:str=', ',   # Between two ranges
-)->str:                 # '0-4, 8'
-    "Layer numbers in short"
-    runs = []
-    for i in sorted(set(layers)):
-        if runs and runs[-1][1]==i-1: runs[-1][1] = i
-        else: runs.append([i, i])
-    return between.join(f'{a}' if a==b else f'{a}-{b}' for a, b in runs)
-
-# %% ../../nbs/comparing/03_findings.ipynb #c018
 def names_in_line(
     table:pl.DataFrame, # With names in columns of text
     to_line:Callable=name_in_line, # Name -> line
@@ -55,21 +43,21 @@ def names_in_line(
     odd = {c:names for c, t in table.schema.items() if t==pl.String and (names := changed(table[c]))}
     return table.with_columns(pl.col(c).replace(names) for c, names in odd.items())
 
-# %% ../../nbs/comparing/03_findings.ipynb #c024
+# %% ../../nbs/comparing/03_findings.ipynb #c021
 CATEGORY_NAMES = {'general-vqa':'General VQA', 'math-targeted-vqa':'Math VQA'}  # Names that the field uses
 
 def _place_said(row):
     if row['tag']=='all': return row['benchmark']
     return f"{row['benchmark']}, {CATEGORY_NAMES.get(row['where'], row['where'])}"
 
-# %% ../../nbs/comparing/03_findings.ipynb #c027
+# %% ../../nbs/comparing/03_findings.ipynb #c024
 WIDE = .25              # A comparison that cannot see this difference says nothing
 
 def _blind(row):
     "Is a comparison without a result too small to have had one?"
     return bool(row['n']) and row['p']>=.05 and (row['detectable'] or 1)>WIDE
 
-# %% ../../nbs/comparing/03_findings.ipynb #c030
+# %% ../../nbs/comparing/03_findings.ipynb #c027
 CORRECTED = {'all':'benchmarks', 'split':'splits'}                    # Families, in words
 
 def _sizes(row, family):
@@ -79,7 +67,7 @@ def _sizes(row, family):
     kinds = CORRECTED.get(row['tag'], 'values of '+row['tag'])
     return ends, size, f"{p_said(row['p_holm'])} over {family} {kinds}"
 
-# %% ../../nbs/comparing/03_findings.ipynb #c033
+# %% ../../nbs/comparing/03_findings.ipynb #c030
 def change_said(
     row:dict,           # Of `comparison_table`
     family:int,         # Rows that were corrected together
@@ -102,7 +90,7 @@ def change_said(
     if 2*row['n']<asked: sentence += f". The runs share only {row['n']} of {asked} items, so this says little"
     return sentence+'.'
 
-# %% ../../nbs/comparing/03_findings.ipynb #c038
+# %% ../../nbs/comparing/03_findings.ipynb #c035
 def _readable_said(row):
     diff, part = row['difference'], row['from_format']
     if part is None or row['readable'] is None: return []
@@ -118,7 +106,7 @@ def _readable_said(row):
         return [f'Replies without a readable answer may hide a change: {rest}']
     return []
 
-# %% ../../nbs/comparing/03_findings.ipynb #c041
+# %% ../../nbs/comparing/03_findings.ipynb #c038
 MOVED = dict(answered='with a readable answer', loop='that loop', cut_off='that break off',
              fallback="read only by the scorer's last resort")
 
@@ -134,7 +122,7 @@ def _manner_said(row):
                    f'read some before you call it ability.')
     return out
 
-# %% ../../nbs/comparing/03_findings.ipynb #c045
+# %% ../../nbs/comparing/03_findings.ipynb #c042
 def _left_out(whole, who, total):
     names = dict(only_a=f'only in {who[0]}', only_b=f'only in {who[1]}',
                  no_reply='without a reply in one of the runs',
@@ -147,7 +135,7 @@ def _left_out(whole, who, total):
                f"If it was only the prompt, say so where you report this; "
                f"if they are other questions, nothing here means anything.")
 
-# %% ../../nbs/comparing/03_findings.ipynb #c047
+# %% ../../nbs/comparing/03_findings.ipynb #c044
 def _compared_rows(table):
     if not isinstance(table, pl.DataFrame):
         raise ValueError(f"{type(table).__name__} is no comparison. Give what `compare` returns.")
@@ -182,7 +170,7 @@ def verdict(
                    'noise. In pairs a smaller change could be seen.')
     return '\n'.join([*out, *_left_out(whole, who, total)])
 
-# %% ../../nbs/comparing/03_findings.ipynb #c061
+# %% ../../nbs/comparing/03_findings.ipynb #c058
 def power_said(
     n:int,              # Items that both runs will have
     change:float=.02,   # Difference of the shares right that is hoped for, 0 to 1
@@ -195,7 +183,7 @@ def power_said(
     return (f"With {n} items {what} in a comparison (80% power, if the runs differ on {discordance:.0%} of "
             f"them); {points(change, False)} points take about {round(need, -2):,.0f}.")
 
-# %% ../../nbs/comparing/03_findings.ipynb #c065
+# %% ../../nbs/comparing/03_findings.ipynb #c062
 def _best_said(name, part):
     best = part.filter(what='accuracy', best=True)
     if not best.height or best['value'][0] is None: return []
@@ -206,7 +194,7 @@ def _best_said(name, part):
             +f" Not distinguishable from it: {'; '.join(near)}."*bool(near)
             +f" Worse beyond chance: {'; '.join(worse)}."*bool(worse)]
 
-# %% ../../nbs/comparing/03_findings.ipynb #c067
+# %% ../../nbs/comparing/03_findings.ipynb #c064
 def sweep_verdict(
     table:pl.DataFrame, # From `sweep`
 )->str:                 # A line or two for each benchmark

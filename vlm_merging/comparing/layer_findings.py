@@ -7,7 +7,8 @@ from __future__ import annotations
 from statistics import NormalDist
 import polars as pl
 from .statistics import Z
-from .findings import CATEGORY_NAMES, names_in_line, points, ranges_said
+from ..checkpoints.texts import ranges_said
+from .findings import CATEGORY_NAMES, names_in_line, points
 
 # %% auto #0
 __all__ = ['MEASURES', 'MEASURE_NAMES', 'NEGLIGIBLE', 'PLACE', 'HURT_WORDS', 'CHANGE_WORDS', 'size_said', 'layers_said',

@@ -212,7 +212,16 @@ def _pair_row(here, resamples, seed):
     after = pairs.select(pl.col(f'{c}_b').alias(c) for c in ('outcome', 'tier', 'length'))
     return out|_manner(pairs, after)|_from_format(pairs, mean, resamples, seed)
 
-# %% ../../nbs/comparing/02_pairs.ipynb #c065
+# %% ../../nbs/comparing/02_pairs.ipynb #c066
+def _tags_of_items(items, by):
+    "Tags to split by; raise ValueError for a column that says what a run made of an item"
+    by = tag_names(items, by)
+    if own := [t for t in by if t in (*_OF_EACH, 'prediction', 'index', 'benchmark')]:
+        raise ValueError(f"{own[0]} is no tag of an item, so nothing can be split by it. "
+                         f"Split by what is the same in both runs, such as category.")
+    return by
+
+# %% ../../nbs/comparing/02_pairs.ipynb #c068
 def _corrected(rows):
     "Rows as a table, each p corrected over the rows of its kind"
     for tag in dict.fromkeys(r['tag'] for r in rows):
@@ -228,21 +237,21 @@ def comparison_table(
 )->pl.DataFrame:        # `COMPARISON_COLUMNS`, one row a benchmark, split and value of a tag; shares 0 to 1
     "Two runs, item by item; raise ValueError if they cannot be compared"
     items = matched(a, b)
-    by = tag_names(items, by)
+    by = _tags_of_items(items, by)
     who = dict(run_a=items['run'][0], run_b=items['run_b'][0])
     rows = [who|dict(benchmark=name, tag=tag, where=where)|_pair_row(here, resamples, seed)
             for (name,), part in items.group_by('benchmark', maintain_order=True)
             for tag, where, here in places(part, by) if tag=='all' or (here['state']!=NO_REPLY).any()]
     return _corrected(rows)
 
-# %% ../../nbs/comparing/02_pairs.ipynb #c076
+# %% ../../nbs/comparing/02_pairs.ipynb #c079
 def _two_ends(sums_a, sums_b, resamples, seed):
     "Difference of the means of two samples, and both ends of its 95% interval"
     (low_a, high_a, _), (low_b, high_b, _) = (interval(s, True, resamples, seed) for s in (sums_a, sums_b))
     a, b = (s[:, 0].sum()/s[:, 1].sum() for s in (sums_a, sums_b))
     return b-a, b-a-math.hypot(b-low_b, high_a-a), b-a+math.hypot(high_b-b, a-low_a)
 
-# %% ../../nbs/comparing/02_pairs.ipynb #c080
+# %% ../../nbs/comparing/02_pairs.ipynb #c083
 def dealt(
     a:np.ndarray,       # (clusters, 2): sum of the values and number of items of each cluster
     b:np.ndarray,       # The same of the other side
@@ -258,7 +267,7 @@ def dealt(
         out.append(rest[:, 0]/rest[:, 1]-first[:, 0]/first[:, 1])
     return np.concatenate(out)
 
-# %% ../../nbs/comparing/02_pairs.ipynb #c085
+# %% ../../nbs/comparing/02_pairs.ipynb #c088
 def _unpaired_row(a, b, resamples, seed):
     "All that is said about the difference between two samples at one place"
     out = dict(only_a=0, only_b=0, other_gold=0, other_question=0)
@@ -288,7 +297,7 @@ def unpaired_table(
     a, b = side(a, 'The first table'), side(b, 'The second table')
     _same_protocols(a, b)
     both = pl.concat([a.with_columns(first=True), b.with_columns(first=False)], how='diagonal_relaxed')
-    by, who = tag_names(both, by), dict(run_a=a['run'][0], run_b=b['run'][0])
+    by, who = _tags_of_items(both, by), dict(run_a=a['run'][0], run_b=b['run'][0])
     names = [n for n in a['benchmark'].unique(maintain_order=True) if n in set(b['benchmark'])]
     if not names: raise ValueError(f"The runs {who['run_a']} and {who['run_b']} share no benchmark.")
     rows = [who|dict(benchmark=name, tag=tag, where=where)

@@ -114,6 +114,9 @@ def resampled(
     seed:int=0,         # Same seed, same numbers, whatever the order of the rows
 )->np.ndarray:          # (resamples, quantities): sums over clusters drawn with replacement
     "What the sums could have been with other clusters of the same kind"
+    for name, x, least in (('resamples', resamples, 1), ('seed', seed, 0)):
+        if not isinstance(x, (int, np.integer)) or isinstance(x, bool) or x<least:
+            raise ValueError(f'{name} is {x!r}; it is a whole number, {least} or more.')
     rng, n = np.random.default_rng(seed), len(clusters)
     kinds, counts = np.unique(clusters, axis=0, return_counts=True)
     if len(kinds)<=n/8: return rng.multinomial(n, counts/n, size=resamples)@kinds
@@ -188,7 +191,10 @@ def tag_names(
     by,                 # A name, or several
 )->tuple[str, ...]:
     "The names of tags as a tuple; raise ValueError if the table has no such column"
-    by = (by,) if isinstance(by, str) else tuple(by)
+    by = (by,) if isinstance(by, str) else by
+    if not isinstance(by, (list, tuple)) or not all(isinstance(t, str) for t in by):
+        raise ValueError(f"by is {by!r}; name a column, or several: by=('category', 'task').")
+    by = tuple(by)
     lost = [t for t in by if t not in frame.columns]
     if lost:
         tags = [c for c in frame.columns if c not in _NO_TAGS and not c.endswith('_b')]

@@ -232,14 +232,14 @@ def _refuse(
 
 # %% ../../nbs/merging/11_merge.ipynb #c048
 def merge(
-    vlm:Recipe|str|Path, # A recipe; or the VLM: a folder, a hub id (with optional @revision), or lab/vlm
+    vlm:Recipe|str|Path, # A recipe or a plan; or the VLM: folder, hub id (with optional @revision), lab/vlm
     llm:str|Path|None=None, # The LLM: a folder, a hub id, or lab/llm
     base:str|Path|None=None, # What both were trained from; for methods that work with task vectors
     *,
     out:str|Path,       # Folder that shall appear; must not exist
     method:str|None=None, # Merge method, by its name: how two tensors become one; default: linear
-    layers:str|None=None, # Where: all, 6-31, 0-5,8, 6-; default: all
-    modules:str|None=None, # Which parts: all, or some of attention,mlp,norm; default: all
+    layers:str|list|None=None, # Where: all, 6-31, 0-5,8, 6-, or numbers; default: all
+    modules:str|list|None=None, # Which parts: all, or some of attention,mlp,norm; default: all
     embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the row?
     seed:int|None=None, # Of the coin flips; default: 0
     as_run:bool|None=None, # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT

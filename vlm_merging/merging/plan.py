@@ -134,13 +134,13 @@ def side_findings(
 
 # %% ../../nbs/merging/08_plan.ipynb #c026
 def plan(
-    vlm:Recipe|str|Path, # A recipe; or the VLM: a folder, a hub id (with optional @revision), or lab/vlm
+    vlm:Recipe|str|Path, # A recipe or a plan; or the VLM: folder, hub id (with optional @revision), lab/vlm
     llm:str|Path|None=None, # The LLM: a folder, a hub id, or lab/llm
     base:str|Path|None=None, # What both were trained from; for methods that work with task vectors
     *,
     method:str|None=None, # Merge method, by its name: how two tensors become one; default: linear
-    layers:str|None=None, # Where: all, 6-31, 0-5,8, 6-; default: all
-    modules:str|None=None, # Which parts: all, or some of attention,mlp,norm; default: all
+    layers:str|list|None=None, # Where: all, 6-31, 0-5,8, 6-, or numbers; default: all
+    modules:str|list|None=None, # Which parts: all, or some of attention,mlp,norm; default: all
     embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the row?
     seed:int|None=None, # Of the coin flips; default: 0
     as_run:bool|None=None, # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
@@ -176,10 +176,11 @@ def _asked(
              + (', with embeddings' if recipe.embeddings else '')
              + (', as the paper\'s script ran' if recipe.as_run else '')]
     for who, c in plan.sides.items():
+        idle = f'; {recipe.method} makes no use of it'*(who not in METHODS[recipe.method].fills)
         commit = f'@{c.revision}' if c.revision and '@' not in c.source else ''
         lines.append(f"  {who:<5}{name_in_line(c.source)}{commit}  "
                      f"{name_in_line(c.config.get('model_type', '?'), 40)}, "
-                     f"{len(c.tensors)} tensors, {readable(c.nbytes)} in {len(c.files)} file(s)")
+                     f"{len(c.tensors)} tensors, {readable(c.nbytes)} in {len(c.files)} file(s){idle}")
     return lines
 
 # %% ../../nbs/merging/08_plan.ipynb #c032

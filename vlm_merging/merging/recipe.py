@@ -11,7 +11,7 @@ from pathlib import Path
 from ..checkpoints.disk import replace_text
 from ..checkpoints.headers import read_json
 from ..checkpoints.places import path_of
-from ..checkpoints.texts import did_you_mean
+from ..checkpoints.texts import did_you_mean, ranges_said
 from .families import Pair
 from .methods import METHODS, Method
 
@@ -107,7 +107,8 @@ def _check_knob(
     "Raise ValueError unless the method has this knob and it can be set so, at each point of a curve"
     knobs = METHODS[method].knobs
     if name not in knobs: raise ValueError(_no_knob(method, str(name)))
-    if value==[]: raise ValueError(f"{method}: {name} is [], an empty list; a curve needs values.")
+    if isinstance(value, list) and not value:
+        raise ValueError(f"{method}: {name} is [], an empty list; a curve needs values.")
     if isinstance(value, list) and len(value)>_LONGEST:
         raise ValueError(f"{method}: {name} has {len(value)} values; a curve has {_LONGEST} at most.")
     if isinstance(value, list) and knobs[name].choices:
@@ -151,6 +152,22 @@ def _check_type(
             raise ValueError(f"{name} is {value!r}; it is {word}.")
 
 # %% ../../nbs/merging/07_recipe.ipynb #c038
+def _plain(value):
+    "As JSON has it: numbers and arrays of numpy and torch, tuples, ranges, paths"
+    if isinstance(value, Path): return str(value)
+    value = value.tolist() if hasattr(value, 'tolist') else value
+    return [_plain(v) for v in value] if isinstance(value, (list, tuple, range)) else value
+
+def _as_text(name, value):
+    "Layers and modules as a recipe writes them, where they came as numbers or as a list of words"
+    value = _plain(sorted(value) if isinstance(value, (set, frozenset)) else value)
+    if name=='layers' and isinstance(value, int) and not isinstance(value, bool): value = [value]
+    if not isinstance(value, list) or not value or len(value)>_LONGEST: return value
+    if all(isinstance(v, str) for v in value): return ','.join(value)
+    numbers = name=='layers' and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
+    return ranges_said(value, ',') if numbers and min(value)>=0 else value
+
+# %% ../../nbs/merging/07_recipe.ipynb #c040
 def _parts_of(
     modules:str,        # As a recipe has them
 )->tuple:
@@ -161,13 +178,14 @@ def _checked(
     options:dict,       # Field of `Recipe` -> value, as typed
 )->dict:                # The same, as JSON has it
     "Raise ValueError if a recipe cannot be carried out by any model"
-    options = {name: str(v) if isinstance(v, Path) else v for name, v in options.items()}
+    options = {name: _as_text(name, v) if name in ('layers', 'modules') else _plain(v)
+               for name, v in options.items()}
     for name, value in options.items(): _check_type(name, value)
     method, modules = options['method'], options['modules']
     if 'base' in METHODS[method].fills and not options['base']:
         raise ValueError(f"{method} works with task vectors and needs `base`: "
                          f"the model that both were trained from.")
-    knobs = {k: list(v) if isinstance(v, tuple) else v for k, v in options['knobs'].items()}
+    knobs = {k: _plain(v) for k, v in options['knobs'].items()}
     for name, value in knobs.items(): _check_knob(method, name, value)
     for part in _parts_of(modules):
         if part not in MODULES:
@@ -177,7 +195,7 @@ def _checked(
     if options['as_run']: _check_as_run(method, knobs)
     return options | {'knobs': knobs}
 
-# %% ../../nbs/merging/07_recipe.ipynb #c041
+# %% ../../nbs/merging/07_recipe.ipynb #c043
 @dataclass(frozen=True, repr=False)
 class Recipe:
     "All that decides the outcome of a merge; checked when it is made"
@@ -228,15 +246,15 @@ class Recipe:
         if last<0: raise ValueError(f"last is {last}; it is the number of a layer, from 0 on.")
         return cls(vlm, llm, knobs={'weight':weight}, layers=f'{last+1}-')
 
-# %% ../../nbs/merging/07_recipe.ipynb #c046
+# %% ../../nbs/merging/07_recipe.ipynb #c048
 def recipe_of(
-    vlm:Recipe|str|Path, # A recipe; or the VLM: a folder, a hub id (with optional @revision), or lab/vlm
+    vlm:Recipe|str|Path, # A recipe or a plan; or the VLM: folder, hub id (with optional @revision), lab/vlm
     llm:str|Path|None=None, # The LLM: a folder, a hub id, or lab/llm
     base:str|Path|None=None, # What both were trained from; for methods that work with task vectors
     *,
     method:str|None=None, # Merge method, by its name: how two tensors become one; default: linear
-    layers:str|None=None, # Where: all, 6-31, 0-5,8, 6-; default: all
-    modules:str|None=None, # Which parts: all, or some of attention,mlp,norm; default: all
+    layers:str|list|None=None, # Where: all, 6-31, 0-5,8, 6-, or numbers; default: all
+    modules:str|list|None=None, # Which parts: all, or some of attention,mlp,norm; default: all
     embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the row?
     seed:int|None=None, # Of the coin flips; default: 0
     as_run:bool|None=None, # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
@@ -246,13 +264,14 @@ def recipe_of(
     options = dict(llm=llm, base=base, method=method, layers=layers, modules=modules, embeddings=embeddings,
                    seed=seed, as_run=as_run)
     options = {name: value for name, value in options.items() if value is not None}
+    vlm = getattr(vlm, 'recipe', vlm)               # A plan has one
     if not isinstance(vlm, Recipe): return Recipe(vlm, **{'llm': None}|options, knobs=knobs)
     for name, value in options.items():
         raise ValueError(f"`{name}` cannot stand beside a recipe, which says it already. "
                          f"Change it with dataclasses.replace(recipe, {name}={value!r}).")
     return replace(vlm, knobs=vlm.knobs|knobs) if knobs else vlm
 
-# %% ../../nbs/merging/07_recipe.ipynb #c052
+# %% ../../nbs/merging/07_recipe.ipynb #c054
 def why_kept(
     recipe:Recipe,      # What was asked for
     pair:Pair,          # A tensor of the VLM and its partner
@@ -265,7 +284,7 @@ def why_kept(
         return f'outside layers {recipe.layers}'
     return '' if pair.module in recipe.parts else f'not among {recipe.modules}'
 
-# %% ../../nbs/merging/07_recipe.ipynb #c054
+# %% ../../nbs/merging/07_recipe.ipynb #c056
 def knobs_at(
     recipe:Recipe,      # What was asked for
     layer:int|None,     # A layer; None for what comes after all layers
@@ -276,7 +295,7 @@ def knobs_at(
     if recipe.as_run: knobs |= {k: v for k, v in AS_RUN.items() if k in knobs}
     return {k: at_depth(v, depth-1 if layer is None else layer, depth) for k, v in knobs.items()}
 
-# %% ../../nbs/merging/07_recipe.ipynb #c061
+# %% ../../nbs/merging/07_recipe.ipynb #c063
 def _read_recipe(
     path:Path,          # A recipe, or a merged folder
 )->Recipe:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 import torch
 from torch import Tensor, nn
-from ..comparing.findings import ranges_said
+from ..checkpoints.texts import ranges_said
 from ..merging.recipe import layer_set
 from .layers import (bare_model, constant_parameters, decoder_layers, donor_parameters,
     entering_stream, find_part, head_count, main_output, output_projection, partner_layers, row_mask,

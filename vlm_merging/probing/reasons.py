@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import polars as pl
 from ..checkpoints.headers import Checkpoint
 from ..checkpoints.texts import name_in_line
-from ..comparing.findings import names_in_line, ranges_said
+from ..checkpoints.texts import ranges_said
+from ..comparing.findings import names_in_line
 from ..merging.checks import tokens
 from .weights import by_layer, by_module
 
