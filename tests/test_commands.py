@@ -234,5 +234,5 @@ def test_compare_tells_the_worst_case_of_dynamath(tmp_path, call):
                            prediction='8' if v==0 and q<wrong*4 else '7')
                       for q in range(20) for v in range(10)]).write_parquet(tmp_path/f'{run}.parquet')
     out = call('compare', tmp_path/'a.parquet', tmp_path/'b.parquet', '--out', tmp_path/'t.csv')[1]
-    assert 'DynaMath, worst case is better: +60.0' in out
+    assert 'DynaMath, worst case is better: 40.0% to 100.0%, +60.0' in out
     assert pl.read_csv(tmp_path/'t.csv')['benchmark'].to_list()==['DynaMath', 'DynaMath, worst case']

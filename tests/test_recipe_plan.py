@@ -547,7 +547,7 @@ NO_RECIPES = {      # what a file holds, and what must be said of it
     f'{{{WHO},"wieght":1}}': "no 'wieght'", f'{{{WHO},"vlm":"w"}}': 'twice',
     f'{{{WHO}': 'cannot be read as JSON',
     '{"vlm":"v"}': '`llm` is missing', '{}': 'is missing', '[1]': 'no object', '{"recipe":5}': 'recipe',
-    f'{{{WHO},"layers":5}}': 'layers|recipe',
+    f'{{{WHO},"layers":5.5}}': 'layers|recipe',
     f'{{{WHO},"knobs":null}}': 'knobs', f'{{{WHO},"seed":1.5}}': 'seed',
     f'{{{WHO},"knobs":{{"weight":"0.9"}}}}': 'from 0 to 1',
     f'{{{WHO},"knobs":{{"weight":NaN}}}}': 'from 0 to 1',
@@ -571,7 +571,8 @@ TIES, DARE = dict(method='ties', base='b'), dict(method='dare_ties', base='b')
     (dict(method='tie'), 'Did you mean ties'), (dict(method='ties'), 'needs `base`'),
     (dict(seed='1'), 'seed'),
     (dict(layers='one'), 'cannot be read'), (dict(layers=''), 'cannot be read'),
-    (dict(layers='2-1'), 'runs backwards'), (dict(layers=5), 'layers'),
+    (dict(layers='2-1'), 'runs backwards'), (dict(layers=5.5), 'layers'), (dict(layers=[1, 'a']), 'layers'), (dict(layers=[-1]), 'layers'),
+    (dict(layers=True), 'layers'), (dict(modules=[1]), 'modules'),
     (dict(modules='mlp,'), 'no part'), (TIES | dict(knobs=dict(elect='loudly')), 'unweighted or weighted'),
     (TIES | dict(knobs=dict(elect=['weighted', 'unweighted'])), 'elect'),
     (DARE | dict(knobs=dict(rescale=[True, False])), 'rescale'),
@@ -650,3 +651,29 @@ def test_a_seed_does_not_see_how_the_llm_was_saved(how, trio, tmp_path):
     odd = merge(Recipe(trio.vlm, llm, base, 'dare_ties'), out=tmp_path/'odd')
     plain = merge(Recipe(*trio, 'dare_ties'), out=tmp_path/'plain')
     assert text(odd)==text(plain)
+
+
+@pytest.mark.parametrize('typed,text', [
+    ([0, 1, 2, 5], '0-2,5'), (range(6, 32), '6-31'), (3, '3'), ((1,), '1'), ({2, 0}, '0,2'), ('6-', '6-'),
+    (np.arange(3), '0-2'), (np.int64(4), '4'), (['0-1', '5'], '0-1,5')], ids=repr)
+def test_layers_may_come_as_numbers(typed, text):
+    assert recipe_of('v', 'l', layers=typed)==Recipe('v', 'l', layers=text)==Recipe('v', 'l', layers=typed)
+
+def test_modules_may_come_as_a_list():
+    assert Recipe('v', 'l', modules=['attention', 'mlp']).modules=='attention,mlp'
+
+@pytest.mark.parametrize('number', [np.float32(.5), np.float64(.5), torch.tensor(.5)], ids=lambda n: type(n).__name__)
+def test_numbers_of_numpy_and_torch_are_numbers(number):
+    one = recipe_of('v', 'l', weight=number, seed=np.int64(3))
+    assert one==Recipe('v', 'l', knobs=dict(weight=.5), seed=3)
+    assert recipe_of('v', 'l', weight=np.linspace(0, 1, 3)).knobs==dict(weight=[0., .5, 1.])
+    assert json.loads(json.dumps(one.dict()))==one.dict()
+
+def test_a_plan_is_merged_as_it_is(tmp_path):
+    planned = plan('lab/vlm', 'lab/llm', weight=.6)
+    out = merge(planned, out=tmp_path/'m')
+    assert Recipe.read(out)==planned.recipe and plan(planned, weight=.5).recipe.knobs==dict(weight=.5)
+
+def test_a_base_that_no_formula_takes_is_told():
+    assert 'linear makes no use of it' in str(plan('lab/vlm', 'lab/llm', 'lab/base'))
+    assert 'makes no use' not in str(plan('lab/vlm', 'lab/llm', 'lab/base', method='ties'))

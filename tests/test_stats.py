@@ -371,10 +371,10 @@ def case(won, lost, same, both=0, **more):
                             by=[c for c in more if c=='category'])
 
 def test_verdicts_in_words():
-    assert 'Toy is better: +10.0 points' in verdict(case(30, 0, 270))
-    assert 'Toy is worse: -10.0 points' in verdict(case(0, 30, 270))
+    assert 'Toy is better: 90.0% to 100.0%, +10.0 points' in verdict(case(30, 0, 270))
+    assert 'Toy is worse: 100.0% to 90.0%, -10.0 points' in verdict(case(0, 30, 270))
     said = verdict(case(60, 53, 427))
-    assert 'No evidence of a change on Toy (+1.3 points, 95% -2.' in said
+    assert 'No evidence of a change on Toy (88.9% to 90.2%, +1.3 points, 95% -2.' in said
     assert 'could have been seen with 540 items' in said
     kinds = ['general-vqa' if i%2 else 'math-targeted-vqa' for i in range(300)]
     corrected = pl.when(tag='category').then(.06).otherwise(.03)
@@ -389,7 +389,7 @@ def test_a_name_stays_as_it_was_written():
                                 (1, 0, 5, '- digits: too few items to say')):
         assert words in verdict(case(won, lost, same, benchmark='digits'))
     weak = case(22, 6, 272, benchmark='digits').with_columns(p=.03, p_holm=.06)
-    assert '- digits +5.3 points' in verdict(weak)
+    assert '- digits 92.7% to 98.0%, +5.3 points' in verdict(weak)
     some = table([True]*9, benchmark='digits')
     b = pl.concat([some, table([None]*9, benchmark='mine')],
                   how='vertical_relaxed').with_columns(run=pl.lit('b'))

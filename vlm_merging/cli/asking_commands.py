@@ -135,7 +135,8 @@ def incomplete(
 
 def accuracy_said(
     scores,             # A score table
-)->str:                 # A line for each run and benchmark
+    by:tuple=(),        # Tags
+)->str:                 # A line for each run and benchmark, and below it one for each value of a tag
     "Accuracy with its interval, and beside it what replies did"
     import polars as pl
     from vlm_merging.comparing.findings import names_in_line
@@ -144,11 +145,12 @@ def accuracy_said(
     named = scores['index'].null_count()<scores.height
     some = scores.filter(~pl.struct(keys).is_duplicated()) if named else scores
     if not some.height: return 'There is no reply to count.'
-    by = {}
-    for r in names_in_line(summarize(some).filter(tag='all')).to_dicts():
-        by.setdefault((r['benchmark'], r['run']), {})[r['what']] = r
+    rows = {}
+    for r in names_in_line(summarize(some, by)).to_dicts():
+        where = () if r['tag']=='all' else (r['tag'], r['where'])
+        rows.setdefault((r['benchmark'], r['run'], *where), {})[r['what']] = r
     out = []
-    for (benchmark, run), what in by.items():
+    for (benchmark, run, *where), what in sorted(rows.items(), key=lambda o: o[0][:2]):
         a, silent = what.get('accuracy'), what.get('no reply')
         more = [k for k in ('answered', 'loop', 'cut-off', 'worst case') if k in what]
         beside, share = ', '.join(f"{k} {what[k]['value']:.1%}" for k in more), 'no score'
@@ -159,7 +161,8 @@ def accuracy_said(
             share += f"; {lost} of {silent['n']} {'have' if lost>1 else 'has'} no reply"
             ends = [(a['value']*a['n']+k)/(a['n']+lost) for k in (0, lost)] if a else []
             if a: share += f", so of all it is between {ends[0]:.1%} and {ends[1]:.1%}"
-        out.append(f"{benchmark}, {run}: {share}"+f'; {beside}'*bool(beside))
+        name = f"  {' '.join(where)}" if where else f'{benchmark}, {run}'
+        out.append(f'{name}: {share}'+f'; {beside}'*bool(beside and not where))
     return '\n'.join(out)
 
 @command(example='vlm-merging score runs/a --out a.parquet\n'
@@ -173,6 +176,7 @@ def score_command(
     judge_model:str|None=None, # Name under which the judge is served
     judge_cache:Path|None=None, # Folder that keeps what the judge said, so that the second time costs
                         # nothing; default: TABLE.judge
+    by:tuple=(),        # Split by these tags
     out:Path|None=None, # Write the scores there, anew if it is there: .parquet, .jsonl or .csv
 )->int:                 # Exit code: 4 if some questions have no reply
     "Score replies: accuracy with intervals, how many replies could be read, and what is wrong with the table"
@@ -192,8 +196,8 @@ def score_command(
         print(judge_report(scores))
     else: scores = score(frame, protocol)
     if out: write_table(scores, out)
-    for sentence in [*left, *problems(scores)]: tell(sentence)
-    print(accuracy_said(scores))
+    for sentence in problems(scores): tell(sentence)
+    print(accuracy_said(scores, by))
     return 4 if incomplete(left, scores) else 0
 
 def tags_in_both(

@@ -55,7 +55,9 @@ WIDE = .25              # A comparison that cannot see this difference says noth
 
 def _blind(row):
     "Is a comparison without a result too small to have had one?"
-    return bool(row['n']) and row['p']>=.05 and (row['detectable'] or 1)>WIDE
+    same = row['won']==0==row['lost']               # Then the interval says how large a change may hide
+    seen = (row['high']-row['low'])/2 if same else row['detectable'] or 1
+    return bool(row['n']) and row['p']>=.05 and seen>WIDE
 
 # %% ../../nbs/comparing/03_findings.ipynb #c027
 CORRECTED = {'all':'benchmarks', 'split':'splits'}                    # Families, in words
@@ -63,7 +65,8 @@ CORRECTED = {'all':'benchmarks', 'split':'splits'}                    # Families
 def _sizes(row, family):
     "The interval, the size with all that belongs to it, and the corrected p, as text"
     ends = f"95% {points(row['low'])} to {points(row['high'])}"
-    size = f"{points(row['difference'])} points, {ends}, {p_said(row['p'])}"
+    size = (f"{row['a']:.1%} to {row['b']:.1%}, {points(row['difference'])} points, {ends}, "
+            f"{p_said(row['p'])}")
     kinds = CORRECTED.get(row['tag'], 'values of '+row['tag'])
     return ends, size, f"{p_said(row['p_holm'])} over {family} {kinds}"
 
@@ -83,7 +86,8 @@ def change_said(
     elif row['p']<.05: sentence = f'{where} is {sided}: {size}' + f' ({corrected})'*(family>1)
     elif _blind(row): sentence = f"{where}: too few items to say ({row['n']} item{'s'*(row['n']!=1)}, {ends})"
     elif row['won']==0==row['lost']:
-        sentence = f"No item was scored differently on {where} ({row['n']} items, {ends})"
+        sentence = (f"No item was scored differently on {where} ({row['a']:.1%} of {row['n']} "
+                    f"item{'s'*(row['n']!=1)} both times, {ends})")
     else:
         seen = f"{points(row['detectable'], False)} points could have been seen with {row['n']} items"
         sentence = f'No evidence of a change on {where} ({size}; {seen})'

@@ -253,7 +253,7 @@ def recipe_of(
     base:str|Path|None=None, # What both were trained from; for methods that work with task vectors
     *,
     method:str|None=None, # Merge method, by its name: how two tensors become one; default: linear
-    layers:str|list|None=None, # Where: all, 6-31, 0-5,8, 6-, or numbers; default: all
+    layers:str|list|None=None, # Where: all, 6-31, 0-5,8, 6-; default: all
     modules:str|list|None=None, # Which parts: all, or some of attention,mlp,norm; default: all
     embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the row?
     seed:int|None=None, # Of the coin flips; default: 0
@@ -264,12 +264,12 @@ def recipe_of(
     options = dict(llm=llm, base=base, method=method, layers=layers, modules=modules, embeddings=embeddings,
                    seed=seed, as_run=as_run)
     options = {name: value for name, value in options.items() if value is not None}
-    vlm = getattr(vlm, 'recipe', vlm)               # A plan has one
-    if not isinstance(vlm, Recipe): return Recipe(vlm, **{'llm': None}|options, knobs=knobs)
+    given = getattr(vlm, 'recipe', vlm)             # A plan has one
+    if not isinstance(given, Recipe): return Recipe(vlm, **{'llm': None}|options, knobs=knobs)
     for name, value in options.items():
         raise ValueError(f"`{name}` cannot stand beside a recipe, which says it already. "
                          f"Change it with dataclasses.replace(recipe, {name}={value!r}).")
-    return replace(vlm, knobs=vlm.knobs|knobs) if knobs else vlm
+    return replace(given, knobs=given.knobs|knobs) if knobs else given
 
 # %% ../../nbs/merging/07_recipe.ipynb #c054
 def why_kept(
