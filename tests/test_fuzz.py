@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+import torch._subclasses.fake_tensor                 # Now, rather than while a clock runs
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save
 from vlm_merging.checkpoints import model_files
@@ -80,7 +81,7 @@ def damaged(rng, value):
 
 # What is asked of a reader
 
-SECONDS, ROOM = 5, 400<<20       # No file may take longer, or more memory in one go
+SECONDS, ROOM = 20, 400<<20      # No file may take longer, even on a busy machine, or more memory in one go
 
 class Hang(BaseException): pass
 def hang(*_): raise Hang
@@ -107,7 +108,7 @@ def ask(read, *args, said:Counter, longest=3000):
         text = str(e)
         assert type(e) is ValueError, repr(e)
         assert text.endswith(('.', '?')) and ' ' in text and len(text)<longest, text
-        text.encode()                                                # it can be printed
+        assert text.isprintable(), repr(text)
         said[re.sub(r'''\S*/\S+|'.*'|".*"|\(.*\)|\d+|\[.*\]''', '_', text)[:60]] += 1
         return None
     finally: signal.setitimer(signal.ITIMER_REAL, 0)
@@ -183,6 +184,8 @@ TRAPS = {'a shape beyond all numbers': raw_header(json.dumps({'a': one(shape=[2*
     'a number as metadata': raw_header(json.dumps({'__metadata__': {'x': 1}, 'a': one()}).encode(), 4),
     'a list as metadata': raw_header(json.dumps({'__metadata__': [], 'a': one()}).encode(), 4),
     'half a character': raw_header(json.dumps({'\ud800': one()}).encode(), 4),
+    'half a character in a field more': raw_header(json.dumps({'a': one(x='\ud800')}).encode(), 4),
+    'no number in a field more': raw_header(json.dumps({'a': one(x=math.nan)}).encode(), 4),
     'a name twice': raw_header(json.dumps({'a': one(), 'b': one()}).replace('"b"', '"a"').encode(), 4),
     'nothing': b'', 'seven bytes': b'\x10'+bytes(6), 'a pickle': b'\x80\x02}q\x00.',
     'no end': raw_header(b'{"a":'+DEEP.encode())}
@@ -321,6 +324,18 @@ def test_configurations(pair):
         ask(looked_at, recipe, said=said)
         (pair/who/'config.json').write_text(json.dumps(CONFIGS[who]))
     assert 50<said['opens']<290, said
+
+def test_a_kind_whose_own_defaults_contradict_each_other(pair):
+    write_config(pair/'vlm', model_type='llava', text_config=dict(model_type='gemma4_assistant'))
+    assert ask(looked_at, Recipe(pair/'vlm', pair/'llm'), said=Counter())
+
+@pytest.mark.parametrize('kind', ['\ufeff', 'll\u200bama', '\U000e0041', '\x1b[2J\u202e', '\uffff'])
+def test_all_of_a_plan_can_be_seen(pair, kind):
+    write_config(pair/'llm', **TEXT|dict(model_type=kind))
+    said = str(plan(Recipe(pair/'vlm', pair/'llm')))
+    assert all(line.isprintable() for line in said.splitlines()), said
+
+def write_config(folder, **config): (folder/'config.json').write_text(json.dumps(config))
 
 def test_vocabularies(pair):
     rng, said, recipe = random.Random(0), Counter(), Recipe(pair/'vlm', pair/'llm')
