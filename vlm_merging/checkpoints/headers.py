@@ -206,7 +206,8 @@ def _located(where):
     where = where.rstrip('/')
     name, _, asked = where.partition('@')
     if not re.fullmatch(r'[\w\-.]+/[\w\-.]+', name) or name.startswith('.'):
-        raise ValueError(f"{where[:200]} is not a folder. Give a folder, or a hub id such as owner/name.")
+        raise ValueError(f"{name_in_line(where, 200)} is not a folder. "
+                         f"Give a folder, or a hub id such as owner/name.")
     folder = fetch(name, asked or None)
     return folder, folder.name if re.fullmatch(r'[0-9a-f]{40}', folder.name) else asked
 
