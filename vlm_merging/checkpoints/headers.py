@@ -11,7 +11,7 @@ from .places import from_hub, path_of
 from .model_files import (JSON_LIMIT, changed_files, named_files, read_json,
     take_stamps, unique_names, unread_weights, weight_candidates, weight_files)
 from .disk import InputChanged, reading, unreadable
-from .texts import name_in_line
+from .texts import name_in_line, one_line
 
 # %% auto #0
 __all__ = ['DTYPES', 'FLOATS', 'HEADER_LIMIT', 'SIDE', 'Entry', 'read_header', 'read_bin', 'local_model', 'fetch', 'Checkpoint',
@@ -55,7 +55,10 @@ HEADER_LIMIT = 1<<24    # Bytes of a safetensors header; 100 000 tensors fit, an
 def _checked_entry(name, claim, path, origin):
     "One line of a header as `(Entry, end)`, counted from `origin`; raise ValueError if it cannot be true"
     if not isinstance(claim, dict): raise ValueError(f"{name[:80]!r} has no record")
-    dtype, shape, where = (claim.get(k) for k in ('dtype', 'shape', 'data_offsets'))
+    known = 'dtype', 'shape', 'data_offsets'
+    dtype, shape, where = map(claim.get, known)
+    if odd := claim.keys()-{*known}:
+        raise ValueError(f"{name[:80]!r} has the unknown field {min(odd)[:40]!r}")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"{name[:80]!r} has the unknown type {str(dtype)[:40]!r}")
     whole = lambda xs: isinstance(xs, list) and all(type(x) is int and 0<=x<2**63 for x in xs)
@@ -151,8 +154,8 @@ def read_bin(
         with FakeTensorMode(): table = torch.load(path, weights_only=True, map_location='cpu')
     except Exception as e:  # the unpickler fails in many ways, all of which mean the same
         if isinstance(e, OSError) and e.errno!=errno.EINVAL: raise unreadable(e, path) from None
-        raise ValueError(f"{path} cannot be used: it is not a plain file of tensors "
-                         f"({(str(e).splitlines() or [type(e).__name__])[0][:120]}). "
+        why = one_line(re.sub(r'\x1b\[\d*m', '', str(e).partition('\n')[0]), 120) or type(e).__name__
+        raise ValueError(f"{path} cannot be used: it is not a plain file of tensors ({why}). "
                          f"Only files that `torch.load(weights_only=True)` accepts are read.") from None
     pairs = table.items() if isinstance(table, dict) else ()
     tensors = {k:t for k, t in pairs if isinstance(k, str) and isinstance(t, torch.Tensor)}
@@ -203,7 +206,8 @@ def _located(where):
     where = where.rstrip('/')
     name, _, asked = where.partition('@')
     if not re.fullmatch(r'[\w\-.]+/[\w\-.]+', name) or name.startswith('.'):
-        raise ValueError(f"{where[:200]} is not a folder. Give a folder, or a hub id such as owner/name.")
+        raise ValueError(f"{name_in_line(where, 200)} is not a folder. "
+                         f"Give a folder, or a hub id such as owner/name.")
     folder = fetch(name, asked or None)
     return folder, folder.name if re.fullmatch(r'[0-9a-f]{40}', folder.name) else asked
 

@@ -17,7 +17,7 @@ def _of_address(text):
     from urllib.request import url2pathname
     parts = urlsplit(text)
     if parts.netloc not in ('', 'localhost'):
-        raise ValueError(f"{text[:200]} is on another machine. Name a file or folder of this one.")
+        raise ValueError(f"{text[:200]!r} is on another machine. Name a file or folder of this one.")
     return url2pathname(parts.path)
 
 def path_of(
@@ -28,7 +28,8 @@ def path_of(
     if text[:7].lower()=='file://': text = _of_address(text)
     if not text: raise ValueError('The name of a file or folder is empty.')
     readable = text.encode('utf-8', 'replace').decode()
-    if readable!=text: raise ValueError(f"{readable[:200]}: the name has bytes that are no text. Rename it.")
+    if readable!=text:
+        raise ValueError(f"{readable[:200]!r}: the name has bytes that are no text. Rename it.")
     try: return Path(text).expanduser()
     except RuntimeError: return Path(text)      # `~` of nobody
 

@@ -25,7 +25,7 @@ def text_config(
     if complete and inner.get('model_type') and (lacks or not {'rope_theta', 'rope_parameters'}&inner.keys()):
         from transformers import AutoConfig
         try: default = AutoConfig.for_model(inner['model_type']).to_dict()
-        except (ValueError, KeyError, TypeError): return inner  # a model of its own code: the file must do
+        except Exception: return inner  # its own code, or no defaults that agree: the file must do
         if {'rope_theta', 'rope_scaling'}&inner.keys(): default.pop('rope_parameters', None)   # older
         inner = default|inner
     return inner

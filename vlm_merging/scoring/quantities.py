@@ -139,7 +139,7 @@ def decimals(
     digits:int,         # Decimals
 )->int:                 # In units of the last decimal, halves away from zero
     "Round as people do"
-    return int(math.floor(abs(x)*10**digits+.5+1e-9))*(1 if x>=0 else -1)
+    return int(math.floor(abs(x)*10**min(digits, 250)+.5+1e-9))*(1 if x>=0 else -1)   # No float has more
 
 # %% ../../nbs/scoring/03_quantities.ipynb #c042
 def same_rounded(
