@@ -571,7 +571,8 @@ TIES, DARE = dict(method='ties', base='b'), dict(method='dare_ties', base='b')
     (dict(method='tie'), 'Did you mean ties'), (dict(method='ties'), 'needs `base`'),
     (dict(seed='1'), 'seed'),
     (dict(layers='one'), 'cannot be read'), (dict(layers=''), 'cannot be read'),
-    (dict(layers='2-1'), 'runs backwards'), (dict(layers=5.5), 'layers'), (dict(layers=[1, 'a']), 'layers'), (dict(layers=[-1]), 'layers'),
+    (dict(layers='2-1'), 'runs backwards'), (dict(layers=5.5), 'layers'),
+    (dict(layers=[1, 'a']), 'layers'), (dict(layers=[-1]), 'layers'),
     (dict(layers=True), 'layers'), (dict(modules=[1]), 'modules'),
     (dict(modules='mlp,'), 'no part'), (TIES | dict(knobs=dict(elect='loudly')), 'unweighted or weighted'),
     (TIES | dict(knobs=dict(elect=['weighted', 'unweighted'])), 'elect'),
@@ -662,7 +663,7 @@ def test_layers_may_come_as_numbers(typed, text):
 def test_modules_may_come_as_a_list():
     assert Recipe('v', 'l', modules=['attention', 'mlp']).modules=='attention,mlp'
 
-@pytest.mark.parametrize('number', [np.float32(.5), np.float64(.5), torch.tensor(.5)], ids=lambda n: type(n).__name__)
+@pytest.mark.parametrize('number', [np.float32(.5), np.float64(.5), torch.tensor(.5)], ids=repr)
 def test_numbers_of_numpy_and_torch_are_numbers(number):
     one = recipe_of('v', 'l', weight=number, seed=np.int64(3))
     assert one==Recipe('v', 'l', knobs=dict(weight=.5), seed=3)

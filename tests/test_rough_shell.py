@@ -4,10 +4,13 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from vlm_merging.benchmarks.items import as_picture
+from vlm_merging.asking.ask import ask
+from vlm_merging.asking.replies import replies
+from vlm_merging.benchmarks.items import Item, as_picture
 from vlm_merging.checkpoints.headers import Checkpoint
 from vlm_merging.cli.commands import COMMANDS
 from vlm_merging.cli.completion import candidates
+from vlm_merging.cli.files import write_table
 from vlm_merging.cli.main import told_fault
 from vlm_merging.lab.trio import lab_folder
 from vlm_merging.merging.plan import plan
@@ -366,3 +369,21 @@ def test_completion_as_bash_asks(tmp_path):
     done = ended('completion', 'vlm-merging', '--over', 'merge', env=env, capture_output=True, text=True)
     assert (done.returncode, done.stdout)==(0, '--overwrite\n')
     assert 'complete -o default' in ended('completion', capture_output=True, text=True).stdout
+
+
+# --- What is read stays
+
+@pytest.mark.parametrize('argv', ['score {t} --out {t}', 'score {run} --out {run}/replies.jsonl',
+                                  'compare {t} {u} --out {u}', 'score {t} --out {run}/new.jsonl',
+                                  'score {link} --out {t}'])
+def test_no_input_is_written_over(argv, tmp_path, call):
+    run = tmp_path/'run'
+    ask(lambda item: '7', [Item(str(i), 'How many?', '7') for i in range(3)], run, 'r')
+    t, u, link = (tmp_path/f'{n}.csv' for n in 'tul')
+    for p in t, u: write_table(replies(run), p)
+    link.symlink_to(t)
+    before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
+    code, out, err = call(*argv.format(t=t, u=u, run=run, link=link).split())
+    assert code==3 and not out and ('stays as it is' in err or 'is a run' in err)
+    assert before=={p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
+    assert call('score', run, '--out', run/'scores.parquet')[0]==0

@@ -182,7 +182,7 @@ def score_command(
     "Score replies: accuracy with intervals, how many replies could be read, and what is wrong with the table"
     from vlm_merging.asking.reading import table_at
     from vlm_merging.scoring.score import problems, score
-    ready_to_write(out, TABLES)
+    ready_to_write(out, TABLES, table)
     if (protocol=='judge')!=bool(judge): raise ValueError('--protocol judge and --judge URL go together.')
     left = []
     frame = table_at(table, left)
@@ -239,8 +239,8 @@ def compare_command(
     import polars as pl
     from vlm_merging.comparing.compare import compare
     from vlm_merging.comparing.findings import verdict
-    ready_to_write(out, TABLES)
-    ready_to_write(chart, PAGES)
+    ready_to_write(out, TABLES, before, after)
+    ready_to_write(chart, PAGES, before, after)
     left = []
     a, b = (read_scores(p, given.get('protocol', 'offline'), left) for p in (before, after))
     for sentence in left: tell(sentence)

@@ -2,7 +2,7 @@
 from __future__ import annotations
 import json
 from pathlib import Path
-from vlm_merging.checkpoints.places import path_of
+from vlm_merging.checkpoints.places import path_of, same_place
 
 TABLES = ('.parquet', '.jsonl', '.csv')
 PAGES = ('.html', '.svg', '.png')
@@ -21,6 +21,7 @@ def read_scores(
 def ready_to_write(
     path:Path|None,     # Where something shall appear; None: nowhere
     kinds:tuple,        # Endings that can be written
+    *inputs:str|Path,   # What is read, and must stay
 )->None:
     "Raise ValueError, before any work is done, if a file cannot appear there"
     if path is None: return
@@ -30,6 +31,10 @@ def ready_to_write(
     if not path.parent.is_dir():
         raise ValueError(f'There is no folder {path.parent} to write {path.name} in.')
     if path.is_dir(): raise ValueError(f'{path} is a folder. Name a file.')
+    if any(same_place(path, i) for i in inputs):
+        raise ValueError(f'{path} is what is read, and stays as it is. Write to another file.')
+    if path.suffix.lower()=='.jsonl' and (path.parent/'run.json').is_file():
+        raise ValueError(f'{path.parent} is a run, whose own files end in .jsonl. Write to another folder.')
 
 def write_table(
     frame,              # A polars frame

@@ -59,7 +59,7 @@ def _knob_of(
     hint = eval(p.annotation, fn.__globals__) if isinstance(p.annotation, str) else p.annotation
     bounds = hint.__metadata__ if get_origin(hint) is Annotated else ()
     choices = (True, False) if hint is bool else get_args(hint) if get_origin(hint) is Literal else ()
-    if not choices and len(bounds)!=2: needs = f'bounds or choices: {p.name}:Share=.5, or Scale, bool, Literal'
+    if not choices and len(bounds)!=2: needs = f'a type with bounds, as {p.name}:Share=.5; or bool or Literal'
     elif p.default is p.empty: needs = 'a default, its usual setting'
     elif p.name in _TAKEN: needs = 'another name: plan, merge, sweep or open_model has an option of this one'
     else: needs = ''

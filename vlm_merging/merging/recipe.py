@@ -264,7 +264,7 @@ def recipe_of(
     options = dict(llm=llm, base=base, method=method, layers=layers, modules=modules, embeddings=embeddings,
                    seed=seed, as_run=as_run)
     options = {name: value for name, value in options.items() if value is not None}
-    given = getattr(vlm, 'recipe', vlm)             # A plan has one
+    given = getattr(vlm, 'recipe', vlm)
     if not isinstance(given, Recipe): return Recipe(vlm, **{'llm': None}|options, knobs=knobs)
     for name, value in options.items():
         raise ValueError(f"`{name}` cannot stand beside a recipe, which says it already. "
