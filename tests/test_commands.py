@@ -96,11 +96,10 @@ def test_scores_survive_a_round_trip(tmp_path, kind, call):
     rows = [dict(benchmark='b', run=r, index=str(i), answer='7', prediction=p, category='x') for r,
             p in (('a', '7'), ('b', '8')) for i in range(9)]
     for r in 'ab':
-        (tmp_path/f'{r}.jsonl').write_text(''.join(json.dumps(o)+'\n' for o in rows if o['run']==r))
-        assert call('score', tmp_path/f'{r}.jsonl', '--out', tmp_path/f'{r}.{kind}')[0]==0
-    if kind!='jsonl':
-        assert call('compare', tmp_path/'a.jsonl', tmp_path/'b.jsonl')[1]==call('compare',
-            tmp_path/f'a.{kind}', tmp_path/f'b.{kind}')[1]
+        (tmp_path/f'replies_{r}.jsonl').write_text(''.join(json.dumps(o)+'\n' for o in rows if o['run']==r))
+        assert call('score', tmp_path/f'replies_{r}.jsonl', '--out', tmp_path/f'{r}.{kind}')[0]==0
+    assert call('compare', tmp_path/'replies_a.jsonl', tmp_path/'replies_b.jsonl')[1]==call('compare',
+        tmp_path/f'a.{kind}', tmp_path/f'b.{kind}')[1]
     assert 'worse' in call('compare', tmp_path/f'a.{kind}', tmp_path/f'b.{kind}')[1]
 
 def test_result_tables_of_vlmevalkit_are_known_by_their_names(tmp_path):

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 
 import polars as pl, pytest, torch
 from vlm_merging.cli import demo as room
+from vlm_merging.cli.commands import as_called
 from vlm_merging.cli.main import main
 from vlm_merging.cli.demo import DEMO, LEAST, choose_weight, demo, find
 from vlm_merging.cli.report import MODELS, facts, groups, page, question_parts, template, verdict_parts
@@ -86,6 +87,12 @@ def test_the_merged_model_opens_as_any_other(made):
     model, found = AutoModelForImageTextToText.from_pretrained(made[0]/'merged', output_loading_info=True)
     assert not found['missing_keys'] and model.config.model_type=='llava'
 
+
+def test_the_next_line_can_be_pasted_where_no_name_leads_to_the_program(monkeypatch):
+    monkeypatch.setenv('PATH', '/nowhere')
+    for typed, name in (('.venv/bin/vlm-merging', '.venv/bin/vlm-merging'), ('pytest', 'vlm-merging')):
+        monkeypatch.setattr(sys, 'argv', [typed])
+        assert as_called()==name
 
 def test_the_next_command_works(made, capsys, monkeypatch):
     monkeypatch.chdir(made[0].parent)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 from vlm_merging.checkpoints.places import path_of, same_place
 from vlm_merging.checkpoints.texts import name_in_line
-from vlm_merging.cli.commands import PROGRAM, command, taken
+from vlm_merging.cli.commands import as_called, command, taken
 from vlm_merging.cli.files import PAGES, TABLES, read_scores, ready_to_write, write_table
 
 FETCHED = 'benchmarks.prepare:prepare name=names split folder=data source=from revision'
@@ -121,7 +121,7 @@ def ask_command(
         warnings.filterwarnings('ignore', r'\d+ of \d+ items have a reply') # `report` says the same
         replies = ask(model, items, out, run)
     print(report(out))
-    line = f'Next: {PROGRAM} score {shlex.quote(str(out))} --out {shlex.quote(f"{out}.parquet")}'
+    line = shlex.join(['Next:', as_called(), 'score', str(out), '--out', f'{out}.parquet'])
     print(name_in_line(line, 9000))
     return 0 if replies.height==len(items) and not items.left else 4
 

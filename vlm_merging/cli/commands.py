@@ -2,15 +2,21 @@
 # A list such as 'benchmarks.load:load what=benchmark split n' shows three parameters of `load`, the first of
 # them under another name.
 from __future__ import annotations
-import argparse, re, sys
+import argparse, re, shutil, sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from vlm_merging.checkpoints.texts import did_you_mean, one_line
 from vlm_merging.cli.messages import Called, in_shell_words
 from vlm_merging.cli.signatures import REQUIRED, constant_words, methods_read, parameters_of
 from vlm_merging.cli.typed import Split, value_kind
 
 PROGRAM = 'vlm-merging'
+
+def as_called()->str:
+    "The program as a next line can name it: by its name, or by its path where no name leads to it"
+    typed = sys.argv[0]
+    return typed if Path(typed).name==PROGRAM and not shutil.which(PROGRAM) else PROGRAM
 COMMANDS = {}           # Name -> `Command`
 KNOBS = 'knobs'         # In the list of a command: the knobs of all methods; `knobs but weight`: all others
 SMALLEST = dict(n=1, batch_size=1, max_new_tokens=1, temperature=0, subspace=0, workers=1, layer_swap=0)

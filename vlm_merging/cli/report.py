@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from vlm_merging.checkpoints.places import path_of
 from vlm_merging.checkpoints.texts import name_in_line, visible
+from vlm_merging.cli.commands import as_called
 
 MODELS = ('VLM', 'LLM', 'merged') # Names in tables; the LLM is put into the VLM: the weight 0
 NARROWER = 300          # By how many pixels a chart is narrower on a phone
@@ -86,7 +87,7 @@ def facts(
             f'layers whose loss costs right answers: {needed}',
             *(name_in_line(line, 9000) for line in (
                 f"report: {out/'report.html'}", f"merged model, for from_pretrained: {out/'merged'}",
-                shlex.join(['next:', 'vlm-merging', 'compare', str(out/'replies'/'VLM'),
+                shlex.join(['next:', as_called(), 'compare', str(out/'replies'/'VLM'),
                             str(out/'replies'/'merged'), '--by', 'topic'])))]
 
 def groups(
