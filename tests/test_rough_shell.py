@@ -4,7 +4,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-from vlm_merging.benchmarks.items import as_picture
+from vlm_merging.benchmarks.pictures import as_picture
 from vlm_merging.checkpoints.headers import Checkpoint
 from vlm_merging.cli.commands import COMMANDS
 from vlm_merging.cli.completion import candidates

@@ -4,13 +4,14 @@
 
 # %% ../../nbs/benchmarks/05_tables.ipynb #c005
 from __future__ import annotations
-import csv, json, zipfile
+import codecs, csv, json, zipfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 import polars as pl
 from PIL import Image
-from .items import unpacked
+from .cells import unpacked
+from ..checkpoints.texts import json_of
 from .pictures import HEAVIEST, Picture
 from ..checkpoints.disk import unreadable
 
@@ -33,7 +34,7 @@ def _block(path, changed, column, start):
     if _suffix(path)=='.jsonl':
         with open(path, 'rb') as f:
             f.seek(start)
-            return [json.loads(f.readline())[column]]
+            return [json_of(f.readline())[column]]
     return _scan(path, True).select(column).slice(start, ROWS_AT_ONCE).collect()[column].to_list()
 
 # %% ../../nbs/benchmarks/05_tables.ipynb #c012
@@ -123,11 +124,16 @@ def _parquet_rows(path, nulls):
 def _separator(path):
     "The mark between cells, and its name; raise ValueError if the first line has another one"
     with open(path, encoding='utf-8-sig', errors='replace', newline='') as f: head = f.readline()
+    if head.endswith('\r'):
+        raise ValueError(f"{path}: its lines end as on old Macs. Save it with line feeds.")
     mark, name = ('\t', 'tab') if _suffix(path)=='.tsv' else (',', 'comma')
     other = next((o for o in '\t;|,' if o in head), None)
     if mark not in head and other:
         raise ValueError(f"{path}: the first line has no {name} but {other!r}: {head.strip()[:60]!r}. "
                          f"Save it with {name}s{', or name it .tsv' if other==chr(9) else ''}.")
+    columns = next(csv.reader([head], delimiter=mark), [])
+    if twice := [c for c in columns if c and columns.count(c)>1]:
+        raise ValueError(f"{path}: the column {twice[0]!r} stands twice. Rename one of them.")
     return mark, name
 
 # %% ../../nbs/benchmarks/05_tables.ipynb #c036
@@ -160,16 +166,20 @@ def _jsonl_rows(path):
         for n, line in enumerate(f, 1):
             begin, at = at, at+len(line)
             if not line.strip(): continue
-            try: row = json.loads(line)
-            except (ValueError, RecursionError): row = None
+            row, why = None, NO_OBJECT
+            try: row = json_of(line)
+            except (json.JSONDecodeError, UnicodeDecodeError): pass
+            except ValueError as e: why = str(e)
             for c in row.keys() & {*IMAGES} if isinstance(row, dict) else ():
                 if not isinstance(row[c], list): row[c] = later(row[c], c, begin)
                 else: row[c] = [later(o, c, begin, k) for k, o in enumerate(row[c])]
-            yield n, row if isinstance(row, dict) else NO_OBJECT
+            yield n, row if isinstance(row, dict) else why
 
 # %% ../../nbs/benchmarks/05_tables.ipynb #c042
 def _json_rows(path):
-    listed = json.loads(path.read_bytes())
+    try: listed = json_of(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError): raise
+    except ValueError as e: raise ValueError(f'{path} is no table: {e}.') from None
     if isinstance(listed, dict) and isinstance(listed.get('data'), list): listed = listed['data']
     if isinstance(listed, dict): listed = [isinstance(v, dict) and {'id':k, **v} for k, v in listed.items()]
     if not isinstance(listed, list) or listed and not any(isinstance(o, dict) for o in listed):
@@ -179,12 +189,19 @@ def _json_rows(path):
 # %% ../../nbs/benchmarks/05_tables.ipynb #c046
 TABLE_SUFFIXES = ('.parquet', '.tsv', '.csv', '.jsonl', '.json')
 
+def _check_coding(path):
+    "Raise ValueError if a file is text that is no UTF-8"
+    with open(path, 'rb') as f: begins = f.read(2)
+    if begins in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise ValueError(f'{path} is text in UTF-16. Save it as UTF-8.')
+
 def rows_in(
     path:Path,          # Its suffix says what it is: one of `TABLE_SUFFIXES`
     nulls:bool=False,   # Look which cells of parquet images are empty? Takes one pass over the file
 ):                      # Pairs: number of the row (in jsonl of the line) from 1; row, or why there is none
     "The rows of a file, with heavy cells as addresses; raise ValueError if it is no table"
     try:
+        if _suffix(path) in TABLE_SUFFIXES[1:]: _check_coding(path)
         match _suffix(path):
             case '.parquet': yield from _parquet_rows(path, nulls)
             case '.csv'|'.tsv': yield from _csv_rows(path)
@@ -192,7 +209,7 @@ def rows_in(
             case '.json': yield from _json_rows(path)
             case _: raise ValueError(f"{path}: a table is one of {', '.join(TABLE_SUFFIXES)}.")
     except pl.exceptions.NoDataError: raise ValueError(f"{path} is empty.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, pl.exceptions.PolarsError) as e:
+    except (json.JSONDecodeError, UnicodeDecodeError, pl.exceptions.PolarsError, csv.Error) as e:
         why = ' '.join(str(e).split()).partition(' The current offset')[0][:160].rstrip('.')
         raise ValueError(f"{path} is no {path.suffix[1:]} table that can be read: {why}.") from None
     except OSError as e: raise unreadable(e, path) from None
