@@ -1,12 +1,16 @@
 "What a careless or hostile world brings to asking and loading ends in one sentence, or in a plain value"
-import json, warnings
+import json, os, warnings
+from datetime import timedelta
 
+import polars as pl
 import pytest
+from PIL import Image
 from vlm_merging.asking.ask import ask
 from vlm_merging.asking.folder import read_lines
 from vlm_merging.asking.replies import replies, report, shortfall, whole_run
-from vlm_merging.benchmarks.items import Item, Items, Picture
+from vlm_merging.benchmarks.items import BENCHMARKS, Benchmark, Item
 from vlm_merging.benchmarks.load import load
+from vlm_merging.benchmarks.pictures import Picture, encoded
 from vlm_merging.scoring.score import score
 
 def quiet(do, *a, **kw):
@@ -168,3 +172,144 @@ def test_an_asker_whose_errors_have_no_words_fails_one_item(tmp_path):
         return 'x'
     assert quiet(ask, asker, [Item('1', '?'), Item('2', '?')], tmp_path/'run', 'r').height==1
     assert '1 x Mute:' in report(tmp_path/'run')
+
+# ---- Items and pictures ----
+
+RED = encoded(Image.new('RGB', (3, 2), 'red'))
+
+def test_an_item_takes_pictures_as_a_model_does(tmp_path):
+    (tmp_path/'a.png').write_bytes(RED)
+    for images in (RED, [RED], (Picture(RED),), str(tmp_path/'a.png'), tmp_path/'a.png', [tmp_path/'a.png'],
+                   Image.new('RGB', (3, 2), 'red'), Picture(str(tmp_path/'a.png'))):
+        item, = [Item('1', '?', images=images)]
+        assert [p.open().size for p in item.images]==[(3, 2)]
+    assert Item(1, '?', 3, images=None)==Item('1', '?', '3')
+
+@pytest.mark.parametrize('fields,told', [
+    (('What?', Image.new('RGB', (2, 2))), "Item 'What\\?': `question` is Image.*The order is Item\\(id"),
+    ((None, 'q'), 'An Item: `id` is NoneType'), (('1', None), '`question` is NoneType'),
+    (('1', b'q'), '`question` is bytes'),
+    (('1', 'q', None, 7), '`images`: int is no picture'), (('1', 'q', None, [7]), 'int is no picture'),
+    (('1', 'q', None, [['a.png']]), 'one behind the other'),
+    (('1', 'q', None, 'http://x/a.png'), 'on the net'),
+    (('1', 'q', {}), '`answer` is one text'), (('1', 'q', None, (), 'AB'), '`choices` is str'),
+    (('1', 'q', object()), '`answer` is object')])
+def test_an_item_is_checked_when_it_is_made(fields, told):
+    with pytest.raises(ValueError, match=told): Item(*fields)
+
+@pytest.fixture
+def quiz(tmp_path, monkeypatch):
+    "A record that names pictures by itself, and a table in a folder of its own"
+    def row(r): return Item(r['nr'], r['ask'], '1', Picture(r['pic']) if r.get('pic') else ())
+    monkeypatch.setitem(BENCHMARKS, 'quiz', Benchmark('quiz', 'local', 'test', row))
+    (tmp_path/'mine').mkdir()
+    (tmp_path/'mine'/'0.png').write_bytes(RED)
+    (tmp_path/'elsewhere').mkdir()
+    monkeypatch.chdir(tmp_path/'elsewhere')
+    def table(*names):
+        lines = [json.dumps(dict(nr=str(n), ask='?', pic=pic)) for n, pic in enumerate(names)]
+        (tmp_path/'quiz.jsonl').write_text('\n'.join(lines)+'\n')
+        return '../quiz.jsonl'
+    return table
+
+def test_a_record_that_names_pictures_is_told_of_those_that_are_missing(quiz):
+    items = load(quiz('mine/0.png', 'mine/1.png', 'mine/0.png', None), benchmark='quiz')
+    assert [len(i.images) for i in items]==[1, 1, 0] and items[0].images[0].open().size==(3, 2)
+    assert items.problems[0]=="quiz.jsonl line 2: there is no image file 'mine/1.png'."
+    with pytest.raises(ValueError, match="lines 1, 2: there is no image file 'no.png'"):
+        load(quiz('no.png', 'no.png'), benchmark='quiz')
+    with pytest.raises(ValueError, match='on the net'): load(quiz('http://x/a.png'), benchmark='quiz')
+
+# ---- Names and columns ----
+
+def test_a_name_that_is_nearly_one_is_told(tmp_path):
+    for name, near in (('labb', 'lab'), ('LABS', 'lab'), ('mathvsta', 'MathVista')):
+        with pytest.raises(LookupError, match=f'Did you mean {near}\\?'): load(name)
+    (tmp_path/'t.csv').write_text('frage,bild,antwort\na,b,c\n')
+    with pytest.raises(ValueError, match='columns are frage, bild, antwort. Rename them to question, '
+                                         'image and answer'): load(tmp_path/'t.csv')
+
+@pytest.mark.parametrize('given,told', [
+    (dict(n=1.5), 'n is 1.5; it is a whole number, 1 or more'), (dict(n='3'), "n is '3'"),
+    (dict(n=-1), 'n is -1'), (dict(n=0), 'n is 0'), (dict(n=True), 'n is True'),
+    (dict(seed='x'), "seed is 'x'"), (dict(seed=-1), 'seed is -1'),
+    (dict(seed=None), 'seed is None'), (dict(split=3), '`split` is 3'), (dict(name=3), 'name is int'),
+    (dict(folder=3), 'folder is 3'), (dict(benchmark=3), 'named here, not handed over')])
+def test_arguments_of_load_are_checked(tmp_path, given, told):
+    (tmp_path/'t.csv').write_text('question\na\n')
+    for what in ('lab', tmp_path/'t.csv') if 'n' in given or 'seed' in given else (tmp_path/'t.csv',):
+        with pytest.raises(ValueError, match=told): load(what, **given)
+
+def test_what_is_no_plain_file_is_told_as_that(tmp_path):
+    os.mkfifo(tmp_path/'pipe.csv')
+    for do in (load, score):
+        for path in (tmp_path/'pipe.csv', '/dev/null'):
+            with pytest.raises(ValueError, match='no plain file'): do(path)
+        with pytest.raises(ValueError): do('a\0.csv')
+        with pytest.raises((ValueError, LookupError)): do('x'*5000)
+    with pytest.raises(ValueError, match='zero byte'): ask('lab/vlm', 'lab', 'a\0')
+
+# ---- Tables ----
+
+def lines(folder, *rows, name='t.jsonl'):
+    (folder/name).write_text('\n'.join(r if isinstance(r, str) else json.dumps(r) for r in rows)+'\n')
+    return folder/name
+
+@pytest.mark.parametrize('value,text', [(1e20, '100000000000000000000'), (2**64, str(2**64)),
+                                        (['3'], '["3"]'), ({'a': 1}, '{"a": 1}'), (float('inf'), 'inf'),
+                                        ('\ud800', '?')])
+def test_a_reply_of_another_kind_than_the_others_is_its_text(tmp_path, value, text):
+    path = lines(tmp_path, dict(index='1', answer='5', prediction=5.0, t=1),
+                 dict(index='2', answer=value, prediction=value, t=value))
+    got = quiet(score, path)
+    assert got['prediction'][1]==text and got['outcome'][1]!='empty' and got['correct'][1] is not None
+    assert got['correct'][0] and load(lines(tmp_path, dict(question='?', answer=value)))[0].answer==text
+
+def test_text_as_bytes_is_text_and_other_bytes_are_told(tmp_path):
+    row = dict(index=[b'1'], question=['Wie groß?'.encode()], answer=[b'1'], prediction=[b'1'],
+               thumb=[b'\x89PNG\xff'])
+    pl.DataFrame(row).write_parquet(tmp_path/'q.parquet')
+    item, = load(tmp_path/'q.parquet')
+    assert (item.id, item.question, item.answer)==('1', 'Wie groß?', '1')
+    assert score(tmp_path/'q.parquet')['correct'].to_list()==[True]
+    assert load(pl.DataFrame(row))[0].question=='Wie groß?'
+    for frame in pl.DataFrame(row|dict(question=[b'\xff'])), pl.DataFrame(row|dict(prediction=[b'\xff'])):
+        frame.write_parquet(tmp_path/'q.parquet')
+        with pytest.raises(ValueError, match='row 1: `(question|prediction)`: it holds bytes that are no'):
+            load(tmp_path/'q.parquet')
+            score(tmp_path/'q.parquet')
+
+def test_tables_that_nest_repeat_or_overflow_are_told_with_their_rows(tmp_path):
+    deep = '{"index": 2, "question": "b?", "answer": "3", "prediction": "3", "t": '+'{"a": '*900+'1'+'}'*901
+    twice = '{"question": "c?", "question": "d?"}'
+    path = lines(tmp_path, dict(index=1, question='a?', answer='3', prediction='3'), deep, twice,
+                 '{"index": 4, "question": "e?", "answer": '+'9'*5000+', "prediction": "x"}')
+    items = load(path)
+    assert [i.id for i in items]==['1', '4'] and items[1].answer=='9'*5000
+    assert items.problems==['t.jsonl line 2: it is nested more than 100 deep.',
+                            't.jsonl line 3: a name stands twice in it.']
+    with pytest.warns(UserWarning, match='line 2: it is nested'): score(path)
+    assert quiet(score, path).height==2
+    nested = lines(tmp_path, '['*100_000+']'*100_000, name='n.json')
+    digits = lines(tmp_path, '[{"question": "?", "answer": '+'9'*5000+'}]', name='d.json')
+    for do in load, score:
+        with pytest.raises(ValueError, match='n.json .*nested more than 100 deep'): do(nested)
+    assert load(digits)[0].answer=='9'*5000
+    (tmp_path/'t.csv').write_text('index,question,answer,answer,prediction\n1,?,2,3,3\n')
+    for do in load, score:
+        with pytest.raises(ValueError, match="t.csv: the column 'answer' stands twice"): do(tmp_path/'t.csv')
+    (tmp_path/'t.csv').write_text('index,question,answer,precision\n1,?,2,1000000000\n2,?,2,2\n')
+    assert load(tmp_path/'t.csv').problems[0].startswith("t.csv row 1: `precision` is '1000000000', where")
+
+def test_text_in_another_coding_is_told(tmp_path):
+    for name, text in (('t.jsonl', '{"question": "?"}\n'), ('t.csv', 'question\n?\n')):
+        (tmp_path/name).write_text(text, encoding='utf-16')
+        for do in load, score:
+            with pytest.raises(ValueError, match='UTF-16. Save it as UTF-8'): do(tmp_path/name)
+    (tmp_path/'t.csv').write_bytes(b'question,answer\r?,1\r')
+    with pytest.raises(ValueError, match='old Macs'): load(tmp_path/'t.csv')
+
+def test_times_and_objects_in_a_frame_are_text():
+    frame = pl.DataFrame(dict(question=['a?', 'b?'], answer=[timedelta(seconds=3)]*2))
+    frame = frame.with_columns(pl.Series('tag', [object(), object()], pl.Object))
+    assert load(frame)[0].answer=='0:00:03'

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 from ..checkpoints.places import path_of
 from ..benchmarks.cells import text_of
-from ..benchmarks.tables import IMAGES, TABLE_SUFFIXES, rows_in, rows_in_words
+from ..benchmarks.tables import IMAGES, TABLE_SUFFIXES, rows_in, rows_in_words, what_lies_at
 from .replies import REPLY_COLUMNS, put_or_warn, shortfall, whole_run
 from .results import import_replies, named_in
 
@@ -20,7 +20,7 @@ __all__ = ['SIMPLE', 'table_at']
 SIMPLE = (str, bool, int, float, date, time)   # Beside these, lists of one kind
 
 def _is_plain(values, text):
-    "Do cells fit into one column as they are? `text`: it will be read as text, where large floats get lost"
+    "Do cells fit into one column as they are? `text`: read as text, where large floats get lost"
     if any(isinstance(v, (list, dict)) for v in values):
         if not all(isinstance(v, list) for v in values): return False
         kinds = {type(o) for v in values for o in v}-{type(None)}
@@ -29,7 +29,7 @@ def _is_plain(values, text):
     return all(isinstance(v, SIMPLE) and not large(v) for v in values)
 
 def _typed(rows, name):
-    "Put text into the cells of a column that needs it; raise ValueError with the number of a row that has none"
+    "Put text into the cells of a column that needs it; raise ValueError with the row that has none"
     at = [(n, row) for n, row in rows if row.get(name) is not None]
     if _is_plain([row[name] for _, row in at], name in REPLY_COLUMNS and name!='seconds'): return
     for n, row in at:
@@ -62,13 +62,12 @@ def table_at(
 )->pl.DataFrame:        # Of replies or of scores; rows without a reply say why in the column `error`
     "Read a table from disk; raise ValueError with one sentence if there is none"
     path = path_of(path)
-    if path.is_dir():
+    if what_lies_at(path)=='folder':
         table = whole_run(path)
         put_or_warn(filter(None, [shortfall(path)]), problems)
         return table
-    if not path.is_file():
-        what = 'no plain file' if path.exists() else 'not there'
-        raise ValueError(f'{path} is {what}. Name a table, or the folder of a run.')
+    if (there := what_lies_at(path))!='file':
+        raise ValueError(f'{path} is {there}. Name a table, or the folder of a run.')
     kind = path.suffix.lower()
     if kind in ('.xlsx', '.xls', '.tsv', '.json'): return import_replies(path, problems=problems)
     if kind not in TABLE_SUFFIXES:

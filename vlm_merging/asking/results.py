@@ -10,6 +10,7 @@ import polars as pl
 from ..checkpoints.places import path_of
 from .replies import REPLY_COLUMNS, put_or_warn, reply_table
 from ..benchmarks.items import Item, metric_of, options_of, row_of
+from ..benchmarks.tables import what_lies_at
 from ..benchmarks.cells import decimal_places, text_of
 from ..checkpoints.texts import error_words, json_of
 from ..benchmarks.prepare import record_of        # From there, since that room has all records
@@ -54,7 +55,7 @@ def read_results(
     if path.suffix.lower() not in RESULT_READERS:
         raise ValueError(f"{path} is none of {', '.join(RESULT_READERS)}. Pickles are not read: they can run "
                          f"code. Save the table in another format.")
-    if not path.is_file(): raise ValueError(f"{path} is {'no plain file' if path.exists() else 'not there'}.")
+    if (there := what_lies_at(path))!='file': raise ValueError(f'{path} is {there}.')
     try: return RESULT_READERS[path.suffix.lower()](path)
     except Exception as e: # fastexcel has errors of its own
         known = isinstance(e, (OSError, ValueError, TypeError, pl.exceptions.PolarsError))

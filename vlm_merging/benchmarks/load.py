@@ -18,7 +18,8 @@ from ..checkpoints.places import path_of
 from .pictures import Picture
 from ..lab.trio import questions
 from .prepare import pattern_of, prepared
-from .tables import IMAGES, TABLE_SUFFIXES, pictures_at, rows_in, rows_in_words
+from .tables import (IMAGES, TABLE_SUFFIXES, pictures_at, rows_in, rows_in_words,
+                                           what_lies_at)
 
 # %% auto #0
 __all__ = ['OWN_COLUMNS', 'RULES_AT', 'PICTURE_FILES', 'option_of', 'own_row', 'subset', 'lab_items', 'Table', 'table_of',
@@ -133,10 +134,12 @@ def table_of(
     if not isinstance(what, (str, Path)):
         raise ValueError(f"{type(what).__name__} is no table. Give a path, a name or a polars frame.")
     path = path_of(what)
-    if path.is_file(): return _table_of_file(path, record, split, name)
-    if path.is_dir(): raise ValueError(f"{path} is a folder. Name one table in it, or if it is a benchmark: "
+    there = what_lies_at(path)
+    if there=='file': return _table_of_file(path, record, split, name)
+    if there=='folder': raise ValueError(f"{path} is a folder. Name one table in it, or if it is a benchmark: "
                                        f"prepare(name, source={str(path)!r}).")
-    if path.exists(): raise ValueError(f"{path} is no plain file. Save the table in one, and name that.")
+    if there=='no plain file':
+        raise ValueError(f'{path} is {there}. Save the table in one, and name that.')
     if path.suffix.lower() in (*TABLE_SUFFIXES, '.xlsx', '.xls', '.txt') or '/' in str(what):
         raise ValueError(f"{path} is not there. Name a table ({', '.join(TABLE_SUFFIXES)}) or a benchmark.")
     record = record_of(str(what), ('lab',))

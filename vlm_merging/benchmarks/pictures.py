@@ -4,7 +4,7 @@
 
 # %% ../../nbs/benchmarks/01_pictures.ipynb #c005
 from __future__ import annotations
-import base64, binascii, hashlib, io
+import base64, binascii, hashlib, io, re
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -157,5 +157,5 @@ def as_picture(
     if isinstance(source, (list, tuple)):
         raise ValueError("Pictures stand one behind the other, not in a list: 'How many?', 'a.png', 'b.png'.")
     name = str(source)[:80] if isinstance(source, (str, Path)) else 'image'
-    if isinstance(source, str) and not source.startswith('data:'): source = path_of(source)
+    if isinstance(source, str) and not re.match('data:|(?!file:)[a-z]+://', source): source = path_of(source)
     return Picture(source, name)

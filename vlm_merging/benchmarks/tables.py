@@ -4,7 +4,7 @@
 
 # %% ../../nbs/benchmarks/05_tables.ipynb #c005
 from __future__ import annotations
-import codecs, csv, json, zipfile
+import codecs, csv, json, stat, zipfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..checkpoints.disk import unreadable
 
 # %% auto #0
 __all__ = ['ROWS_AT_ONCE', 'IMAGES', 'LONG', 'NO_OBJECT', 'TABLE_SUFFIXES', 'POINTER', 'inside', 'Cell', 'rows_in_words',
-           'rows_in', 'image_source', 'pictures_at']
+           'what_lies_at', 'rows_in', 'image_source', 'pictures_at']
 
 # %% ../../nbs/benchmarks/05_tables.ipynb #c009
 ROWS_AT_ONCE = 16       # Rows that are read together
@@ -92,8 +92,9 @@ def _shortened(texts):
 
 # %% ../../nbs/benchmarks/05_tables.ipynb #c026
 def _with_cells(path, frame, later, texts, schema):
-    "Number from 0 and row, with heavy cells as addresses"
+    "Number from 1 and row, with heavy cells as addresses"
     for n, row in enumerate(frame.iter_rows(named=True)):
+        row.pop('\0row', None)
         for c in later:
             if isinstance(schema[c], pl.List): row[c] = [Cell(path, c, n, k) for k in range(row[c] or 0)]
             elif row.get(c) is not True: row[c] = Cell(path, c, n)
@@ -114,10 +115,11 @@ def _parquet_rows(path, nulls):
         if not isinstance(schema[c], pl.Struct): return pl.col(c).is_null()
         named = [f.name for f in schema[c].fields if f.name in ('bytes', 'path')]
         return pl.all_horizontal(pl.col(c).struct.field(n).is_null() for n in named)
-    wanted = [pl.col(c) for c in schema if c not in later and c not in texts]
+    wanted = [pl.col(c) for c in ('\0row', *schema) if c not in later and c not in texts]
     wanted += [pl.col(c).list.len() for c in later if isinstance(schema[c], pl.List)]
     wanted += [empty(c).alias(c) for c in later if not isinstance(schema[c], pl.List) and nulls]
-    frame = _scan(path).select(*wanted, *_shortened(texts)).collect(engine='streaming')
+    rows = _scan(path).with_row_index('\0row')            # Also where all columns are read later
+    frame = rows.select(*wanted, *_shortened(texts)).collect(engine='streaming')
     return _with_cells(path, frame, later, texts, schema)
 
 # %% ../../nbs/benchmarks/05_tables.ipynb #c033
@@ -187,6 +189,16 @@ def _json_rows(path):
     yield from ((n, o if isinstance(o, dict) else NO_OBJECT) for n, o in enumerate(listed, 1))
 
 # %% ../../nbs/benchmarks/05_tables.ipynb #c046
+def what_lies_at(
+    path:Path,          # As somebody typed it
+)->str:                 # 'file', 'folder', 'no plain file' or 'not there'
+    "What a path leads to; raise PermissionError if nobody may look"
+    try: mode = path.stat().st_mode
+    except PermissionError: raise
+    except (OSError, ValueError): return 'not there' # Too long for a name, or a zero byte in it, among others
+    return 'file' if stat.S_ISREG(mode) else 'folder' if stat.S_ISDIR(mode) else 'no plain file'
+
+# %% ../../nbs/benchmarks/05_tables.ipynb #c049
 TABLE_SUFFIXES = ('.parquet', '.tsv', '.csv', '.jsonl', '.json')
 
 def _check_coding(path):
@@ -214,7 +226,7 @@ def rows_in(
         raise ValueError(f"{path} is no {path.suffix[1:]} table that can be read: {why}.") from None
     except OSError as e: raise unreadable(e, path) from None
 
-# %% ../../nbs/benchmarks/05_tables.ipynb #c050
+# %% ../../nbs/benchmarks/05_tables.ipynb #c053
 @dataclass(frozen=True)
 class _Zipped:
     path:Path
@@ -238,7 +250,7 @@ def _zip_names(folder):
         out |= {n.rpartition('/')[2]:(path, n) for n in names if not n.endswith('/')}
     return out
 
-# %% ../../nbs/benchmarks/05_tables.ipynb #c053
+# %% ../../nbs/benchmarks/05_tables.ipynb #c056
 POINTER = 64            # Characters of a pointer at most, as in VLMEvalKit
 
 def _pointed(value, by_index):
@@ -252,7 +264,7 @@ def _pointed(value, by_index):
         value = by_index[value]
     return value
 
-# %% ../../nbs/benchmarks/05_tables.ipynb #c056
+# %% ../../nbs/benchmarks/05_tables.ipynb #c059
 def _file_of(text, folder, own):
     "The file that a text names, or None; raise ValueError if it should be one"
     path = folder/text if own else inside(folder, text)
@@ -284,7 +296,7 @@ def image_source(
         raise ValueError(f"the image is {type(value).__name__}, where bytes, base64 text or a path is needed")
     return value
 
-# %% ../../nbs/benchmarks/05_tables.ipynb #c059
+# %% ../../nbs/benchmarks/05_tables.ipynb #c062
 def pictures_at(
     value,              # A cell, or a list of them
     folder:Path,        # Of the table
