@@ -225,7 +225,7 @@ def test_compare_tells_unfinished_runs(room, call, tmp_path):
         lines = (tmp_path/name/'replies.jsonl').read_text().splitlines(True)
         (tmp_path/name/'replies.jsonl').write_text(''.join(lines[:30]))
     code, out, err = call('compare', tmp_path/'a', tmp_path/'b')
-    assert code==4 and err.count('30 of 84 items have a reply')==2 and 'no random part' in err
+    assert code==4 and err.count('30 of 84 items have a reply')==2 and 'not a random sample' in err
 
 def test_compare_tells_the_worst_case_of_dynamath(tmp_path, call):
     for run, wrong in (('a', 3), ('b', 0)):

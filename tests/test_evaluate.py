@@ -155,8 +155,8 @@ def test_failures_of_other_items_stay_noted(tmp_path):
 
 def test_a_hopeless_run_stops(tmp_path):
     asker = Canned(bad=map(str, range(100)))
-    with pytest.raises(ValueError, match='first 20 questions all failed, the last with: TimeoutError: '
-                                         'nothing for 19'):
+    with pytest.raises(ValueError, match='The first 20 questions failed, 1 of them with: TimeoutError: '
+                                         'nothing for 0. Mend that'):
         ask(asker, items_of(100), out=tmp_path/'run')
     assert len(asker.asked)==20 and not (tmp_path/'run'/'replies.jsonl').read_text()
     asker.bad.discard('0')

@@ -118,7 +118,7 @@ def test_what_is_mended_is_not_left_out_any_more(tmp_path):
     run(table(tmp_path, typo(4)), tmp_path/'run')
     assert report(tmp_path/'run').startswith('7 of 8')
     run(table(tmp_path, typo(4)[:4]+typo(4)[5:]), tmp_path/'run')          # The row is gone from the table
-    assert report(tmp_path/'run')=='7 of 7 items have a reply.' or '7 of 8' in report(tmp_path/'run')
+    assert report(tmp_path/'run').splitlines()[0]=='7 of 7 items have a reply.'
     run(table(tmp_path, ROWS), tmp_path/'run')
     assert report(tmp_path/'run')=='8 of 8 items have a reply.' and shortfall(tmp_path/'run')==''
     assert whole_run(tmp_path/'run').equals(replies(tmp_path/'run'))

@@ -6,7 +6,8 @@ import polars as pl
 import pytest
 from vlm_merging.asking.ask import ask
 from vlm_merging.asking.replies import replies
-from vlm_merging.benchmarks.items import Item, as_picture
+from vlm_merging.benchmarks.items import Item
+from vlm_merging.benchmarks.pictures import as_picture
 from vlm_merging.checkpoints.headers import Checkpoint
 from vlm_merging.cli.commands import COMMANDS
 from vlm_merging.cli.completion import candidates

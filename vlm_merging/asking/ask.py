@@ -4,7 +4,7 @@
 
 # %% ../../nbs/asking/07_ask.ipynb #c005
 from __future__ import annotations
-import json, time, warnings
+import time, warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,11 +15,12 @@ from ..benchmarks.questions import as_items
 from ..checkpoints.places import path_of
 from .fingerprints import reply_key
 from .models import Reply, decode_picture
-from .opening import as_model
+from .opening import as_model, check_pictures
 from ..checkpoints.disk import replace_text, sole
-from .folder import (Lines, mend, read_lines, settle, with_session,
-                                         write_config)
-from .replies import (LEFT_OUT, benchmark_and_split, place_of, reply_table, report,
+from ..checkpoints.texts import one_line, error_words
+from .folder import (Lines, line_of, mend, nothing_left, settle, stored_config,
+                                       with_session, write_config)
+from .replies import (ASKED_LAST, LEFT_OUT, place_of, reply_table, report, run_lines,
                                          unique_rows)
 
 # %% auto #0
@@ -35,7 +36,7 @@ def one_by_one(
         start = time.perf_counter()
         try: text = model(item)
         except Exception as e: # of the user's callable: it must not stop the others
-            yield Reply(item.id, '', error=f"{type(e).__name__}: {' '.join(str(e).split())[:300]}")
+            yield Reply(item.id, '', error=f'{type(e).__name__}: {error_words(e)}')
             continue
         kind = type(text).__name__
         if isinstance(text, str): yield Reply(item.id, text, round(time.perf_counter()-start, 4))
@@ -60,8 +61,8 @@ def _sorted_out(items, rows, run, about, stored):
         place = place_of(row)
         try: row = row|dict(run=run, key=reply_key(item, about))
         except ValueError as e: failed[place] = row|dict(row=n, error=str(e)); continue
-        old = stored.get(place, {})
-        if old.get('key')!=row['key']: todo[place] = item, row, n
+        old = stored.get((place, row['key']))
+        if not old: todo[place] = item, row, n
         else: done[place] = row|{k:old.get(k) for k in ('prediction', 'finish', 'seconds')}
     return done, todo, failed
 
@@ -72,19 +73,33 @@ def _write_notes(path, new, items, settled, asked):
     def open_still(row):
         gone = (row.get('benchmark'), row.get('split')) in whole and place_of(row) not in asked
         return place_of(row) not in settled and not gone
-    rows = [r for r in read_lines(path)[0] if open_still(r)]
-    rows += [{k:v for k, v in r.items() if v is not None and k not in ('run', 'key')} for r in new]
-    lines = [json.dumps(r, ensure_ascii=False)+'\n' for r in rows]
-    if rows or path.exists(): replace_text(path, ''.join(lines))
+    rows = [*filter(open_still, run_lines(path.parent, path.name)[0]), *new]
+    if rows or path.exists(): replace_text(path, b''.join(map(line_of, rows)).decode())
 
-def _note_left_out(out, items, asked):
-    "Write down which rows of the tables cannot be asked"
+def _note_failures(out, items, done, failed):
+    "Write down which questions failed, and why"
+    rows = [{k:v for k, v in r.items() if k not in ('run', 'key')} for r in failed.values()]
+    _write_notes(out/'failures.jsonl', rows, items, {*done, *failed}, {*done, *failed})
+
+def _note_asked(out, items, rows):
+    "Write down what is asked, and which rows of the tables cannot be"
     left = [dict(benchmark=o.benchmark or None, split=o.split or None, index=o.id, group=o.group,
                  error=str(o)) for o in getattr(items, 'left', ())]
-    _write_notes(out/LEFT_OUT, left, items, {*asked, *map(place_of, left)}, asked)
+    asked = {*map(place_of, rows)}
+    settled = {*asked, *map(place_of, left)}
+    _write_notes(out/LEFT_OUT, left, items, settled, asked)
+    _write_notes(out/ASKED_LAST, [{k:r.get(k) for k in ('benchmark', 'split', 'index', 'key')} for r in rows],
+                 items, settled, asked)
 
 # %% ../../nbs/asking/07_ask.ipynb #c028
 HOPELESS = 20           # Failures without a single reply after which a run stops
+
+def _hopeless(failed, which='All'):
+    "What is said where every question failed"
+    (why, n), *_ = Counter(r['error'].rstrip('.') for r in failed.values()).most_common(1)
+    many = f'{which} {len(failed)} questions failed' if len(failed)>1 else 'The question failed'
+    often = f', {n} of them with'*(n<len(failed))
+    return f'{many}{often}: {one_line(why, 400)}. Mend that, and run the same again.'
 
 def _shown(item):
     "Can all pictures of a question be opened?"
@@ -107,16 +122,15 @@ def _ask_missing(model, todo, done, failed, lines, bar):
             done[place] = row|dict(prediction=reply.text, finish=reply.finish, seconds=reply.seconds)
             lines.add(done[place])
         bar.update(1)
-        if lost>=HOPELESS and not done:
-            raise ValueError(f"The first {lost} questions all failed, the last with: {reply.error} "
-                             f"Mend that, and run the same again.")
+        if lost>=HOPELESS and not done: raise ValueError(_hopeless(failed, 'The first'))
     for place, (_, row, n) in todo.items(): failed[place] = row|dict(row=n, error='The asker gave no reply.')
 
-# %% ../../nbs/asking/07_ask.ipynb #c031
+# %% ../../nbs/asking/07_ask.ipynb #c032
 def _go_on(model, items, rows, out, run, about, progress):
     "Ask for the replies that `out` lacks; gives those that there are by place, and failures"
-    stored = {place_of(r):r for r in read_lines(out/'replies.jsonl')[0]}
+    stored = {(place_of(r), r.get('key')):r for r in run_lines(out, 'replies.jsonl')[0]}
     done, todo, failed = _sorted_out(items, rows, run, about, stored)
+    _note_asked(out, items, [*done.values(), *(row for _, row, _ in todo.values()), *failed.values()])
     if done and about.get('weights', '') is None:
         what = 'reply' if len(done)==1 else 'replies'
         warnings.warn(f"{out} goes on with {len(done)} {what} of weights that nobody named: if others are "
@@ -126,16 +140,16 @@ def _go_on(model, items, rows, out, run, about, progress):
     try:
         for place, row in done.items():
             plain = {k:v for k, v in row.items() if v is not None}
-            if plain!=stored[place]: lines.add(row)                             # Gold or tags were mended
+            if plain!=stored[place, row['key']]: lines.add(row)                 # Gold or tags were mended
         with tqdm(total=len(items), initial=len(items)-len(todo), desc='asking', unit='item',
                   disable=None if progress is None else not progress) as bar:
             _ask_missing(model, todo, done, failed, lines, bar)
     finally:
         lines.close()
-        _write_notes(out/'failures.jsonl', failed.values(), items, {*done, *failed}, {*map(place_of, rows)})
+        _note_failures(out, items, done, failed)
     return done, failed
 
-# %% ../../nbs/asking/07_ask.ipynb #c034
+# %% ../../nbs/asking/07_ask.ipynb #c035
 def ask(
     model:Callable|str|Path, # Folder, hub id or lab/vlm; or what answers already: an open model, a function
     items:Iterable[Item]|str|Path, # A table file or the name of a benchmark; or items, with ids of their own
@@ -146,22 +160,23 @@ def ask(
 )->pl.DataFrame:        # A reply table in the order of `items`, without those that failed
     "Ask every question that has no reply yet, and keep each reply at once"
     if not isinstance(model, (str, Path)): as_model(model, **asking)    # Refused before any table is read
+    if not isinstance(out, (str, Path)): raise ValueError(f"out is {out!r}; it is a folder: out='runs/a'.")
+    stored_config(out := path_of(out))
     items = as_items(items)
     rows = unique_rows(items)
-    model, out = as_model(model, **asking), path_of(out)
+    check_pictures(model, items)
+    model = as_model(model, **asking)
     about = getattr(model, 'about', None)
     if about is None:
         if run is None: raise ValueError("This asker does not say what its replies depend on. "
                                          "Name the run, as in run='my model, greedy'.")
         about = dict(ask=run)
     run = run or out.resolve().name
-    with sole(out):
+    with nothing_left(out), sole(out):
         config = settle(out, dict(run=run, about=about))
-        now, before = Counter(map(benchmark_and_split, rows)), config.get('asked_by_part', {})
-        config |= dict(asked_by_part={part:max(now[part], before.get(part, 0)) for part in {**before, **now}})
         write_config(out, with_session(out, config, getattr(model, 'how', {})))
-        _note_left_out(out, items, {*map(place_of, rows)})
         mend(out/'replies.jsonl')
         done, failed = _go_on(model, items, rows, out, run, about, progress)
+    if failed and not done: raise ValueError(_hopeless(failed))
     if failed or getattr(items, 'left', ()): warnings.warn(report(out), stacklevel=2)
     return reply_table([done[p] for p in map(place_of, rows) if p in done])

@@ -5,19 +5,25 @@
 # %% ../../nbs/asking/05_folder.ipynb #c005
 from __future__ import annotations
 import json, os, platform, time, warnings
+from collections.abc import Callable
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from ..checkpoints.disk import open_own, reading, replace_text, writing
+from ..checkpoints.texts import json_of
 
 # %% auto #0
-__all__ = ['SYNC_LINES', 'SYNC_SECONDS', 'HISTORY', 'PACKAGES', 'Lines', 'read_lines', 'mend', 'config_differences',
-           'stored_config', 'begun', 'settle', 'write_config', 'versions', 'with_session']
+__all__ = ['SYNC_LINES', 'SYNC_SECONDS', 'BEGINNING', 'HISTORY', 'PACKAGES', 'line_of', 'Lines', 'read_lines', 'mend',
+           'config_differences', 'config_at', 'stored_config', 'nothing_left', 'begun', 'settle', 'write_config',
+           'versions', 'with_session']
 
 # %% ../../nbs/asking/05_folder.ipynb #c012
 SYNC_LINES, SYNC_SECONDS = 32, 5. # Flush to disk after so many lines, or so long
 
-def _line(row):
-    "A row as bytes of one line, without what is None"
+def line_of(
+    row:dict,           # Plain values
+)->bytes:
+    "A row as one line, without what is None"
     text = json.dumps({k:v for k, v in row.items() if v is not None}, ensure_ascii=False)
     return (text+'\n').encode('utf-8', 'replace')      # Models write half a character now and then
 
@@ -33,7 +39,7 @@ class Lines:
         row:dict,           # Plain values
     )->None:
         "Write one line now, to disk soon"
-        line = memoryview(_line(row))
+        line = memoryview(line_of(row))
         with writing(self.path):
             while line: line = line[os.write(self.fd, line):]
         self.waiting += 1
@@ -52,6 +58,7 @@ class Lines:
 # %% ../../nbs/asking/05_folder.ipynb #c015
 def read_lines(
     path:Path,          # JSONL
+    sound:Callable=bool, # Row -> does it hold what a row of this file must?
 )->tuple[list[dict], list[int]]: # Rows, and the numbers of lines that are none
     "Rows of a file whose last line, or any other, may be damaged"
     rows, bad = [], []
@@ -59,9 +66,9 @@ def read_lines(
     with reading(path): content = path.read_bytes()
     for n, line in enumerate(content.split(b'\n'), 1):
         if not line.strip(): continue
-        try: row = json.loads(line)
-        except (ValueError, RecursionError): row = None
-        if isinstance(row, dict): rows.append(row)
+        try: row = json_of(line)
+        except ValueError: row = None
+        if isinstance(row, dict) and sound(row): rows.append(row)
         else: bad.append(n)
     return rows, bad
 
@@ -94,31 +101,57 @@ def config_differences(
     return out
 
 # %% ../../nbs/asking/05_folder.ipynb #c025
-def stored_config(
-    out:Path,           # Folder of a run, held by `sole`
-)->dict|None:           # What run.json holds; None: the folder is empty
-    "What an earlier start wrote down; raise ValueError if it cannot be read, or is of something else"
-    path = out/'run.json'
-    if not path.is_file():
-        strange = sorted(p.name for p in out.iterdir() if not p.name.startswith('.'))
-        if strange: raise ValueError(f"{out} is no folder of a run, but holds {', '.join(strange[:3])}. "
-                                     f"Choose another folder.")
-        return None
-    try:
-        with reading(path): return dict(json.loads(path.read_text(encoding='utf-8')))
-    except (ValueError, TypeError):
+def config_at(
+    path:Path,          # run.json
+)->dict:
+    "What a run.json holds; raise ValueError if it is damaged"
+    with reading(path): content = path.read_bytes()
+    try: config = json_of(content)
+    except ValueError: config = None
+    sessions = config.get('sessions', []) if isinstance(config, dict) else None
+    sound = isinstance(sessions, list) and isinstance(config.get('run', ''), str)
+    if not sound or not all(isinstance(s, dict) and isinstance(s.get('versions'), dict) for s in sessions):
         raise ValueError(f"{path} is damaged, so what its results depend on is not known. "
-                         f"Choose another folder.") from None
+                         f"Choose another folder.")
+    return config
 
 # %% ../../nbs/asking/05_folder.ipynb #c028
+def stored_config(
+    out:Path,           # Folder of a run, or where one shall be
+)->dict|None:           # What run.json holds; None: there is nothing yet
+    "What an earlier start wrote down; raise ValueError if it cannot be read, or is of something else"
+    if out.exists() and not out.is_dir(): raise ValueError(f"{out} is no folder. Name a folder for the run.")
+    if (out/'run.json').is_file(): return config_at(out/'run.json')
+    strange = sorted(p.name for p in out.iterdir() if not p.name.startswith('.')) if out.exists() else ()
+    if strange: raise ValueError(f"{out} is no folder of a run, but holds {', '.join(strange[:3])}. "
+                                 f"Choose another folder.")
+
+# %% ../../nbs/asking/05_folder.ipynb #c031
+BEGINNING = {'run.json', 'asked.jsonl', 'replies.jsonl', '.lock'} # Files of a run, before anything is found
+
+@contextmanager
+def nothing_left(
+    out:Path,           # Folder of a run
+):
+    "Remove the folder if the block makes it and is refused before anything was found"
+    new = not out.exists()
+    try: yield
+    except (ValueError, LookupError):
+        there = {p.name:p for p in out.iterdir()} if new and out.is_dir() else {}
+        if there and there.keys()<=BEGINNING and not read_lines(out/'replies.jsonl')[0]:
+            for path in there.values(): path.unlink()
+            out.rmdir()
+        raise
+
+# %% ../../nbs/asking/05_folder.ipynb #c034
 def begun(
     out:Path,           # Folder of a run
 )->bool:
     "Are there results already?"
     return bool(read_lines(out/'replies.jsonl')[0]) or any((out/'parts').glob('*.parquet'))
 
-# %% ../../nbs/asking/05_folder.ipynb #c031
-HISTORY = ('sessions', 'asked', 'asked_by_part') # Keys of run.json that decide no result
+# %% ../../nbs/asking/05_folder.ipynb #c037
+HISTORY = ('sessions',) # Keys of run.json that decide no result
 
 def settle(
     out:Path,           # Folder of a run, held by `sole`
@@ -133,7 +166,7 @@ def settle(
                          f"Choose another folder, or those settings.")
     return config if changed else stored
 
-# %% ../../nbs/asking/05_folder.ipynb #c033
+# %% ../../nbs/asking/05_folder.ipynb #c039
 def write_config(
     out:Path,           # Folder of a run, held by `sole`
     config:dict,        # From `settle`
@@ -141,7 +174,7 @@ def write_config(
     "Write run.json"
     replace_text(out/'run.json', json.dumps(config, indent=1)+'\n')
 
-# %% ../../nbs/asking/05_folder.ipynb #c037
+# %% ../../nbs/asking/05_folder.ipynb #c043
 PACKAGES = ('vlm_merging', 'transformers', 'torch', 'polars', 'pillow', 'tokenizers')
 
 def versions()->dict:   # Name -> version
@@ -152,7 +185,7 @@ def versions()->dict:   # Name -> version
         except metadata.PackageNotFoundError: pass
     return installed
 
-# %% ../../nbs/asking/05_folder.ipynb #c040
+# %% ../../nbs/asking/05_folder.ipynb #c046
 def with_session(
     out:Path,           # Folder of a run, for the warning
     config:dict,        # From `settle`

@@ -10,10 +10,10 @@ from pathlib import Path
 from .fingerprints import own_numbers, weights_hash
 from .models import LocalModel
 from ..checkpoints.headers import Checkpoint
-from ..checkpoints.texts import did_you_mean
+from ..checkpoints.texts import check_number, did_you_mean
 
 # %% auto #0
-__all__ = ['OPENING_WORDS', 'check_settings', 'open_model', 'as_model']
+__all__ = ['OPENING_WORDS', 'COLDEST', 'check_settings', 'open_model', 'as_model', 'check_pictures']
 
 # %% ../../nbs/asking/04_opening.ipynb #c010
 def _device_and_dtype(device, dtype):
@@ -67,6 +67,7 @@ def _from_pretrained(folder, where, opener, dtype, trust_remote_code):
 
 # %% ../../nbs/asking/04_opening.ipynb #c019
 OPENING_WORDS = ('dtype', 'device', 'trust_remote_code') # Beside the fields of `LocalModel`
+COLDEST = 1e-3          # Temperature, at least, where it is not 0
 
 def check_settings(
     asking:dict,         # Setting -> value, as for `open_model`
@@ -81,11 +82,14 @@ def check_settings(
         if name not in (*known, *more):
             raise ValueError(f"There is no setting {name!r}.{did_you_mean(name, [*known, *more])} "
                              f"Of a model there are: {', '.join(known)}.")
-        whole = isinstance(value, int) and not isinstance(value, bool) and value>0
-        if name in ('batch_size', 'max_new_tokens') and not whole:
-            raise ValueError(f'{name} is {value!r}; it is a whole number, 1 or more.')
-        if name=='temperature' and not (isinstance(value, (int, float)) and value>=0):
-            raise ValueError(f'temperature is {value!r}; it is a number, 0 or more.')
+        if name in ('batch_size', 'max_new_tokens'): check_number(name, value, 1, whole=True)
+        if name=='seed': check_number(name, value, 0, whole=True)
+        if name=='top_p': check_number(name, value, 0, 1)
+        if name=='temperature': check_number(name, value, 0)
+        if name=='temperature' and 0<value<COLDEST:
+            raise ValueError(f'temperature is {value!r}; below {COLDEST:g} numbers overflow. 0 is greedy.')
+        if name=='system' and not isinstance(value, (str, type(None))):
+            raise ValueError(f'system is {value!r}; it is a text.')
 
 # %% ../../nbs/asking/04_opening.ipynb #c022
 def open_model(
@@ -128,3 +132,18 @@ def as_model(
         raise ValueError(f"{', '.join(asking)}: this model is open already. Open it with these settings: "
                          f"open_model(folder, {next(iter(asking))}=...).")
     return model
+
+# %% ../../nbs/asking/04_opening.ipynb #c035
+def check_pictures(
+    model,               # A folder or hub id; or what can be asked already
+    items,               # `Item`s
+)->None:
+    "Raise ValueError if questions have pictures, and the model is known to see none"
+    seen = sum(bool(i.images) for i in items)
+    if not seen: return
+    sees, name = getattr(model, 'sees', None), getattr(model, 'name', model)
+    if isinstance(model, (str, Path)): sees, *_ = _opener(Checkpoint.open(model).config, model, True)
+    if sees is False:
+        which = f"{seen} of {len(items)} questions {'have pictures' if seen>1 else 'has a picture'}"
+        raise ValueError(f"{which}, and {name} is a text model. To ask it in the place of a VLM's language "
+                         f"model, merge(vlm, llm, weight=0, out='llm_inside') and ask that.")

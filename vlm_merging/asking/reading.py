@@ -4,41 +4,70 @@
 
 # %% ../../nbs/asking/12_reading.ipynb #c005
 from __future__ import annotations
+from datetime import date, time
 from pathlib import Path
 import polars as pl
 from ..checkpoints.places import path_of
-from ..benchmarks.tables import IMAGES, TABLE_SUFFIXES, rows_in, rows_in_words
-from .replies import put_or_warn, shortfall, whole_run
+from ..benchmarks.cells import text_of
+from ..benchmarks.tables import IMAGES, TABLE_SUFFIXES, rows_in, rows_in_words, what_lies_at
+from .replies import REPLY_COLUMNS, put_or_warn, shortfall, whole_run
 from .results import import_replies, named_in
 
 # %% auto #0
-__all__ = ['table_at']
+__all__ = ['SIMPLE', 'table_at']
 
 # %% ../../nbs/asking/12_reading.ipynb #c009
+SIMPLE = (str, bool, int, float, date, time)   # Beside these, lists of one kind
+
+def _is_plain(values, text):
+    "Do cells fit into one column as they are? `text`: read as text, where large floats get lost"
+    if any(isinstance(v, (list, dict)) for v in values):
+        if not all(isinstance(v, list) for v in values): return False
+        kinds = {type(o) for v in values for o in v}-{type(None)}
+        return len(kinds)<2 and kinds<={*SIMPLE}
+    def large(v): return isinstance(v, (int, float) if text else int) and abs(v)>=2**63
+    return all(isinstance(v, SIMPLE) and not large(v) for v in values)
+
+def _typed(rows, name):
+    "Put text into the cells of a column that needs it; raise ValueError with the row that has none"
+    at = [(n, row) for n, row in rows if row.get(name) is not None]
+    if _is_plain([row[name] for _, row in at], name in REPLY_COLUMNS and name!='seconds'): return
+    for n, row in at:
+        try: row[name] = text_of(row[name])
+        except ValueError as e:
+            if name in REPLY_COLUMNS: raise ValueError(f'row {n}: `{name}`: {e}') from None
+            row[name] = None
+
+# %% ../../nbs/asking/12_reading.ipynb #c012
 def _rows_at(path, problems):
     "The rows of a file, without its pictures"
-    rows, unread = [], {}
+    numbered, unread = [], {}
     for n, row in rows_in(path):
-        if isinstance(row, dict): rows.append(row)
+        if isinstance(row, dict): numbered.append((n, {k:v for k, v in row.items() if k not in IMAGES}))
         else: unread.setdefault(row, []).append(n)
+    try:
+        for name in dict.fromkeys(k for _, row in numbered for k in row): _typed(numbered, name)
+    except ValueError as e: raise ValueError(f'{path}: {e}.') from None
+    rows = [row for _, row in numbered]
     word = 'line' if path.suffix.lower()=='.jsonl' else 'row'
     put_or_warn((f'{path.name} {rows_in_words(at, word)}: {why}.' for why, at in unread.items()), problems)
     if rows: table = pl.DataFrame(rows, infer_schema_length=None, strict=False)
     else: table = pl.read_parquet(path) if path.suffix.lower()=='.parquet' else pl.DataFrame()
     return table.drop(IMAGES, strict=False)
 
-# %% ../../nbs/asking/12_reading.ipynb #c013
+# %% ../../nbs/asking/12_reading.ipynb #c016
 def table_at(
     path:str|Path,      # Folder of a run; or a file: parquet, jsonl, csv, tsv, json or xlsx
     problems:list|None=None, # Sentences about what is missing are put here; None: they are warnings
 )->pl.DataFrame:        # Of replies or of scores; rows without a reply say why in the column `error`
     "Read a table from disk; raise ValueError with one sentence if there is none"
     path = path_of(path)
-    if path.is_dir():
+    if what_lies_at(path)=='folder':
         table = whole_run(path)
         put_or_warn(filter(None, [shortfall(path)]), problems)
         return table
-    if not path.is_file(): raise ValueError(f'{path} is not there. Name a table, or the folder of a run.')
+    if (there := what_lies_at(path))!='file':
+        raise ValueError(f'{path} is {there}. Name a table, or the folder of a run.')
     kind = path.suffix.lower()
     if kind in ('.xlsx', '.xls', '.tsv', '.json'): return import_replies(path, problems=problems)
     if kind not in TABLE_SUFFIXES:

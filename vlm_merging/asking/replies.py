@@ -4,18 +4,19 @@
 
 # %% ../../nbs/asking/06_replies.ipynb #c004
 from __future__ import annotations
-import json, warnings
+import json, re, warnings
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 import polars as pl
 from ..checkpoints.places import path_of
-from .folder import read_lines
+from .folder import config_at, read_lines
 from ..checkpoints.texts import name_in_line, one_line
 from ..benchmarks.items import Item, row_of
 
 # %% auto #0
-__all__ = ['REPLY_COLUMNS', 'LEFT_OUT', 'NO_REPLY', 'reply_table', 'place_of', 'unique_rows', 'replies', 'whole_run',
-           'benchmark_and_split', 'report', 'put_or_warn', 'shortfall']
+__all__ = ['REPLY_COLUMNS', 'ASKED_LAST', 'LEFT_OUT', 'RUN_FILES', 'NO_REPLY', 'reply_table', 'place_of', 'unique_rows',
+           'run_lines', 'replies', 'whole_run', 'report', 'put_or_warn', 'shortfall']
 
 # %% ../../nbs/asking/06_replies.ipynb #c010
 REPLY_COLUMNS = ('benchmark', 'split', 'run', 'index', 'group', 'question', 'question_for_eval', 'choices',
@@ -36,7 +37,7 @@ def reply_table(
     def column(name):
         values = [r.get(name) for r in rows]
         if name in numbers: return pl.Series(name, values, numbers[name], strict=False)
-        return pl.Series(name, map(_as_text, values), pl.String)
+        return pl.Series(_as_text(name), map(_as_text, values), pl.String)
     return pl.DataFrame([column(n) for n in dict.fromkeys((*REPLY_COLUMNS, *(k for r in rows for k in r)))])
 
 # %% ../../nbs/asking/06_replies.ipynb #c014
@@ -63,46 +64,82 @@ def unique_rows(
     return rows
 
 # %% ../../nbs/asking/06_replies.ipynb #c021
-def _natural(place):
-    return [(0, int(p), '') if p and p.isdecimal() and len(p)<19 else (1, 0, p or '') for p in place]
+def _counted(text):
+    "A text in pieces, so that numbers in it are compared as numbers"
+    pieces = filter(None, re.split(r'(\d+)', text or ''))
+    return [(0, int(p), p) if p.isdecimal() and len(p)<19 else (1, 0, p) for p in pieces]
 
-# %% ../../nbs/asking/06_replies.ipynb #c023
-def _latest(out):
-    "Folder, settings, and by place the last reply to each question; raise ValueError if there is no run"
+def _natural(place): return [*map(_counted, place)]
+
+# %% ../../nbs/asking/06_replies.ipynb #c024
+ASKED_LAST = 'asked.jsonl'   # File of a run: what was asked last, with the key of each question
+LEFT_OUT = 'left_out.jsonl' # File of a run: rows of tables that could not be asked
+
+@dataclass
+class _Run:
+    config:dict         # What run.json holds
+    rows:dict           # Replies that count, by place
+    failed:list         # Notes on questions that failed, and have no reply
+    left:list           # Notes on rows that could not be asked, and have no reply
+    waiting:int         # Questions that have neither
+    other:int           # Places of which there are replies to other questions only
+    bad:dict            # File -> numbers of lines that cannot be read
+
+    @property
+    def short(self): return len(self.failed)+len(self.left)+self.waiting
+
+RUN_FILES = {'replies.jsonl':'prediction', 'failures.jsonl':'error', LEFT_OUT:'error',
+             ASKED_LAST:''}   # File of a run -> what each line holds as text
+
+def run_lines(
+    out:Path,           # Folder of a run
+    name:str,           # One of `RUN_FILES`
+)->tuple[list[dict], list[int]]: # Rows, and the numbers of lines that are none
+    "The rows of a file of a run that say which question they belong to, and hold what they should"
+    def sound(row):
+        texts = (row.get(k) for k in ('benchmark', 'split', 'run', 'group', 'key'))
+        named = isinstance(row.get('index'), (str, int)) and {*map(type, texts)}<={str, type(None)}
+        return named and (name==ASKED_LAST or isinstance(row.get(RUN_FILES[name]), str))
+    return read_lines(out/name, sound)
+
+def _kept(out):
+    "What a folder holds; raise ValueError if there is no run"
     out = path_of(out)
     if not (out/'run.json').is_file():
         raise ValueError(f"{out} is not the folder of a run: it has no run.json.")
-    config = json.loads((out/'run.json').read_text(encoding='utf-8'))
-    return out, config, {place_of(r):r for r in read_lines(out/'replies.jsonl')[0]}
+    read = {name:run_lines(out, name) for name in RUN_FILES}
+    replies, failed, left, asked = (rows for rows, _ in read.values())
+    keys, noted = {place_of(r):r.get('key') for r in asked}, (out/ASKED_LAST).is_file()
+    def counts(row): return not noted or row.get('key') and row['key']==keys.get(place_of(row))
+    rows = {place_of(r):r for r in replies if counts(r)}
+    failed, left = ([r for r in notes if place_of(r) not in rows] for notes in (failed, left))
+    waiting = keys.keys()-rows.keys()-{*map(place_of, failed+left)}
+    other = {*map(place_of, replies)}-rows.keys()
+    return _Run(config_at(out/'run.json'), rows, failed, left, len(waiting), len(other),
+                {name:at for name, (_, at) in read.items()})
 
+# %% ../../nbs/asking/06_replies.ipynb #c027
 def _in_order(rows): return reply_table([rows[p] for p in sorted(rows, key=_natural)])
 
 def replies(
     out:str|Path,       # Folder of a run
 )->pl.DataFrame:        # A reply table, sorted by benchmark, split and index
-    "All replies of a run, the latest where a question was asked twice; raise ValueError if there is no run"
-    return _in_order(_latest(out)[2])
+    "The replies of a run to what was asked last; raise ValueError if there is no run"
+    return _in_order(_kept(out).rows)
 
-# %% ../../nbs/asking/06_replies.ipynb #c027
-LEFT_OUT = 'left_out.jsonl' # File of a run: rows of tables that could not be asked
+# %% ../../nbs/asking/06_replies.ipynb #c031
 NO_REPLY = 'no reply'   # Outcome of a question that failed, or could not be asked
-
-def _unanswered(out, done):
-    "Of a run: failures and rows left out, of questions that have no reply"
-    return [[r for r in read_lines(out/name)[0] if place_of(r) not in done]
-            for name in ('failures.jsonl', LEFT_OUT)]
 
 def whole_run(
     out:str|Path,       # Folder of a run
 )->pl.DataFrame:        # As `replies`; with a column `error` if anything has no reply
     "Replies, and what has none: questions that failed and rows that could not be asked"
-    out, config, rows = _latest(out)
-    failed, left = _unanswered(out, rows)
-    for r in failed+left:
-        rows[place_of(r)] = {k:v for k, v in r.items() if k!='row'}|dict(run=config.get('run'))
-    return _in_order(rows)
+    run = _kept(out)
+    for r in run.failed+run.left:
+        run.rows[place_of(r)] = {k:v for k, v in r.items() if k!='row'}|dict(run=run.config.get('run'))
+    return _in_order(run.rows)
 
-# %% ../../nbs/asking/06_replies.ipynb #c030
+# %% ../../nbs/asking/06_replies.ipynb #c034
 def _named(rows):
     return f"({', '.join(name_in_line(r['index'], 40) for r in rows[:5])}{', ...'*(len(rows)>5)})"
 
@@ -113,45 +150,40 @@ def _reasons(rows):
              for error, n in why[:5]]
     return lines+[f'  and {len(why)-5} reasons more']*(len(why)>5)
 
-def benchmark_and_split(
-    row:dict,           # Of a reply table
-)->str:                 # 'MMStar val'
-    "Benchmark and split as one text"
-    return ' '.join(filter(None, (row.get('benchmark'), row.get('split'))))
+def _of_replies(table):
+    "A line for each kind of reply that one should look at"
+    for what, which in (('empty', pl.col('prediction').str.strip_chars()==''),
+                        ('cut at the limit of new tokens', pl.col('finish')=='length')):
+        if rows := table.filter(which).to_dicts():
+            yield f"{len(rows)} of the replies {'are' if len(rows)>1 else 'is'} {what} {_named(rows)}."
 
-def _not_asked(config, rows):
-    "How many questions have neither a reply nor a failure"
-    there = Counter(map(benchmark_and_split, rows))
-    return sum(max(0, n-there[part]) for part, n in config.get('asked_by_part', {}).items())
+def _unread(bad):
+    "A line for each file with lines that cannot be read"
+    for name, at in bad.items():
+        some = f"{len(at)} line{'s'[:len(at)!=1]} of {name} cannot be read ({', '.join(map(str, at[:5]))})"
+        if at: yield some+('; what they held is asked again.' if name=='replies.jsonl' else '.')
 
-# %% ../../nbs/asking/06_replies.ipynb #c031
+# %% ../../nbs/asking/06_replies.ipynb #c036
 def report(
     out:str|Path,       # Folder of a run
 )->str:                 # A line for each kind of thing
     "What a run has, what it lacks and why, in words"
-    out, config, rows = _latest(out)
-    table, (failed, left), bad = _in_order(rows), _unanswered(out, rows), read_lines(out/'replies.jsonl')[1]
-    rest = _not_asked(config, [*rows.values(), *failed])
-    all_ = table.height+len(failed)+rest+len(left)
-    lines = [f'{table.height} of {all_} items have a reply.']
-    if rest: lines.append(f'{rest} were not asked yet; the same again goes on with them.')
-    if left:
-        lines.append(f"{len(left)} left out, since {'they' if len(left)>1 else 'it'} cannot be asked:")
-        lines += _reasons(left)
-    for what, which in (('empty', pl.col('prediction').str.strip_chars()==''),
-                        ('cut at the limit of new tokens', pl.col('finish')=='length')):
-        if rows := table.filter(which).to_dicts():
-            many = 'are' if len(rows)>1 else 'is'
-            lines.append(f'{len(rows)} of the replies {many} {what} {_named(rows)}.')
-    if failed:
-        lines.append(f'{len(failed)} failed; run the same again to ask only these:')
-        lines += _reasons(failed)
-    if bad:
-        lines.append(f"{len(bad)} lines of replies.jsonl cannot be read ({', '.join(map(str, bad[:5]))}); "
-                     f"what they held is asked again.")
-    return '\n'.join(lines)
+    run = _kept(out)
+    lines = [f'{len(run.rows)} of {len(run.rows)+run.short} items have a reply.']
+    if run.waiting: lines.append(f'{run.waiting} were not asked yet; the same again goes on with them.')
+    if run.other:
+        many = 'replies are' if run.other>1 else 'reply is'
+        lines.append(f'{run.other} {many} to other questions than those that were asked last; kept in '
+                     f'replies.jsonl, and not counted.')
+    if run.left:
+        many = 'they' if len(run.left)>1 else 'it'
+        lines += [f'{len(run.left)} left out, since {many} cannot be asked:', *_reasons(run.left)]
+    lines += _of_replies(_in_order(run.rows))
+    if run.failed:
+        lines += [f'{len(run.failed)} failed; run the same again to ask only these:', *_reasons(run.failed)]
+    return '\n'.join([*lines, *_unread(run.bad)])
 
-# %% ../../nbs/asking/06_replies.ipynb #c034
+# %% ../../nbs/asking/06_replies.ipynb #c039
 def put_or_warn(
     sentences,          # What somebody should know
     problems:list|None, # They are put here; None: they are warnings
@@ -161,11 +193,10 @@ def put_or_warn(
         if problems is None: warnings.warn(sentence, stacklevel=4)
         else: problems.append(sentence)
 
-# %% ../../nbs/asking/06_replies.ipynb #c036
+# %% ../../nbs/asking/06_replies.ipynb #c042
 def shortfall(
     out:str|Path,       # Folder of a run
 )->str:                 # Empty: each question has a reply
     "What a run lacks, for those who score it"
-    out, config, rows = _latest(out)
-    lost = sum(map(len, _unanswered(out, rows))) + _not_asked(config, rows.values())
-    return f'{out}: {report(out)} What is there is no random part of it.' if lost else ''
+    if not _kept(out).short: return ''
+    return f'{path_of(out)}: {report(out)}\nThe replies that are there are not a random sample.'

@@ -9,7 +9,10 @@ from pathlib import Path
 import polars as pl
 from ..checkpoints.places import path_of
 from .replies import REPLY_COLUMNS, put_or_warn, reply_table
-from ..benchmarks.items import Item, metric_of, options_of, row_of, text_of
+from ..benchmarks.items import Item, metric_of, options_of, row_of
+from ..benchmarks.tables import what_lies_at
+from ..benchmarks.cells import decimal_places, text_of
+from ..checkpoints.texts import error_words, json_of
 from ..benchmarks.prepare import record_of        # From there, since that room has all records
 
 # %% auto #0
@@ -28,7 +31,7 @@ def _spreadsheet_results(path):
 
 # %% ../../nbs/asking/11_results.ipynb #c015
 def _json_results(path):
-    listed = json.loads(path.read_text(encoding='utf-8'))
+    listed = json_of(path.read_bytes())
     if isinstance(listed, dict) and listed and all(isinstance(v, (dict, list)) for v in listed.values()):
         columns = {k:list(v.values()) if isinstance(v, dict) else v for k, v in listed.items()}
         listed = [dict(zip(columns, row)) for row in zip(*columns.values(), strict=True)]
@@ -41,7 +44,7 @@ def _json_results(path):
 RESULT_READERS = {'.xlsx':_spreadsheet_results, '.xls':_spreadsheet_results, '.json':_json_results,
     '.tsv':lambda p: pl.read_csv(p, separator='\t', infer_schema=False).to_dicts(),
     '.csv':lambda p: pl.read_csv(p, infer_schema=False).to_dicts(),
-    '.jsonl':lambda p: [json.loads(l) for l in p.read_text(encoding='utf-8').split('\n') if l.strip()],
+    '.jsonl':lambda p: [json_of(l) for l in p.read_bytes().split(b'\n') if l.strip()],
     '.parquet':lambda p: pl.read_parquet(p).to_dicts()}
 
 def read_results(
@@ -52,12 +55,12 @@ def read_results(
     if path.suffix.lower() not in RESULT_READERS:
         raise ValueError(f"{path} is none of {', '.join(RESULT_READERS)}. Pickles are not read: they can run "
                          f"code. Save the table in another format.")
-    if not path.is_file(): raise ValueError(f"{path} is not there.")
+    if (there := what_lies_at(path))!='file': raise ValueError(f'{path} is {there}.')
     try: return RESULT_READERS[path.suffix.lower()](path)
     except Exception as e: # fastexcel has errors of its own
         known = isinstance(e, (OSError, ValueError, TypeError, pl.exceptions.PolarsError))
         if not known and not type(e).__module__.startswith(('fastexcel', '_fastexcel')): raise
-        raise ValueError(f"{path} cannot be read: {' '.join(str(e).split())[:200]}") from None
+        raise ValueError(f'{path} cannot be read: {error_words(e, 200)}') from None
 
 # %% ../../nbs/asking/11_results.ipynb #c023
 def named_in(
@@ -85,12 +88,13 @@ def _question_side(row, benchmark, split):
     "Question side of the reply table, from a row of a result table"
     used = {c:_column(row, c) for c in REPLY_COLUMNS}
     taken = {*used.values(), *REPLY_COLUMNS}
-    out = {k:text_of(v) for k, v in row.items() if k not in taken and not IGNORED.fullmatch(k)}
+    own = {k for k, v in row.items() if k not in taken and not isinstance(v, bytes)}
+    out = {k:text_of(v) for k, v in row.items() if k in own and not IGNORED.fullmatch(k)}
     out = {f'judge_{k}' if k in VERDICT_COLUMNS else k:v for k, v in out.items()}
     out |= {c:text_of(row.get(n)) for c, n in used.items()}
     out['choices'] = json.dumps(options_of(row, 'choices', 'options'), ensure_ascii=False)
     if out['choices']=='[]': out['choices'] = None
-    if out['precision'] is not None: out['precision'] = int(float(out['precision']))
+    out['precision'] = decimal_places(out['precision'])
     for c in ('question_type', 'split'): out[c] = out[c] and re.sub('[- ]', '_', out[c])
     return out|dict(benchmark=benchmark or out['benchmark'], split=split or out['split'], key=None)
 

@@ -4,20 +4,20 @@
 
 # %% ../../nbs/benchmarks/02_items.ipynb #c005
 from __future__ import annotations
-import ast, base64, json, re
+import base64, json, re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from PIL import Image
 from ..checkpoints.places import path_of
-from .pictures import Picture
-from ..checkpoints.texts import one_line, visible
+from .cells import decimal_places, text_of, unpacked
+from .pictures import Picture, as_picture
+from ..checkpoints.texts import did_you_mean, one_line, quoted, visible
 
 # %% auto #0
-__all__ = ['FIELD_KINDS', 'ITEM_PAGE', 'BENCHMARKS', 'RULE_OF', 'SHOWN', 'ROW_KEYS', 'LETTERS', 'DIRECTLY', 'pictures', 'Item',
-           'check_item', 'item_line', 'item_html', 'right_answer', 'as_picture', 'as_item', 'Benchmark', 'metric_of',
-           'record_of', 'LeftRow', 'Items', 'row_of', 'text_of', 'cell', 'unpacked', 'options_of', 'lettered',
-           'tags_of']
+__all__ = ['FIELD_EXAMPLES', 'FIELD_KINDS', 'ITEM_PAGE', 'BENCHMARKS', 'RULE_OF', 'SHOWN', 'ROW_KEYS', 'LETTERS', 'DIRECTLY',
+           'pictures', 'Item', 'checked_fields', 'item_line', 'item_html', 'right_answer', 'as_item', 'Benchmark',
+           'metric_of', 'record_of', 'LeftRow', 'Items', 'row_of', 'options_of', 'lettered', 'tags_of']
 
 # %% ../../nbs/benchmarks/02_items.ipynb #c009
 def pictures(
@@ -36,7 +36,7 @@ class Item:
     id:str              # Unique within benchmark and split
     question:str        # The exact text sent to the model: prompt of the protocol, choices included
     answer:str|None=None # Gold; None: not published
-    images:tuple=()     # `Picture`s in order; decoded only by `.open()`
+    images:tuple=()     # One or several, as paths, PIL images, bytes or `Picture`s; kept as `Picture`s
     choices:tuple=()    # Option texts in letter order; empty for a free answer
     group:str|None=None # Items of one group are one cluster (a MathVerse problem); None: its own
     answer_option:str|None=None # Letter of the right choice, where known
@@ -50,27 +50,42 @@ class Item:
     metric:str|None=None # Rule of scoring, where it is not the benchmark's
     question_for_eval:str|None=None # What a judge may compare with, where it is not `question`
 
-    def __post_init__(self): check_item(self)
+    def __post_init__(self):
+        for name, value in checked_fields(self).items(): object.__setattr__(self, name, value)
     def __repr__(self): return item_line(self)
     def _repr_html_(self): return item_html(self)
 
 # %% ../../nbs/benchmarks/02_items.ipynb #c015
-FIELD_KINDS = dict(images=((list, tuple), "(Picture(Path('a.png')),)"),
-                   choices=((list, tuple), "('red', 'blue')"), tags=(dict, "dict(category='colour')"))
+FIELD_EXAMPLES = dict(id="'7'", question="'How many?'", images="'a.png'", choices="('red', 'blue')",
+                      tags="dict(category='colour')", precision='2')
+FIELD_KINDS = dict(images=object, choices=(list, tuple), tags=dict, precision=(int, float, type(None)),
+                   id=(str, int), question=str, benchmark=str, split=str) # All others: text, a number or None
 
-def check_item(
-    item:Item,          # A question
-)->None:
-    "Raise ValueError if a field holds something of another kind"
-    for name, (kinds, example) in FIELD_KINDS.items():
-        value = getattr(item, name)
-        texts = name=='images' and [o for o in value if isinstance(o, (str, bytes, Path))]
-        if texts or not isinstance(value, kinds):
-            kind = f'holds {type(texts[0]).__name__}' if texts else f'is {type(value).__name__}'
-            raise ValueError(f"Item {item.id!r}: `{name}` {kind}, where it is written as {name}={example}.")
+def _in_type(name, value):
+    "A field as it is kept"
+    if name in ('question', 'tags'): return value
+    if name=='images':
+        some = value if isinstance(value, (list, tuple)) else () if value is None else (value,)
+        return tuple(map(as_picture, some))
+    if name=='choices': return tuple(c if isinstance(c, str) else text_of(c) or '' for c in value)
+    return decimal_places(value) if name=='precision' else value if isinstance(value, str) else text_of(value)
+
+def checked_fields(
+    item:Item,          # A question, as somebody wrote it
+)->dict:                # Field -> value as it is kept
+    "The fields of a question in their types; raise ValueError if one holds something of another kind"
+    out, whose = {}, f'Item {quoted(item.id)}' if isinstance(item.id, (str, int)) else 'An Item'
     if isinstance(item.answer, (list, tuple, dict)):
-        raise ValueError(f"Item {item.id!r}: `answer` is one text. Several that are accepted are written as "
+        raise ValueError(f"{whose}: `answer` is one text. Several that are accepted are written as "
                          f"answer='[\"red\", \"crimson\"]', answer_type='any of'.")
+    for f in fields(item):
+        value, example = getattr(item, f.name), FIELD_EXAMPLES.get(f.name, "'...'")
+        if not isinstance(value, FIELD_KINDS.get(f.name, (str, int, float, type(None)))):
+            raise ValueError(f"{whose}: `{f.name}` is {type(value).__name__}, where it is written as "
+                             f"{f.name}={example}. The order is Item(id, question, answer, images).")
+        try: out[f.name] = _in_type(f.name, value)
+        except ValueError as e: raise ValueError(f'{whose}: `{f.name}`: {e}') from None
+    return out
 
 # %% ../../nbs/benchmarks/02_items.ipynb #c018
 def item_line(
@@ -113,28 +128,13 @@ def right_answer(
     listed = item.answer_type=='any of' and (item.answer or '').lstrip()[:1]=='['
     return str((json.loads(item.answer) or [''])[0]) if listed else item.answer
 
-# %% ../../nbs/benchmarks/02_items.ipynb #c027
-def as_picture(
-    source,             # A path, a PIL image, encoded bytes, or a `Picture`
-)->Picture:
-    "A picture as somebody types it; raise ValueError if it is none"
-    if isinstance(source, Picture): return source
-    if isinstance(source, (list, tuple)):
-        raise ValueError("Pictures stand one behind the other, not in a list: 'How many?', 'a.png', 'b.png'.")
-    kinds = (str, Path, bytes, bytearray, memoryview, Image.Image, dict)
-    if not isinstance(source, kinds) and not callable(source):
-        raise ValueError(f"{type(source).__name__} is no picture. Give a path, a PIL image or encoded bytes.")
-    name = str(source)[:80] if isinstance(source, (str, Path)) else 'image'
-    if isinstance(source, str) and not source.startswith('data:'): source = path_of(source)
-    return Picture(source, name)
-
-# %% ../../nbs/benchmarks/02_items.ipynb #c030
+# %% ../../nbs/benchmarks/02_items.ipynb #c028
 def as_item(
     question:Item|str,  # An `Item`, or the text of a question
     *images,            # Pictures that go with a text: paths, PIL images or encoded bytes
 )->Item:
     "A question as an `Item`, which stays as it is; raise ValueError if it is neither text nor item"
-    if isinstance(question, str): return Item('asked', question, images=tuple(map(as_picture, images)))
+    if isinstance(question, str): return Item('asked', question, images=images)
     if isinstance(question, (list, tuple)):
         raise ValueError("A list is asked with ask(model, items, out='runs/a'). "
                          "Here one question is asked at a time: model(items[0]).")
@@ -144,7 +144,7 @@ def as_item(
     if images: raise ValueError('An item brings its own pictures. Give a text to put others beside it.')
     return question
 
-# %% ../../nbs/benchmarks/02_items.ipynb #c034
+# %% ../../nbs/benchmarks/02_items.ipynb #c032
 @dataclass(frozen=True, repr=False)
 class Benchmark:
     "Where a benchmark is and how its rows are read"
@@ -173,7 +173,7 @@ class Benchmark:
 
 BENCHMARKS:dict[str, Benchmark] = {}
 
-# %% ../../nbs/benchmarks/02_items.ipynb #c038
+# %% ../../nbs/benchmarks/02_items.ipynb #c036
 RULE_OF = {'MathVista':'mathvista', 'MathVerse':'mathverse', 'MathVision':'mathvision', 'DynaMath':'dynamath',
            'MM-Math':'mm_math', 'MMStar':'mmstar', 'K-MMStar':'mmstar', 'K-DTCBench':'mmstar',
            'ChartQA':'relaxed', 'DocVQA':'anls', 'TextVQA':'vqa', 'OCRBench':'contains',
@@ -189,9 +189,10 @@ def metric_of(
     hits = [b for b in known if re.match(_bare(b)+r'(?!v\d)', _bare(name))]
     return known[max(hits, key=len)] if hits else 'answer'
 
-# %% ../../nbs/benchmarks/02_items.ipynb #c041
+# %% ../../nbs/benchmarks/02_items.ipynb #c039
 def record_of(
     name:str,           # Of a benchmark or of its VLMEvalKit table; case, `-` and `_` do not matter
+    also:tuple=(),      # Names that the caller knows beside
 )->Benchmark:
     "The record of a benchmark; raise LookupError if there is none"
     if not isinstance(name, str):
@@ -199,10 +200,12 @@ def record_of(
                          "BENCHMARKS['quiz'] = Benchmark('quiz', ...), and say benchmark='quiz'.")
     for key, b in BENCHMARKS.items():
         if _bare(name) in map(_bare, (key, b.name, *b.tables)): return b
-    raise LookupError(f"No benchmark is named {name!r}. There are: {', '.join(BENCHMARKS)}. "
+    near = did_you_mean(name, (*also, *BENCHMARKS, *(t for b in BENCHMARKS.values() for t in b.tables)))
+    there = ', '.join((*also, *BENCHMARKS))
+    raise LookupError(f"No benchmark is named {quoted(name)}.{near} There are: {there}. "
                       f"A table of your own is read by its path: load('mine.csv').")
 
-# %% ../../nbs/benchmarks/02_items.ipynb #c045
+# %% ../../nbs/benchmarks/02_items.ipynb #c043
 @dataclass(frozen=True)
 class LeftRow:
     "A row of a table that cannot be asked"
@@ -215,7 +218,7 @@ class LeftRow:
 
     def __str__(self): return f'{self.where}: {self.why}'
 
-# %% ../../nbs/benchmarks/02_items.ipynb #c047
+# %% ../../nbs/benchmarks/02_items.ipynb #c045
 SHOWN = 5               # Items that a list shows of itself
 
 class Items(list):
@@ -246,7 +249,7 @@ class Items(list):
         left = f', {len(self.left)} left out'*bool(self.left)
         return f"{len(self)} item{'s'[:len(self)!=1]}{left}{problems}{lines}{rest}"
 
-# %% ../../nbs/benchmarks/02_items.ipynb #c051
+# %% ../../nbs/benchmarks/02_items.ipynb #c049
 ROW_KEYS = ('benchmark', 'split', 'run', 'index', 'group')  # Which reply a row is, in every table
 
 def row_of(
@@ -261,42 +264,7 @@ def row_of(
                metric=item.metric or metric_of(item.benchmark))
     return own|{k:text_of(v) for k, v in item.tags.items() if k not in own}
 
-# %% ../../nbs/benchmarks/02_items.ipynb #c054
-def text_of(
-    value,              # Cell
-)->str|None:            # None: empty
-    "A cell as text"
-    if value is None: return None
-    if isinstance(value, float):
-        if value!=value: return None
-        if value.is_integer(): value = int(value)
-    if isinstance(value, (list, dict)): value = json.dumps(value, ensure_ascii=False, default=str)
-    text = str(value)
-    return text if text.strip() else None
-
-# %% ../../nbs/benchmarks/02_items.ipynb #c057
-def cell(
-    row:dict,           # Of a table
-    *columns:str,       # The first one that holds something is taken
-)->str:
-    "The text of a cell that must be there; raise ValueError if it is not"
-    for c in columns:
-        if (text:=text_of(row.get(c))) is not None: return text
-    if any(c in row for c in columns): raise ValueError(f"`{next(c for c in columns if c in row)}` is empty")
-    raise ValueError(f"there is no column {' or '.join(f'`{c}`' for c in columns)}")
-
-# %% ../../nbs/benchmarks/02_items.ipynb #c060
-def unpacked(
-    value,              # Cell: a list, an object, or the text of one
-):
-    "A list or an object from a cell; text that is neither stays text"
-    if not isinstance(value, str) or value.lstrip()[:1] not in ('[', '{'): return value
-    for read in (json.loads, ast.literal_eval):
-        try: return read(value)
-        except (ValueError, SyntaxError, RecursionError, MemoryError): continue
-    return value
-
-# %% ../../nbs/benchmarks/02_items.ipynb #c063
+# %% ../../nbs/benchmarks/02_items.ipynb #c053
 LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
 
 def options_of(
@@ -312,7 +280,7 @@ def options_of(
     while lettered and lettered[-1] is None: lettered.pop()
     return tuple(o or '' for o in lettered)
 
-# %% ../../nbs/benchmarks/02_items.ipynb #c066
+# %% ../../nbs/benchmarks/02_items.ipynb #c056
 DIRECTLY = "Answer with the option's letter from the given choices directly."
 
 def lettered(
@@ -323,7 +291,7 @@ def lettered(
     "A question with its options, one a line"
     return '\n'.join([question, *(mark.format(l, c) for l, c in zip(LETTERS, choices))])
 
-# %% ../../nbs/benchmarks/02_items.ipynb #c069
+# %% ../../nbs/benchmarks/02_items.ipynb #c059
 def tags_of(
     **named,            # Cells
 )->dict:

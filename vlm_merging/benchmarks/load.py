@@ -11,13 +11,15 @@ from pathlib import Path
 from pkgutil import resolve_name
 import polars as pl
 from .items import (BENCHMARKS, Benchmark, DIRECTLY, Item, Items, LeftRow, LETTERS,
-    cell,
-    RULE_OF, lettered, one_line, options_of, pictures, record_of, tags_of, text_of, unpacked)
+    RULE_OF, lettered, options_of, pictures, record_of, tags_of)
+from .cells import cell, decimal_places, named_text, text_of, unpacked
+from ..checkpoints.texts import check_number, error_words, one_line
 from ..checkpoints.places import path_of
 from .pictures import Picture
 from ..lab.trio import questions
 from .prepare import pattern_of, prepared
-from .tables import IMAGES, TABLE_SUFFIXES, pictures_at, rows_in, rows_in_words
+from .tables import (IMAGES, TABLE_SUFFIXES, pictures_at, rows_in, rows_in_words,
+                                           what_lies_at)
 
 # %% auto #0
 __all__ = ['OWN_COLUMNS', 'RULES_AT', 'PICTURE_FILES', 'option_of', 'own_row', 'subset', 'lab_items', 'Table', 'table_of',
@@ -47,18 +49,11 @@ OWN_COLUMNS = ('question', 'answer', 'choices', 'options', 'index', 'id', 'group
                'question_type', 'answer_type', 'precision', 'unit', 'split', 'metric', 'question_for_eval',
                *IMAGES, *LETTERS)
 
-def _places(row):
-    "Decimal places that count; raise ValueError if the cell holds no number"
-    text = text_of(row.get('precision'))
-    try: return None if text is None else int(float(text))
-    except (ValueError, OverflowError):
-        raise ValueError(f"`precision` is {text!r}, where a number of decimal places is needed") from None
-
 def own_row(
     row:dict,           # `question`, and what else there is of `OWN_COLUMNS`; other columns are tags
 )->Item:
     "A row of a table of your own"
-    text = {k:text_of(row.get(k)) for k in OWN_COLUMNS if k not in IMAGES}
+    text = {k:named_text(row, k) for k in OWN_COLUMNS if k not in IMAGES}
     question, choices = cell(row, 'question'), options_of(row, 'choices', 'options')
     option, kind = text['answer_option'], text['question_type']
     kind = kind or ('multi_choice' if choices else 'free_form')
@@ -69,7 +64,7 @@ def own_row(
             and not callable(v) and not isinstance(v, bytes)}
     return Item(text['index'] or text['id'] or str(row['__row__']+1), question, text['answer'],
                 pictures(row, *IMAGES), choices, text['group'], option, kind, text['answer_type'],
-                _places(row), text['unit'], tags_of(**tags), split=text['split'] or '',
+                decimal_places(text['precision']), text['unit'], tags_of(**tags), split=text['split'] or '',
                 metric=text['metric'] or 'answer', question_for_eval=text['question_for_eval'])
 
 # %% ../../nbs/benchmarks/07_load.ipynb #c016
@@ -79,7 +74,7 @@ def subset(
     seed:int=0,         # Another number, another choice
 )->list[Item]:          # In the order of `items`
     "A fixed part of the items, the same for every run"
-    if n<1: raise ValueError(f"n is {n}; it is a number of items.")
+    check_number('n', n, 1, whole=True)
     def key(item): return item.group if item.group is not None else item.id
     groups = {}
     for item in items: groups.setdefault(key(item), []).append(item)
@@ -139,12 +134,15 @@ def table_of(
     if not isinstance(what, (str, Path)):
         raise ValueError(f"{type(what).__name__} is no table. Give a path, a name or a polars frame.")
     path = path_of(what)
-    if path.is_file(): return _table_of_file(path, record, split, name)
-    if path.is_dir(): raise ValueError(f"{path} is a folder. Name one table in it, or if it is a benchmark: "
+    there = what_lies_at(path)
+    if there=='file': return _table_of_file(path, record, split, name)
+    if there=='folder': raise ValueError(f"{path} is a folder. Name one table in it, or if it is a benchmark: "
                                        f"prepare(name, source={str(path)!r}).")
+    if there=='no plain file':
+        raise ValueError(f'{path} is {there}. Save the table in one, and name that.')
     if path.suffix.lower() in (*TABLE_SUFFIXES, '.xlsx', '.xls', '.txt') or '/' in str(what):
         raise ValueError(f"{path} is not there. Name a table ({', '.join(TABLE_SUFFIXES)}) or a benchmark.")
-    record = record_of(str(what))
+    record = record_of(str(what), ('lab',))
     split = split or record.tables.get(str(what)) or record.split
     files, part = prepared(record.name, split, folder)
     tables = tuple(f for f in files if f.suffix.lower() in TABLE_SUFFIXES)
@@ -175,8 +173,10 @@ def _returned(item, to_item):
 def _left_row(raw, where, why, at, own):
     "A row that makes no question; in a table of your own it is known what that would have been called"
     if not own: return LeftRow(where, why, where)
-    named, split, group = (text_of(raw.get(c)) for c in ('index', 'split', 'group'))
-    return LeftRow(where, why, named or text_of(raw.get('id')) or str(at+1), split or '', group=group)
+    known = {c:raw.get(c) for c in ('index', 'id', 'split', 'group')}
+    known = {c:None if callable(v) or isinstance(v, bytes) else text_of(v) for c, v in known.items()}
+    return LeftRow(where, why, known['index'] or known['id'] or str(at+1), known['split'] or '',
+                   group=known['group'])
 
 def _sentences(left, file, word):
     "What is wrong with rows, those of one kind together"
@@ -184,7 +184,19 @@ def _sentences(left, file, word):
     for n, row in left: failed.setdefault(row.why, []).append(n)
     return [f'{file} {rows_in_words(at, word)}: {why}.' for why, at in failed.items()]
 
-# %% ../../nbs/benchmarks/07_load.ipynb #c040
+# %% ../../nbs/benchmarks/07_load.ipynb #c041
+def _with_pictures(item, folder, read):
+    "An item whose picture files are there; raise ValueError if one is not. `read`: were looked for already"
+    def found(picture):
+        path = picture.source
+        if not isinstance(path, Path) or any(picture is o for o in read): return picture
+        path = folder/path if (folder/path).is_file() else path
+        if not path.is_file(): raise ValueError(f"there is no image file '{one_line(path, 80)}'")
+        return picture if path==picture.source else replace(picture, source=path)
+    images = tuple(map(found, item.images))
+    return item if all(a is b for a, b in zip(images, item.images)) else replace(item, images=images)
+
+# %% ../../nbs/benchmarks/07_load.ipynb #c044
 def _items_of_rows(numbered, table, file, folder, first, word):
     "Items of one file by number of their row, and the rows that make none: number, `LeftRow`"
     own = table.record is None
@@ -205,15 +217,18 @@ def _items_of_rows(numbered, table, file, folder, first, word):
             if source is not None and not blind:
                 row[columns[0]] = pictures_at(source, folder, by_index, own, where)
             item = to_item(row)
-            if isinstance(item, Item): check_rule(item.metric)
+            if isinstance(item, Item):
+                check_rule(item.metric)
+                item = _with_pictures(item, folder, row.get(columns[0], ()))
         except Exception as e: # Of any row function
-            why = str(e).rstrip('.') if isinstance(e, ValueError) else (
-                f'the row cannot be read ({type(e).__name__}: {str(e)[:200]})')
+            why = error_words(e, 1000).rstrip('.')
+            if not isinstance(e, ValueError):
+                why = f'the row cannot be read ({type(e).__name__}: {why[:200]})'
             left.append((n, _left_row(raw, where, why, first+at, own)))
         else: out.append((n, _returned(item, to_item)))
     return out, left
 
-# %% ../../nbs/benchmarks/07_load.ipynb #c043
+# %% ../../nbs/benchmarks/07_load.ipynb #c047
 def _unique(numbered, seen, file, word):
     "Items whose index is new, and the rows of the others"
     out, left = [], []
@@ -225,7 +240,7 @@ def _unique(numbered, seen, file, word):
         seen.add((item.split, item.id))
     return out, left
 
-# %% ../../nbs/benchmarks/07_load.ipynb #c047
+# %% ../../nbs/benchmarks/07_load.ipynb #c051
 def _read_file(source, table, first, seen, problems):
     "The new items of one file, rows left out, and how many there are; problems are added to earlier ones"
     frame = not isinstance(source, Path)
@@ -239,14 +254,15 @@ def _read_file(source, table, first, seen, problems):
     if not some:
         why = _sentences(left, file, word)[0]
         own = 'there is no column' in why and table.record is None
-        other = " A record that reads other columns is named with benchmark='NAME'." if own else ''
+        other = (" Rename them to question, image and answer; or name the record that reads them with "
+                 "benchmark='NAME'.") if own else ''
         columns = next((', '.join(row) for _, row in numbered if isinstance(row, dict)), '')
         raise ValueError(why+f' Its columns are {columns[:200]}.{other}'*bool(columns))
     new, twice = _unique(some, seen, file, word)
     problems += _sentences(left, file, word)+_sentences(twice, file, word)
     return new, [row for _, row in left+twice], len(numbered)
 
-# %% ../../nbs/benchmarks/07_load.ipynb #c050
+# %% ../../nbs/benchmarks/07_load.ipynb #c054
 PICTURE_FILES = ('.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp')
 
 def _unseen_pictures(items, name):
@@ -259,7 +275,7 @@ def _unseen_pictures(items, name):
                 f"Rename it if the model is to see them.")
     return [sentence] if column else []
 
-# %% ../../nbs/benchmarks/07_load.ipynb #c053
+# %% ../../nbs/benchmarks/07_load.ipynb #c057
 def _unanswered(items, name):
     "A sentence about questions without an answer, in a list: empty if all have one"
     lost = sum(text_of(i.answer) is None for i in items)
@@ -268,7 +284,7 @@ def _unanswered(items, name):
     if lost<len(items): which = f'{lost} of {len(items)} questions have no answer'
     return [f'{name}: {which}, and a reply to such a question cannot be scored.']
 
-# %% ../../nbs/benchmarks/07_load.ipynb #c056
+# %% ../../nbs/benchmarks/07_load.ipynb #c060
 def _part(items, left, n, seed):
     "A fixed part of a table: items, and rows that make none; raise ValueError if no item is in it"
     some = subset([*items, *left], n, seed)
@@ -277,7 +293,7 @@ def _part(items, left, n, seed):
         raise ValueError(f'Nothing in a part of {n} can be asked. {left[0]}. Mend the row, or raise `n`.')
     return items, left
 
-# %% ../../nbs/benchmarks/07_load.ipynb #c059
+# %% ../../nbs/benchmarks/07_load.ipynb #c063
 def _named_apart(items, left):
     "Rows left out, by their place in the table where their name is that of a question or of another row"
     seen, out = {(i.split, i.id) for i in items}, []
@@ -299,6 +315,10 @@ def load(
     if split is not None and not isinstance(split, str):
         raise ValueError(f"`split` is {split!r}, where the name of a part is needed. "
                          f"A number of items is `n`: load({what!r}, n=50).")
+    check_number('seed', seed, 0, whole=True)
+    if n is not None: check_number('n', n, 1, whole=True)
+    if not isinstance(name or '', str): raise ValueError(f'name is {type(name).__name__}; it is a text.')
+    if not isinstance(folder or '', (str, Path)): raise ValueError(f'folder is {folder!r}; it is a folder.')
     if isinstance(what, str) and what=='lab':
         split = split or 'test'
         return Items(lab_items(420 if n is None else n, seed, split), whole=[('lab', split)]*(n is None))

@@ -5,8 +5,9 @@
 # %% ../../nbs/benchmarks/03_mathematics.ipynb #c005
 from __future__ import annotations
 import re
-from .items import (BENCHMARKS, Benchmark, Item, LETTERS, RULE_OF, cell, lettered,
-                                          options_of, pictures, tags_of, text_of, unpacked)
+from .items import (BENCHMARKS, Benchmark, Item, LETTERS, RULE_OF, lettered, options_of,
+                                          pictures, tags_of)
+from .cells import cell, decimal_places, text_of, unpacked
 
 # %% auto #0
 __all__ = ['LETTER', 'PLACES_TOLD', 'DECODED', 'VERSIONS', 'DYNAMATH', 'FORM', 'OTHER_FORM', 'BOXED', 'mathvista_prompt',
@@ -54,8 +55,7 @@ def mathvista_row(
     about = _with_metadata(row)
     choices, answer = options_of(row, 'choices'), text_of(row.get('answer'))
     unit, kind = text_of(row.get('unit')), text_of(row.get('answer_type')) or 'text'
-    places = text_of(row.get('precision'))
-    places = int(float(places)) if places else None
+    places = decimal_places(row.get('precision'))
     question = cell(row, 'query') if text_of(row.get('query')) else cell(row, 'question')
     if not question.startswith('Hint:'): question = mathvista_prompt(question, choices, kind, places, unit)
     option = LETTERS[choices.index(answer)] if answer in choices else None

@@ -6,8 +6,9 @@
 from __future__ import annotations
 import json, re
 from dataclasses import replace
-from .items import (BENCHMARKS, Benchmark, DIRECTLY, Item, LETTERS, RULE_OF, cell,
-                                          lettered, options_of, pictures, tags_of, text_of, unpacked)
+from .items import (BENCHMARKS, Benchmark, DIRECTLY, Item, LETTERS, RULE_OF, lettered,
+                                          options_of, pictures, tags_of)
+from .cells import cell, text_of, unpacked
 
 # %% auto #0
 __all__ = ['KOREAN', 'SHORT_ANSWER', 'TABLE', 'inline_options', 'mcq', 'mmstar_row', 'korean_row', 'chartqa_row', 'docvqa_row',

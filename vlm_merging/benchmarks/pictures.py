@@ -9,9 +9,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from PIL import Image, ImageOps, UnidentifiedImageError
+from ..checkpoints.places import path_of
+from ..checkpoints.texts import error_words
 
 # %% auto #0
-__all__ = ['HEAVIEST', 'PICTURE_FORMATS', 'PIXELS', 'SLIMMEST', 'SCANS', 'file_content', 'encoded', 'opened_picture', 'Picture']
+__all__ = ['HEAVIEST', 'PICTURE_FORMATS', 'PIXELS', 'SLIMMEST', 'SCANS', 'LONGEST_PATH', 'file_content', 'encoded',
+           'opened_picture', 'source_of', 'Picture', 'as_picture']
 
 # %% ../../nbs/benchmarks/01_pictures.ipynb #c009
 HEAVIEST = 1<<28        # Bytes of an encoded picture, at most
@@ -34,8 +37,7 @@ def _from_text(text):
     if not text.strip(): raise ValueError('there is no image.')
     try: return base64.b64decode(''.join(text.rpartition('base64,')[2].split()), validate=True)
     except (binascii.Error, ValueError):
-        path = f' A path is written as Path({text!r}).' if re.fullmatch(r'.{1,80}\.\w{3,4}', text) else ''
-        raise ValueError(f'the image is neither a file nor base64 text but {text[:40]!r}.{path}') from None
+        raise ValueError(f'the image is neither a file nor base64 text but {text[:40]!r}.') from None
 
 def _as_png(image):
     file = io.BytesIO()
@@ -56,7 +58,8 @@ def encoded(
         if isinstance(data, Path): return file_content(data)
         if isinstance(data, str): return _from_text(data)
     except Exception as e: # Of any loader: it is one picture that cannot be had
-        why = str(e) if isinstance(e, (ValueError, OSError)) else f'{type(e).__name__}: {str(e)[:120]}'
+        why = error_words(e, 400)
+        if not isinstance(e, (ValueError, OSError)): why = f'{type(e).__name__}: {why[:120]}'
         raise ValueError(f'{name}: {why}') from None
     raise ValueError(f'{name}: there is no image.')
 
@@ -92,11 +95,28 @@ def opened_picture(
         raise ValueError(f'{name}: the image cannot be decoded ({why}).') from None
 
 # %% ../../nbs/benchmarks/01_pictures.ipynb #c023
+LONGEST_PATH = 4096     # Characters
+
+def source_of(
+    source,             # Whatever somebody typed
+):                      # What `encoded` takes
+    "Where an image is, with a path as `Path`; raise ValueError if it can be no image"
+    kinds = (str, Path, bytes, bytearray, memoryview, Image.Image, dict)
+    if not isinstance(source, kinds) and not callable(source):
+        raise ValueError(f'{type(source).__name__} is no picture. Give a path, a PIL image or encoded bytes.')
+    if not isinstance(source, str) or source.startswith('data:'): return source
+    if '://' in source[:20] and not source.lower().startswith('file://'):
+        raise ValueError(f'{source[:60]!r} is on the net. Download it, and give its path.')
+    return path_of(source) if '.' in source and len(source)<=LONGEST_PATH else source
+
+# %% ../../nbs/benchmarks/01_pictures.ipynb #c025
 @dataclass(frozen=True)
 class Picture:
     "Where an image is; nothing is read before it is opened"
-    source:object=field(repr=False) # Whatever `encoded` takes
+    source:object=field(repr=False) # Whatever `encoded` takes, or the path of a file as text
     name:str='image'    # Whose picture it is, for messages: 'MathVista row 3'
+
+    def __post_init__(self): object.__setattr__(self, 'source', source_of(self.source))
 
     def bytes(self)->bytes:
         "The encoded file; raise ValueError if there is none"
@@ -127,3 +147,15 @@ class Picture:
     def _repr_png_(self):
         try: return self.thumbnail()
         except ValueError: return None
+
+# %% ../../nbs/benchmarks/01_pictures.ipynb #c030
+def as_picture(
+    source,             # A path, a PIL image, encoded bytes, or a `Picture`
+)->Picture:
+    "A picture as somebody types it; raise ValueError if it is none"
+    if isinstance(source, Picture): return source
+    if isinstance(source, (list, tuple)):
+        raise ValueError("Pictures stand one behind the other, not in a list: 'How many?', 'a.png', 'b.png'.")
+    name = str(source)[:80] if isinstance(source, (str, Path)) else 'image'
+    if isinstance(source, str) and not re.match('data:|(?!file:)[a-z]+://', source): source = path_of(source)
+    return Picture(source, name)

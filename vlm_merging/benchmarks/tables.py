@@ -4,19 +4,20 @@
 
 # %% ../../nbs/benchmarks/05_tables.ipynb #c005
 from __future__ import annotations
-import csv, json, zipfile
+import codecs, csv, json, stat, zipfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 import polars as pl
 from PIL import Image
-from .items import unpacked
+from .cells import unpacked
+from ..checkpoints.texts import json_of
 from .pictures import HEAVIEST, Picture
 from ..checkpoints.disk import unreadable
 
 # %% auto #0
 __all__ = ['ROWS_AT_ONCE', 'IMAGES', 'LONG', 'NO_OBJECT', 'TABLE_SUFFIXES', 'POINTER', 'inside', 'Cell', 'rows_in_words',
-           'rows_in', 'image_source', 'pictures_at']
+           'what_lies_at', 'rows_in', 'image_source', 'pictures_at']
 
 # %% ../../nbs/benchmarks/05_tables.ipynb #c009
 ROWS_AT_ONCE = 16       # Rows that are read together
@@ -33,7 +34,7 @@ def _block(path, changed, column, start):
     if _suffix(path)=='.jsonl':
         with open(path, 'rb') as f:
             f.seek(start)
-            return [json.loads(f.readline())[column]]
+            return [json_of(f.readline())[column]]
     return _scan(path, True).select(column).slice(start, ROWS_AT_ONCE).collect()[column].to_list()
 
 # %% ../../nbs/benchmarks/05_tables.ipynb #c012
@@ -91,8 +92,9 @@ def _shortened(texts):
 
 # %% ../../nbs/benchmarks/05_tables.ipynb #c026
 def _with_cells(path, frame, later, texts, schema):
-    "Number from 0 and row, with heavy cells as addresses"
+    "Number from 1 and row, with heavy cells as addresses"
     for n, row in enumerate(frame.iter_rows(named=True)):
+        row.pop('\0row', None)
         for c in later:
             if isinstance(schema[c], pl.List): row[c] = [Cell(path, c, n, k) for k in range(row[c] or 0)]
             elif row.get(c) is not True: row[c] = Cell(path, c, n)
@@ -113,21 +115,27 @@ def _parquet_rows(path, nulls):
         if not isinstance(schema[c], pl.Struct): return pl.col(c).is_null()
         named = [f.name for f in schema[c].fields if f.name in ('bytes', 'path')]
         return pl.all_horizontal(pl.col(c).struct.field(n).is_null() for n in named)
-    wanted = [pl.col(c) for c in schema if c not in later and c not in texts]
+    wanted = [pl.col(c) for c in ('\0row', *schema) if c not in later and c not in texts]
     wanted += [pl.col(c).list.len() for c in later if isinstance(schema[c], pl.List)]
     wanted += [empty(c).alias(c) for c in later if not isinstance(schema[c], pl.List) and nulls]
-    frame = _scan(path).select(*wanted, *_shortened(texts)).collect(engine='streaming')
+    rows = _scan(path).with_row_index('\0row')            # Also where all columns are read later
+    frame = rows.select(*wanted, *_shortened(texts)).collect(engine='streaming')
     return _with_cells(path, frame, later, texts, schema)
 
 # %% ../../nbs/benchmarks/05_tables.ipynb #c033
 def _separator(path):
     "The mark between cells, and its name; raise ValueError if the first line has another one"
     with open(path, encoding='utf-8-sig', errors='replace', newline='') as f: head = f.readline()
+    if head.endswith('\r'):
+        raise ValueError(f"{path}: its lines end as on old Macs. Save it with line feeds.")
     mark, name = ('\t', 'tab') if _suffix(path)=='.tsv' else (',', 'comma')
     other = next((o for o in '\t;|,' if o in head), None)
     if mark not in head and other:
         raise ValueError(f"{path}: the first line has no {name} but {other!r}: {head.strip()[:60]!r}. "
                          f"Save it with {name}s{', or name it .tsv' if other==chr(9) else ''}.")
+    columns = next(csv.reader([head], delimiter=mark), [])
+    if twice := [c for c in columns if c and columns.count(c)>1]:
+        raise ValueError(f"{path}: the column {twice[0]!r} stands twice. Rename one of them.")
     return mark, name
 
 # %% ../../nbs/benchmarks/05_tables.ipynb #c036
@@ -160,16 +168,20 @@ def _jsonl_rows(path):
         for n, line in enumerate(f, 1):
             begin, at = at, at+len(line)
             if not line.strip(): continue
-            try: row = json.loads(line)
-            except (ValueError, RecursionError): row = None
+            row, why = None, NO_OBJECT
+            try: row = json_of(line)
+            except (json.JSONDecodeError, UnicodeDecodeError): pass
+            except ValueError as e: why = str(e)
             for c in row.keys() & {*IMAGES} if isinstance(row, dict) else ():
                 if not isinstance(row[c], list): row[c] = later(row[c], c, begin)
                 else: row[c] = [later(o, c, begin, k) for k, o in enumerate(row[c])]
-            yield n, row if isinstance(row, dict) else NO_OBJECT
+            yield n, row if isinstance(row, dict) else why
 
 # %% ../../nbs/benchmarks/05_tables.ipynb #c042
 def _json_rows(path):
-    listed = json.loads(path.read_bytes())
+    try: listed = json_of(path.read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError): raise
+    except ValueError as e: raise ValueError(f'{path} is no table: {e}.') from None
     if isinstance(listed, dict) and isinstance(listed.get('data'), list): listed = listed['data']
     if isinstance(listed, dict): listed = [isinstance(v, dict) and {'id':k, **v} for k, v in listed.items()]
     if not isinstance(listed, list) or listed and not any(isinstance(o, dict) for o in listed):
@@ -177,7 +189,23 @@ def _json_rows(path):
     yield from ((n, o if isinstance(o, dict) else NO_OBJECT) for n, o in enumerate(listed, 1))
 
 # %% ../../nbs/benchmarks/05_tables.ipynb #c046
+def what_lies_at(
+    path:Path,          # As somebody typed it
+)->str:                 # 'file', 'folder', 'no plain file' or 'not there'
+    "What a path leads to; raise PermissionError if nobody may look"
+    try: mode = path.stat().st_mode
+    except PermissionError: raise
+    except (OSError, ValueError): return 'not there' # Too long for a name, or a zero byte in it, among others
+    return 'file' if stat.S_ISREG(mode) else 'folder' if stat.S_ISDIR(mode) else 'no plain file'
+
+# %% ../../nbs/benchmarks/05_tables.ipynb #c049
 TABLE_SUFFIXES = ('.parquet', '.tsv', '.csv', '.jsonl', '.json')
+
+def _check_coding(path):
+    "Raise ValueError if a file is text that is no UTF-8"
+    with open(path, 'rb') as f: begins = f.read(2)
+    if begins in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise ValueError(f'{path} is text in UTF-16. Save it as UTF-8.')
 
 def rows_in(
     path:Path,          # Its suffix says what it is: one of `TABLE_SUFFIXES`
@@ -185,6 +213,7 @@ def rows_in(
 ):                      # Pairs: number of the row (in jsonl of the line) from 1; row, or why there is none
     "The rows of a file, with heavy cells as addresses; raise ValueError if it is no table"
     try:
+        if _suffix(path) in TABLE_SUFFIXES[1:]: _check_coding(path)
         match _suffix(path):
             case '.parquet': yield from _parquet_rows(path, nulls)
             case '.csv'|'.tsv': yield from _csv_rows(path)
@@ -192,12 +221,12 @@ def rows_in(
             case '.json': yield from _json_rows(path)
             case _: raise ValueError(f"{path}: a table is one of {', '.join(TABLE_SUFFIXES)}.")
     except pl.exceptions.NoDataError: raise ValueError(f"{path} is empty.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError, pl.exceptions.PolarsError) as e:
+    except (json.JSONDecodeError, UnicodeDecodeError, pl.exceptions.PolarsError, csv.Error) as e:
         why = ' '.join(str(e).split()).partition(' The current offset')[0][:160].rstrip('.')
         raise ValueError(f"{path} is no {path.suffix[1:]} table that can be read: {why}.") from None
     except OSError as e: raise unreadable(e, path) from None
 
-# %% ../../nbs/benchmarks/05_tables.ipynb #c050
+# %% ../../nbs/benchmarks/05_tables.ipynb #c053
 @dataclass(frozen=True)
 class _Zipped:
     path:Path
@@ -221,7 +250,7 @@ def _zip_names(folder):
         out |= {n.rpartition('/')[2]:(path, n) for n in names if not n.endswith('/')}
     return out
 
-# %% ../../nbs/benchmarks/05_tables.ipynb #c053
+# %% ../../nbs/benchmarks/05_tables.ipynb #c056
 POINTER = 64            # Characters of a pointer at most, as in VLMEvalKit
 
 def _pointed(value, by_index):
@@ -235,7 +264,7 @@ def _pointed(value, by_index):
         value = by_index[value]
     return value
 
-# %% ../../nbs/benchmarks/05_tables.ipynb #c056
+# %% ../../nbs/benchmarks/05_tables.ipynb #c059
 def _file_of(text, folder, own):
     "The file that a text names, or None; raise ValueError if it should be one"
     path = folder/text if own else inside(folder, text)
@@ -267,7 +296,7 @@ def image_source(
         raise ValueError(f"the image is {type(value).__name__}, where bytes, base64 text or a path is needed")
     return value
 
-# %% ../../nbs/benchmarks/05_tables.ipynb #c059
+# %% ../../nbs/benchmarks/05_tables.ipynb #c062
 def pictures_at(
     value,              # A cell, or a list of them
     folder:Path,        # Of the table

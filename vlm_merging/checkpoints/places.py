@@ -28,6 +28,7 @@ def path_of(
     if text[:7].lower()=='file://': text = _of_address(text)
     if not text: raise ValueError('The name of a file or folder is empty.')
     readable = text.encode('utf-8', 'replace').decode()
+    if '\0' in text: raise ValueError(f'{text[:200]!r}: the name has a zero byte in it. Correct it.')
     if readable!=text:
         raise ValueError(f"{readable[:200]!r}: the name has bytes that are no text. Rename it.")
     try: return Path(text).expanduser()

@@ -4,10 +4,12 @@
 
 # %% ../../nbs/checkpoints/04_texts.ipynb #c005
 from __future__ import annotations
-import difflib, hashlib, html, re
+import difflib, hashlib, html, json, math, numbers, re
+from .model_files import unique_names
 
 # %% auto #0
-__all__ = ['visible', 'one_line', 'name_in_line', 'quoted', 'ranges_said', 'did_you_mean', 'in_markdown']
+__all__ = ['DEEPEST', 'visible', 'one_line', 'name_in_line', 'quoted', 'ranges_said', 'did_you_mean', 'check_number',
+           'error_words', 'json_of', 'in_markdown']
 
 # %% ../../nbs/checkpoints/04_texts.ipynb #c008
 _UNSEEN = re.compile('[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u2028-\u202e\u2060-\u206f\ufeff'
@@ -72,10 +74,59 @@ def did_you_mean(
     quote:str='',       # What stands before and behind it
 )->str:                 # A sentence and the blank before it, or ''
     "The known word that is nearest"
-    near = difflib.get_close_matches(word[:80], list(known), 1)
-    return f' Did you mean {quote}{near[0]}{quote}?' if near else ''
+    spelled = {k.lower():k for k in known}
+    near = difflib.get_close_matches(word[:80].lower(), spelled, 1)
+    return f' Did you mean {quote}{spelled[near[0]]}{quote}?' if near else ''
 
-# %% ../../nbs/checkpoints/04_texts.ipynb #c029
+# %% ../../nbs/checkpoints/04_texts.ipynb #c028
+def check_number(
+    name:str,           # Of the argument
+    value,              # As somebody gave it
+    least:float=-math.inf, # Smallest that is allowed
+    most:float=math.inf, # Largest that is allowed
+    whole:bool=False,   # Without decimal places?
+)->None:
+    "Raise ValueError with one sentence if a value is no such number"
+    kind = numbers.Integral if whole else numbers.Real
+    real = isinstance(value, kind) and not isinstance(value, bool)
+    if real and -math.inf<value<math.inf and least<=value<=most: return
+    where = f', {least:g} or more' if least>-math.inf else ''
+    if most<math.inf: where = f' from {least:g} to {most:g}'
+    raise ValueError(f"{name} is {quoted(value)}; it is a {'whole '*whole}number{where}.")
+
+# %% ../../nbs/checkpoints/04_texts.ipynb #c031
+def error_words(
+    error:BaseException, # Of anybody's code
+    most:int=300,       # Characters that are shown
+)->str:                 # '': it says nothing
+    "What an exception says, in one line"
+    try: return one_line(str(error), most)
+    except Exception: return ''
+
+# %% ../../nbs/checkpoints/04_texts.ipynb #c035
+DEEPEST = 100           # Lists and objects inside each other, at most
+
+def _plain(value, room):
+    "A value in which each text can be written down; raise ValueError if it is nested too deep"
+    if isinstance(value, str): return value.encode('utf-8', 'replace').decode()
+    if isinstance(value, (list, dict)) and not room:
+        raise ValueError(f'it is nested more than {DEEPEST} deep')
+    if isinstance(value, list): return [_plain(o, room-1) for o in value]
+    if isinstance(value, dict): return {_plain(k, 1):_plain(o, room-1) for k, o in value.items()}
+    return value
+
+def json_of(
+    text:str|bytes,     # Of anybody
+)->object:              # Numbers of more than 4300 digits are text
+    "A value in JSON; raise ValueError with half a sentence if there is none"
+    def whole(digits): return int(digits) if len(digits)<=4300 else digits
+    text = text.decode('utf-8-sig') if isinstance(text, bytes) else text
+    try: value = json.loads(text, object_pairs_hook=unique_names, parse_int=whole)
+    except RecursionError: raise ValueError(f'it is nested more than {DEEPEST} deep') from None
+    suspect = text.count('[')+text.count('{')>DEEPEST or '\\u' in text
+    return _plain(value, DEEPEST) if suspect else value
+
+# %% ../../nbs/checkpoints/04_texts.ipynb #c039
 def in_markdown(
     text,               # A name, or a sentence with names in it
     most:int=1000,      # Characters that are shown
