@@ -1,6 +1,5 @@
 "Scoring: hostile replies, tables of every kind, agreement with verdicts, the rules of the benchmarks"
 import json, math, threading, time
-from functools import partial
 from pathlib import Path
 import polars as pl, pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
@@ -117,9 +116,7 @@ def test_a_letter_is_found_in_every_form(letter, form):
     made = one(form.format(letter), kind)
     assert (made['picked'], made['correct'])==(letter, letter=='B')
 
-def test_scoring_works_in_a_thread(monkeypatch):
-    monkeypatch.setattr('vlm_merging.scoring.score.Algebra',
-                        partial(Algebra, seconds=30))   # Patient on a busy machine
+def test_scoring_works_in_a_thread():
     told = []
     t = threading.Thread(target=lambda: told.append(one(r'\boxed{\begin{bmatrix}1\\2\end{bmatrix}}',
         KINDS[-2])['correct']))
@@ -218,11 +215,10 @@ def test_a_fault_of_ours_costs_one_reply_a_point_and_no_more(monkeypatch):
     assert made['correct'].to_list()==[False, True] and 'IndexError' in made['reason'][0]
 
 def test_a_child_that_dies_is_replaced():
-    with Algebra(seconds=30) as algebra:
+    with Algebra() as algebra:
         assert algebra.same('x(x+1)', 'x^2+x')
         algebra.child.process.kill(); algebra.child.process.wait()
-        assert algebra.same('x(x+1)', 'x^2+x') is None
-        assert algebra.ready().same('x(x+1)', 'x^2+x')
+        assert algebra.same('(x+1)x', 'x^2+x')
 
 def test_short_answers_in_a_sentence_count_as_short_answers():
     for metric, gold, reply in (('relaxed', 'Blue', 'The bar is blue.'),
