@@ -24,7 +24,7 @@ _LABELS = re.compile(r'\b(?:option|choice)s? (?:number |no\.? ?|# '
                      r'?)?\(?([1-9])\)?(?![\d.,/%]*\d)|\b(first|second|third|fourth|fifth|sixth|last) '
                      r'(?:option|choice|answer)\b'
                      r'|([①-⑳])|([ⓐ-ⓩⒶ-Ⓩ])|\(([가나다라마바ㄱㄴㄷㄹㅁㅂ甲乙丙丁戊アイウエオカ])\)|(?<=The answer is '
-                     r')([가나다라마바ㄱㄴㄷㄹㅁㅂ甲乙丙丁戊アイウエオカ])(?!\w)')
+                     r')([가나다라마바ㄱㄴㄷㄹㅁㅂ甲乙丙丁戊アイウエオカ])(?!\w)', re.I)
 
 def letters_for_labels(
     text:str,           # A reply

@@ -19,7 +19,7 @@ __all__ = ['CONCLUSION', 'REASON', 'pick_number']
 _COMPOUND = (r'\d+ ?(?:hours?|hrs?|h|feet|ft|lbs?|minutes?|min)[ ,]*(?:and )?'
              r'\d+ ?(?:minutes?|min|seconds?|sec|inches|inch|in|oz)\b')
 _FREE, _MINUS = r'(?<![A-Za-z0-9_.,^:])(?<![a-zA-Z]\()(?<![a-zA-Z]\(-)', r'(?:(?:minus|negative) )?'
-_DIGITS = r'(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)(?![\w]*:\w)'
+_DIGITS = r'(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?(?:[eE][-+]?\d{1,3}\b)?|\.\d+)(?![\w]*:\w)'
 _NUMBER = re.compile(rf'{_FREE}{_COMPOUND}|{_FREE}{_MINUS}[-+]?(?:\$ ?)?{_DIGITS}'
                      rf'|\b{_MINUS}{SPELLED.pattern}', re.I)
 

@@ -121,7 +121,7 @@ def _answer_alone(text):
     if opened is not None: parts.append(text[opened:])
     parts = [part.strip() for part in parts if re.search(r'\w', part)]
     if not parts: return text
-    short = len(parts[-1])<=_LONG_ANSWER and '\n\n' not in parts[-1]
+    short = len(parts[-1])<=_LONG_ANSWER and not re.search(r'[.!?]\s+[A-Z]|\n', parts[-1])
     return f'<answer>{parts[-1]}</answer>' if short else parts[-1]
 
 # %% ../../nbs/scoring/07_wrappers.ipynb #c031
