@@ -2200,6 +2200,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'vlm_merging/scoring/options.py'),
                                              'vlm_merging.scoring.options._letter_at_the_beginning': ( 'scoring/options.html#_letter_at_the_beginning',
                                                                                                        'vlm_merging/scoring/options.py'),
+                                             'vlm_merging.scoring.options._letter_behind_box': ( 'scoring/options.html#_letter_behind_box',
+                                                                                                 'vlm_merging/scoring/options.py'),
                                              'vlm_merging.scoring.options._marked_letter': ( 'scoring/options.html#_marked_letter',
                                                                                              'vlm_merging/scoring/options.py'),
                                              'vlm_merging.scoring.options._marked_option': ( 'scoring/options.html#_marked_option',

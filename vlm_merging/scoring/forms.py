@@ -177,6 +177,7 @@ def formula_only(
     text:str,           # As `plain_spelling` gives it
 )->bool:
     "Is a text a formula with variables or a function, and no words?"
+    text = unlabelled(text)
     if not re.search(r'[\^_=+*/|]', text) or not re.search('[a-zA-Z]', text) or _PROSE.search(text):
         return False
     return not re.search(r'[a-zA-Z]{3,}', re.sub(rf'(?<![a-zA-Z])(?:{_NAMES})(?![a-zA-Z])', '', text))

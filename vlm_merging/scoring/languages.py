@@ -48,7 +48,7 @@ _WORDS = '|'.join(sorted({*(t+o for t in _NATIVE_TENS for o in ('', *_NATIVE)), 
                          reverse=True))
 _NUMERAL = re.compile(rf'(?<![{_SIGNS}가-힣])(?:([{_SIGNS}]{{1,12}})|({_WORDS}))(?= '
                       rf'?(?:{"|".join(_COUNTED)})|[。.！!]?$)', re.M)
-_GROUPED = re.compile(rf'(\d[\d,]*(?:\.\d+)?) ?([{"".join(_GROUP)}])(?: ?(\d[\d,]*) ?([만万萬])?)?')
+_GROUPED = re.compile(rf'(\d[\d,]*(?:\.\d+)?) ?([{"".join(_GROUP)}])(?: ?(\d[\d,]*) ?([만万萬천千])?)?')
 _PARTS = re.compile(rf'([{_SIGNS}\d]+) ?(?:分之|分の|분의) ?([{_SIGNS}\d]+)')
 
 def _value(text):
@@ -58,7 +58,7 @@ def _value(text):
 
 def _grouped(m):
     worth = float(m[1].replace(',', ''))*_GROUP[m[2]]
-    if m[3]: worth += float(m[3].replace(',', ''))*(10**4 if m[4] else 1)
+    if m[3]: worth += float(m[3].replace(',', ''))*{'천':1000, '千':1000, None:1}.get(m[4], 10**4)
     return f'{worth:.0f}' if worth==int(worth) else f'{worth}'
 
 def _numbers_in_digits(text):
@@ -68,13 +68,13 @@ def _numbers_in_digits(text):
     return _NUMERAL.sub(lambda m: _value(m[0]), _GROUPED.sub(_grouped, text))
 
 # %% ../../nbs/scoring/08_languages.ipynb #c016
-_ANSWER = r'(?:(?:最终|正确|最終|正しい|최종|올바른|옳은)(?:的|な)? ?)?(?:答案|答え|答|正解|正答|解答|정답|답안|답변|답)'
+_ANSWER = r'(?:(?:最终|正确|最終|正しい|최종|올바른|옳은)(?:的|な)? ?)?(?:答案|答え|答|正解|正答|解答|정답|답안|답변|답|正确的? ?选项|正確的? ?選項)'
 _IS = r' ?(?:应该是|應該是|应当是|应为|應為|选择?|選択?|分别是|就是|是|为|為|은|는|이|가|:|：|は|、)+ ?'
 _LABEL_EAST = r'\(?[A-Z①-⑳ⓐ-ⓩⒶ-Ⓩ가나다라마바사ㄱ-ㅎ甲乙丙丁]\)?'
 _TABLE = [
     (r'【 ?(?:答案|正解|정답|答え|答) ?】 ?:?', ' The answer is '),
     (rf'{_ANSWER}(?: ?(?:选项|選項|選択肢|보기|선택지))?{_IS}(?=\S)', ' The answer is '),
-    (rf'({_LABEL_EAST}|\d) ?(?:번|項|项|番)? ?(?:가|이|是|が) ?(?:最)?(?:정답|답|맞|옳|올바|正确|正確|正解|对的|正しい)\S*',
+    (rf'({_LABEL_EAST}|\d) ?(?:번|項|项|番)? ?(?:가|이|是|が) ?(?:最|가장 )?(?:적절|적합|정답|답|맞|옳|올바|正确|正確|正解|对的|正しい)\S*',
      r'The answer is \1. '),
     (r'(?:故|因此|所以|应|應|我|就|则|應該|应该)?(?:选择|選擇|选|選)(?:项|項)? ?:? ?(?=[(①-⑳]? ?[A-Z①-⑳\d])', ' The answer is '),
     (rf'({_LABEL_EAST}) ?(?:을|를|を) ?(?:선택|고르|고른|選)\S*', r'The answer is \1. '),
@@ -110,7 +110,8 @@ _MEASURES = [(re.compile(rf'(?<=\d) ?{east}(?![가-힣一-鿿])' if east[0]>'가
     ('米', 'm'), ('公斤', 'kg'), ('千克', 'kg'), ('克', 'g'), ('度', 'degrees'), ('퍼센트', '%'), ('小时', 'hours'),
     ('시간', 'hours'), ('時間', 'hours'))]
 _OPTION_NUMBER = re.compile(r'(?<=The answer is )(?:제|第|보기|선택지|选项|選択肢)? ?(\d) '
-                            r'?(?:번|番|项|項|个|個)(?:选项)?|(?:第|선택지|보기|选项|選択肢) ?(\d) ?(?:번|番|项|項|个选项|個)')
+                            r'?(?:번|番|项|項|个|個)(?:选项)?|(?:第|선택지|보기|选项|選択肢) ?(\d) ?(?:번|番|项|項|个选项|個)'
+                            r'|^\W*(\d) ?(?:번|番)\W*$', re.M)
 
 @lru_cache(maxsize=4096)
 def in_english(
@@ -121,7 +122,7 @@ def in_english(
     text = _numbers_in_digits(_YES_EAST.sub(_yes_or_no, _HANGING.sub('', text)))
     for east, english in _MEASURES: text = east.sub(english, text)
     for pattern, english in _TABLE: text = pattern.sub(english, text)
-    text = _OPTION_NUMBER.sub(lambda m: f'option {m[1] or m[2]}', text)
+    text = _OPTION_NUMBER.sub(lambda m: f'option {m[1] or m[2] or m[3]}', text)
     text = _IS_BEFORE.sub(' is ', _ITEM.sub('', _YES_EAST.sub(_yes_or_no, text)))
     text = _BORDER.sub(' ', re.sub('|'.join(_STOPS), lambda m: _STOPS[m[0]], text))
     return '\n'.join(re.sub(r' (?=[.,;!?])', '', ' '.join(line.split())) for line in text.split('\n'))

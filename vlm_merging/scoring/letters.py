@@ -62,7 +62,8 @@ def _small_letter(text, letter):
 def _left_over(text, letters):
     "The letter that is left, if a text rules out all others"
     each = f'[{letters}]'
-    gone = re.search(rf'(?i:rul\w* out|eliminat\w*|exclud\w*) (?:options? )?'
+    gone = re.search(rf"(?i:rul\w* out|eliminat\w*|exclud\w*|can't be|cannot be|can not be|isn't|neither) "
+                     rf"(?:options? )?"
                      rf'({each}(?:(?:,? and |,? or |, ){each})+)(?![\w\'’])', text)
     left = set(letters)-set(re.findall(each, gone[1])) if gone else ()
     return left.pop() if len(left)==1 else None

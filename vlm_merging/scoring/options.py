@@ -115,6 +115,11 @@ def _boxed_option(passages, choices, letters):
         if (i:=option_in(p.text, choices)) is not None:
             return Pick(letters[i], 'pattern', f'option text: {p.reason}')
 
+def _letter_behind_box(reply, passages, letters):
+    "Does a letter follow `the answer is` behind the last box?"
+    spans = [p.text for p in passages if p.reason=='behind "the answer is"' and letter_in(p.text, letters)]
+    return bool(spans) and reply.rfind(spans[0])>reply.rfind('\\boxed')
+
 def _marked_letter(passages, letters, right=None):
     "The letter of the surest passage that has one; what is only one of the last sentences is not looked at"
     for p in passages:
@@ -136,7 +141,8 @@ _CROSS = re.compile(r'✗|✘|❌|\b(?:incorrect|wrong|false|not|no)\b', re.I)
 def _gone_through(reply, letter):
     "The lines of a reply that begin with an option, in their order: pairs of letter and line"
     lines = re.split(r'\n|(?<=[.!?])\s+(?=\(?[A-Z][).:])', reply)
-    begun = ((re.match(rf'\W*\(?({letter})\s*(?:[):]|\.(?!\w))', line), line) for line in lines)
+    begun = ((re.match(rf'\W*(?:[Oo]ption )?\(?({letter})\s*(?:[):]|\.(?!\w))', line), line)
+             for line in lines)
     return [(m[1], line) for m, line in begun if m]
 
 def _repeated(begun):
@@ -255,7 +261,9 @@ def pick_option(
     reply = letters_for_labels(small_article(reply) if 'I' in letters else reply, letters)
     if _takes_all_back(reply, choices): return Pick('', 'none', 'it says that no option is right')
     passages = list(finals(reply, question))
-    if pick:=_boxed_option(passages, choices, letters): return pick
+    pick = _boxed_option(passages, choices, letters)
+    if pick and not (pick.reason.startswith('option text') and _letter_behind_box(reply, passages, letters)):
+        return pick
     pick = _marked_letter(passages, letters, _right_letter_of(reply, letters))
     pick = pick or _letter_at_an_edge(reply, f'[{letters}]')
     if pick:=pick or _told(reply, choices, question, letters): return pick

@@ -64,7 +64,7 @@ even | odd
 open | closed shut
 full | empty
 increase increasing rise rising grow growing up upward | decrease decreasing fall falling shrink down downward
-left | right-hand
+left | right
 inside indoor indoors | outside outdoor outdoors
 before earlier | after later
 positive | negative
