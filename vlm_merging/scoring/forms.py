@@ -168,7 +168,8 @@ def both_signs(
     return [text.replace('+-', '+'), text.replace('+-', '-')] if '+-' in text else []
 
 # %% ../../nbs/scoring/04_forms.ipynb #c046
-_PROSE = re.compile(r'\b(?:[iI][stnf]|[aA][snt]|[sS]o|[oO][fnr]|[tT]o|[bB][ey]|[wW]e|[uU]p|[nN]o|[dD]o'
+_PROSE = re.compile(r'^[nN]/[aA]$|\b(?:[iI][stnf]|[aA][snt]|[sS]o|[oO][fnr]|[tT]o|[bB][ey]|[wW]e|[uU]p'
+                    r'|[nN]o|[dD]o'
                     r'|[hH]e)\b'
                     r'|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]')
 _NAMES = '|'.join([*FUNCTIONS, *CONSTANTS, 'sum', 'prod', 'int', 'lim', 'deg', 'frac'])
