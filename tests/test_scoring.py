@@ -1,6 +1,5 @@
 "Scoring: hostile replies, tables of every kind, agreement with verdicts, the rules of the benchmarks"
-import json, math, threading, time
-from functools import partial
+import json, math, re, threading, time
 from pathlib import Path
 import polars as pl, pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
@@ -61,7 +60,6 @@ def slowest(replies):
         for reply in replies:
             for kind in KINDS:
                 for protocol in PROTOCOLS:
-                    algebra.ready()
                     made, spent = processor_time(score_row, dict(prediction=reply, **kind), protocol, algebra)
                     worst = max(worst, (spent, f'{reply[:30]!r} for {kind["answer"]}'))
                     assert made['tier'] in ('exact', 'pattern', 'fallback',
@@ -118,9 +116,7 @@ def test_a_letter_is_found_in_every_form(letter, form):
     made = one(form.format(letter), kind)
     assert (made['picked'], made['correct'])==(letter, letter=='B')
 
-def test_scoring_works_in_a_thread(monkeypatch):
-    monkeypatch.setattr('vlm_merging.scoring.score.Algebra',
-                        partial(Algebra, seconds=30))   # Patient on a busy machine
+def test_scoring_works_in_a_thread():
     told = []
     t = threading.Thread(target=lambda: told.append(one(r'\boxed{\begin{bmatrix}1\\2\end{bmatrix}}',
         KINDS[-2])['correct']))
@@ -219,11 +215,10 @@ def test_a_fault_of_ours_costs_one_reply_a_point_and_no_more(monkeypatch):
     assert made['correct'].to_list()==[False, True] and 'IndexError' in made['reason'][0]
 
 def test_a_child_that_dies_is_replaced():
-    with Algebra(seconds=30) as algebra:
+    with Algebra() as algebra:
         assert algebra.same('x(x+1)', 'x^2+x')
         algebra.child.process.kill(); algebra.child.process.wait()
-        assert algebra.same('x(x+1)', 'x^2+x') is None
-        assert algebra.ready().same('x(x+1)', 'x^2+x')
+        assert algebra.same('(x+1)x', 'x^2+x')
 
 def test_short_answers_in_a_sentence_count_as_short_answers():
     for metric, gold, reply in (('relaxed', 'Blue', 'The bar is blue.'),
@@ -303,3 +298,136 @@ def test_thousands_of_golds_stay_within_the_time():
         _, spent = processor_time(one, 'words of a reply '*20, dict(question='What?', answer=many,
             metric=metric))
         assert spent<ENOUGH, metric
+
+# What stands around a reply says nothing
+AROUND = dict(
+    chatml='{}<|im_end|>', gpt='{}<|endoftext|>',
+    llama='<|start_header_id|>assistant<|end_header_id|>\n\n{}<|eot_id|>',
+    llama2='{}</s>', gemma='<start_of_turn>model\n{}<end_of_turn>\n', deepseek='{}<｜end▁of▁sentence｜>',
+    eos='{}<eos>',
+    internlm='{}[UNUSED_TOKEN_145]', exaone='{}[|endofturn|]', unknown='<|over|>{}<|and_out|>',
+    next_turn='{}<|im_end|>\n<|im_start|>user\nAnd is the answer 99, or (A)?',
+    think='<think>\\boxed{{99}} or (A)?</think>\n\n{}',
+    thinking='<thinking>The answer is (A).</thinking>\n{}', kimi='◁think▷So the answer is 99.◁/think▷{}',
+    magistral='[THINK]The answer is A.[/THINK]{}', seed='<seed:think>Yes, 99</seed:think>{}',
+    prompted='So it is 99.</think>\n{}',
+    llava_cot='<SUMMARY>We add.</SUMMARY><REASONING>So A, 99.</REASONING>\n<CONCLUSION>{}</CONCLUSION>',
+    r1='<think>The answer is no.</think><answer>{}</answer>', spaces='\n \t{}  \n\n', mark='\ufeff{}\u200b',
+    gpt_oss='<|channel|>analysis<|message|>99, '
+            'A?<|end|><|start|>assistant<|channel|>final<|message|>{}<|return|>',
+    command='<|START_THINKING|>99?<|END_THINKING|><|START_RESPONSE|>{}<|END_RESPONSE|>')
+def digits_from(zero): return lambda text: re.sub('[0-9]', lambda m: chr(zero+int(m[0])), text)
+REWRITTEN = dict(windows=lambda t: t.replace('\n', '\r\n'), wide_spaces=lambda t: t.replace(' ', '\u00a0'),
+                 arabic=digits_from(0x660), hindi=digits_from(0x966), wide=digits_from(0xff10),
+                 bold=digits_from(0x1d7ce),
+                 **{name: form.format for name, form in AROUND.items()})
+COLOURS = dict(question='Which colour has the ball?', choices='["red","blue","green","yellow"]',
+               question_type='multi_choice')
+REPLIES = [('The answer is 12.', dict(answer='12')), ('3 + 9 = 12\nSo we get 12 cm.', dict(answer='12')),
+           ('**12**', dict(answer='12')), ('x = 12', dict(answer='13')),
+           (r'So $x=\\boxed{12}$.', dict(answer='12')),
+           ('The ball is far.\n\nIt is (B).', COLOURS|dict(answer='B')),
+           ('Not red, but green.', COLOURS|dict(answer='C')),
+           ('I cannot see a ball.', COLOURS|dict(answer='A')), ('D. yellow', COLOURS|dict(answer='B')),
+           ('The lid is closed.', dict(question='Is the lid open?', answer='no')),
+           ('(3, -4)', dict(answer='(3,-4)'))]
+REPLIES = [(reply.replace('\\\\', '\\'), dict(question='Find it.')|kind) for reply, kind in REPLIES]
+
+def real_replies():
+    if not DEV.is_dir(): return []
+    names = 'mathvista', 'mathverse', 'mathvision', 'mmstar', 'dynamath'
+    frames = [pl.read_parquet(DEV/f'{name}.parquet').sample(30, seed=7) for name in names]
+    known = {'question', 'choices', 'answer', 'answer_option', 'question_type', 'answer_type', 'precision',
+             'benchmark'}
+    rows = [{k: v for k, v in row.items() if k in known|{'prediction'}} for f in frames
+            for row in f.iter_rows(named=True)]
+    return [(row.pop('prediction'), row) for row in rows]
+
+@pytest.mark.parametrize('name', REWRITTEN)
+def test_what_stands_around_a_reply_changes_no_verdict(name):
+    with Algebra() as algebra:
+        def verdict(reply, row): return score_row(row|dict(prediction=reply), 'offline', algebra)['correct']
+        changed = [reply for reply, row in REPLIES+real_replies()
+                   if verdict(reply, row)!=verdict(REWRITTEN[name](reply), row)]
+    assert not changed
+
+@pytest.mark.parametrize('form', ['{}', '({})', '{}.', 'THE ANSWER IS: {}', 'the answer is ({})',
+                                  '**Answer: {}**', '"{}"', '`{}`',
+                                  '```\n{}\n```', '> {}', '- {}', '$\\text{{{}}}$', '\\fbox{{{}}}',
+                                  '<|begin_of_box|>{}<|end_of_box|>',
+                                  '\x08oxed{{{}}}', '{{"answer": "{}"}}', '<FINAL_ANSWER>{}</FINAL_ANSWER>',
+                                  '答案是{}。', '정답은 {}입니다.', '答えは{}です。'])
+def test_a_mark_is_a_mark_in_every_dialect(form):
+    for said, kind in (('B', COLOURS|dict(answer='B')), ('12', dict(question='How many?', answer='12'))):
+        assert one(form.format(said), kind)['correct'], form
+        assert not one(form.format('C' if said=='B' else '13'), kind)['correct'], form
+
+def test_a_thought_without_an_end_is_no_answer():
+    for opened in ('<think>', '◁think▷', '[THINK]', '<seed:think>', '<|channel|>analysis<|message|>',
+                   '<reasoning>'):
+        made = one(opened+'3 + 4 = 7. So the answer is 7.', KINDS[0])
+        assert (made['correct'], made['outcome'])==(False, 'cut-off'), opened
+
+def test_unknown_tags_are_told():
+    told = ' '.join(problems(score(pl.DataFrame(dict(answer=['7']*2, prediction=['7<|over|>', '7'])))))
+    assert 'Unknown tags in 1 of 2 replies (<|over|>)' in told
+
+@pytest.mark.parametrize('reply,right', [
+    ('It cannot be B, and A is too small.', 0), ('Vertex B is on top.', 0), ('Either B or D.', 0),
+    ('It is not red.', 0),
+    ('The answer is (B). Option (D) is too dark.', 1), ('I pick b because it is dark.', 1), ('B, not C', 1),
+    ('The second option.', 1),
+    ('Option 2', 1), ('②', 1), ('The answer is B. But none of these options is correct.', 0),
+    ('A or C?\nI say B.', 1),
+    ('(A) red\n(B) blue\n(C) green\n(D) yellow\n\nIt is dark.\n\n(B)', 1),
+    ('\\boxed{blue}, and not option (A).', 1)])
+def test_what_is_chosen_and_what_is_only_named(reply, right):
+    assert one(reply, COLOURS|dict(answer='B'))['correct']==bool(right)
+
+@pytest.mark.parametrize('gold,reply,right', [
+    ('3', '\\boxed{-2, 3}', 0), ('2, -7', '\\boxed{-7, 2}', 1), ('(0,1),(2,3)', '(2, 3) and (0, 1)', 1),
+    ('4', '2-4', 0),
+    ('5 \\pm \\sqrt{2}', '5+\\sqrt{2}', 0), ('5 \\pm \\sqrt{2}', '5+\\sqrt{2}, 5-\\sqrt{2}', 1),
+    ('3 \\times 10^{-20}', '7 \\times 10^{-25}', 0),
+    ('10⁻⁷', '1e-7', 1), ('=12', '12', 1), ('45,\\!678', '45678', 1), ('\\sin x = 1/2', '\\cos x = 1/2', 0),
+    ('-3|x+1|+2', '-3', 0),
+    ('1', 'The one on the left is not readable.', 0), ('6', 'There are 6 compared to 4 before.', 1),
+    ('1/3', '\\frac{1}{3} \\approx 0.33', 1),
+    ('8', 'Rod P is 8 cm long and rod Q is 9 cm long.', 1), ('3만', '30000', 1), ('十二', '12', 1),
+    ('\\prod_{k=1}^n k', '\\prod_{k=1}^n k^2', 0)])
+def test_more_values_in_many_styles(gold, reply, right):
+    assert one(reply, dict(question='How long is rod P?', answer=gold))['correct']==bool(right)
+
+@pytest.mark.parametrize('question,reply,said', [
+    ('Is the cup full?', 'The cup is empty.', 'B'), ('Is the cup full?', 'The cup is not empty.', 'A'),
+    ('Are there more dogs than cats?', 'There are fewer cats than dogs in the photo.', 'A'),
+    ('Are there more dogs than cats?', 'Cats are more than dogs.', 'B'),
+    ('Is n an even number?', 'Therefore, n is odd.', 'B'),
+    ('Is the cup full?', 'I wonder whether the cup is full.', ''),
+    ('Is the cup full?', 'Two cats and a dog.', '')])
+def test_yes_and_no_as_sentences(question, reply, said):
+    kind = dict(question=f'{question}\nChoices:\n(A) Yes\n(B) No', choices='["Yes","No"]', answer='A')
+    assert one(reply, kind)['picked']==said
+
+def test_the_same_verdicts_in_any_order_and_in_threads():
+    rows = [dict(question='Find x.', answer=gold, prediction=reply) for gold, reply in (
+        ('10^{10^{10}}!', '5'), (r'\begin{pmatrix}1\\2\end{pmatrix}', r'\begin{bmatrix}1\\2\end{bmatrix}'),
+        ('7', '('*9000),
+        (r'\sum_{k=1}^n k', r'\sum_{j=1}^n j'), ('["a"]', 'a b '*4000), ('7', 'So it is 7.'))]
+    def verdicts(rows):
+        return dict(zip((r['answer']+r['prediction'] for r in rows),
+                        score(pl.DataFrame(rows)).select('correct', 'outcome').rows()))
+    expected, backward = verdicts(rows), verdicts(rows[::-1])
+    threads, told = [threading.Thread(target=lambda: told.append(verdicts(rows))) for _ in range(2)], []
+    for t in threads: t.start()
+    for t in threads: t.join()
+    assert backward==expected and told==[expected]*2
+    assert expected['10^{10^{10}}!5']==(False, 'undecided')
+
+def test_letters_without_a_word_about_options():
+    assert one('The answer is (B).', dict(question='What is 1+1? A) 1 B) 2', answer='B'))['picked']=='B'
+    scores = score(pl.DataFrame(dict(question=['What is it?'], answer=['B'], prediction=['It is B.'])))
+    assert 'looks like the letter of an option in 1 of 1 rows' in ' '.join(problems(scores))
+    gap = dict(question='How many?', choices='{"A":"one","B":"two","D":"four"}')
+    assert one('D', gap|dict(answer='D'))['correct'] and one('four', gap|dict(answer='D'))['correct']
+    assert one('C', gap|dict(answer='C'))['correct'] is None

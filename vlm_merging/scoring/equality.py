@@ -6,18 +6,19 @@
 from __future__ import annotations
 import math, re
 from typing import NamedTuple
-from .forms import (bare, bracket_interval, brackets, coordinates, equation, list_parts,
-                                       range_ends, sides, unitless, unlabelled, variables)
-from .numbers import leading_value, number
+from .forms import (bare, both_signs, bracket_interval, brackets, coordinates, equation,
+                                       list_parts, point_list, range_ends, sides, split_top, unitless,
+                                       unlabelled, variables)
+from .numbers import FUNCTIONS, leading_value, number, work
 from .quantities import quantity, same_number
 from .spelling import plain_spelling
 
 # %% auto #0
 __all__ = ['NO', 'RATIO', 'TWO', 'HALF_OF_DAY', 'POINTS', 'FUNCTION', 'TURNED', 'STAGES', 'Both', 'same_letters', 'same_range',
            'same_quantity', 'same', 'as_written', 'same_angle', 'same_coordinates', 'same_square_list', 'same_union',
-           'in_any_order', 'same_list', 'same_intervals', 'ratio_for_number', 'same_ratio', 'other_half_of_day',
-           'at_points', 'same_formula', 'same_expression', 'same_function', 'same_relation', 'other_variable',
-           'other_equation', 'chains_in_brackets', 'without_labels', 'with_decimal_points']
+           'in_any_order', 'same_list', 'same_points', 'same_signs', 'same_intervals', 'ratio_for_number', 'same_ratio',
+           'other_half_of_day', 'at_points', 'same_formula', 'same_expression', 'same_function', 'same_relation',
+           'other_variable', 'other_equation', 'chains_in_brackets', 'without_labels', 'with_decimal_points']
 
 # %% ../../nbs/scoring/05_equality.ipynb #c008
 NO = ''                  # They differ, whatever later rules would say
@@ -49,7 +50,11 @@ def same_quantity(
 )->str|None:            # In what they agree; None: they do not, or are no quantities
     "The same number, in the same unit or in none"
     answer, gold = quantity(both.answer), quantity(both.gold)
-    if not answer or not gold or re.match(r'or -?\d', answer.rest): return None
+    if not answer or not gold or re.match(r'(?:or|and) -?\d', answer.rest): return None
+    if len(list_parts(both.answer))>1: return NO
+    exact, _, rounded = both.answer.rpartition('=')
+    if rounded and (value:=number(exact)) is not None and math.isclose(value, answer.value, rel_tol=.02):
+        if how:=same_number(quantity(exact), gold, both.precision): return how
     if both.exact and gold.digits is None and answer.digits: return None
     return same_number(answer, gold, both.precision)
 
@@ -61,6 +66,7 @@ def same(
     exact:bool=False,   # Is `9π` asked for, and 28.27 not enough?
 )->str|None:            # In what they agree; None: they do not, or cannot be read
     "Compare two answers: text, number, coordinates, interval, list, ratio, equation"
+    work(len(answer)+len(gold))
     both = Both(plain_spelling(answer), plain_spelling(gold), precision, exact)
     if not both.gold or not both.answer: return None
     for rewritten, rules in STAGES:
@@ -144,6 +150,27 @@ def same_list(
     return 'same list' if in_any_order(answer, gold, lambda a, g: same(a, g, both.precision)) else NO
 
 # %% ../../nbs/scoring/05_equality.ipynb #c035
+def same_points(
+    both:Both,          # The two answers
+)->str|None:            # In what they agree; `NO`; None: no list of points is asked for
+    "Several points or intervals, in any order"
+    if not (gold:=point_list(both.gold)): return None
+    return 'same points' if in_any_order(point_list(both.answer), gold, same) else NO
+
+def _signed_parts(text):
+    "The parts of a list in which plus-or-minus signs stand for two values each"
+    parts = split_top(re.sub(r'\b(?:and|or)\b', ';', unlabelled(text)), ',;')
+    return [value for part in parts if part for value in both_signs(part) or [part]]
+
+def same_signs(
+    both:Both,          # The two answers
+)->str|None:            # In what they agree; `NO`; None: there is no such sign
+    "Both values of a plus-or-minus sign"
+    if '+-' not in both.gold+both.answer: return None
+    alike = in_any_order(_signed_parts(both.answer), _signed_parts(both.gold), same)
+    return 'same values, plus and minus' if alike else NO
+
+# %% ../../nbs/scoring/05_equality.ipynb #c038
 def same_intervals(
     both:Both,          # The two answers
 )->str|None:            # In what they agree; `NO`; None: no intervals among words are asked for
@@ -154,7 +181,7 @@ def same_intervals(
     if len(answer)!=len(gold): return NO
     return 'same intervals' if in_any_order(gold, answer, lambda g, a: same(a, g)) else NO
 
-# %% ../../nbs/scoring/05_equality.ipynb #c039
+# %% ../../nbs/scoring/05_equality.ipynb #c042
 RATIO = re.compile(r'\d+(?: ?: ?\d+)+')
 TWO = re.compile(r'\d+ ?: ?\d+')
 
@@ -166,7 +193,7 @@ def ratio_for_number(
     above, below = (float(t[:9]) for t in both.answer.split(':'))
     return 'same ratio' if below and math.isclose(above/below, gold, rel_tol=1e-9) else NO
 
-# %% ../../nbs/scoring/05_equality.ipynb #c040
+# %% ../../nbs/scoring/05_equality.ipynb #c043
 def same_ratio(
     both:Both,          # The two answers
 )->str|None:            # In what they agree; `NO`; None: no ratio is asked for
@@ -181,7 +208,7 @@ def same_ratio(
     alike = value and len(gold)==2 and gold[1] and math.isclose(value, gold[0]/gold[1], rel_tol=1e-9)
     return 'same ratio' if alike else NO
 
-# %% ../../nbs/scoring/05_equality.ipynb #c043
+# %% ../../nbs/scoring/05_equality.ipynb #c046
 HALF_OF_DAY = re.compile(r'\d ?([ap])\.?m\b')
 
 def other_half_of_day(
@@ -191,7 +218,7 @@ def other_half_of_day(
     halves = [m[1] for t in both[:2] if (m:=HALF_OF_DAY.search(t.lower()))]
     return NO if len(halves)==2 and halves[0]!=halves[1] else None
 
-# %% ../../nbs/scoring/05_equality.ipynb #c047
+# %% ../../nbs/scoring/05_equality.ipynb #c050
 POINTS = (.7312, 1.9471, -1.3183, 2.6127, -.4231, 3.3719, .2917, 5.1273)
 
 def at_points(
@@ -200,12 +227,13 @@ def at_points(
 )->list|None:           # A value for each point, None where it is not defined; None: not readable anywhere
     "Compute an expression at fixed odd points"
     values = []
+    work(8*len(text))
     for i in range(len(POINTS)):
         got = leading_value(text, {n:POINTS[(i+3*j)%len(POINTS)] for j, n in enumerate(names)})
         values.append(got[0] if got and not got[1] else None)
     return values if any(v is not None for v in values) else None
 
-# %% ../../nbs/scoring/05_equality.ipynb #c049
+# %% ../../nbs/scoring/05_equality.ipynb #c052
 def same_formula(
     a:str,              # Answer, as `plain_spelling` gives it
     g:str,              # Gold, likewise
@@ -220,16 +248,17 @@ def same_formula(
     both = [(x, y) for x, y in zip(left, right) if finite(x) and finite(y)]
     if len(both)<3: return False
     k = both[0][0]/both[0][1] if factor and both[0][1] else 1
-    return bool(k) and all(math.isclose(x, k*y, rel_tol=1e-7, abs_tol=1e-9) for x, y in both)
+    size = max(abs(x) for pair in both for x in pair)
+    return bool(k) and all(math.isclose(x, k*y, rel_tol=1e-7, abs_tol=1e-11*size) for x, y in both)
 
-# %% ../../nbs/scoring/05_equality.ipynb #c050
+# %% ../../nbs/scoring/05_equality.ipynb #c053
 def same_expression(
     both:Both,          # The two answers
 )->str|None:            # In what they agree; None: not by this rule
     "Formulas in the same variables with the same values; units at the end are no variables"
     return 'same expression' if same_formula(unitless(both.answer), unitless(both.gold)) else None
 
-# %% ../../nbs/scoring/05_equality.ipynb #c054
+# %% ../../nbs/scoring/05_equality.ipynb #c057
 FUNCTION = re.compile(r'[a-zA-Z]\w? ?(?:\([a-z]\))?$|[a-zA-Z]_\w+$')
 
 def same_function(
@@ -242,7 +271,7 @@ def same_function(
     if answer and not (answer[1]=='=' and FUNCTION.match(answer[0])): return None
     return 'same function' if same_formula(answer[2] if answer else both.answer, gold[2]) else None
 
-# %% ../../nbs/scoring/05_equality.ipynb #c057
+# %% ../../nbs/scoring/05_equality.ipynb #c060
 TURNED = {'<':'>', '>':'<', '<=':'>=', '>=':'<=', '=':'=', '!=':'!='}
 
 def same_relation(
@@ -256,22 +285,25 @@ def same_relation(
     if not same_formula(f'({left})-({right})', f'({gold[0]})-({gold[2]})', factor=equations): return None
     return 'same equation' if equations else 'same inequality'
 
-# %% ../../nbs/scoring/05_equality.ipynb #c060
+# %% ../../nbs/scoring/05_equality.ipynb #c063
+_NAMED_SIDE = re.compile(rf'([xyz]|(?:{"|".join(FUNCTIONS)}) ?[(\w^].{{0,20}}?|[A-Z]\([^()=]*=[^()]*\)) '
+                         rf'?=[^=]')
+
 def other_variable(
     both:Both,          # The two answers
 )->str|None:            # `NO`, or None
     "`x = ...` where `y = ...` is asked for"
-    named = [m[1] for t in both[:2] if (m:=re.match(r'([xyz]) ?=[^=]', t))]
+    named = [bare(m[1]) for t in both[:2] if (m:=_NAMED_SIDE.match(t))]
     return NO if len(named)==2 and named[0]!=named[1] else None
 
-# %% ../../nbs/scoring/05_equality.ipynb #c061
+# %% ../../nbs/scoring/05_equality.ipynb #c064
 def other_equation(
     both:Both,          # The two answers
 )->str|None:            # `NO`, or None
     "An equation is asked for, and none of the rules above found it"
     return NO if (gold:=sides(both.gold)) and equation(gold) else None
 
-# %% ../../nbs/scoring/05_equality.ipynb #c065
+# %% ../../nbs/scoring/05_equality.ipynb #c068
 def chains_in_brackets(
     both:Both,          # The two answers
 )->Both:
@@ -279,7 +311,7 @@ def chains_in_brackets(
     answer, gold = (bracket_interval(text) or text for text in both[:2])
     return both._replace(answer=answer, gold=gold)
 
-# %% ../../nbs/scoring/05_equality.ipynb #c066
+# %% ../../nbs/scoring/05_equality.ipynb #c069
 def without_labels(
     both:Both,          # The two answers
 )->Both:
@@ -287,7 +319,7 @@ def without_labels(
     gold = re.sub(r'^\[([^\[\],]+)\]$', r'\1', unlabelled(unlabelled(both.gold)))
     return both._replace(answer=unlabelled(both.answer), gold=gold)
 
-# %% ../../nbs/scoring/05_equality.ipynb #c067
+# %% ../../nbs/scoring/05_equality.ipynb #c070
 def with_decimal_points(
     both:Both,          # The two answers
 )->Both:
@@ -295,10 +327,10 @@ def with_decimal_points(
     comma = re.fullmatch(r'-?\d+,\d{1,2}', both.answer) and number(both.gold) is not None
     return both._replace(answer=both.answer.replace(',', '.')) if comma else both
 
-# %% ../../nbs/scoring/05_equality.ipynb #c070
+# %% ../../nbs/scoring/05_equality.ipynb #c073
 STAGES = (
-    (as_written, (same_letters, same_range)),
+    (as_written, (same_letters, same_range, same_signs)),
     (chains_in_brackets, (other_half_of_day, same_function, same_relation, other_variable, other_equation)),
-    (without_labels, (same_letters, same_square_list, same_coordinates, same_union, same_intervals,
-                      ratio_for_number, same_ratio, same_expression, same_list)),
+    (without_labels, (same_letters, same_points, same_square_list, same_coordinates, same_union,
+                      same_intervals, ratio_for_number, same_ratio, same_expression, same_list)),
     (with_decimal_points, (same_angle, same_quantity)))

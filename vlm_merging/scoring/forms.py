@@ -10,7 +10,7 @@ from .quantities import UNITS
 
 # %% auto #0
 __all__ = ['ENDS', 'split_top', 'brackets', 'coordinates', 'bracket_interval', 'range_ends', 'sides', 'variables', 'equation',
-           'unlabelled', 'unitless', 'list_parts', 'bare']
+           'unlabelled', 'unitless', 'list_parts', 'point_list', 'both_signs', 'formula_only', 'bare']
 
 # %% ../../nbs/scoring/04_forms.ipynb #c008
 def split_top(
@@ -73,7 +73,8 @@ def bracket_interval(
     return f"{'[' if '=' in opens else '('}{low}, {high}{']' if '=' in closes else ')'}"
 
 # %% ../../nbs/scoring/04_forms.ipynb #c021
-ENDS = re.compile(r'[$]?(-?\d[\d,]*\.?\d*) ?%? ?(?:-|to) ?[$]?(\d[\d,]*\.?\d*) ?%?(?: [a-z]+)?')
+_END = r'\d+(?:,\d{3})*\.?\d*'
+ENDS = re.compile(rf'[$]?(-?{_END}) ?%? ?(?:-|to) ?[$]?({_END}) ?%?(?: [a-z]+)?')
 
 def range_ends(
     text:str,           # As `plain_spelling` gives it
@@ -89,7 +90,8 @@ def sides(
     text:str,           # As `plain_spelling` gives it
 )->tuple[str, str, str]|None: # Left, relation, right; None: no relation, or several
     "The two sides of an equation or inequality"
-    relations = list(_RELATION.finditer(text))
+    found = _RELATION.finditer(text)
+    relations = [m for m in found if text.count('(', 0, m.start())<=text.count(')', 0, m.start())]
     if len(relations)!=1: return None
     m = relations[0]
     return text[:m.start()].strip(), m[0], text[m.end():].strip()
@@ -134,7 +136,7 @@ def unitless(
     return _UNIT_AT_END.sub('', text)
 
 # %% ../../nbs/scoring/04_forms.ipynb #c040
-_FIGURES, _THOUSANDS = re.compile(r'[\d,.$ ]+'), re.compile(r',(?=\d{3}(?!\d))')
+_FIGURES, _THOUSANDS = re.compile(r'[-\d,.$ ]+'), re.compile(r',(?=\d{3}(?!\d))')
 _AND = re.compile(r'\b(?:and|or)\b')
 
 def list_parts(
@@ -143,10 +145,45 @@ def list_parts(
     "The parts of a list: between commas, semicolons, `and` or `or`"
     inner = text[1:-1] if text[:1]+text[-1:]=='[]' else text
     if _FIGURES.fullmatch(inner) and ', ' not in inner: inner = _THOUSANDS.sub('', inner)
-    parts = [unlabelled(part) for part in split_top(_AND.sub(';', inner), ',;') if part]
+    parts = [unlabelled(re.sub('^both ', '', part)) for part in split_top(_AND.sub(';', inner), ',;') if part]
     return parts if all(number(part) is not None for part in parts) else [text]
 
 # %% ../../nbs/scoring/04_forms.ipynb #c043
+_BETWEEN = re.compile(r'[\s,;.$]*(?:\b(?:and|or)\b)?[\s,;.$]*')
+
+def point_list(
+    text:str,           # As `plain_spelling` gives it
+)->list[str]:           # Empty: it is none
+    "The parts of a list of two or more points or intervals"
+    points = coordinates(text)
+    if len(points)<2: return []
+    rest = text
+    for point in points: rest = rest.replace(point, '', 1)
+    return points if all(_BETWEEN.fullmatch(o) for o in re.split('[()]', rest)) else []
+
+def both_signs(
+    text:str,           # As `plain_spelling` gives it
+)->list[str]:           # Empty: there is no such sign
+    "The values that plus-or-minus signs stand for: all plus, and all minus"
+    return [text.replace('+-', '+'), text.replace('+-', '-')] if '+-' in text else []
+
+# %% ../../nbs/scoring/04_forms.ipynb #c046
+_PROSE = re.compile(r'^[nN]/[aA]$|\b(?:[iI][stnf]|[aA][snt]|[sS]o|[oO][fnr]|[tT]o|[bB][ey]|[wW]e|[uU]p'
+                    r'|[nN]o|[dD]o'
+                    r'|[hH]e)\b'
+                    r'|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]')
+_NAMES = '|'.join([*FUNCTIONS, *CONSTANTS, 'sum', 'prod', 'int', 'lim', 'deg', 'frac'])
+
+def formula_only(
+    text:str,           # As `plain_spelling` gives it
+)->bool:
+    "Is a text a formula with variables or a function, and no words?"
+    text = unlabelled(text)
+    if not re.search(r'[\^_=+*/|]', text) or not re.search('[a-zA-Z]', text) or _PROSE.search(text):
+        return False
+    return not re.search(r'[a-zA-Z]{3,}', re.sub(rf'(?<![a-zA-Z])(?:{_NAMES})(?![a-zA-Z])', '', text))
+
+# %% ../../nbs/scoring/04_forms.ipynb #c049
 def bare(
     text:str,           # As `plain_spelling` gives it
 )->str:

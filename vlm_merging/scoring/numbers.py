@@ -4,42 +4,48 @@
 
 # %% ../../nbs/scoring/02_numbers.ipynb #c005
 from __future__ import annotations
-import math, re, threading, time
+import math, re, threading
 from contextlib import contextmanager
 from .spelling import plain_spelling
 
 # %% auto #0
-__all__ = ['TOKEN', 'FUNCTIONS', 'CONSTANTS', 'LIMITS', 'ONES', 'TENS', 'FRACTIONS', 'SPELLED', 'Late', 'limit', 'in_time',
+__all__ = ['TOKEN', 'FUNCTIONS', 'CONSTANTS', 'LIMITS', 'ONES', 'TENS', 'FRACTIONS', 'SPELLED', 'Late', 'limit', 'work',
            'Unreadable', 'leading_value', 'number', 'spelled']
 
 # %% ../../nbs/scoring/02_numbers.ipynb #c008
 class Late(Exception):
-    "The time for a row is over"
+    "A row has cost too much work"
 
-_clock = threading.local()
+_budget = threading.local()
 
 @contextmanager
 def limit(
-    seconds:float,      # Of processor time of this thread, from now on
+    steps:int,          # For the block
 ):
-    "Within this block reading raises `Late` when the time is over: in any thread, and without signals"
-    before = getattr(_clock, 'ends', None)
-    _clock.ends = time.monotonic()+seconds, time.thread_time()+seconds
+    "Within this block `work` raises `Late` when the steps are spent: in any thread, and without a clock"
+    before = getattr(_budget, 'left', None)
+    _budget.left = steps
     try: yield
-    finally: _clock.ends = before
+    finally: _budget.left = before
 
 # %% ../../nbs/scoring/02_numbers.ipynb #c009
-def in_time()->None:
-    "Raise `Late` if the time of the block around is over"
-    ends = getattr(_clock, 'ends', None)
-    if ends and time.monotonic()>ends[0] and time.thread_time()>ends[1]: raise Late
+def work(
+    steps:int=1,        # About one for each character that is looked at
+)->None:
+    "Count some work; raise `Late` if that of the block around is spent"
+    left = getattr(_budget, 'left', None)
+    if left is None: return
+    _budget.left = left-steps
+    if left<steps: raise Late
 
 # %% ../../nbs/scoring/02_numbers.ipynb #c013
 TOKEN = re.compile(r'\s*(\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+\.?\d*|\.\d+|[a-zA-Z]+|\S)')
 
 # %% ../../nbs/scoring/02_numbers.ipynb #c016
 FUNCTIONS = dict(sqrt=math.sqrt, sin=math.sin, cos=math.cos, tan=math.tan, ln=math.log, log=math.log10,
-                 exp=math.exp, abs=abs)
+                 exp=math.exp, abs=abs, sec=lambda x: 1/math.cos(x), csc=lambda x: 1/math.sin(x),
+                 cot=lambda x: 1/math.tan(x), arcsin=math.asin, arccos=math.acos, arctan=math.atan,
+                 sinh=math.sinh, cosh=math.cosh, tanh=math.tanh)
 CONSTANTS = dict(pi=math.pi, inf=math.inf)
 
 class Unreadable(ValueError):
@@ -62,6 +68,14 @@ class _Reader:
                 or bool(self.names) and all(c in self.names for c in name))
 
 # %% ../../nbs/scoring/02_numbers.ipynb #c020
+def _exponent(reader):
+    "The exponent between the name of a function and what it takes; `sin^-1` is no power, and not read"
+    reader.next()
+    if not reader.token.isdigit(): raise Unreadable
+    power = int(reader.token)
+    reader.next()
+    return power
+
 def _atom(reader):
     token = reader.token
     if token[:1].isdigit() or token[:1]=='.' and len(token)>1:
@@ -74,7 +88,9 @@ def _atom(reader):
         return abs(value) if token=='|' else value
     if token in FUNCTIONS:
         reader.next()
-        return FUNCTIONS[token]((_power if reader.token=='(' or token=='sqrt' else _product)(reader))
+        power = reader.token=='^' and token!='sqrt' and _exponent(reader)
+        value = FUNCTIONS[token]((_power if reader.token=='(' or token=='sqrt' else _product)(reader))
+        return value**power if power else value
     if token in CONSTANTS: reader.next(); return CONSTANTS[token]
     if token[:1].isalpha() and reader.known(token):
         reader.next()
@@ -124,7 +140,6 @@ LIMITS = dict(length=400, depth=40)    # Of an expression: characters, brackets 
 def _term(reader): return _product(reader) if reader.take('+', '-')=='+' else -_product(reader)
 
 def _sum(reader):
-    in_time()
     reader.depth += 1
     if reader.depth>LIMITS['depth']: raise Unreadable
     value = _product(reader)
@@ -151,6 +166,7 @@ def number(
     text:str,           # An answer
 )->float|None:          # None: not a number and nothing else
     "The value of a text that is one number or expression"
+    work(len(text))
     got = leading_value(plain_spelling(text))
     return got[0] if got and not got[1] else None
 

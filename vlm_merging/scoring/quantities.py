@@ -7,7 +7,7 @@ from __future__ import annotations
 import math, re
 from dataclasses import dataclass
 from functools import lru_cache
-from .numbers import leading_value, spelled
+from .numbers import leading_value, spelled, work
 from .spelling import plain_spelling
 
 # %% auto #0
@@ -44,7 +44,7 @@ def unit_of(
     return named and (f'{named[0]}^{power}', named[1]**power)
 
 # %% ../../nbs/scoring/03_quantities.ipynb #c014
-_LABEL = re.compile(r'^[^=<>]{0,60}=\s*(?=[^=])')
+_LABEL = re.compile(r'^([^=<>]{0,60})=\s*(?=[^=])')
 _MINUS_BEFORE_MONEY = re.compile(r'^- ?(\$|€|£|¥) ?(?=\d)')                  # `-$5`
 _WORDS_BEFORE = re.compile(
     r'^(?:(?:is|are|was|about|around|approximately|approx|roughly|nearly|almost|exactly|only|just|a total of|'
@@ -58,7 +58,7 @@ _TEN_TO = re.compile(r'^(-?\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})(?![\w.])')
 
 def _from_number(text):
     "The text from its number on, in a spelling that `leading_value` reads"
-    while m:=_LABEL.match(text): text = text[m.end():]
+    while (m:=_LABEL.match(text)) and m[1].count('(')<=m[1].count(')'): text = text[m.end():]
     text = _WORDS_BEFORE.sub('', _MINUS_BEFORE_MONEY.sub('-', text))
     return _TEN_TO.sub(r'\1*10^\2', _MINUS_WORD.sub('-', _SPACED.sub('', text)))
 
@@ -68,9 +68,12 @@ _SYMBOL = r'(?:[kcm]?m|[km]?g|[mk]?[LlVWNJA]|k?Pa|[km]?Hz|mol|min|rad|[sht]|hr|m
 _SYMBOLS = re.compile(rf'{_SYMBOL}(?: ?[*/ ] ?{_SYMBOL})+\W*$|[VNWJAKCFT]\W*$')   # `N*s`, `m/s^2`, `V`
 _HANGING = re.compile(r'[kKM](?![\w/^*])')                                      # `15k`, `$1.5M`
 _ONE_LETTER = re.compile(r'[a-zA-Z](?![a-zA-Z])')
+_FORMULA_FOLLOWS = re.compile(r'\|?[-(]?[\d.]* ?[a-zA-Z] ?[-+*/^|] ?[\w(]|\([a-zA-Z]\)|[*/^] '
+                              r'?\(?[a-zA-Z]\b(?! ?[a-zA-Z]{2})')
 
 def _variable_follows(rest):
-    return _ONE_LETTER.match(rest) and not (unit_of(rest) or _SYMBOLS.match(rest) or _HANGING.match(rest))
+    if unit_of(rest) or _SYMBOLS.match(rest) or _HANGING.match(rest): return False
+    return _ONE_LETTER.match(rest) or _FORMULA_FOLLOWS.match(rest)
 
 # %% ../../nbs/scoring/03_quantities.ipynb #c023
 MANY = dict(thousand=1e3, k=1e3, m=1e6, million=1e6, billion=1e9, trillion=1e12, dozen=12.)
@@ -104,11 +107,16 @@ def _digits(text, value):
 # %% ../../nbs/scoring/03_quantities.ipynb #c030
 _MORE = re.compile(r'[ (]*[a-z]+[ ,]*(and )?(?=\d)')
 
-@lru_cache(maxsize=4096)
 def quantity(
     text:str,           # An answer
 )->Quantity|None:       # None: it does not begin with a number, or a variable follows
     "Read a number with its unit"
+    work(len(text))
+    return _quantity(text)
+
+@lru_cache(maxsize=4096)
+def _quantity(text):
+    "The same without counting its work, which would be none the second time"
     text = _from_number(plain_spelling(text))
     got = leading_value(text) or spelled(text) or (spelled(text[1:], -1) if text[:1]=='-' else None)
     if got is None: return None
@@ -117,7 +125,7 @@ def quantity(
     digits, (times, rest) = _digits(text, value), _counted_in(text, rest)
     unit = unit_of(rest)
     more = unit and _MORE.match(rest)
-    if more and (part:=quantity(rest[more.end():])) and part.unit and part.unit[0]==unit[0]:
+    if more and (part:=_quantity(rest[more.end():])) and part.unit and part.unit[0]==unit[0]:
         if part.unit[1]>=unit[1]: return None                             # `3 cm and 5 cm`
         return Quantity(value*times+part.value*part.unit[1]/unit[1], unit, None, part.rest)
     return Quantity(value*times, unit, None if times>1 else digits, rest, times)
@@ -182,5 +190,6 @@ def same_number(
     if answer.times>=1e3 and gold.times==1 and value/answer.times==target:
         return 'same number, counted in thousands or millions'
     if max(abs(value), abs(target))>=1e15: return None
-    if math.isclose(value, target, rel_tol=1e-9, abs_tol=1e-12): return 'same number'
+    computed = 1e-15 if 0 in (value, target) else 0       # `sin(pi)`
+    if math.isclose(value, target, rel_tol=1e-9, abs_tol=computed): return 'same number'
     return same_rounded(answer, gold, precision) or same_share(answer, gold)

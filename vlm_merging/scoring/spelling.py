@@ -20,10 +20,15 @@ SIGNS = {'−':'-', '–':'-', '—':'-', '±':'+-', '×':'*', '·':'*', '⋅':'
          '“':'"', '”':'"', '’':"'", '‘':"'", '´':"'", '\u200b':'', '\xa0':' '}
 _SIGN = re.compile('|'.join(map(re.escape, SIGNS)))
 
+_RAISED = re.compile('[⁻⁺⁰¹²³⁴⁵⁶⁷⁸⁹]{2,}|[⁰¹⁴⁵⁶⁷⁸⁹]')
+_LOWER = str.maketrans('⁻⁺⁰¹²³⁴⁵⁶⁷⁸⁹', '-+0123456789')
+
 def ascii_signs(
     text:str,           # An answer
 )->str:                 # With words and ASCII for signs
     "Write signs of mathematics as one types them"
+    if text.isascii(): return text
+    text = _RAISED.sub(lambda m: f'^({m[0].translate(_LOWER)})', text)
     return _SIGN.sub(lambda m: SIGNS[m[0]], text)
 
 # %% ../../nbs/scoring/01_spelling.ipynb #c013
@@ -74,13 +79,17 @@ LATEX_COMMANDS = {'cdot':'*', 'times':'*', 'div':'/', 'pm':'+-', 'pi':' pi ', 'i
                   'leq':'<=', 'le':'<=', 'leqslant':'<=', 'lt':'<', 'geq':'>=', 'ge':'>=', 'geqslant':'>=',
                   'gt':'>', 'neq':'!=', 'ne':'!=', 'approx':'=', 'colon':':',
                   'circ':' deg ', 'degree':' deg ', 'angle':' ', 'therefore':' ',
-                  'cos':' cos ', 'sin':' sin ', 'tan':' tan ', 'tg':' tan ', 'ln':' ln ', 'log':' log ',
+                  'tg':' tan ', **{f:f' {f} ' for f in 'cos sin tan sec csc cot ln log exp arcsin arccos '
+                                                       'arctan sinh cosh tanh'.split()},
                   'left':'', 'right':'', 'quad':' ', 'qquad':' ', 'displaystyle':'',
                   'textdollar':'$', 'dollar':'$', 'ldots':'...', 'dots':'...'}
 _STYLE = re.compile(r'\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf|operatorname|mbox|boxed|bold'
                     r'|rm|bf|boldsymbol)\b')
 _STYLED = re.compile(_STYLE.pattern+r'\s*\{([^{}]*)\}')
-_SPACING = re.compile(r'\\[,;:! ]|\\\\|\\[()\[\]]')          # Thin spaces, line breaks, borders of a formula
+_SPACING = re.compile(r'\\[,;: ]|\\\\|\\[()\[\]]')           # Thin spaces, line breaks, borders of a formula
+_BACKWARD = re.compile(r'\s*\\!\s*')                        # Takes space away: `32,\!349`
+_ESCAPED = re.compile(r'\\{2,}(?=(?:[dt]?frac|sqrt|text|pi|times|cdot|left|right|boxed|circ|pm|leq|geq'
+                      r'|mathrm)\b)')
 _DEGREES = re.compile(r'\^\s*\{?\s*\\(?:circ|degree)(?![a-z])\s*\}?')
 _COMMAND = re.compile(r'\\([a-zA-Z]+)')
 
@@ -91,6 +100,7 @@ def without_latex(
     text:str,           # An answer in LaTeX
 )->str:                 # Braces and dollars are still there
     "Write the commands of LaTeX in signs and words"
+    text = _BACKWARD.sub('', _ESCAPED.sub(r'\\', text))
     text = _SPACING.sub(' ', text.replace(r'\$', '$').replace(r'\%', '%').replace(r'\*', '*'))
     text = _DEGREES.sub(' deg ', text)
     if 'frac' in text or 'sqrt' in text: text = expand(_MIXED.sub(' ', text))
@@ -124,4 +134,4 @@ def plain_spelling(
     text = _BOLD.sub(r'\1', text[-2000:])
     if '\\' in text: text = without_latex(text)
     text = without_braces(_TIMES_TEN.sub('*', ascii_signs(text)))
-    return ' '.join(_STARS.sub('', text).split()).lstrip(' ,;:').rstrip(' .,;:')
+    return ' '.join(_STARS.sub('', text).split()).lstrip(' ,;:=').rstrip(' .,;:')
