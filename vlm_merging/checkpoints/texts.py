@@ -10,7 +10,7 @@ import difflib, hashlib, html, re
 __all__ = ['visible', 'one_line', 'name_in_line', 'quoted', 'ranges_said', 'did_you_mean', 'in_markdown']
 
 # %% ../../nbs/checkpoints/04_texts.ipynb #c008
-_UNSEEN = re.compile('[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u2028-\u202e\u2060-\u206f\ufeff'
+_UNSEEN = re.compile('[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b\u2028-\u202e\u2061-\u206f\ufeff'
                      '\ufff9-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]')
 
 def _escape_seen(m): return m[0].encode('unicode_escape').decode()
