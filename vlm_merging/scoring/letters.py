@@ -53,8 +53,8 @@ _REASON = (r'(?:(?= (?:because|since|due to)\b)|(?=[.,;:!] ?(?:because|since|as\
 
 def _small_letter(text, letter):
     "A small letter that is chosen outright, or that a text begins with, before a reason"
-    chosen = (rf'(?i:\b(?:choose|pick|select|chose|picked|selected|go with|(?:answer|option|choice'
-              rf'|letter)(?: is| was| would be|:)?)(?: (?:option|letter|choice))?) ?["\'(]*')
+    chosen = (r'(?i:\b(?:choose|pick|select|chose|picked|selected|go with|(?:answer|option|choice'
+              r'|letter)(?: is| was| would be|:)?)(?: (?:option|letter|choice))?) ?["\'(]*')
     m = re.search(rf'(?:{chosen}|^\W*)({letter.lower()})["\')]*{_REASON}', text)
     return m and m[1].upper()
 

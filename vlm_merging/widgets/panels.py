@@ -283,9 +283,9 @@ def ask_rest(
     while todo := [n for n in range(len(items)) if n not in replies]:
         step(f'asking {what}: {len(replies)} of {len(items)}')
         batch = [first()] if first() in todo else todo[:asker.batch_size]
-        for r in asker.many([replace(items[n], id=n) for n in batch]):
-            if r.error: raise ValueError(f'{items[r.id].id} cannot be asked: {r.error}')
-            replies[r.id] = r
+        for r in asker.many([replace(items[n], id=str(n)) for n in batch]):
+            if r.error: raise ValueError(f'{items[int(r.id)].id} cannot be asked: {r.error}')
+            replies[int(r.id)] = r
         yield
 
 # %% ../../nbs/widgets/01_panels.ipynb #c072
