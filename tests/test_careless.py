@@ -165,7 +165,7 @@ def test_what_was_asked_last_is_damaged(tmp_path):
     out = tmp_path/'run'
     ask(echo, [Item('1', '?'), Item('2', '?')], out, 'r')
     (out/'asked.jsonl').write_text('{"index": {}}\n')
-    with pytest.warns(UserWarning, match='1 line of asked.jsonl cannot be read .1.; so every reply of the folder'):
+    with pytest.warns(UserWarning, match='1 line of asked.jsonl cannot be read .1.; so every reply of the'):
         assert score(out).height==2
 
 @pytest.mark.parametrize('name', ['replies.jsonl', 'failures.jsonl', 'asked.jsonl', 'left_out.jsonl'])
