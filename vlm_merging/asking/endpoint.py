@@ -19,8 +19,8 @@ from .connection import (answer_to, bare_address, client_of, in_own_loop,
                                            next_of, repeats_key, server_words, usable_key)
 
 # %% auto #0
-__all__ = ['LONGEST', 'NUMBERS', 'UNSENT', 'data_url', 'wire_messages', 'pause', 'Endpoint', 'weights_of', 'endpoint_settings',
-           'served_by', 'in_flight']
+__all__ = ['LONGEST', 'NUMBERS', 'UNSENT', 'THOUGHTS', 'data_url', 'wire_messages', 'pause', 'Endpoint', 'weights_of',
+           'endpoint_settings', 'served_by', 'in_flight']
 
 # %% ../../nbs/asking/09_endpoint.ipynb #c009
 def data_url(
@@ -204,25 +204,27 @@ def served_by(
         except _Stop as e: raise ValueError(str(e)) from None
 
 # %% ../../nbs/asking/09_endpoint.ipynb #c045
+THOUGHTS = 'reasoning_content', 'reasoning' # Where servers put what a model thought before it answered
+
 def _said(answer, key=None):
-    "What the first choice says, and why it ended; raise ValueError if it says nothing and no reason is known"
+    "What the first choice says, why it ended, and thoughts beside it; raise ValueError if it says nothing"
     choices = answer.get('choices') if isinstance(answer, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get('message') if isinstance(choice, dict) else None
     if not isinstance(message, dict): raise ValueError('the reply is not of the expected form')
     finish, text = choice.get('finish_reason'), message.get('content')
     if text is None: text = message.get('refusal')
-    if text is None and finish in ('length', 'content_filter'): text = ''
+    thoughts = next((t for k in THOUGHTS if isinstance(t := message.get(k), str) and t.strip()), None)
+    if text is None and (thoughts or finish in ('length', 'content_filter')): text = ''
     if isinstance(text, str):
-        text = text.encode('utf-8', 'replace').decode()            # Half a character, now and then
-        return text, server_words(finish, key, 40) if isinstance(finish, str) else None
+        text, thoughts = (t and t.encode('utf-8', 'replace').decode() for t in (text, thoughts))
+        return text, server_words(finish, key, 40) if isinstance(finish, str) else None, thoughts
     if text is not None:
         raise ValueError(f'the content of the reply is no text, but of the kind {type(text).__name__}')
-    beside = [k for k in ('tool_calls', 'reasoning_content', 'reasoning') if message.get(k)]
-    raise ValueError('the reply has no content'+f" but {' and '.join(beside)}"*bool(beside))
+    raise ValueError('the reply has no content'+' but tool_calls'*bool(message.get('tool_calls')))
 
 def _read_reply(answer, body, key):
-    "Text, finish and the name of the model, of a body; raise ValueError if it is no reply"
+    "Text, finish, thoughts and the name of the model, of a body; raise ValueError if it is no reply"
     try: reply = json.loads(body)
     except (ValueError, RecursionError):
         kind = server_words(answer.headers.get('content-type', 'of no kind'), key, 40)
@@ -230,9 +232,10 @@ def _read_reply(answer, body, key):
     if isinstance(reply, dict) and reply.get('error') and not reply.get('choices'):
         words = json.dumps(reply['error'], ensure_ascii=False)
         raise ValueError(f'the reply is an error: {server_words(words, key)}')
-    text, finish = _said(reply, key)
-    if repeats_key(text, key): raise ValueError('the reply repeats the key, and is not kept')
-    return text, finish, reply.get('model')
+    text, finish, thoughts = _said(reply, key)
+    if repeats_key(text+'\n'+(thoughts or ''), key):
+        raise ValueError('the reply repeats the key, and is not kept')
+    return text, finish, thoughts, reply.get('model')
 
 # %% ../../nbs/asking/09_endpoint.ipynb #c048
 async def _refused(endpoint, client, way, status, words):
@@ -284,9 +287,10 @@ async def _try(endpoint, talk, item, payload, last):
         talk.heard = True
         if answer.has_redirect_location: raise _Stop(_moved(endpoint, answer))
         if answer.is_success:
-            text, finish, model = _read_reply(answer, body, key)
+            text, finish, thoughts, model = _read_reply(answer, body, key)
             _same_model(endpoint, talk, model)
-            return Reply(item.id, text, round(time.perf_counter()-start, 4), finish), None
+            took = round(time.perf_counter()-start, 4)
+            return Reply(item.id, text, took, finish, reasoning_content=thoughts), None
         why, again = await _refused(endpoint, talk.client, talk.way, answer.status_code,
                                     server_words(body.decode('utf-8', 'replace'), key))
         if again: return why, answer.headers.get('retry-after')
