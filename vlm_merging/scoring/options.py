@@ -158,6 +158,20 @@ def _ticked(lines):
     return ticked[0] if len(ticked)==1 else None
 
 # %% ../../nbs/scoring/16_options.ipynb #c036
+def _without_lists(reply, letters):
+    "A reply without sentences that say the same of three options, or of two by naming each twice"
+    named = re.compile(rf'\(?(?<![\w\'’])([{letters}])(?![\w\'’])\)?')
+    forms = {}
+    for part in dict.fromkeys(sentences(reply)):
+        found, form = named.findall(part), re.sub(r'\d+', '0', named.sub('_', part))
+        if found and len(re.findall(r'[a-z]{2,}', form))>2: forms.setdefault(form, []).append((found, part))
+    for said in forms.values():
+        of, twice = {found[0] for found, _ in said}, all(len(found)>len(set(found)) for found, _ in said)
+        if len(of)<3-twice: continue
+        for _, part in said: reply = reply.replace(part, '')
+    return reply
+
+# %% ../../nbs/scoring/16_options.ipynb #c039
 def _letter_at_an_edge(reply, letter):
     "A letter at an edge of a reply, or the one that it ticks; a pick without text: it only lists them"
     last = (sentences(reply) or [''])[-1]
@@ -174,7 +188,7 @@ def _letter_at_an_edge(reply, letter):
         return Pick(m[1] or m[2], 'pattern', 'letter at the beginning of a line')
     return _letter_at_the_beginning(reply, letter)
 
-# %% ../../nbs/scoring/16_options.ipynb #c037
+# %% ../../nbs/scoring/16_options.ipynb #c040
 def _letter_at_the_beginning(reply, letter):
     "The letter that a reply begins with, if no other line or sentence begins with one"
     if not re.match(rf'\W*\(?{letter}(?:[):.](?!\w)|\W*(?:\n|$))', reply): return None
@@ -182,7 +196,7 @@ def _letter_at_the_beginning(reply, letter):
     heads = [m[1] for line in lines if (m:=re.match(rf'\W*\(?({letter})(?:[):.](?!\w)|\W*$)', line))]
     return Pick(heads[0], 'pattern', 'letter at the beginning of the reply') if len(heads)==1 else None
 
-# %% ../../nbs/scoring/16_options.ipynb #c040
+# %% ../../nbs/scoring/16_options.ipynb #c043
 def _value_of_no_option(passage, choices):
     "The number in a passage, if all options are numbers and none is this one"
     value = pick_number(passage)
@@ -197,7 +211,7 @@ def _marked_option(passages, choices, letters):
         value = p.reason in ('boxed', 'the answer tag') and _value_of_no_option(p.text, choices)
         if value: return Pick(value, p.tier, 'a value that is none of the options')
 
-# %% ../../nbs/scoring/16_options.ipynb #c043
+# %% ../../nbs/scoring/16_options.ipynb #c046
 _BEFORE_LETTER = re.compile(r"(?:^|[:,;–—→⇒-]|\b(?:only|just|guess|leaves?|leaving|left|is|be|it's|choose"
                             r"|pick|select|take|say|with|option|choice|answer|letter|la|el|le|die|est|es|ist|"
                             r"hence|so|thus|therefore|then|remains|to|and|for|because|opt|picked|chosen"
@@ -212,7 +226,7 @@ def _only_letter(sentence, letters):
     if len({m[1] for m in found})!=1: return None
     return found[-1][1] if any(_BEFORE_LETTER.search(s[:m.start()]) for m in found) else None
 
-# %% ../../nbs/scoring/16_options.ipynb #c047
+# %% ../../nbs/scoring/16_options.ipynb #c050
 _OUTRIGHT = re.compile(r'^\W*(yes|no|true|false)\b(?=\W|$)(?! '
                        r'(?:doubt|evidence|information|way|one))|\banswer (?:is|would be|:) '
                        r'*\W{0,3}(yes|no|true|false)\b', re.I)
@@ -233,7 +247,7 @@ def _told(reply, choices, question, letters):
     told = stated(reply, question)
     return told and Pick(letters[at[told=='no']], 'pattern', f'a statement that means {told}')
 
-# %% ../../nbs/scoring/16_options.ipynb #c050
+# %% ../../nbs/scoring/16_options.ipynb #c053
 _NONE = re.compile(r"\bnone of (?:the|these|those|them)(?: (?:given|provided|listed|available|above))*(?: "
                    r"(?:options?|choices?|answers?|values?))*(?: \w+ly)?"
                    r"(?: (?:is|are|seems?|match\w*|fits?|works?|appl\w+|correct\w*|right|given|listed"
@@ -250,7 +264,7 @@ def _takes_all_back(reply, choices):
     if not m or re.search(r'\d|\b[A-J]\b|boxed', last[m.end():]): return False  # It goes on to answer
     return not any(re.search(r'\b(?:none|unknown|not|neither|cannot)\b', c, re.I) for c in choices)
 
-# %% ../../nbs/scoring/16_options.ipynb #c053
+# %% ../../nbs/scoring/16_options.ipynb #c056
 def pick_option(
     reply:str,          # Of a model
     choices:tuple,      # Texts in letter order
@@ -260,6 +274,7 @@ def pick_option(
     letters = LETTERS[:len(choices) or 5]
     reply = letters_for_labels(small_article(reply) if 'I' in letters else reply, letters)
     if _takes_all_back(reply, choices): return Pick('', 'none', 'it says that no option is right')
+    reply = _without_lists(reply, letters)
     passages = list(finals(reply, question))
     pick = _boxed_option(passages, choices, letters)
     if pick and not (pick.reason.startswith('option text') and _letter_behind_box(reply, passages, letters)):

@@ -12,7 +12,7 @@ from .spelling import braced, plain_spelling
 
 # %% auto #0
 __all__ = ['sentences', 'Pick', 'boxed', 'field', 'tagged', 'marked', 'result', 'alone', 'words_of', 'asked_for', 'joined',
-           'before_check', 'finals']
+           'before_check', 'before_next_question', 'finals']
 
 # %% ../../nbs/scoring/10_passages.ipynb #c008
 _BREAK = re.compile(r'(?<=[A-H]\.)\s+(?=(?:Wait|Actually|However|But|Therefore|So|Thus|Hence|Because|Since|'
@@ -183,6 +183,33 @@ def before_check(
     return parts if at is None or any(_CONCLUDING.search(part) for part in parts[at+1:]) else parts[:at]
 
 # %% ../../nbs/scoring/10_passages.ipynb #c051
+_NEXT = re.compile(r'(?:^|\n)[ #*_>]*(?:(question|q|problem|exercise)|(user|human|student)|hint|choices'
+                   r'|options|instruction|(?:question|problem) \d+)[ *_]*:', re.I)
+_ANNOUNCES = re.compile(r'\W*(?:let|to|we|i|here|first|step)\b|.*:\W*$', re.I)
+
+def _asks_the_same(text, question):
+    "Does the line that a text begins with put the question that was asked?"
+    asked = words_of(question.split('\nChoices')[0])
+    return bool(asked) and len(asked&words_of(text[:len(question)+60]))>=.6*len(asked)
+
+# %% ../../nbs/scoring/10_passages.ipynb #c052
+def before_next_question(
+    reply:str,          # As `readable_part` gives it
+    question:str='',    # As asked
+)->str:
+    "What is said before an invented `Question: ...`, `Choices: ...` or `User: ...`"
+    for m in list(_NEXT.finditer(reply))[:_MOST]:
+        own, rest = reply[:m.start()].rstrip(), reply[m.end():]
+        if not re.search(r'\w', own):
+            if m[1] and not _asks_the_same(rest, question): return reply         # It asks itself
+            continue
+        if '\\boxed' in rest and '\\boxed' not in own: return reply
+        another = m[2] or m[1] and not _asks_the_same(rest, question)
+        if marked(own) or boxed(own): return own
+        if another and not _NEXT.match(own) and not _ANNOUNCES.match(own): return own
+    return reply
+
+# %% ../../nbs/scoring/10_passages.ipynb #c055
 _TURN = re.compile(r"^(?:but )?(?:wait|hold on|actually|hmm|no,|on second thought|correction|sorry)\b", re.I)
 
 def _second_thought(parts):
@@ -193,7 +220,7 @@ def _second_thought(parts):
         if not _CONCLUDING.search(parts[i]): continue
         yield Pick(joined(parts, i), 'pattern', 'a conclusion after a second thought')
 
-# %% ../../nbs/scoring/10_passages.ipynb #c055
+# %% ../../nbs/scoring/10_passages.ipynb #c059
 def _exact(reply, parts, spans):
     "What the model marked as its answer"
     if (span:=tagged(reply)): yield Pick(span, 'exact', 'the answer tag')
@@ -201,7 +228,7 @@ def _exact(reply, parts, spans):
     if (span:=field(reply)): yield Pick(span, 'exact', 'the field of a JSON reply')
     if len(reply)<60 and len(parts)==1 and not spans: yield Pick(parts[0], 'exact', 'the whole reply')
 
-# %% ../../nbs/scoring/10_passages.ipynb #c057
+# %% ../../nbs/scoring/10_passages.ipynb #c061
 _IN_BOLD = re.compile(r'\*\*([^*\n]{1,40})\*\*')
 
 def _last_value(parts):
@@ -213,7 +240,7 @@ def _last_value(parts):
     if not _CONCLUDING.search(last) and result(last):
         yield Pick(last, 'pattern', 'the last sentence, which ends in a result')
 
-# %% ../../nbs/scoring/10_passages.ipynb #c060
+# %% ../../nbs/scoring/10_passages.ipynb #c064
 def finals(
     reply:str,          # As `readable_part` gives it
     question:str='',    # As asked
