@@ -241,6 +241,17 @@ def _last_value(parts):
         yield Pick(last, 'pattern', 'the last sentence, which ends in a result')
 
 # %% ../../nbs/scoring/10_passages.ipynb #c064
+_NO_ANSWER = re.compile(r'^\W*(?:to|let|first|step)\b|\b(?:need|want|asked|have|try|going) to\b|\?\W*$', re.I)
+
+def _restating(parts, words, question):
+    "The sentences that say nearly all words of the question: those with one value in bold, and the others"
+    asked = words_of(re.split(r'\n *(?:Choices|Options)\b', question)[0].rpartition('Question:')[2])
+    alike = [part for part, said in zip(parts, words) if len(asked&said)>=.75*len(asked)>2]
+    alike = [part for part in alike if not _NO_ANSWER.search(part)]
+    bold = [part for part in alike if len(values:=_IN_BOLD.findall(part))==1 and alone(values[0])]
+    return bold, [part for part in alike if part not in bold]
+
+# %% ../../nbs/scoring/10_passages.ipynb #c067
 def finals(
     reply:str,          # As `readable_part` gives it
     question:str='',    # As asked
@@ -249,13 +260,16 @@ def finals(
     parts = before_check(sentences(reply))
     if not parts: return
     def last_of(wanted, why):
-        places = [i for i, part in enumerate(parts) if wanted(part)]
+        places = [i for i in range(len(parts)) if wanted(i)]
         for i in places[:-_MOST-1:-1]: yield Pick(joined(parts, i), 'pattern', why)
-    spans, noun = marked(reply), asked_for(question)
+    spans, noun, words = marked(reply), asked_for(question), [words_of(part) for part in parts]
+    bold, plain = _restating(parts, words, question)
     yield from _exact(reply, parts, spans)
     yield from _second_thought(parts)
     for span in spans: yield Pick(span, 'pattern', 'behind "the answer is"')
+    for part in bold[:1]: yield Pick(part, 'pattern', 'the question restated with a value in bold')
     yield from _last_value(parts)
-    yield from last_of(_CONCLUDING.search, 'a conclusion')
-    if noun: yield from last_of(lambda part: noun in words_of(part), f'the last sentence about the {noun}')
+    yield from last_of(lambda i: _CONCLUDING.search(parts[i]), 'a conclusion')
+    for part in plain[-1:]: yield Pick(part, 'pattern', 'the question restated')
+    if noun: yield from last_of(lambda i: noun in words[i], f'the last sentence about the {noun}')
     for part in parts[::-1][:3]: yield Pick(part, 'fallback', 'one of the last sentences')
