@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 
 # %% auto #0
-__all__ = ['AFTER_LETTER', 'LEAD', 'letters_for_labels', 'undenied', 'small_article', 'called_right', 'letter_in']
+__all__ = ['AFTER_LETTER', 'LEAD', 'letters_for_labels', 'undenied', 'small_article', 'called_right', 'only_letter', 'letter_in']
 
 # %% ../../nbs/scoring/15_letters.ipynb #c008
 _MARKS = re.compile(r'\\(?:text|mathrm|mathbf|textbf|boxed|rm|bf)\b|[*_`${}]|\\[\[\]()]')
@@ -161,7 +161,25 @@ def _at_the_end(text, letter):
     m = re.search(rf'\b(?:is|are|be|as)[ :("\']*({letter})\b[ )"\'.]*(?:$|[,;:])', text)
     return m and m[1]
 
-# %% ../../nbs/scoring/15_letters.ipynb #c046
+# %% ../../nbs/scoring/15_letters.ipynb #c045
+_BEFORE_LETTER = re.compile(r"(?:^|[:,;–—→⇒-]|\b(?:only|just|guess|leaves?|leaving|left|is|be|it's|choose"
+                            r"|pick|select|take|say|with|option|choice|answer|letter|la|el|le|die|est|es|ist|"
+                            r"hence|so|thus|therefore|then|remains|to|and|for|because|opt|picked|chosen"
+                            r"|chose))[ ('\"*]*$", re.I)
+
+def only_letter(
+    sentence:str,       # The last of a reply
+    letters:str,        # Those that stand for an option, such as `ABCD`
+)->str|None:            # None: none, or several
+    "The one capital letter of a sentence that can be an option"
+    s = small_article(re.sub(r',? (?:because|since|as) .*$', '', sentence))
+    found = list(re.finditer(rf"(?<![A-Za-z'’\\$])([{letters}])"
+                             rf"(?![A-Za-z0-9'’=+*/^(]| [-=+<>]| (?!{AFTER_LETTER})[a-z]+ (?:is|are|has))",
+                             s))
+    if len({m[1] for m in found})!=1: return None
+    return found[-1][1] if any(_BEFORE_LETTER.search(s[:m.start()]) for m in found) else None
+
+# %% ../../nbs/scoring/15_letters.ipynb #c049
 def letter_in(
     passage:str,        # Where a reply gives its answer
     letters:str,        # Those that stand for an option, such as `ABCD`

@@ -7,13 +7,13 @@ from __future__ import annotations
 import re
 from .spelling import braced, plain_spelling
 from .quantities import quantity
-from .forms import coordinates, formula_only
+from .forms import bare, coordinates, formula_only
 from .equality import same
 from .passages import Pick, finals, sentences
 from .number_extraction import pick_number
 from .statements import stated
 from .free_answers import formulas_in
-from .letters import (AFTER_LETTER, LEAD, called_right, letter_in, letters_for_labels,
+from .letters import (LEAD, called_right, letter_in, letters_for_labels, only_letter,
                                          small_article, undenied)
 from ..benchmarks.items import LETTERS
 
@@ -30,6 +30,17 @@ def plain_words(
     return ' '.join(w[:-1] if w[-1]=='s' and len(w)>3 else w for w in words)
 
 # %% ../../nbs/scoring/16_options.ipynb #c013
+def _is_formula(text): return formula_only(plain_spelling(text))
+
+def _spelled(passage, choices):
+    "The options that are formulas, and stand in a passage as they are spelled"
+    formulas = {i:bare(plain_spelling(c)) for i, c in enumerate(choices) if _is_formula(c)}
+    if not formulas: return []
+    runs = formulas_in(plain_spelling(passage))
+    sides = {bare(side) for run in runs for side in (run, *run.split('='))}
+    return [i for i, formula in formulas.items() if formula in sides]
+
+# %% ../../nbs/scoring/16_options.ipynb #c016
 _EAST = re.compile('[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]')
 _PARTICLE = r'(?:가|이|은|는|을|를|와|과|도|의|로|으로|에|에서|라고|이라고|고|이고|며|이며|인|임|만)?'
 
@@ -44,12 +55,12 @@ def named_options(
     choices:tuple,      # Texts in letter order
 )->list[int]:           # One that is part of another counts only by itself
     "The options whose texts a passage contains"
-    s = f' {plain_words(passage)} '
-    words = [re.sub('^(?:the|an?) (?=.)', '', plain_words(c)) for c in choices]
-    hits = {i:w for i, w in enumerate(words) if w and _holds(w, s)}
+    s, spelled = f' {plain_words(passage)} ', _spelled(passage, choices)
+    words = ['' if _is_formula(c) else re.sub('^(?:the|an?) (?=.)', '', plain_words(c)) for c in choices]
+    hits = {i:w for i, w in enumerate(words) if w and _holds(w, s) or i in spelled}
     return [i for i, w in hits.items() if not any(w!=v and _holds(w, f' {v} ') for v in hits.values())]
 
-# %% ../../nbs/scoring/16_options.ipynb #c016
+# %% ../../nbs/scoring/16_options.ipynb #c019
 def _texts(choices):
     "The texts of the options, without those that are only their own letter"
     return tuple('' if c.strip(' ().').upper()==l else c for l, c in zip(LETTERS, choices))
@@ -62,14 +73,14 @@ def _own_letter(passage, choices):
     found = set(re.findall(rf"(?<![\w'’\\$])([{letters}])(?![\w'’=+*/^]| [-=+<>])", s))
     return LETTERS.index(found.pop()) if len(found)==1 else None
 
-# %% ../../nbs/scoring/16_options.ipynb #c020
+# %% ../../nbs/scoring/16_options.ipynb #c023
 def _equal_option(answer, choices):
     "The option that is the same number or formula, before one that is the same when rounded"
     how = {i:h for i, c in enumerate(choices) if answer and c and (h:=same(answer, c))}
     equal = [i for i, h in how.items() if 'rounded' not in h] or list(how)
     return equal[0] if len(equal)==1 else None
 
-# %% ../../nbs/scoring/16_options.ipynb #c023
+# %% ../../nbs/scoring/16_options.ipynb #c026
 def _sequence_option(passage, choices):
     "The option with the same numbers and letters; None: none, or several"
     def parts(t): return re.findall(r'\d+(?:\.\d+)?|\b[A-Z]\b', plain_spelling(t))
@@ -79,7 +90,7 @@ def _sequence_option(passage, choices):
         read, of = sorted(read), [sorted(p) for p in of]
     return of.index(read) if of.count(read)==1 else None
 
-# %% ../../nbs/scoring/16_options.ipynb #c027
+# %% ../../nbs/scoring/16_options.ipynb #c030
 _NEGATED = re.compile(r"\b(?:not|isn't|aren't|wasn't|rather than|rul(?:es|ing) out|instead of|"
                       r'neither|unlike)\b[^,.;:]{0,40}?(?=[,.;:]|\b(?:but|so|and)\b|$)', re.I)
 _CONCLUSION_WORD = re.compile(r'\b(?:so|but|therefore|hence|thus)\b[ ,]*', re.I)
@@ -90,6 +101,9 @@ def option_in(
 )->int|None:            # Which; None: none, or several
     "The one option whose text a passage gives"
     if (i:=_own_letter(passage, choices)) is not None: return i
+    said = bare(plain_spelling(passage))
+    as_spelled = [i for i, c in enumerate(choices) if c and bare(plain_spelling(c))==said]
+    if len(as_spelled)==1: return as_spelled[0]
     choices = _texts(choices)
     if (i:=_sequence_option(passage, choices)) is not None: return i
     if any(coordinates(c) for c in choices): passage = re.sub(r'\bthe origin\b', '(0, 0)', passage)
@@ -103,7 +117,7 @@ def option_in(
     if hits: return hits[0] if len(hits)==1 else None
     return _formula_option(passage, choices)
 
-# %% ../../nbs/scoring/16_options.ipynb #c028
+# %% ../../nbs/scoring/16_options.ipynb #c031
 def _all_numbers(choices):
     "Is every option a number, with nothing but a unit behind it?"
     values = [quantity(c) for c in choices if c]
@@ -116,7 +130,7 @@ def _formula_option(passage, choices):
     tries = (pick_number(s), re.split('(?<![<>!])=', s)[-1], *formulas_in(s)[-1:], *coordinates(s)[-1:])
     return next((i for t in tries if (i:=_equal_option(t, choices)) is not None), None)
 
-# %% ../../nbs/scoring/16_options.ipynb #c033
+# %% ../../nbs/scoring/16_options.ipynb #c036
 _CHOSEN = re.compile(r'\b(?i:option|choice|answer|ans)\b|\([A-Z]\)|^\W*[A-Z]\W*$|'
                      rf'{LEAD}(?:option |choice |letter )?[("\']*[A-Z][)"\' .!]*(?:$|,? (?:because|since))')
 
@@ -156,7 +170,7 @@ def _right_letter_of(reply, letters):
     for part in reversed(sentences(reply)):
         if right:=called_right(undenied(part, letters), f'[{letters}]'): return right
 
-# %% ../../nbs/scoring/16_options.ipynb #c036
+# %% ../../nbs/scoring/16_options.ipynb #c039
 _TICK = re.compile(r'✓|✔|✅|(?<!in)(?<!not )\b(?:correct|right|true|yes)\b', re.I)
 _CROSS = re.compile(r'✗|✘|❌|\b(?:incorrect|wrong|false|not|no)\b', re.I)
 
@@ -179,7 +193,7 @@ def _ticked(lines):
     ticked = [l for l, line in dict(lines).items() if _TICK.search(line) and not _CROSS.search(line)]
     return ticked[0] if len(ticked)==1 else None
 
-# %% ../../nbs/scoring/16_options.ipynb #c039
+# %% ../../nbs/scoring/16_options.ipynb #c042
 def _without_lists(reply, letters):
     "A reply without sentences that say the same of three options, or of two by naming each twice"
     named = re.compile(rf'\(?(?<![\w\'’])([{letters}])(?![\w\'’])\)?')
@@ -193,7 +207,7 @@ def _without_lists(reply, letters):
         for _, part in said: reply = reply.replace(part, '')
     return reply
 
-# %% ../../nbs/scoring/16_options.ipynb #c042
+# %% ../../nbs/scoring/16_options.ipynb #c045
 def _letter_at_an_edge(reply, letter):
     "A letter at an edge of a reply, or the one that it ticks; a pick without text: it only lists them"
     last = (sentences(reply) or [''])[-1]
@@ -210,7 +224,7 @@ def _letter_at_an_edge(reply, letter):
         return Pick(m[1] or m[2], 'pattern', 'letter at the beginning of a line')
     return _letter_at_the_beginning(reply, letter)
 
-# %% ../../nbs/scoring/16_options.ipynb #c043
+# %% ../../nbs/scoring/16_options.ipynb #c046
 def _letter_at_the_beginning(reply, letter):
     "The letter that a reply begins with, if no other line or sentence begins with one"
     if not re.match(rf'\W*\(?{letter}(?:[):.](?!\w)|\W*(?:\n|$))', reply): return None
@@ -218,7 +232,7 @@ def _letter_at_the_beginning(reply, letter):
     heads = [m[1] for line in lines if (m:=re.match(rf'\W*\(?({letter})(?:[):.](?!\w)|\W*$)', line))]
     return Pick(heads[0], 'pattern', 'letter at the beginning of the reply') if len(heads)==1 else None
 
-# %% ../../nbs/scoring/16_options.ipynb #c046
+# %% ../../nbs/scoring/16_options.ipynb #c049
 _WORD = re.compile(r'(?!(?:sin|cos|tan|log|sqrt|deg)\b)[A-Za-z]{3,}|\b(?:no|it|is)\b', re.I)
 
 def _is_value(text):
@@ -235,7 +249,7 @@ def _value_of_no_option(passage, choices):
     numbers = {re.sub(r'\D', '', c) for c in given if c not in values}
     return None if quantity(value) and re.sub(r'\D', '', value) in numbers else plain_spelling(value)
 
-# %% ../../nbs/scoring/16_options.ipynb #c047
+# %% ../../nbs/scoring/16_options.ipynb #c050
 def _marked_value(reply, passages, choices, letters):
     "The marked value that is none of the options, if no letter is marked outright, or stands behind it"
     for p in passages:
@@ -249,27 +263,12 @@ def _marked_value(reply, passages, choices, letters):
     if _right_letter_of(reply, letters) or _marked_letter(list(finals(behind)), choices, letters): return None
     return Pick(value, p.tier, 'a value that is none of the options')
 
-# %% ../../nbs/scoring/16_options.ipynb #c050
+# %% ../../nbs/scoring/16_options.ipynb #c053
 def _marked_option(passages, choices, letters):
     "The option whose text the surest passage gives"
     for p in passages:
         if (i:=option_in(p.text, choices)) is not None:
             return Pick(letters[i], p.tier if p.tier=='fallback' else 'pattern', f'option text: {p.reason}')
-
-# %% ../../nbs/scoring/16_options.ipynb #c053
-_BEFORE_LETTER = re.compile(r"(?:^|[:,;–—→⇒-]|\b(?:only|just|guess|leaves?|leaving|left|is|be|it's|choose"
-                            r"|pick|select|take|say|with|option|choice|answer|letter|la|el|le|die|est|es|ist|"
-                            r"hence|so|thus|therefore|then|remains|to|and|for|because|opt|picked|chosen"
-                            r"|chose))[ ('\"*]*$", re.I)
-
-def _only_letter(sentence, letters):
-    "The one capital letter of a sentence that can be an option; None: none, or several"
-    s = small_article(re.sub(r',? (?:because|since|as) .*$', '', sentence))
-    found = list(re.finditer(rf"(?<![A-Za-z'’\\$])([{letters}])"
-                             rf"(?![A-Za-z0-9'’=+*/^(]| [-=+<>]| (?!{AFTER_LETTER})[a-z]+ (?:is|are|has))",
-                             s))
-    if len({m[1] for m in found})!=1: return None
-    return found[-1][1] if any(_BEFORE_LETTER.search(s[:m.start()]) for m in found) else None
 
 # %% ../../nbs/scoring/16_options.ipynb #c057
 _OUTRIGHT = re.compile(r'^\W*(yes|no|true|false)\b(?=\W|$)(?! '
@@ -331,7 +330,7 @@ def pick_option(
     if pick:=_marked_option(passages, choices, letters): return pick
     last = (sentences(reply) or [''])[-1]
     if len(last)<60 and not any(re.search(r'\b[A-Z]\b', c) for c in _texts(choices)):
-        if letter:=_only_letter(undenied(last, letters), letters):
+        if letter:=only_letter(undenied(last, letters), letters):
             return Pick(letter, 'pattern', 'the only letter of the last sentence')
     i = option_in(reply, choices)
     if i is None: return Pick('', 'none', 'no option found')
