@@ -2323,6 +2323,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'vlm_merging/scoring/passages.py'),
                                               'vlm_merging.scoring.passages._asks_the_same': ( 'scoring/passages.html#_asks_the_same',
                                                                                                'vlm_merging/scoring/passages.py'),
+                                              'vlm_merging.scoring.passages._cut': ( 'scoring/passages.html#_cut',
+                                                                                     'vlm_merging/scoring/passages.py'),
                                               'vlm_merging.scoring.passages._exact': ( 'scoring/passages.html#_exact',
                                                                                        'vlm_merging/scoring/passages.py'),
                                               'vlm_merging.scoring.passages._last_value': ( 'scoring/passages.html#_last_value',

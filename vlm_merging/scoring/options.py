@@ -5,6 +5,7 @@
 # %% ../../nbs/scoring/16_options.ipynb #c005
 from __future__ import annotations
 import re
+from functools import lru_cache
 from .spelling import braced, plain_spelling
 from .quantities import quantity
 from .forms import bare, coordinates, formula_only
@@ -30,6 +31,7 @@ def plain_words(
     return ' '.join(w[:-1] if w[-1]=='s' and len(w)>3 else w for w in words)
 
 # %% ../../nbs/scoring/16_options.ipynb #c013
+@lru_cache(maxsize=4096)
 def _is_formula(text): return formula_only(plain_spelling(text))
 
 def _spelled(passage, choices):
@@ -91,6 +93,12 @@ def _sequence_option(passage, choices):
     return of.index(read) if of.count(read)==1 else None
 
 # %% ../../nbs/scoring/16_options.ipynb #c030
+_CONDITION = re.compile(r'(?:\b(?:if|when|whenever|unless|because|since)\b|'
+                        r'(?:^|, )as (?:the|they|it|more|there)\b)[^,.;]*', re.I)
+_HEDGE = re.compile(r'\b(?:(?:most |very )?(?:likely|probably)|also|then|therefore) ', re.I)
+_MAY = re.compile(r'\b(?:may|might|would|could|should)\b', re.I)
+
+# %% ../../nbs/scoring/16_options.ipynb #c031
 _NEGATED = re.compile(r"\b(?:not|isn't|aren't|wasn't|rather than|rul(?:es|ing) out|instead of|"
                       r'neither|unlike)\b[^,.;:]{0,40}?(?=[,.;:]|\b(?:but|so|and)\b|$)', re.I)
 _CONCLUSION_WORD = re.compile(r'\b(?:so|but|therefore|hence|thus)\b[ ,]*', re.I)
@@ -114,10 +122,13 @@ def option_in(
         return 1-hits[0] if len(choices)==2 else None
     clause = _CONCLUSION_WORD.split(passage)[-1]
     if len(hits)>1 and clause!=passage: return option_in(clause, choices)
+    if len(hits)>1: hits = named_options(_CONDITION.sub(' ', passage), choices)
+    sure = passage if hits else _MAY.sub('will', _HEDGE.sub('', passage))
+    if sure!=passage: hits = named_options(sure, choices)
     if hits: return hits[0] if len(hits)==1 else None
     return _formula_option(passage, choices)
 
-# %% ../../nbs/scoring/16_options.ipynb #c031
+# %% ../../nbs/scoring/16_options.ipynb #c032
 def _all_numbers(choices):
     "Is every option a number, with nothing but a unit behind it?"
     values = [quantity(c) for c in choices if c]
@@ -130,7 +141,7 @@ def _formula_option(passage, choices):
     tries = (pick_number(s), re.split('(?<![<>!])=', s)[-1], *formulas_in(s)[-1:], *coordinates(s)[-1:])
     return next((i for t in tries if (i:=_equal_option(t, choices)) is not None), None)
 
-# %% ../../nbs/scoring/16_options.ipynb #c036
+# %% ../../nbs/scoring/16_options.ipynb #c037
 _CHOSEN = re.compile(r'\b(?i:option|choice|answer|ans)\b|\([A-Z]\)|^\W*[A-Z]\W*$|'
                      rf'{LEAD}(?:option |choice |letter )?[("\']*[A-Z][)"\' .!]*(?:$|,? (?:because|since))')
 
@@ -170,7 +181,7 @@ def _right_letter_of(reply, letters):
     for part in reversed(sentences(reply)):
         if right:=called_right(undenied(part, letters), f'[{letters}]'): return right
 
-# %% ../../nbs/scoring/16_options.ipynb #c039
+# %% ../../nbs/scoring/16_options.ipynb #c040
 _TICK = re.compile(r'✓|✔|✅|(?<!in)(?<!not )\b(?:correct|right|true|yes)\b', re.I)
 _CROSS = re.compile(r'✗|✘|❌|\b(?:incorrect|wrong|false|not|no)\b', re.I)
 
@@ -193,21 +204,23 @@ def _ticked(lines):
     ticked = [l for l, line in dict(lines).items() if _TICK.search(line) and not _CROSS.search(line)]
     return ticked[0] if len(ticked)==1 else None
 
-# %% ../../nbs/scoring/16_options.ipynb #c042
+# %% ../../nbs/scoring/16_options.ipynb #c043
 def _without_lists(reply, letters):
     "A reply without sentences that say the same of three options, or of two by naming each twice"
     named = re.compile(rf'\(?(?<![\w\'’])([{letters}])(?![\w\'’])\)?')
     forms = {}
+    if len(named.findall(reply))<3: return reply
     for part in dict.fromkeys(sentences(reply)):
-        found, form = named.findall(part), re.sub(r'\d+', '0', named.sub('_', part))
-        if found and len(re.findall(r'[a-z]{2,}', form))>2: forms.setdefault(form, []).append((found, part))
+        if not (found:=named.findall(part)): continue
+        form = re.sub(r'\d+', '0', named.sub('_', part))
+        if len(re.findall(r'[a-z]{2,}', form))>2: forms.setdefault(form, []).append((found, part))
     for said in forms.values():
         of, twice = {found[0] for found, _ in said}, all(len(found)>len(set(found)) for found, _ in said)
         if len(of)<3-twice: continue
         for _, part in said: reply = reply.replace(part, '')
     return reply
 
-# %% ../../nbs/scoring/16_options.ipynb #c045
+# %% ../../nbs/scoring/16_options.ipynb #c046
 def _letter_at_an_edge(reply, letter):
     "A letter at an edge of a reply, or the one that it ticks; a pick without text: it only lists them"
     last = (sentences(reply) or [''])[-1]
@@ -224,7 +237,7 @@ def _letter_at_an_edge(reply, letter):
         return Pick(m[1] or m[2], 'pattern', 'letter at the beginning of a line')
     return _letter_at_the_beginning(reply, letter)
 
-# %% ../../nbs/scoring/16_options.ipynb #c046
+# %% ../../nbs/scoring/16_options.ipynb #c047
 def _letter_at_the_beginning(reply, letter):
     "The letter that a reply begins with, if no other line or sentence begins with one"
     if not re.match(rf'\W*\(?{letter}(?:[):.](?!\w)|\W*(?:\n|$))', reply): return None
@@ -232,7 +245,7 @@ def _letter_at_the_beginning(reply, letter):
     heads = [m[1] for line in lines if (m:=re.match(rf'\W*\(?({letter})(?:[):.](?!\w)|\W*$)', line))]
     return Pick(heads[0], 'pattern', 'letter at the beginning of the reply') if len(heads)==1 else None
 
-# %% ../../nbs/scoring/16_options.ipynb #c049
+# %% ../../nbs/scoring/16_options.ipynb #c050
 _WORD = re.compile(r'(?!(?:sin|cos|tan|log|sqrt|deg)\b)[A-Za-z]{3,}|\b(?:no|it|is)\b', re.I)
 
 def _is_value(text):
@@ -249,7 +262,7 @@ def _value_of_no_option(passage, choices):
     numbers = {re.sub(r'\D', '', c) for c in given if c not in values}
     return None if quantity(value) and re.sub(r'\D', '', value) in numbers else plain_spelling(value)
 
-# %% ../../nbs/scoring/16_options.ipynb #c050
+# %% ../../nbs/scoring/16_options.ipynb #c051
 def _marked_value(reply, passages, choices, letters):
     "The marked value that is none of the options, if no letter is marked outright, or stands behind it"
     for p in passages:
@@ -263,14 +276,14 @@ def _marked_value(reply, passages, choices, letters):
     if _right_letter_of(reply, letters) or _marked_letter(list(finals(behind)), choices, letters): return None
     return Pick(value, p.tier, 'a value that is none of the options')
 
-# %% ../../nbs/scoring/16_options.ipynb #c053
+# %% ../../nbs/scoring/16_options.ipynb #c054
 def _marked_option(passages, choices, letters):
     "The option whose text the surest passage gives"
     for p in passages:
         if (i:=option_in(p.text, choices)) is not None:
             return Pick(letters[i], p.tier if p.tier=='fallback' else 'pattern', f'option text: {p.reason}')
 
-# %% ../../nbs/scoring/16_options.ipynb #c057
+# %% ../../nbs/scoring/16_options.ipynb #c058
 _OUTRIGHT = re.compile(r'^\W*(yes|no|true|false)\b(?=\W|$)(?! '
                        r'(?:doubt|evidence|information|way|one))|\banswer (?:is|would be|:) '
                        r'*\W{0,3}(yes|no|true|false)\b', re.I)
@@ -291,7 +304,7 @@ def _told(reply, choices, question, letters):
     told = stated(reply, question)
     return told and Pick(letters[at[told=='no']], 'pattern', f'a statement that means {told}')
 
-# %% ../../nbs/scoring/16_options.ipynb #c060
+# %% ../../nbs/scoring/16_options.ipynb #c061
 _NONE = re.compile(r"\bnone of (?:the|these|those|them)(?: (?:given|provided|listed|available|above))*(?: "
                    r"(?:options?|choices?|answers?|values?))*(?: \w+ly)?"
                    r"(?: (?:is|are|seems?|match\w*|fits?|works?|appl\w+|correct\w*|right|given|listed"
@@ -308,7 +321,7 @@ def _takes_all_back(reply, choices):
     if not m or re.search(r'\d|\b[A-J]\b|boxed', last[m.end():]): return False  # It goes on to answer
     return not any(re.search(r'\b(?:none|unknown|not|neither|cannot)\b', c, re.I) for c in choices)
 
-# %% ../../nbs/scoring/16_options.ipynb #c063
+# %% ../../nbs/scoring/16_options.ipynb #c064
 def pick_option(
     reply:str,          # Of a model
     choices:tuple,      # Texts in letter order

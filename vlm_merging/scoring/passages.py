@@ -6,6 +6,7 @@
 from __future__ import annotations
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from .numbers import work
 from .quantities import quantity
 from .spelling import braced, plain_spelling
@@ -24,6 +25,10 @@ def sentences(
     text:str,           # A reply
 )->list[str]:
     "Sentences and lines"
+    return list(_cut(text))
+
+@lru_cache(maxsize=16)          # Several rules ask for those of one reply
+def _cut(text):
     parts = [part.strip() for part in _BREAK.split(text) if part and part.strip(' *#-_`$')]
     return [part for part in parts if '|' not in part or not _TABLE_ROW.match(part)] or parts
 
