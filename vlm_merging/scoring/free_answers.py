@@ -174,19 +174,21 @@ def _number_of(passages, question, whole):
     "The number that the surest passage gives; None: none does"
     about = [p for p in passages if p.reason.startswith('the last sentence about')]
     marked = [p for p in passages if p.tier!='fallback' and p not in about]
-    for i, p in enumerate([*marked, *about, *about, *passages]):
-        sure = len(marked)<=i<len(marked)+len(about)             # The first time
+    tries = [(p, False, p.reason.startswith('the question')) for p in marked]       # Passage, sure, new
+    tries += [(p, sure, True) for sure in (True, False) for p in about]
+    tries += [(p, False, new) for new in (True, False) for p in (*about, *passages)]
+    for p, sure, new in tries:
         if p.tier=='exact' or p.reason=='behind "the answer is"':
             s = plain_spelling(p.text)
             if len(list_parts(s))>1 or both_signs(s): return Pick(s, p.tier, p.reason)
             if p.tier=='exact' and formula_only(s) and not quantity(s): return Pick(s, p.tier, p.reason)
         first = p.reason=='behind "the answer is"' and _FIRST.match(plain_spelling(p.text))
         if first: return Pick(first[1], p.tier, p.reason)
-        number = pick_number(p.text, question, whole, sure)
+        number = pick_number(p.text, question, whole, sure, new)
         if number is not None:
             return Pick(number, 'pattern' if p.tier=='exact' and not quantity(p.text) else p.tier, p.reason)
 
-# %% ../../nbs/scoring/13_free_answers.ipynb #c043
+# %% ../../nbs/scoring/13_free_answers.ipynb #c044
 _SAYS_SO = re.compile(r'^\W*(?:yes|no|true|false)\b|\banswer\b.{0,20}\b(?:yes|no|true|false)\b', re.I)
 
 def pick_value(
