@@ -4,6 +4,7 @@ from pathlib import Path
 import polars as pl, pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 from vlm_merging.scoring.algebra import Algebra
+from vlm_merging.comparing.statistics import summarize
 from vlm_merging.scoring.score import PROTOCOLS, RULES, problems, score, score_row
 
 DEV = Path(__file__).resolve().parents[2]/'shared'/'eval_data'/'dev'
@@ -370,7 +371,21 @@ def test_a_thought_without_an_end_is_no_answer():
 
 def test_unknown_tags_are_told():
     told = ' '.join(problems(score(pl.DataFrame(dict(answer=['7']*2, prediction=['7<|over|>', '7'])))))
-    assert 'Unknown tags in 1 of 2 replies (<|over|>)' in told
+    assert 'Unknown tags in 1 of 2 replies (<|over|>)' in told and "WRAPPERS['over'] = " in told
+
+def test_unknown_tags_are_named_the_commonest_first_and_counted_in_every_summary():
+    replies = ['7<|over|>']*1_200+['7', '<zeal>7</zeal> <|over|>', '<verdict>7', 'x<yz>w', None]
+    scores = score(pl.DataFrame(dict(answer=['7']*len(replies), prediction=replies)))
+    told = ' '.join(problems(scores))
+    assert 'in 1,202 of 1,205 replies (<|over|>, </zeal>, <zeal>, <verdict>)' in told
+    share = summarize(scores).filter(what='unknown tags')
+    assert (share['value'][0], share['n'][0])==(1_202/1_205, 1_205)
+    assert not summarize(scores.drop('unknown_tags')).filter(what='unknown tags').height
+
+def test_an_undecided_row_is_counted_in_the_summary():
+    scores = score(pl.DataFrame(dict(answer=['10^{10^{10}}!', '7'], prediction=['5', '7'])))
+    parts = dict(summarize(scores).select('what', 'value').iter_rows())
+    assert parts['undecided']==.5 and parts['answered']==.5
 
 @pytest.mark.parametrize('reply,right', [
     ('It cannot be B, and A is too small.', 0), ('Vertex B is on top.', 0), ('Either B or D.', 0),

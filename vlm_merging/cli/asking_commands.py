@@ -153,6 +153,7 @@ def accuracy_said(
     for (benchmark, run, *where), what in sorted(rows.items(), key=lambda o: o[0][:2]):
         a, silent = what.get('accuracy'), what.get('no reply')
         more = [k for k in ('answered', 'loop', 'cut-off', 'worst case') if k in what]
+        more += [k for k in ('undecided', 'unknown tags') if k in what and what[k]['value']]
         beside, share = ', '.join(f"{k} {what[k]['value']:.1%}" for k in more), 'no score'
         if a and a['value'] is not None:
             share = f"{a['value']:.1%} (95% {a['low']:.1%} to {a['high']:.1%}) of {a['n']}"

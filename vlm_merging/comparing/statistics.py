@@ -26,8 +26,7 @@ def rows_said(
 # %% ../../nbs/comparing/01_statistics.ipynb #c015
 def _one_frame(scores, need):
     if isinstance(scores, (str, Path)):
-        raise ValueError(f'{scores} is a path, where a table of scores is needed. Read it, '
-                         f'and score it if it holds replies.')
+        raise ValueError(f'{scores} is a path, where a table of scores is needed. Read it, and score replies.')
     if not isinstance(scores, pl.DataFrame): scores = pl.concat(scores, how='diagonal_relaxed')
     missing = [c for c in ('correct', *need) if c not in scores.columns]
     if missing:
@@ -49,7 +48,8 @@ def _truth(scores):
     return text.replace_strict(_TRUTH, return_dtype=pl.Boolean)
 
 # %% ../../nbs/comparing/01_statistics.ipynb #c021
-_TEXTS, _NUMBERS = ('outcome', 'tier', 'picked', 'answer', 'protocol'), ('value', 'length')
+_TEXTS = ('outcome', 'tier', 'picked', 'answer', 'protocol', 'unknown_tags')
+_NUMBERS = ('value', 'length')
 
 def _typed_columns(scores, truth):
     def typed(c, dtype):
@@ -203,7 +203,7 @@ def tag_names(
     return by
 
 # %% ../../nbs/comparing/01_statistics.ipynb #c059
-_OUTCOMES = ('answered', 'refused', 'loop', 'cut-off', 'empty', 'no answer')
+_OUTCOMES = ('answered', 'refused', 'loop', 'cut-off', 'empty', 'no answer', 'undecided')
 
 def _mean_rows(frame, what, values, resamples, seed):
     rows = frame.with_columns(x=values).filter(pl.col('x').is_not_null())
@@ -293,8 +293,9 @@ def _place_rows(frame, resamples, seed, most=None):
     yield from _mean_rows(known, 'accuracy', pl.col('value'), resamples, seed)
     yield from _worst_rows(frame, known, most, resamples, seed)
     yield from _yesno_rows(known, resamples, seed)
-    for name in _OUTCOMES:
-        yield from _mean_rows(known, name, (pl.col('outcome')==name).cast(pl.Float64), resamples, seed)
+    shares = {name:pl.col('outcome')==name for name in _OUTCOMES}|{'unknown tags':pl.col('unknown_tags')!=''}
+    for name, share in shares.items():
+        yield from _mean_rows(known, name, share.cast(pl.Float64), resamples, seed)
     yield from _mean_rows(known, 'length', pl.col('length'), resamples, seed)
 
 # %% ../../nbs/comparing/01_statistics.ipynb #c077

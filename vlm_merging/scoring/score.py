@@ -5,6 +5,7 @@
 # %% ../../nbs/scoring/18_score.ipynb #c005
 from __future__ import annotations
 import re
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 import polars as pl
@@ -15,7 +16,7 @@ from vlm_merging.scoring.rules import (
     Mark, accepted_answers, anls, contains, dynamath_strict, final_passage, mathverse_strict,
     mathvision_strict, mathvista_strict, mm_math, option_strict, python_number, relaxed, same_items,
     same_text, vqa, yesno)
-from .wrappers import readable_part, unknown_tags
+from .wrappers import WRAPPERS, readable_part, tag_name, unknown_tags
 from .languages import in_english
 from .endings import cut_off, looping, refused
 from .passages import finals
@@ -186,7 +187,7 @@ def _outcome(prediction, mark, finish):
 # %% ../../nbs/scoring/18_score.ipynb #c045
 PROTOCOLS = dict(offline='offline-2', strict='strict-1')
 SCORE_COLUMNS = dict(correct=pl.Boolean, value=pl.Float64, picked=pl.String, tier=pl.String, reason=pl.String,
-                     outcome=pl.String, length=pl.Int64, protocol=pl.String)
+                     outcome=pl.String, length=pl.Int64, unknown_tags=pl.String, protocol=pl.String)
 _WORK = 400_000           # Steps for one row, beside what math-verify takes
 
 def _mark_in_time(row, metric, strict, algebra):
@@ -220,7 +221,8 @@ def score_row(
     correct = None if mark.value is None else mark.value>=.5
     return dict(correct=correct, value=mark.value, picked=mark.picked[:500], tier=mark.tier,
                 reason=mark.reason, outcome=_outcome(prediction, mark, row.get('finish')),
-                length=len(prediction), protocol=PROTOCOLS[protocol])
+                length=len(prediction), unknown_tags=' '.join(sorted(unknown_tags(prediction))),
+                protocol=PROTOCOLS[protocol])
 
 # %% ../../nbs/scoring/18_score.ipynb #c051
 _INPUTS = ('question', 'question_for_eval', 'choices', 'answer', 'answer_option', 'question_type',
@@ -278,14 +280,15 @@ def score(
 # %% ../../nbs/scoring/18_score.ipynb #c064
 def _tags_unknown(scores):
     "A sentence about tags in the replies that no table explains; None: there are none"
-    tags = [unknown_tags(reply or '')
-            for reply in scores['prediction']] if 'prediction' in scores.columns else []
-    many = sum(map(bool, tags))
-    if not many: return None
-    names = sorted(set().union(*tags))[:5]
-    return (f"Unknown tags in {many} of {len(tags)} replies ({', '.join(names)}): passed over, and what "
-            f"stands in them was read. "
-            f"Say what they mean in vlm_merging.scoring.wrappers.WRAPPERS.")
+    if 'unknown_tags' not in scores.columns: return None
+    tagged = scores['unknown_tags'].drop_nulls()
+    count = Counter(tag for tags in tagged for tag in sorted(unknown_tags(tags)))
+    if not count: return None
+    names = [tag for tag, _ in count.most_common(5)]
+    return (f"Unknown tags in {(tagged!='').sum():,} of {len(tagged):,} replies ({', '.join(names)}): not taken "
+            f"for marks, and what stands in them was read. If they mean more, name them before you score: "
+            f"vlm_merging.scoring.wrappers.WRAPPERS[{tag_name(names[0])!r}] = "
+            f"'thought', or {', '.join(sorted({*WRAPPERS.values()}-{'thought'}))}.")
 
 def _letterlike(scores):
     "A sentence about gold answers that look like letters of options; None: there are none"
