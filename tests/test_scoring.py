@@ -162,7 +162,7 @@ def test_a_run_a_file_and_a_table_score_alike(tmp_path):
     (run/'run.json').write_text('{}')
     (run/'replies.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in rows))
     expected = score(replies(run)).rows()
-    assert [r[-8] for r in expected]==[True, False]
+    assert score(run)['correct'].to_list()==[True, False]
     assert score(run).rows()==score(str(run)).rows()==expected
     for name, write in (('t.parquet', 'write_parquet'), ('t.jsonl', 'write_ndjson'), ('t.csv', 'write_csv')):
         getattr(pl.DataFrame(rows), write)(tmp_path/name)
@@ -446,3 +446,28 @@ def test_letters_without_a_word_about_options():
     gap = dict(question='How many?', choices='{"A":"one","B":"two","D":"four"}')
     assert one('D', gap|dict(answer='D'))['correct'] and one('four', gap|dict(answer='D'))['correct']
     assert one('C', gap|dict(answer='C'))['correct'] is None
+
+def test_a_floor_is_known_or_nothing_is_said():
+    from vlm_merging.comparing.findings import accuracy_said
+    options = dict(choices=['["red", "blue"]', '["red", "blue"]', '["red", "no list', None],
+                   question_type=['multi_choice']*3+['free_form'])
+    frame = pl.DataFrame(dict(answer=['A', 'A', 'B', '12'], prediction=['A', 'B', 'A', '13'])|options)
+    scores = score(frame)
+    assert scores['by_chance'].to_list()==[.5, .5, None, 0] and scores['if_empty'].to_list()==[0, 0, None, 0]
+    said = accuracy_said(scores)                                         # The bad row is in no share
+    assert 'an option at random 33.3%, the same answer everywhere 66.7%, an empty reply 0.0%' in said
+    assert said.endswith('not clearly above it')
+    foreign = score(frame.drop(*options))
+    assert foreign['by_chance'].null_count()==4 and 'floor' not in accuracy_said(foreign)
+
+def test_what_an_empty_reply_gets_is_what_the_rule_gives():
+    frame = pl.DataFrame(dict(answer=['["the"]', '["cup", "cup"]'], prediction=['cup', 'cup'],
+                              metric='vqa', question_type='free_form'))
+    assert score(frame, 'strict')['if_empty'].to_list()==[1., 0.]        # VQA drops articles
+
+def test_the_worst_case_has_no_floor_of_single_variants():
+    from vlm_merging.comparing.statistics import worst_case
+    frame = pl.DataFrame(dict(benchmark='b', run='r', index=['1', '2'], group=['g', 'g'], answer=['7', '7'],
+                              prediction=['7', '7'], question_type='free_form'))
+    summary = summarize(worst_case(score(frame)))
+    assert summary.filter(what='accuracy').height and not summary.filter(what='by_constant').height
