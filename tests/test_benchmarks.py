@@ -9,9 +9,9 @@ from PIL import Image
 
 from vlm_merging.benchmarks import prepare as preparing
 from vlm_merging.benchmarks import tables as readers
-from vlm_merging.benchmarks.items import (BENCHMARKS, RULE_OF, Item, Picture, as_item, cell, metric_of,
-                                          options_of, record_of, row_of,
-                                    text_of, unpacked)
+from vlm_merging.benchmarks.cells import cell, text_of, unpacked
+from vlm_merging.benchmarks.items import (BENCHMARKS, RULE_OF, Item, Picture, as_item, metric_of,
+                                          options_of, record_of, row_of)
 from vlm_merging.benchmarks.mathematics import (dynamath_row, mathverse_row, mathvision_row, mathvista_row,
                                                 mm_math_row)
 from vlm_merging.benchmarks.perception import (chartqa_row, docvqa_row, inline_options, korean_row,
@@ -69,8 +69,8 @@ def test_a_picture_reads_what_it_is_given(tmp_path):
 @pytest.mark.parametrize('source, why', [
     (b'', 'cannot be decoded'), (b'GIF89a broken', 'cannot be decoded'), (RED[:45], 'cannot be decoded'),
     (text(b'hello'), 'cannot be decoded'),
-    ('not/base64!', 'neither a file nor base64'), ('', 'there is no image'), (None, 'there is no image'),
-    (5, 'there is no image'),
+    ('not/base64!', 'neither a file nor base64'), ('', 'there is no image'),
+    (None, 'NoneType is no picture'), (5, 'int is no picture'),
     ({'bytes': None, 'path': None}, 'there is no image'),
     (Path('/nowhere/x.png'), 'cannot read /nowhere/x.png')])
 def test_a_broken_picture_says_whose_it_is(source, why):
@@ -445,7 +445,8 @@ def test_broken_lines_of_jsonl(tmp_path):
                                      b'"b?", "answer": 2}\n\xff\xfe\n'+b'['*5000+b'\n')
     items = load(tmp_path/'a.jsonl')
     assert [i.id for i in items]==['1', '5'] and [o.id for o in items.left]==['2', '3', '4', '6', '7']
-    assert items.problems==['a.jsonl lines 2, 4, 5, 7, 8: no JSON object. Each line must be one.']
+    assert items.problems==['a.jsonl lines 2, 4, 5, 7: no JSON object. Each line must be one.',
+                            'a.jsonl line 8: it is nested more than 100 deep.']
 
 def test_a_row_with_too_many_cells(tmp_path):
     (tmp_path/'a.csv').write_text('question,answer\na?,1\n"b, c?",2\nd, e?,3\n"two\nlines",4\nshort\n')

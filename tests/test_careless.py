@@ -1,6 +1,7 @@
 "What a careless or hostile world brings to asking and loading ends in one sentence, or in a plain value"
 import json, os, warnings
 from datetime import timedelta
+from pathlib import Path
 
 import polars as pl
 import pytest
@@ -159,6 +160,23 @@ def test_rows_of_other_kinds_are_damaged_lines(tmp_path):
         def notes(item): return asked.append(item.id) or 'x'
         assert quiet(ask, notes, [Item('1', '?'), Item('2', '?')], out, 'r').height==2
         assert asked==['1']
+
+def test_what_was_asked_last_is_damaged(tmp_path):
+    out = tmp_path/'run'
+    ask(echo, [Item('1', '?'), Item('2', '?')], out, 'r')
+    (out/'asked.jsonl').write_text('{"index": {}}\n')
+    with pytest.warns(UserWarning, match='1 line of asked.jsonl cannot be read .1.; so every reply of the'):
+        assert score(out).height==2
+
+@pytest.mark.parametrize('name', ['replies.jsonl', 'failures.jsonl', 'asked.jsonl', 'left_out.jsonl'])
+@pytest.mark.parametrize('make', [Path.mkdir, getattr(os, 'mkfifo', Path.mkdir)])
+def test_a_folder_or_a_pipe_in_place_of_a_file_of_a_run(tmp_path, name, make):
+    out = tmp_path/'run'
+    ask(echo, [Item('1', '?')], out, 'r')
+    (out/name).unlink(missing_ok=True)
+    make(out/name)
+    for job in (lambda: score(out), lambda: report(out), lambda: ask(echo, [Item('1', '?')], out, 'r')):
+        with pytest.raises(ValueError, match=f'{name} is'): job()
 
 def test_half_a_character_in_the_name_of_a_tag_is_a_question_mark(tmp_path):
     got = ask(echo, [Item('1', '?', tags={'kind \ud800':'a'})], tmp_path/'run', 'r')

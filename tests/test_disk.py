@@ -375,8 +375,11 @@ def test_a_source_or_a_run_that_cannot_be_read(tmp_path, capsys):
         with pytest.raises(OSError, match='while reading .*m/MathVista_MINI.tsv'):
             prepare('MathVista', tmp_path/'data', source=source)
     asked(tmp_path/'run')
-    with patched(Path, read_bytes=bad_sector):
-        with pytest.raises(OSError, match='while reading .*replies.jsonl'): asked(tmp_path/'run')
+    read = Path.read_bytes
+    for name in 'run.json', 'replies.jsonl':
+        def of_one(path, name=name): return (bad_sector if path.name==name else read)(path)
+        with patched(Path, read_bytes=of_one):
+            with pytest.raises(OSError, match=f'while reading .*{name}'): asked(tmp_path/'run')
     (tmp_path/'t.jsonl').write_text('{"question": "How many?"}\n')
     from vlm_merging.benchmarks import tables
     class Bad(BadFile):

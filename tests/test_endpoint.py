@@ -14,6 +14,7 @@ from vlm_merging.asking.connection import bare_address, repeats_key, way_to
 from vlm_merging.asking.endpoint import Endpoint, data_url, pause
 from vlm_merging.asking.ask import ask
 from vlm_merging.asking.replies import replies, report
+from vlm_merging.scoring.score import score
 
 def good(text, finish='stop', **message):
     return dict(id='1', object='chat.completion', created=0, model='tiny',
@@ -381,7 +382,6 @@ HOSTILE = {
                              'expected form'),
     'parts': (message(content=[dict(type='text', text='x')]), 'of the kind list'),
     'tool calls': (message(content=None, tool_calls=[dict(id='1')]), 'no content but tool_calls'),
-    'only thoughts': (message(content=None, reasoning_content='Hm.'), 'no content but reasoning_content'),
     'an error at length': ((200, dict(error=dict(message='no\n'*10**5))), 'the reply is an error: .*no'),
     'a refusal at length': ((400, ('<p>\x1b[2J\r\n\u202e'*10**5).encode()), 'refuses with status 400: <p>'),
     'an endless refusal': (raw(b'HTTP/1.1 400 No\r\n\r\n', b'x'*2**20, hang=True), 'refuses with status 400'),
@@ -397,6 +397,19 @@ def test_a_hostile_answer_fails_one_item_in_one_line(server, tiny, name):
     error = got['1'].error
     assert re.search(why, error) and len(error)<450 and error.isprintable() and not got['1'].text
     assert got['2'].text=='re: other' and got['2'].error is None
+
+def test_thoughts_are_kept_beside_the_reply_and_never_scored(server, tiny, tmp_path):
+    server.script |= dict(a=[(200, good('7', reasoning_content='It is 8.\ud800'))],
+                          b=[(200, good(None, reasoning='It is 8.'))],
+                          c=[(200, good('8', reasoning_content=5))])
+    items = [Item(q, q, '8', tags=dict(kind='sum')) for q in 'abc']
+    got = ask(tiny, items, tmp_path/'run', 'r')
+    assert got['prediction'].to_list()==['7', '', '8']
+    assert got['reasoning_content'].to_list()==['It is 8.?', 'It is 8.', None]
+    scores = score(tmp_path/'run')
+    assert scores['correct'].to_list()==[False, False, True] and 'reasoning_content' not in scores.columns
+    again = ask(tiny, [*items, Item('d', 'd', '8')], tmp_path/'run', 'r')
+    assert again['reasoning_content'].to_list()==['It is 8.?', 'It is 8.', None, None]
 
 def test_who_drips_is_hung_up_on(server, tiny):
     server.script['q'] = [raw(ok+b'\r\n', b' ', every=.02, hang=True)]*2
@@ -487,7 +500,7 @@ def test_a_key_that_comes_back_is_neither_shown_nor_kept(server, tiny, tmp_path,
     assert server.seen['q'][0][2]['authorization']==f'Bearer {KEY}'
     shown += [str(w.message) for w in told]
     shown += [p.read_text() for p in (tmp_path/'run').rglob('*') if p.is_file()]
-    shown.append(report(tmp_path/'run'))
+    if (tmp_path/'run').exists(): shown.append(report(tmp_path/'run'))     # else: nothing was asked
     text = ''.join(''.join(shown).split())
     for part in [KEY, *ECHOES.values()]: assert ''.join(part.split()) not in text
 

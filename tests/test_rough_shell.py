@@ -35,6 +35,14 @@ def table(tmp_path_factory):
     return path
 
 
+@pytest.mark.parametrize('command', ['', 'merge', 'score'])
+def test_help_does_not_hang_on_docstrings(command):
+    "`python -OO` has none"
+    plain, bare = (ended(*command.split(), '--help', env=env, capture_output=True, text=True).stdout
+                   for env in ({}, dict(PYTHONOPTIMIZE='2')))
+    assert plain==bare and 'None' not in plain.splitlines()[2]
+
+
 # --- Ctrl-C
 
 STAGED = '''import os, signal, sys

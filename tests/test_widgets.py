@@ -5,7 +5,6 @@ import ipywidgets as W
 import polars as pl, pytest
 from PIL import Image
 from vlm_merging.widgets import panels as panels
-from vlm_merging.scoring import score as scoring
 from vlm_merging.benchmarks.items import Item, Picture
 from vlm_merging.lab.trio import lab_folder
 from vlm_merging.merging.methods import METHODS, Knob
@@ -24,13 +23,6 @@ from vlm_merging.widgets.reply_browser import ReplyBrowser, chosen_rows, reply_h
 pytestmark = pytest.mark.xdist_group('widgets')
 EVIL = '</td><img src=x onerror="alert(1)"><script>alert(2)</script>&amp;'
 LONG = 120
-
-@pytest.fixture(scope='module', autouse=True)
-def patient():
-    "The time that scoring gives a reply is no matter here, where another process may hold the machine"
-    before, scoring._SECONDS = scoring._SECONDS, 60.
-    yield
-    scoring._SECONDS = before
 
 def tags_in(page): return set(re.findall(r'<\s*/?\s*([a-zA-Z0-9]+)', page))
 def status_text(widget): return re.sub(r'<[^>]+>', '', widget.status.value).strip()

@@ -71,6 +71,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'vlm_merging/asking/endpoint.py'),
                                              'vlm_merging.asking.endpoint._Talk': ( 'asking/endpoint.html#_talk',
                                                                                     'vlm_merging/asking/endpoint.py'),
+                                             'vlm_merging.asking.endpoint._check': ( 'asking/endpoint.html#_check',
+                                                                                     'vlm_merging/asking/endpoint.py'),
                                              'vlm_merging.asking.endpoint._in_one_line': ( 'asking/endpoint.html#_in_one_line',
                                                                                            'vlm_merging/asking/endpoint.py'),
                                              'vlm_merging.asking.endpoint._models_of': ( 'asking/endpoint.html#_models_of',

@@ -24,7 +24,7 @@ from .replies import (ASKED_LAST, LEFT_OUT, place_of, reply_table, report, run_l
                                          unique_rows)
 
 # %% auto #0
-__all__ = ['HOPELESS', 'one_by_one', 'ask']
+__all__ = ['REPLIED', 'HOPELESS', 'one_by_one', 'ask']
 
 # %% ../../nbs/asking/07_ask.ipynb #c014
 def one_by_one(
@@ -54,6 +54,8 @@ def _incoming(model, items):
         finally: getattr(feed, 'close', bool)()
 
 # %% ../../nbs/asking/07_ask.ipynb #c021
+REPLIED = 'prediction', 'finish', 'seconds', 'reasoning_content' # Columns that come from the reply
+
 def _sorted_out(items, rows, run, about, stored):
     "By place: rows with a reply, items that need one with their row and its number, and failures"
     done, todo, failed = {}, {}, {}
@@ -63,7 +65,7 @@ def _sorted_out(items, rows, run, about, stored):
         except ValueError as e: failed[place] = row|dict(row=n, error=str(e)); continue
         old = stored.get((place, row['key']))
         if not old: todo[place] = item, row, n
-        else: done[place] = row|{k:old.get(k) for k in ('prediction', 'finish', 'seconds')}
+        else: done[place] = row|{k:old[k] for k in REPLIED if k in old}
     return done, todo, failed
 
 # %% ../../nbs/asking/07_ask.ipynb #c024
@@ -119,7 +121,8 @@ def _ask_missing(model, todo, done, failed, lines, bar):
             lost += not done and _shown(item)
             bar.set_postfix(failed=len(failed))
         else:
-            done[place] = row|dict(prediction=reply.text, finish=reply.finish, seconds=reply.seconds)
+            told = zip(REPLIED, (reply.text, reply.finish, reply.seconds, reply.reasoning_content))
+            done[place] = row|{k:v for k, v in told if v is not None}
             lines.add(done[place])
         bar.update(1)
         if lost>=HOPELESS and not done: raise ValueError(_hopeless(failed, 'The first'))

@@ -7,18 +7,20 @@ from __future__ import annotations
 import asyncio, base64, email.utils, json, queue, random, re, time
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import inf
 from pathlib import Path
 import httpx2
 from ..benchmarks.items import Item, Picture, as_item
 from ..checkpoints.headers import Checkpoint, local_model
+from ..checkpoints.texts import check_number, error_words, quoted
 from .fingerprints import weights_hash
 from .models import Reply, text_of_reply
 from .connection import (answer_to, bare_address, client_of, in_own_loop,
                                            next_of, repeats_key, server_words, usable_key)
 
 # %% auto #0
-__all__ = ['LONGEST', 'data_url', 'wire_messages', 'pause', 'Endpoint', 'weights_of', 'endpoint_settings', 'served_by',
-           'in_flight']
+__all__ = ['LONGEST', 'NUMBERS', 'UNSENT', 'THOUGHTS', 'data_url', 'wire_messages', 'pause', 'Endpoint', 'weights_of',
+           'endpoint_settings', 'served_by', 'in_flight']
 
 # %% ../../nbs/asking/09_endpoint.ipynb #c009
 def data_url(
@@ -58,6 +60,26 @@ def pause(
     return min(patience*2**(tries-1), LONGEST)*random.uniform(.5, 1.5)
 
 # %% ../../nbs/asking/09_endpoint.ipynb #c020
+NUMBERS = dict(concurrency=(1, 10_000, True), tries=(1, 1000, True), max_tokens=(1, inf, True),
+               seed=(-inf, inf, True), timeout=(.001, inf, False), patience=(0, inf, False),
+               temperature=(0, inf, False), top_p=(0, 1, False)) # Smallest, largest, whole numbers only?
+UNSENT = 'max_tokens', 'temperature', 'top_p', 'seed' # May be None, and are left out of the request then
+
+def _check(endpoint):
+    "Raise ValueError if an endpoint could never be asked"
+    endpoint.url, endpoint._key
+    for name, (least, most, whole) in NUMBERS.items():
+        value = getattr(endpoint, name)
+        if value is not None or name not in UNSENT: check_number(name, value, least, most, whole)
+    for name, kinds in dict(model=str, system=(str, type(None)), extra=dict).items():
+        if not isinstance(value := getattr(endpoint, name), kinds):
+            example = "a dict such as dict(top_k=1)" if name=='extra' else 'a text'
+            raise ValueError(f'{name} is {quoted(value)}; it is {example}.')
+    try: json.dumps(endpoint.extra, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as e:
+        raise ValueError(f'extra cannot be sent as JSON: {error_words(e)}.') from None
+
+# %% ../../nbs/asking/09_endpoint.ipynb #c022
 @dataclass(frozen=True, repr=False)
 class Endpoint:
     "A model behind an OpenAI-compatible server, and how it is asked"
@@ -76,7 +98,7 @@ class Endpoint:
     tries:int=6          # How often an item is sent before it counts as failed
     patience:float=1.    # Seconds of the first pause; each later one is twice as long
 
-    def __post_init__(self): self.url, self._key # Raise ValueError if it could never be asked
+    def __post_init__(self): _check(self) # Raise ValueError if it could never be asked
     @property
     def url(self)->str: return bare_address(self.base_url) # Without name, password and query
     @property
@@ -101,13 +123,13 @@ class Endpoint:
         item = as_item(question, *images)
         return text_of_reply(next(self.many([item])), item, self.model)
 
-# %% ../../nbs/asking/09_endpoint.ipynb #c023
+# %% ../../nbs/asking/09_endpoint.ipynb #c025
 def _in_one_line(endpoint):
     draws = 'greedy' if endpoint.temperature==0 else f'temperature {endpoint.temperature}'
     limit = f', at most {endpoint.max_tokens} tokens' if endpoint.max_tokens else ''
     return f'Endpoint({endpoint.url!r}, {endpoint.model!r}, {draws}{limit})'
 
-# %% ../../nbs/asking/09_endpoint.ipynb #c027
+# %% ../../nbs/asking/09_endpoint.ipynb #c029
 def weights_of(
     served:str|Path|None, # Folder that is served, or any name for its weights
 )->str|None:            # None: not known
@@ -124,7 +146,7 @@ def endpoint_settings(
     settings = ('system', 'max_tokens', 'temperature', 'top_p', 'seed', 'extra')
     return where|{k:getattr(endpoint, k) for k in settings}
 
-# %% ../../nbs/asking/09_endpoint.ipynb #c034
+# %% ../../nbs/asking/09_endpoint.ipynb #c036
 class _Stop(Exception): "Would fail for every item"
 
 def _nobody(endpoint, way, trouble, heard=False):
@@ -147,7 +169,7 @@ def _moved(endpoint, answer):
             f'{answer.status_code}), which is not followed: question and key would go with it. Name the '
             f'address that answers.')
 
-# %% ../../nbs/asking/09_endpoint.ipynb #c037
+# %% ../../nbs/asking/09_endpoint.ipynb #c039
 def _names_in(body, key):
     "Names of models in a list of them; [] if it is none"
     try: rows = json.loads(body)['data']
@@ -156,7 +178,7 @@ def _names_in(body, key):
     return [n for n in names if isinstance(n, str) and 0<len(n)<=200 and n.isprintable()
             and not repeats_key(n, key)]
 
-# %% ../../nbs/asking/09_endpoint.ipynb #c039
+# %% ../../nbs/asking/09_endpoint.ipynb #c041
 async def _models_of(endpoint, client, way):
     "Names of the models that a server has; raise _Stop if it cannot be asked"
     wait = min(endpoint.timeout, 30.)
@@ -181,26 +203,28 @@ def served_by(
         try: return next_of(done)
         except _Stop as e: raise ValueError(str(e)) from None
 
-# %% ../../nbs/asking/09_endpoint.ipynb #c043
+# %% ../../nbs/asking/09_endpoint.ipynb #c045
+THOUGHTS = 'reasoning_content', 'reasoning' # Where servers put what a model thought before it answered
+
 def _said(answer, key=None):
-    "What the first choice says, and why it ended; raise ValueError if it says nothing and no reason is known"
+    "What the first choice says, why it ended, and thoughts beside it; raise ValueError if it says nothing"
     choices = answer.get('choices') if isinstance(answer, dict) else None
     choice = choices[0] if isinstance(choices, list) and choices else None
     message = choice.get('message') if isinstance(choice, dict) else None
     if not isinstance(message, dict): raise ValueError('the reply is not of the expected form')
     finish, text = choice.get('finish_reason'), message.get('content')
     if text is None: text = message.get('refusal')
-    if text is None and finish in ('length', 'content_filter'): text = ''
+    thoughts = next((t for k in THOUGHTS if isinstance(t := message.get(k), str) and t.strip()), None)
+    if text is None and (thoughts or finish in ('length', 'content_filter')): text = ''
     if isinstance(text, str):
-        text = text.encode('utf-8', 'replace').decode()            # Half a character, now and then
-        return text, server_words(finish, key, 40) if isinstance(finish, str) else None
+        text, thoughts = (t and t.encode('utf-8', 'replace').decode() for t in (text, thoughts))
+        return text, server_words(finish, key, 40) if isinstance(finish, str) else None, thoughts
     if text is not None:
         raise ValueError(f'the content of the reply is no text, but of the kind {type(text).__name__}')
-    beside = [k for k in ('tool_calls', 'reasoning_content', 'reasoning') if message.get(k)]
-    raise ValueError('the reply has no content'+f" but {' and '.join(beside)}"*bool(beside))
+    raise ValueError('the reply has no content'+' but tool_calls'*bool(message.get('tool_calls')))
 
 def _read_reply(answer, body, key):
-    "Text, finish and the name of the model, of a body; raise ValueError if it is no reply"
+    "Text, finish, thoughts and the name of the model, of a body; raise ValueError if it is no reply"
     try: reply = json.loads(body)
     except (ValueError, RecursionError):
         kind = server_words(answer.headers.get('content-type', 'of no kind'), key, 40)
@@ -208,11 +232,12 @@ def _read_reply(answer, body, key):
     if isinstance(reply, dict) and reply.get('error') and not reply.get('choices'):
         words = json.dumps(reply['error'], ensure_ascii=False)
         raise ValueError(f'the reply is an error: {server_words(words, key)}')
-    text, finish = _said(reply, key)
-    if repeats_key(text, key): raise ValueError('the reply repeats the key, and is not kept')
-    return text, finish, reply.get('model')
+    text, finish, thoughts = _said(reply, key)
+    if repeats_key(text+'\n'+(thoughts or ''), key):
+        raise ValueError('the reply repeats the key, and is not kept')
+    return text, finish, thoughts, reply.get('model')
 
-# %% ../../nbs/asking/09_endpoint.ipynb #c046
+# %% ../../nbs/asking/09_endpoint.ipynb #c048
 async def _refused(endpoint, client, way, status, words):
     "Why a server refuses, and whether to try again; raise _Stop for what would fail for every item"
     why = f'status {status}: {words}'
@@ -228,7 +253,7 @@ async def _refused(endpoint, client, way, status, words):
                     f'and the name of the model.')
     return why, status>=500 or status in (408, 409, 425, 429)
 
-# %% ../../nbs/asking/09_endpoint.ipynb #c048
+# %% ../../nbs/asking/09_endpoint.ipynb #c050
 @dataclass
 class _Talk:
     "What is known of a server by now"
@@ -252,7 +277,7 @@ def _same_model(endpoint, talk, name):
         raise _Stop(f'{endpoint.url} replied as {was!r} and now replies as {now!r}. What came before is '
                     f'kept; ask each model into a folder of its own.')
 
-# %% ../../nbs/asking/09_endpoint.ipynb #c051
+# %% ../../nbs/asking/09_endpoint.ipynb #c053
 async def _try(endpoint, talk, item, payload, last):
     "A reply; or why there is none, and what the server says of waiting"
     start, key = time.perf_counter(), endpoint._key
@@ -262,9 +287,10 @@ async def _try(endpoint, talk, item, payload, last):
         talk.heard = True
         if answer.has_redirect_location: raise _Stop(_moved(endpoint, answer))
         if answer.is_success:
-            text, finish, model = _read_reply(answer, body, key)
+            text, finish, thoughts, model = _read_reply(answer, body, key)
             _same_model(endpoint, talk, model)
-            return Reply(item.id, text, round(time.perf_counter()-start, 4), finish), None
+            took = round(time.perf_counter()-start, 4)
+            return Reply(item.id, text, took, finish, reasoning_content=thoughts), None
         why, again = await _refused(endpoint, talk.client, talk.way, answer.status_code,
                                     server_words(body.decode('utf-8', 'replace'), key))
         if again: return why, answer.headers.get('retry-after')
@@ -290,7 +316,7 @@ async def _patiently(endpoint, talk, item):
         if n<endpoint.tries: await asyncio.sleep(pause(n, endpoint.patience, wait))
     return Reply(item.id, '', error=f'No reply in {endpoint.tries} tries, the last time: {reply}')
 
-# %% ../../nbs/asking/09_endpoint.ipynb #c054
+# %% ../../nbs/asking/09_endpoint.ipynb #c056
 def in_flight(
     endpoint:Endpoint,  # Who is asked
     items,              # What to ask

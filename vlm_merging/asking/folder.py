@@ -63,6 +63,8 @@ def read_lines(
     "Rows of a file whose last line, or any other, may be damaged"
     rows, bad = [], []
     if not path.exists(): return rows, bad
+    if not path.is_file():
+        raise ValueError(f'{path} is a folder, or no plain file. Move it away, and run the same again.')
     with reading(path): content = path.read_bytes()
     for n, line in enumerate(content.split(b'\n'), 1):
         if not line.strip(): continue

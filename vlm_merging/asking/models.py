@@ -25,6 +25,7 @@ class Reply:
     seconds:float|None=None # Time it took; of a batch: the share of each
     finish:str|None=None # 'stop', 'length' or what the server said; None: not known
     error:str|None=None # What went wrong, in a sentence; None: nothing
+    reasoning_content:str|None=None # What a server gives of the thoughts before it; kept, never scored
 
 # %% ../../nbs/asking/03_models.ipynb #c017
 def text_of_reply(

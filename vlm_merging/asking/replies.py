@@ -109,7 +109,8 @@ def _kept(out):
         raise ValueError(f"{out} is not the folder of a run: it has no run.json.")
     read = {name:run_lines(out, name) for name in RUN_FILES}
     replies, failed, left, asked = (rows for rows, _ in read.values())
-    keys, noted = {place_of(r):r.get('key') for r in asked}, (out/ASKED_LAST).is_file()
+    keys = {place_of(r):r.get('key') for r in asked}
+    noted = (out/ASKED_LAST).is_file() and not read[ASKED_LAST][1]      # damaged: every reply counts
     def counts(row): return not noted or row.get('key') and row['key']==keys.get(place_of(row))
     rows = {place_of(r):r for r in replies if counts(r)}
     failed, left = ([r for r in notes if place_of(r) not in rows] for notes in (failed, left))
@@ -161,7 +162,9 @@ def _unread(bad):
     "A line for each file with lines that cannot be read"
     for name, at in bad.items():
         some = f"{len(at)} line{'s'[:len(at)!=1]} of {name} cannot be read ({', '.join(map(str, at[:5]))})"
-        if at: yield some+('; what they held is asked again.' if name=='replies.jsonl' else '.')
+        then = {'replies.jsonl':'; what they held is asked again',
+                ASKED_LAST:'; so every reply of the folder counts'}.get(name, '')
+        if at: yield f'{some}{then}.'
 
 # %% ../../nbs/asking/06_replies.ipynb #c036
 def report(
@@ -198,5 +201,7 @@ def shortfall(
     out:str|Path,       # Folder of a run
 )->str:                 # Empty: each question has a reply
     "What a run lacks, for those who score it"
-    if not _kept(out).short: return ''
-    return f'{path_of(out)}: {report(out)}\nThe replies that are there are not a random sample.'
+    run = _kept(out)
+    if not run.short and not run.bad[ASKED_LAST]: return ''
+    biased = '\nThe replies that are there are not a random sample.'*bool(run.short)
+    return f'{path_of(out)}: {report(out)}{biased}'

@@ -116,7 +116,10 @@ class Picture:
     source:object=field(repr=False) # Whatever `encoded` takes, or the path of a file as text
     name:str='image'    # Whose picture it is, for messages: 'MathVista row 3'
 
-    def __post_init__(self): object.__setattr__(self, 'source', source_of(self.source))
+    def __post_init__(self):
+        whose = '' if self.name in ('image', str(self.source)[:80]) else f'{self.name}: '
+        try: object.__setattr__(self, 'source', source_of(self.source))
+        except ValueError as e: raise ValueError(f'{whose}{e}') from None
 
     def bytes(self)->bytes:
         "The encoded file; raise ValueError if there is none"

@@ -2,13 +2,13 @@
 # A list such as 'benchmarks.load:load what=benchmark split n' shows three parameters of `load`, the first of
 # them under another name.
 from __future__ import annotations
-import argparse, re, shutil, sys
+import argparse, ast, re, shutil, sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from vlm_merging.checkpoints.texts import did_you_mean, one_line
 from vlm_merging.cli.messages import Called, in_shell_words
-from vlm_merging.cli.signatures import REQUIRED, constant_words, methods_read, parameters_of
+from vlm_merging.cli.signatures import REQUIRED, constant_words, definition, methods_read, parameters_of
 from vlm_merging.cli.typed import Split, value_kind
 
 PROGRAM = 'vlm-merging'
@@ -58,7 +58,8 @@ class Command:
     @property
     def about(self)->str:
         "What it does, in a sentence"
-        return self.run.__doc__
+        where = f"{self.run.__module__.removeprefix('vlm_merging.')}:{self.run.__name__}"
+        return self.run.__doc__ or ast.get_docstring(definition(where)[0])      # python -OO drops docstrings
 
     @property
     def lists(self)->list:
@@ -203,6 +204,20 @@ class Layout(argparse.RawDescriptionHelpFormatter):
         if action.nargs=='?': return f'[{word}]'
         return f'{word},...' if isinstance(action, Split) or action.nargs=='+' else word
 
+def _needed(command, options):
+    "Names of the options that must be given, but for what stands first"
+    own = [n for n, o in options.items() if o.parameter.default==REQUIRED and o.own and not o.place]
+    return list(dict.fromkeys([*command.needs.split(), *own]))
+
+def _usage(command, options):
+    "How a command is typed: what may be left out stands in brackets"
+    fixed, needed = [o for o in options.values() if o.place], _needed(command, options)
+    words = [o.flag+'...'*o.parameter.several for o in fixed]
+    words = [w if o.parameter.default==REQUIRED else f'[{w}]' for o, w in zip(fixed, words)]
+    places = command.places.split()
+    words += [n.upper() if n in needed else f'[{n.upper()}]' for n in places]
+    return ' '.join([*words, *(f'{options[n].flag} {n.upper()}' for n in needed if n not in places)])
+
 def parser_of(
     command:Command,    # From `COMMANDS`
 )->Parser:
@@ -210,12 +225,9 @@ def parser_of(
     options, names, groups = shell_options(command), flags_of(command), {}
     fixed = [o for o in options.values() if o.place]
     name, untyped = f'{PROGRAM} {command.name}', argparse.SUPPRESS
-    usage = [o.flag+'...'*o.parameter.several for o in fixed]
-    usage = [u if o.parameter.default==REQUIRED else f'[{u}]' for o, u in zip(fixed, usage)]
-    usage += [f'[{n.upper()}]' for n in command.places.split()]
-    p = Parser(name, ' '.join([name, *usage, '[options]']), f'{command.about}.', formatter_class=Layout,
-               epilog='for example:\n  '+command.example.replace('\n', '\n  '), allow_abbrev=False,
-               add_help=False)
+    usage = ' '.join(f'{name} {_usage(command, options)} [options]'.split())
+    p = Parser(name, usage, f'{command.about}.', formatter_class=Layout, epilog='for example:\n  '+
+               command.example.replace('\n', '\n  '), allow_abbrev=False, add_help=False)
     first = p.add_argument_group('what stands first') if fixed else p
     for o in fixed:
         first.add_argument(o.name, nargs='*' if o.parameter.several else '?', default=untyped, metavar=o.flag,
@@ -263,8 +275,7 @@ def carry_out_command(
 )->int:                 # Exit code
     "Run a command; raise ValueError if something is missing, or too small"
     options, names = shell_options(command), flags_of(command)
-    needed = [n for n, o in options.items() if o.parameter.default==REQUIRED and o.own and not o.place]
-    for name in dict.fromkeys([*command.needs.split(), *needed]):
+    for name in _needed(command, options):
         if given.get(name) in (None, '', ()):
             raise ValueError(f'{options[name].flag} is missing: {help_of(options[name].parameter, names)}.')
     for name, least in SMALLEST.items():

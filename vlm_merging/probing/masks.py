@@ -9,26 +9,31 @@ from dataclasses import dataclass
 from functools import partial
 import torch
 from torch import Tensor, nn
-from ..checkpoints.texts import ranges_said
+from ..checkpoints.texts import quoted, ranges_said
 from ..merging.recipe import layer_set
 from .layers import (bare_model, constant_parameters, decoder_layers, donor_parameters,
     entering_stream, find_part, head_count, main_output, output_projection, partner_layers, row_mask,
     stream_writer, swapped_parameters, wrapped_attention, wrapped_forward)
 
 # %% auto #0
-__all__ = ['PARTS', 'WAYS', 'Mask', 'named_layers', 'masks', 'replace_output', 'replace_head_outputs', 'attend_uniformly',
-           'mask_changes', 'applied', 'masked', 'means']
+__all__ = ['PARTS', 'WAYS', 'MOST_LAYERS', 'Mask', 'named_layers', 'masks', 'replace_output', 'replace_head_outputs',
+           'attend_uniformly', 'mask_changes', 'applied', 'masked', 'means']
 
 # %% ../../nbs/probing/06_masks.ipynb #c013
 PARTS = ('layer', 'attention', 'mlp', 'head')
 WAYS = ('skip', 'zero', 'mean', 'uniform', 'constant', 'weights')
 
+MOST_LAYERS = 100_000   # Beyond, a range was mistyped
+
 def _numbers(name, value):
     "Whole numbers from 0 in order; raise ValueError if they are something else"
-    wrong = ValueError(f"{name} is {value!r}; they are whole numbers from 0.")
-    if not isinstance(value, (int, list, tuple, set, range)): raise wrong
-    value = (value,) if isinstance(value, int) else tuple(value)
-    if any(not isinstance(i, int) or isinstance(i, bool) or i<0 for i in value): raise wrong
+    wrong = ValueError(f"{name} is {quoted(value)}; they are whole numbers from 0, below {MOST_LAYERS:,}.")
+    value = value.tolist() if hasattr(value, 'tolist') else value
+    if isinstance(value, int): value = (value,)
+    if not isinstance(value, (list, tuple, set, range)): raise wrong
+    if isinstance(value, range) and value and max(value[0], value[-1])>=MOST_LAYERS: raise wrong
+    value = [i.tolist() if hasattr(i, 'tolist') else i for i in value]
+    if any(not isinstance(i, int) or isinstance(i, bool) or not 0<=i<MOST_LAYERS for i in value): raise wrong
     return tuple(sorted(set(value)))
 
 # %% ../../nbs/probing/06_masks.ipynb #c015
@@ -71,9 +76,7 @@ def named_layers(
 )->list[int]:           # In order
     "Layers however they are named; raise ValueError if the model lacks one"
     if isinstance(layers, str): return sorted(layer_set(layers, depth))
-    if not isinstance(layers, (int, list, tuple, set, range)):
-        raise ValueError(f"layers is {layers!r}; name a number, several, or a text such as '0-5,8'.")
-    wanted = Mask(layers if not isinstance(layers, int) else (layers,)).layers
+    wanted = Mask(layers).layers
     if wanted[-1]>=depth: raise ValueError(f"layer {wanted[-1]} is not within the layers 0-{depth-1} of this "
                                            f"model.")
     return list(wanted)

@@ -79,7 +79,7 @@ def _in_a_copy(question):
         os.write(writes, json.dumps(_within(question[0], agree, *question[1:])).encode())
         os._exit(0)
     os.close(writes)
-    with os.fdopen(reads) as answer: said = answer.read()
+    with os.fdopen(reads, encoding='utf-8') as answer: said = answer.read()
     os.waitpid(copy, 0)
     return json.loads(said) if said else None
 

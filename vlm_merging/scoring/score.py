@@ -260,7 +260,8 @@ def typed_replies(
 
 # %% ../../nbs/scoring/19_score.ipynb #c056
 COLUMNS_LEFT_OUT = ('question_for_eval', 'choices', 'answer_option', 'question_type', 'answer_type',
-                    'precision', 'unit', 'finish', 'metric', 'key', 'error', 'query', 'seconds')
+                    'precision', 'unit', 'finish', 'metric', 'key', 'error', 'query', 'seconds',
+                    'reasoning_content')
 
 def score(
     replies:pl.DataFrame|str|Path, # Folder of a run, file with a table of replies, or the table itself
