@@ -4,6 +4,7 @@ from pathlib import Path
 import polars as pl, pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 from vlm_merging.scoring.algebra import Algebra
+from vlm_merging.comparing.statistics import summarize
 from vlm_merging.scoring.score import PROTOCOLS, RULES, problems, score, score_row
 
 DEV = Path(__file__).resolve().parents[2]/'shared'/'eval_data'/'dev'
@@ -161,7 +162,7 @@ def test_a_run_a_file_and_a_table_score_alike(tmp_path):
     (run/'run.json').write_text('{}')
     (run/'replies.jsonl').write_text(''.join(json.dumps(r)+'\n' for r in rows))
     expected = score(replies(run)).rows()
-    assert [r[-8] for r in expected]==[True, False]
+    assert score(run)['correct'].to_list()==[True, False]
     assert score(run).rows()==score(str(run)).rows()==expected
     for name, write in (('t.parquet', 'write_parquet'), ('t.jsonl', 'write_ndjson'), ('t.csv', 'write_csv')):
         getattr(pl.DataFrame(rows), write)(tmp_path/name)
@@ -370,7 +371,21 @@ def test_a_thought_without_an_end_is_no_answer():
 
 def test_unknown_tags_are_told():
     told = ' '.join(problems(score(pl.DataFrame(dict(answer=['7']*2, prediction=['7<|over|>', '7'])))))
-    assert 'Unknown tags in 1 of 2 replies (<|over|>)' in told
+    assert 'Unknown tags in 1 of 2 replies (<|over|>)' in told and "WRAPPERS['over'] = " in told
+
+def test_unknown_tags_are_named_the_commonest_first_and_counted_in_every_summary():
+    replies = ['7<|over|>']*1_200+['7', '<zeal>7</zeal> <|over|>', '<verdict>7', 'x<yz>w', None]
+    scores = score(pl.DataFrame(dict(answer=['7']*len(replies), prediction=replies)))
+    told = ' '.join(problems(scores))
+    assert 'in 1,202 of 1,205 replies (<|over|>, </zeal>, <zeal>, <verdict>)' in told
+    share = summarize(scores).filter(what='unknown tags')
+    assert (share['value'][0], share['n'][0])==(1_202/1_205, 1_205)
+    assert not summarize(scores.drop('unknown_tags')).filter(what='unknown tags').height
+
+def test_an_undecided_row_is_counted_in_the_summary():
+    scores = score(pl.DataFrame(dict(answer=['10^{10^{10}}!', '7'], prediction=['5', '7'])))
+    parts = dict(summarize(scores).select('what', 'value').iter_rows())
+    assert parts['undecided']==.5 and parts['answered']==.5
 
 @pytest.mark.parametrize('reply,right', [
     ('It cannot be B, and A is too small.', 0), ('Vertex B is on top.', 0), ('Either B or D.', 0),
@@ -431,3 +446,28 @@ def test_letters_without_a_word_about_options():
     gap = dict(question='How many?', choices='{"A":"one","B":"two","D":"four"}')
     assert one('D', gap|dict(answer='D'))['correct'] and one('four', gap|dict(answer='D'))['correct']
     assert one('C', gap|dict(answer='C'))['correct'] is None
+
+def test_a_floor_is_known_or_nothing_is_said():
+    from vlm_merging.comparing.findings import accuracy_said
+    options = dict(choices=['["red", "blue"]', '["red", "blue"]', '["red", "no list', None],
+                   question_type=['multi_choice']*3+['free_form'])
+    frame = pl.DataFrame(dict(answer=['A', 'A', 'B', '12'], prediction=['A', 'B', 'A', '13'])|options)
+    scores = score(frame)
+    assert scores['by_chance'].to_list()==[.5, .5, None, 0] and scores['if_empty'].to_list()==[0, 0, None, 0]
+    said = accuracy_said(scores)                                         # The bad row is in no share
+    assert 'an option at random 33.3%, the same answer everywhere 66.7%, an empty reply 0.0%' in said
+    assert said.endswith('not clearly above it')
+    foreign = score(frame.drop(*options))
+    assert foreign['by_chance'].null_count()==4 and 'floor' not in accuracy_said(foreign)
+
+def test_what_an_empty_reply_gets_is_what_the_rule_gives():
+    frame = pl.DataFrame(dict(answer=['["the"]', '["cup", "cup"]'], prediction=['cup', 'cup'],
+                              metric='vqa', question_type='free_form'))
+    assert score(frame, 'strict')['if_empty'].to_list()==[1., 0.]        # VQA drops articles
+
+def test_the_worst_case_has_no_floor_of_single_variants():
+    from vlm_merging.comparing.statistics import worst_case
+    frame = pl.DataFrame(dict(benchmark='b', run='r', index=['1', '2'], group=['g', 'g'], answer=['7', '7'],
+                              prediction=['7', '7'], question_type='free_form'))
+    summary = summarize(worst_case(score(frame)))
+    assert summary.filter(what='accuracy').height and not summary.filter(what='by_constant').height

@@ -124,7 +124,7 @@ def test_no_word_is_a_command_and_no_name_a_line():
     for name, text in said().items(): harmless_line(text)
 
 def test_a_table_of_accuracies_is_a_line_a_run():
-    from vlm_merging.cli.asking_commands import accuracy_said
+    from vlm_merging.comparing.findings import accuracy_said
     a, b = two_runs()
     text = accuracy_said(pl.concat([a, b]))
     harmless_line(text)

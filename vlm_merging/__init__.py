@@ -30,7 +30,7 @@ _NAMES = {
     'scoring.judge': 'judge_report judged',
     'comparing.statistics': 'by_length summarize worst_case',
     'comparing.pairs': 'detectable holm items_needed',
-    'comparing.findings': 'power_said verdict',
+    'comparing.findings': 'accuracy_said power_said verdict',
     'comparing.compare': 'Comparison compare',
     'comparing.layer_findings': 'MEASURES MEASURE_NAMES change_verdict profile_verdict',
     'probing.weights': 'by_layer by_module weight_stats weights_by_layer',

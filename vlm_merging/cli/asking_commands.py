@@ -133,38 +133,6 @@ def incomplete(
     from vlm_merging.asking.replies import NO_REPLY
     return bool(problems) or any(NO_REPLY in t['outcome'] for t in scores if 'outcome' in t.columns)
 
-def accuracy_said(
-    scores,             # A score table
-    by:tuple=(),        # Tags
-)->str:                 # A line for each run and benchmark, and below it one for each value of a tag
-    "Accuracy with its interval, and beside it what replies did"
-    import polars as pl
-    from vlm_merging.comparing.findings import names_in_line
-    from vlm_merging.comparing.statistics import summarize
-    keys = ('benchmark', 'split', 'run', 'index')
-    named = scores['index'].null_count()<scores.height
-    some = scores.filter(~pl.struct(keys).is_duplicated()) if named else scores
-    if not some.height: return 'There is no reply to count.'
-    rows = {}
-    for r in names_in_line(summarize(some, by)).to_dicts():
-        where = () if r['tag']=='all' else (r['tag'], r['where'])
-        rows.setdefault((r['benchmark'], r['run'], *where), {})[r['what']] = r
-    out = []
-    for (benchmark, run, *where), what in sorted(rows.items(), key=lambda o: o[0][:2]):
-        a, silent = what.get('accuracy'), what.get('no reply')
-        more = [k for k in ('answered', 'loop', 'cut-off', 'worst case') if k in what]
-        beside, share = ', '.join(f"{k} {what[k]['value']:.1%}" for k in more), 'no score'
-        if a and a['value'] is not None:
-            share = f"{a['value']:.1%} (95% {a['low']:.1%} to {a['high']:.1%}) of {a['n']}"
-        lost = round(silent['value']*silent['n']) if silent else 0
-        if lost:
-            share += f"; {lost} of {silent['n']} {'have' if lost>1 else 'has'} no reply"
-            ends = [(a['value']*a['n']+k)/(a['n']+lost) for k in (0, lost)] if a else []
-            if a: share += f", so of all it is between {ends[0]:.1%} and {ends[1]:.1%}"
-        name = f"  {' '.join(where)}" if where else f'{benchmark}, {run}'
-        out.append(f'{name}: {share}'+f'; {beside}'*bool(beside and not where))
-    return '\n'.join(out)
-
 @command(example='vlm-merging score runs/a --out a.parquet\n'
                  'vlm-merging score runs/a --protocol judge --judge localhost:8000 --judge-model NAME')
 def score_command(
@@ -197,6 +165,7 @@ def score_command(
     else: scores = score(frame, protocol)
     if out: write_table(scores, out)
     for sentence in problems(scores): tell(sentence)
+    from vlm_merging.comparing.findings import accuracy_said
     print(accuracy_said(scores, by))
     return 4 if incomplete(left, scores) else 0
 

@@ -7,11 +7,13 @@ from __future__ import annotations
 from collections.abc import Callable
 import polars as pl
 from ..checkpoints.texts import name_in_line
+from ..scoring.floor import FLOORS, floor_said
+from .statistics import summarize
 from .pairs import COMPARISON_COLUMNS, detectable, items_needed
 
 # %% auto #0
 __all__ = ['CATEGORY_NAMES', 'WIDE', 'CORRECTED', 'MOVED', 'points', 'p_said', 'names_in_line', 'change_said', 'verdict',
-           'power_said', 'sweep_verdict']
+           'power_said', 'accuracy_said', 'sweep_verdict']
 
 # %% ../../nbs/comparing/03_findings.ipynb #c009
 def points(
@@ -188,6 +190,44 @@ def power_said(
             f"them); {points(change, False)} points take about {round(need, -2):,.0f}.")
 
 # %% ../../nbs/comparing/03_findings.ipynb #c062
+def _share_said(a, silent):
+    "Accuracy with its interval, and what it could be if all had a reply"
+    known = a and a['value'] is not None
+    share = f"{a['value']:.1%} (95% {a['low']:.1%} to {a['high']:.1%}) of {a['n']}" if known else 'no score'
+    lost = round(silent['value']*silent['n']) if silent else 0
+    if not lost: return share
+    share += f"; {lost} of {silent['n']} {'have' if lost>1 else 'has'} no reply"
+    ends = [(a['value']*a['n']+k)/(a['n']+lost) for k in (0, lost)] if a else []
+    return share+(f", so of all it is between {ends[0]:.1%} and {ends[1]:.1%}" if a else '')
+
+# %% ../../nbs/comparing/03_findings.ipynb #c065
+def _floor_of(what, whole):
+    a, floors = what.get('accuracy'), {c:what[c]['value'] for c in FLOORS if c in what}
+    return floor_said(a['low'], a['high'], floors, whole) if a else ''
+
+def accuracy_said(
+    scores:pl.DataFrame, # A score table
+    by:tuple=(),        # Tags
+)->str:                 # A line for each run and benchmark, and below it one for each value of a tag
+    "Accuracy with its interval, beside it the floor, and what replies did"
+    keys = ('benchmark', 'split', 'run', 'index')
+    named = scores['index'].null_count()<scores.height
+    some = scores.filter(~pl.struct(keys).is_duplicated()) if named else scores
+    if not some.height: return 'There is no reply to count.'
+    rows, out = {}, []
+    for r in names_in_line(summarize(some, by)).to_dicts():
+        where = () if r['tag']=='all' else (r['tag'], r['where'])
+        rows.setdefault((r['benchmark'], r['run'], *where), {})[r['what']] = r
+    for (benchmark, run, *where), what in sorted(rows.items(), key=lambda o: o[0][:2]):
+        more = [k for k in ('answered', 'loop', 'cut-off', 'worst case') if k in what]
+        more += [k for k in ('undecided', 'unknown tags') if k in what and what[k]['value']]
+        beside = '' if where else ', '.join(f"{k} {what[k]['value']:.1%}" for k in more)
+        name = f"  {' '.join(where)}" if where else f'{benchmark}, {run}'
+        parts = (_share_said(what.get('accuracy'), what.get('no reply')), beside, _floor_of(what, not where))
+        out.append(f'{name}: '+'; '.join(filter(None, parts)))
+    return '\n'.join(out)
+
+# %% ../../nbs/comparing/03_findings.ipynb #c070
 def _best_said(name, part):
     best = part.filter(what='accuracy', best=True)
     if not best.height or best['value'][0] is None: return []
@@ -198,7 +238,7 @@ def _best_said(name, part):
             +f" Not distinguishable from it: {'; '.join(near)}."*bool(near)
             +f" Worse beyond chance: {'; '.join(worse)}."*bool(worse)]
 
-# %% ../../nbs/comparing/03_findings.ipynb #c064
+# %% ../../nbs/comparing/03_findings.ipynb #c072
 def sweep_verdict(
     table:pl.DataFrame, # From `sweep`
 )->str:                 # A line or two for each benchmark

@@ -11,6 +11,7 @@ import polars as pl
 from ..benchmarks.items import ROW_KEYS
 from ..benchmarks.tables import rows_in_words
 from ..asking.replies import NO_REPLY
+from ..scoring.floor import FLOORS, floors_of
 
 # %% auto #0
 __all__ = ['Z', 'RESAMPLES', 'FEW', 'VARIANTS', 'SUMMARY_COLUMNS', 'EDGES', 'rows_said', 'typed_table', 'wilson', 'resampled',
@@ -26,8 +27,7 @@ def rows_said(
 # %% ../../nbs/comparing/01_statistics.ipynb #c015
 def _one_frame(scores, need):
     if isinstance(scores, (str, Path)):
-        raise ValueError(f'{scores} is a path, where a table of scores is needed. Read it, '
-                         f'and score it if it holds replies.')
+        raise ValueError(f'{scores} is a path, where a table of scores is needed. Read it, and score replies.')
     if not isinstance(scores, pl.DataFrame): scores = pl.concat(scores, how='diagonal_relaxed')
     missing = [c for c in ('correct', *need) if c not in scores.columns]
     if missing:
@@ -49,7 +49,8 @@ def _truth(scores):
     return text.replace_strict(_TRUTH, return_dtype=pl.Boolean)
 
 # %% ../../nbs/comparing/01_statistics.ipynb #c021
-_TEXTS, _NUMBERS = ('outcome', 'tier', 'picked', 'answer', 'protocol'), ('value', 'length')
+_TEXTS = ('outcome', 'tier', 'picked', 'answer', 'protocol', 'unknown_tags')
+_NUMBERS = ('value', 'length', *FLOORS)
 
 def _typed_columns(scores, truth):
     def typed(c, dtype):
@@ -203,7 +204,7 @@ def tag_names(
     return by
 
 # %% ../../nbs/comparing/01_statistics.ipynb #c059
-_OUTCOMES = ('answered', 'refused', 'loop', 'cut-off', 'empty', 'no answer')
+_OUTCOMES = ('answered', 'refused', 'loop', 'cut-off', 'empty', 'no answer', 'undecided')
 
 def _mean_rows(frame, what, values, resamples, seed):
     rows = frame.with_columns(x=values).filter(pl.col('x').is_not_null())
@@ -250,7 +251,7 @@ def worst_case(
     worst = by_question.agg(pl.all().exclude('index', 'group', 'length').first(),
                             pl.col('length').mean(), items=pl.len())
     own = [pl.lit(None, pl.String).alias(c) for c in ('group', 'answer', 'picked')]  # Of each variant
-    worst = worst.with_columns(*own, index='cluster', split=pl.lit('all')).drop('cluster')
+    worst = worst.with_columns(*own, index='cluster', split=pl.lit('all')).drop('cluster', *FLOORS)
     return worst.sort('benchmark', 'run', 'index')
 
 # %% ../../nbs/comparing/01_statistics.ipynb #c071
@@ -291,10 +292,12 @@ def _place_rows(frame, resamples, seed, most=None):
     yield dict(what='unreadable gold', value=(replied-known.height)/replied, n=replied, method='count')
     if not known.height: return
     yield from _mean_rows(known, 'accuracy', pl.col('value'), resamples, seed)
+    for name, x in floors_of(known).items(): yield dict(what=name, value=x, n=known.height, method=FLOORS[name])
     yield from _worst_rows(frame, known, most, resamples, seed)
     yield from _yesno_rows(known, resamples, seed)
-    for name in _OUTCOMES:
-        yield from _mean_rows(known, name, (pl.col('outcome')==name).cast(pl.Float64), resamples, seed)
+    shares = {name:pl.col('outcome')==name for name in _OUTCOMES}|{'unknown tags':pl.col('unknown_tags')!=''}
+    for name, share in shares.items():
+        yield from _mean_rows(known, name, share.cast(pl.Float64), resamples, seed)
     yield from _mean_rows(known, 'length', pl.col('length'), resamples, seed)
 
 # %% ../../nbs/comparing/01_statistics.ipynb #c077
@@ -318,7 +321,7 @@ def summarize(
             for row in _place_rows(here, resamples, seed, _variants_of(name, variants))]
     return pl.DataFrame(rows, schema=SUMMARY_COLUMNS)
 
-# %% ../../nbs/comparing/01_statistics.ipynb #c087
+# %% ../../nbs/comparing/01_statistics.ipynb #c088
 EDGES = (3, 30, 100, 200, 400, 800, 1600)  # Characters at which the next bin begins
 
 def _bin_rows(part, low, end, resamples, seed):
@@ -332,7 +335,7 @@ def _bin_rows(part, low, end, resamples, seed):
         yield dict(tag='length', where=where, length=here['length'].median(), what=what,
                    value=of[column].mean(), n=of.height, clusters=len(sums))|ends
 
-# %% ../../nbs/comparing/01_statistics.ipynb #c088
+# %% ../../nbs/comparing/01_statistics.ipynb #c089
 def by_length(
     scores,             # A score table, or several
     edges:tuple=EDGES,  # Characters at which the next bin begins

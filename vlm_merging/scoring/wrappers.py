@@ -8,7 +8,7 @@ import re, unicodedata
 from functools import lru_cache
 
 # %% auto #0
-__all__ = ['WRAPPERS', 'one_script', 'unknown_tags', 'unwrapped', 'readable_part']
+__all__ = ['WRAPPERS', 'one_script', 'unknown_tags', 'tag_name', 'unwrapped', 'readable_part']
 
 # %% ../../nbs/scoring/07_wrappers.ipynb #c009
 _LOOKALIKES = re.compile('[\uff01-\uff5e\U0001d400-\U0001d7ff]|[^\\W\\x00-\\x7f]', re.U)
@@ -83,8 +83,16 @@ def unknown_tags(
     text:str,           # A reply
 )->set[str]:            # As they stand there
     "Tags in a reply that no entry of `WRAPPERS` explains"
-    found = (m for m in _TAG.finditer(text) if _kind(m)[0]=='unknown')
-    return {m[0] for m in found if not m['angle'] or f"</{m['angle'].lstrip('/')}" in text}
+    if '<' not in text and '◁' not in text and '[|' not in text: return set()
+    def alone(m): return len(m['angle'])>3 and not text[max(0, m.start()-1):m.start()].isalnum()
+    def tells(m): return not m['angle'] or f"</{m['angle'].lstrip('/')}" in text or alone(m)
+    return {m[0] for m in _TAG.finditer(text) if _kind(m)[0]=='unknown' and tells(m)}
+
+def tag_name(
+    tag:str,            # As it stands in a reply
+)->str:
+    "The name under which `WRAPPERS` would know a tag"
+    return _name(_TAG.match(tag))[0]
 
 # %% ../../nbs/scoring/07_wrappers.ipynb #c023
 _CHANNEL = re.compile(r'(?:<\|start\|>\w*\s*)?<\|channel\|>\s*(\w+)[^<]{0,60}<\|message\|>')
@@ -155,16 +163,20 @@ def _without_tags(text):
 _MAY_HOLD = re.compile(r'[<◁]|\[[|/A-Z]|oxed|\\f|\\bbox|[\x08\x0c\t]')
 
 @lru_cache(maxsize=16)
-def unwrapped(
-    reply:str,          # As a model gave it
-)->str:  # May hold `<answer>...</answer>` and `\boxed{...}`, and no other mark; empty: no answer was reached
-    "A reply without tokens and tags, and without what is thought"
+def _unwrapped(reply, known):
+    "What `unwrapped` gives, kept for as long as the same tags are known"
     text = one_script(reply)
     if not _MAY_HOLD.search(text): return text
     text = _without_thoughts(_channels_as_tags(_boxes_alike(text)))
     return _without_tags(_answer_alone(text)).strip()
 
-# %% ../../nbs/scoring/07_wrappers.ipynb #c039
+def unwrapped(
+    reply:str,          # As a model gave it
+)->str:  # May hold `<answer>...</answer>` and `\boxed{...}`, and no other mark; empty: no answer was reached
+    "A reply without tokens and tags, and without what is thought"
+    return _unwrapped(reply, tuple(WRAPPERS.items()))
+
+# %% ../../nbs/scoring/07_wrappers.ipynb #c041
 _HEAD, _TAIL = 2_000, 8_000      # Characters that are read of a long reply: from the beginning, from the end
 _NOISE = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f]|_x000D_|<<[^<>\n]{1,60}>>')
 _WIDEST = 400_000                # Characters in which tags are looked for
