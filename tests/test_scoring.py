@@ -431,3 +431,15 @@ def test_letters_without_a_word_about_options():
     gap = dict(question='How many?', choices='{"A":"one","B":"two","D":"four"}')
     assert one('D', gap|dict(answer='D'))['correct'] and one('four', gap|dict(answer='D'))['correct']
     assert one('C', gap|dict(answer='C'))['correct'] is None
+
+@pytest.mark.parametrize('question,reply,said', [
+    ('Is the cake round?', 'Hence, true.', 'Yes'), ('Is the cake round?', 'True.', 'Yes'),
+    ('Is the cake round?', 'Yes and no.', None), ('Is the cake round?', 'It is on the table.', None),
+    ('Is there a dog?', "There isn't one in the picture.", 'No'),
+    ('Is the road wet?', 'Certainly! Look.', None),
+    ('Is every window lit?', 'Only two of the windows are lit.', 'No'),
+    ('Is the mean greater than 12?', 'The mean is 11, and 11 is smaller than 12.', 'No'),
+    ('Is the house number 9?', 'The house is 20 meters high.', None)])
+def test_yes_and_no_in_other_words(question, reply, said):
+    right = [g for g in ('Yes', 'No') if one(reply, dict(question=question, answer=g))['correct']]
+    assert right==([said] if said else [])
