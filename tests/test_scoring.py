@@ -443,3 +443,16 @@ def test_letters_without_a_word_about_options():
 def test_yes_and_no_in_other_words(question, reply, said):
     right = [g for g in ('Yes', 'No') if one(reply, dict(question=question, answer=g))['correct']]
     assert right==([said] if said else [])
+
+@pytest.mark.parametrize('reply,gold,right', [
+    ('면적=3×4=', '12', 0), ('3×4なので、', '12', 0), ('예산은 2억 5천만 원입니다.', '250000000', 1), ('一共3千元。', '3000', 1),
+    ('기온은 영하 5도입니다.', '-5', 1), ('7개입니다. 참고로 작년에는 3개였습니다.', '7', 1), ('答案：10月', '十月', 1)])
+def test_eastern_numbers_and_what_breaks_off(reply, gold, right):
+    assert one(reply, dict(question='?', answer=gold, finish='stop'))['correct']==bool(right)
+
+@pytest.mark.parametrize('reply,letter', [
+    ('두 번째 보기가 맞습니다.', 'B'), ('正解は二番目の選択肢です。', 'B'), ('答案不是B而是D。', 'D'),
+    ('| A | ⭕ | 산 |\n| B | ❌ | 강 |\n| C | ❌ | 숲 |', 'A'), ('| A | ⭕ | 산 |\n| B | ⭕ | 강 |\n| C | ❌ | 숲 |', ''),
+    ('・A：小 → ×\n・B：大 → ×\n・C：同 → ○\n・D：左 → ×', 'C')])
+def test_eastern_places_and_marks(reply, letter):
+    assert one(reply, COLOURS|dict(answer='A'))['picked']==letter

@@ -2145,6 +2145,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'vlm_merging/scoring/languages.py'),
                                                'vlm_merging.scoring.languages._numbers_in_digits': ( 'scoring/languages.html#_numbers_in_digits',
                                                                                                      'vlm_merging/scoring/languages.py'),
+                                               'vlm_merging.scoring.languages._told_apart': ( 'scoring/languages.html#_told_apart',
+                                                                                              'vlm_merging/scoring/languages.py'),
                                                'vlm_merging.scoring.languages._value': ( 'scoring/languages.html#_value',
                                                                                          'vlm_merging/scoring/languages.py'),
                                                'vlm_merging.scoring.languages._yes_or_no': ( 'scoring/languages.html#_yes_or_no',
