@@ -48,7 +48,7 @@ _WORDS = '|'.join(sorted({*(t+o for t in _NATIVE_TENS for o in ('', *_NATIVE)), 
                          reverse=True))
 _NUMERAL = re.compile(rf'(?<![{_SIGNS}가-힣])(?:([{_SIGNS}]{{1,12}})|({_WORDS}))(?= '
                       rf'?(?:{"|".join(_COUNTED)})|[。.！!]?$)', re.M)
-_AMOUNT = r'\d[\d,]*(?:\.\d+)?'
+_AMOUNT = r'(?<![\d,.])\d[\d,]{0,20}(?:\.\d{1,20})?'
 _UNITS = ''.join(_GROUP)
 _GROUPED = re.compile(rf'{_AMOUNT} ?[{_UNITS}천千백百](?: ?{_AMOUNT} ?[{_UNITS}천千백百]+|[{_UNITS}])*'
                       rf'(?: ?\d[\d,]*(?![\d,.]*[년年월月]))?')

@@ -145,7 +145,7 @@ def _only_a_part(sentence, question):
     return bool((_BUT if whole else _PART).search(sentence))
 
 # %% ../../nbs/scoring/12_statements.ipynb #c030
-_N = r'-?\d[\d,]*(?:\.\d+)?'
+_N = r'(?<![\d.,])-?\d[\d,]{0,20}(?:\.\d{1,20})?'
 _UP = 'more|greater|larger|bigger|higher|longer|taller|older|heavier'
 _DOWN = 'less|fewer|smaller|lower|shorter|younger|lighter'
 _THAN_NUMBER = re.compile(rf'\b(?:({_UP})|({_DOWN})) than \$?({_N})', re.I)
@@ -154,8 +154,9 @@ _NUMBERS_COMPARED = re.compile(rf"({_N})(?: ?[%°a-z$]+)?(?: (?:is|are|was|were)
 
 def _numbers_say(sentence, question):
     "Does a comparison with the number of the question affirm (True) or deny (False) that of the question?"
-    asked, found = _THAN_NUMBER.search(question), list(_NUMBERS_COMPARED.finditer(sentence))
-    if not asked or not found: return None
+    asked = _THAN_NUMBER.search(question)
+    found = list(_NUMBERS_COMPARED.finditer(sentence)) if asked else []
+    if not found: return None
     left, denied, more, less, above, below, right = found[-1].groups()
     if (left==asked[3])==(right==asked[3]): return None
     grows = bool(more or above)==(right==asked[3])                 # From the number of the question on
