@@ -13,7 +13,7 @@ from vlm_merging.scoring.forms import (
     sides, unitless,
     unlabelled, variables)
 from .passages import Pick, finals, sentences
-from .statements import stated
+from .statements import stated, torn
 from .number_extraction import CONCLUSION, REASON, pick_number
 
 # %% auto #0
@@ -119,7 +119,8 @@ def _list_in(s, gold):
 def _yes_or_no_in(s, gold):
     "Yes, no, true or false"
     words = re.findall(r'\b(?:yes|no|true|false)\b(?! (?:evidence|information|way|one|doubt))', s.lower())
-    return (words[0] if s.lower().startswith(words[0]) else words[-1]) if words else None
+    word = (words[0] if s.lower().startswith(words[0]) else words[-1]) if words else None
+    return dict(true='yes', false='no').get(word, word) if gold.strip().lower() in ('yes', 'no') else word
 
 # %% ../../nbs/scoring/13_free_answers.ipynb #c030
 _LAST_OF_KIND = {'coordinates':_coordinates_in, 'range':_range_in, 'ratio':_ratio_in, 'list':_list_in,
@@ -199,6 +200,7 @@ def pick_value(
 )->Pick:                # Its tier is `none` if there is none
     "The number, formula, list or coordinates that a reply gives as its answer"
     kind = answer_kind(gold)
+    if kind=='yes or no' and torn(reply): return Pick('', 'none', 'yes and no')
     if kind=='yes or no' and not _SAYS_SO.search(reply) and (told:=stated(reply, question)):
         told = told if gold.strip().lower() in ('yes', 'no') else str(told=='yes')
         return Pick(told, 'pattern', f'a statement that means {told}')

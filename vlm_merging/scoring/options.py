@@ -12,7 +12,7 @@ from .forms import bare, coordinates, formula_only
 from .equality import same
 from .passages import Pick, finals, sentences
 from .number_extraction import pick_number
-from .statements import stated
+from .statements import stated, torn
 from .free_answers import formulas_in
 from .letters import (LEAD, called_right, letter_in, letters_for_labels, only_letter,
                                          small_article, undenied)
@@ -298,6 +298,7 @@ def _yes_and_no(choices):
 def _told(reply, choices, question, letters):
     "The option yes or no that a reply says or tells as a sentence"
     if (at:=_yes_and_no(choices)) is None: return None
+    if torn(reply): return Pick('', 'none', 'yes and no')
     m = _OUTRIGHT.search(reply)
     said = m and (m[1] or m[2]).lower()
     if said: return Pick(letters[at[said in ('no', 'false')]], 'pattern', 'option text: said outright')
