@@ -15,6 +15,7 @@ def _decoded(data):
     try: return bytes(data).decode()
     except UnicodeDecodeError: raise ValueError('it holds bytes that are no text') from None
 
+# %% ../../nbs/benchmarks/01_cells.ipynb #c009
 def _inside(value): return _decoded(value) if isinstance(value, (bytes, bytearray)) else str(value)
 
 def _read_cell(later):
@@ -37,7 +38,7 @@ def text_of(
     text = str(value)
     return text if text.strip() else None
 
-# %% ../../nbs/benchmarks/01_cells.ipynb #c009
+# %% ../../nbs/benchmarks/01_cells.ipynb #c012
 def named_text(
     row:dict,           # Of a table
     column:str,         # That may be there
@@ -46,6 +47,7 @@ def named_text(
     try: return text_of(row.get(column))
     except ValueError as e: raise ValueError(f'`{column}`: {e}') from None
 
+# %% ../../nbs/benchmarks/01_cells.ipynb #c015
 def cell(
     row:dict,           # Of a table
     *columns:str,       # The first one that holds something is taken
@@ -56,7 +58,7 @@ def cell(
     if any(c in row for c in columns): raise ValueError(f"`{next(c for c in columns if c in row)}` is empty")
     raise ValueError(f"there is no column {' or '.join(f'`{c}`' for c in columns)}")
 
-# %% ../../nbs/benchmarks/01_cells.ipynb #c012
+# %% ../../nbs/benchmarks/01_cells.ipynb #c018
 def decimal_places(
     value,              # Cell
 )->int|None:            # None: empty
@@ -67,7 +69,7 @@ def decimal_places(
     if places is None or 0<=places<=30: return places
     raise ValueError(f'`precision` is {quoted(text)}, where a number of decimal places is needed, 30 at most')
 
-# %% ../../nbs/benchmarks/01_cells.ipynb #c015
+# %% ../../nbs/benchmarks/01_cells.ipynb #c021
 def unpacked(
     value,              # Cell: a list, an object, or the text of one
 ):
