@@ -162,7 +162,7 @@ def _numbers_say(sentence, question):
     grows = bool(more or above)==(right==asked[3])                 # From the number of the question on
     return (grows==bool(asked[1]))!=bool(denied)
 
-# %% ../../nbs/scoring/12_statements.ipynb #c032
+# %% ../../nbs/scoring/12_statements.ipynb #c033
 def _another_number(asked, said, sentence):
     "Does a sentence give another number where the question names one?"
     mine, other = ([w for w in words if w[0].isdigit()] for words in (asked, said))
@@ -171,10 +171,7 @@ def _another_number(asked, said, sentence):
     verb = r'\b(?:is|are|was|were|has|have|reads?|shows?|equals?)\b'
     return bool(re.search(rf'{verb} \D{{0,12}}{re.escape(other[0])}', sentence))
 
-# %% ../../nbs/scoring/12_statements.ipynb #c035
-_ABOUT = .7              # Share of the carrying words of the question that a sentence must have
-_OF_IT = re.compile(r'\W*(?:it|they|this|these|that|those|he|she)\b', re.I)
-
+# %% ../../nbs/scoring/12_statements.ipynb #c037
 def _opposite_words(asked, said):
     "Pairs of a word and its opposite by a prefix, which are in one text each"
     return [(a, s) for a in asked for s in said if a!=s
@@ -184,6 +181,10 @@ def _comparing(asked, said):
     "Do two texts compare in the same way, or not at all?"
     named = {word for word in asked if word[0]=='_'}
     return named<=said.keys() and (_MORE in asked or _MORE not in said)
+
+# %% ../../nbs/scoring/12_statements.ipynb #c040
+_ABOUT = .7              # Share of the carrying words of the question that a sentence must have
+_OF_IT = re.compile(r'\W*(?:it|they|this|these|that|those|he|she)\b', re.I)
 
 def _says(sentence, question, goes_on=False):
     "Does a sentence affirm (True) or deny (False) the statement in a question? None: it does not speak of it"
@@ -206,7 +207,7 @@ def _says(sentence, question, goes_on=False):
     if _EQUAL.search(sentence): return turns%2==0
     return (turns+_swapped(_THAN.split(question), _THAN.split(sentence)))%2==0
 
-# %% ../../nbs/scoring/12_statements.ipynb #c039
+# %% ../../nbs/scoring/12_statements.ipynb #c044
 _PRONOUN = r'(?:it|they|he|she|there|that|this|these|those|we|you|I)'
 _AUX = r'(?:is|are|was|were|am|do|does|did|can|could|has|have|had|will|would|should)'
 _LEAD = r'^\W*(?:(?:so|hence|thus|therefore|consequently|well|but|and)\b\W*)?'
@@ -235,7 +236,7 @@ def _verdict(sentence, asked):
     if not m or {*_ITSELF.findall(m[0].lower())}&{*_ITSELF.findall(asked.lower())}: return None
     return not denied
 
-# %% ../../nbs/scoring/12_statements.ipynb #c042
+# %% ../../nbs/scoring/12_statements.ipynb #c047
 _TORN = re.compile(r'^\W*(?:(?:well|it is|the answer is|the answer|both)\b\W*)*yes and no\b(?! question)',
                    re.I)
 
@@ -247,7 +248,7 @@ def torn(
     if not m: return False
     return not re.search(r'\banswer\b.{0,20}\b(?:yes|no)\b|\\boxed', reply[m.end():], re.I)
 
-# %% ../../nbs/scoring/12_statements.ipynb #c046
+# %% ../../nbs/scoring/12_statements.ipynb #c051
 _CONCLUDES = re.compile(r'(?:^|,? )\b(?:therefore|thus|hence|so|in conclusion|this '
                         r'means|overall|consequently)\b,?', re.I)
 _CLAUSES = re.compile(r'(?:,? \b(?:so|therefore|thus|hence|which means)\b|, but\b'
