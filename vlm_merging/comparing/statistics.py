@@ -27,7 +27,7 @@ def rows_said(
 # %% ../../nbs/comparing/01_statistics.ipynb #c015
 def _one_frame(scores, need):
     if isinstance(scores, (str, Path)):
-        raise ValueError(f'{scores} is a path, where a table of scores is needed. Read it, and score replies.')
+        raise ValueError(f'{scores} is a path, where a table of scores is needed. Read it, score replies.')
     if not isinstance(scores, pl.DataFrame): scores = pl.concat(scores, how='diagonal_relaxed')
     missing = [c for c in ('correct', *need) if c not in scores.columns]
     if missing:
@@ -292,7 +292,7 @@ def _place_rows(frame, resamples, seed, most=None):
     yield dict(what='unreadable gold', value=(replied-known.height)/replied, n=replied, method='count')
     if not known.height: return
     yield from _mean_rows(known, 'accuracy', pl.col('value'), resamples, seed)
-    for name, x in floors_of(known).items(): yield dict(what=name, value=x, n=known.height, method=FLOORS[name])
+    for c, x in floors_of(known).items(): yield dict(what=c, value=x, n=known.height, method=FLOORS[c])
     yield from _worst_rows(frame, known, most, resamples, seed)
     yield from _yesno_rows(known, resamples, seed)
     shares = {name:pl.col('outcome')==name for name in _OUTCOMES}|{'unknown tags':pl.col('unknown_tags')!=''}

@@ -77,10 +77,11 @@ def floor_columns(
         except ValueError: return None                       # Choices that cannot be read
     out = dict(by_chance=[chance(r) for r in rows], by_constant=[None]*len(rows),
                if_empty=[value_of({**r, 'prediction':'', 'finish':None, 'error':None}) for r in rows])
-    known, parts = [i for i, c in enumerate(out['by_chance']) if c is not None], {}
-    for i in known: parts.setdefault(rows[i].get('benchmark'), []).append(i)
-    for places in parts.values():
-        for i, value in zip(places, _by_constant([rows[i] for i in places])): out['by_constant'][i] = value
+    parts = {}
+    for i, c in enumerate(out['by_chance']):
+        if c is not None: parts.setdefault(rows[i].get('benchmark'), []).append(i)
+    for part in parts.values():
+        for i, value in zip(part, _by_constant([rows[i] for i in part])): out['by_constant'][i] = value
     return out
 
 # %% ../../nbs/scoring/18_floor.ipynb #c026
@@ -102,4 +103,5 @@ def floor_said(
     top = max(floors, key=floors.get)
     each = [f'{FLOORS[c]} {floors[c]:.1%}' for c in (floors if whole else [top])]
     clear = low>floors[top]
-    return f"floor: {', '.join(each)}"+f"; {'below' if high<floors[top] else 'not clearly above'} it"*(not clear)
+    beyond = 'below' if high<floors[top] else 'not clearly above'
+    return f"floor: {', '.join(each)}"+f'; {beyond} it'*(not clear)

@@ -291,8 +291,8 @@ def _tags_unknown(scores):
     count = Counter(tag for tags in tagged for tag in sorted(unknown_tags(tags)))
     if not count: return None
     names = [tag for tag, _ in count.most_common(5)]
-    return (f"Unknown tags in {(tagged!='').sum():,} of {len(tagged):,} replies ({', '.join(names)}): not taken "
-            f"for marks, and what stands in them was read. If they mean more, name them before you score: "
+    return (f"Unknown tags in {(tagged!='').sum():,} of {len(tagged):,} replies ({', '.join(names)}): not "
+            f"taken for marks, and what stands in them was read. If they mean more, name them: "
             f"vlm_merging.scoring.wrappers.WRAPPERS[{tag_name(names[0])!r}] = "
             f"'thought', or {', '.join(sorted({*WRAPPERS.values()}-{'thought'}))}.")
 
