@@ -447,6 +447,7 @@ def test_letters_without_a_word_about_options():
     assert one('D', gap|dict(answer='D'))['correct'] and one('four', gap|dict(answer='D'))['correct']
     assert one('C', gap|dict(answer='C'))['correct'] is None
 
+
 def test_a_floor_is_known_or_nothing_is_said():
     from vlm_merging.comparing.findings import accuracy_said
     options = dict(choices=['["red", "blue"]', '["red", "blue"]', '["red", "no list', None],
@@ -471,3 +472,29 @@ def test_the_worst_case_has_no_floor_of_single_variants():
                               prediction=['7', '7'], question_type='free_form'))
     summary = summarize(worst_case(score(frame)))
     assert summary.filter(what='accuracy').height and not summary.filter(what='by_constant').height
+
+@pytest.mark.parametrize('question,reply,said', [
+    ('Is the cake round?', 'Hence, true.', 'Yes'), ('Is the cake round?', 'True.', 'Yes'),
+    ('Is the cake round?', 'Yes and no.', None), ('Is the cake round?', 'It is on the table.', None),
+    ('Is there a dog?', "There isn't one in the picture.", 'No'),
+    ('Is the road wet?', 'Certainly! Look.', None),
+    ('Is every window lit?', 'Only two of the windows are lit.', 'No'),
+    ('Is the mean greater than 12?', 'The mean is 11, and 11 is smaller than 12.', 'No'),
+    ('Is the house number 9?', 'The house is 20 meters high.', None)])
+def test_yes_and_no_in_other_words(question, reply, said):
+    right = [g for g in ('Yes', 'No') if one(reply, dict(question=question, answer=g))['correct']]
+    assert right==([said] if said else [])
+
+@pytest.mark.parametrize('reply,gold,right', [
+    ('면적=3×4=', '12', 0), ('3×4なので、', '12', 0), ('예산은 2억 5천만 원입니다.', '250000000', 1), ('一共3千元。', '3000', 1),
+    ('기온은 영하 5도입니다.', '-5', 1), ('7개입니다. 참고로 작년에는 3개였습니다.', '7', 1), ('答案：10月', '十月', 1)])
+def test_eastern_numbers_and_what_breaks_off(reply, gold, right):
+    assert one(reply, dict(question='?', answer=gold, finish='stop'))['correct']==bool(right)
+
+@pytest.mark.parametrize('reply,letter', [
+    ('두 번째 보기가 맞습니다.', 'B'), ('正解は二番目の選択肢です。', 'B'), ('答案不是B而是D。', 'D'),
+    ('| A | ⭕ | 산 |\n| B | ❌ | 강 |\n| C | ❌ | 숲 |', 'A'), ('| A | ⭕ | 산 |\n| B | ⭕ | 강 |\n| C | ❌ | 숲 |', ''),
+    ('・A：小 → ×\n・B：大 → ×\n・C：同 → ○\n・D：左 → ×', 'C')])
+def test_eastern_places_and_marks(reply, letter):
+    assert one(reply, COLOURS|dict(answer='A'))['picked']==letter
+

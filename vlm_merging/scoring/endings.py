@@ -51,7 +51,7 @@ def unclosed(
     return single%2==1 and '$ ' not in text                # Else it is money
 
 # %% ../../nbs/scoring/09_endings.ipynb #c019
-_WAITS = re.compile(r'[=+×÷]\s*$')
+_WAITS = re.compile(r'[=+×÷,，、]\s*$')
 _ENDED = re.compile(r'[.!?)\]}>"”’。*$`:]$')
 _SHORT_VALUE = re.compile(r'(?:^|[=:(]|\bis )[^=]{0,30}$')
 
@@ -62,8 +62,8 @@ def cut_off(
     "Does the reply break off?"
     if finish=='length': return True
     if text.strip() and not unwrapped(text): return True     # A thought without an end
+    if _WAITS.search(text[-20:]): return True                # Whatever the server says
     if finish: return False
-    if _WAITS.search(text[-20:]): return True
     if len(text)<1000: return False
     last = text.rstrip().rsplit('\n\n', 1)[-1][-1500:]
     line = last.rsplit('\n', 1)[-1]

@@ -13,7 +13,7 @@ from vlm_merging.scoring.forms import (
     sides, unitless,
     unlabelled, variables)
 from .passages import Pick, finals, sentences
-from .statements import stated
+from .statements import stated, torn
 from .number_extraction import CONCLUSION, REASON, pick_number
 
 # %% auto #0
@@ -119,7 +119,8 @@ def _list_in(s, gold):
 def _yes_or_no_in(s, gold):
     "Yes, no, true or false"
     words = re.findall(r'\b(?:yes|no|true|false)\b(?! (?:evidence|information|way|one|doubt))', s.lower())
-    return (words[0] if s.lower().startswith(words[0]) else words[-1]) if words else None
+    word = (words[0] if s.lower().startswith(words[0]) else words[-1]) if words else None
+    return dict(true='yes', false='no').get(word, word) if gold.strip().lower() in ('yes', 'no') else word
 
 # %% ../../nbs/scoring/13_free_answers.ipynb #c030
 _LAST_OF_KIND = {'coordinates':_coordinates_in, 'range':_range_in, 'ratio':_ratio_in, 'list':_list_in,
@@ -174,19 +175,21 @@ def _number_of(passages, question, whole):
     "The number that the surest passage gives; None: none does"
     about = [p for p in passages if p.reason.startswith('the last sentence about')]
     marked = [p for p in passages if p.tier!='fallback' and p not in about]
-    for i, p in enumerate([*marked, *about, *about, *passages]):
-        sure = len(marked)<=i<len(marked)+len(about)             # The first time
+    tries = [(p, False, p.reason.startswith('the question')) for p in marked]       # Passage, sure, new
+    tries += [(p, sure, True) for sure in (True, False) for p in about]
+    tries += [(p, False, new) for new in (True, False) for p in (*about, *passages)]
+    for p, sure, new in tries:
         if p.tier=='exact' or p.reason=='behind "the answer is"':
             s = plain_spelling(p.text)
             if len(list_parts(s))>1 or both_signs(s): return Pick(s, p.tier, p.reason)
             if p.tier=='exact' and formula_only(s) and not quantity(s): return Pick(s, p.tier, p.reason)
         first = p.reason=='behind "the answer is"' and _FIRST.match(plain_spelling(p.text))
         if first: return Pick(first[1], p.tier, p.reason)
-        number = pick_number(p.text, question, whole, sure)
+        number = pick_number(p.text, question, whole, sure, new)
         if number is not None:
             return Pick(number, 'pattern' if p.tier=='exact' and not quantity(p.text) else p.tier, p.reason)
 
-# %% ../../nbs/scoring/13_free_answers.ipynb #c043
+# %% ../../nbs/scoring/13_free_answers.ipynb #c044
 _SAYS_SO = re.compile(r'^\W*(?:yes|no|true|false)\b|\banswer\b.{0,20}\b(?:yes|no|true|false)\b', re.I)
 
 def pick_value(
@@ -197,6 +200,7 @@ def pick_value(
 )->Pick:                # Its tier is `none` if there is none
     "The number, formula, list or coordinates that a reply gives as its answer"
     kind = answer_kind(gold)
+    if kind=='yes or no' and torn(reply): return Pick('', 'none', 'yes and no')
     if kind=='yes or no' and not _SAYS_SO.search(reply) and (told:=stated(reply, question)):
         told = told if gold.strip().lower() in ('yes', 'no') else str(told=='yes')
         return Pick(told, 'pattern', f'a statement that means {told}')

@@ -48,8 +48,14 @@ _WORDS = '|'.join(sorted({*(t+o for t in _NATIVE_TENS for o in ('', *_NATIVE)), 
                          reverse=True))
 _NUMERAL = re.compile(rf'(?<![{_SIGNS}가-힣])(?:([{_SIGNS}]{{1,12}})|({_WORDS}))(?= '
                       rf'?(?:{"|".join(_COUNTED)})|[。.！!]?$)', re.M)
-_GROUPED = re.compile(rf'(\d[\d,]*(?:\.\d+)?) ?([{"".join(_GROUP)}])(?: ?(\d[\d,]*) ?([만万萬천千])?)?')
-_PARTS = re.compile(rf'([{_SIGNS}\d]+) ?(?:分之|分の|분의) ?([{_SIGNS}\d]+)')
+_AMOUNT = r'(?<![\d,.])\d[\d,]{0,20}(?:\.\d{1,20})?'
+_UNITS = ''.join(_GROUP)
+_GROUPED = re.compile(rf'{_AMOUNT} ?[{_UNITS}천千백百](?: ?{_AMOUNT} ?[{_UNITS}천千백百]+|[{_UNITS}])*'
+                      rf'(?: ?\d[\d,]*(?![\d,.]*[년年월月]))?')
+_PIECE = re.compile(rf'({_AMOUNT}) ?([천千백百]?)([{_UNITS}]?)')
+_BELOW_ZERO = re.compile(rf'(?:零下|영하|氷点下|マイナス|마이너스) ?(?=[\d{_SIGNS}])')
+_MONTH = re.compile(rf'(?<![{_SIGNS}])([一二三四五六七八九十]{{1,2}})(?=月)')
+_PARTS = re.compile(rf'(?<![{_SIGNS}\d])([{_SIGNS}\d]{{1,30}}) ?(?:分之|分の|분의) ?([{_SIGNS}\d]{{1,30}})')
 
 def _value(text):
     "A numeral or digits as digits"
@@ -57,13 +63,18 @@ def _value(text):
     return text if worth is None else f'{worth:.12g}' if worth<1e12 else f'{worth:.0f}'
 
 def _grouped(m):
-    worth = float(m[1].replace(',', ''))*_GROUP[m[2]]
-    if m[3]: worth += float(m[3].replace(',', ''))*{'천':1000, '千':1000, None:1}.get(m[4], 10**4)
+    "Digits with a unit of thousands, ten thousands or more behind each part, as one number"
+    worth = 0
+    for amount, thousands, group in _PIECE.findall(m[0]):
+        worth += float(amount.replace(',', ''))*_SCALE.get(thousands, 1)*_GROUP.get(group, 1)
+    worth = round(worth, 3)
     return f'{worth:.0f}' if worth==int(worth) else f'{worth}'
 
 def _numbers_in_digits(text):
     "Numerals as digits, and fractions in their order"
-    text = re.sub(r'百分之 ?([\d.]+|['+_SIGNS+r']+)', lambda m: _value(m[1])+'%', text)
+    text = _MONTH.sub(lambda m: _value(m[1]), _BELOW_ZERO.sub('-', text))
+    text = re.sub(rf'百分之 ?([\d.]+|[{_SIGNS}]+)(?:点([{_SIGNS}]+))?', lambda m: _value(m[1])+(
+        '.'+''.join(str(_DIGIT.get(c, '')) for c in m[2]) if m[2] else '')+'%', text)
     text = _PARTS.sub(lambda m: f'{_value(m[2])}/{_value(m[1])}', text)
     return _NUMERAL.sub(lambda m: _value(m[0]), _GROUPED.sub(_grouped, text))
 
@@ -78,23 +89,46 @@ _TABLE = [
      r'The answer is \1. '),
     (r'(?:故|因此|所以|应|應|我|就|则|應該|应该)?(?:选择|選擇|选|選)(?:项|項)? ?:? ?(?=[(①-⑳]? ?[A-Z①-⑳\d])', ' The answer is '),
     (rf'({_LABEL_EAST}) ?(?:을|를|を) ?(?:선택|고르|고른|選)\S*', r'The answer is \1. '),
-    (r'(?:均|都|全)?(?:不正确|不正確|不对|不對|错误|錯誤|错|不符合|间违い|間違い|誤り|틀렸|틀린|틀립|아닙)\S{0,3}?(?=[,，。;；.、]|$| )', ' is wrong'),
-    (r'(\S+?) ?(?:이|가|은|는) 아니(?:라|고|며)\S*', r'not \1 but '),
-    (r'(\S+?) ?(?:이|가|은|는) (?:아니|아닙)\S*', r'not \1'),
-    (r'(\S+?) ?では(?:なく|ありません|ない)(?:て)?', r'not \1 but '),
+    (r'(?:(?<=[A-Z)])(?:은|는|이|가|は|が))? ?(?:均|都|全)?'
+     r'(?:不正确|不正確|不对|不對|错误|錯誤|错|不符合|'
+     r'间违い|間違い|誤り|틀렸|틀린|틀립|아닙)\S{0,3}?(?=[,，。;；.、]|$| )',
+     ' is wrong'),
+    (r'(?<!\S)(\S{1,80}?) ?(?:이|가|은|는) 아니(?:라|고|며)\S*', r'not \1 but '),
+    (r'(?<!\S)(\S{1,80}?) ?(?:이|가|은|는) (?:아니|아닙)\S*', r'not \1'),
+    (r'(?<!\S)(\S{1,80}?) ?では(?:なく|ありません|ない)(?:て)?', r'not \1 but '),
+    (r'(?:答案|正解)(?:并|並)?不是 ?([^\s,，。]{1,12}?) ?[,，]? ?而是 ?', r' not \1, The answer is '),
     (r'(?:而)?(?:不是|并非|並非|而非|不为)', ' not '),
     (r'(?:所以|因此|故|综上|综上所述|따라서|그러므로|그래서|그러니|よって|したがって|だから|つまり)[,，、 ]*', ' So '),
     (r'(?:无法|無法|不能)(?:确定|確定|判断|回答)|알 수 없\S*|판단할 수 없\S*|わかりません|判断できません', ' cannot be determined')]
 _TABLE = [(re.compile(pattern, re.M), english) for pattern, english in _TABLE]
+_PLACES = {word:i for i, words in enumerate(('첫 1 一', '두 2 二', '세 3 三', '네 4 四', '다섯 5 五'))
+           for word in words.split()}
+_PLACE = re.compile(r'(첫|두|세|네|다섯|[1-5一二三四五]) ?(?:번째 (?:보기|선택지|선지)|(?:番目|つ目)の(?:選択肢|項目))')
+_ASIDE = re.compile(r'(?<=[.。!?]) ?(?:참고로|덧붙여|ちなみに|なお|顺便一提|順帶一提)(?!.*(?:정답|答案|答え))'
+                    r'[^\n。]*?(?:[。\n]|\. |\.?$)')
+_DIFFERENCE = re.compile(r'(?:相差|差值?(?:为|是)|차이는|차이가|その差は|差は) ?(?:约|約|약)? ?(?=[\d$])')
 
 # %% ../../nbs/scoring/08_languages.ipynb #c018
-_YES_EAST = re.compile(r'(?:^|(?<=The answer is )|(?<=So )) *(?:(예|네|그렇습니다|맞습니다|맞아요|是的|是|对的|对|對|正确|はい|そうです)'
+_ROW = re.compile(r'^\| *\**([A-Z])\** *(?=\|.*[⭕○◯❌✕×✓✔✅✗✘])', re.M)
+_AS_A_MARK = r'(?:(?<=[→⇒:|：])|(?<=→ )|(?<=[:|] )) ?(?:%s)(?= *(?:\||$))'
+_RIGHT = re.compile(_AS_A_MARK % '[⭕○◯]|옳음|맞음|正确|正しい', re.M)
+_WRONG = re.compile(_AS_A_MARK % '[❌✕×]|옳지 않음|틀림|错误|誤り', re.M)
+
+def _told_apart(text):
+    "Places as letters, marks as ticks and crosses, and no asides"
+    text = _PLACE.sub(lambda m: f'({chr(65+_PLACES[m[1]])})', _ASIDE.sub(' ', text))
+    text = _WRONG.sub(' ✗', _RIGHT.sub(' ✓', text))
+    return _DIFFERENCE.sub(' the difference is ', _ROW.sub(r'\1: ', text))
+
+# %% ../../nbs/scoring/08_languages.ipynb #c021
+_YES_EAST = re.compile(r'(?:^|(?<=The answer is )|(?<=So )) *["“「]?(?:(예|네|그렇습니다|그렇다|맞습니다|맞아요|맞다|是的|是'
+                       r'|对的|对|對|正确|没错|沒錯|はい|そうです|その通りです|その通り)'
                        r'|(아니요|아니오|아뇨|아닙니다|그렇지 않습니다|不是的|不是|不对|不對|不|否|没有|沒有|いいえ|違います))'
-                       r'(?=[,，。.!！、;； ]|$)', re.M)
+                       r'["”」]?(?=[,，。.!！、;； ]|$)', re.M)
 
 def _yes_or_no(m): return 'Yes' if m[1] else 'No'
 
-# %% ../../nbs/scoring/08_languages.ipynb #c020
+# %% ../../nbs/scoring/08_languages.ipynb #c023
 _STOPS = {'。':'. ', '．':'. ', '、':', ', '，':', ', '；':'; ', '：':': ', '！':'! ', '？':'? ', '「':'"', '」':'"',
           '【':'(', '】':')',
           '（':'(', '）':')'}
@@ -111,7 +145,7 @@ _MEASURES = [(re.compile(rf'(?<=\d) ?{east}(?![가-힣一-鿿])' if east[0]>'가
     ('시간', 'hours'), ('時間', 'hours'))]
 _OPTION_NUMBER = re.compile(r'(?<=The answer is )(?:제|第|보기|선택지|选项|選択肢)? ?(\d) '
                             r'?(?:번|番|项|項|个|個)(?:选项)?|(?:第|선택지|보기|选项|選択肢) ?(\d) ?(?:번|番|项|項|个选项|個)'
-                            r'|^\W*(\d) ?(?:번|番)\W*$', re.M)
+                            r'|^[^\w\n]*(\d) ?(?:번|番)[^\w\n]*$', re.M)
 
 @lru_cache(maxsize=4096)
 def in_english(
@@ -119,7 +153,7 @@ def in_english(
 )->str:
     "What marks, denies and counts in Korean, Chinese or Japanese, in English"
     if not _EAST.search(text): return text
-    text = _numbers_in_digits(_YES_EAST.sub(_yes_or_no, _HANGING.sub('', text)))
+    text = _numbers_in_digits(_YES_EAST.sub(_yes_or_no, _HANGING.sub('', _told_apart(text))))
     for east, english in _MEASURES: text = east.sub(english, text)
     for pattern, english in _TABLE: text = pattern.sub(english, text)
     text = _OPTION_NUMBER.sub(lambda m: f'option {m[1] or m[2] or m[3]}', text)

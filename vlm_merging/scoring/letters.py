@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 
 # %% auto #0
-__all__ = ['AFTER_LETTER', 'LEAD', 'letters_for_labels', 'undenied', 'small_article', 'called_right', 'letter_in']
+__all__ = ['AFTER_LETTER', 'LEAD', 'letters_for_labels', 'undenied', 'small_article', 'called_right', 'only_letter', 'letter_in']
 
 # %% ../../nbs/scoring/15_letters.ipynb #c008
 _MARKS = re.compile(r'\\(?:text|mathrm|mathbf|textbf|boxed|rm|bf)\b|[*_`${}]|\\[\[\]()]')
@@ -90,7 +90,7 @@ def undenied(
 
 def _unlisted(text, letter):
     "A text without lists of three letters and more: `A, B, C, D` chooses none"
-    return re.sub(rf'\b{letter}(?:(?:,? and |,? or |, |/| ){letter}\b){{2,}}', '', text)
+    return re.sub(rf'\(?\b{letter}\b\)?(?:(?:,? and |,? or |, |/| )\(?{letter}\b\)?){{2,}}', '', text)
 
 # %% ../../nbs/scoring/15_letters.ipynb #c026
 def _both(text, letter):
@@ -99,11 +99,22 @@ def _both(text, letter):
     m = re.match(rf'\W*({letter})\)?\s*(?:,|or|and|/|&)\s*\(?({letter})(?![\w\'’.):])', text)
     if m: return m[1]+m[2]
     if re.match(rf'\W*{letter}\s*[):.]', text): return None             # `(B) C or D`
-    pairs = list(re.finditer(rf'(?<![\w])({letter})\)?(?: or | ?/ ?)\(?({letter})(?![\w\'’])', text))
+    between = r'\)?(?: or (?:option |choice )?| ?/ ?)\(?'
+    pairs = list(re.finditer(rf'(?<![\w])({letter}){between}({letter})(?![\w\'’])', text))
     return pairs[-1][1]+pairs[-1][2] if pairs and not re.search(rf'(?<![\w]){letter}(?![\w])',
         text[pairs[-1].end():]) else None
 
 # %% ../../nbs/scoring/15_letters.ipynb #c029
+def _several(text, letters):
+    "The letters that a text consists of, or that it gives as its answers; None: not two or more, or all"
+    one = rf'(?:options? )?\(?\b[{letters}]\b\)?'
+    before = r'(?:^\W*|\b(?:answers?|options|choices) (?:is|are|would be)[: ]+)(?i:both |all )?'
+    behind = r'(?=\W*$|\W* (?i:are|is|because|since)\b)'
+    m = re.search(rf'{before}({one}(?:(?:,? ?\band\b |, ?|; ?| ?& ?){one})+){behind}', text)
+    found = sorted(set(re.findall(rf'\b[{letters}]\b', m[1]))) if m else ()
+    return ''.join(found) if 1<len(found)<len(letters) else None
+
+# %% ../../nbs/scoring/15_letters.ipynb #c032
 AFTER_LETTER = (r'(?:is|are|because|since|as|for|which|and|with|in|where|according|based|matches|best|'
                 r'shows?|option|choice|would|must|has)\b')
 
@@ -114,7 +125,7 @@ def small_article(
     text = re.sub(r"\bI(?=['’]| (?!(?:is|fits|matches|because|since)\b)[a-z])", 'i', text)
     return re.sub(rf"\bA(?= (?!{AFTER_LETTER})[a-z])", 'a', text)
 
-# %% ../../nbs/scoring/15_letters.ipynb #c033
+# %% ../../nbs/scoring/15_letters.ipynb #c036
 def called_right(
     text:str,           # A passage
     letter:str,         # A pattern such as `[ABCD]`
@@ -126,7 +137,7 @@ def called_right(
                        rf'|\b({letter}) (?:matches|fits) (?:best|the)\b', text)
     return ''.join(right[-1]) if right else None
 
-# %% ../../nbs/scoring/15_letters.ipynb #c036
+# %% ../../nbs/scoring/15_letters.ipynb #c039
 def _in_its_place(text, letter):
     "A letter at the beginning with a sign behind it, else the last one behind `option` or `answer is`"
     for rule in (rf'^[\W]*({letter})\s*(?:[):\]]|\.(?!\d*[A-Z]\.))', rf'^\(({letter})\)',
@@ -136,7 +147,7 @@ def _in_its_place(text, letter):
                  rf'[ :("\'\[]*({letter})(?![\w\'’])(?!\s+(?:is|are|has|was)\b.*\b(?:incorrect|wrong))'):
         if letters:=re.findall(rule, text): return letters[-1]
 
-# %% ../../nbs/scoring/15_letters.ipynb #c039
+# %% ../../nbs/scoring/15_letters.ipynb #c042
 LEAD = (r"(?i:\b(?:so|hence|thus|therefore|it's|it is|it must be|must be|choose|pick|select|selected|"
          r"go with|conclude|fits|remains|is|be)[ ,:]+|[→⇒]\s*)")
 
@@ -150,14 +161,33 @@ def _at_the_end(text, letter):
     m = re.search(rf'\b(?:is|are|be|as)[ :("\']*({letter})\b[ )"\'.]*(?:$|[,;:])', text)
     return m and m[1]
 
-# %% ../../nbs/scoring/15_letters.ipynb #c043
+# %% ../../nbs/scoring/15_letters.ipynb #c045
+_BEFORE_LETTER = re.compile(r"(?:^|[:,;–—→⇒-]|\b(?:only|just|guess|leaves?|leaving|left|is|be|it's|choose"
+                            r"|pick|select|take|say|with|option|choice|answer|letter|la|el|le|die|est|es|ist|"
+                            r"hence|so|thus|therefore|then|remains|to|and|for|because|opt|picked|chosen"
+                            r"|chose))[ ('\"*]*$", re.I)
+
+def only_letter(
+    sentence:str,       # The last of a reply
+    letters:str,        # Those that stand for an option, such as `ABCD`
+)->str|None:            # None: none, or several
+    "The one capital letter of a sentence that can be an option"
+    s = small_article(re.sub(r',? (?:because|since|as) .*$', '', sentence))
+    found = list(re.finditer(rf"(?<![A-Za-z'’\\$])([{letters}])"
+                             rf"(?![A-Za-z0-9'’=+*/^(]| [-=+<>]| (?!{AFTER_LETTER})[a-z]+ (?:is|are|has))",
+                             s))
+    if len({m[1] for m in found})!=1: return None
+    return found[-1][1] if any(_BEFORE_LETTER.search(s[:m.start()]) for m in found) else None
+
+# %% ../../nbs/scoring/15_letters.ipynb #c049
 def letter_in(
     passage:str,        # Where a reply gives its answer
     letters:str,        # Those that stand for an option, such as `ABCD`
-)->str|None:            # Two letters, if it cannot decide; None: it names none
+)->str|None:            # Several letters, if it cannot decide; None: it names none
     "The option letter that a passage names"
     text, letter = _bare_text(passage), f'[{letters}]'
     if one:=_sole_letter(text, letter) or _left_over(text, letters): return one
+    if many:=_several(undenied(text, letters), letters): return many
     text = small_article(undenied(_unlisted(text, letter), letters))
     if one:=_sole_letter(text, letter) or called_right(text, letter): return one
     if two:=_both(text, letter): return two

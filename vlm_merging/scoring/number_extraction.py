@@ -94,11 +94,14 @@ class _Asked:
     year:bool            # Does it ask for a year?
     quoted:frozenset     # Numbers and words that it holds itself
 
+_OF_YEAR = re.compile(r'\b(?:which|what|what is the) year\b|(?:^|[.:\n] *)when\b(?! [a-z] )',
+                      re.I)
+
 def _asked(question):
     "Read a question; an empty one asks for nothing"
     how_many = re.search(r'how many (?:\w+ )??(\w{3,}?)s?\b(?= |$)', question, re.I)
     return _Asked(asked_for(question) if question else None, how_many and how_many[1],
-                  bool(re.search(r'\b(?:which|what|what is the) year\b', question, re.I)),
+                  bool(_OF_YEAR.search(question)),
                   frozenset(re.findall(r'\d+(?:\.\d+)?|[a-z]+', question.lower())))
 
 # %% ../../nbs/scoring/11_number_extraction.ipynb #c034
@@ -197,14 +200,14 @@ _NO_VALUE = re.compile(r'\W*(?:(?:therefore|thus|so|hence|there|i|we)\W+'
 _ROUNDED = re.compile(r'\b(?:approximately|about|roughly|nearly|around)\s*$')
 _RATIO = re.compile(r'(?<![\d:])\d{1,9} ?: ?\d{1,9}(?![\d:])')
 
-def _most_direct(candidates, sentence, question, sure):
+def _most_direct(candidates, sentence, question, sure, new=False):
     "The last of the most direct candidates that the question does not quote; None: not direct enough"
-    new = [c for c in candidates if not c.quoted] or candidates
-    best = max(c.direct for c in new)
-    if sure and best<2: return None
-    even = [c for c in new if c.direct==best]
+    said = [c for c in candidates if not c.quoted] or ([] if new else candidates)
+    best = max((c.direct for c in said), default=-9)
+    if not said or sure and best<2: return None
+    even = [c for c in said if c.direct==best]
     taken = (_of_the_named(even, sentence, question) if len(even)>1 and not even[0].quoted else even)[-1]
-    rounded = [c for c in new if c.at>taken.at and _ROUNDED.search(sentence[:c.at])]
+    rounded = [c for c in said if c.at>taken.at and _ROUNDED.search(sentence[:c.at])]
     return rounded[-1] if rounded and re.search(r'pi|sqrt|/', taken.text) else taken
 
 # %% ../../nbs/scoring/11_number_extraction.ipynb #c058
@@ -215,6 +218,7 @@ def pick_number(
     question:str='',    # As asked
     whole:bool=False,   # Must it be a whole number, if the sentence has one?
     sure:bool=False,    # Only a number that follows `is` or `=`?
+    new:bool=False,     # Only a number that the question does not quote?
 )->str|None:            # None: none, or a range
     "The number that a sentence gives as its answer"
     sentence = _answering_part(_plain_sentence(sentence))
@@ -224,5 +228,5 @@ def pick_number(
     if asked.counted and all(c.quoted for c in candidates) and _NO_VALUE.match(sentence): return '0'
     if not candidates: return (_RATIO.findall(sentence) or [None])[-1]
     if whole: candidates = [c for c in candidates if _WHOLE.match(c.text)] or candidates
-    taken = _most_direct(candidates, sentence, question, sure)
+    taken = _most_direct(candidates, sentence, question, sure, new)
     return None if taken is None or taken.ranged else taken.text.strip()

@@ -5,15 +5,16 @@
 # %% ../../nbs/scoring/16_options.ipynb #c005
 from __future__ import annotations
 import re
-from .spelling import plain_spelling
+from functools import lru_cache
+from .spelling import braced, plain_spelling
 from .quantities import quantity
-from .forms import coordinates
+from .forms import bare, coordinates, formula_only
 from .equality import same
 from .passages import Pick, finals, sentences
 from .number_extraction import pick_number
-from .statements import stated
+from .statements import stated, torn
 from .free_answers import formulas_in
-from .letters import (AFTER_LETTER, LEAD, called_right, letter_in, letters_for_labels,
+from .letters import (LEAD, called_right, letter_in, letters_for_labels, only_letter,
                                          small_article, undenied)
 from ..benchmarks.items import LETTERS
 
@@ -30,6 +31,18 @@ def plain_words(
     return ' '.join(w[:-1] if w[-1]=='s' and len(w)>3 else w for w in words)
 
 # %% ../../nbs/scoring/16_options.ipynb #c013
+@lru_cache(maxsize=4096)
+def _is_formula(text): return formula_only(plain_spelling(text))
+
+def _spelled(passage, choices):
+    "The options that are formulas, and stand in a passage as they are spelled"
+    formulas = {i:bare(plain_spelling(c)) for i, c in enumerate(choices) if _is_formula(c)}
+    if not formulas: return []
+    runs = formulas_in(plain_spelling(passage))
+    sides = {bare(side) for run in runs for side in (run, *run.split('='))}
+    return [i for i, formula in formulas.items() if formula in sides]
+
+# %% ../../nbs/scoring/16_options.ipynb #c016
 _EAST = re.compile('[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]')
 _PARTICLE = r'(?:가|이|은|는|을|를|와|과|도|의|로|으로|에|에서|라고|이라고|고|이고|며|이며|인|임|만)?'
 
@@ -44,19 +57,32 @@ def named_options(
     choices:tuple,      # Texts in letter order
 )->list[int]:           # One that is part of another counts only by itself
     "The options whose texts a passage contains"
-    s = f' {plain_words(passage)} '
-    words = [re.sub('^(?:the|an?) (?=.)', '', plain_words(c)) for c in choices]
-    hits = {i:w for i, w in enumerate(words) if w and _holds(w, s)}
+    s, spelled = f' {plain_words(passage)} ', _spelled(passage, choices)
+    words = ['' if _is_formula(c) else re.sub('^(?:the|an?) (?=.)', '', plain_words(c)) for c in choices]
+    hits = {i:w for i, w in enumerate(words) if w and _holds(w, s) or i in spelled}
     return [i for i, w in hits.items() if not any(w!=v and _holds(w, f' {v} ') for v in hits.values())]
 
-# %% ../../nbs/scoring/16_options.ipynb #c017
+# %% ../../nbs/scoring/16_options.ipynb #c019
+def _texts(choices):
+    "The texts of the options, without those that are only their own letter"
+    return tuple('' if c.strip(' ().').upper()==l else c for l, c in zip(LETTERS, choices))
+
+def _own_letter(passage, choices):
+    "The option without a text whose letter a passage holds; None: none, or several"
+    letters = ''.join(l for l, c, text in zip(LETTERS, choices, _texts(choices)) if c and not text)
+    if not letters: return None
+    s = small_article(plain_spelling(passage))
+    found = set(re.findall(rf"(?<![\w'’\\$])([{letters}])(?![\w'’=+*/^]| [-=+<>])", s))
+    return LETTERS.index(found.pop()) if len(found)==1 else None
+
+# %% ../../nbs/scoring/16_options.ipynb #c023
 def _equal_option(answer, choices):
     "The option that is the same number or formula, before one that is the same when rounded"
     how = {i:h for i, c in enumerate(choices) if answer and c and (h:=same(answer, c))}
     equal = [i for i, h in how.items() if 'rounded' not in h] or list(how)
     return equal[0] if len(equal)==1 else None
 
-# %% ../../nbs/scoring/16_options.ipynb #c020
+# %% ../../nbs/scoring/16_options.ipynb #c026
 def _sequence_option(passage, choices):
     "The option with the same numbers and letters; None: none, or several"
     def parts(t): return re.findall(r'\d+(?:\.\d+)?|\b[A-Z]\b', plain_spelling(t))
@@ -66,7 +92,13 @@ def _sequence_option(passage, choices):
         read, of = sorted(read), [sorted(p) for p in of]
     return of.index(read) if of.count(read)==1 else None
 
-# %% ../../nbs/scoring/16_options.ipynb #c024
+# %% ../../nbs/scoring/16_options.ipynb #c030
+_CONDITION = re.compile(r'(?:\b(?:if|when|whenever|unless|because|since)\b|'
+                        r'(?:^|, )as (?:the|they|it|more|there)\b)[^,.;]*', re.I)
+_HEDGE = re.compile(r'\b(?:(?:most |very )?(?:likely|probably)|also|then|therefore) ', re.I)
+_MAY = re.compile(r'\b(?:may|might|would|could|should)\b', re.I)
+
+# %% ../../nbs/scoring/16_options.ipynb #c031
 _NEGATED = re.compile(r"\b(?:not|isn't|aren't|wasn't|rather than|rul(?:es|ing) out|instead of|"
                       r'neither|unlike)\b[^,.;:]{0,40}?(?=[,.;:]|\b(?:but|so|and)\b|$)', re.I)
 _CONCLUSION_WORD = re.compile(r'\b(?:so|but|therefore|hence|thus)\b[ ,]*', re.I)
@@ -76,6 +108,11 @@ def option_in(
     choices:tuple,      # Texts in letter order
 )->int|None:            # Which; None: none, or several
     "The one option whose text a passage gives"
+    if (i:=_own_letter(passage, choices)) is not None: return i
+    said = bare(plain_spelling(passage))
+    as_spelled = [i for i, c in enumerate(choices) if c and bare(plain_spelling(c))==said]
+    if len(as_spelled)==1: return as_spelled[0]
+    choices = _texts(choices)
     if (i:=_sequence_option(passage, choices)) is not None: return i
     if any(coordinates(c) for c in choices): passage = re.sub(r'\bthe origin\b', '(0, 0)', passage)
     if _all_numbers(choices): return _equal_option(pick_number(passage), choices)
@@ -85,10 +122,13 @@ def option_in(
         return 1-hits[0] if len(choices)==2 else None
     clause = _CONCLUSION_WORD.split(passage)[-1]
     if len(hits)>1 and clause!=passage: return option_in(clause, choices)
+    if len(hits)>1: hits = named_options(_CONDITION.sub(' ', passage), choices)
+    sure = passage if hits else _MAY.sub('will', _HEDGE.sub('', passage))
+    if sure!=passage: hits = named_options(sure, choices)
     if hits: return hits[0] if len(hits)==1 else None
     return _formula_option(passage, choices)
 
-# %% ../../nbs/scoring/16_options.ipynb #c025
+# %% ../../nbs/scoring/16_options.ipynb #c032
 def _all_numbers(choices):
     "Is every option a number, with nothing but a unit behind it?"
     values = [quantity(c) for c in choices if c]
@@ -101,17 +141,23 @@ def _formula_option(passage, choices):
     tries = (pick_number(s), re.split('(?<![<>!])=', s)[-1], *formulas_in(s)[-1:], *coordinates(s)[-1:])
     return next((i for t in tries if (i:=_equal_option(t, choices)) is not None), None)
 
-# %% ../../nbs/scoring/16_options.ipynb #c030
+# %% ../../nbs/scoring/16_options.ipynb #c037
 _CHOSEN = re.compile(r'\b(?i:option|choice|answer|ans)\b|\([A-Z]\)|^\W*[A-Z]\W*$|'
                      rf'{LEAD}(?:option |choice |letter )?[("\']*[A-Z][)"\' .!]*(?:$|,? (?:because|since))')
 
 _LESS_SURE = ('the only sentence', 'a conclusion')
 
+def _one_letter_in(passage, choices, letters):
+    "The letter that a passage names; of several those that are not the text of an option, such as `A and C`"
+    letter = letter_in(passage, letters)
+    return letter if not letter or len(letter)==1 or option_in(passage, choices) is None else None
+
 def _boxed_option(passages, choices, letters):
     "The option in a box, a tag or a field, by its letter or its text"
     for p in passages:
         if not p.reason.endswith(('boxed', 'answer tag', 'JSON reply')): continue
-        if letter:=letter_in(p.text, letters): return Pick(letter, p.tier, f'letter: {p.reason}')
+        if letter:=_one_letter_in(p.text, choices, letters):
+            return Pick(letter, p.tier, f'letter: {p.reason}')
         if (i:=option_in(p.text, choices)) is not None:
             return Pick(letters[i], 'pattern', f'option text: {p.reason}')
 
@@ -120,13 +166,14 @@ def _letter_behind_box(reply, passages, letters):
     spans = [p.text for p in passages if p.reason=='behind "the answer is"' and letter_in(p.text, letters)]
     return bool(spans) and reply.rfind(spans[0])>reply.rfind('\\boxed')
 
-def _marked_letter(passages, letters, right=None):
+def _marked_letter(passages, choices, letters, right=None):
     "The letter of the surest passage that has one; what is only one of the last sentences is not looked at"
     for p in passages:
         if p.tier=='fallback': break
         if right and p.tier!='exact' and p.reason!='behind "the answer is"': break
         if p.reason in _LESS_SURE and not _CHOSEN.search(p.text): continue
-        if letter:=letter_in(p.text, letters): return Pick(letter, p.tier, f'letter: {p.reason}')
+        if letter:=_one_letter_in(p.text, choices, letters):
+            return Pick(letter, p.tier, f'letter: {p.reason}')
     return right and Pick(right, 'pattern', 'letter: called right')
 
 def _right_letter_of(reply, letters):
@@ -134,7 +181,7 @@ def _right_letter_of(reply, letters):
     for part in reversed(sentences(reply)):
         if right:=called_right(undenied(part, letters), f'[{letters}]'): return right
 
-# %% ../../nbs/scoring/16_options.ipynb #c033
+# %% ../../nbs/scoring/16_options.ipynb #c040
 _TICK = re.compile(r'✓|✔|✅|(?<!in)(?<!not )\b(?:correct|right|true|yes)\b', re.I)
 _CROSS = re.compile(r'✗|✘|❌|\b(?:incorrect|wrong|false|not|no)\b', re.I)
 
@@ -157,7 +204,23 @@ def _ticked(lines):
     ticked = [l for l, line in dict(lines).items() if _TICK.search(line) and not _CROSS.search(line)]
     return ticked[0] if len(ticked)==1 else None
 
-# %% ../../nbs/scoring/16_options.ipynb #c036
+# %% ../../nbs/scoring/16_options.ipynb #c043
+def _without_lists(reply, letters):
+    "A reply without sentences that say the same of three options, or of two by naming each twice"
+    named = re.compile(rf'\(?(?<![\w\'’])([{letters}])(?![\w\'’])\)?')
+    forms = {}
+    if len(named.findall(reply))<3: return reply
+    for part in dict.fromkeys(sentences(reply)):
+        if not (found:=named.findall(part)): continue
+        form = re.sub(r'\d+', '0', named.sub('_', part))
+        if len(re.findall(r'[a-z]{2,}', form))>2: forms.setdefault(form, []).append((found, part))
+    for said in forms.values():
+        of, twice = {found[0] for found, _ in said}, all(len(found)>len(set(found)) for found, _ in said)
+        if len(of)<3-twice: continue
+        for _, part in said: reply = reply.replace(part, '')
+    return reply
+
+# %% ../../nbs/scoring/16_options.ipynb #c046
 def _letter_at_an_edge(reply, letter):
     "A letter at an edge of a reply, or the one that it ticks; a pick without text: it only lists them"
     last = (sentences(reply) or [''])[-1]
@@ -174,7 +237,7 @@ def _letter_at_an_edge(reply, letter):
         return Pick(m[1] or m[2], 'pattern', 'letter at the beginning of a line')
     return _letter_at_the_beginning(reply, letter)
 
-# %% ../../nbs/scoring/16_options.ipynb #c037
+# %% ../../nbs/scoring/16_options.ipynb #c047
 def _letter_at_the_beginning(reply, letter):
     "The letter that a reply begins with, if no other line or sentence begins with one"
     if not re.match(rf'\W*\(?{letter}(?:[):.](?!\w)|\W*(?:\n|$))', reply): return None
@@ -182,37 +245,45 @@ def _letter_at_the_beginning(reply, letter):
     heads = [m[1] for line in lines if (m:=re.match(rf'\W*\(?({letter})(?:[):.](?!\w)|\W*$)', line))]
     return Pick(heads[0], 'pattern', 'letter at the beginning of the reply') if len(heads)==1 else None
 
-# %% ../../nbs/scoring/16_options.ipynb #c040
-def _value_of_no_option(passage, choices):
-    "The number in a passage, if all options are numbers and none is this one"
-    value = pick_number(passage)
-    if value is None or not all(quantity(c) for c in choices): return None
-    return None if any(same(value, c) for c in choices) else value
+# %% ../../nbs/scoring/16_options.ipynb #c050
+_WORD = re.compile(r'(?!(?:sin|cos|tan|log|sqrt|deg)\b)[A-Za-z]{3,}|\b(?:no|it|is)\b', re.I)
 
+def _is_value(text):
+    "Is a text a number with a unit, a formula or a letter, and no words?"
+    return bool(quantity(text)) or bool(re.search(r'\w', text)) and not _WORD.search(plain_spelling(text))
+
+def _value_of_no_option(passage, choices):
+    "The value that a marked passage is, where most options are values and none is this one"
+    given = [c for c in choices if c]
+    values = [c for c in given if _is_value(c)]
+    if not given or 2*len(values)<len(given) or option_in(passage, choices) is not None: return None
+    value = passage if _is_value(passage) else all(map(quantity, given)) and pick_number(passage)
+    if not value or any(same(value, c) for c in values): return None
+    numbers = {re.sub(r'\D', '', c) for c in given if c not in values}
+    return None if quantity(value) and re.sub(r'\D', '', value) in numbers else plain_spelling(value)
+
+# %% ../../nbs/scoring/16_options.ipynb #c051
+def _marked_value(reply, passages, choices, letters):
+    "The marked value that is none of the options, if no letter is marked outright, or stands behind it"
+    for p in passages:
+        box = p.reason.endswith(('boxed', 'answer tag', 'JSON reply'))
+        said = p.reason=='behind "the answer is"'
+        if not box and not (said and (quantity(p.text) or formula_only(plain_spelling(p.text)))): return None
+        if value:=_value_of_no_option(p.text, choices): break
+    else: return None
+    if any(letter_in(o.text, letters) for o in passages if o.reason=='behind "the answer is"'): return None
+    behind = reply[braced(reply, reply.rfind('\\boxed')+6)[1]:] if p.reason=='boxed' else ''
+    if _right_letter_of(reply, letters) or _marked_letter(list(finals(behind)), choices, letters): return None
+    return Pick(value, p.tier, 'a value that is none of the options')
+
+# %% ../../nbs/scoring/16_options.ipynb #c054
 def _marked_option(passages, choices, letters):
-    "The option whose text the surest passage gives, or the marked value that is none of them"
+    "The option whose text the surest passage gives"
     for p in passages:
         if (i:=option_in(p.text, choices)) is not None:
             return Pick(letters[i], p.tier if p.tier=='fallback' else 'pattern', f'option text: {p.reason}')
-        value = p.reason in ('boxed', 'the answer tag') and _value_of_no_option(p.text, choices)
-        if value: return Pick(value, p.tier, 'a value that is none of the options')
 
-# %% ../../nbs/scoring/16_options.ipynb #c043
-_BEFORE_LETTER = re.compile(r"(?:^|[:,;–—→⇒-]|\b(?:only|just|guess|leaves?|leaving|left|is|be|it's|choose"
-                            r"|pick|select|take|say|with|option|choice|answer|letter|la|el|le|die|est|es|ist|"
-                            r"hence|so|thus|therefore|then|remains|to|and|for|because|opt|picked|chosen"
-                            r"|chose))[ ('\"*]*$", re.I)
-
-def _only_letter(sentence, letters):
-    "The one capital letter of a sentence that can be an option; None: none, or several"
-    s = small_article(re.sub(r',? (?:because|since|as) .*$', '', sentence))
-    found = list(re.finditer(rf"(?<![A-Za-z'’\\$])([{letters}])"
-                             rf"(?![A-Za-z0-9'’=+*/^(]| [-=+<>]| (?!{AFTER_LETTER})[a-z]+ (?:is|are|has))",
-                             s))
-    if len({m[1] for m in found})!=1: return None
-    return found[-1][1] if any(_BEFORE_LETTER.search(s[:m.start()]) for m in found) else None
-
-# %% ../../nbs/scoring/16_options.ipynb #c047
+# %% ../../nbs/scoring/16_options.ipynb #c058
 _OUTRIGHT = re.compile(r'^\W*(yes|no|true|false)\b(?=\W|$)(?! '
                        r'(?:doubt|evidence|information|way|one))|\banswer (?:is|would be|:) '
                        r'*\W{0,3}(yes|no|true|false)\b', re.I)
@@ -227,13 +298,14 @@ def _yes_and_no(choices):
 def _told(reply, choices, question, letters):
     "The option yes or no that a reply says or tells as a sentence"
     if (at:=_yes_and_no(choices)) is None: return None
+    if torn(reply): return Pick('', 'none', 'yes and no')
     m = _OUTRIGHT.search(reply)
     said = m and (m[1] or m[2]).lower()
     if said: return Pick(letters[at[said in ('no', 'false')]], 'pattern', 'option text: said outright')
     told = stated(reply, question)
     return told and Pick(letters[at[told=='no']], 'pattern', f'a statement that means {told}')
 
-# %% ../../nbs/scoring/16_options.ipynb #c050
+# %% ../../nbs/scoring/16_options.ipynb #c061
 _NONE = re.compile(r"\bnone of (?:the|these|those|them)(?: (?:given|provided|listed|available|above))*(?: "
                    r"(?:options?|choices?|answers?|values?))*(?: \w+ly)?"
                    r"(?: (?:is|are|seems?|match\w*|fits?|works?|appl\w+|correct\w*|right|given|listed"
@@ -250,7 +322,7 @@ def _takes_all_back(reply, choices):
     if not m or re.search(r'\d|\b[A-J]\b|boxed', last[m.end():]): return False  # It goes on to answer
     return not any(re.search(r'\b(?:none|unknown|not|neither|cannot)\b', c, re.I) for c in choices)
 
-# %% ../../nbs/scoring/16_options.ipynb #c053
+# %% ../../nbs/scoring/16_options.ipynb #c064
 def pick_option(
     reply:str,          # Of a model
     choices:tuple,      # Texts in letter order
@@ -260,17 +332,19 @@ def pick_option(
     letters = LETTERS[:len(choices) or 5]
     reply = letters_for_labels(small_article(reply) if 'I' in letters else reply, letters)
     if _takes_all_back(reply, choices): return Pick('', 'none', 'it says that no option is right')
+    reply = _without_lists(reply, letters)
     passages = list(finals(reply, question))
     pick = _boxed_option(passages, choices, letters)
     if pick and not (pick.reason.startswith('option text') and _letter_behind_box(reply, passages, letters)):
         return pick
-    pick = _marked_letter(passages, letters, _right_letter_of(reply, letters))
+    pick = _marked_value(reply, passages, choices, letters)
+    pick = pick or _marked_letter(passages, choices, letters, _right_letter_of(reply, letters))
     pick = pick or _letter_at_an_edge(reply, f'[{letters}]')
     if pick:=pick or _told(reply, choices, question, letters): return pick
     if pick:=_marked_option(passages, choices, letters): return pick
     last = (sentences(reply) or [''])[-1]
-    if len(last)<60 and not any(re.search(r'\b[A-Z]\b', c) for c in choices):
-        if letter:=_only_letter(undenied(last, letters), letters):
+    if len(last)<60 and not any(re.search(r'\b[A-Z]\b', c) for c in _texts(choices)):
+        if letter:=only_letter(undenied(last, letters), letters):
             return Pick(letter, 'pattern', 'the only letter of the last sentence')
     i = option_in(reply, choices)
     if i is None: return Pick('', 'none', 'no option found')

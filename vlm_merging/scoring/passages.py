@@ -6,13 +6,14 @@
 from __future__ import annotations
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from .numbers import work
 from .quantities import quantity
 from .spelling import braced, plain_spelling
 
 # %% auto #0
 __all__ = ['sentences', 'Pick', 'boxed', 'field', 'tagged', 'marked', 'result', 'alone', 'words_of', 'asked_for', 'joined',
-           'before_check', 'finals']
+           'before_check', 'before_next_question', 'finals']
 
 # %% ../../nbs/scoring/10_passages.ipynb #c008
 _BREAK = re.compile(r'(?<=[A-H]\.)\s+(?=(?:Wait|Actually|However|But|Therefore|So|Thus|Hence|Because|Since|'
@@ -24,6 +25,10 @@ def sentences(
     text:str,           # A reply
 )->list[str]:
     "Sentences and lines"
+    return list(_cut(text))
+
+@lru_cache(maxsize=16)          # Several rules ask for those of one reply
+def _cut(text):
     parts = [part.strip() for part in _BREAK.split(text) if part and part.strip(' *#-_`$')]
     return [part for part in parts if '|' not in part or not _TABLE_ROW.match(part)] or parts
 
@@ -183,6 +188,33 @@ def before_check(
     return parts if at is None or any(_CONCLUDING.search(part) for part in parts[at+1:]) else parts[:at]
 
 # %% ../../nbs/scoring/10_passages.ipynb #c051
+_NEXT = re.compile(r'(?:^|\n)[ #*_>]*(?:(question|q|problem|exercise)|(user|human|student)|hint|choices'
+                   r'|options|instruction|(?:question|problem) \d+)[ *_]*:', re.I)
+_ANNOUNCES = re.compile(r'\W*(?:let|to|we|i|here|first|step)\b|.*:\W*$', re.I)
+
+def _asks_the_same(text, question):
+    "Does the line that a text begins with put the question that was asked?"
+    asked = words_of(question.split('\nChoices')[0])
+    return bool(asked) and len(asked&words_of(text[:len(question)+60]))>=.6*len(asked)
+
+# %% ../../nbs/scoring/10_passages.ipynb #c052
+def before_next_question(
+    reply:str,          # As `readable_part` gives it
+    question:str='',    # As asked
+)->str:
+    "What is said before an invented `Question: ...`, `Choices: ...` or `User: ...`"
+    for m in list(_NEXT.finditer(reply))[:_MOST]:
+        own, rest = reply[:m.start()].rstrip(), reply[m.end():]
+        if not re.search(r'\w', own):
+            if m[1] and not _asks_the_same(rest, question): return reply         # It asks itself
+            continue
+        if '\\boxed' in rest and '\\boxed' not in own: return reply
+        another = m[2] or m[1] and not _asks_the_same(rest, question)
+        if marked(own) or boxed(own): return own
+        if another and not _NEXT.match(own) and not _ANNOUNCES.match(own): return own
+    return reply
+
+# %% ../../nbs/scoring/10_passages.ipynb #c055
 _TURN = re.compile(r"^(?:but )?(?:wait|hold on|actually|hmm|no,|on second thought|correction|sorry)\b", re.I)
 
 def _second_thought(parts):
@@ -193,7 +225,7 @@ def _second_thought(parts):
         if not _CONCLUDING.search(parts[i]): continue
         yield Pick(joined(parts, i), 'pattern', 'a conclusion after a second thought')
 
-# %% ../../nbs/scoring/10_passages.ipynb #c055
+# %% ../../nbs/scoring/10_passages.ipynb #c059
 def _exact(reply, parts, spans):
     "What the model marked as its answer"
     if (span:=tagged(reply)): yield Pick(span, 'exact', 'the answer tag')
@@ -201,7 +233,7 @@ def _exact(reply, parts, spans):
     if (span:=field(reply)): yield Pick(span, 'exact', 'the field of a JSON reply')
     if len(reply)<60 and len(parts)==1 and not spans: yield Pick(parts[0], 'exact', 'the whole reply')
 
-# %% ../../nbs/scoring/10_passages.ipynb #c057
+# %% ../../nbs/scoring/10_passages.ipynb #c061
 _IN_BOLD = re.compile(r'\*\*([^*\n]{1,40})\*\*')
 
 def _last_value(parts):
@@ -213,7 +245,18 @@ def _last_value(parts):
     if not _CONCLUDING.search(last) and result(last):
         yield Pick(last, 'pattern', 'the last sentence, which ends in a result')
 
-# %% ../../nbs/scoring/10_passages.ipynb #c060
+# %% ../../nbs/scoring/10_passages.ipynb #c064
+_NO_ANSWER = re.compile(r'^\W*(?:to|let|first|step)\b|\b(?:need|want|asked|have|try|going) to\b|\?\W*$', re.I)
+
+def _restating(parts, words, question):
+    "The sentences that say nearly all words of the question: those with one value in bold, and the others"
+    asked = words_of(re.split(r'\n *(?:Choices|Options)\b', question)[0].rpartition('Question:')[2])
+    alike = [part for part, said in zip(parts, words) if len(asked&said)>=.75*len(asked)>2]
+    alike = [part for part in alike if not _NO_ANSWER.search(part)]
+    bold = [part for part in alike if len(values:=_IN_BOLD.findall(part))==1 and alone(values[0])]
+    return bold, [part for part in alike if part not in bold]
+
+# %% ../../nbs/scoring/10_passages.ipynb #c067
 def finals(
     reply:str,          # As `readable_part` gives it
     question:str='',    # As asked
@@ -222,13 +265,16 @@ def finals(
     parts = before_check(sentences(reply))
     if not parts: return
     def last_of(wanted, why):
-        places = [i for i, part in enumerate(parts) if wanted(part)]
+        places = [i for i in range(len(parts)) if wanted(i)]
         for i in places[:-_MOST-1:-1]: yield Pick(joined(parts, i), 'pattern', why)
-    spans, noun = marked(reply), asked_for(question)
+    spans, noun, words = marked(reply), asked_for(question), [words_of(part) for part in parts]
+    bold, plain = _restating(parts, words, question)
     yield from _exact(reply, parts, spans)
     yield from _second_thought(parts)
     for span in spans: yield Pick(span, 'pattern', 'behind "the answer is"')
+    for part in bold[:1]: yield Pick(part, 'pattern', 'the question restated with a value in bold')
     yield from _last_value(parts)
-    yield from last_of(_CONCLUDING.search, 'a conclusion')
-    if noun: yield from last_of(lambda part: noun in words_of(part), f'the last sentence about the {noun}')
+    yield from last_of(lambda i: _CONCLUDING.search(parts[i]), 'a conclusion')
+    for part in plain[-1:]: yield Pick(part, 'pattern', 'the question restated')
+    if noun: yield from last_of(lambda i: noun in words[i], f'the last sentence about the {noun}')
     for part in parts[::-1][:3]: yield Pick(part, 'fallback', 'one of the last sentences')

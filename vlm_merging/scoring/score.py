@@ -19,7 +19,7 @@ from vlm_merging.scoring.rules import (
 from .wrappers import WRAPPERS, readable_part, tag_name, unknown_tags
 from .languages import in_english
 from .endings import cut_off, looping, refused
-from .passages import finals
+from .passages import before_next_question, finals
 from .statements import stated
 from .free_answers import answer_kind, pick_text, pick_value
 from .choices import (
@@ -167,11 +167,12 @@ def _mark(row, reply, metric, strict, algebra):
     choices = asked_options(row)
     if strict: return RULES[metric](row, row['prediction'], choices)
     if metric=='contains': return RULES[metric](row, reply, choices)
+    if (own:=before_next_question(reply, row['question']))!=reply: row, reply = row|dict(finish=None), own
     if metric=='yesno': return _yes_or_no(row, reply)
     if metric in _SHORT_REPLY_RULES: return _short_reply(row, reply, metric)
     return _as_near(_read_reply(row, reply, choices, algebra), row, metric)
 
-# %% ../../nbs/scoring/19_score.ipynb #c041
+# %% ../../nbs/scoring/19_score.ipynb #c043
 def _outcome(prediction, mark, finish):
     "How a reply ended: answered, undecided, refused, loop, cut-off, empty or no answer"
     reply = readable_part(prediction)
@@ -185,7 +186,7 @@ def _outcome(prediction, mark, finish):
     if looping(reply): return 'loop'
     return 'cut-off' if cut_off(reply, finish) else 'refused' if refused(reply) else 'no answer'
 
-# %% ../../nbs/scoring/19_score.ipynb #c045
+# %% ../../nbs/scoring/19_score.ipynb #c047
 PROTOCOLS = dict(offline='offline-2', strict='strict-1')
 SCORE_COLUMNS = dict(correct=pl.Boolean, value=pl.Float64, picked=pl.String, tier=pl.String, reason=pl.String,
                      outcome=pl.String, length=pl.Int64, unknown_tags=pl.String, protocol=pl.String,
@@ -205,7 +206,7 @@ def _mark_in_time(row, metric, strict, algebra):
     except Exception as e:                                                     # A fault of ours
         return Mark(0., '', 'none', f'the reply cannot be read ({type(e).__name__}: {str(e)[:80]})')
 
-# %% ../../nbs/scoring/19_score.ipynb #c047
+# %% ../../nbs/scoring/19_score.ipynb #c049
 _metric_of = lru_cache(metric_of)
 
 def score_row(
@@ -226,7 +227,7 @@ def score_row(
                 length=len(prediction), unknown_tags=' '.join(sorted(unknown_tags(prediction))),
                 protocol=PROTOCOLS[protocol])
 
-# %% ../../nbs/scoring/19_score.ipynb #c051
+# %% ../../nbs/scoring/19_score.ipynb #c053
 _INPUTS = ('question', 'question_for_eval', 'choices', 'answer', 'answer_option', 'question_type',
            'answer_type', 'precision', 'unit', 'prediction', 'finish', 'metric', 'category', 'error')
 
@@ -242,7 +243,7 @@ def _typed(frame, name):
     whole = column.cast(pl.Int64, strict=False).cast(pl.String)
     return pl.when(column==column.round()).then(whole).otherwise(column.cast(pl.String))
 
-# %% ../../nbs/scoring/19_score.ipynb #c052
+# %% ../../nbs/scoring/19_score.ipynb #c054
 def typed_replies(
     frame:pl.DataFrame,  # A reply table with at least `prediction` and `answer`
 )->pl.DataFrame:         # Absent columns are null
@@ -258,7 +259,7 @@ def typed_replies(
                          f'Rename yours, say response to prediction.')
     return frame.select(_typed(frame, name) for name in dict.fromkeys((*ROW_KEYS, *_INPUTS)))
 
-# %% ../../nbs/scoring/19_score.ipynb #c056
+# %% ../../nbs/scoring/19_score.ipynb #c058
 COLUMNS_LEFT_OUT = ('question_for_eval', 'choices', 'answer_option', 'question_type', 'answer_type',
                     'precision', 'unit', 'finish', 'metric', 'key', 'error', 'query', 'seconds',
                     'reasoning_content')
@@ -283,7 +284,7 @@ def score(
     tags = [c for c in frame.columns if c not in own and not c.startswith(('judge', 'adjudicated'))]
     return frame.select(*keys, *tags).hstack(pl.DataFrame(scored, schema=SCORE_COLUMNS))
 
-# %% ../../nbs/scoring/19_score.ipynb #c064
+# %% ../../nbs/scoring/19_score.ipynb #c066
 def _tags_unknown(scores):
     "A sentence about tags in the replies that no table explains; None: there are none"
     if 'unknown_tags' not in scores.columns: return None

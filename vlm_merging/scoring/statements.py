@@ -9,7 +9,7 @@ from functools import lru_cache
 from .passages import sentences
 
 # %% auto #0
-__all__ = ['polar_question', 'stated']
+__all__ = ['polar_question', 'torn', 'stated']
 
 # %% ../../nbs/scoring/12_statements.ipynb #c008
 _VERB = (r"(?:is|are|was|were|am|do|does|did|can|could|has|have|had|will|would|should|shall|may|might"
@@ -31,7 +31,8 @@ _EMPTY = frozenset(('a an the is are was were am be been being do does did done 
     'of to for from by with as and '
     'or so if then also just very really quite actually indeed clearly appear appears seem seems based '
     'image picture photo graph figure chart '
-    'diagram plot shown show shows see seen visible question answer any some all both each what which who '
+    'diagram plot shown show shows see seen visible question answer any some all both each every what '
+    'which who '
     'you i we one ones '
     'given provided information according fact case say said states compared comparison than correct right '
     'true which '
@@ -85,7 +86,11 @@ male man boy | female woman girl
 convex | concave
 parallel | perpendicular
 finite bounded | infinite unbounded
-symmetric symmetrical | asymmetric asymmetrical'''
+symmetric symmetrical | asymmetric asymmetrical
+cloudy overcast | clear cloudless
+asleep sleeping | awake
+vertical vertically | horizontal horizontally
+sitting seated | standing'''
 _MORE, _MOST, _SAME = '_0', '_1', '_2'
 _SIGN_OF = {word:(f'_{i}', sign) for i, line in enumerate(_PAIRS.split('\n'))
             for sign, side in zip((1, -1), line.split('|')) for word in side.split()}
@@ -126,8 +131,49 @@ def _swapped(asked, said):
     (a, b), (c, d) = ([set(_carriers(side)) for side in sides[:2]] for sides in (asked, said))
     return len(a&d)+len(b&c)>len(a&c)+len(b&d)
 
-# %% ../../nbs/scoring/12_statements.ipynb #c028
+# %% ../../nbs/scoring/12_statements.ipynb #c027
+_ALL = re.compile(r'\b(?:all|every|each|everyone|everybody|both)\b', re.I)
+_BUT = re.compile(r'\b(?:but|except|excluding|besides|apart from|other than|save for)\b', re.I)
+_PART = re.compile(r'\b(?:most|some|(?:almost|nearly) (?:all|every|each)'
+                   r'|(?:only|just) (?:some|half|a few|one|two|three|four|\d+)'
+                   r'|(?:one|two|three|half|\d+|a few|several) of (?:the|them|these|those))\b', re.I)
+
+def _only_a_part(sentence, question):
+    "Does a sentence speak of a part, where the question asks of all?"
+    if not _ALL.search(question): return False
+    whole = _ALL.search(sentence) and not re.search(r'\b(?:almost|nearly) ', sentence)
+    return bool((_BUT if whole else _PART).search(sentence))
+
+# %% ../../nbs/scoring/12_statements.ipynb #c030
+_N = r'(?<![\d.,])-?\d[\d,]{0,20}(?:\.\d{1,20})?'
+_UP = 'more|greater|larger|bigger|higher|longer|taller|older|heavier'
+_DOWN = 'less|fewer|smaller|lower|shorter|younger|lighter'
+_THAN_NUMBER = re.compile(rf'\b(?:({_UP})|({_DOWN})) than \$?({_N})', re.I)
+_NUMBERS_COMPARED = re.compile(rf"({_N})(?: ?[%°a-z$]+)?(?: (?:is|are|was|were)(n't| not)?(?: still)? "
+                               rf"(?:({_UP})|({_DOWN})) than| ?(?:(>)|(<))) \$?({_N})", re.I)
+
+def _numbers_say(sentence, question):
+    "Does a comparison with the number of the question affirm (True) or deny (False) that of the question?"
+    asked = _THAN_NUMBER.search(question)
+    found = list(_NUMBERS_COMPARED.finditer(sentence)) if asked else []
+    if not found: return None
+    left, denied, more, less, above, below, right = found[-1].groups()
+    if (left==asked[3])==(right==asked[3]): return None
+    grows = bool(more or above)==(right==asked[3])                 # From the number of the question on
+    return (grows==bool(asked[1]))!=bool(denied)
+
+# %% ../../nbs/scoring/12_statements.ipynb #c032
+def _another_number(asked, said, sentence):
+    "Does a sentence give another number where the question names one?"
+    mine, other = ([w for w in words if w[0].isdigit()] for words in (asked, said))
+    if len(mine)!=1 or len(other)!=1 or mine==other or mine[0] not in list(asked)[-2:]: return False
+    if {_MORE, _MOST, _SAME}&asked.keys() or asked.keys()^said.keys()!={mine[0], other[0]}: return False
+    verb = r'\b(?:is|are|was|were|has|have|reads?|shows?|equals?)\b'
+    return bool(re.search(rf'{verb} \D{{0,12}}{re.escape(other[0])}', sentence))
+
+# %% ../../nbs/scoring/12_statements.ipynb #c035
 _ABOUT = .7              # Share of the carrying words of the question that a sentence must have
+_OF_IT = re.compile(r'\W*(?:it|they|this|these|that|those|he|she)\b', re.I)
 
 def _opposite_words(asked, said):
     "Pairs of a word and its opposite by a prefix, which are in one text each"
@@ -139,7 +185,7 @@ def _comparing(asked, said):
     named = {word for word in asked if word[0]=='_'}
     return named<=said.keys() and (_MORE in asked or _MORE not in said)
 
-def _says(sentence, question):
+def _says(sentence, question, goes_on=False):
     "Does a sentence affirm (True) or deny (False) the statement in a question? None: it does not speak of it"
     asked, said = _carriers(question), _carriers(sentence)
     opposites = _opposite_words(asked, said)
@@ -147,26 +193,74 @@ def _says(sentence, question):
     if _MORE in asked and _EQUAL.search(sentence): said = {**said, _MORE:-asked[_MORE]}
     if _SAME in asked and _MORE in said: said = {**said, _SAME:-asked[_SAME]}; del said[_MORE]
     if not asked or _NO_CLAIM.search(sentence) or not _comparing(asked, said): return None
+    if _another_number(asked, said, sentence): return False
     shared, foreign = asked.keys()&said.keys(), said.keys()-asked.keys()
     if len(shared)<_ABOUT*len(asked):
-        if foreign or len(shared)<min(2, len(asked)) or not re.search(rf'\b{_VERB}\b', sentence): return None
+        of_it = goes_on and _OF_IT.match(sentence) and list(asked)[-1] in said
+        if foreign or not of_it and len(shared)<min(2, len(asked)): return None
+        if not re.search(rf'\b{_VERB}\b', sentence): return None
     if list(asked)[-1] not in said and len(asked)<3: return None  # Another thing is said of it
+    if _only_a_part(sentence, question): return False
     turns = _turns(sentence)+_turns(re.sub(rf"^{_VERB}", '', question, flags=re.I))+len(opposites)
     turns += sum(asked[word]!=said[word] for word in shared)
     if _EQUAL.search(sentence): return turns%2==0
     return (turns+_swapped(_THAN.split(question), _THAN.split(sentence)))%2==0
 
-# %% ../../nbs/scoring/12_statements.ipynb #c032
+# %% ../../nbs/scoring/12_statements.ipynb #c039
+_PRONOUN = r'(?:it|they|he|she|there|that|this|these|those|we|you|I)'
+_AUX = r'(?:is|are|was|were|am|do|does|did|can|could|has|have|had|will|would|should)'
+_LEAD = r'^\W*(?:(?:so|hence|thus|therefore|consequently|well|but|and)\b\W*)?'
+_STATEMENT = (r'(?:that|this|it|(?:the|this|that|your|my) '
+              r'(?:statement|claim|assertion|assumption|description|answer))')
+_TRUE = '(?:correct|right|true|so|accurate|the case)'
+_STOP = r'(?=\s*(?:[,.;:!)*]|$)| (?:because|since)\b)'
+_AGREES = re.compile(
+    rf"{_LEAD}(?:affirmative|yep|yeah|yup|indeed|exactly|correct|right|true|I (?:do )?(?:think|believe) so"
+    rf"|{_STATEMENT}(?:'s| is| seems| would be) (?:indeed )?{_TRUE}){_STOP}"
+    rf"|{_LEAD}(?!th[ai][ts] \w+,){_PRONOUN} {_AUX}(?: indeed)?(?=[.,;!]|$)", re.I)
+_DISAGREES = re.compile(
+    rf"{_LEAD}(?:nope|nah|none(?: that I can (?:see|tell))?|negative|incorrect|false|wrong"
+    rf"|I (?:don't|do not) (?:think|believe) so|not (?:that I (?:can (?:see|tell)|see|know)|at all|really"
+    rf"|quite|exactly|in this (?:image|picture|photo|case))"
+    rf"|{_STATEMENT}(?:'s| is| seems) (?:not {_TRUE}|incorrect|wrong|false|untrue|inaccurate)"
+    rf"|{_STATEMENT} isn't {_TRUE}"
+    rf"|{_PRONOUN}(?: {_AUX}n't| can't| won't|(?:'s|'re| {_AUX}) (?:not|none)| cannot)"
+    rf"(?: any| one| so| really)?(?: in (?:the|this) (?:image|picture|photo))?){_STOP}", re.I)
+_ITSELF = re.compile(r'\b(?:negative|incorrect|false|wrong|true|correct)\b', re.I)
+
+def _verdict(sentence, asked):
+    "Yes (True) or no (False) in other words; None: the sentence does not begin with any"
+    denied = _DISAGREES.match(sentence)
+    m = denied or _AGREES.match(sentence)
+    if not m or {*_ITSELF.findall(m[0].lower())}&{*_ITSELF.findall(asked.lower())}: return None
+    return not denied
+
+# %% ../../nbs/scoring/12_statements.ipynb #c042
+_TORN = re.compile(r'^\W*(?:(?:well|it is|the answer is|the answer|both)\b\W*)*yes and no\b(?! question)',
+                   re.I)
+
+def torn(
+    reply:str,          # Of a model
+)->bool:
+    "Does a reply begin with `yes and no`, and not come to an answer?"
+    m = _TORN.match(reply)
+    if not m: return False
+    return not re.search(r'\banswer\b.{0,20}\b(?:yes|no)\b|\\boxed', reply[m.end():], re.I)
+
+# %% ../../nbs/scoring/12_statements.ipynb #c046
 _CONCLUDES = re.compile(r'(?:^|,? )\b(?:therefore|thus|hence|so|in conclusion|this '
                         r'means|overall|consequently)\b,?', re.I)
-_CLAUSES = re.compile(r',? \b(?:so|but|therefore|thus|hence|which means)\b,? (?:that )?|; ', re.I)
+_CLAUSES = re.compile(r'(?:,? \b(?:so|therefore|thus|hence|which means)\b|, but\b'
+                      r'| but\b(?! (?:one|two|three|for|a few)\b)),? (?:that )?|; ', re.I)
 _OUTRIGHT = re.compile(r'(?:^|\banswer\b.{0,30}? )(?:\([A-Z]\) )?\W*(yes|no)[,.:]', re.I)
 
 def _claims(part, asked):
     "What the clauses of a sentence say to a question"
     if m:=_OUTRIGHT.search(part): yield m[1].lower()=='yes'; return
-    for clause in _CLAUSES.split(part):
-        if (says:=_says(clause, asked)) is not None: yield says
+    if (verdict:=_verdict(part, asked)) is not None: yield verdict; return
+    for i, clause in enumerate(_CLAUSES.split(part)):
+        goes_on = bool(i or _CONCLUDES.match(part))
+        if (says:=_says(clause, asked, goes_on)) is not None: yield says
 
 def stated(
     reply:str,          # As `readable_part` gives it
@@ -175,6 +269,7 @@ def stated(
     "Yes or no, where a reply tells it as a sentence"
     asked = polar_question(question)
     if not asked: return None
+    if (says:=_numbers_say(reply, asked)) is not None: return 'yes' if says else 'no'
     claims = [(bool(_CONCLUDES.search(part)), says) for part in sentences(reply)[:40]
               for says in _claims(part, asked)]
     concluded = [says for concludes, says in claims if concludes]
