@@ -144,7 +144,6 @@ def _formula_option(passage, choices):
 # %% ../../nbs/scoring/16_options.ipynb #c037
 _CHOSEN = re.compile(r'\b(?i:option|choice|answer|ans)\b|\([A-Z]\)|^\W*[A-Z]\W*$|'
                      rf'{LEAD}(?:option |choice |letter )?[("\']*[A-Z][)"\' .!]*(?:$|,? (?:because|since))')
-
 _LESS_SURE = ('the only sentence', 'a conclusion')
 
 def _one_letter_in(passage, choices, letters):
