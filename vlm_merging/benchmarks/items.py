@@ -7,6 +7,7 @@ from __future__ import annotations
 import base64, json, re
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from .cells import decimal_places, text_of, unpacked
 from .pictures import Picture, as_picture
 from ..checkpoints.texts import did_you_mean, one_line, quoted, visible
@@ -178,13 +179,16 @@ RULE_OF = {'MathVista':'mathvista', 'MathVerse':'mathverse', 'MathVision':'mathv
 
 def _bare(text): return ''.join(c for c in text.lower() if c.isalnum())
 
+@lru_cache(maxsize=4096)
+def _metric_among(name, known):
+    hits = [(b, rule) for b, rule in known if re.match(_bare(b)+r'(?!v\d)', _bare(name))]
+    return max(hits, key=lambda hit: len(hit[0]))[1] if hits else 'answer'
+
 def metric_of(
     name:str,           # As it stands in the column `benchmark`: also `MathVista_MINI`, `mmstar`
 )->str:                 # Name of a rule; 'answer' if the benchmark is not known
     "Which rule scores a benchmark"
-    known = RULE_OF|{b.name:b.metric for b in BENCHMARKS.values()}
-    hits = [b for b in known if re.match(_bare(b)+r'(?!v\d)', _bare(name))]
-    return known[max(hits, key=len)] if hits else 'answer'
+    return _metric_among(name, (*(RULE_OF|{b.name:b.metric for b in BENCHMARKS.values()}).items(),))
 
 # %% ../../nbs/benchmarks/03_items.ipynb #c039
 def record_of(

@@ -13,12 +13,17 @@ from .choices import asked_options, gold_letters, looks_like_a_letter, wants_let
 from .rules import accepted_answers, python_number, vqa
 
 # %% auto #0
-__all__ = ['FLOORS', 'chance_of', 'constants_of', 'floor_columns', 'floors_of', 'floor_said']
+__all__ = ['FLOORS', 'rule_of_row', 'chance_of', 'constants_of', 'floor_columns', 'floors_of', 'floor_said']
 
 # %% ../../nbs/scoring/18_floor.ipynb #c010
 _NO_OPTIONS = ('relaxed', 'anls', 'vqa', 'contains', 'mm_math')      # Rules that know no options
 
-def _rule_of(row): return row.get('metric') or metric_of(row.get('benchmark') or '')
+def rule_of_row(
+    row:dict,           # Of a reply table
+)->str:                 # Name of a rule
+    "The rule that a row names, or that of its benchmark"
+    return row.get('metric') or metric_of(row.get('benchmark') or '')
+
 def _gold_of(row): return in_english(row.get('answer') or '').strip()
 def _asks_yes_or_no(row): return not row.get('choices') and _gold_of(row).lower() in ('yes', 'no')
 
@@ -27,7 +32,7 @@ def chance_of(
     told:bool=True,     # Has the table a column that says which questions have options?
 )->float|None:          # 0 to 1; None: nothing tells how many options there are
     "How often an option at random is right"
-    if _rule_of(row) in _NO_OPTIONS: return 0.
+    if rule_of_row(row) in _NO_OPTIONS: return 0.
     if _asks_yes_or_no(row): return 1/2
     if not wants_letter(row): return 0. if told and not looks_like_a_letter(row) else None
     options = asked_options(row)
@@ -42,7 +47,7 @@ def constants_of(
     options, gold = asked_options(row) if wants_letter(row) else (), _gold_of(row)
     letters = gold_letters(row.get('answer_option') or gold, options) if options else ''
     if letters: return {('option', letters)}
-    many = row.get('answer_type')=='any of' or _rule_of(row) in ('anls', 'vqa', 'contains')
+    many = row.get('answer_type')=='any of' or rule_of_row(row) in ('anls', 'vqa', 'contains')
     kind = 'yes or no' if _asks_yes_or_no(row) else 'free'
     def same(text): return python_number(text.replace(',', '')) if text[-1:].isdigit() else None
     spelled = (' '.join(g.lower().split()) for g in (accepted_answers(gold) if many else [gold]))
@@ -58,7 +63,7 @@ def _by_constant(rows):
         if n>1: best.setdefault(key[0], key)
     def value(row, keys):
         hit = next((k for k in keys if best.get(k[0])==k), None)
-        if hit and _rule_of(row)=='vqa': return vqa(hit[1], row['answer']).value
+        if hit and rule_of_row(row)=='vqa': return vqa(hit[1], row['answer']).value
         return float(hit is not None)
     return [value(*o) for o in zip(rows, golds)]
 

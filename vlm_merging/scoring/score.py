@@ -6,12 +6,11 @@
 from __future__ import annotations
 import re
 from collections import Counter
-from functools import lru_cache
 from pathlib import Path
 import polars as pl
 from .algebra import Algebra, beyond
 from .equality import same
-from ..benchmarks.items import LETTERS, ROW_KEYS, metric_of
+from ..benchmarks.items import LETTERS, ROW_KEYS
 from vlm_merging.scoring.rules import (
     Mark, accepted_answers, anls, contains, dynamath_strict, final_passage, mathverse_strict,
     mathvision_strict, mathvista_strict, mm_math, option_strict, python_number, relaxed, same_items,
@@ -25,7 +24,7 @@ from .free_answers import answer_kind, pick_text, pick_value
 from .choices import (
     _BadRow, asked_options, gold_letters, looks_like_a_letter, wants_letter)
 from .options import pick_option
-from .floor import FLOORS, floor_columns
+from .floor import FLOORS, floor_columns, rule_of_row
 from ..benchmarks.tables import rows_in_words
 from ..asking.replies import NO_REPLY
 from ..asking.reading import table_at
@@ -207,8 +206,6 @@ def _mark_in_time(row, metric, strict, algebra):
         return Mark(0., '', 'none', f'the reply cannot be read ({type(e).__name__}: {str(e)[:80]})')
 
 # %% ../../nbs/scoring/19_score.ipynb #c049
-_metric_of = lru_cache(metric_of)
-
 def score_row(
     row:dict,            # Of a reply table
     protocol:str,        # Key of `PROTOCOLS`
@@ -218,7 +215,7 @@ def score_row(
     if row.get('prediction') is None and row.get('error'):
         return dict(tier='none', reason=row['error'][:500], outcome=NO_REPLY, protocol=PROTOCOLS[protocol])
     prediction = row.get('prediction') or ''
-    metric = row.get('metric') or _metric_of(row.get('benchmark') or '')
+    metric = rule_of_row(row)
     whole = {**row, 'question':row.get('question') or '', 'prediction':prediction}
     mark = _mark_in_time(whole, metric, protocol=='strict', algebra)
     correct = None if mark.value is None else mark.value>=.5
