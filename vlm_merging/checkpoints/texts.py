@@ -4,8 +4,7 @@
 
 # %% ../../nbs/checkpoints/04_texts.ipynb #c005
 from __future__ import annotations
-import difflib, hashlib, html, json, math, numbers, re
-from .model_files import unique_names
+import difflib, html, json, math, numbers, re
 
 # %% auto #0
 __all__ = ['DEEPEST', 'visible', 'one_line', 'name_in_line', 'quoted', 'ranges_said', 'did_you_mean', 'check_number',
@@ -44,6 +43,7 @@ def name_in_line(
     name = str(name)
     line = re.sub('[\n\t]', _escape_seen, visible(name[:most+1]))
     if len(line)<=most: return line
+    import hashlib      # For a name that is cut alone: the shell's help shall not wait for it
     return f"{line[:most-9]}…{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:8]}"
 
 # %% ../../nbs/checkpoints/04_texts.ipynb #c018
@@ -119,6 +119,7 @@ def json_of(
     text:str|bytes,     # Of anybody
 )->object:              # Numbers of more than 4300 digits are text
     "A value in JSON; raise ValueError with half a sentence if there is none"
+    from vlm_merging.checkpoints.model_files import unique_names # Nor for this
     def whole(digits): return int(digits) if len(digits)<=4300 else digits
     text = text.decode('utf-8-sig') if isinstance(text, bytes) else text
     try: value = json.loads(text, object_pairs_hook=unique_names, parse_int=whole)

@@ -1,7 +1,7 @@
 """What functions take, read from their source files: options of the shell stand in signatures alone."""
 # Nothing is imported for it, so that `--help` needs neither torch nor transformers.
 from __future__ import annotations
-import ast, io, re, sys, tokenize
+import ast, re, sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -101,14 +101,12 @@ def _annotation(node, source):
         return _annotation(held, where) if isinstance(held, ast.Subscript) else ((node.id,), (), ())
     return () if node is None or ast.unparse(node)=='None' else (ast.unparse(node),), (), ()
 
+_COMMENT = re.compile(r"""(?:[^#'"]|'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")*#(.*)""") # No '#' of a string
+
 def _comment(line):
     "The comment at the end of a line"
-    if '#' not in line: return ''
-    try:
-        for token in tokenize.generate_tokens(io.StringIO(line.strip()).readline):
-            if token.type==tokenize.COMMENT: return token.string.strip('# ')
-    except (tokenize.TokenError, SyntaxError): pass     # A line is not a whole statement
-    return ''
+    found = _COMMENT.fullmatch(line)
+    return found[1].strip('# ') if found else ''
 
 def _about(line, source, ends):
     "The comment beside a line, and what goes on below it"
