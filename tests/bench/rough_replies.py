@@ -10,7 +10,7 @@ replies. Printed are the slowest rows with what they were made of, and by how mu
 is 1 if a row has no verdict, takes more than 2 seconds of the processor, or if anything is shown that cannot
 be seen.
 """
-import argparse, json, random, re, resource, sys, time
+import argparse, json, random, re, resource, sys, time, traceback
 from collections import Counter
 from pathlib import Path
 import polars as pl
@@ -195,7 +195,8 @@ def show_all(rows, faults):
                                    'split': 'all'} for i, (o, s) in enumerate(zip(rows, said))]))
     runs = run('before', rows[:half]), run('after', rows[half:2*half])
     for table in runs:
-        assert table.height==half and table.filter(outcome='undecided').height==table['correct'].null_count()
+        assert table.height==half and not table['correct'].null_count(), 'a verdict is missing'
+        assert not table.filter(outcome='undecided')['correct'].any(), 'undecided and right'
         for p in problems(table): shown('problems', p, 2_000, False)
     found = compare(*runs, by='task', resamples=200)
     shown('verdict', found.verdict, 10**6, False)
@@ -230,7 +231,7 @@ def main():
     print(f'{given.n} replies in {time.perf_counter()-start:.0f} s, mean {mean:.0f} ms a row; the slowest:')
     for spent, *what in times[:12]: print(f'{spent:7.2f} s', *what)
     try: show_all(rows, faults)
-    except Exception as e: faults.append(('pages', type(e).__name__, str(e)[:900]))
+    except Exception as e: faults.append(('pages', type(e).__name__, str(e)[:900] or traceback.format_exc()[-300:]))
     growth = memory()-before
     if growth>GROWTH: faults.append(('all', f'memory grew by {growth:.0f} MB'))
     print(f'scored and shown in {time.perf_counter()-start:.0f} s, memory grew by {growth:.0f} MB, '
