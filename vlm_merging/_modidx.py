@@ -2261,6 +2261,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'vlm_merging/scoring/numbers.py'),
                                              'vlm_merging.scoring.numbers._attempt': ( 'scoring/numbers.html#_attempt',
                                                                                        'vlm_merging/scoring/numbers.py'),
+                                             'vlm_merging.scoring.numbers._computed': ( 'scoring/numbers.html#_computed',
+                                                                                        'vlm_merging/scoring/numbers.py'),
                                              'vlm_merging.scoring.numbers._exponent': ( 'scoring/numbers.html#_exponent',
                                                                                         'vlm_merging/scoring/numbers.py'),
                                              'vlm_merging.scoring.numbers._factor_begins': ( 'scoring/numbers.html#_factor_begins',

@@ -324,6 +324,7 @@ def rough(n, seed, folder):
         spent = time.process_time()-start
         slow = max(slow, (spent, f'{kind} {i}'))
         if spent>SECONDS: faults.append((i, kind, f'took {spent:.1f} s'))
+        if faults and faults[-1][0]==i: print('  FAULT', *faults[-1], file=sys.stderr, flush=True)
         if i%50_000==49_999: print(f'  {i+1:,} files, {len(faults)} faults', file=sys.stderr, flush=True)
     return counts, refused, slow, faults, memory()-before
 

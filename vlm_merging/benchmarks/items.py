@@ -188,6 +188,7 @@ def metric_of(
     name:str,           # As it stands in the column `benchmark`: also `MathVista_MINI`, `mmstar`
 )->str:                 # Name of a rule; 'answer' if the benchmark is not known
     "Which rule scores a benchmark"
+    if name in BENCHMARKS: return BENCHMARKS[name].metric
     return _metric_among(name, (*(RULE_OF|{b.name:b.metric for b in BENCHMARKS.values()}).items(),))
 
 # %% ../../nbs/benchmarks/03_items.ipynb #c039

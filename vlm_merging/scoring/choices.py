@@ -80,7 +80,7 @@ def wants_letter(
 )->bool:
     "Is it a multiple-choice question?"
     kind = row.get('question_type') or row.get('answer_type')
-    if kind: return re.sub('[- ]', '_', kind) in ('multi_choice', 'multiple_choice')
+    if kind: return kind.replace('-', '_').replace(' ', '_') in ('multi_choice', 'multiple_choice')
     if row.get('choices'): return True
     gold, question = row.get('answer') or '', row.get('question') or ''
     if not _ONE_LETTER.fullmatch(gold): return False

@@ -5,6 +5,7 @@
 # %% ../../nbs/scoring/04_forms.ipynb #c005
 from __future__ import annotations
 import re
+from functools import lru_cache
 from .numbers import CONSTANTS, FUNCTIONS, number
 from .quantities import UNITS
 
@@ -63,6 +64,7 @@ def coordinates(
 # %% ../../nbs/scoring/04_forms.ipynb #c018
 _CHAIN = re.compile(r'([^<>=,;]+?) ?(<=?|>=?) ?[a-zA-Z] ?(<=?|>=?) ?([^<>=,;]+?)')
 
+@lru_cache(maxsize=256)
 def bracket_interval(
     text:str,           # As `plain_spelling` gives it
 )->str|None:            # None: it is no chain
@@ -76,6 +78,7 @@ def bracket_interval(
 _END = r'\d+(?:,\d{3})*\.?\d*'
 ENDS = re.compile(rf'[$]?(-?{_END}) ?%? ?(?:-|to) ?[$]?({_END}) ?%?(?: [a-z]+)?')
 
+@lru_cache(maxsize=256)
 def range_ends(
     text:str,           # As `plain_spelling` gives it
 )->tuple|None:          # None: it is no range
@@ -86,6 +89,7 @@ def range_ends(
 # %% ../../nbs/scoring/04_forms.ipynb #c025
 _RELATION = re.compile(r'<=|>=|!=|=|<|>')
 
+@lru_cache(maxsize=256)
 def sides(
     text:str,           # As `plain_spelling` gives it
 )->tuple[str, str, str]|None: # Left, relation, right; None: no relation, or several
@@ -117,6 +121,7 @@ def equation(
 _LABELLED = re.compile(r'^(?:[A-Za-z .]{1,60}= ?|[A-Za-z]{3,20}: ?|[A-Za-z]\w* ?= ?'
                        r'|\([a-z]\w? ?, ?[a-z]\w?\) ?= ?|y ?= ?sin x ?= ?)(?=[^=])(.*)$')
 
+@lru_cache(maxsize=256)
 def unlabelled(
     text:str,           # As `plain_spelling` gives it
 )->str:                 # What stands behind a name and `=`
@@ -129,6 +134,7 @@ _UNIT_WORDS = '|'.join(sorted((u for u in UNITS if len(u)>1 and u.isalpha()), ke
 _UNIT_AT_END = re.compile(
     rf'[ (]*\b(?:square |sq |cubic )?(?:units?|{_UNIT_WORDS})s?(?: ?\^ ?[23])?\)?$', re.I)
 
+@lru_cache(maxsize=256)
 def unitless(
     text:str,           # As `plain_spelling` gives it
 )->str:
@@ -145,7 +151,7 @@ def list_parts(
     "The parts of a list: between commas, semicolons, `and` or `or`"
     inner = text[1:-1] if text[:1]+text[-1:]=='[]' else text
     if _FIGURES.fullmatch(inner) and ', ' not in inner: inner = _THOUSANDS.sub('', inner)
-    parts = [unlabelled(re.sub('^both ', '', part)) for part in split_top(_AND.sub(';', inner), ',;') if part]
+    parts = [unlabelled(part.removeprefix('both ')) for part in split_top(_AND.sub(';', inner), ',;') if part]
     return parts if all(number(part) is not None for part in parts) else [text]
 
 # %% ../../nbs/scoring/04_forms.ipynb #c043
@@ -173,6 +179,7 @@ _PROSE = re.compile(r'^[nN]/[aA]$|\b(?:[iI][stnf]|[aA][snt]|[sS]o|[oO][fnr]|[tT]
                     r'|[hH]e)\b'
                     r'|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]')
 _NAMES = '|'.join([*FUNCTIONS, *CONSTANTS, 'sum', 'prod', 'int', 'lim', 'deg', 'frac'])
+_NAMED = re.compile(rf'(?<![a-zA-Z])(?:{_NAMES})(?![a-zA-Z])')
 
 def formula_only(
     text:str,           # As `plain_spelling` gives it
@@ -181,7 +188,7 @@ def formula_only(
     text = unlabelled(text)
     if not re.search(r'[\^_=+*/|]', text) or not re.search('[a-zA-Z]', text) or _PROSE.search(text):
         return False
-    return not re.search(r'[a-zA-Z]{3,}', re.sub(rf'(?<![a-zA-Z])(?:{_NAMES})(?![a-zA-Z])', '', text))
+    return not re.search(r'[a-zA-Z]{3,}', _NAMED.sub('', text))
 
 # %% ../../nbs/scoring/04_forms.ipynb #c049
 def bare(

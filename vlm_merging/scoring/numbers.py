@@ -6,6 +6,7 @@
 from __future__ import annotations
 import math, re, threading
 from contextlib import contextmanager
+from functools import lru_cache
 from .spelling import plain_spelling
 
 # %% auto #0
@@ -150,16 +151,20 @@ def _sum(reader):
 # %% ../../nbs/scoring/02_numbers.ipynb #c036
 _MIXED_NUMBER = re.compile(r'(?<![\d.)(/^*])(\d+) +(?:(\d+)/(\d+)|\(\((\d+)\)/\((\d+)\)\))(?!\d)')
 
+@lru_cache(maxsize=1024)        # Several rules ask for the values of one reply
+def _computed(text, names):
+    text = _MIXED_NUMBER.sub(lambda m: f'({m[1]}+{m[2] or m[4]}/{m[3] or m[5]})', text)
+    reader = _Reader(text, dict(names))
+    try: value = _sum(reader)
+    except (Unreadable, ValueError, ArithmeticError, TypeError, RecursionError): return None
+    return None if isinstance(value, complex) or value!=value else (value, text[reader.start:].strip())
+
 def leading_value(
     text:str,           # As `plain_spelling` gives it
     names:dict={},      # Values of one-letter variables
 )->tuple[float, str]|None: # The value, and the text behind it; None: no expression begins here
     "Compute the expression that `text` begins with"
-    text = _MIXED_NUMBER.sub(lambda m: f'({m[1]}+{m[2] or m[4]}/{m[3] or m[5]})', text[:LIMITS['length']])
-    reader = _Reader(text, names)
-    try: value = _sum(reader)
-    except (Unreadable, ValueError, ArithmeticError, TypeError, RecursionError): return None
-    return None if isinstance(value, complex) or value!=value else (value, text[reader.start:].strip())
+    return _computed(text[:LIMITS['length']], tuple(names.items()))
 
 # %% ../../nbs/scoring/02_numbers.ipynb #c039
 def number(

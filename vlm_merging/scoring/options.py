@@ -328,6 +328,7 @@ def pick_option(
     question:str='',    # As asked
 )->Pick:                # `text` is the letter
     "The option that a reply chooses"
+    if not reply: return Pick('', 'none', 'an empty reply')
     letters = LETTERS[:len(choices) or 5]
     reply = letters_for_labels(small_article(reply) if 'I' in letters else reply, letters)
     if _takes_all_back(reply, choices): return Pick('', 'none', 'it says that no option is right')

@@ -94,8 +94,8 @@ _VERBLESS = r'\b(?:answer|(?:correct|right|best|final) (?:option|choice))[ *:]*(
 _MARKER = re.compile(_NAMED+_TO_WHAT+_VERB+r'[ *:]*|'+_VERBLESS+'|'+_ELSEWHERE, re.I)
 
 # %% ../../nbs/scoring/10_passages.ipynb #c029
-_MAY_MARK = re.compile('answer|option|choice|final|result|respuesta|antwort|réponse|risposta|resposta|ответ',
-                       re.I)
+_MAY_MARK = ('answer', 'option', 'choice', 'final', 'result', 'respuesta', 'antwort', 'réponse', 'risposta',
+             'resposta', 'ответ')
 _HEADING = re.compile(r'(?:^|\n)[ #*_]*(?:(?:the )?(?:final|short) )?answer[ *_:]*\n\s*', re.I)
 
 def marked(
@@ -103,7 +103,8 @@ def marked(
 )->list[str]:           # The last first
     "What follows each `the answer is`, and what stands below the heading `Final answer`"
     out = []
-    if not _MAY_MARK.search(text): return out
+    small = text.lower()
+    if not any(word in small for word in _MAY_MARK): return out
     marks = sorted([*_MARKER.finditer(text), *_HEADING.finditer(text)], key=lambda m: m.end(), reverse=True)
     for m in marks[:_MOST]:
         work(400)
@@ -142,18 +143,20 @@ def alone(
 _STOP = frozenset('the a an of is are was were in on at to and or for by with from what which how many much '
                   'does do did this that these there it its as be your you please answer question final '
                   'value end provide unit image figure shown'.split())
+_WORDS = re.compile('[a-z]{2,}')
 
 def words_of(
     text:str,           # Any text
 )->set[str]:
     "Content words, without endings of the plural"
-    return {word.rstrip('s') for word in re.findall(r'[a-z]{2,}', text.lower()) if word not in _STOP}
+    return {word.rstrip('s') for word in _WORDS.findall(text.lower()) if word not in _STOP}
 
 # %% ../../nbs/scoring/10_passages.ipynb #c041
 _ASKED = re.compile(r"\b(?:what(?: is|'s| was| are| were| will be)? (?:the )?|which |how many |how much |"
                     r'find (?:the )?|determine (?:the )?|calculate (?:the )?)((?:(?!(?:of|in|for|is|are|does|'
                     r'do|to|did|was|were|that|between|would|will|has|have)\b)[a-z-]+ ?){1,5})', re.I)
 
+@lru_cache(maxsize=4096)        # Every run asks the same questions
 def asked_for(
     question:str,       # As asked
 )->str|None:            # None: not found

@@ -80,6 +80,7 @@ def _equal(answer, gold, row, algebra):
 
 def _by_value(row, reply, algebra):
     "Score a free answer"
+    if not reply: return Mark(0., '', 'none', 'an empty reply')
     gold = _whole_gold(row)
     p = pick_value(reply, row['question'], gold, row.get('answer_type')=='integer')
     how = _equal(p.text, gold, row, algebra)

@@ -163,10 +163,8 @@ def _without_tags(text):
 _MAY_HOLD = re.compile(r'[<◁]|\[[|/A-Z]|oxed|\\f|\\bbox|[\x08\x0c\t]')
 
 @lru_cache(maxsize=16)
-def _unwrapped(reply, known):
-    "What `unwrapped` gives, kept for as long as the same tags are known"
-    text = one_script(reply)
-    if not _MAY_HOLD.search(text): return text
+def _unwrapped(text, known):
+    "A text with tags without them, kept for as long as the same tags are known"
     text = _without_thoughts(_channels_as_tags(_boxes_alike(text)))
     return _without_tags(_answer_alone(text)).strip()
 
@@ -174,7 +172,8 @@ def unwrapped(
     reply:str,          # As a model gave it
 )->str:  # May hold `<answer>...</answer>` and `\boxed{...}`, and no other mark; empty: no answer was reached
     "A reply without tokens and tags, and without what is thought"
-    return _unwrapped(reply, tuple(WRAPPERS.items()))
+    text = one_script(reply)
+    return _unwrapped(text, tuple(WRAPPERS.items())) if _MAY_HOLD.search(text) else text
 
 # %% ../../nbs/scoring/07_wrappers.ipynb #c041
 _HEAD, _TAIL = 2_000, 8_000      # Characters that are read of a long reply: from the beginning, from the end
