@@ -231,7 +231,8 @@ def main():
     print(f'{given.n} replies in {time.perf_counter()-start:.0f} s, mean {mean:.0f} ms a row; the slowest:')
     for spent, *what in times[:12]: print(f'{spent:7.2f} s', *what)
     try: show_all(rows, faults)
-    except Exception as e: faults.append(('pages', type(e).__name__, str(e)[:900] or traceback.format_exc()[-300:]))
+    except Exception as e:
+        faults.append(('pages', type(e).__name__, str(e)[:900] or traceback.format_exc()[-300:]))
     growth = memory()-before
     if growth>GROWTH: faults.append(('all', f'memory grew by {growth:.0f} MB'))
     print(f'scored and shown in {time.perf_counter()-start:.0f} s, memory grew by {growth:.0f} MB, '

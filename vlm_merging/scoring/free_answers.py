@@ -12,6 +12,7 @@ from vlm_merging.scoring.forms import (
     ENDS, bare, both_signs, bracket_interval, coordinates, equation, formula_only, list_parts, range_ends,
     sides, unitless,
     unlabelled, variables)
+from .languages import eastern
 from .passages import Pick, finals, sentences
 from .statements import stated, torn
 from .number_extraction import CONCLUSION, REASON, pick_number
@@ -110,9 +111,13 @@ def _ratio_in(s, gold):
     return ratios[-1].replace(' to ', ':') if ratios else None
 
 # %% ../../nbs/scoring/13_free_answers.ipynb #c027
+_NAMED_VALUE = re.compile(r'\b([a-z])_?\d ?= ?(-?[\d./]+)(?![\w(])')
+
 def _list_in(s, gold):
     "The last list of numbers; the whole passage if it has as many parts as the gold answer"
     if both_signs(s) or len(list_parts(s))==len(list_parts(plain_spelling(gold))): return s
+    named = _NAMED_VALUE.findall(s)
+    if len(named)>1 and len({name for name, _ in named})==1: return ', '.join(value for _, value in named)
     lists = re.findall(r'(?:-?\d[\d.]*(?:\s*(?:,|;|and|or|,\s*and)\s*))+-?\d[\d.]*|\[[^\[\]]*\]', s)
     return lists[-1] if lists else None
 
@@ -127,6 +132,17 @@ _LAST_OF_KIND = {'coordinates':_coordinates_in, 'range':_range_in, 'ratio':_rati
                  'formula':_formula_in, 'relation':_relation_in, 'yes or no':_yes_or_no_in}
 
 # %% ../../nbs/scoring/13_free_answers.ipynb #c034
+_QUOTED = re.compile(r'["“«]([^"“”«»\n]{1,60})["”»]')
+_BESIDE = re.compile(r'(?:,? (?:since|because|which|who|with|followed by|according to|based on|in colou?r)\b'
+                     r'|, (?=[a-z])|; | \().*', re.S)
+_IS_EAST = re.compile(r'(?:是|为|為|叫做?|写着|寫著|は|[은는] |라는 )')
+
+def _predicate(text, words):
+    "What a Korean, Chinese or Japanese clause says of its topic: as many words as wanted, without what describes them"
+    rest = re.split('[,.;~～(]', _IS_EAST.split(text)[-1])[0].rpartition('的')[2]
+    return ' '.join(rest.split()[-words:])
+
+# %% ../../nbs/scoring/13_free_answers.ipynb #c037
 _SAID = re.compile(r'\b(?:is|are|was|were|be|equals|get|have|find|obtain|conclude|says?|reads?|called|named)'
                    r'(?: that)?(?: the)?\b|[:=]', re.I)
 
@@ -137,19 +153,21 @@ def pick_text(
 )->Pick:
     "The words that a reply gives as its answer"
     if not passages: return Pick('', 'none', 'an empty reply')
-    p = passages[0]
+    p = next((p for p in passages if not p.reason.endswith('in a result')), passages[0])
     if formula_only(plain_spelling(p.text)): return p
     if p.reason.endswith(('boxed', 'tag', 'reply')) and p.reason!='the whole reply': return p
     behind = p.reason=='behind "the answer is"'
     if not commas and behind: return Pick(re.split(r', (?=[a-z])', p.text)[0], p.tier, p.reason)
     if behind or words>4: return p
     if (m:=CONCLUSION.match(p.text)) and m[1].strip(' .'): p = Pick(m[1], p.tier, p.reason)
-    verbs = list(_SAID.finditer(p.text))
-    rest = p.text[verbs[-1].end():].strip(' .*:$') if verbs else ''
-    if not commas: rest = re.split(r', (?=[a-z])', rest)[0]
+    verbs, quotes = list(_SAID.finditer(p.text)), set(_QUOTED.findall(p.text))
+    if len(quotes)==1 and (verbs or eastern(p.text)): return Pick(*quotes, p.tier, p.reason)
+    if eastern(p.text): return Pick(_predicate(p.text, words), p.tier, p.reason)
+    rest = p.text[verbs[-1].end():].strip(' .*:$') if verbs else p.text
+    if not commas: rest = _BESIDE.split(rest)[0]
     return Pick(rest, p.tier, p.reason) if rest and len(rest.split())<=words+3 else p
 
-# %% ../../nbs/scoring/13_free_answers.ipynb #c038
+# %% ../../nbs/scoring/13_free_answers.ipynb #c041
 def _onward(passage, reply):
     "A passage with what follows it"
     return Pick(reply[max(reply.rfind(passage.text), 0):][:600], passage.tier, passage.reason)
@@ -166,7 +184,7 @@ def _pick_of_kind(kind, passages, reply, gold):
         text = _LAST_OF_KIND[kind](REASON.sub('', s), gold) or _LAST_OF_KIND[kind](s, gold)
         if text: return Pick(text, p.tier, p.reason)
 
-# %% ../../nbs/scoring/13_free_answers.ipynb #c041
+# %% ../../nbs/scoring/13_free_answers.ipynb #c044
 _FIRST = re.compile(r'[$ ]*(-?[$\d][\d,.]*\d|-?\d)(?: ?[a-z%°]+)?'
                     r'(?=(?:,? (?:which|as|since|because|with|out of|for)\b'
                     r'| ?[(\[][^()\[\]]*[)\]]\W*$|;))')            # `15, which is ...`, `15 (12+3)`
@@ -189,7 +207,16 @@ def _number_of(passages, question, whole):
         if number is not None:
             return Pick(number, 'pattern' if p.tier=='exact' and not quantity(p.text) else p.tier, p.reason)
 
-# %% ../../nbs/scoring/13_free_answers.ipynb #c044
+# %% ../../nbs/scoring/13_free_answers.ipynb #c048
+_BULLETS = re.compile(r'(?:^|\n)((?:[ \t]*(?:[*•·]|-(?= )|\d+[.)]) [^\n]{1,40}(?:\n|$)){2,})\s*$')
+
+def _bulleted(reply):
+    "The values of the lines that a reply ends in; None: a line is no value"
+    m = _BULLETS.search(reply)
+    lines = [line.strip().partition(' ')[2] for line in m[1].split('\n') if line.strip()] if m else ()
+    if lines and all(quantity(line) for line in lines): return Pick(', '.join(lines), 'pattern', 'the last lines')
+
+# %% ../../nbs/scoring/13_free_answers.ipynb #c050
 _SAYS_SO = re.compile(r'^\W*(?:yes|no|true|false)\b|\banswer\b.{0,20}\b(?:yes|no|true|false)\b', re.I)
 
 def pick_value(
@@ -208,5 +235,6 @@ def pick_value(
     word_for_word = passages and bare(plain_spelling(passages[0].text))==bare(plain_spelling(gold))
     if word_for_word: return passages[0]
     if kind=='text': return pick_text(passages, len(gold.split()), ',' in gold)
+    if kind=='list' and (p:=_bulleted(reply)): return p
     if kind!='number' and (p:=_pick_of_kind(kind, passages, reply, gold)): return p
     return _number_of(passages, question, whole) or Pick('', 'none', f'no {kind} found')

@@ -8,10 +8,16 @@ import re
 from functools import lru_cache
 
 # %% auto #0
-__all__ = ['east_number', 'in_english']
+__all__ = ['eastern', 'east_number', 'denies', 'shared_pairs', 'asked_group', 'in_english']
 
 # %% ../../nbs/scoring/08_languages.ipynb #c006
 _EAST = re.compile('[\u3000-\u30ff\u3400-\u9fff\uac00-\ud7af]')
+
+def eastern(
+    text:str,           # A reply, a question, an option
+)->bool:
+    "Does a text hold Korean, Chinese or Japanese signs?"
+    return bool(_EAST.search(text))
 
 # %% ../../nbs/scoring/08_languages.ipynb #c009
 _DIGIT = {**{c:i for i, c in enumerate('零一二三四五六七八九')}, '〇':0, '两':2, '兩':2, '壱':1, '弐':2, '参':3,
@@ -87,7 +93,7 @@ _TABLE = [
     (rf'{_ANSWER}(?: ?(?:选项|選項|選択肢|보기|선택지))?{_IS}(?=\S)', ' The answer is '),
     (rf'({_LABEL_EAST}|\d) ?(?:번|項|项|番)? ?(?:가|이|是|が) ?(?:最|가장 )?(?:적절|적합|정답|답|맞|옳|올바|正确|正確|正解|对的|正しい)\S*',
      r'The answer is \1. '),
-    (r'(?:故|因此|所以|应|應|我|就|则|應該|应该)?(?:选择|選擇|选|選)(?:项|項)? ?:? ?(?=[(①-⑳]? ?[A-Z①-⑳\d])', ' The answer is '),
+    (r'(?<![误誤不别可供备備])(?:故|因此|所以|应|應|我|就|则|應該|应该)?(?:选择|選擇|选|選)(?:项|項)? ?:? ?(?=[(①-⑳]? ?[A-Z①-⑳\d])', ' The answer is '),
     (rf'({_LABEL_EAST}) ?(?:을|를|を) ?(?:선택|고르|고른|選)\S*', r'The answer is \1. '),
     (r'(?:(?<=[A-Z)])(?:은|는|이|가|は|が))? ?(?:均|都|全)?'
      r'(?:不正确|不正確|不对|不對|错误|錯誤|错|不符合|'
@@ -98,6 +104,11 @@ _TABLE = [
     (r'(?<!\S)(\S{1,80}?) ?では(?:なく|ありません|ない)(?:て)?', r'not \1 but '),
     (r'(?:答案|正解)(?:并|並)?不是 ?([^\s,，。]{1,12}?) ?[,，]? ?而是 ?', r' not \1, The answer is '),
     (r'(?:而)?(?:不是|并非|並非|而非|不为)', ' not '),
+    (r'(?<=\d)( ?[^\s\d,.;、，。]{0,3}?) ?(?:또는|혹은|或者|或|または|あるいは) ?(?=\d)', r'\1 or '),
+    (r'(?<=\d) ?(?:와|과|및|和|与|與|跟|と)[ ,]*(?:그리고)? ?(?=\d)|, ?그리고 ?(?=\d)', ' and '),
+    (r'(?:一共|总共|總共|共计|共計|合计|合計|总计|總計|全部で|공?총|모두|전부|共)(?:有|是|为|為|で)? ?(?=\d)', ' for a total of '),
+    (r'[,，、。~～ ]*(?:其次|第 ?[二2] ?名|排名?第二|次いで|続いて|2位は|다음으로|그 ?다음|뒤이어|2위는?)', ', followed by '),
+    (r'(?:解得|求得|即得)[:：,，]? ?', ' So we get '),
     (r'(?:所以|因此|故|综上|综上所述|따라서|그러므로|그래서|그러니|よって|したがって|だから|つまり)[,，、 ]*', ' So '),
     (r'(?:无法|無法|不能)(?:确定|確定|判断|回答)|알 수 없\S*|판단할 수 없\S*|わかりません|判断できません', ' cannot be determined')]
 _TABLE = [(re.compile(pattern, re.M), english) for pattern, english in _TABLE]
@@ -121,6 +132,42 @@ def _told_apart(text):
     return _DIFFERENCE.sub(' the difference is ', _ROW.sub(r'\1: ', text))
 
 # %% ../../nbs/scoring/08_languages.ipynb #c021
+_DENIED_AT_THE_END = re.compile(r'(?:지는? ?(?:않|못)\S*|(?<![가-힣])안 \S+|없\S*|아니\S*|ません(?:でした)?|ない|なかった)'
+                                r'(?:です|だ|よ|ね|요)?\W*$')
+_DENIED_IN_CHINESE = re.compile(r'(?:没|沒|未|并不|並不|不)(?!仅|僅|但|过是|過是|同|少|久|错|錯|断|斷|如|只|超过|超過)[^,;]{0,40}$'
+                                r'|不(?:超过|超過)|没有超')
+
+def denies(
+    sentence:str,       # As `in_english` gives it
+)->bool:
+    "Does the last clause of a Korean, Chinese or Japanese sentence deny?"
+    clause = re.split(r'[,;] ', sentence.strip(' .!?'))[-1]
+    by_ending = re.search('[\u3040-\u30ff\uac00-\ud7af]', clause)
+    return bool((_DENIED_AT_THE_END if by_ending else _DENIED_IN_CHINESE).search(clause)
+                or re.search(r'\bnot\b|is wrong', clause))
+
+def shared_pairs(
+    sentence:str, question:str,  # In the same language
+)->tuple[int, float]:   # Pairs of neighbouring signs that both have: how many, and the share of the question
+    "How much of a question a sentence repeats"
+    def pairs(text):
+        text = re.sub(r'(?:인가요?|입니까|습니까|니까|나요|은가|는가|ですか|ますか|か|吗|嗎|么|呢|是否|是不是)?[\W_]*$|是否|\W', '', text)
+        return {text[i:i+2] for i in range(len(text)-1)}
+    asked = pairs(question)
+    both = pairs(sentence)&asked
+    return len(both), len(both)/max(len(asked), 1)
+
+# %% ../../nbs/scoring/08_languages.ipynb #c024
+_ASKED_IN = re.compile(rf'(?:多少|几|幾|何|몇|单位[:： ]*|單位[:： ]*|単位[:： ]*|단위[:： ]*) ?([{_UNITS}])')
+
+def asked_group(
+    question:str,       # As asked
+)->int|None:            # 10,000 or more; None: it asks for none
+    "The group of digits that a question wants its number told in"
+    m = _ASKED_IN.search(question)
+    return _GROUP[m[1]] if m else None
+
+# %% ../../nbs/scoring/08_languages.ipynb #c027
 _YES_EAST = re.compile(r'(?:^|(?<=The answer is )|(?<=So )) *["“「]?(?:(예|네|그렇습니다|그렇다|맞습니다|맞아요|맞다|是的|是'
                        r'|对的|对|對|正确|没错|沒錯|はい|そうです|その通りです|その通り)'
                        r'|(아니요|아니오|아뇨|아닙니다|그렇지 않습니다|不是的|不是|不对|不對|不|否|没有|沒有|いいえ|違います))'
@@ -128,7 +175,7 @@ _YES_EAST = re.compile(r'(?:^|(?<=The answer is )|(?<=So )) *["“「]?(?:(예|�
 
 def _yes_or_no(m): return 'Yes' if m[1] else 'No'
 
-# %% ../../nbs/scoring/08_languages.ipynb #c023
+# %% ../../nbs/scoring/08_languages.ipynb #c029
 _STOPS = {'。':'. ', '．':'. ', '、':', ', '，':', ', '；':'; ', '：':': ', '！':'! ', '？':'? ', '「':'"', '」':'"',
           '【':'(', '】':')',
           '（':'(', '）':')'}
@@ -152,7 +199,7 @@ def in_english(
     text:str,           # A reply, an option or a gold answer
 )->str:
     "What marks, denies and counts in Korean, Chinese or Japanese, in English"
-    if not _EAST.search(text): return text
+    if not eastern(text): return text
     text = _numbers_in_digits(_YES_EAST.sub(_yes_or_no, _HANGING.sub('', _told_apart(text))))
     for east, english in _MEASURES: text = east.sub(english, text)
     for pattern, english in _TABLE: text = pattern.sub(english, text)

@@ -78,8 +78,9 @@ def _directness(before):
 
 # %% ../../nbs/scoring/11_number_extraction.ipynb #c027
 _RANGE = re.compile(r'^\s*(?:%|°|years?|years? old|people|passengers)?\s*'
-                    r'(?:(?<! )[-–](?! )|to\b|and\b|(?:, ?[\d.]+ ?)*,? ?or\b)\s*-?\$?\d', re.I)
-_RANGED = re.compile(r'\d[\d.,%°]*[-–]$|\d\S*\s*\b(?:to|or)\s*$|\bbetween\b.{0,20}\band\s*$', re.I)
+                    r'(?:(?<! )[-–](?! )|to\b|and\b|(?:, ?[\d.]+ ?)*,? ?or\b)\s*-?\$?\d'
+                    r'|^\s*\w+ or (?:maybe |perhaps |possibly )?-?\$?\d', re.I)
+_RANGED = re.compile(r'\d[\d.,%°]*[-–]$|\d\S*\s*\b(?:to|or)\s*$|\d\S* \w+ or(?: maybe| perhaps| possibly)? $|\bbetween\b.{0,20}\band\s*$', re.I)
 
 def _is_end(before, after):
     "Is a number between these two texts one end of a range, or one of several to choose from?"

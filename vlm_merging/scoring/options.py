@@ -8,6 +8,7 @@ import re
 from functools import lru_cache
 from .spelling import braced, plain_spelling
 from .quantities import quantity
+from .languages import eastern
 from .forms import bare, coordinates, formula_only
 from .equality import same
 from .passages import Pick, finals, sentences
@@ -33,7 +34,6 @@ def plain_words(
 # %% ../../nbs/scoring/16_options.ipynb #c013
 @lru_cache(maxsize=4096)
 def _is_formula(text): return formula_only(plain_spelling(text))
-
 def _spelled(passage, choices):
     "The options that are formulas, and stand in a passage as they are spelled"
     formulas = {i:bare(plain_spelling(c)) for i, c in enumerate(choices) if _is_formula(c)}
@@ -43,12 +43,11 @@ def _spelled(passage, choices):
     return [i for i, formula in formulas.items() if formula in sides]
 
 # %% ../../nbs/scoring/16_options.ipynb #c016
-_EAST = re.compile('[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]')
 _PARTICLE = r'(?:가|이|은|는|을|를|와|과|도|의|로|으로|에|에서|라고|이라고|고|이고|며|이며|인|임|만)?'
 
 def _holds(words, text):
     "Do words occur in a text, both as `plain_words` gives them?"
-    if not _EAST.search(words): return f' {words} ' in text
+    if not eastern(words): return f' {words} ' in text
     if '가'<=words[-1]<='힣': return bool(re.search(rf'(?<![가-힣]){re.escape(words)}{_PARTICLE}(?![가-힣])', text))
     return words in text
 
@@ -94,7 +93,7 @@ def _sequence_option(passage, choices):
 
 # %% ../../nbs/scoring/16_options.ipynb #c030
 _CONDITION = re.compile(r'(?:\b(?:if|when|whenever|unless|because|since)\b|'
-                        r'(?:^|, )as (?:the|they|it|more|there)\b)[^,.;]*', re.I)
+                        r'(?:^|, )as (?:the|they|it|more|there)\b)[^,.;]*|,? followed by [^.;]*', re.I)
 _HEDGE = re.compile(r'\b(?:(?:most |very )?(?:likely|probably)|also|then|therefore) ', re.I)
 _MAY = re.compile(r'\b(?:may|might|would|could|should)\b', re.I)
 

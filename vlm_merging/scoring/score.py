@@ -16,7 +16,7 @@ from vlm_merging.scoring.rules import (
     mathvision_strict, mathvista_strict, mm_math, option_strict, python_number, relaxed, same_items,
     same_text, vqa, yesno)
 from .wrappers import WRAPPERS, readable_part, tag_name, unknown_tags
-from .languages import in_english
+from .languages import asked_group, in_english
 from .endings import cut_off, looping, refused
 from .passages import before_next_question, finals
 from .statements import stated
@@ -95,6 +95,7 @@ def _read_reply(row, reply, choices, algebra):
     mark = _by_letter(row, reply, choices) if wants_letter(row) else None
     if mark is None:
         golds = accepted_answers(row['answer']) if row.get('answer_type')=='any of' else [row['answer']]
+        if group:=asked_group(row['question']): golds += [f'{x*group:g}' for g in golds if (x:=number(g))]
         mark = max((_by_value({**row, 'answer':g}, reply, algebra) for g in golds), key=lambda m: m.value)
     if mark.tier=='none' or mark.reason.partition(';')[0].endswith(_MARKED): return mark
     if not looping(reply) and not cut_off(reply, row.get('finish')): return mark

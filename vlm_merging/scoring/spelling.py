@@ -95,11 +95,17 @@ _COMMAND = re.compile(r'\\([a-zA-Z]+)')
 
 # %% ../../nbs/scoring/01_spelling.ipynb #c022
 _MIXED = re.compile(r'(?<=\d)(?=\s*\\[dt]?frac)')
+_COLUMN = re.compile(r'\\begin\{([bp]?matrix)\}((?:(?!\\end)[^&])*)\\end\{\1\}')
+
+def _in_a_row(m):
+    "A vector that is written as a column, as coordinates"
+    return '('+', '.join(part.strip() for part in re.split(r'\\{2,}', m[2]) if part.strip())+')'
 
 def without_latex(
     text:str,           # An answer in LaTeX
 )->str:                 # Braces and dollars are still there
     "Write the commands of LaTeX in signs and words"
+    text = _COLUMN.sub(_in_a_row, text) if 'matrix' in text else text
     text = _BACKWARD.sub('', _ESCAPED.sub(r'\\', text))
     text = _SPACING.sub(' ', text.replace(r'\$', '$').replace(r'\%', '%').replace(r'\*', '*'))
     text = _DEGREES.sub(' deg ', text)

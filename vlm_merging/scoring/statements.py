@@ -6,6 +6,7 @@
 from __future__ import annotations
 import re
 from functools import lru_cache
+from .languages import denies, eastern, shared_pairs
 from .passages import sentences
 
 # %% auto #0
@@ -249,6 +250,19 @@ def torn(
     return not re.search(r'\banswer\b.{0,20}\b(?:yes|no)\b|\\boxed', reply[m.end():], re.I)
 
 # %% ../../nbs/scoring/12_statements.ipynb #c051
+def _stated_in_the_east(reply, question, asked):
+    "Yes or no, where the last sentence denies, or repeats, what the question says; to one in English only no"
+    last = (sentences(reply) or [''])[-1]
+    if 'cannot be' in last: return None
+    denied = denies(last)
+    if not eastern(question):
+        return 'no' if denied and asked and not re.search(r"\bnot?\b|n't\b", asked) else None
+    if denies(question): return None
+    pairs, share = shared_pairs(last, question)
+    if denied: return 'no' if pairs else None
+    return 'yes' if share>=.5 else None
+
+# %% ../../nbs/scoring/12_statements.ipynb #c054
 _CONCLUDES = re.compile(r'(?:^|,? )\b(?:therefore|thus|hence|so|in conclusion|this '
                         r'means|overall|consequently)\b,?', re.I)
 _CLAUSES = re.compile(r'(?:,? \b(?:so|therefore|thus|hence|which means)\b|, but\b'
@@ -269,6 +283,7 @@ def stated(
 )->str|None:            # yes or no; None: it states neither the question nor its opposite
     "Yes or no, where a reply tells it as a sentence"
     asked = polar_question(question)
+    if eastern(reply): return _stated_in_the_east(reply, question, asked)
     if not asked: return None
     if (says:=_numbers_say(reply, asked)) is not None: return 'yes' if says else 'no'
     claims = [(bool(_CONCLUDES.search(part)), says) for part in sentences(reply)[:40]
