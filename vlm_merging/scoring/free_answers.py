@@ -138,7 +138,7 @@ _BESIDE = re.compile(r'(?:,? (?:since|because|which|who|with|followed by|accordi
 _IS_EAST = re.compile(r'(?:是|为|為|叫做?|写着|寫著|は|[은는] |라는 )')
 
 def _predicate(text, words):
-    "What a Korean, Chinese or Japanese clause says of its topic: as many words as wanted, without what describes them"
+    "What a Korean, Chinese or Japanese clause says of its topic, without what describes it"
     rest = re.split('[,.;~～(]', _IS_EAST.split(text)[-1])[0].rpartition('的')[2]
     return ' '.join(rest.split()[-words:])
 
@@ -214,7 +214,8 @@ def _bulleted(reply):
     "The values of the lines that a reply ends in; None: a line is no value"
     m = _BULLETS.search(reply)
     lines = [line.strip().partition(' ')[2] for line in m[1].split('\n') if line.strip()] if m else ()
-    if lines and all(quantity(line) for line in lines): return Pick(', '.join(lines), 'pattern', 'the last lines')
+    if not lines or not all(map(quantity, lines)): return None
+    return Pick(', '.join(lines), 'pattern', 'the last lines')
 
 # %% ../../nbs/scoring/13_free_answers.ipynb #c050
 _SAYS_SO = re.compile(r'^\W*(?:yes|no|true|false)\b|\banswer\b.{0,20}\b(?:yes|no|true|false)\b', re.I)

@@ -80,7 +80,8 @@ def _directness(before):
 _RANGE = re.compile(r'^\s*(?:%|°|years?|years? old|people|passengers)?\s*'
                     r'(?:(?<! )[-–](?! )|to\b|and\b|(?:, ?[\d.]+ ?)*,? ?or\b)\s*-?\$?\d'
                     r'|^\s*\w+ or (?:maybe |perhaps |possibly )?-?\$?\d', re.I)
-_RANGED = re.compile(r'\d[\d.,%°]*[-–]$|\d\S*\s*\b(?:to|or)\s*$|\d\S* \w+ or(?: maybe| perhaps| possibly)? $|\bbetween\b.{0,20}\band\s*$', re.I)
+_RANGED = re.compile(r'\d[\d.,%°]*[-–]$|\d\S*\s*\b(?:to|or)\s*$'
+                     r'|\d\S* \w+ or(?: maybe| perhaps| possibly)? $|\bbetween\b.{0,20}\band\s*$', re.I)
 
 def _is_end(before, after):
     "Is a number between these two texts one end of a range, or one of several to choose from?"

@@ -17,7 +17,8 @@ __all__ = ['sentences', 'Pick', 'boxed', 'field', 'tagged', 'marked', 'result', 
 
 # %% ../../nbs/scoring/10_passages.ipynb #c008
 _BREAK = re.compile(r'(?<=[A-H]\.)\s+(?=(?:Wait|Actually|However|But|Therefore|So|Thus|Hence|Because|Since|'
-                    r'The)\b)|(?<=[.!?。])(?<!\b[A-H]\.)(?<!\d\.)\s+|(?<=\d\.)\s+(?=[A-Z\n\u3400-\u9fff\uac00-\ud7af])|\n+')
+                    r'The)\b)|(?<=[.!?。])(?<!\b[A-H]\.)(?<!\d\.)\s+'
+                    r'|(?<=\d\.)\s+(?=[A-Z\n\u3400-\u9fff\uac00-\ud7af])|\n+')
 
 _TABLE_ROW = re.compile(r'\|.*\|$|[^|\n]+ \| [^|\n]+ \| |[-:| ]+$')
 
