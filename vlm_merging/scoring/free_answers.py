@@ -12,7 +12,7 @@ from vlm_merging.scoring.forms import (
     ENDS, bare, both_signs, bracket_interval, coordinates, equation, formula_only, list_parts, range_ends,
     sides, unitless,
     unlabelled, variables)
-from .languages import eastern
+from .languages import eastern, shared_pairs
 from .passages import Pick, finals, sentences
 from .statements import stated, torn
 from .number_extraction import CONCLUSION, REASON, pick_number
@@ -136,10 +136,14 @@ _QUOTED = re.compile(r'["“«]([^"“”«»\n]{1,60})["”»]')
 _BESIDE = re.compile(r'(?:,? (?:since|because|which|who|with|followed by|according to|based on|in colou?r)\b'
                      r'|, (?=[a-z])|; | \().*', re.S)
 _IS_EAST = re.compile(r'(?:是|为|為|叫做?|写着|寫著|は|[은는] |라는 )')
+_QUOTED_EAST = re.compile(r"[\"“‘'「『]([^\"“”‘’'\n]{1,60})[\"”’'」』]|\*\*([^*\n]{1,60})\*\*")
 
-def _predicate(text, words):
-    "What a Korean, Chinese or Japanese clause says of its topic, without what describes it"
-    rest = re.split('[,.;~～(]', _IS_EAST.split(text)[-1])[0].rpartition('的')[2]
+def _predicate(text, words, question=''):
+    "What the clause that repeats most of a question says of its topic, without what describes it"
+    parts = [c for c in re.split('[,;.] ', text.replace('は, ', 'は')) if _IS_EAST.search(c)]
+    clauses = [_IS_EAST.split(c, maxsplit=1) for c in parts] or [['', text]]
+    topic, said = max(reversed(clauses), key=lambda c: shared_pairs(c[0], question)[0])
+    rest = re.split('[,.;~～(]', said)[0].strip().rpartition('的')[2]
     return ' '.join(rest.split()[-words:])
 
 # %% ../../nbs/scoring/13_free_answers.ipynb #c037
@@ -150,6 +154,7 @@ def pick_text(
     passages:list[Pick], # As `finals` gives them
     words:int=3,        # Of the gold answer: a longer one is looked for as a whole
     commas:bool=False,  # May the answer hold some?
+    question:str='',    # As asked
 )->Pick:
     "The words that a reply gives as its answer"
     if not passages: return Pick('', 'none', 'an empty reply')
@@ -162,7 +167,9 @@ def pick_text(
     if (m:=CONCLUSION.match(p.text)) and m[1].strip(' .'): p = Pick(m[1], p.tier, p.reason)
     verbs, quotes = list(_SAID.finditer(p.text)), set(_QUOTED.findall(p.text))
     if len(quotes)==1 and (verbs or eastern(p.text)): return Pick(*quotes, p.tier, p.reason)
-    if eastern(p.text): return Pick(_predicate(p.text, words), p.tier, p.reason)
+    marked = {a or b for a, b in _QUOTED_EAST.findall(p.text)} if eastern(p.text) else ()
+    if len(marked)==1: return Pick(*marked, p.tier, p.reason)
+    if eastern(p.text): return Pick(_predicate(p.text, words, question), p.tier, p.reason)
     rest = p.text[verbs[-1].end():].strip(' .*:$') if verbs else p.text
     if not commas: rest = _BESIDE.split(rest)[0]
     return Pick(rest, p.tier, p.reason) if rest and len(rest.split())<=words+3 else p
@@ -235,7 +242,7 @@ def pick_value(
     passages = list(finals(reply, question))
     word_for_word = passages and bare(plain_spelling(passages[0].text))==bare(plain_spelling(gold))
     if word_for_word: return passages[0]
-    if kind=='text': return pick_text(passages, len(gold.split()), ',' in gold)
+    if kind=='text': return pick_text(passages, len(gold.split()), ',' in gold, question)
     if kind=='list' and (p:=_bulleted(reply)): return p
     if kind!='number' and (p:=_pick_of_kind(kind, passages, reply, gold)): return p
     return _number_of(passages, question, whole) or Pick('', 'none', f'no {kind} found')

@@ -89,9 +89,19 @@ _ANSWER = r'(?:(?:最终|正确|最終|正しい|최종|올바른|옳은)(?:的|
 _IS = r' ?(?:应该是|應該是|应当是|应为|應為|选择?|選択?|分别是|就是|是|为|為|은|는|이|가|:|：|は|、)+ ?'
 _LABEL_EAST = r'\(?[A-Z①-⑳ⓐ-ⓩⒶ-Ⓩ가나다라마바사ㄱ-ㅎ甲乙丙丁]\)?'
 _TABLE = [
+    (r'(\S*?)ない(?:わけ|こと)(?:では|は|も)(?:ない|ありません|なく)\S*', r'\1'),
+    (r'지 (?:않|못)\S* ?(?:것은|건|다고는?|라고는?) ?(?:아니|아닙|할 수 없|볼 수 없)\S*', ' '),
+    (r'不能说\S{0,12}?(?:毫无|毫無|不|没|沒)|怎[么麼](?:可能|会|會)(?:不|没|沒)', ' '),
+    (r'^是 ?(?=[^\s,，。.的]{1,12}[。.])'
+     r'|(?:남(?:는|은) (?:것|건|보기)(?:은|는)? ?|只剩(?:下)?|残るのは) ?(?=[(①-⑳]? ?[A-Z①-⑳])', ' The answer is '),
+    (r'(?:不适切な|適切(?:で|では)ない|不適切な|誤った|間違った|错误的|錯誤的|不正确的|옳지 않은|적절하지 않은|틀린|잘못된)'
+     r'(?:もの|記述|選択肢|选项|選項|说法|說法|것|설명|보기)?(?:は|是|은|는) ?(?=[(①-⑳]? ?[A-Z①-⑳](?![A-Za-z]))',
+     ' The answer is '),
+    (r'(?:결국|최종적으로|最终|最終的に|結局) ?(?=.{0,20}\d)', ' So '),
     (r'【 ?(?:答案|正解|정답|答え|答) ?】 ?:?', ' The answer is '),
     (rf'{_ANSWER}(?: ?(?:选项|選項|選択肢|보기|선택지))?{_IS}(?=\S)', ' The answer is '),
-    (rf'({_LABEL_EAST}|\d) ?(?:번|項|项|番)? ?(?:가|이|是|が) ?(?:最|가장 )?(?:적절|적합|정답|답|맞|옳|올바|正确|正確|正解|对的|正しい)\S*',
+    (rf'({_LABEL_EAST}|(?<![\d.,])\d[\d.,/]*) ?(?:번|項|项|番)? ?(?:가|이|是|が) ?(?:最|가장 )?'
+     r'(?:적절|적합|정답|답|맞|옳|올바|正确|正確|正解|对的|正しい)\S*',
      r'The answer is \1. '),
     (r'(?<![误誤不别可供备備])(?:故|因此|所以|应|應|我|就|则|應該|应该)?(?:选择|選擇|选|選)(?:项|項)? ?:? ?(?=[(①-⑳]? ?[A-Z①-⑳\d])',
      ' The answer is '),
@@ -122,6 +132,8 @@ _ASIDE = re.compile(r'(?<=[.。!?]) ?(?:참고로|덧붙여|ちなみに|なお|
 _DIFFERENCE = re.compile(r'(?:相差|差值?(?:为|是)|차이는|차이가|その差は|差は) ?(?:约|約|약)? ?(?=[\d$])')
 
 # %% ../../nbs/scoring/08_languages.ipynb #c018
+_JUDGED_LINE = re.compile(r'(?m)^(\W*[A-Z]\W.*?)[,，、] ?(?:说法|說法|설명이?|記述は)?'
+                          r'(?:正确|正確|对|對|맞음|옳음|맞습니다|正しい)(?=[;；。.]?$)')
 _ROW = re.compile(r'^\| *\**([A-Z])\** *(?=\|.*[⭕○◯❌✕×✓✔✅✗✘])', re.M)
 _AS_A_MARK = r'(?:(?<=[→⇒:|：])|(?<=→ )|(?<=[:|] )) ?(?:%s)(?= *(?:\||$))'
 _RIGHT = re.compile(_AS_A_MARK % '[⭕○◯]|옳음|맞음|正确|正しい', re.M)
@@ -130,11 +142,12 @@ _WRONG = re.compile(_AS_A_MARK % '[❌✕×]|옳지 않음|틀림|错误|誤り'
 def _told_apart(text):
     "Places as letters, marks as ticks and crosses, and no asides"
     text = _PLACE.sub(lambda m: f'({chr(65+_PLACES[m[1]])})', _ASIDE.sub(' ', text))
-    text = _WRONG.sub(' ✗', _RIGHT.sub(' ✓', text))
+    text = _WRONG.sub(' ✗', _RIGHT.sub(' ✓', _JUDGED_LINE.sub(r'\1 ✓', text)))
     return _DIFFERENCE.sub(' the difference is ', _ROW.sub(r'\1: ', text))
 
 # %% ../../nbs/scoring/08_languages.ipynb #c021
-_DENIED_AT_THE_END = re.compile(r'(?:지는? ?(?:않|못)\S*|(?<![가-힣])안 \S+|없\S*|아니\S*|ません(?:でした)?|ない|なかった)'
+_DENIED_TWICE = re.compile(r'(?:않|없)\S* ?(?:것은|건|지는?) ?(?:아니|아닙|않)|(?:并非|不是)[不没]')
+_DENIED_AT_THE_END = re.compile(r'(?:지는? ?(?:않|못)\S*|(?<![가-힣])안 \S+|없\S*|아니\S*|어렵\S*|힘들\S*|ません(?:でした)?|ない|なかった)'
                                 r'(?:です|だ|よ|ね|요)?\W*$')
 _DENIED_IN_CHINESE = re.compile(r'(?:没|沒|未|并不|並不|不)(?!仅|僅|但|过是|過是|同|少|久|错|錯|断|斷|如|只|超过|超過)[^,;]{0,40}$'
                                 r'|不(?:超过|超過)|没有超')
@@ -144,6 +157,7 @@ def denies(
 )->bool:
     "Does the last clause of a Korean, Chinese or Japanese sentence deny?"
     clause = re.split(r'[,;] ', sentence.strip(' .!?'))[-1]
+    if _DENIED_TWICE.search(sentence): return False
     by_ending = re.search('[\u3040-\u30ff\uac00-\ud7af]', clause)
     return bool((_DENIED_AT_THE_END if by_ending else _DENIED_IN_CHINESE).search(clause)
                 or re.search(r'\bnot\b|is wrong', clause))
@@ -171,9 +185,14 @@ def asked_group(
 
 # %% ../../nbs/scoring/08_languages.ipynb #c027
 _YES_EAST = re.compile(r'(?:^|(?<=The answer is )|(?<=So )) *["“「]?(?:(예|네|그렇습니다|그렇다|맞습니다|맞아요|맞다|是的|是'
-                       r'|对的|对|對|正确|没错|沒錯|はい|そうです|その通りです|その通り)'
-                       r'|(아니요|아니오|아뇨|아닙니다|그렇지 않습니다|不是的|不是|不对|不對|不|否|没有|沒有|いいえ|違います))'
+                       r'|对的|对|對|正确|没错|沒錯|有的|确实如此|的确如此'
+                       r'|はい|ええ|そうです|その通りです|その通り)'
+                       r'|(아니요|아니오|아뇨|아닙니다|그렇지(?:는|가)? 않(?:습니다|다|아요)|不是的|不是'
+                       r'|不对|不對|不|否|没有|沒有|不然'
+                       r'|并非如此|並非如此|不是这样|不是這樣|いいえ|いや|いえ|違います|違う|そうではありません|そうではない))'
                        r'["”」]?(?=[,，。.!！、;； ]|$)', re.M)
+
+_JUDGED = re.compile(r'^(?:判断|判斷|判定|판단) ?[:：] ?(?:([√✓○◯⭕对對正])|([×✕✗❌错錯誤误])).*', re.M)
 
 def _yes_or_no(m): return 'Yes' if m[1] else 'No'
 
@@ -181,9 +200,16 @@ def _yes_or_no(m): return 'Yes' if m[1] else 'No'
 _STOPS = {'。':'. ', '．':'. ', '、':', ', '，':', ', '；':'; ', '：':': ', '！':'! ', '？':'? ', '「':'"', '」':'"',
           '【':'(', '】':')',
           '（':'(', '）':')'}
-_HANGING = re.compile(r'(?:입니다|이에요|예요|이다|였습니다|이었습니다|です|でした|である)(?![가-힣])')
+_HANGING = re.compile(r'(?:(?<=[가-힣])(?:이네요|이군요|이겠네요)'
+                      r'|뿐(?:이네요|입니다|이다)|입니다|이에요|예요|이다|였습니다|이었습니다|です|でしょう|でした|である)(?![가-힣])')
 _ITEM = re.compile(r'(?<=[A-Za-z)]) ?(?:번|项|項|选项|選項)')
 _IS_BEFORE = re.compile(r'(?:等于|等於|是|为|為|은|는|は|が|이|가) ?(?=[-$(\\]{0,3}\d|[-$(\\]*\\?(?:frac|sqrt|pi))')
+_TIGHT = re.compile(r'(?<=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])[,;:](?=\S)'
+                    r'|[,;](?=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])')
+_LETTER_ENDS = re.compile(r'(?<=The answer is )[(]?[A-Z][)]?'
+                          r'(?= ?(?:才|吧|呢|哦|了|啦|这|這|입|이|예|だ|で))')
+_WEEKDAY = re.compile('(?:礼拜|禮拜|周|週)(?=[一二三四五六日天](?![一-鿿]))')
+_UNIT_ASIDE = re.compile(r'(?<=\d) ?[(（]((?:平方|立方)?(?:厘米|毫米|千米|公里|米|度)|도)[)）]')
 _BORDER = re.compile(r'(?<=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])(?=[A-Za-z0-9$\\(])'
                      r'|(?<=[A-Za-z0-9$)%])(?=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])')
 _MEASURES = [(re.compile(rf'(?<=\d) ?{east}(?![가-힣一-鿿])' if east[0]>'가' else rf'(?<=\d) ?{east}'),
@@ -191,7 +217,7 @@ _MEASURES = [(re.compile(rf'(?<=\d) ?{east}(?![가-힣一-鿿])' if east[0]>'가
     ('도', 'degrees'), ('平方厘米', 'cm^2'), ('平方米', 'm^2'), ('立方厘米', 'cm^3'), ('厘米', 'cm'), ('毫米', 'mm'),
     ('千米', 'km'), ('公里', 'km'),
     ('米', 'm'), ('公斤', 'kg'), ('千克', 'kg'), ('克', 'g'), ('度', 'degrees'), ('퍼센트', '%'), ('小时', 'hours'),
-    ('시간', 'hours'), ('時間', 'hours'))]
+    ('시간', 'hours'), ('時間', 'hours'), ('倍', 'times'), ('배', 'times'))]
 _OPTION_NUMBER = re.compile(r'(?<=The answer is )(?:제|第|보기|선택지|选项|選択肢)? ?(\d) '
                             r'?(?:번|番|项|項|个|個)(?:选项)?|(?:第|선택지|보기|选项|選択肢) ?(\d) ?(?:번|番|项|項|个选项|個)'
                             r'|^[^\w\n]*(\d) ?(?:번|番)[^\w\n]*$', re.M)
@@ -202,10 +228,13 @@ def in_english(
 )->str:
     "What marks, denies and counts in Korean, Chinese or Japanese, in English"
     if not eastern(text): return text
+    text = _JUDGED.sub(_yes_or_no, _WEEKDAY.sub('星期', _UNIT_ASIDE.sub(r'\1', text)))
     text = _numbers_in_digits(_YES_EAST.sub(_yes_or_no, _HANGING.sub('', _told_apart(text))))
     for east, english in _MEASURES: text = east.sub(english, text)
     for pattern, english in _TABLE: text = pattern.sub(english, text)
+    text = _LETTER_ENDS.sub(r'\g<0>.', text)
     text = _OPTION_NUMBER.sub(lambda m: f'option {m[1] or m[2] or m[3]}', text)
     text = _IS_BEFORE.sub(' is ', _ITEM.sub('', _YES_EAST.sub(_yes_or_no, text)))
+    text = _TIGHT.sub(r'\g<0> ', text)
     text = _BORDER.sub(' ', re.sub('|'.join(_STOPS), lambda m: _STOPS[m[0]], text))
     return '\n'.join(re.sub(r' (?=[.,;!?])', '', ' '.join(line.split())) for line in text.split('\n'))

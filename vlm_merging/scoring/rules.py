@@ -8,6 +8,7 @@ import json, math, re
 from dataclasses import dataclass
 from .equality import same
 from ..benchmarks.items import LETTERS
+from .languages import eastern
 from .passages import finals
 from .options import plain_words
 from .spelling import plain_spelling
@@ -252,6 +253,7 @@ def yesno(
     return _official(gold.strip().lower() in answers, *answers, 'yes or no')
 
 # %% ../../nbs/scoring/17_rules.ipynb #c087
+_BEFORE_A_THING = '的のたるいな个個只隻条條张張座棵辆輛朵本匹 '    # What describes or counts it ends in these
 _SMALL_WORDS = ('a', 'an', 'the', 'at', 'in', 'on')
 _MONTHS_AND_DAYS = ('jan feb mar apr jun jul aug sep oct nov dec '
                     'mon tue wed thu fri sat sun').split()
@@ -262,7 +264,10 @@ def same_text(
     "Compare two short texts without case, punctuation, articles and plural"
     def word(w): return w[:3] if w[:3] in _MONTHS_AND_DAYS and len(w)>3 else w         # `July` and `Jul`
     def words(t): return [word(w) for w in plain_words(t).split() if w not in _SMALL_WORDS]
-    return 'same words' if words(gold) and words(answer)==words(gold) else None
+    if words(gold) and words(answer)==words(gold): return 'same words'
+    thing, of = (re.sub('[色색]$', '', t.strip(' "\'')) for t in (answer, gold))
+    if not eastern(gold) or not of or not thing.endswith(of): return None
+    return 'same thing' if thing==of or thing[-len(of)-1] in _BEFORE_A_THING else None
 
 # %% ../../nbs/scoring/17_rules.ipynb #c089
 def same_items(

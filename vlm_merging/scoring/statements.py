@@ -250,17 +250,21 @@ def torn(
     return not re.search(r'\banswer\b.{0,20}\b(?:yes|no)\b|\\boxed', reply[m.end():], re.I)
 
 # %% ../../nbs/scoring/12_statements.ipynb #c051
+_ASSERTS = re.compile(r'(?:맞|틀림없|분명하|확실하|할 수 있)\S*\W*$|(?:と言え|といえ|間違いあり|確かで)\S*\W*$'
+                      r'|确实|確實|的确|的確|正相关|不能说|怎[么麼]可能不')
+
 def _stated_in_the_east(reply, question, asked):
     "Yes or no, where the last sentence denies, or repeats, what the question says; to one in English only no"
     last = (sentences(reply) or [''])[-1]
     if 'cannot be' in last: return None
     denied = denies(last)
     if not eastern(question):
-        return 'no' if denied and asked and not re.search(r"\bnot?\b|n't\b", asked) else None
+        if not asked or re.search(r"\bnot?\b|n't\b", asked): return None
+        return 'no' if denied else 'yes' if _ASSERTS.search(last) else None
     if denies(question): return None
     pairs, share = shared_pairs(last, question)
     if denied: return 'no' if pairs else None
-    return 'yes' if share>=.5 else None
+    return 'yes' if share>=.5 or pairs and _ASSERTS.search(last) else None
 
 # %% ../../nbs/scoring/12_statements.ipynb #c054
 _CONCLUDES = re.compile(r'(?:^|,? )\b(?:therefore|thus|hence|so|in conclusion|this '
