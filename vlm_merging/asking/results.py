@@ -8,7 +8,7 @@ import json, re
 from pathlib import Path
 import polars as pl
 from ..checkpoints.places import path_of
-from .formats import Format, VERDICT, format_of, row_in, verdict_among
+from .formats import VERDICT, format_of, row_in, verdict_among
 from .replies import REPLY_COLUMNS, put_or_warn, reply_table
 from ..benchmarks.items import Item, metric_of, options_of, row_of
 from ..benchmarks.load import load
@@ -18,7 +18,7 @@ from ..checkpoints.texts import error_words, json_of
 from ..benchmarks.prepare import record_of        # From there, since that room has all records
 
 # %% auto #0
-__all__ = ['RESULT_READERS', 'COLUMN_NAMES', 'VERDICT_COLUMNS', 'IGNORED', 'WHY', 'MANY', 'FAILED', 'BRIM', 'read_results',
+__all__ = ['RESULT_READERS', 'COLUMN_NAMES', 'VERDICT_COLUMNS', 'IGNORED', 'WHY', 'SAMPLES', 'FAILED', 'BRIM', 'read_results',
            'named_in', 'import_replies']
 
 # %% ../../nbs/asking/12_results.ipynb #c011
@@ -99,7 +99,7 @@ COLUMN_NAMES = dict(index=('index', 'id', 'pid', 'question_id'), group=('group',
                     split=('split', 'problem_version'))
 VERDICT_COLUMNS = ('hit', 'res', 'log', 'extract', 'score', 'match', 'verdict', 'extraction')
 IGNORED = re.compile(r'image.*|decoded_image|options|[A-Z]|Unnamed.*')
-WHY, MANY = '__why__', '__samples__'    # Keys of a row: why it holds no reply; how many it holds
+WHY, SAMPLES = '__why__', '__samples__'    # Keys of a row: why it holds no reply; how many it holds
 
 def _column(row, name):
     "The column of a row that holds what is called `name` here"
@@ -109,7 +109,7 @@ def _question_side(row, benchmark, split):
     "Question side of the reply table, from a row of a result table"
     used = {c:_column(row, c) for c in REPLY_COLUMNS}
     taken = {*used.values(), *REPLY_COLUMNS}
-    own = {k for k, v in row.items() if k not in (*taken, MANY) and not isinstance(v, bytes)}
+    own = {k for k, v in row.items() if k not in (*taken, SAMPLES) and not isinstance(v, bytes)}
     out = {k:text_of(v) for k, v in row.items() if k in own and not IGNORED.fullmatch(k)}
     out = {f'judge_{k}' if k in VERDICT_COLUMNS else k:v for k, v in out.items()}
     said = verdict_among({k:row[k] for k in own}, ('hit', 'match', 'verdict', 'score'))
@@ -145,7 +145,7 @@ def _in_our_names(rows, shape):
     out = [read(row) for row in rows]
     ids = [str(row['index']) for row in out if isinstance(row, dict)]
     for row in [row for row in out if 'doc_id' in row and isinstance(row, dict)]:
-        number, row[MANY] = row.pop('doc_id'), row.pop('samples')
+        number, row[SAMPLES] = row.pop('doc_id'), row.pop('samples')
         if len({*ids})<len(ids): row['index'] = number
     return out
 
@@ -185,7 +185,7 @@ def _reply_rows(rows, path, run, benchmark, split, known):
     spreadsheet = path.suffix.lower() in ('.xlsx', '.xls')
     for n, row in enumerate(rows, 1):
         if isinstance(row, str): left.setdefault(f'could not be read ({row})', []).append(n); continue
-        if row.get(MANY, 1)>1:
+        if row.get(SAMPLES, 1)>1:
             left.setdefault('hold several samples of a reply, of which the first is read', []).append(n)
         side, text, why = _side_and_text(row, benchmark, split)
         gone = _why_left(side, known)

@@ -48,7 +48,7 @@ def kappa_interval(
     if np.isclose(chance, 1): return None, None, 'one kind of verdict only'
     if same in (0, 1) or n<FEW:
         low, high = (1-end/(1-chance) for end in reversed(wilson(1-same, n)))
-        return max(-1., low), min(1., high), 'Wilson, chance as it is'
+        return max(-1., float(low)), min(1., float(high)), 'Wilson, chance as it is'
     drawn = kappa(resampled(sums, resamples, seed))
     low, high = map(float, np.nanquantile(drawn, [.025, .975]))
     return low, high, 'bootstrap' if n==sums[:, 4].sum() else 'cluster bootstrap'
@@ -78,7 +78,8 @@ def _with_column(frame, protocol, verdict):
     column = _came_along(frame, verdict)
     said = pl.Series('theirs', [verdict_of(v) for v in frame[column]], pl.Boolean)
     scores = typed_table(_scored(frame, protocol).with_columns(said))
-    if EXTRACTION in frame.columns: scores = scores.with_columns(their_answer=frame[EXTRACTION].cast(pl.String))
+    if EXTRACTION in frame.columns:
+        scores = scores.with_columns(their_answer=frame[EXTRACTION].cast(pl.String))
     return scores.rename(dict(correct='ours')), (_grader(scores, 'ours'), column)
 
 def _grader(scores, otherwise):
@@ -89,13 +90,17 @@ def _grader(scores, otherwise):
 # %% ../../nbs/comparing/06_agreement.ipynb #c021
 _PLACE = ['benchmark', 'split', 'run', 'index']
 
+def _text(frame, name):
+    "A column as text; nulls if there is none"
+    return pl.col(name).cast(pl.String) if name in frame.columns else pl.lit(None, pl.String)
+
 def _with_table(frame, other, protocol):
     "Scores with those of another grader, the names of the two, and sentences about rows that are left out"
     a, b = (typed_table(_scored(t, protocol), 'index') for t in (frame, other))
     one = all(t['run'].n_unique()==1 for t in (a, b))
     key = [c for c in _PLACE if c!='run' or not one]         # The name of a file is no other run
-    theirs = b.select(*key, theirs='correct', their_answer='picked', their_reason=_or_null(b, 'reason'),
-                      their_reply=_or_null(b, 'prediction'))
+    theirs = b.select(*key, theirs='correct', their_answer='picked', their_reason=_text(b, 'reason'),
+                      their_reply=_text(b, 'prediction'))
     both = a.rename(dict(correct='ours')).join(theirs, on=key, how='inner', maintain_order='left')
     left = [f'{t.height-both.height} rows of the {n} scores are not in the other' for n, t in
             (('first', a), ('second', b)) if t.height>both.height]
@@ -111,10 +116,6 @@ def _with_table(frame, other, protocol):
     if names[0]==names[1]: names = [f'{n} ({which})' for n, which in zip(names, ('first', 'second'))]
     return both.filter(~changed), tuple(names), left
 
-def _text(frame, name): return pl.col(name).cast(pl.String) if name in frame.columns else pl.lit(None, pl.String)
-
-def _or_null(frame, name): return _text(frame, name).alias(name)
-
 # %% ../../nbs/comparing/06_agreement.ipynb #c025
 AGREEMENT_COLUMNS = (dict.fromkeys(('run', 'benchmark', 'tag', 'where'), pl.String)
                      |dict.fromkeys(('n', 'both', 'a_only', 'b_only', 'neither', 'no_verdict'), pl.Int64)
@@ -129,7 +130,7 @@ def _counted(part, resamples, seed):
     a, b = pl.col('ours'), pl.col('theirs')
     four = clear.with_columns(both=a&b, a_only=a&~b, b_only=~a&b, neither=~a&~b, same=a==b)
     sums = summed(four, 'both', 'a_only', 'b_only', 'neither')
-    low, high, _ = interval(summed(four, 'same'), True, resamples, seed)
+    low, high = map(float, interval(summed(four, 'same'), True, resamples, seed)[:2])
     k, k_low, k_high, method = float(kappa(sums[:, :4].sum(0))), *kappa_interval(sums, resamples, seed)
     counts = {c:int(four[c].sum()) for c in ('both', 'a_only', 'b_only', 'neither')}
     return row|counts|dict(agree=four['same'].mean(), low=low, high=high, kappa=None if np.isnan(k) else k,
@@ -142,8 +143,10 @@ def agreement_table(
     resamples:int=RESAMPLES, seed:int=0, # Of each bootstrap
 )->pl.DataFrame:        # `AGREEMENT_COLUMNS`
     "How far two graders agree: over all, and for each run, benchmark, split and value of a tag"
-    by, parts = tag_names(scores, by), scores.partition_by('run', 'benchmark', maintain_order=True, as_dict=True)
-    rows = [dict(run='all', benchmark='all', tag='all', where='all')|_counted(scores, resamples, seed)]*(len(parts)>1)
+    parts = scores.partition_by('run', 'benchmark', maintain_order=True, as_dict=True)
+    by, rows = tag_names(scores, by), []
+    if len(parts)>1: rows.append(dict(run='all', benchmark='all', tag='all', where='all')
+                                 |_counted(scores, resamples, seed))
     rows += [dict(run=run, benchmark=name, tag=tag, where=where)|_counted(here, resamples, seed)
              for (run, name), part in parts.items() for tag, where, here in places(part, by)]
     return pl.DataFrame(rows, schema=AGREEMENT_COLUMNS)
@@ -159,8 +162,9 @@ def _row_said(row, graders):
         k = f"kappa {row['kappa']:.2f} (95% {row['kappa_low']:.2f} to {row['kappa_high']:.2f})"
     a, b = (f"{one_line(g, 40)} alone credits {row[c]} ({points(row[c]/row['n'], False)}%)"
             for g, c in zip(graders, ('a_only', 'b_only')))
-    return (f"{name_in_line(where)}: the same verdict on {points(row['agree'], False)}% of {row['n']} replies (95% "
-            f"{points(row['low'], False)} to {points(row['high'], False)}), {k}; {a}, {b}.")
+    ends = f"95% {points(row['low'], False)} to {points(row['high'], False)}"
+    same = f"the same verdict on {points(row['agree'], False)}% of {row['n']} replies ({ends})"
+    return f'{name_in_line(where)}: {same}, {k}; {a}, {b}.'
 
 def agreement_said(
     table:pl.DataFrame, # `AGREEMENT_COLUMNS`
@@ -170,15 +174,15 @@ def agreement_said(
     "What may be said of two graders"
     first, *rest = table.to_dicts()
     lines = [f'{one_line(graders[0], 60)} and {one_line(graders[1], 60)}', *(
-             f"- {'  '*(r['tag']!='all')}{_row_said(r, graders)}" for r in (first, *rest))]
+             f"{'  '*(r['tag']!='all')}- {_row_said(r, graders)}" for r in (first, *rest))]
     lost = first['no_verdict'] if first['run']=='all' or not rest else sum(
         r['no_verdict'] for r in table.filter(tag='all').to_dicts())
     notes = [*left, *[f'{lost} have no verdict of one of the two']*bool(lost)]
     return '\n'.join([*lines, *[f"Left out: {'; '.join(notes)}."]*bool(notes)])
 
 # %% ../../nbs/comparing/06_agreement.ipynb #c035
-_SHOWN = ('benchmark', 'split', 'run', 'index', 'question', 'answer', 'prediction', 'picked', 'their_answer', 'ours',
-          'theirs', 'tier', 'outcome', 'reason', 'their_reason')
+_SHOWN = ('benchmark', 'split', 'run', 'index', 'question', 'answer', 'prediction', 'picked', 'their_answer',
+          'ours', 'theirs', 'tier', 'outcome', 'reason', 'their_reason')
 
 def differing(
     scores:pl.DataFrame, # With `ours` and `theirs`
@@ -189,6 +193,26 @@ def differing(
     return some.select(sorted(tags, key=_SHOWN.index))
 
 # %% ../../nbs/comparing/06_agreement.ipynb #c039
+def _as_markdown(head, lines, more, where):
+    "A table of texts, escaped; and how many rows it leaves out"
+    lines = [[in_markdown(one_line(c, 90)) for c in line] for line in (head, *lines)]
+    lines.insert(1, ['---']*len(head))
+    rest = [f'\n… and {more} rows more in `{where}`']*(more>0)
+    return '\n'.join(['| '+' | '.join(line)+' |' for line in lines]+rest)
+
+def _numbers_markdown(table, graders, most=15):
+    "The first rows of `AGREEMENT_COLUMNS`"
+    def share(x): return '' if x is None else points(x, False)
+    def cells(r):
+        k = '' if r['kappa'] is None else f"{r['kappa']:.2f} ({r['kappa_low']:.2f} to {r['kappa_high']:.2f})"
+        same = f"{share(r['agree'])} ({share(r['low'])} to {share(r['high'])})" if r['n'] else ''
+        counts = [str(r[c]) for c in ('a_only', 'b_only', 'no_verdict')]
+        return [r['benchmark'], r['run'], r['where'], str(r['n']), same, k, *counts]
+    head = ['benchmark', 'run', 'where', 'n', 'same verdict, %', 'kappa', f'only {graders[0]} credits',
+            f'only {graders[1]} credits', 'no verdict']
+    return _as_markdown(head, map(cells, table.head(most).to_dicts()), table.height-most, '.table')
+
+# %% ../../nbs/comparing/06_agreement.ipynb #c042
 def _rows_markdown(rows, graders, most=8):
     "The first differing rows as a table"
     if not rows.height: return ''
@@ -197,11 +221,10 @@ def _rows_markdown(rows, graders, most=8):
         reply = ' '.join((r.get('prediction') or '').split())
         said = (one_line(r.get('question') or '', 60), r['answer'] or '', '…'*(len(reply)>80)+reply[-80:],
                 r['picked'] or '', graders[0 if r['ours'] else 1], r.get('reason') or '')
-        return [in_markdown(one_line(c, 90)) for c in said]
-    lines = [head, ['---']*len(head), *map(cells, rows.head(most).to_dicts())]
-    more = [f'\n… and {rows.height-most} rows more in `.rows`']*(rows.height>most)
-    return '\n'.join(['| '+' | '.join(o)+' |' for o in lines]+more)
+        return said
+    return _as_markdown(head, map(cells, rows.head(most).to_dicts()), rows.height-most, '.rows')
 
+# %% ../../nbs/comparing/06_agreement.ipynb #c045
 @dataclass(frozen=True, repr=False, eq=False)
 class Agreement:
     "Two graders of the same replies: words, numbers, and the rows on which they differ"
@@ -220,9 +243,12 @@ class Agreement:
     def __repr__(self): return on_a_screen(self.verdict)
 
     def _repr_markdown_(self):
-        return verdict_markdown(self.verdict)+'\n\n'+_rows_markdown(self.rows, self.graders)
+        words = [o for o in self.verdict.splitlines() if not o.lstrip().startswith('- ')]
+        parts = (verdict_markdown('\n'.join(words)), _numbers_markdown(self.table, self.graders),
+                 _rows_markdown(self.rows, self.graders))
+        return '\n\n'.join(filter(None, parts))
 
-# %% ../../nbs/comparing/06_agreement.ipynb #c040
+# %% ../../nbs/comparing/06_agreement.ipynb #c046
 def agreement(
     scores,             # Folder of a run, or a table of replies or scores (or the path of one)
     other=None,         # Scores of the same replies by another grader; None: the verdicts that came along
