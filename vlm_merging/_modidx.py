@@ -182,6 +182,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'vlm_merging/asking/formats.py'),
                                             'vlm_merging.asking.formats.format_of': ( 'asking/formats.html#format_of',
                                                                                       'vlm_merging/asking/formats.py'),
+                                            'vlm_merging.asking.formats.id_of': ( 'asking/formats.html#id_of',
+                                                                                  'vlm_merging/asking/formats.py'),
                                             'vlm_merging.asking.formats.lmms_eval_result': ( 'asking/formats.html#lmms_eval_result',
                                                                                              'vlm_merging/asking/formats.py'),
                                             'vlm_merging.asking.formats.logicvista_result': ( 'asking/formats.html#logicvista_result',

@@ -12,7 +12,7 @@ from ..benchmarks.cells import text_of, unpacked
 
 # %% auto #0
 __all__ = ['VERDICT', 'EXTRACTION', 'FORMATS', 'verdict_of', 'verdict_among', 'mathvista_result', 'emma_result', 'mathv_result',
-           'mmmu_pro_result', 'logicvista_result', 'lmms_eval_result', 'Format', 'format_of', 'row_in']
+           'mmmu_pro_result', 'logicvista_result', 'id_of', 'lmms_eval_result', 'Format', 'format_of', 'row_in']
 
 # %% ../../nbs/asking/11_formats.ipynb #c008
 VERDICT, EXTRACTION = 'judge_verdict', 'judge_extraction'   # Columns that came along
@@ -157,8 +157,6 @@ def _sample_verdict(row):
     return said.pop() if len(said)==1 else None, inside.get('extraction', inside.get('parsed_pred'))
 
 # %% ../../nbs/asking/11_formats.ipynb #c045
-_IDS = ('sample_index', 'pid', 'question_id', 'id', 'index')
-
 def _prompt_of(row):
     "The text that the model was sent, if it was kept"
     held = row.get('input', row.get('arguments'))
@@ -173,23 +171,32 @@ def _gold_of(row, doc):
     return dict(answer=text_of(gold), answer_type=kind)
 
 # %% ../../nbs/asking/11_formats.ipynb #c048
+_IDS = ('sample_index', 'pid', 'question_id', 'id', 'index')
+
+def id_of(
+    row:dict,           # Of any format
+)->str|None:            # None: it has none
+    "What the question of a row is called"
+    inside = (v for k, v in row.items() if isinstance(v, dict) and (k=='doc' or k not in _SAMPLE))
+    names = (text_of(d.get(i)) for d in (row, *inside) for i in _IDS)
+    return next(filter(None, names), text_of(row.get('doc_id')))
+
+# %% ../../nbs/asking/11_formats.ipynb #c051
 def lmms_eval_result(
     row:dict,           # Of `*_samples_*.jsonl`
 )->dict:                # In the names used here; `doc_id` and `samples` beside
     "A row of lmms-eval's samples"
     doc = row.get('doc') if isinstance(row.get('doc'), dict) else {}
     about = doc.get('metadata') if isinstance(doc.get('metadata'), dict) else {}
-    named = [doc, *(v for k, v in row.items() if k not in _SAMPLE and isinstance(v, dict))]
-    ids = (text_of(d.get(i)) for d in named for i in _IDS)
     reply, many = _first_sample(row)
     verdict, picked = _sample_verdict(row)
     tags = {k:v for k, v in (doc|about).items() if k not in ('metadata', 'query', 'prediction', *_IDS)}
     asked = _prompt_of(row) or doc.get('query') or doc.get('question')
-    return tags|dict(index=next(filter(None, ids), row['doc_id']), doc_id=row['doc_id'], samples=many,
+    return tags|dict(index=id_of(row), doc_id=row['doc_id'], samples=many,
                      question=asked, **_gold_of(row, doc), prediction=reply,
                      **_verdict_columns(verdict, picked))
 
-# %% ../../nbs/asking/11_formats.ipynb #c052
+# %% ../../nbs/asking/11_formats.ipynb #c055
 @dataclass(frozen=True)
 class Format:
     "A shape in which others keep replies"
@@ -215,7 +222,7 @@ FORMATS = {f.name:f for f in (
            mmmu_pro_result, 'MMMU-Pro'),
     Format('MATH-V', ('id', 'response', 'model_answer'), mathv_result, 'MathVision'))}
 
-# %% ../../nbs/asking/11_formats.ipynb #c055
+# %% ../../nbs/asking/11_formats.ipynb #c058
 def format_of(
     rows:list,          # Of a file; what is no dict is a row that could not be read
 )->Format|None:         # None: a table as VLMEvalKit writes it, or one of your own

@@ -8,7 +8,7 @@ import json, re
 from pathlib import Path
 import polars as pl
 from ..checkpoints.places import path_of
-from .formats import VERDICT, format_of, row_in, verdict_among
+from .formats import VERDICT, format_of, id_of, row_in, verdict_among
 from .replies import REPLY_COLUMNS, put_or_warn, reply_table
 from ..benchmarks.items import Item, metric_of, options_of, row_of
 from ..benchmarks.load import load
@@ -141,7 +141,9 @@ def _in_our_names(rows, shape):
     def read(row):
         if isinstance(row, str): return row
         try: return row_in(shape, row)
-        except ValueError as e: return dict(index=row.get(_column(row, 'index')), **{WHY:str(e)})
+        except ValueError as e:
+            number = {k:row.get(k, 1) for k in ('doc_id', 'samples') if 'doc_id' in row}
+            return number|dict(index=id_of(row), **{WHY:str(e)})
     out = [read(row) for row in rows]
     ids = [str(row['index']) for row in out if isinstance(row, dict)]
     for row in [row for row in out if 'doc_id' in row and isinstance(row, dict)]:
@@ -189,7 +191,7 @@ def _reply_rows(rows, path, run, benchmark, split, known):
             left.setdefault('hold several samples of a reply, of which the first is read', []).append(n)
         side, text, why = _side_and_text(row, benchmark, split)
         gone = _why_left(side, known)
-        if why or gone: left.setdefault(gone or why, []).append(n)
+        if why or gone: left.setdefault(why if WHY in row else gone or why, []).append(n)
         if gone: continue
         side |= dict(run=run or side['run'])|known.get(side['index'], {})
         side |= dict(metric=side.get('metric') or metric_of(side['benchmark'] or ''))
