@@ -187,7 +187,8 @@ def test_samples_and_likelihoods_of_lmms_eval_are_told(tmp_path):
     assert 'it holds likelihoods, no reply' in ' '.join(said)
 
 @pytest.mark.parametrize('cell,right', [
-    (True, True), ('0', False), (1., True), ('Correct', True), ([False, True], False), (.5, True), (.49, False),
+    (True, True), ('0', False), (1., True), ('Correct', True), ([False, True], False), (.5, True),
+    (.49, False),
     ('perhaps', None), (87, None), (None, None), ([], None), ({}, None), (float('nan'), None), ('nan', None),
     ('inf', None)])
 def test_a_verdict_is_read_from_any_cell(cell, right): assert verdict_of(cell) is right
