@@ -38,7 +38,8 @@ def test_results_are_drawn_by_charts_that_exist():
     assert len(said)>3
     for o in said: assert callable(resolve_name(o)), o
 
-VERBS = 'plan merge ask score compare masked profile sweep diagnose load open_model prepare masks'.split()
+VERBS = ('plan merge ask score compare agreement masked profile sweep diagnose load open_model prepare '
+         'masks').split()
 @pytest.mark.parametrize('name', [*VERBS, *'Recipe Item Picture Mask Endpoint linear ties della'.split()])
 def test_help_tells_what_each_parameter_means(name):
     "`merge?` shows the docstring; the comments beside the parameters are in it"

@@ -9,7 +9,7 @@ from vlm_merging.merging.merge import merge
 from vlm_merging.asking.opening import open_model
 from vlm_merging.merging.recipe import Recipe
 from vlm_merging.benchmarks.load import load
-from vlm_merging.probing.sweep import against_best, agreement, mixtures, sweep, sweep_table
+from vlm_merging.probing.sweep import against_best, mixtures, neighbour_agreement, sweep, sweep_table
 from vlm_merging.comparing.findings import sweep_verdict
 
 LAB = lab_folder()
@@ -37,7 +37,7 @@ def test_the_best_is_told_from_the_rest_only_where_it_can_be():
 
 def test_agreement_knows_its_neighbours():
     said = {.1: 'a', .2: 'b', .3: 'b', .4: 'b', .5: 'c'}
-    along = agreement(table(list(said), dict.fromkeys(said, 1), said,
+    along = neighbour_agreement(table(list(said), dict.fromkeys(said, 1), said,
                             n=3)).group_by('weight').agg(pl.col('value').mean()).sort('weight')
     assert along.rows()==[(.2, .5), (.3, 1), (.4, .5)]
     made = sweep_table(table(list(said), dict.fromkeys(said, 1), said, n=3), resamples=100)
@@ -47,7 +47,7 @@ def test_ranges_are_neighbours_only_of_their_own_kind():
     one = table([.1, .2, .3], dict.fromkeys((.1, .2, .3), 1), n=2)
     both = pl.concat([one, one.with_columns(layers=pl.lit('2-'), prediction=pl.lit('same'),
                                             run=pl.col('run')+', layers 2-')])
-    along = agreement(both)
+    along = neighbour_agreement(both)
     assert along.filter(layers='all')['value'].to_list()==[0, 0]
     assert along.filter(layers='2-')['value'].to_list()==[1, 1]
 

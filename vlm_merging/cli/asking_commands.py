@@ -3,6 +3,7 @@
 #     ask     -> RUN/replies.jsonl, RUN/run.json  each reply at once; goes on where it was
 #     score   -> SCORES.parquet                   no model, no network
 #     compare -> a verdict in words, TABLE, PAGE  two runs, item by item
+#     agreement -> where two graders differ, TABLE, ROWS   one run, two verdicts on each reply
 from __future__ import annotations
 import os, shlex, sys, warnings
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Literal
 from vlm_merging.checkpoints.places import path_of, same_place
 from vlm_merging.checkpoints.texts import name_in_line
 from vlm_merging.cli.commands import as_called, command, taken
-from vlm_merging.cli.files import PAGES, TABLES, read_scores, ready_to_write, write_table
+from vlm_merging.cli.files import PAGES, TABLES, read_scores, read_table, ready_to_write, write_table
 
 FETCHED = 'benchmarks.prepare:prepare name=names split folder=data source=from revision'
 LOADED = 'benchmarks.load:load what=benchmark split n seed folder=data'
@@ -133,10 +134,14 @@ def incomplete(
     from vlm_merging.asking.replies import NO_REPLY
     return bool(problems) or any(NO_REPLY in t['outcome'] for t in scores if 'outcome' in t.columns)
 
-@command(example='vlm-merging score runs/a --out a.parquet\n'
+QUESTIONS_OF_OTHERS = 'asking.reading:table_at items'
+
+@command(shows=dict(options=QUESTIONS_OF_OTHERS), choices=dict(thinking='scoring.wrappers:THINKING'),
+         example='vlm-merging score runs/a --out a.parquet\n'
+                 'vlm-merging score LLaVA-CoT.jsonl --items MathVision\n'
                  'vlm-merging score runs/a --protocol judge --judge localhost:8000 --judge-model NAME')
 def score_command(
-    table:str,          # Folder of a run, parquet, jsonl or csv file, or a result table of VLMEvalKit
+    table:str,          # Folder of a run, parquet, jsonl or csv file, or a result file of another harness
     *,
     protocol:Literal['offline', 'strict', 'judge']='offline', # offline reads the reply; strict is the
                         # official rule without a judge; judge asks a model where no rule is sure
@@ -144,25 +149,26 @@ def score_command(
     judge_model:str|None=None, # Name under which the judge is served
     judge_cache:Path|None=None, # Folder that keeps what the judge said, so that the second time costs
                         # nothing; default: TABLE.judge
+    thinking:str='general', # What is thought and not answered: in any tag, in none, or in those of a dialect
     by:tuple=(),        # Split by these tags
     out:Path|None=None, # Write the scores there, anew if it is there: .parquet, .jsonl or .csv
+    **given,            # Option -> value, as typed
 )->int:                 # Exit code: 4 if some questions have no reply
     "Score replies: accuracy with intervals, how many replies could be read, and what is wrong with the table"
-    from vlm_merging.asking.reading import table_at
     from vlm_merging.scoring.score import problems, score
     ready_to_write(out, TABLES, table)
     if (protocol=='judge')!=bool(judge): raise ValueError('--protocol judge and --judge URL go together.')
     left = []
-    frame = table_at(table, left)
+    frame = read_table(table, left, given.get('items'))
     for sentence in left: tell(sentence)
     if judge:
         from vlm_merging.asking.endpoint import Endpoint
         from vlm_merging.scoring.judge import judge_report, judged
         if not judge_model: raise ValueError('--judge-model is missing. Name the model that shall judge.')
         cache = judge_cache or Path(f'{path_of(table)}.judge')
-        scores = judged(frame, Endpoint(judge, judge_model, max_tokens=512), cache)
+        scores = judged(frame, Endpoint(judge, judge_model, max_tokens=512), cache, thinking=thinking)
         print(judge_report(scores))
-    else: scores = score(frame, protocol)
+    else: scores = score(frame, protocol, thinking)
     if out: write_table(scores, out)
     for sentence in problems(scores): tell(sentence)
     from vlm_merging.comparing.findings import accuracy_said
@@ -192,7 +198,8 @@ def worst_cases(
         worst = [t.with_columns(benchmark=pl.col('benchmark')+', worst case') for t in worst]
         if {*worst[0]['index']}&{*worst[1]['index']}: yield compare(*worst).table
 
-@command(shows=dict(options='comparing.compare:compare a=before b=after protocol unpaired'),
+@command(shows=dict(options=('comparing.compare:compare a=before b=after protocol unpaired',
+                             QUESTIONS_OF_OTHERS)),
          choices=dict(protocol='scoring.score:PROTOCOLS'),
          example='vlm-merging compare runs/vlm runs/merged --by category --chart page.html')
 def compare_command(
@@ -211,7 +218,8 @@ def compare_command(
     ready_to_write(out, TABLES, before, after)
     ready_to_write(chart, PAGES, before, after)
     left = []
-    a, b = (read_scores(p, given.get('protocol', 'offline'), left) for p in (before, after))
+    protocol, items = given.get('protocol', 'offline'), given.get('items')
+    a, b = (read_scores(p, protocol, left, items) for p in (before, after))
     for sentence in left: tell(sentence)
     if same_place(before, after): tell(f'{before} is compared with itself, so nothing can differ.')
     runs = [t['run'].unique().to_list() if 'run' in t.columns else [] for t in (a, b)]
@@ -228,6 +236,32 @@ def compare_command(
         from vlm_merging.charts.pages import save_chart
         save_chart(comparison_charts(table, a, b, by), chart)
     return 4 if incomplete(left, a, b) else 0
+
+@command(shows=dict(options=('comparing.agreement:agreement other=with protocol verdict',
+                             QUESTIONS_OF_OTHERS)),
+         choices=dict(protocol='scoring.score:PROTOCOLS'),
+         example='vlm-merging agreement output_llava.json --by task --rows differ.jsonl\n'
+                 'vlm-merging agreement offline.parquet --with judge.parquet')
+def agreement_command(
+    scores:str,         # Folder of a run, a table of replies or scores, or a result file of another harness
+    *,
+    by:tuple=(),        # Split by these tags
+    out:Path|None=None, # Write the numbers there, anew if it is there: .parquet, .jsonl or .csv
+    rows:Path|None=None, # Write the rows on which the two differ there: .parquet, .jsonl or .csv
+    **given,            # Option -> value, as typed
+)->int:                 # Exit code: 4 if some questions have no reply
+    "Show where two graders of the same replies differ: how often, in which direction, and the rows"
+    from vlm_merging.comparing.agreement import agreement
+    other, items, left = given.get('with'), given.get('items'), []
+    for path in (out, rows): ready_to_write(path, TABLES, scores, *filter(None, [other]))
+    if out and rows and same_place(out, rows): raise ValueError('--out and --rows are one file. Name two.')
+    a, b = (p and read_table(p, left, items) for p in (scores, other))
+    for sentence in left: tell(sentence)
+    found = agreement(a, b, by, given.get('protocol', 'offline'), given.get('verdict'))
+    print(found.verdict)
+    if out: write_table(found.table, out)
+    if rows: write_table(found.rows, rows)
+    return 4 if incomplete(left, a) else 0
 
 def comparison_charts(
     table,              # From `compare`

@@ -7,15 +7,24 @@ from vlm_merging.checkpoints.places import path_of, same_place
 TABLES = ('.parquet', '.jsonl', '.csv')
 PAGES = ('.html', '.svg', '.png')
 
+def read_table(
+    path:str|Path,      # As below
+    problems:list|None=None, # As below
+    items:str|None=None, # As below
+):                      # A polars frame
+    "A table of replies or scores, or the replies of a run"
+    from vlm_merging.asking.reading import table_at
+    return table_at(path, [] if problems is None else problems, None if path_of(path).is_dir() else items)
+
 def read_scores(
     path:str|Path,      # parquet, jsonl, csv, xlsx, tsv, json, or the folder of a run
     protocol:str='offline', # If it holds replies
     problems:list|None=None, # Sentences about rows that are left out are put here
+    items:str|None=None, # Questions of result files that have none; a run has its own
 ):                      # A polars frame
     "A score table: as it is, or made of replies"
-    from vlm_merging.asking.reading import table_at
     from vlm_merging.scoring.score import score
-    frame = table_at(path, [] if problems is None else problems)
+    frame = read_table(path, problems, items)
     return frame if 'correct' in frame.columns else score(frame, protocol)
 
 def ready_to_write(

@@ -56,7 +56,7 @@ def is_result(
 )->bool:
     "Does it lie where a command line wants its results, or in a draft beside?"
     file = os.path.abspath(os.fsdecode(file))
-    for name in ('out', 'chart', 'judge_cache', 'data'):
+    for name in ('out', 'rows', 'chart', 'judge_cache', 'data'):
         if not given.get(name): continue
         folder, last = os.path.split(os.path.abspath(path_of(given[name])))
         if file.startswith((os.path.join(folder, last), os.path.join(folder, f'.{last}.'))): return True

@@ -25,7 +25,8 @@ from .probe import asked_items
 from ..scoring.score import score as offline_score
 
 # %% auto #0
-__all__ = ['mixtures', 'open_mixer', 'ask_mixture', 'agreement', 'score_mixture', 'against_best', 'sweep_table', 'Sweep', 'sweep']
+__all__ = ['mixtures', 'open_mixer', 'ask_mixture', 'neighbour_agreement', 'score_mixture', 'against_best', 'sweep_table',
+           'Sweep', 'sweep']
 
 # %% ../../nbs/probing/14_sweep.ipynb #c012
 def mixtures(
@@ -86,7 +87,7 @@ def ask_mixture(
                                           modules=pl.lit(how['modules']))
 
 # %% ../../nbs/probing/14_sweep.ipynb #c022
-def agreement(
+def neighbour_agreement(
     replies:pl.DataFrame, # Of `ask_mixture`, several
 )->pl.DataFrame:        # One row an item and run; `value`: share of neighbouring weights with the same reply
     "How far the next weights below and above say the same; the lowest and the highest weight have none"
@@ -131,7 +132,7 @@ def against_best(
 # %% ../../nbs/probing/14_sweep.ipynb #c033
 def _agreement_rows(scores, resamples):
     "Rows of `summarize` for the quantity 'agreement'"
-    for (run, name), part in agreement(scores).group_by('run', 'benchmark', maintain_order=True):
+    for (run, name), part in neighbour_agreement(scores).group_by('run', 'benchmark', maintain_order=True):
         cluster = pl.coalesce('group', 'index') if 'group' in part.columns else 'index'
         part = part.with_columns(pl.col('benchmark').fill_null('unnamed'), cluster=cluster)
         low, high, method = interval(summed(part, 'value'), True, resamples)

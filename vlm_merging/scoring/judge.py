@@ -17,7 +17,7 @@ from .wrappers import readable_part
 from .choices import asked_options, wants_letter
 from .options import named_options
 from .numbers import SPELLED, spelled
-from .score import score, score_row, table_at, typed_replies
+from .score import score, score_row, table_at, thoughts_marked, typed_replies
 
 # %% auto #0
 __all__ = ['judge_item', 'judged', 'judge_report']
@@ -90,10 +90,12 @@ def judged(
     out:str|Path,       # Folder that keeps what the judge said
     run:str|None=None,  # Name of the judge; needed if it has no `about`
     progress:bool|None=None, # Show a bar? None: only on a terminal
+    thinking='general', # As in `score`
 )->pl.DataFrame:        # A score table under the protocol `judge`
     "Score replies, and ask a judge about those that no rule reads surely"
     frame = table_at(replies) if isinstance(replies, (str, Path)) else replies
-    scores, rows, answer_of = score(frame), typed_replies(frame).to_dicts(), {}
+    scores, answer_of = score(frame, thinking=thinking), {}
+    rows = thoughts_marked(typed_replies(frame).to_dicts(), thinking)
     items = {i:judge_item(rows[i]) for i in _asked_about(scores)}
     if items:
         with warnings.catch_warnings():
@@ -105,7 +107,8 @@ def judged(
     with Algebra() as algebra:
         for i, item in items.items():
             after[i] |= _with_judge(rows[i], answer_of.get(item.id), after[i], algebra)
-    return pl.DataFrame(after, schema=scores.schema).with_columns(protocol=pl.lit('judge-1'))
+    return pl.DataFrame(after, schema=scores.schema).with_columns(
+        protocol=pl.col('protocol').str.replace('^offline-[0-9]+', 'judge-1'))
 
 # %% ../../nbs/scoring/20_judge.ipynb #c025
 def judge_report(

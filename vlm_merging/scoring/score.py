@@ -15,7 +15,8 @@ from vlm_merging.scoring.rules import (
     Mark, accepted_answers, anls, contains, dynamath_strict, final_passage, mathverse_strict,
     mathvision_strict, mathvista_strict, mm_math, option_strict, python_number, relaxed, same_items,
     same_text, vqa, yesno)
-from .wrappers import WRAPPERS, readable_part, tag_name, unknown_tags
+from .wrappers import (
+    WRAPPERS, readable_part, tag_name, thinking_name, thoughts_marked, unknown_tags)
 from .languages import asked_group, in_english
 from .endings import cut_off, looping, refused
 from .passages import before_next_question, finals
@@ -26,6 +27,7 @@ from .choices import (
 from .options import pick_option
 from .floor import FLOORS, floor_columns, rule_of_row
 from ..benchmarks.tables import rows_in_words
+from ..asking.formats import VERDICT
 from ..asking.replies import NO_REPLY
 from ..asking.reading import table_at
 from .numbers import Late, limit, number
@@ -223,8 +225,8 @@ def score_row(
     correct = None if mark.value is None else mark.value>=.5
     return dict(correct=correct, value=mark.value, picked=mark.picked[:500], tier=mark.tier,
                 reason=mark.reason, outcome=_outcome(prediction, mark, row.get('finish')),
-                length=len(prediction), unknown_tags=' '.join(sorted(unknown_tags(prediction))),
-                protocol=PROTOCOLS[protocol])
+                length=row.get('whole') or len(prediction), protocol=PROTOCOLS[protocol],
+                unknown_tags=' '.join(sorted(unknown_tags(prediction))))
 
 # %% ../../nbs/scoring/19_score.ipynb #c053
 _INPUTS = ('question', 'question_for_eval', 'choices', 'answer', 'answer_option', 'question_type',
@@ -258,7 +260,7 @@ def typed_replies(
                          f'Rename yours, say response to prediction.')
     return frame.select(_typed(frame, name) for name in dict.fromkeys((*ROW_KEYS, *_INPUTS)))
 
-# %% ../../nbs/scoring/19_score.ipynb #c058
+# %% ../../nbs/scoring/19_score.ipynb #c059
 COLUMNS_LEFT_OUT = ('question_for_eval', 'choices', 'answer_option', 'question_type', 'answer_type',
                     'precision', 'unit', 'finish', 'metric', 'key', 'error', 'query', 'seconds',
                     'reasoning_content')
@@ -266,24 +268,28 @@ COLUMNS_LEFT_OUT = ('question_for_eval', 'choices', 'answer_option', 'question_t
 def score(
     replies:pl.DataFrame|str|Path, # Folder of a run, file with a table of replies, or the table itself
     protocol:str='offline', # offline: reads the reply; strict: the official rule without a judge
+    thinking='general',  # What is thought: a name of `THINKING`, or a function from a reply to what is said
 )->pl.DataFrame:         # Keys, question, answer, reply, tags and `SCORE_COLUMNS`, in the order of `replies`
     "Score replies; raise ValueError if there are none, or a column is missing"
     if protocol not in PROTOCOLS:
         raise ValueError(f"No protocol is named {protocol!r}; there are {', '.join(PROTOCOLS)}.")
     frame = table_at(replies) if isinstance(replies, (str, Path)) else replies
-    rows = typed_replies(frame).to_dicts()
+    how = PROTOCOLS[protocol]+f', thinking: {thinking_name(thinking)}'*(thinking!='general')
+    rows = thoughts_marked(typed_replies(frame).to_dicts(), thinking)
     told = any(c in frame.columns for c in ('choices', 'question_type', 'answer_type'))
     with Algebra() as algebra:
         def scored_row(row): return score_row(row, protocol, algebra)
         floors = floor_columns(rows, told, lambda row: scored_row(row)['value'])
-        scored = [scored_row(r)|dict(zip(FLOORS, floor)) for r, floor in zip(rows, zip(*floors.values()))]
+        scored = [scored_row(r)|dict(zip(FLOORS, floor), protocol=how)
+                  for r, floor in zip(rows, zip(*floors.values()))]
     keys = [pl.col(c) if c in frame.columns else pl.lit(None, pl.String).alias(c) for c in ROW_KEYS]
     own = (*ROW_KEYS, *COLUMNS_LEFT_OUT, *SCORE_COLUMNS)
     if NO_REPLY in [r['outcome'] for r in scored]: own = {*own}-{'error'}      # For whoever scores this anew
-    tags = [c for c in frame.columns if c not in own and not c.startswith(('judge', 'adjudicated'))]
+    tags = [c for c in frame.columns if c not in own
+            and (c==VERDICT or not c.startswith(('judge', 'adjudicated')))]
     return frame.select(*keys, *tags).hstack(pl.DataFrame(scored, schema=SCORE_COLUMNS))
 
-# %% ../../nbs/scoring/19_score.ipynb #c066
+# %% ../../nbs/scoring/19_score.ipynb #c069
 def _tags_unknown(scores):
     "A sentence about tags in the replies that no table explains; None: there are none"
     if 'unknown_tags' not in scores.columns: return None

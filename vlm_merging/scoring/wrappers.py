@@ -5,10 +5,13 @@
 # %% ../../nbs/scoring/07_wrappers.ipynb #c005
 from __future__ import annotations
 import re, unicodedata
+from collections.abc import Callable
 from functools import lru_cache
+from ..checkpoints.texts import did_you_mean, error_words, quoted
 
 # %% auto #0
-__all__ = ['WRAPPERS', 'one_script', 'unknown_tags', 'tag_name', 'unwrapped', 'readable_part']
+__all__ = ['WRAPPERS', 'THINKING', 'one_script', 'unknown_tags', 'tag_name', 'thinking_name', 'only_thoughts_of',
+           'thoughts_marked', 'unwrapped', 'readable_part']
 
 # %% ../../nbs/scoring/07_wrappers.ipynb #c009
 _LOOKALIKES = re.compile('[\uff01-\uff5e\U0001d400-\U0001d7ff]|[^\\W\\x00-\\x7f]', re.U)
@@ -116,6 +119,57 @@ def _without_thoughts(text):
     return '\n'.join([*said, '' if inside else text[at:]])
 
 # %% ../../nbs/scoring/07_wrappers.ipynb #c027
+THINKING = dict(general='', none='', think='think', thinking='thinking', thought='thought thoughts',
+                reasoning='reasoning reason reasoning_process rationale', seed='seed_think', channels='',
+                llava_cot='summary caption reasoning')   # Dialect -> names of the tags that enclose a thought
+
+def _in_dialect(reply, dialect):
+    "A reply in which the thoughts of one dialect are marked, and no others"
+    def mark(tag):
+        kind, closes = _kind(tag)
+        if _name(tag)[0] in THINKING[dialect].split(): return '</think>' if closes else '<think>'
+        return '\n' if kind=='thought' else tag[0]
+    text = one_script(reply)
+    return _TAG.sub(mark, text if dialect=='channels' else _CHANNEL.sub('\n', text))
+
+# %% ../../nbs/scoring/07_wrappers.ipynb #c030
+def thinking_name(
+    thinking:str|Callable, # A dialect of `THINKING`, or a function
+)->str:
+    "What a splitter of thinking and answer is called; raise ValueError if it is neither"
+    if callable(thinking): return getattr(thinking, '__name__', type(thinking).__name__)
+    if isinstance(thinking, str) and thinking in THINKING: return thinking
+    near = did_you_mean(thinking, THINKING) if isinstance(thinking, str) else ''
+    raise ValueError(f"thinking is {quoted(thinking)}; it is one of {', '.join(THINKING)}, "
+                     f"or a function from a reply to what is said of it.{near}")
+
+def only_thoughts_of(
+    reply:str,          # As a model gave it
+    thinking:str|Callable, # A dialect of `THINKING`, or a function: reply -> what is said
+)->str:                 # Is read by the general rule
+    "A reply whose thoughts are those of one dialect; raise ValueError if a function gives no text"
+    if not callable(thinking): return reply if thinking=='general' else _in_dialect(reply, thinking)
+    try: said = thinking(reply)
+    except Exception as e: raise ValueError(f'{thinking_name(thinking)} ends in {error_words(e)!r}') from e
+    if not isinstance(said, str):
+        raise ValueError(f'{thinking_name(thinking)} gives {type(said).__name__}, where a text is needed')
+    return said if said.strip() or not reply.strip() else '<think>'       # An answer was not reached
+
+# %% ../../nbs/scoring/07_wrappers.ipynb #c033
+def thoughts_marked(
+    rows:list[dict],    # With `prediction`, a text or None; are changed
+    thinking:str|Callable, # As above
+)->list[dict]:          # With the length of the `whole` reply, where it was split
+    "Rows in which the thoughts are those that `thinking` names; raise ValueError with the number of a row"
+    if thinking_name(thinking)=='general' and not callable(thinking): return rows
+    for n, row in enumerate(rows, 1):
+        if not row['prediction']: continue
+        try: said = only_thoughts_of(row['prediction'], thinking)
+        except ValueError as e: raise ValueError(f'thinking, row {n}: {e}.') from None
+        row |= dict(prediction=said, whole=len(row['prediction']))
+    return rows
+
+# %% ../../nbs/scoring/07_wrappers.ipynb #c037
 _LONG_ANSWER = 160       # Characters: what is longer holds an explanation
 
 def _answer_alone(text):
@@ -132,7 +186,7 @@ def _answer_alone(text):
     short = len(parts[-1])<=_LONG_ANSWER and not re.search(r'[.!?]\s+[A-Z]|\n', parts[-1])
     return f'<answer>{parts[-1]}</answer>' if short else parts[-1]
 
-# %% ../../nbs/scoring/07_wrappers.ipynb #c031
+# %% ../../nbs/scoring/07_wrappers.ipynb #c041
 _FRAMED = re.compile(r'\\(?:fbox|framebox|fcolorbox\{\w*\}\{\w*\}|bbox(?:\[[^\]]*\])?'
                      r'|boxed\s*\\text)(?=\s*\{)|\x08oxed(?=\s*\{)')
 _LOST = re.compile(r'\x0c(?=rac)|\x08(?=egin)|\t(?=ext\{|imes\b|heta\b|frac)')
@@ -159,7 +213,7 @@ def _without_tags(text):
         elif kind=='end' and not closes or kind=='format': out.append(' ' if m['angle'] else '')
     return _ROLE.sub('', ''.join([*out, text[at:], '}'*boxes]))
 
-# %% ../../nbs/scoring/07_wrappers.ipynb #c035
+# %% ../../nbs/scoring/07_wrappers.ipynb #c045
 _MAY_HOLD = re.compile(r'[<◁]|\[[|/A-Z]|oxed|\\f|\\bbox|[\x08\x0c\t]')
 
 @lru_cache(maxsize=16)
@@ -175,7 +229,7 @@ def unwrapped(
     text = one_script(reply)
     return _unwrapped(text, tuple(WRAPPERS.items())) if _MAY_HOLD.search(text) else text
 
-# %% ../../nbs/scoring/07_wrappers.ipynb #c041
+# %% ../../nbs/scoring/07_wrappers.ipynb #c051
 _HEAD, _TAIL = 2_000, 8_000      # Characters that are read of a long reply: from the beginning, from the end
 _NOISE = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f]|_x000D_|<<[^<>\n]{1,60}>>')
 _WIDEST = 400_000                # Characters in which tags are looked for
