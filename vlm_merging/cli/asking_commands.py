@@ -185,7 +185,7 @@ def worst_cases(
     "Of benchmarks that ask each question in variants: all variants of a question right"
     import polars as pl
     from vlm_merging.comparing.compare import compare
-    from vlm_merging.comparing.statistics import VARIANTS, worst_case
+    from vlm_merging.comparing.summary import VARIANTS, worst_case
     for name in {n.lower() for n in VARIANTS}&{n.lower() for n in names}:
         try: worst = [worst_case(t.filter(pl.col('benchmark').str.to_lowercase()==name)) for t in (a, b)]
         except ValueError: continue         # No question is there with all its variants
@@ -239,7 +239,7 @@ def comparison_charts(
     import polars as pl
     from vlm_merging.charts.pages import together
     from vlm_merging.charts.score_charts import length_chart, pairs_chart, scores_chart
-    from vlm_merging.comparing.statistics import by_length, summarize
+    from vlm_merging.comparing.summary import by_length, summarize
     sums = summarize([a, b], by)
     tags = ['all', *(t for t in ('split', *by) if table.filter(pl.col('tag')==t, pl.col('n')>0).height)]
     charts = [draw(t, tag=tag) for tag in tags for draw, t in ((scores_chart, sums), (pairs_chart, table))]
