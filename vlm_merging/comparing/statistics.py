@@ -10,11 +10,12 @@ import numpy as np
 import polars as pl
 from ..benchmarks.items import ROW_KEYS
 from ..benchmarks.tables import rows_in_words
+from ..asking.replies import FIRST, REPEAT
 from ..scoring.floor import FLOORS
 
 # %% auto #0
-__all__ = ['Z', 'RESAMPLES', 'FEW', 'rows_said', 'typed_table', 'wilson', 'resampled', 'summed', 'interval', 'values_in_tag',
-           'places', 'tag_names']
+__all__ = ['Z', 'RESAMPLES', 'FEW', 'rows_said', 'by_item', 'typed_table', 'wilson', 'resampled', 'summed', 'interval',
+           'values_in_tag', 'places', 'tag_names']
 
 # %% ../../nbs/comparing/01_statistics.ipynb #c012
 def rows_said(
@@ -74,26 +75,46 @@ def _refuse_doubles(scores):
         if len(rules)>1:
             raise ValueError(f"{name} is scored under {' and '.join(rules)}, which cannot be compared. "
                              f"Score all its replies under one protocol.")
-    key = ['benchmark', 'split', 'run', 'index']
+    key = ['benchmark', 'split', 'run', 'index', *['sample']*('sample' in scores.columns)]
     twice = scores.select(key).is_duplicated() & scores['index'].is_not_null()
     if twice.any():
-        raise ValueError(f"The same benchmark, split, run and index stand more than once, "
+        raise ValueError(f"The same {', '.join(key[:-1])} and {key[-1]} stand more than once, "
                          f"{rows_said(twice)}. Keep one of each: scores.unique({key}, keep='first').")
 
 # %% ../../nbs/comparing/01_statistics.ipynb #c026
+def _told_samples(scores, repeats):
+    "A table with the column `sample` where an item has several replies, and without it where none has"
+    if 'sample' not in scores.columns: return scores
+    out = scores.with_columns(pl.col('sample').cast(pl.String).fill_null(FIRST))
+    if not repeats: out = out.filter(pl.col('sample')!=REPEAT)
+    several = out.select('run', 'benchmark', 'split', 'index').is_duplicated() & out['index'].is_not_null()
+    return out if several.any() else out.drop('sample')
+
+def by_item(
+    frame:pl.DataFrame, # From `typed_table`, of one run or several
+    *columns:str,       # Numbers; of several replies to an item their mean is taken
+)->pl.DataFrame:        # One row an item; what else a row holds is that of the first reply
+    "A table with one row an item, however often it was asked"
+    if 'sample' not in frame.columns: return frame
+    place = ['run', 'benchmark', 'split', 'index', 'cluster']
+    rest = pl.all().exclude(*place, *columns).first()
+    return frame.group_by(place, maintain_order=True).agg(rest, pl.col(columns).mean()).select(frame.columns)
+
+# %% ../../nbs/comparing/01_statistics.ipynb #c028
 def typed_table(
     scores,             # A score table, or a list of them
     *need:str,          # Columns that must be there beside `correct`
+    repeats:bool=False, # Keep replies to questions that were asked again, too?
 )->pl.DataFrame:        # Keys as text, `correct`, `value`, `outcome`, `length`, ...; and `cluster`
     "One frame in the types that statistics needs; raise ValueError, with row numbers, if it cannot be had"
     scores = _one_frame(scores, need)
-    out = _typed_columns(scores, _truth(scores))
+    out = _told_samples(_typed_columns(scores, _truth(scores)), repeats)
     _refuse_doubles(out)
     index = pl.col('index').fill_null(pl.int_range(pl.len()).cast(pl.String))
     alone, group = pl.concat_str(pl.lit('item'), 'split', index, separator='|'), pl.col('group')
     return out.with_columns(cluster=pl.when(group.is_null()).then(alone).otherwise('group|'+group))
 
-# %% ../../nbs/comparing/01_statistics.ipynb #c030
+# %% ../../nbs/comparing/01_statistics.ipynb #c033
 Z = 1.959963984540054   # Two-sided 95%
 
 def wilson(
@@ -105,7 +126,7 @@ def wilson(
     mid, half = (share+z*z/2/n)/(1+z*z/n), z*(share*(1-share)/n+z*z/4/n/n)**.5/(1+z*z/n)
     return 0. if share==0 else mid-half, 1. if share==1 else mid+half
 
-# %% ../../nbs/comparing/01_statistics.ipynb #c037
+# %% ../../nbs/comparing/01_statistics.ipynb #c040
 RESAMPLES = 10_000      # Of every bootstrap
 
 def resampled(
@@ -127,16 +148,16 @@ def resampled(
         for j, c in enumerate(columns): out[i:i+step, j] = c.take(at).sum(1) if np.ptp(c) else c[0]*n
     return out
 
-# %% ../../nbs/comparing/01_statistics.ipynb #c040
+# %% ../../nbs/comparing/01_statistics.ipynb #c043
 def summed(
     frame:pl.DataFrame, # With `cluster` (and `benchmark`)
     *columns:str,       # What is summed
 )->np.ndarray:          # (clusters, columns and the number of items)
     "Sums over the items of each cluster"
-    sums = frame.group_by('benchmark', 'cluster').agg(pl.col(*columns).sum(), pl.len().alias('items'))
+    sums = by_item(frame, *columns).group_by('benchmark', 'cluster').agg(pl.col(*columns).sum(), pl.len().alias('items'))
     return sums.select(*columns, 'items').to_numpy().astype(float)
 
-# %% ../../nbs/comparing/01_statistics.ipynb #c043
+# %% ../../nbs/comparing/01_statistics.ipynb #c046
 FEW = 10                # Clusters below which the bootstrap has too little to draw from
 
 def interval(
@@ -154,7 +175,7 @@ def interval(
     low, high = map(float, np.quantile(drawn[:, 0]/drawn[:, 1], [.025, .975]))
     return low, high, 'bootstrap' if n==size else 'cluster bootstrap'
 
-# %% ../../nbs/comparing/01_statistics.ipynb #c048
+# %% ../../nbs/comparing/01_statistics.ipynb #c051
 def values_in_tag(
     cell,               # Text, a list as text (JSON or Python), a list, or null
 )->list[str]:           # Without doubles
@@ -169,7 +190,7 @@ def values_in_tag(
     if not isinstance(cell, (list, tuple)): cell = [cell]
     return list(dict.fromkeys(str(v).strip() for v in cell if v is not None and str(v).strip())) or ['(none)']
 
-# %% ../../nbs/comparing/01_statistics.ipynb #c052
+# %% ../../nbs/comparing/01_statistics.ipynb #c055
 def places(
     frame:pl.DataFrame, # Of one benchmark
     by:tuple[str, ...],  # Tags
@@ -182,8 +203,8 @@ def places(
         opened = frame.with_columns(pl.Series('where', values, pl.List(pl.String))).explode('where')
         for (where,), part in sorted(opened.group_by('where'), key=lambda o: o[0]): yield tag, where, part
 
-# %% ../../nbs/comparing/01_statistics.ipynb #c055
-_NO_TAGS = (*ROW_KEYS, *_TEXTS, *_NUMBERS, 'correct', 'reason', 'cluster', 'here', 'state', 'asked_otherwise',
+# %% ../../nbs/comparing/01_statistics.ipynb #c058
+_NO_TAGS = (*ROW_KEYS, 'sample', *_TEXTS, *_NUMBERS, 'correct', 'reason', 'cluster', 'here', 'state', 'asked_otherwise',
             'question', 'prediction')
 
 def tag_names(
