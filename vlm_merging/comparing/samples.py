@@ -10,7 +10,7 @@ from ..asking.replies import NO_REPLY
 from .statistics import RESAMPLES, by_item, interval, summed, typed_table
 
 # %% auto #0
-__all__ = ['PLACE', 'pass_at', 'per_item', 'flips', 'flip_rows', 'sample_rows', 'item_rows']
+__all__ = ['PLACE', 'pass_at', 'per_item', 'flips', 'share_row', 'flip_rows', 'sample_rows', 'heard', 'item_rows']
 
 # %% ../../nbs/comparing/02_samples.ipynb #c013
 def pass_at(
@@ -48,7 +48,7 @@ def per_item(
 
 # %% ../../nbs/comparing/02_samples.ipynb #c028
 def flips(
-    scores,             # A score table of one run and benchmark, in which some items have several replies
+    scores,             # A score table, or several, in which some items have several replies
 )->pl.DataFrame:        # One row an item that has: `flips` of verdicts, `words` (null: not known), 0 to 1
     "How much the replies to one item differ: mean over all pairs of them"
     frame = typed_table(scores, repeats=True).filter(pl.col('correct').is_not_null())
@@ -62,7 +62,13 @@ def flips(
         samples=m.cast(pl.Int64), flips=(2*pl.col('value').var()).round(12), words=told).filter(pl.col('samples')>1)
 
 # %% ../../nbs/comparing/02_samples.ipynb #c031
-def _share_row(what, items, column, resamples, seed, note=''):
+def share_row(
+    what:str,           # Name in the summary
+    items:pl.DataFrame, # One row an item, with `cluster`
+    column:str,         # Shares, 0 to 1
+    resamples:int=RESAMPLES, seed:int=0, # Of the bootstrap
+    note:str='',        # Added to the method
+)->dict:
     "A row of the summary: the mean of a column over items, with its interval"
     sums = summed(items, column)
     low, high, method = interval(sums, True, resamples, seed)
@@ -70,15 +76,14 @@ def _share_row(what, items, column, resamples, seed, note=''):
                 clusters=len(sums), method=method+note)
 
 def flip_rows(
-    scores,             # As `flips` takes it
+    items:pl.DataFrame, # From `flips`
     resamples:int=RESAMPLES, seed:int=0, # Of each bootstrap
 ):                      # Yields rows of the summary; none where each item has one reply
     "What share of verdicts, and of replies word by word, is not the same when asked again"
-    items = flips(scores)
     if not items.height: return
-    yield _share_row('flips', items, 'flips', resamples, seed)
+    yield share_row('flips', items, 'flips', resamples, seed)
     words = items.drop_nulls('words')
-    if words.height: yield _share_row('other words', words, 'words', resamples, seed)
+    if words.height: yield share_row('other words', words, 'words', resamples, seed)
 
 # %% ../../nbs/comparing/02_samples.ipynb #c035
 def _pass_rows(items, resamples, seed):
@@ -88,7 +93,7 @@ def _pass_rows(items, resamples, seed):
         lost = items.height-some.height
         tries = [pass_at(n, c, k) for n, c in some.select('samples', 'right').iter_rows()]
         note = f"; {lost} item{'s'*(lost!=1)} with fewer samples left out" if lost else ''
-        yield _share_row(f'pass@{k}', some.with_columns(x=pl.Series(tries, dtype=pl.Float64)), 'x', resamples,
+        yield share_row(f'pass@{k}', some.with_columns(x=pl.Series(tries, dtype=pl.Float64)), 'x', resamples,
                          seed, note)
 
 def sample_rows(
@@ -104,19 +109,26 @@ def sample_rows(
     ties = (items['tied']>1).sum()
     note = f"; ties in {ties} item{'s'*(ties!=1)}" if ties else ''
     if items['majority'].null_count()<items.height:
-        yield _share_row('majority', items, 'majority', resamples, seed, note)
+        yield share_row('majority', items, 'majority', resamples, seed, note)
     whole = known.filter(pl.len().over(PLACE)==items['samples'].max())
     each = whole.group_by('sample').agg(pl.col('value').mean())['value']
     yield dict(what='spread', value=each.std(), n=len(each), method='standard deviation between samples')
 
 # %% ../../nbs/comparing/02_samples.ipynb #c039
+def heard(
+    frame:pl.DataFrame, # From `typed_table`
+)->pl.DataFrame:
+    "Replies without those that failed, of items that have others"
+    if 'sample' not in frame.columns: return frame
+    silent = (pl.col('outcome')==NO_REPLY).fill_null(False)
+    return frame.filter(~silent | silent.all().over(PLACE))
+
 def item_rows(
     frame:pl.DataFrame, # From `typed_table`
 )->pl.DataFrame:        # One row an item; with a column `samples` if some have several replies
     "A table in which several replies to an item are one row, their mean"
     if 'sample' not in frame.columns: return frame
-    silent = (pl.col('outcome')==NO_REPLY).fill_null(False)
-    frame = frame.filter(~silent | silent.all().over(PLACE))
+    frame = heard(frame)
     mostly = frame.group_by(PLACE).agg(pl.len().cast(pl.Int64).alias('samples'),
         *(pl.col(c).drop_nulls().mode().sort().first() for c in ('outcome', 'tier')))
     once = by_item(frame, 'value', 'length').drop('outcome', 'tier', 'sample')

@@ -9,7 +9,8 @@ import polars as pl
 from ..asking.replies import NO_REPLY
 from ..scoring.floor import FLOORS, floors_of
 from .statistics import (
-    FEW, RESAMPLES, interval, places, resampled, summed, tag_names, typed_table)
+    FEW, RESAMPLES, by_item, interval, places, resampled, summed, tag_names, typed_table)
+from .samples import flip_rows, flips, heard, item_rows, sample_rows
 
 # %% auto #0
 __all__ = ['VARIANTS', 'SUMMARY_COLUMNS', 'EDGES', 'worst_case', 'summarize', 'by_length']
@@ -18,7 +19,7 @@ __all__ = ['VARIANTS', 'SUMMARY_COLUMNS', 'EDGES', 'worst_case', 'summarize', 'b
 _OUTCOMES = ('answered', 'refused', 'loop', 'cut-off', 'empty', 'no answer', 'undecided')
 
 def _mean_rows(frame, what, values, resamples, seed):
-    rows = frame.with_columns(x=values).filter(pl.col('x').is_not_null())
+    rows = by_item(frame.with_columns(x=values).filter(pl.col('x').is_not_null()), 'x')
     if not rows.height: return []
     sums = summed(rows, 'x')
     low, high, method = interval(sums, what!='length', resamples, seed)
@@ -32,6 +33,7 @@ def _variants_of(benchmark, variants):
     return next((n for known, n in variants.items() if known.lower()==benchmark.lower()), None)
 
 def _worst_rows(frame, known, most, resamples, seed):
+    known = by_item(known, 'value')
     if not most or not (whole := known.filter(pl.len().over('cluster')>=most)).height: return []
     worst = whole.group_by('cluster').agg(pl.col('value').min())['value']
     low, high, method = interval(np.stack([worst.to_numpy(), np.ones(len(worst))], 1), True, resamples, seed)
@@ -47,7 +49,8 @@ def worst_case(
 )->pl.DataFrame:        # For `summarize` or `compare`: one row a question, as right as its worst variant
     "Only who gets every variant right gets a question right; questions that lack a variant are left out"
     parts = []
-    for (name,), part in typed_table(scores).group_by('benchmark', maintain_order=True):
+    frame = item_rows(typed_table(scores))
+    for (name,), part in frame.group_by('benchmark', maintain_order=True):
         known = _variants_of(name, variants)
         most = known or max(2, part.group_by('run', 'cluster').len()['len'].max())
         whole = part.filter(pl.col('correct').is_not_null()).filter(pl.len().over('run', 'cluster')>=most)
@@ -86,24 +89,34 @@ def _yesno_rows(frame, resamples, seed):
         drawn = resampled(sums, resamples, seed)
         for what, rule in _YESNO.items():
             value = float(rule(sums.sum(0, keepdims=True))[0])
-            row = dict(what=what, n=frame.height, clusters=len(sums))
+            row = dict(what=what, n=int(sums[:, -1].sum()), clusters=len(sums))
             if not np.isfinite(value): yield row|dict(method='nobody said or wanted yes')
             elif len(sums)<FEW: yield row|dict(value=value, method='too few')
             else:
                 low, high = map(float, np.nanquantile(rule(drawn), [.025, .975]))
-                method = 'bootstrap' if len(sums)==frame.height else 'cluster bootstrap'
+                method = 'bootstrap' if len(sums)==row['n'] else 'cluster bootstrap'
                 yield row|dict(value=value, low=low, high=high, method=method)
 
 # %% ../../nbs/comparing/03_summary.ipynb #c029
-def _place_rows(frame, resamples, seed, most=None):
-    known, silent = frame.filter(pl.col('correct').is_not_null()), (frame['outcome']==NO_REPLY).sum()
-    if silent: yield dict(what=NO_REPLY, value=silent/frame.height, n=frame.height, method='count')
-    if silent==frame.height: return
-    replied = frame.height-silent
-    yield dict(what='unreadable gold', value=(replied-known.height)/replied, n=replied, method='count')
+def _counted_rows(asked, frame, known):
+    "What is in no share: failed samples, items without a reply, items without a readable gold answer"
+    lost, items = asked.height-frame.height, by_item(frame)
+    if lost: yield dict(what='failed samples', value=lost/asked.height, n=asked.height, method='count')
+    silent = (items['outcome']==NO_REPLY).sum()
+    if silent: yield dict(what=NO_REPLY, value=silent/items.height, n=items.height, method='count')
+    if silent==items.height: return
+    replied, read = items.height-silent, by_item(known).height
+    yield dict(what='unreadable gold', value=(replied-read)/replied, n=replied, method='count')
+
+def _place_rows(asked, resamples, seed, most=None):
+    frame = heard(asked)
+    known = frame.filter(pl.col('correct').is_not_null())
+    yield from _counted_rows(asked, frame, known)
     if not known.height: return
     yield from _mean_rows(known, 'accuracy', pl.col('value'), resamples, seed)
-    for c, x in floors_of(known).items(): yield dict(what=c, value=x, n=known.height, method=FLOORS[c])
+    yield from sample_rows(known, resamples, seed)
+    once = by_item(known, *FLOORS)
+    for c, x in floors_of(once).items(): yield dict(what=c, value=x, n=once.height, method=FLOORS[c])
     yield from _worst_rows(frame, known, most, resamples, seed)
     yield from _yesno_rows(known, resamples, seed)
     shares = {name:pl.col('outcome')==name for name in _OUTCOMES}|{'unknown tags':pl.col('unknown_tags')!=''}
@@ -123,16 +136,18 @@ def summarize(
     variants:dict=VARIANTS, # Benchmark -> variants of a question; gives those benchmarks a worst case
 )->pl.DataFrame:        # Long form: `SUMMARY_COLUMNS`; `where` is a value of `tag`, or 'all'; 95% intervals
     "Accuracy and what stands beside it, for each run, benchmark, split and tag"
-    frame = typed_table(scores)
+    frame, again = typed_table(scores), flips(scores)
     by = tag_names(frame, by)
     rows = [dict(run=run, benchmark=name, tag=tag, where=where, **row)
             for (run, name), part in frame.group_by('run', 'benchmark', maintain_order=True)
             for tag, where, here in places(part, by)
             if tag=='all' or (here['outcome']!=NO_REPLY).fill_null(True).any()
-            for row in _place_rows(here, resamples, seed, _variants_of(name, variants))]
+            for row in (*_place_rows(here, resamples, seed, _variants_of(name, variants)),
+                        *flip_rows(again.filter(run=run, benchmark=name) if tag=='all' else again.clear(),
+                                   resamples, seed))]
     return pl.DataFrame(rows, schema=SUMMARY_COLUMNS)
 
-# %% ../../nbs/comparing/03_summary.ipynb #c041
+# %% ../../nbs/comparing/03_summary.ipynb #c043
 EDGES = (3, 30, 100, 200, 400, 800, 1600)  # Characters at which the next bin begins
 
 def _bin_rows(part, low, end, resamples, seed):
@@ -141,12 +156,13 @@ def _bin_rows(part, low, end, resamples, seed):
     if not here.height: return
     where = f'{low} to {end-1}' if end<np.inf else f'{low} or more'
     for what, of, column in (('accuracy', here, 'value'), ('share', part, 'inside')):
+        of = by_item(of, column)
         sums = summed(of, column)
         ends = dict(zip(('low', 'high', 'method'), interval(sums, True, resamples, seed)))
         yield dict(tag='length', where=where, length=here['length'].median(), what=what,
                    value=of[column].mean(), n=of.height, clusters=len(sums))|ends
 
-# %% ../../nbs/comparing/03_summary.ipynb #c042
+# %% ../../nbs/comparing/03_summary.ipynb #c044
 def by_length(
     scores,             # A score table, or several
     edges:tuple=EDGES,  # Characters at which the next bin begins
