@@ -128,7 +128,21 @@ def _manner_said(row):
                    f'read some before you call it ability.')
     return out
 
-# %% ../../nbs/comparing/05_findings.ipynb #c042
+# %% ../../nbs/comparing/05_findings.ipynb #c043
+def _noise_said(row):
+    if row.get('noise') is None: return []
+    def of(s):
+        f, low, high = (row[f'{c}_{s}'] for c in ('flips', 'flips_low', 'flips_high'))
+        return (f"{row['run_'+s]} flips {f:.1%} of its verdicts (95% {low:.1%} to {high:.1%}, "
+                f"{row['asked_again_'+s]} items)")
+    known = [s for s in 'ab' if row['flips_'+s] is not None]
+    other = ' (the other run is taken to flip as much)'*(len(known)<2)
+    n, within = row['n'], abs(row['difference'])<=row['noise']
+    verdict = 'lies within this noise of asking' if within else 'is larger than this noise of asking'
+    return [f"Asked again, {' and '.join(map(of, known))}. One model asked twice would differ from itself by up to "
+            f"{points(row['noise'], False)} points on {n} items{other}: this change {verdict}."]
+
+# %% ../../nbs/comparing/05_findings.ipynb #c044
 def _left_out(whole, who, total):
     names = dict(only_a=f'only in {who[0]}', only_b=f'only in {who[1]}',
                  no_reply='without a reply in one of the runs',
@@ -141,7 +155,7 @@ def _left_out(whole, who, total):
                f"If it was only the prompt, say so where you report this; "
                f"if they are other questions, nothing here means anything.")
 
-# %% ../../nbs/comparing/05_findings.ipynb #c044
+# %% ../../nbs/comparing/05_findings.ipynb #c046
 def _compared_rows(table):
     if not isinstance(table, pl.DataFrame):
         raise ValueError(f"{type(table).__name__} is no comparison. Give what `compare` returns.")
@@ -165,7 +179,7 @@ def verdict(
     for row in rows:
         if row['tag'] in CORRECTED or row['n'] and not _blind(row):
             out.append('- '+change_said(row, tested[row['tag']]))
-            manner = _manner_said(row) if row['n'] and row['tag']=='all' else []
+            manner = [*_noise_said(row), *_manner_said(row)] if row['n'] and row['tag']=='all' else []
             if row['n']: out += ['    '+s for s in _readable_said(row)+manner]
         else:
             name = f"{CATEGORY_NAMES.get(row['where'], row['where'])} ({row['n']})"
@@ -176,7 +190,7 @@ def verdict(
                    'noise. In pairs a smaller change could be seen.')
     return '\n'.join([*out, *_left_out(whole, who, total)])
 
-# %% ../../nbs/comparing/05_findings.ipynb #c058
+# %% ../../nbs/comparing/05_findings.ipynb #c062
 def power_said(
     n:int,              # Items that both runs will have
     change:float=.02,   # Difference of the shares right that is hoped for, 0 to 1
@@ -189,7 +203,7 @@ def power_said(
     return (f"With {n} items {what} in a comparison (80% power, if the runs differ on {discordance:.0%} of "
             f"them); {points(change, False)} points take about {round(need, -2):,.0f}.")
 
-# %% ../../nbs/comparing/05_findings.ipynb #c062
+# %% ../../nbs/comparing/05_findings.ipynb #c066
 def _share_said(a, silent):
     "Accuracy with its interval, and what it could be if all had a reply"
     known = a and a['value'] is not None
@@ -200,7 +214,7 @@ def _share_said(a, silent):
     ends = [(a['value']*a['n']+k)/(a['n']+lost) for k in (0, lost)] if a else []
     return share+(f", so of all it is between {ends[0]:.1%} and {ends[1]:.1%}" if a else '')
 
-# %% ../../nbs/comparing/05_findings.ipynb #c065
+# %% ../../nbs/comparing/05_findings.ipynb #c069
 def _floor_of(what, whole):
     a, floors = what.get('accuracy'), {c:what[c]['value'] for c in FLOORS if c in what}
     return floor_said(a['low'], a['high'], floors, whole) if a else ''
@@ -227,7 +241,7 @@ def accuracy_said(
         out.append(f'{name}: '+'; '.join(filter(None, parts)))
     return '\n'.join(out)
 
-# %% ../../nbs/comparing/05_findings.ipynb #c070
+# %% ../../nbs/comparing/05_findings.ipynb #c074
 def _best_said(name, part):
     best = part.filter(what='accuracy', best=True)
     if not best.height or best['value'][0] is None: return []
@@ -238,7 +252,7 @@ def _best_said(name, part):
             +f" Not distinguishable from it: {'; '.join(near)}."*bool(near)
             +f" Worse beyond chance: {'; '.join(worse)}."*bool(worse)]
 
-# %% ../../nbs/comparing/05_findings.ipynb #c072
+# %% ../../nbs/comparing/05_findings.ipynb #c076
 def sweep_verdict(
     table:pl.DataFrame, # From `sweep`
 )->str:                 # A line or two for each benchmark

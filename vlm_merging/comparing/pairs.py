@@ -8,12 +8,13 @@ import math
 import numpy as np
 import polars as pl
 from ..asking.replies import NO_REPLY
+from .samples import NOISE_COLUMNS, flips, item_rows, noise_of
 from .statistics import (
     RESAMPLES, Z, interval, typed_table, places, resampled, rows_said, summed, tag_names)
 
 # %% auto #0
 __all__ = ['POWER_Z', 'SHARED', 'COMPARISON_COLUMNS', 'sign_flip', 'mcnemar', 'difference', 'holm', 'items_needed', 'detectable',
-           'side', 'matched', 'comparison_table', 'dealt', 'unpaired_table']
+           'one_run', 'side', 'matched', 'comparison_table', 'dealt', 'unpaired_table']
 
 # %% ../../nbs/comparing/04_pairs.ipynb #c010
 def _sum_chances(sizes):
@@ -105,10 +106,10 @@ def detectable(
 # %% ../../nbs/comparing/04_pairs.ipynb #c043
 SHARED = ('benchmark', 'split', 'index')
 
-def side(
+def one_run(
     scores,             # A score table of one run
     name:str,           # For messages
-)->pl.DataFrame:
+)->pl.DataFrame:        # One row a reply
     "One run, checked"
     frame = typed_table(scores, 'index')
     runs = frame['run'].unique(maintain_order=True).to_list()
@@ -120,6 +121,13 @@ def side(
                          f"Give each row the index of its item.")
     return frame
 
+def side(
+    scores,             # A score table of one run
+    name:str,           # For messages
+)->pl.DataFrame:        # One row an item; of several replies to it their mean
+    "One run, checked, as one side of a comparison"
+    return item_rows(one_run(scores, name))
+
 # %% ../../nbs/comparing/04_pairs.ipynb #c046
 def _same_protocols(a, b):
     for (name,), part in pl.concat([a, b], how='diagonal_relaxed').group_by('benchmark', maintain_order=True):
@@ -129,7 +137,7 @@ def _same_protocols(a, b):
                              f"Score both under one protocol.")
 
 # %% ../../nbs/comparing/04_pairs.ipynb #c048
-_OF_EACH = ('value', 'outcome', 'length', 'tier', 'correct', 'picked', 'run')  # Every run has its own
+_OF_EACH = ('value', 'outcome', 'length', 'tier', 'correct', 'picked', 'run', 'samples')  # Every run has its own
 
 def _state():
     gold, gold_b = (pl.col(c).str.strip_chars() for c in ('answer', 'answer_b'))
@@ -149,6 +157,8 @@ def matched(
     "The items of two runs, side by side"
     a, b = side(a, 'The first table'), side(b, 'The second table')
     _same_protocols(a, b)
+    if 'samples' in {*a.columns, *b.columns}:
+        a, b = (t if 'samples' in t.columns else t.with_columns(samples=1) for t in (a, b))
     tags = [c for c in a.columns if c in b.columns and c not in (*SHARED, *_OF_EACH)]
     both = a.with_columns(here=True).join(b.with_columns(here=True), on=SHARED, how='full', suffix='_b',
                                           coalesce=True, maintain_order='left_right')
@@ -192,7 +202,12 @@ _COLUMNS += 'only_a only_b no_reply no_gold other_gold other_question'.split()
 COMPARISON_COLUMNS = {c:next((t for t, names in _TYPES.items() if c in names), pl.Float64) for c in _COLUMNS}
 
 # %% ../../nbs/comparing/04_pairs.ipynb #c062
-def _pair_row(here, resamples, seed):
+def _noise_row(pairs, again):
+    weight = dict.fromkeys('ab', 1.)
+    if 'samples' in pairs.columns: weight = {s:(1/pairs[c]).mean() for s, c in (('a', 'samples'), ('b', 'samples_b'))}
+    return noise_of(again, weight, pairs.height)
+
+def _pair_row(here, resamples, seed, again=None):
     "All that is said about the difference at one place; nothing but counts if no item is in both runs"
     states = ('only a', 'only b', NO_REPLY, 'no gold', 'other gold')
     out = {s.replace(' ', '_'):(here['state']==s).sum() for s in states}
@@ -210,6 +225,7 @@ def _pair_row(here, resamples, seed):
                 test='McNemar, exact' if whole and alone else test,
                 detectable=detectable(n, float((sums[:, 0]**2).sum()/n)))
     after = pairs.select(pl.col(f'{c}_b').alias(c) for c in ('outcome', 'tier', 'length'))
+    if again: out |= _noise_row(pairs, again)
     return out|_manner(pairs, after)|_from_format(pairs, mean, resamples, seed)
 
 # %% ../../nbs/comparing/04_pairs.ipynb #c066
@@ -227,7 +243,8 @@ def _corrected(rows):
     for tag in dict.fromkeys(r['tag'] for r in rows):
         family = [r for r in rows if r['tag']==tag]
         for r, p in zip(family, holm([r.get('p') for r in family])): r['p_holm'] = p
-    return pl.DataFrame(rows, schema=COMPARISON_COLUMNS)
+    noisy = NOISE_COLUMNS if any('noise' in r for r in rows) else {}
+    return pl.DataFrame(rows, schema=COMPARISON_COLUMNS|noisy)
 
 def comparison_table(
     a,                  # Score table of the first run (before)
@@ -239,19 +256,21 @@ def comparison_table(
     items = matched(a, b)
     by = _tags_of_items(items, by)
     who = dict(run_a=items['run'][0], run_b=items['run_b'][0])
-    rows = [who|dict(benchmark=name, tag=tag, where=where)|_pair_row(here, resamples, seed)
+    again = dict(a=flips(a), b=flips(b))
+    def asked_again(name, tag): return {s:t.filter(benchmark=name) for s, t in again.items()} if tag=='all' else None
+    rows = [who|dict(benchmark=name, tag=tag, where=where)|_pair_row(here, resamples, seed, asked_again(name, tag))
             for (name,), part in items.group_by('benchmark', maintain_order=True)
             for tag, where, here in places(part, by) if tag=='all' or (here['state']!=NO_REPLY).any()]
     return _corrected(rows)
 
-# %% ../../nbs/comparing/04_pairs.ipynb #c079
+# %% ../../nbs/comparing/04_pairs.ipynb #c083
 def _two_ends(sums_a, sums_b, resamples, seed):
     "Difference of the means of two samples, and both ends of its 95% interval"
     (low_a, high_a, _), (low_b, high_b, _) = (interval(s, True, resamples, seed) for s in (sums_a, sums_b))
     a, b = (s[:, 0].sum()/s[:, 1].sum() for s in (sums_a, sums_b))
     return b-a, b-a-math.hypot(b-low_b, high_a-a), b-a+math.hypot(high_b-b, a-low_a)
 
-# %% ../../nbs/comparing/04_pairs.ipynb #c083
+# %% ../../nbs/comparing/04_pairs.ipynb #c087
 def dealt(
     a:np.ndarray,       # (clusters, 2): sum of the values and number of items of each cluster
     b:np.ndarray,       # The same of the other side
@@ -267,7 +286,7 @@ def dealt(
         out.append(rest[:, 0]/rest[:, 1]-first[:, 0]/first[:, 1])
     return np.concatenate(out)
 
-# %% ../../nbs/comparing/04_pairs.ipynb #c088
+# %% ../../nbs/comparing/04_pairs.ipynb #c092
 def _unpaired_row(a, b, resamples, seed):
     "All that is said about the difference between two samples at one place"
     out = dict(only_a=0, only_b=0, other_gold=0, other_question=0)

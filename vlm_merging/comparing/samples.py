@@ -7,10 +7,11 @@ from __future__ import annotations
 from math import comb
 import polars as pl
 from ..asking.replies import NO_REPLY
-from .statistics import RESAMPLES, by_item, interval, summed, typed_table
+from .statistics import RESAMPLES, Z, by_item, interval, summed, typed_table
 
 # %% auto #0
-__all__ = ['PLACE', 'pass_at', 'per_item', 'flips', 'share_row', 'flip_rows', 'sample_rows', 'heard', 'item_rows']
+__all__ = ['PLACE', 'NOISE_COLUMNS', 'pass_at', 'per_item', 'flips', 'share_row', 'flip_rows', 'sample_rows', 'heard',
+           'item_rows', 'noise_of']
 
 # %% ../../nbs/comparing/02_samples.ipynb #c013
 def pass_at(
@@ -134,3 +135,22 @@ def item_rows(
     once = by_item(frame, 'value', 'length').drop('outcome', 'tier', 'sample')
     right = pl.when(pl.col('value').is_not_null()).then(pl.col('value')>=.5)
     return once.join(mostly, on=PLACE, how='left', maintain_order='left', nulls_equal=True).with_columns(correct=right)
+
+# %% ../../nbs/comparing/02_samples.ipynb #c043
+NOISE_COLUMNS = dict(noise=pl.Float64)|{f'{c}_{s}':t for s in 'ab' for c, t in dict(
+    flips=pl.Float64, flips_low=pl.Float64, flips_high=pl.Float64, asked_again=pl.Int64).items()}
+
+def noise_of(
+    again:dict,         # 'a' and 'b' -> `flips` of that run, of one benchmark
+    weight:dict,        # 'a' and 'b' -> mean of 1/replies over its items; 1: one reply each
+    n:int,              # Items that both runs have
+)->dict:                # `NOISE_COLUMNS`, those that are known; empty: no item has several replies
+    "How far apart two runs of the same model would be, with 95%, and the flips of each run"
+    known = {s:items['flips'].mean() for s, items in again.items() if items.height}
+    if not known or not n: return {}
+    out, usual = {}, sum(known.values())/len(known)
+    for s in known:
+        low, high, _ = interval(summed(again[s], 'flips'))
+        out |= {f'flips_{s}':known[s], f'flips_low_{s}':low, f'flips_high_{s}':high,
+                f'asked_again_{s}':again[s].height}
+    return out|dict(noise=Z*sum((known.get(s, usual)/2*weight[s] for s in 'ab'))**.5/n**.5)
