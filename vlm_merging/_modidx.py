@@ -1004,6 +1004,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'vlm_merging/comparing/findings.py'),
                                                 'vlm_merging.comparing.findings._readable_said': ( 'comparing/findings.html#_readable_said',
                                                                                                    'vlm_merging/comparing/findings.py'),
+                                                'vlm_merging.comparing.findings._several_said': ( 'comparing/findings.html#_several_said',
+                                                                                                  'vlm_merging/comparing/findings.py'),
                                                 'vlm_merging.comparing.findings._share_said': ( 'comparing/findings.html#_share_said',
                                                                                                 'vlm_merging/comparing/findings.py'),
                                                 'vlm_merging.comparing.findings._sizes': ( 'comparing/findings.html#_sizes',

@@ -6,7 +6,7 @@
 from __future__ import annotations
 from collections.abc import Callable
 import polars as pl
-from ..checkpoints.texts import name_in_line
+from ..checkpoints.texts import check_number, name_in_line
 from ..scoring.floor import FLOORS, floor_said
 from .summary import summarize
 from .pairs import COMPARISON_COLUMNS, detectable, items_needed
@@ -195,12 +195,15 @@ def power_said(
     n:int,              # Items that both runs will have
     change:float=.02,   # Difference of the shares right that is hoped for, 0 to 1
     discordance:float=.15, # Share of items on which the runs will differ; .1 to .2 for a merge and its VLM
+    name:str='',        # Of the benchmark, for the sentence
 )->str:
     "What a comparison with so many items will be able to see"
-    seen = detectable(n, discordance)
+    check_number('n', n, 0, whole=True)
+    for what, value in dict(change=change, discordance=discordance).items(): check_number(what, value, .0001, 1)
+    seen, of = detectable(n, discordance), f' of {name_in_line(name)}'*bool(name)
     what = f'a change of {points(seen, False)} points can be seen' if seen else 'no change can be seen'
     need = items_needed(change, discordance)
-    return (f"With {n} items {what} in a comparison (80% power, if the runs differ on {discordance:.0%} of "
+    return (f"With {n} items{of} {what} in a comparison (80% power, if the runs differ on {discordance:.0%} of "
             f"them); {points(change, False)} points take about {round(need, -2):,.0f}.")
 
 # %% ../../nbs/comparing/05_findings.ipynb #c066
@@ -215,6 +218,20 @@ def _share_said(a, silent):
     return share+(f", so of all it is between {ends[0]:.1%} and {ends[1]:.1%}" if a else '')
 
 # %% ../../nbs/comparing/05_findings.ipynb #c069
+def _several_said(what):
+    "Lines below an accuracy: samples, and what flips by itself"
+    if s := what.get('spread'):
+        yield (f"  mean of {s['n']} samples an item, and the interval counts items; between the samples the "
+               f"accuracy has a standard deviation of {points(s['value'], False)} points")
+    if lost := what.get('failed samples'):
+        yield f"  {round(lost['value']*lost['n'])} of {lost['n']} samples failed; their items have the others"
+    kinds = {'flips':'of the verdicts', 'other words':'of the replies, word by word,'}
+    told = [f"{f['value']:.1%} (95% {f['low']:.1%} to {f['high']:.1%}) {words}"
+            for k, words in kinds.items() if (f := what.get(k))]
+    if told: yield (f"  asked again, {' and '.join(told)} {'are' if len(told)>1 else 'is'} not the same "
+                    f"({what['flips']['n']} items): no change of that size is one")
+
+# %% ../../nbs/comparing/05_findings.ipynb #c072
 def _floor_of(what, whole):
     a, floors = what.get('accuracy'), {c:what[c]['value'] for c in FLOORS if c in what}
     return floor_said(a['low'], a['high'], floors, whole) if a else ''
@@ -224,7 +241,7 @@ def accuracy_said(
     by:tuple=(),        # Tags
 )->str:                 # A line for each run and benchmark, and below it one for each value of a tag
     "Accuracy with its interval, beside it the floor, and what replies did"
-    keys = ('benchmark', 'split', 'run', 'index')
+    keys = ['benchmark', 'split', 'run', 'index', *['sample']*('sample' in scores.columns)]
     named = scores['index'].null_count()<scores.height
     some = scores.filter(~pl.struct(keys).is_duplicated()) if named else scores
     if not some.height: return 'There is no reply to count.'
@@ -233,15 +250,17 @@ def accuracy_said(
         where = () if r['tag']=='all' else (r['tag'], r['where'])
         rows.setdefault((r['benchmark'], r['run'], *where), {})[r['what']] = r
     for (benchmark, run, *where), what in sorted(rows.items(), key=lambda o: o[0][:2]):
-        more = [k for k in ('answered', 'loop', 'cut-off', 'worst case') if k in what]
+        more = [k for k in what if k.startswith('pass@')]
+        more += [k for k in ('majority', 'answered', 'loop', 'cut-off', 'worst case') if k in what]
         more += [k for k in ('undecided', 'unknown tags') if k in what and what[k]['value']]
         beside = '' if where else ', '.join(f"{k} {what[k]['value']:.1%}" for k in more)
         name = f"  {' '.join(where)}" if where else f'{benchmark}, {run}'
         parts = (_share_said(what.get('accuracy'), what.get('no reply')), beside, _floor_of(what, not where))
         out.append(f'{name}: '+'; '.join(filter(None, parts)))
+        out += _several_said(what)
     return '\n'.join(out)
 
-# %% ../../nbs/comparing/05_findings.ipynb #c074
+# %% ../../nbs/comparing/05_findings.ipynb #c077
 def _best_said(name, part):
     best = part.filter(what='accuracy', best=True)
     if not best.height or best['value'][0] is None: return []
@@ -252,7 +271,7 @@ def _best_said(name, part):
             +f" Not distinguishable from it: {'; '.join(near)}."*bool(near)
             +f" Worse beyond chance: {'; '.join(worse)}."*bool(worse)]
 
-# %% ../../nbs/comparing/05_findings.ipynb #c076
+# %% ../../nbs/comparing/05_findings.ipynb #c079
 def sweep_verdict(
     table:pl.DataFrame, # From `sweep`
 )->str:                 # A line or two for each benchmark

@@ -316,7 +316,8 @@ def problems(
     for why in scores.filter(unread)['reason'].unique(maintain_order=True)[:8]:
         out.append(f"Not scored, {rows(unread & (scores['reason']==why))}: {why}.")
     if scores.height and scores['index'].null_count()<scores.height:
-        keys = [c for c in ('benchmark', 'split', 'run', 'index') if scores[c].null_count()<scores.height]
+        keys = [c for c in ('benchmark', 'split', 'run', 'index', *['sample']*('sample' in scores.columns))
+                if scores[c].null_count()<scores.height]
         twice = scores.select(keys).is_duplicated()
         if twice.any():
             out.append(f"The same {', '.join(keys)} more than once, {rows(twice)}: "
