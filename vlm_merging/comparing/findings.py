@@ -8,12 +8,13 @@ from collections.abc import Callable
 import polars as pl
 from ..checkpoints.texts import check_number, name_in_line
 from ..scoring.floor import FLOORS, floor_said
+from .samples import flip_rows, flips
 from .summary import summarize
 from .pairs import COMPARISON_COLUMNS, detectable, items_needed
 
 # %% auto #0
 __all__ = ['CATEGORY_NAMES', 'WIDE', 'CORRECTED', 'MOVED', 'points', 'p_said', 'names_in_line', 'change_said', 'verdict',
-           'power_said', 'accuracy_said', 'sweep_verdict']
+           'power_said', 'flips_said', 'accuracy_said', 'sweep_verdict']
 
 # %% ../../nbs/comparing/05_findings.ipynb #c009
 def points(
@@ -229,9 +230,19 @@ def _several_said(what):
     told = [f"{f['value']:.1%} (95% {f['low']:.1%} to {f['high']:.1%}) {words}"
             for k, words in kinds.items() if (f := what.get(k))]
     if told: yield (f"  asked again, {' and '.join(told)} {'are' if len(told)>1 else 'is'} not the same "
-                    f"({what['flips']['n']} items): no change of that size is one")
+                    f"({what['flips']['n']} items)")
 
-# %% ../../nbs/comparing/05_findings.ipynb #c072
+# %% ../../nbs/comparing/05_findings.ipynb #c070
+def flips_said(
+    scores,             # A score table, or several
+)->str:                 # A line for each run and benchmark of which items were asked more than once
+    "What share of verdicts, and of replies, flips by itself"
+    parts = flips(scores).group_by('run', 'benchmark', maintain_order=True)
+    told = [(name_in_line(f'{benchmark}, {run}'), {r['what']:r for r in flip_rows(part)})
+            for (run, benchmark), part in parts]
+    return '\n'.join(f'{name}: {line.strip()}' for name, what in told for line in _several_said(what))
+
+# %% ../../nbs/comparing/05_findings.ipynb #c073
 def _floor_of(what, whole):
     a, floors = what.get('accuracy'), {c:what[c]['value'] for c in FLOORS if c in what}
     return floor_said(a['low'], a['high'], floors, whole) if a else ''
@@ -260,7 +271,7 @@ def accuracy_said(
         out += _several_said(what)
     return '\n'.join(out)
 
-# %% ../../nbs/comparing/05_findings.ipynb #c077
+# %% ../../nbs/comparing/05_findings.ipynb #c078
 def _best_said(name, part):
     best = part.filter(what='accuracy', best=True)
     if not best.height or best['value'][0] is None: return []
@@ -271,7 +282,7 @@ def _best_said(name, part):
             +f" Not distinguishable from it: {'; '.join(near)}."*bool(near)
             +f" Worse beyond chance: {'; '.join(worse)}."*bool(worse)]
 
-# %% ../../nbs/comparing/05_findings.ipynb #c079
+# %% ../../nbs/comparing/05_findings.ipynb #c080
 def sweep_verdict(
     table:pl.DataFrame, # From `sweep`
 )->str:                 # A line or two for each benchmark
