@@ -82,7 +82,7 @@ def _check_samples(samples, repeat, about):
         raise ValueError('With several samples an item, all are asked more than once already: leave out `repeat`.')
     if samples>1 and about.get('greedy'):
         raise ValueError(f'A greedy model replies the same each time, so samples={samples} would be '
-                         f'{samples} equal replies. Set temperature=.7, say; or ask with repeat=.2 how often '
+                         f'{samples} equal replies. Set temperature=0.7, say; or ask with repeat=0.2 how often '
                          f'it does not.')
 
 def _refuse_fewer(out, asked):
