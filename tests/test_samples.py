@@ -49,14 +49,16 @@ def test_more_samples_are_added_and_none_is_asked_twice(tmp_path):
     assert len(model.asked)==16 and table.height==16
     assert (tmp_path/'a'/'replies.jsonl').read_bytes().startswith(first)
     assert table.select('index', 'sample').rows()==[(str(i), str(s)) for i in range(4) for s in range(1, 5)]
-    with pytest.raises(ValueError, match='Ask with samples=4 as before'): ask(model, items_of(4), tmp_path/'a', 'r')
+    with pytest.raises(ValueError, match='Ask with samples=4 as before'):
+        ask(model, items_of(4), tmp_path/'a', 'r')
     assert ask(model, items_of(5), tmp_path/'a', 'r', samples=4).height==20
 
 def test_a_kill_among_samples_loses_nothing(tmp_path):
     code = ("import sys, time\nfrom vlm_merging.benchmarks.items import Item\n"
             "from vlm_merging.asking.ask import ask\n"
             "def slow(item):\n    open(sys.argv[2], 'a').write(item.id+'\\n'); time.sleep(.01); return 'x'\n"
-            "ask(slow, [Item(f'{i}', f'What is {i}?', '1') for i in range(20)], out=sys.argv[1], run='k', samples=3)")
+            "ask(slow, [Item(f'{i}', f'What is {i}?', '1') for i in range(20)], out=sys.argv[1], run='k', "
+            "samples=3)")
     out, asked = tmp_path/'run', tmp_path/'asked'
     command = [sys.executable, '-c', code, str(out), str(asked)]
     p = subprocess.Popen(command)
@@ -91,7 +93,8 @@ def test_a_repeated_part_is_the_same_in_any_table_and_grows(tmp_path):
     again = ask(model, items_of(40), tmp_path/'a', 'r', repeat=.25)
     assert again.equals(table) and len(model.asked)==table.height
     assert ask(model, items_of(40), tmp_path/'a', 'r', repeat=.5).height>table.height
-    with pytest.raises(ValueError, match='a repeat as large as before'): ask(model, items_of(40), tmp_path/'a', 'r')
+    with pytest.raises(ValueError, match='a repeat as large as before'):
+        ask(model, items_of(40), tmp_path/'a', 'r')
 
 def test_replies_of_many_come_to_their_sample(tmp_path):
     class Many:
@@ -106,7 +109,8 @@ def test_what_makes_no_sense_is_refused_first(tmp_path):
     class Greedy:
         about = dict(weights='w', greedy=True)
         def __call__(self, item): return 'x'
-    for how, why in ((dict(samples=3), '3 equal replies'), (dict(samples=0), '1 or more'), (dict(repeat=2), 'from 0 to 1'),
+    for how, why in ((dict(samples=3), '3 equal replies'), (dict(samples=0), '1 or more'),
+                     (dict(repeat=2), 'from 0 to 1'),
                      (dict(samples=2, repeat=.5), 'leave out `repeat`'), (dict(samples=2.5), 'whole number')):
         with pytest.raises(ValueError, match=why): ask(Greedy(), items_of(2), tmp_path/'a', 'r', **how)
     assert not (tmp_path/'a').exists()
@@ -134,7 +138,8 @@ def test_a_sample_is_the_same_in_any_batch_order_and_after_a_stop(warm, asked, t
     (tmp_path/'a'/'replies.jsonl').write_text(''.join(lines[:7]))
     assert ask(warm, asked, tmp_path/'a', 'r', samples=2).select(text).equals(one.select(text))
     assert one.filter(sample='1')['prediction'].to_list()!=one.filter(sample='2')['prediction'].to_list()
-    assert ask(replace(warm, seed=1), asked, tmp_path/'c', 'r', samples=2)['prediction'].to_list()!=one['prediction'].to_list()
+    assert ask(replace(warm, seed=1), asked, tmp_path/'c', 'r',
+               samples=2)['prediction'].to_list()!=one['prediction'].to_list()
 
 def test_own_draws_have_the_chances_of_the_model(warm, asked):
     from collections import Counter
@@ -153,21 +158,25 @@ def drawn(run, k, n=150, seed=0, shift=0., copies=False):
     right = rng.random((n, 1 if copies else k))<p[:, None]
     right = np.repeat(right, k, 1) if copies else right
     return pl.DataFrame([dict(benchmark='B', run=run, index=str(i), group=str(i*50//n), sample=str(s+1),
-                              correct=bool(right[i, s]), picked='ab'[int(right[i, s])], outcome='answered', length=3)
+                              correct=bool(right[i, s]), picked='ab'[int(right[i, s])], outcome='answered',
+                              length=3)
                          for i in range(n) for s in range(k)])
 
 def test_copies_change_no_interval_and_no_test():
     one, four = (drawn('a', k, copies=True) for k in (1, 4))
     other = drawn('b', 1, seed=5, shift=.1)
-    def ends(t): return summarize(t).filter(tag='all', what='accuracy').select('value', 'low', 'high', 'n', 'clusters').row(0)
+    def ends(t):
+        return summarize(t).filter(tag='all', what='accuracy').select('value', 'low', 'high', 'n',
+            'clusters').row(0)
     assert ends(four)==pytest.approx(ends(one))
     cols = ['n', 'clusters', 'a', 'b', 'difference', 'low', 'high', 'p', 'won', 'lost', 'detectable']
     assert comparison_table(four, other).select(cols).rows()==comparison_table(one, other).select(cols).rows()
 
 def test_the_interval_of_samples_holds_the_truth_as_often_as_it_says():
     rng, hits, naive, n = np.random.default_rng(3), 0, 0, 200
-    places = dict(index=np.repeat(np.arange(120), 5).astype(str), group=np.repeat(np.arange(60), 10).astype(str),
-                  sample=np.tile(np.arange(5), 120).astype(str))           # Two versions of 60 problems, five replies
+    places = dict(index=np.repeat(np.arange(120), 5).astype(str),
+                  group=np.repeat(np.arange(60), 10).astype(str),
+                  sample=np.tile(np.arange(5), 120).astype(str))  # Two versions of 60 problems, five replies
     for seed in range(n):
         right = rng.random(600)<np.repeat(rng.beta(1, 3, 60), 10)
         sums = summed(typed_table(pl.DataFrame(places|dict(correct=right))), 'value')
@@ -202,13 +211,18 @@ def test_without_samples_and_repeats_tables_are_as_ever():
     assert summarize(one).equals(summarize(plain))
     assert comparison_table(one, other).equals(comparison_table(plain, other))
     again = one.head(40).with_columns(sample=pl.lit('repeat'), correct=True)
-    assert summarize(pl.concat([one, again])).filter(~pl.col('what').is_in(['flips', 'other words'])).equals(summarize(plain))
+    assert summarize(pl.concat([one, again])).filter(~pl.col('what').is_in(['flips',
+        'other words'])).equals(summarize(plain))
 
 def test_flips_by_hand():
-    rows = [('1', '1', True), ('1', '2', False), ('1', '3', True), ('2', '1', False), ('2', 'repeat', False), ('3', '1', True)]
-    t = pl.DataFrame(rows, schema=['index', 'sample', 'correct'], orient='row').with_columns(prediction=pl.lit('x  y'))
-    assert flips(t).select('index', 'samples', 'flips', 'words').rows()==[('1', 3, pytest.approx(2/3), 0.), ('2', 2, 0., 0.)]
-    assert per_item(t).select('index', 'samples', 'value').rows()==[('1', 3, pytest.approx(2/3)), ('2', 1, 0.), ('3', 1, 1.)]
+    rows = [('1', '1', True), ('1', '2', False), ('1', '3', True), ('2', '1', False), ('2', 'repeat', False),
+            ('3', '1', True)]
+    t = pl.DataFrame(rows, schema=['index', 'sample', 'correct'],
+                     orient='row').with_columns(prediction=pl.lit('x  y'))
+    assert flips(t).select('index', 'samples', 'flips', 'words').rows()==[('1', 3, pytest.approx(2/3), 0.),
+        ('2', 2, 0., 0.)]
+    assert per_item(t).select('index', 'samples', 'value').rows()==[('1', 3, pytest.approx(2/3)),
+        ('2', 1, 0.), ('3', 1, 1.)]
 
 @pytest.mark.parametrize('kind', ['csv', 'jsonl', 'parquet'])
 def test_tables_of_others_with_a_column_sample(tmp_path, kind):
@@ -221,17 +235,21 @@ def test_tables_of_others_with_a_column_sample(tmp_path, kind):
     accuracy = summarize(scores).filter(tag='all', what='accuracy')
     assert accuracy['n'].to_list()==[12] and accuracy['value'][0]==pytest.approx(.5)
     twice = pl.concat([scores, scores.head(1)])
-    with pytest.raises(ValueError, match='index and sample stand more than once, rows 1, 37'): summarize(twice)
+    with pytest.raises(ValueError, match='index and sample stand more than once, rows 1, 37'):
+        summarize(twice)
     assert any('sample more than once, rows 1, 37' in p for p in problems(twice))
-    assert compare(scores, scores.with_columns(run=pl.lit('b'), correct=True, value=1.)).table['n'].to_list()==[12]
+    assert compare(scores, scores.with_columns(run=pl.lit('b'), correct=True,
+                                               value=1.)).table['n'].to_list()==[12]
 
 def test_result_files_of_others_with_samples(tmp_path):
     path = tmp_path/'model_Mine.tsv'
-    path.write_text('index\tsample\tquestion\tanswer\tprediction\n'+''.join(f'{i}\t{s}\tq\t4\t4\n' for i in (1, 2) for s in (1, 2)))
+    path.write_text('index\tsample\tquestion\tanswer\tprediction\n'+
+                    ''.join(f'{i}\t{s}\tq\t4\t4\n' for i in (1, 2) for s in (1, 2)))
     assert import_replies(path, problems=[])['sample'].to_list()==['1', '2', '1', '2']
 
 def test_the_floor_counts_an_item_once():
-    rows = pl.DataFrame([dict(index=str(i), answer=a, prediction='4', question='How many?') for i, a in enumerate('4456789')])
+    rows = pl.DataFrame([dict(index=str(i), answer=a, prediction='4', question='How many?') for i,
+                         a in enumerate('4456789')])
     thrice = pl.concat([rows.with_columns(sample=pl.lit(s)) for s in '123'])
     floors = ['by_chance', 'by_constant', 'if_empty']
     assert score(thrice).head(7).select(floors).equals(score(rows).select(floors))
@@ -249,7 +267,8 @@ def test_a_reply_browser_shows_each_sample(tmp_path):
 def test_samples_and_repetitions_in_the_shell(call, tmp_path):
     asked = 'ask', '--model', 'lab/vlm', '--benchmark', 'lab', '-n', 12, '--max-new-tokens', 16
     code, out, err = call(*asked, '--out', tmp_path/'g', '--samples', 3)
-    assert code==3 and '--samples 3 would be 3 equal replies' in err and '--temperature 0.7' in err and '--repeat 0.2' in err
+    assert code==3 and '--samples 3 would be 3 equal replies' in err and '--temperature 0.7' in err
+    assert '--repeat 0.2' in err
     code, out, err = call(*asked, '--out', tmp_path/'g', '--repeat', .5)
     assert code==0 and 'a second one' in out and 'asked again, 0.0%' in out, err
     assert 'With 12 items of lab' in err
@@ -264,6 +283,7 @@ def test_samples_and_repetitions_in_the_shell(call, tmp_path):
 def test_power_is_told_without_asking(call, tmp_path):
     code, out, err = call('power', 1000, 'lab', '--change', .03, '--discordance', .1)
     assert code==0 and not err
-    assert 'With 1000 items a change' in out and 'items of lab a change' in out and '3.0 points take about 900' in out
+    assert 'With 1000 items a change' in out and 'items of lab a change' in out
+    assert '3.0 points take about 900' in out
     assert call('power')[0]==2 and 'power' in call('--help')[1]
     assert call('power', 'nowhere.csv')[0]==3 and call('power', 1000, '--change', 2)[0]==3

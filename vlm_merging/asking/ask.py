@@ -79,10 +79,12 @@ def _check_samples(samples, repeat, about):
     check_number('samples', samples, 1, whole=True)
     check_number('repeat', repeat, 0, 1)
     if samples>1 and repeat:
-        raise ValueError('With several samples an item, all are asked more than once already: leave out `repeat`.')
+        raise ValueError('With several samples an item, all are asked more than once already: leave out '
+                         '`repeat`.')
     if samples>1 and about.get('greedy'):
         raise ValueError(f'A greedy model replies the same each time, so samples={samples} would be '
-                         f'{samples} equal replies. Set temperature=0.7, say; or ask with repeat=0.2 how often '
+                         f'{samples} equal replies. Set temperature=0.7, say; or ask with repeat=0.2 how '
+                         f'often '
                          f'it does not.')
 
 def _refuse_fewer(out, asked):

@@ -199,7 +199,8 @@ def _words_said(run):
     if not several: return
     moved = sum(any(t!=texts[0] for t in texts) for texts in several)
     which = f"the {len(several)} items with more than one reply"
-    if moved: yield f'Of {which}, {moved} ({moved/len(several):.0%}) were not answered in the same words each time.'
+    if moved:
+        yield f'Of {which}, {moved} ({moved/len(several):.0%}) were not answered in the same words each time.'
     else: yield f'Of {which}, each was answered in the same words each time.'
 
 # %% ../../nbs/asking/06_replies.ipynb #c042

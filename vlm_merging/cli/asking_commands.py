@@ -133,7 +133,8 @@ def power_command(
         else: print(*power_sentences(questions_of(given, (what,)), **assumed), sep='\n')
     return 0
 
-@command(shows=dict(who=(OPENED, SERVED), what=QUESTIONS, how=(ASKED_HOW, SAMPLED), output='asking.ask:ask out'),
+@command(shows=dict(who=(OPENED, SERVED), what=QUESTIONS, how=(ASKED_HOW, SAMPLED),
+                    output='asking.ask:ask out'),
          places='model', needs='benchmark out', spaced='benchmark', was=dict(weights='serves'),
          example='vlm-merging ask --model lab/vlm --benchmark lab -n 100 --out runs/vlm\n'
                  'vlm-merging ask --endpoint http://127.0.0.1:8000/v1 --benchmark mine.csv --out runs/served')

@@ -140,7 +140,8 @@ def _noise_said(row):
     other = ' (the other run is taken to flip as much)'*(len(known)<2)
     n, within = row['n'], abs(row['difference'])<=row['noise']
     verdict = 'lies within this noise of asking' if within else 'is larger than this noise of asking'
-    return [f"Asked again, {' and '.join(map(of, known))}. One model asked twice would differ from itself by up to "
+    return [f"Asked again, {' and '.join(map(of, known))}. One model asked twice would differ from itself "
+            f"by up to "
             f"{points(row['noise'], False)} points on {n} items{other}: this change {verdict}."]
 
 # %% ../../nbs/comparing/05_findings.ipynb #c044
@@ -200,11 +201,13 @@ def power_said(
 )->str:
     "What a comparison with so many items will be able to see"
     check_number('n', n, 0, whole=True)
-    for what, value in dict(change=change, discordance=discordance).items(): check_number(what, value, .0001, 1)
+    for what, value in dict(change=change, discordance=discordance).items():
+        check_number(what, value, .0001, 1)
     seen, of = detectable(n, discordance), f' of {name_in_line(name)}'*bool(name)
     what = f'a change of {points(seen, False)} points can be seen' if seen else 'no change can be seen'
     need = items_needed(change, discordance)
-    return (f"With {n} items{of} {what} in a comparison (80% power, if the runs differ on {discordance:.0%} of "
+    return (f"With {n} items{of} {what} in a comparison (80% power, if the runs differ on {discordance:.0%} "
+            f"of "
             f"them); {points(change, False)} points take about {round(need, -2):,.0f}.")
 
 # %% ../../nbs/comparing/05_findings.ipynb #c066

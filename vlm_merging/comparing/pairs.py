@@ -137,7 +137,8 @@ def _same_protocols(a, b):
                              f"Score both under one protocol.")
 
 # %% ../../nbs/comparing/04_pairs.ipynb #c048
-_OF_EACH = ('value', 'outcome', 'length', 'tier', 'correct', 'picked', 'run', 'samples')  # Every run has its own
+# Every run has its own
+_OF_EACH = ('value', 'outcome', 'length', 'tier', 'correct', 'picked', 'run', 'samples')
 
 def _state():
     gold, gold_b = (pl.col(c).str.strip_chars() for c in ('answer', 'answer_b'))
@@ -204,7 +205,8 @@ COMPARISON_COLUMNS = {c:next((t for t, names in _TYPES.items() if c in names), p
 # %% ../../nbs/comparing/04_pairs.ipynb #c062
 def _noise_row(pairs, again):
     weight = dict.fromkeys('ab', 1.)
-    if 'samples' in pairs.columns: weight = {s:(1/pairs[c]).mean() for s, c in (('a', 'samples'), ('b', 'samples_b'))}
+    if 'samples' in pairs.columns:
+        weight = {s:(1/pairs[c]).mean() for s, c in (('a', 'samples'), ('b', 'samples_b'))}
     return noise_of(again, weight, pairs.height)
 
 def _pair_row(here, resamples, seed, again=None):
@@ -257,8 +259,10 @@ def comparison_table(
     by = _tags_of_items(items, by)
     who = dict(run_a=items['run'][0], run_b=items['run_b'][0])
     again = dict(a=flips(a), b=flips(b))
-    def asked_again(name, tag): return {s:t.filter(benchmark=name) for s, t in again.items()} if tag=='all' else None
-    rows = [who|dict(benchmark=name, tag=tag, where=where)|_pair_row(here, resamples, seed, asked_again(name, tag))
+    def asked_again(name, tag):
+        return {s:t.filter(benchmark=name) for s, t in again.items()} if tag=='all' else None
+    rows = [who|dict(benchmark=name, tag=tag, where=where)|
+            _pair_row(here, resamples, seed, asked_again(name, tag))
             for (name,), part in items.group_by('benchmark', maintain_order=True)
             for tag, where, here in places(part, by) if tag=='all' or (here['state']!=NO_REPLY).any()]
     return _corrected(rows)

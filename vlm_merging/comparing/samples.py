@@ -36,7 +36,8 @@ def _votes(known):
 # %% ../../nbs/comparing/02_samples.ipynb #c024
 def per_item(
     scores,             # A score table, or several; the column `sample` numbers the replies to an item
-)->pl.DataFrame:        # One row an item: `samples`, `value` (mean), `spread` (standard deviation), `right`, `majority`
+# One row an item: `samples`, `value` (mean), `spread` (standard deviation), `right`, `majority`
+)->pl.DataFrame:
     "What several replies to an item say together"
     known = typed_table(scores).filter(pl.col('correct').is_not_null())
     out = known.group_by(PLACE, maintain_order=True).agg(
@@ -60,7 +61,8 @@ def flips(
     pairs = 1-((alike**2).sum()-m)/(m*(m-1))
     told = pl.when(pl.col('words').is_not_null().all()).then(pairs)
     return frame.group_by(PLACE, maintain_order=True).agg(
-        samples=m.cast(pl.Int64), flips=(2*pl.col('value').var()).round(12), words=told).filter(pl.col('samples')>1)
+        samples=m.cast(pl.Int64), flips=(2*pl.col('value').var()).round(12),
+        words=told).filter(pl.col('samples')>1)
 
 # %% ../../nbs/comparing/02_samples.ipynb #c031
 def share_row(
@@ -134,7 +136,8 @@ def item_rows(
         *(pl.col(c).drop_nulls().mode().sort().first() for c in ('outcome', 'tier')))
     once = by_item(frame, 'value', 'length').drop('outcome', 'tier', 'sample')
     right = pl.when(pl.col('value').is_not_null()).then(pl.col('value')>=.5)
-    return once.join(mostly, on=PLACE, how='left', maintain_order='left', nulls_equal=True).with_columns(correct=right)
+    return once.join(mostly, on=PLACE, how='left', maintain_order='left',
+                     nulls_equal=True).with_columns(correct=right)
 
 # %% ../../nbs/comparing/02_samples.ipynb #c043
 NOISE_COLUMNS = dict(noise=pl.Float64)|{f'{c}_{s}':t for s in 'ab' for c, t in dict(

@@ -154,7 +154,8 @@ def summed(
     *columns:str,       # What is summed
 )->np.ndarray:          # (clusters, columns and the number of items)
     "Sums over the items of each cluster"
-    sums = by_item(frame, *columns).group_by('benchmark', 'cluster').agg(pl.col(*columns).sum(), pl.len().alias('items'))
+    sums = by_item(frame, *columns).group_by('benchmark', 'cluster').agg(pl.col(*columns).sum(),
+        pl.len().alias('items'))
     return sums.select(*columns, 'items').to_numpy().astype(float)
 
 # %% ../../nbs/comparing/01_statistics.ipynb #c046
@@ -204,7 +205,8 @@ def places(
         for (where,), part in sorted(opened.group_by('where'), key=lambda o: o[0]): yield tag, where, part
 
 # %% ../../nbs/comparing/01_statistics.ipynb #c058
-_NO_TAGS = (*ROW_KEYS, 'sample', *_TEXTS, *_NUMBERS, 'correct', 'reason', 'cluster', 'here', 'state', 'asked_otherwise',
+_NO_TAGS = (*ROW_KEYS, 'sample', *_TEXTS, *_NUMBERS, 'correct', 'reason', 'cluster', 'here', 'state',
+            'asked_otherwise',
             'question', 'prediction')
 
 def tag_names(

@@ -44,7 +44,8 @@ def tag_values(
     most:int=40,        # Tags with more values are left out
 )->dict[str, tuple]:    # 'category: reasoning (60)' -> tag and value
     "The tags of replies and their values"
-    own = (*ROW_KEYS, 'sample', 'samples', *COLUMNS_LEFT_OUT, *SCORE_COLUMNS, 'question', 'answer', 'prediction', 'cluster',
+    own = (*ROW_KEYS, 'sample', 'samples', *COLUMNS_LEFT_OUT, *SCORE_COLUMNS, 'question', 'answer',
+           'prediction', 'cluster',
            'here', 'state',
            'asked_otherwise', 'verdict')
     counted = {}
