@@ -12,7 +12,7 @@ from vlm_merging.benchmarks.items import Item, Picture
 from vlm_merging.comparing.compare import compare
 from vlm_merging.comparing.pairs import comparison_table
 from vlm_merging.comparing.findings import accuracy_said
-from vlm_merging.comparing.samples import flips, per_item
+from vlm_merging.comparing.samples import verdict_flips, per_item
 from vlm_merging.comparing.statistics import interval, summed, typed_table
 from vlm_merging.comparing.summary import summarize
 from vlm_merging.scoring.score import problems, score
@@ -219,7 +219,8 @@ def test_flips_by_hand():
             ('3', '1', True)]
     t = pl.DataFrame(rows, schema=['index', 'sample', 'correct'],
                      orient='row').with_columns(prediction=pl.lit('x  y'))
-    assert flips(t).select('index', 'samples', 'flips', 'words').rows()==[('1', 3, pytest.approx(2/3), 0.),
+    assert verdict_flips(t).select('index', 'samples', 'flips',
+                                   'words').rows()==[('1', 3, pytest.approx(2/3), 0.),
         ('2', 2, 0., 0.)]
     assert per_item(t).select('index', 'samples', 'value').rows()==[('1', 3, pytest.approx(2/3)),
         ('2', 1, 0.), ('3', 1, 1.)]

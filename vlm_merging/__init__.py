@@ -28,7 +28,7 @@ _NAMES = {
     'asking.results': 'import_replies',
     'scoring.score': 'PROTOCOLS RULES problems score',
     'scoring.judge': 'judge_report judged',
-    'comparing.samples': 'flips per_item',
+    'comparing.samples': 'per_item verdict_flips',
     'comparing.summary': 'by_length summarize worst_case',
     'comparing.pairs': 'detectable holm items_needed',
     'comparing.findings': 'accuracy_said power_said verdict',

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import polars as pl
 from ..checkpoints.texts import check_number, name_in_line
 from ..scoring.floor import FLOORS, floor_said
-from .samples import flip_rows, flips
+from .samples import flip_rows, verdict_flips
 from .summary import summarize
 from .pairs import COMPARISON_COLUMNS, detectable, items_needed
 
@@ -240,7 +240,7 @@ def flips_said(
     scores,             # A score table, or several
 )->str:                 # A line for each run and benchmark of which items were asked more than once
     "What share of verdicts, and of replies, flips by itself"
-    parts = flips(scores).group_by('run', 'benchmark', maintain_order=True)
+    parts = verdict_flips(scores).group_by('run', 'benchmark', maintain_order=True)
     told = [(name_in_line(f'{benchmark}, {run}'), {r['what']:r for r in flip_rows(part)})
             for (run, benchmark), part in parts]
     return '\n'.join(f'{name}: {line.strip()}' for name, what in told for line in _several_said(what))

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import polars as pl
 from ..asking.replies import NO_REPLY
-from .samples import NOISE_COLUMNS, flips, item_rows, noise_of
+from .samples import NOISE_COLUMNS, verdict_flips, item_rows, noise_of
 from .statistics import (
     RESAMPLES, Z, interval, typed_table, places, resampled, rows_said, summed, tag_names)
 
@@ -258,7 +258,7 @@ def comparison_table(
     items = matched(a, b)
     by = _tags_of_items(items, by)
     who = dict(run_a=items['run'][0], run_b=items['run_b'][0])
-    again = dict(a=flips(a), b=flips(b))
+    again = dict(a=verdict_flips(a), b=verdict_flips(b))
     def asked_again(name, tag):
         return {s:t.filter(benchmark=name) for s, t in again.items()} if tag=='all' else None
     rows = [who|dict(benchmark=name, tag=tag, where=where)|

@@ -10,8 +10,8 @@ from ..asking.replies import NO_REPLY
 from .statistics import RESAMPLES, Z, by_item, interval, summed, typed_table
 
 # %% auto #0
-__all__ = ['PLACE', 'NOISE_COLUMNS', 'pass_at', 'per_item', 'flips', 'share_row', 'flip_rows', 'sample_rows', 'heard',
-           'item_rows', 'noise_of']
+__all__ = ['NOISE_COLUMNS', 'pass_at', 'per_item', 'verdict_flips', 'share_row', 'flip_rows', 'sample_rows', 'heard', 'item_rows',
+           'noise_of']
 
 # %% ../../nbs/comparing/02_samples.ipynb #c013
 def pass_at(
@@ -23,15 +23,15 @@ def pass_at(
     return 1-comb(n-right, k)/comb(n, k)
 
 # %% ../../nbs/comparing/02_samples.ipynb #c020
-PLACE = ['run', 'benchmark', 'split', 'index', 'cluster'] # What tells items apart, in a typed table
+_PLACE = ['run', 'benchmark', 'split', 'index', 'cluster'] # What tells items apart, in a typed table
 
 def _votes(known):
     "Of each item how many answers tie, and whether the right one is among them"
     wrong = pl.col('picked').str.strip_chars(' .').str.to_lowercase()
     vote = pl.when(pl.col('correct')).then(pl.lit('right')).when(wrong!='').then('wrong '+wrong)
-    counted = known.with_columns(vote=vote).drop_nulls('vote').group_by(*PLACE, 'vote').len()
-    top = counted.filter(pl.col('len')==pl.col('len').max().over(PLACE))
-    return top.group_by(PLACE).agg(tied=pl.len().cast(pl.Int64), won=(pl.col('vote')=='right').any())
+    counted = known.with_columns(vote=vote).drop_nulls('vote').group_by(*_PLACE, 'vote').len()
+    top = counted.filter(pl.col('len')==pl.col('len').max().over(_PLACE))
+    return top.group_by(_PLACE).agg(tied=pl.len().cast(pl.Int64), won=(pl.col('vote')=='right').any())
 
 # %% ../../nbs/comparing/02_samples.ipynb #c024
 def per_item(
@@ -40,16 +40,16 @@ def per_item(
 )->pl.DataFrame:
     "What several replies to an item say together"
     known = typed_table(scores).filter(pl.col('correct').is_not_null())
-    out = known.group_by(PLACE, maintain_order=True).agg(
+    out = known.group_by(_PLACE, maintain_order=True).agg(
         samples=pl.len().cast(pl.Int64), value=pl.col('value').mean(), spread=pl.col('value').std(),
         right=pl.col('correct').sum().cast(pl.Int64))
     won = pl.col('won').fill_null(False)/pl.col('tied').fill_null(1)
     if known['picked'].is_null().all(): won = pl.lit(None, pl.Float64)
-    out = out.join(_votes(known), on=PLACE, how='left', maintain_order='left', nulls_equal=True)
+    out = out.join(_votes(known), on=_PLACE, how='left', maintain_order='left', nulls_equal=True)
     return out.with_columns(majority=won, tied=pl.col('tied').fill_null(1))
 
 # %% ../../nbs/comparing/02_samples.ipynb #c028
-def flips(
+def verdict_flips(
     scores,             # A score table, or several, in which some items have several replies
 )->pl.DataFrame:        # One row an item that has: `flips` of verdicts, `words` (null: not known), 0 to 1
     "How much the replies to one item differ: mean over all pairs of them"
@@ -60,7 +60,7 @@ def flips(
     m, alike = pl.len(), pl.col('words').value_counts(name='n').struct.field('n').cast(pl.Float64)
     pairs = 1-((alike**2).sum()-m)/(m*(m-1))
     told = pl.when(pl.col('words').is_not_null().all()).then(pairs)
-    return frame.group_by(PLACE, maintain_order=True).agg(
+    return frame.group_by(_PLACE, maintain_order=True).agg(
         samples=m.cast(pl.Int64), flips=(2*pl.col('value').var()).round(12),
         words=told).filter(pl.col('samples')>1)
 
@@ -79,7 +79,7 @@ def share_row(
                 clusters=len(sums), method=method+note)
 
 def flip_rows(
-    items:pl.DataFrame, # From `flips`
+    items:pl.DataFrame, # From `verdict_flips`
     resamples:int=RESAMPLES, seed:int=0, # Of each bootstrap
 ):                      # Yields rows of the summary; none where each item has one reply
     "What share of verdicts, and of replies word by word, is not the same when asked again"
@@ -113,7 +113,7 @@ def sample_rows(
     note = f"; ties in {ties} item{'s'*(ties!=1)}" if ties else ''
     if items['majority'].null_count()<items.height:
         yield share_row('majority', items, 'majority', resamples, seed, note)
-    whole = known.filter(pl.len().over(PLACE)==items['samples'].max())
+    whole = known.filter(pl.len().over(_PLACE)==items['samples'].max())
     each = whole.group_by('sample').agg(pl.col('value').mean())['value']
     yield dict(what='spread', value=each.std(), n=len(each), method='standard deviation between samples')
 
@@ -124,7 +124,7 @@ def heard(
     "Replies without those that failed, of items that have others"
     if 'sample' not in frame.columns: return frame
     silent = (pl.col('outcome')==NO_REPLY).fill_null(False)
-    return frame.filter(~silent | silent.all().over(PLACE))
+    return frame.filter(~silent | silent.all().over(_PLACE))
 
 def item_rows(
     frame:pl.DataFrame, # From `typed_table`
@@ -132,11 +132,11 @@ def item_rows(
     "A table in which several replies to an item are one row, their mean"
     if 'sample' not in frame.columns: return frame
     frame = heard(frame)
-    mostly = frame.group_by(PLACE).agg(pl.len().cast(pl.Int64).alias('samples'),
+    mostly = frame.group_by(_PLACE).agg(pl.len().cast(pl.Int64).alias('samples'),
         *(pl.col(c).drop_nulls().mode().sort().first() for c in ('outcome', 'tier')))
     once = by_item(frame, 'value', 'length').drop('outcome', 'tier', 'sample')
     right = pl.when(pl.col('value').is_not_null()).then(pl.col('value')>=.5)
-    return once.join(mostly, on=PLACE, how='left', maintain_order='left',
+    return once.join(mostly, on=_PLACE, how='left', maintain_order='left',
                      nulls_equal=True).with_columns(correct=right)
 
 # %% ../../nbs/comparing/02_samples.ipynb #c043
@@ -144,7 +144,7 @@ NOISE_COLUMNS = dict(noise=pl.Float64)|{f'{c}_{s}':t for s in 'ab' for c, t in d
     flips=pl.Float64, flips_low=pl.Float64, flips_high=pl.Float64, asked_again=pl.Int64).items()}
 
 def noise_of(
-    again:dict,         # 'a' and 'b' -> `flips` of that run, of one benchmark
+    again:dict,         # 'a' and 'b' -> `verdict_flips` of that run, of one benchmark
     weight:dict,        # 'a' and 'b' -> mean of 1/replies over its items; 1: one reply each
     n:int,              # Items that both runs have
 )->dict:                # `NOISE_COLUMNS`, those that are known; empty: no item has several replies

@@ -10,7 +10,7 @@ from ..asking.replies import NO_REPLY
 from ..scoring.floor import FLOORS, floors_of
 from .statistics import (
     FEW, RESAMPLES, by_item, interval, places, resampled, summed, tag_names, typed_table)
-from .samples import flip_rows, flips, heard, item_rows, sample_rows
+from .samples import flip_rows, verdict_flips, heard, item_rows, sample_rows
 
 # %% auto #0
 __all__ = ['VARIANTS', 'SUMMARY_COLUMNS', 'EDGES', 'worst_case', 'summarize', 'by_length']
@@ -136,7 +136,7 @@ def summarize(
     variants:dict=VARIANTS, # Benchmark -> variants of a question; gives those benchmarks a worst case
 )->pl.DataFrame:        # Long form: `SUMMARY_COLUMNS`; `where` is a value of `tag`, or 'all'; 95% intervals
     "Accuracy and what stands beside it, for each run, benchmark, split and tag"
-    frame, again = typed_table(scores), flips(scores)
+    frame, again = typed_table(scores), verdict_flips(scores)
     by = tag_names(frame, by)
     rows = [dict(run=run, benchmark=name, tag=tag, where=where, **row)
             for (run, name), part in frame.group_by('run', 'benchmark', maintain_order=True)
