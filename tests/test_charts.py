@@ -8,7 +8,7 @@ from vlm_merging.charts.score_charts import (
     length_chart, lengthening_chart, pairs_chart, scores_chart, weights_chart)
 from vlm_merging.charts.pages import save_chart, show_offline, together
 from vlm_merging.comparing.pairs import comparison_table
-from vlm_merging.comparing.statistics import by_length, summarize
+from vlm_merging.comparing.summary import by_length, summarize
 
 def scores(run='a', n=40, shift=0, **more):
     "A score table of `n` items"

@@ -671,3 +671,22 @@ def test_a_server_is_asked_from_the_shell(server, call, tmp_path):
     server.models = dict(data=[dict(id=f'm{i}') for i in range(99)])
     code, _, told = call(*argv, '--out', tmp_path/'b')
     assert code==3 and '--model is missing. The server has m0, m1' in told and 'm9, ...: name' in told
+
+# Several replies to a question
+
+def test_each_sample_is_sent_with_a_seed_of_its_own_and_equal_replies_are_told(server, tiny, tmp_path):
+    warm, items = replace(tiny, temperature=1., seed=3), [Item(str(i), f'q{i}') for i in range(3)]
+    table = ask(warm, items, tmp_path/'run', 'r', samples=2)
+    seeds = {q:sorted(body['seed'] for _, body, _ in seen) for q, seen in server.seen.items()}
+    assert len({s for both in seeds.values() for s in both})==6 and table.height==6
+    ask(replace(warm, concurrency=1), items[::-1], tmp_path/'other', 'r', samples=2)
+    again = {q:sorted(body['seed'] for _, body, _ in seen[2:]) for q, seen in server.seen.items()}
+    assert again==seeds
+    assert 'each was answered in the same words each time' in report(tmp_path/'run')
+
+def test_without_a_seed_none_is_sent_and_a_server_at_temperature_0_may_be_asked_again(server, tiny, tmp_path):
+    server.script['q'] = [(200, good('one')), (200, good('two'))]
+    table = ask(tiny, [Item('1', 'q')], tmp_path/'run', 'r', repeat=1)
+    assert table.select('sample', 'prediction').rows()==[('1', 'one'), ('repeat', 'two')]
+    assert not any('seed' in body for _, body, _ in server.seen['q'])
+    assert '1 (100%) were not answered in the same words' in report(tmp_path/'run')

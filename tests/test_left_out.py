@@ -10,7 +10,7 @@ from vlm_merging.asking.results import import_replies
 from vlm_merging.benchmarks.items import Item, Items
 from vlm_merging.benchmarks.load import load
 from vlm_merging.comparing.compare import compare
-from vlm_merging.comparing.statistics import summarize, worst_case
+from vlm_merging.comparing.summary import summarize, worst_case
 from vlm_merging.scoring.judge import judge_report, judged
 from vlm_merging.scoring.score import problems, score
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import polars as pl, pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 from vlm_merging.scoring.algebra import Algebra
-from vlm_merging.comparing.statistics import summarize
+from vlm_merging.comparing.summary import summarize
 from vlm_merging.scoring.score import PROTOCOLS, RULES, problems, score, score_row
 
 DEV = Path(__file__).resolve().parents[2]/'shared'/'eval_data'/'dev'
@@ -467,7 +467,7 @@ def test_what_an_empty_reply_gets_is_what_the_rule_gives():
     assert score(frame, 'strict')['if_empty'].to_list()==[1., 0.]        # VQA drops articles
 
 def test_the_worst_case_has_no_floor_of_single_variants():
-    from vlm_merging.comparing.statistics import worst_case
+    from vlm_merging.comparing.summary import worst_case
     frame = pl.DataFrame(dict(benchmark='b', run='r', index=['1', '2'], group=['g', 'g'], answer=['7', '7'],
                               prediction=['7', '7'], question_type='free_form'))
     summary = summarize(worst_case(score(frame)))

@@ -7,8 +7,8 @@ from vlm_merging.comparing.pairs import (
     COMPARISON_COLUMNS, comparison_table, detectable, difference, holm, items_needed, matched, mcnemar,
     sign_flip, unpaired_table)
 from vlm_merging.comparing.compare import compare
-from vlm_merging.comparing.statistics import (by_length, typed_table, interval, values_in_tag, resampled,
-                                              summarize, wilson, worst_case)
+from vlm_merging.comparing.statistics import typed_table, interval, values_in_tag, resampled, wilson
+from vlm_merging.comparing.summary import by_length, summarize, worst_case
 from vlm_merging.comparing.findings import p_said, points, verdict
 from vlm_merging.asking.replies import NO_REPLY
 from vlm_merging.scoring.score import score

@@ -15,7 +15,7 @@ from vlm_merging.checkpoints.texts import in_markdown, name_in_line, one_line, q
 from vlm_merging.cli.report import question_parts, template, verdict_parts
 from vlm_merging.comparing.compare import Comparison, compare, verdict_markdown
 from vlm_merging.comparing.findings import sweep_verdict
-from vlm_merging.comparing.statistics import by_length, summarize
+from vlm_merging.comparing.summary import by_length, summarize
 from vlm_merging.lab.trio import lab_folder, questions
 from vlm_merging.merging.merge import merge
 from vlm_merging.merging.plan import plan

@@ -7,24 +7,25 @@ from __future__ import annotations
 import time, warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 import polars as pl
 from tqdm.auto import tqdm
 from ..benchmarks.items import Item
 from ..benchmarks.questions import as_items
 from ..checkpoints.places import path_of
-from .fingerprints import reply_key
+from .fingerprints import hashed_share, reply_key
 from .models import Reply, decode_picture
 from .opening import as_model, check_pictures
 from ..checkpoints.disk import replace_text, sole
-from ..checkpoints.texts import one_line, error_words
+from ..checkpoints.texts import check_number, one_line, error_words
 from .folder import (Lines, line_of, mend, nothing_left, settle, stored_config,
                                        with_session, write_config)
-from .replies import (ASKED_LAST, LEFT_OUT, place_of, reply_table, report, run_lines,
-                                         unique_rows)
+from .replies import (ASKED_LAST, FIRST, LEFT_OUT, REPEAT, numbered, place_of, reply_table,
+                                         report, run_lines, unique_rows)
 
 # %% auto #0
-__all__ = ['REPLIED', 'HOPELESS', 'one_by_one', 'ask']
+__all__ = ['REPLIED', 'NOTED', 'HOPELESS', 'one_by_one', 'in_samples', 'ask']
 
 # %% ../../nbs/asking/07_ask.ipynb #c014
 def one_by_one(
@@ -43,24 +44,67 @@ def one_by_one(
         else: yield Reply(item.id, '', error=f'The asker returned {kind} where text is needed.')
 
 # %% ../../nbs/asking/07_ask.ipynb #c017
-def _incoming(model, items):
-    "Replies as they come, each with the benchmark and split that it belongs to"
+def _drawing(model, sample):
+    "The model, drawing one of several samples; as it is, if it knows nothing of samples"
+    knows = is_dataclass(model) and isinstance(getattr(model, 'sample', None), str)
+    return replace(model, sample=sample) if knows and sample else model
+
+def _incoming(model, todo):
+    "Replies as they come, each with its place; `todo`: place -> item and more"
     parts = {}
-    for i in items: parts.setdefault((i.benchmark or None, i.split or None), []).append(i)
-    for part, some in parts.items():
-        feed = iter(model.many(some) if hasattr(model, 'many') else one_by_one(model, some))
+    for (benchmark, split, _, *sample), (item, *_) in todo.items():
+        parts.setdefault((benchmark, split, *sample), []).append(item)
+    for (benchmark, split, *sample), some in parts.items():
+        who = _drawing(model, ''.join(sample))
+        feed = iter(who.many(some) if hasattr(who, 'many') else one_by_one(who, some))
         try:
-            for reply in feed: yield part, reply
+            for reply in feed: yield (benchmark, split, str(reply.id), *sample), reply
         finally: getattr(feed, 'close', bool)()
 
 # %% ../../nbs/asking/07_ask.ipynb #c021
+def in_samples(
+    rows:list[dict],    # Of questions
+    samples:int=1,      # Replies to each
+    repeat:float=0,     # Share of the questions that is asked a second time
+)->list[tuple]:         # Numbers of rows, from 0, and rows with a sample (but for the first)
+    "What is asked, reply by reply"
+    out = [(n, row) for n, row in enumerate(rows)]
+    for s in range(2, samples+1): out += [(n, row|dict(sample=str(s))) for n, row in enumerate(rows)]
+    again = [(n, row) for n, row in enumerate(rows) if hashed_share(*place_of(row)[:3])<repeat]
+    return out+[(n, row|dict(sample=REPEAT)) for n, row in again]
+
+# %% ../../nbs/asking/07_ask.ipynb #c027
+def _check_samples(samples, repeat, about):
+    "Raise ValueError if several samples would say nothing"
+    check_number('samples', samples, 1, whole=True)
+    check_number('repeat', repeat, 0, 1)
+    if samples>1 and repeat:
+        raise ValueError('With several samples an item, all are asked more than once already: leave out '
+                         '`repeat`.')
+    if samples>1 and about.get('greedy'):
+        raise ValueError(f'A greedy model replies the same each time, so samples={samples} would be '
+                         f'{samples} equal replies. Set temperature=0.7, say; or ask with repeat=0.2 how '
+                         f'often '
+                         f'it does not.')
+
+def _refuse_fewer(out, asked):
+    "Raise ValueError if a run has more samples of a question than are asked for"
+    items, there = {p[:3] for p in asked}, map(place_of, run_lines(out, ASKED_LAST)[0])
+    there = [p for p in there if p[:3] in items]
+    if not (more := [p for p in there if p not in asked]): return
+    most = len({p[3:] for p in there if p[3:]!=(REPEAT,)})
+    how = 'a repeat as large' if (REPEAT,) in {p[3:] for p in more} else f'samples={most}'
+    raise ValueError(f"{out} holds more replies to a question than are asked for here. "
+                     f"Ask with {how} as before, or choose another folder.")
+
+# %% ../../nbs/asking/07_ask.ipynb #c031
 REPLIED = 'prediction', 'finish', 'seconds', 'reasoning_content' # Columns that come from the reply
 
 def _sorted_out(items, rows, run, about, stored):
     "By place: rows with a reply, items that need one with their row and its number, and failures"
     done, todo, failed = {}, {}, {}
-    for n, (item, row) in enumerate(zip(items, rows), 1):
-        place = place_of(row)
+    for n, row in rows:
+        item, n, place = items[n], n+1, place_of(row)
         try: row = row|dict(run=run, key=reply_key(item, about))
         except ValueError as e: failed[place] = row|dict(row=n, error=str(e)); continue
         old = stored.get((place, row['key']))
@@ -68,7 +112,9 @@ def _sorted_out(items, rows, run, about, stored):
         else: done[place] = row|{k:old[k] for k in REPLIED if k in old}
     return done, todo, failed
 
-# %% ../../nbs/asking/07_ask.ipynb #c024
+# %% ../../nbs/asking/07_ask.ipynb #c034
+NOTED = 'benchmark', 'split', 'index', 'sample' # What tells the replies of a run apart
+
 def _write_notes(path, new, items, settled, asked):
     "Write notes down; earlier ones stay, but for what is settled, or is gone from a table that is read whole"
     whole = {(b or None, s or None) for b, s in getattr(items, 'whole', ())}
@@ -90,10 +136,9 @@ def _note_asked(out, items, rows):
     asked = {*map(place_of, rows)}
     settled = {*asked, *map(place_of, left)}
     _write_notes(out/LEFT_OUT, left, items, settled, asked)
-    _write_notes(out/ASKED_LAST, [{k:r.get(k) for k in ('benchmark', 'split', 'index', 'key')} for r in rows],
-                 items, settled, asked)
+    _write_notes(out/ASKED_LAST, [{k:r.get(k) for k in (*NOTED, 'key')} for r in rows], items, settled, asked)
 
-# %% ../../nbs/asking/07_ask.ipynb #c028
+# %% ../../nbs/asking/07_ask.ipynb #c038
 HOPELESS = 20           # Failures without a single reply after which a run stops
 
 def _hopeless(failed, which='All'):
@@ -111,8 +156,8 @@ def _shown(item):
 def _ask_missing(model, todo, done, failed, lines, bar):
     "Ask for what is missing, and sort each reply in"
     lost = 0
-    for part, reply in _incoming(model, [item for item, *_ in todo.values()]):
-        if (place := (*part, str(reply.id))) not in todo:
+    for place, reply in _incoming(model, dict(todo)):
+        if place not in todo:
             raise LookupError(f'The asker replied to {reply.id!r}, which was not asked, or was answered '
                               f'before.')
         item, row, n = todo.pop(place)
@@ -128,7 +173,7 @@ def _ask_missing(model, todo, done, failed, lines, bar):
         if lost>=HOPELESS and not done: raise ValueError(_hopeless(failed, 'The first'))
     for place, (_, row, n) in todo.items(): failed[place] = row|dict(row=n, error='The asker gave no reply.')
 
-# %% ../../nbs/asking/07_ask.ipynb #c032
+# %% ../../nbs/asking/07_ask.ipynb #c042
 def _go_on(model, items, rows, out, run, about, progress):
     "Ask for the replies that `out` lacks; gives those that there are by place, and failures"
     stored = {(place_of(r), r.get('key')):r for r in run_lines(out, 'replies.jsonl')[0]}
@@ -144,7 +189,7 @@ def _go_on(model, items, rows, out, run, about, progress):
         for place, row in done.items():
             plain = {k:v for k, v in row.items() if v is not None}
             if plain!=stored[place, row['key']]: lines.add(row)                 # Gold or tags were mended
-        with tqdm(total=len(items), initial=len(items)-len(todo), desc='asking', unit='item',
+        with tqdm(total=len(rows), initial=len(rows)-len(todo), desc='asking', unit='item',
                   disable=None if progress is None else not progress) as bar:
             _ask_missing(model, todo, done, failed, lines, bar)
     finally:
@@ -152,13 +197,15 @@ def _go_on(model, items, rows, out, run, about, progress):
         _note_failures(out, items, done, failed)
     return done, failed
 
-# %% ../../nbs/asking/07_ask.ipynb #c035
+# %% ../../nbs/asking/07_ask.ipynb #c045
 def ask(
     model:Callable|str|Path, # Folder, hub id or lab/vlm; or what answers already: an open model, a function
     items:Iterable[Item]|str|Path, # A table file or the name of a benchmark; or items, with ids of their own
     out:str|Path,       # Folder of the run; made if it is not there, gone on with if it is
     run:str|None=None,  # Name in tables; default: that of the folder
     progress:bool|None=None, # Show a bar with the time left? Default: only on a terminal
+    samples:int=1,      # Replies to each question, drawn one by one; needs temperature, or a server
+    repeat:float=0,     # Share of the questions, 0 to 1, that is asked again to see what flips by itself
     **asking,           # For a model that is opened here: max_new_tokens, batch_size, dtype, device, ...
 )->pl.DataFrame:        # A reply table in the order of `items`, without those that failed
     "Ask every question that has no reply yet, and keep each reply at once"
@@ -174,12 +221,16 @@ def ask(
         if run is None: raise ValueError("This asker does not say what its replies depend on. "
                                          "Name the run, as in run='my model, greedy'.")
         about = dict(ask=run)
-    run = run or out.resolve().name
+    _check_samples(samples, repeat, about)
+    run, wanted = run or out.resolve().name, in_samples(rows, samples, repeat)
     with nothing_left(out), sole(out):
         config = settle(out, dict(run=run, about=about))
+        _refuse_fewer(out, {place_of(row) for _, row in wanted})
         write_config(out, with_session(out, config, getattr(model, 'how', {})))
         mend(out/'replies.jsonl')
-        done, failed = _go_on(model, items, rows, out, run, about, progress)
+        one = _drawing(model, FIRST) if samples>1 else model
+        done, failed = _go_on(one, items, wanted, out, run, about, progress)
     if failed and not done: raise ValueError(_hopeless(failed))
     if failed or getattr(items, 'left', ()): warnings.warn(report(out), stacklevel=2)
-    return reply_table([done[p] for p in map(place_of, rows) if p in done])
+    each = sorted(wanted, key=lambda o: o[0])                     # The replies to a question together
+    return reply_table(numbered([done[p] for _, row in each if (p := place_of(row)) in done]))

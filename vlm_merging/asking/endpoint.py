@@ -13,7 +13,7 @@ import httpx2
 from ..benchmarks.items import Item, Picture, as_item
 from ..checkpoints.headers import Checkpoint, local_model
 from ..checkpoints.texts import check_number, error_words, quoted
-from .fingerprints import weights_hash
+from .fingerprints import draw_seed, weights_hash
 from .models import Reply, text_of_reply
 from .connection import (answer_to, bare_address, client_of, in_own_loop,
                                            next_of, repeats_key, server_words, usable_key)
@@ -91,7 +91,8 @@ class Endpoint:
     max_tokens:int|None=1024 # Tokens of a reply, at most; None: the server's limit
     temperature:float|None=0 # 0: greedy; None: not sent
     top_p:float|None=None # Share of the probability that is sampled from; None: not sent
-    seed:int|None=None   # Of the sampling; None: not sent
+    seed:int|None=None   # Of the sampling; of several replies each has its own, made from it; None: not sent
+    sample:str=''        # Which of several replies is asked for; `ask` sets it
     system:str|None=None # System message
     extra:dict=field(default_factory=dict) # More fields of the request, such as dict(top_k=1)
     timeout:float=300    # Seconds for one reply, from the question to its last letter
@@ -266,6 +267,8 @@ def _request(endpoint, item):
     "What is sent; raise ValueError if a picture is broken"
     settings = {k:getattr(endpoint, k) for k in ('max_tokens', 'temperature', 'top_p', 'seed')}
     settings = {k:v for k, v in settings.items() if v is not None}
+    if endpoint.sample and endpoint.seed is not None:
+        settings['seed'] = draw_seed(endpoint.seed, endpoint.sample, item)
     return dict(model=endpoint.model, messages=wire_messages(item, endpoint.system))|settings|endpoint.extra
 
 def _same_model(endpoint, talk, name):
@@ -277,7 +280,7 @@ def _same_model(endpoint, talk, name):
         raise _Stop(f'{endpoint.url} replied as {was!r} and now replies as {now!r}. What came before is '
                     f'kept; ask each model into a folder of its own.')
 
-# %% ../../nbs/asking/09_endpoint.ipynb #c053
+# %% ../../nbs/asking/09_endpoint.ipynb #c055
 async def _try(endpoint, talk, item, payload, last):
     "A reply; or why there is none, and what the server says of waiting"
     start, key = time.perf_counter(), endpoint._key
@@ -316,7 +319,7 @@ async def _patiently(endpoint, talk, item):
         if n<endpoint.tries: await asyncio.sleep(pause(n, endpoint.patience, wait))
     return Reply(item.id, '', error=f'No reply in {endpoint.tries} tries, the last time: {reply}')
 
-# %% ../../nbs/asking/09_endpoint.ipynb #c056
+# %% ../../nbs/asking/09_endpoint.ipynb #c058
 def in_flight(
     endpoint:Endpoint,  # Who is asked
     items,              # What to ask

@@ -13,7 +13,7 @@ from ..benchmarks.items import Item
 
 # %% auto #0
 __all__ = ['HASH_SAMPLE', 'HASH_SAMPLES', 'WHOLE', 'SIDE_SUFFIXES', 'sampled', 'weights_hash', 'own_numbers', 'reply_key',
-           'describe_items']
+           'hashed_share', 'draw_seed', 'describe_items']
 
 # %% ../../nbs/asking/02_fingerprints.ipynb #c009
 HASH_SAMPLE, HASH_SAMPLES = 1<<12, 16 # Bytes of a sample; samples of a large tensor
@@ -87,6 +87,21 @@ def reply_key(
     return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 # %% ../../nbs/asking/02_fingerprints.ipynb #c030
+def hashed_share(
+    *parts,             # Plain values
+)->float:               # 0 to 1, 1 not included; the same for the same parts, everywhere and always
+    "A number that looks drawn, and depends on nothing but what it is drawn for"
+    return int(hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:12], 16)/16**12
+
+def draw_seed(
+    seed:int,           # Of the model or server
+    sample:str,         # Which of several replies: '1', '2', ... or 'repeat'
+    item:Item,          # What is asked
+)->int:                 # 0 to 2**31-1; of the same question, sample and seed always the same
+    "The seed of one draw"
+    return int(2**31*hashed_share(seed, sample, item.id, item.question))
+
+# %% ../../nbs/asking/02_fingerprints.ipynb #c034
 def describe_items(
     items,              # `Item`s
 )->dict:                # For `about`

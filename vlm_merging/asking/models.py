@@ -8,6 +8,7 @@ import time, warnings, zlib
 from collections import deque
 from dataclasses import dataclass
 from PIL import Image
+from .fingerprints import draw_seed
 from .templates import write_chat
 from ..benchmarks.items import Item, as_item
 from ..benchmarks.pictures import opened_picture
@@ -87,6 +88,7 @@ class LocalModel:
     top_p:float=1        # Share of the probability that is drawn from, 0..1; for temperatures above 0
     seed:int=0           # Of the draws; same seed and same batches, same replies
     system:str|None=None # System message, put before each question
+    sample:str=''        # Which of several replies is drawn, each by a seed of its own; `ask` sets it
 
     @property
     def sees(self)->bool: return hasattr(self.processor, 'image_processor') # Can it be shown pictures?
@@ -169,12 +171,28 @@ def end_tokens(
     return set(known if isinstance(known, list) else [known])
 
 # %% ../../nbs/asking/03_models.ipynb #c051
+def _own_draws(asker, items):
+    "What picks the next token of each question by a number of its own"
+    import torch
+    from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopPLogitsWarper
+    cut = LogitsProcessorList([TemperatureLogitsWarper(float(asker.temperature))])
+    if asker.top_p<1: cut.append(TopPLogitsWarper(asker.top_p))
+    chance = [torch.Generator().manual_seed(draw_seed(asker.seed, asker.sample, i)) for i in items]
+    def picked(ids, scores):
+        ends = cut(ids, scores).double().softmax(-1).cumsum(-1)
+        at = torch.stack([torch.rand(1, generator=g, dtype=torch.double) for g in chance]).to(ends.device)
+        token = torch.searchsorted(ends, at*ends[:, -1:], right=True).clamp(max=ends.shape[1]-1)
+        return torch.full_like(scores, -torch.inf).scatter(1, token, 0.)
+    return LogitsProcessorList([picked])
+
+# %% ../../nbs/asking/03_models.ipynb #c052
 def _generate(asker, items, images):
     "The replies to one batch"
     import torch
     start, inputs = time.perf_counter(), prompt_inputs(asker, items, images)
     sampling = dict(do_sample=False, temperature=None, top_p=None, top_k=None)
-    if asker.temperature:
+    if asker.temperature and asker.sample: sampling |= dict(logits_processor=_own_draws(asker, items))
+    elif asker.temperature:
         sampling = dict(do_sample=True, temperature=asker.temperature, top_p=asker.top_p, top_k=0)
         torch.manual_seed(zlib.crc32(f'{asker.seed} {[i.id for i in items]}'.encode()))
     with torch.inference_mode():
@@ -186,7 +204,7 @@ def _generate(asker, items, images):
         replies.append(Reply(item.id, text, round(each, 4), 'length' if stop is None else 'stop'))
     return replies
 
-# %% ../../nbs/asking/03_models.ipynb #c055
+# %% ../../nbs/asking/03_models.ipynb #c058
 def short_of_memory(
     trouble:BaseException, # What was raised
 )->bool:
@@ -195,7 +213,7 @@ def short_of_memory(
     return isinstance(trouble, MemoryError) or type(trouble).__name__=='OutOfMemoryError' or (
         isinstance(trouble, RuntimeError) and any(w in str(trouble).lower() for w in words))
 
-# %% ../../nbs/asking/03_models.ipynb #c058
+# %% ../../nbs/asking/03_models.ipynb #c061
 def _attempt(asker, items, images):
     "Replies, or why there are none and whether it was for want of memory"
     try: return _generate(asker, items, images), None, False
@@ -208,7 +226,7 @@ def _attempt(asker, items, images):
         torch.cuda.empty_cache()
     return None, trouble, memory
 
-# %% ../../nbs/asking/03_models.ipynb #c062
+# %% ../../nbs/asking/03_models.ipynb #c065
 def tokens_of(
     asker,              # A `LocalModel`
     item,               # Has `question` and `images`
@@ -220,7 +238,7 @@ def tokens_of(
     except Exception as e: raise ValueError(f'the question cannot be made tokens ({e}).') from None
     return len(text) + sum(map(picture_size, item.images))//784 + asker.max_new_tokens
 
-# %% ../../nbs/asking/03_models.ipynb #c065
+# %% ../../nbs/asking/03_models.ipynb #c068
 def _longest_first(asker, items):
     "A queue of (has it pictures?, tokens, item), and replies for those that cannot be asked"
     jobs, broken = [], []

@@ -15,8 +15,8 @@ from ..checkpoints.texts import name_in_line, one_line
 from ..benchmarks.items import Item, row_of
 
 # %% auto #0
-__all__ = ['REPLY_COLUMNS', 'ASKED_LAST', 'LEFT_OUT', 'RUN_FILES', 'NO_REPLY', 'reply_table', 'place_of', 'unique_rows',
-           'run_lines', 'replies', 'whole_run', 'report', 'put_or_warn', 'shortfall']
+__all__ = ['REPLY_COLUMNS', 'REPEAT', 'FIRST', 'ASKED_LAST', 'LEFT_OUT', 'RUN_FILES', 'NO_REPLY', 'reply_table', 'place_of',
+           'numbered', 'unique_rows', 'run_lines', 'replies', 'whole_run', 'report', 'put_or_warn', 'shortfall']
 
 # %% ../../nbs/asking/06_replies.ipynb #c010
 REPLY_COLUMNS = ('benchmark', 'split', 'run', 'index', 'group', 'question', 'question_for_eval', 'choices',
@@ -43,17 +43,30 @@ def reply_table(
 # %% ../../nbs/asking/06_replies.ipynb #c014
 def place_of(
     row:dict,           # Of a reply table
-)->tuple:               # Benchmark, split and id
-    "What tells the replies of one run apart"
-    return row.get('benchmark'), row.get('split'), str(row.get('index'))
+)->tuple:               # Benchmark, split and id; behind them the sample, but for the first
+    "What tells the replies of one run apart; of several to one question the sample, too"
+    sample = row.get('sample')
+    more = () if sample in (None, '', '1', 1) else (str(sample),)
+    return row.get('benchmark'), row.get('split'), str(row.get('index')), *more
 
 # %% ../../nbs/asking/06_replies.ipynb #c017
+REPEAT = 'repeat'       # Sample of a question that is asked again, to see what changes by itself
+FIRST = '1'             # Sample that a reply without one is
+
+def numbered(
+    rows:list[dict],    # Of one run
+)->list[dict]:
+    "Rows that all say which sample they are, if one does"
+    if not any(r.get('sample') for r in rows): return rows
+    return [r|dict(sample=r.get('sample') or FIRST) for r in rows]
+
+# %% ../../nbs/asking/06_replies.ipynb #c020
 def unique_rows(
     items:list[Item],   # To be asked
 )->list[dict]:          # Question side of the reply table
     "The rows of items; raise ValueError if two have one id"
     rows, at = [row_of(i) for i in items], {}
-    for n, r in enumerate(rows, 1): at.setdefault(place_of(r), []).append(n)
+    for n, r in enumerate(rows, 1): at.setdefault(place_of(r)[:3], []).append(n)
     twice = [(p, n) for p, n in at.items() if len(n)>1]
     if twice:
         (*_, name), where = twice[0]
@@ -63,7 +76,7 @@ def unique_rows(
     if not items: raise ValueError('There are no items to ask.')
     return rows
 
-# %% ../../nbs/asking/06_replies.ipynb #c021
+# %% ../../nbs/asking/06_replies.ipynb #c024
 def _counted(text):
     "A text in pieces, so that numbers in it are compared as numbers"
     pieces = filter(None, re.split(r'(\d+)', text or ''))
@@ -71,7 +84,7 @@ def _counted(text):
 
 def _natural(place): return [*map(_counted, place)]
 
-# %% ../../nbs/asking/06_replies.ipynb #c024
+# %% ../../nbs/asking/06_replies.ipynb #c027
 ASKED_LAST = 'asked.jsonl'   # File of a run: what was asked last, with the key of each question
 LEFT_OUT = 'left_out.jsonl' # File of a run: rows of tables that could not be asked
 
@@ -81,12 +94,12 @@ class _Run:
     rows:dict           # Replies that count, by place
     failed:list         # Notes on questions that failed, and have no reply
     left:list           # Notes on rows that could not be asked, and have no reply
-    waiting:int         # Questions that have neither
+    waiting:set         # Places of questions that have neither
     other:int           # Places of which there are replies to other questions only
     bad:dict            # File -> numbers of lines that cannot be read
 
     @property
-    def short(self): return len(self.failed)+len(self.left)+self.waiting
+    def short(self): return len(self.failed)+len(self.left)+len(self.waiting)
 
 RUN_FILES = {'replies.jsonl':'prediction', 'failures.jsonl':'error', LEFT_OUT:'error',
              ASKED_LAST:''}   # File of a run -> what each line holds as text
@@ -97,7 +110,7 @@ def run_lines(
 )->tuple[list[dict], list[int]]: # Rows, and the numbers of lines that are none
     "The rows of a file of a run that say which question they belong to, and hold what they should"
     def sound(row):
-        texts = (row.get(k) for k in ('benchmark', 'split', 'run', 'group', 'key'))
+        texts = (row.get(k) for k in ('benchmark', 'split', 'run', 'group', 'key', 'sample'))
         named = isinstance(row.get('index'), (str, int)) and {*map(type, texts)}<={str, type(None)}
         return named and (name==ASKED_LAST or isinstance(row.get(RUN_FILES[name]), str))
     return read_lines(out/name, sound)
@@ -116,11 +129,11 @@ def _kept(out):
     failed, left = ([r for r in notes if place_of(r) not in rows] for notes in (failed, left))
     waiting = keys.keys()-rows.keys()-{*map(place_of, failed+left)}
     other = {*map(place_of, replies)}-rows.keys()
-    return _Run(config_at(out/'run.json'), rows, failed, left, len(waiting), len(other),
+    return _Run(config_at(out/'run.json'), rows, failed, left, waiting, len(other),
                 {name:at for name, (_, at) in read.items()})
 
-# %% ../../nbs/asking/06_replies.ipynb #c027
-def _in_order(rows): return reply_table([rows[p] for p in sorted(rows, key=_natural)])
+# %% ../../nbs/asking/06_replies.ipynb #c030
+def _in_order(rows): return reply_table(numbered([rows[p] for p in sorted(rows, key=_natural)]))
 
 def replies(
     out:str|Path,       # Folder of a run
@@ -128,7 +141,7 @@ def replies(
     "The replies of a run to what was asked last; raise ValueError if there is no run"
     return _in_order(_kept(out).rows)
 
-# %% ../../nbs/asking/06_replies.ipynb #c031
+# %% ../../nbs/asking/06_replies.ipynb #c034
 NO_REPLY = 'no reply'   # Outcome of a question that failed, or could not be asked
 
 def whole_run(
@@ -140,7 +153,7 @@ def whole_run(
         run.rows[place_of(r)] = {k:v for k, v in r.items() if k!='row'}|dict(run=run.config.get('run'))
     return _in_order(run.rows)
 
-# %% ../../nbs/asking/06_replies.ipynb #c034
+# %% ../../nbs/asking/06_replies.ipynb #c037
 def _named(rows):
     return f"({', '.join(name_in_line(r['index'], 40) for r in rows[:5])}{', ...'*(len(rows)>5)})"
 
@@ -166,14 +179,38 @@ def _unread(bad):
                 ASKED_LAST:'; so every reply of the folder counts'}.get(name, '')
         if at: yield f'{some}{then}.'
 
-# %% ../../nbs/asking/06_replies.ipynb #c036
+# %% ../../nbs/asking/06_replies.ipynb #c040
+def _asked_said(run):
+    "How many have a reply; of several to one question also how many of these"
+    places = [*run.rows, *map(place_of, run.failed+run.left), *run.waiting]
+    if not any(len(p)>3 for p in places): return f'{len(run.rows)} of {len(places)} items have a reply.'
+    again, items = [p for p in places if p[3:]==(REPEAT,)], len({p[:3] for p in places})
+    there, wanted = len(run.rows)-sum(p in run.rows for p in again), len(places)-len(again)
+    many = max(Counter(p[:3] for p in places if p[3:]!=(REPEAT,)).values())
+    first = (f'{there} of {wanted} items have a reply' if many==1 else
+             f'{there} of {wanted} replies are there, up to {many} to each of {items} items')
+    return first+f', and {sum(p in run.rows for p in again)} of {len(again)} a second one'*bool(again)+'.'
+
+def _words_said(run):
+    "Whether the replies to one question differ, word by word; nothing where there is one to each"
+    said = {}
+    for place, row in run.rows.items(): said.setdefault(place[:3], []).append(row['prediction'].split())
+    several = [texts for texts in said.values() if len(texts)>1]
+    if not several: return
+    moved = sum(any(t!=texts[0] for t in texts) for texts in several)
+    which = f"the {len(several)} items with more than one reply"
+    if moved:
+        yield f'Of {which}, {moved} ({moved/len(several):.0%}) were not answered in the same words each time.'
+    else: yield f'Of {which}, each was answered in the same words each time.'
+
+# %% ../../nbs/asking/06_replies.ipynb #c042
 def report(
     out:str|Path,       # Folder of a run
 )->str:                 # A line for each kind of thing
     "What a run has, what it lacks and why, in words"
     run = _kept(out)
-    lines = [f'{len(run.rows)} of {len(run.rows)+run.short} items have a reply.']
-    if run.waiting: lines.append(f'{run.waiting} were not asked yet; the same again goes on with them.')
+    lines = [_asked_said(run), *_words_said(run)]
+    if run.waiting: lines.append(f'{len(run.waiting)} were not asked yet; the same again goes on with them.')
     if run.other:
         many = 'replies are' if run.other>1 else 'reply is'
         lines.append(f'{run.other} {many} to other questions than those that were asked last; kept in '
@@ -186,7 +223,7 @@ def report(
         lines += [f'{len(run.failed)} failed; run the same again to ask only these:', *_reasons(run.failed)]
     return '\n'.join([*lines, *_unread(run.bad)])
 
-# %% ../../nbs/asking/06_replies.ipynb #c039
+# %% ../../nbs/asking/06_replies.ipynb #c045
 def put_or_warn(
     sentences,          # What somebody should know
     problems:list|None, # They are put here; None: they are warnings
@@ -196,7 +233,7 @@ def put_or_warn(
         if problems is None: warnings.warn(sentence, stacklevel=4)
         else: problems.append(sentence)
 
-# %% ../../nbs/asking/06_replies.ipynb #c042
+# %% ../../nbs/asking/06_replies.ipynb #c048
 def shortfall(
     out:str|Path,       # Folder of a run
 )->str:                 # Empty: each question has a reply

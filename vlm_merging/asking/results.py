@@ -195,7 +195,8 @@ def _reply_rows(rows, path, run, benchmark, split, known):
         if gone: continue
         side |= dict(run=run or side['run'])|known.get(side['index'], {})
         side |= dict(metric=side.get('metric') or metric_of(side['benchmark'] or ''))
-        seen.setdefault((side['benchmark'], side['split'], side['run'], side['index']), []).append(n)
+        own = side['benchmark'], side['split'], side['run'], side['index'], side.get('sample')
+        seen.setdefault(own, []).append(n)
         if why: out.append(side|dict(prediction=None, error=f'{path.name} row {n}: {why}')); continue
         finish = 'length' if spreadsheet and len(text)>=BRIM else side['finish']
         out.append(side|dict(prediction=text, finish=finish))

@@ -19,6 +19,7 @@ QUESTIONS = 'cli.asking_commands:questions_of benchmark', LOADED
 OPENED = 'asking.opening:open_model dtype device trust_remote_code'
 ASKED_HOW = 'asking.models:LocalModel batch_size max_new_tokens temperature system'
 SERVED = 'asking.endpoint:Endpoint base_url=endpoint weights=serves'
+SAMPLED = 'asking.ask:ask samples repeat'
 AS_SERVED = SERVED+' concurrency=batch_size max_tokens=max_new_tokens temperature system'
 
 def tell(
@@ -100,7 +101,41 @@ def folder_wanted(
     if out.is_file(): raise ValueError(f"{given['out']} is a file. Name a folder for the run.")
     return out
 
-@command(shows=dict(who=(OPENED, SERVED), what=QUESTIONS, how=ASKED_HOW, output='asking.ask:ask out'),
+def power_sentences(
+    items,              # Items
+    **assumed,          # change and discordance of `power_said`
+):                      # Yields a sentence for each benchmark
+    "What a comparison of two runs on these items could see"
+    from collections import Counter
+    from vlm_merging.comparing.findings import power_said
+    for name, n in Counter(i.benchmark for i in items).items(): yield power_said(n, name=name, **assumed)
+
+def print_flips(
+    replies,            # A reply table
+)->None:
+    "Say what share of verdicts flips by itself, where questions have several replies"
+    from vlm_merging.comparing.findings import flips_said
+    from vlm_merging.scoring.score import score
+    if told := flips_said(score(replies)): print(told)
+
+ASSUMED = 'comparing.findings:power_said change discordance'
+
+@command(shows=dict(what='benchmarks.load:load split n seed folder=data', options=ASSUMED), spaced='items',
+         example='vlm-merging power 1000\nvlm-merging power MathVista --change .02 --discordance .1')
+def power_command(
+    items:tuple,        # How many items both runs will have; or prepared benchmarks, or tables of your own
+    **given,            # Option -> value, as typed
+)->int:                 # Exit code
+    "Say, before anything is asked, how small a change could be seen, and how many items it takes"
+    from vlm_merging.comparing.findings import power_said
+    for what in items:
+        assumed = taken(given, ASSUMED)
+        if what.isdecimal(): print(power_said(int(what), **assumed))
+        else: print(*power_sentences(questions_of(given, (what,)), **assumed), sep='\n')
+    return 0
+
+@command(shows=dict(who=(OPENED, SERVED), what=QUESTIONS, how=(ASKED_HOW, SAMPLED),
+                    output='asking.ask:ask out'),
          places='model', needs='benchmark out', spaced='benchmark', was=dict(weights='serves'),
          example='vlm-merging ask --model lab/vlm --benchmark lab -n 100 --out runs/vlm\n'
                  'vlm-merging ask --endpoint http://127.0.0.1:8000/v1 --benchmark mine.csv --out runs/served')
@@ -111,20 +146,22 @@ def ask_command(
     **given,            # Option -> value, as typed
 )->int:                 # Exit code: 4 if some items failed
     "Ask a model every question, and keep each reply at once; a run that was stopped goes on where it was"
-    from vlm_merging.asking.ask import ask
-    from vlm_merging.asking.replies import report
-    from vlm_merging.comparing.findings import power_said
+    from vlm_merging.asking.ask import ask, in_samples
+    from vlm_merging.asking.replies import report, unique_rows
     out = folder_wanted(given)
     items = questions_of(given, given['benchmark'])
     model = asker_of(given|dict(model=model))
-    tell(power_said(len(items)))
+    for sentence in power_sentences(items): tell(sentence)
+    several = taken(given, SAMPLED)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', r'\d+ of \d+ items have a reply') # `report` says the same
-        replies = ask(model, items, out, run)
+        replies = ask(model, items, out, run, **several)
     print(report(out))
+    if several: print_flips(replies)
     line = shlex.join(['Next:', as_called(), 'score', str(out), '--out', f'{out}.parquet'])
     print(name_in_line(line, 9000))
-    return 0 if replies.height==len(items) and not items.left else 4
+    asked = in_samples(unique_rows(items), **several)
+    return 0 if replies.height==len(asked) and not items.left else 4
 
 def incomplete(
     problems:list,      # What `table_at` says
@@ -191,7 +228,7 @@ def worst_cases(
     "Of benchmarks that ask each question in variants: all variants of a question right"
     import polars as pl
     from vlm_merging.comparing.compare import compare
-    from vlm_merging.comparing.statistics import VARIANTS, worst_case
+    from vlm_merging.comparing.summary import VARIANTS, worst_case
     for name in {n.lower() for n in VARIANTS}&{n.lower() for n in names}:
         try: worst = [worst_case(t.filter(pl.col('benchmark').str.to_lowercase()==name)) for t in (a, b)]
         except ValueError: continue         # No question is there with all its variants
@@ -229,7 +266,7 @@ def compare_command(
     unpaired = given.get('unpaired', False)
     table = compare(a, b, by, unpaired=unpaired).table
     worst = [] if unpaired else worst_cases(a, b, table['benchmark'].unique())
-    table = pl.concat([table, *worst])
+    table = pl.concat([table, *worst], how='diagonal')
     print(verdict(table))
     if out: write_table(table, out)
     if chart:
@@ -273,7 +310,7 @@ def comparison_charts(
     import polars as pl
     from vlm_merging.charts.pages import together
     from vlm_merging.charts.score_charts import length_chart, pairs_chart, scores_chart
-    from vlm_merging.comparing.statistics import by_length, summarize
+    from vlm_merging.comparing.summary import by_length, summarize
     sums = summarize([a, b], by)
     tags = ['all', *(t for t in ('split', *by) if table.filter(pl.col('tag')==t, pl.col('n')>0).height)]
     charts = [draw(t, tag=tag) for tag in tags for draw, t in ((scores_chart, sums), (pairs_chart, table))]

@@ -19,7 +19,9 @@ def as_called()->str:
     return typed if Path(typed).name==PROGRAM and not shutil.which(PROGRAM) else PROGRAM
 COMMANDS = {}           # Name -> `Command`
 KNOBS = 'knobs'         # In the list of a command: the knobs of all methods; `knobs but weight`: all others
-SMALLEST = dict(n=1, batch_size=1, max_new_tokens=1, temperature=0, subspace=0, workers=1, layer_swap=0)
+SMALLEST = dict(n=1, batch_size=1, max_new_tokens=1, temperature=0, subspace=0, workers=1, layer_swap=0,
+                samples=1,
+                repeat=0)
 
 @dataclass(frozen=True)
 class Option:

@@ -81,7 +81,7 @@ def find(
     import polars as pl
     from vlm_merging.benchmarks.load import load
     from vlm_merging.comparing.compare import compare
-    from vlm_merging.comparing.statistics import summarize
+    from vlm_merging.comparing.summary import summarize
     from vlm_merging.lab.trio import lab_folder, questions
     from vlm_merging.merging.merge import merge
     from vlm_merging.merging.plan import plan

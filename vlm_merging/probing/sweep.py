@@ -20,7 +20,8 @@ from ..benchmarks.items import Item, row_of
 from ..comparing.compare import on_a_screen, verdict_markdown
 from ..comparing.findings import names_in_line, sweep_verdict
 from ..comparing.pairs import comparison_table, holm
-from ..comparing.statistics import RESAMPLES, interval, summarize, summed
+from ..comparing.statistics import RESAMPLES, interval, summed
+from ..comparing.summary import summarize
 from .probe import asked_items
 from ..scoring.score import score as offline_score
 

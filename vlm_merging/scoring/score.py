@@ -265,6 +265,14 @@ COLUMNS_LEFT_OUT = ('question_for_eval', 'choices', 'answer_option', 'question_t
                     'precision', 'unit', 'finish', 'metric', 'key', 'error', 'query', 'seconds',
                     'reasoning_content')
 
+def _each_once(rows, sampled):
+    "Numbers of rows, one an item; and for each row which of them is its item"
+    if not sampled: return range(len(rows)), range(len(rows))
+    places = [(n,) if r['index'] is None else tuple(r[c] for c in ROW_KEYS[:4]) for n, r in enumerate(rows)]
+    first = {}
+    for n, p in enumerate(places): first.setdefault(p, (len(first), n))
+    return [n for _, n in first.values()], [first[p][0] for p in places]
+
 def score(
     replies:pl.DataFrame|str|Path, # Folder of a run, file with a table of replies, or the table itself
     protocol:str='offline', # offline: reads the reply; strict: the official rule without a judge
@@ -279,9 +287,10 @@ def score(
     told = any(c in frame.columns for c in ('choices', 'question_type', 'answer_type'))
     with Algebra() as algebra:
         def scored_row(row): return score_row(row, protocol, algebra)
-        floors = floor_columns(rows, told, lambda row: scored_row(row)['value'])
-        scored = [scored_row(r)|dict(zip(FLOORS, floor), protocol=how)
-                  for r, floor in zip(rows, zip(*floors.values()))]
+        each, of = _each_once(rows, 'sample' in frame.columns)
+        floors = floor_columns([rows[i] for i in each], told, lambda row: scored_row(row)['value'])
+        floors = [*zip(*floors.values())]
+        scored = [scored_row(r)|dict(zip(FLOORS, floors[k]), protocol=how) for r, k in zip(rows, of)]
     keys = [pl.col(c) if c in frame.columns else pl.lit(None, pl.String).alias(c) for c in ROW_KEYS]
     own = (*ROW_KEYS, *COLUMNS_LEFT_OUT, *SCORE_COLUMNS)
     if NO_REPLY in [r['outcome'] for r in scored]: own = {*own}-{'error'}      # For whoever scores this anew
@@ -324,7 +333,8 @@ def problems(
     for why in scores.filter(unread)['reason'].unique(maintain_order=True)[:8]:
         out.append(f"Not scored, {rows(unread & (scores['reason']==why))}: {why}.")
     if scores.height and scores['index'].null_count()<scores.height:
-        keys = [c for c in ('benchmark', 'split', 'run', 'index') if scores[c].null_count()<scores.height]
+        keys = [c for c in ('benchmark', 'split', 'run', 'index', *['sample']*('sample' in scores.columns))
+                if scores[c].null_count()<scores.height]
         twice = scores.select(keys).is_duplicated()
         if twice.any():
             out.append(f"The same {', '.join(keys)} more than once, {rows(twice)}: "

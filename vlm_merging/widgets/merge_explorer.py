@@ -13,7 +13,7 @@ from ..benchmarks.load import load
 from ..checkpoints.texts import one_line
 from ..charts.maps import weight_map
 from ..charts.score_charts import scores_chart
-from ..comparing.statistics import summarize
+from ..comparing.summary import summarize
 from ..lab.trio import lab_folder
 from ..merging.methods import METHODS
 from ..merging.plan import plan

@@ -9,7 +9,7 @@ import polars as pl
 from markupsafe import Markup
 from ..benchmarks.items import ROW_KEYS
 from ..checkpoints.texts import name_in_line
-from ..comparing.pairs import matched, side
+from ..comparing.pairs import matched, one_run
 from ..comparing.statistics import values_in_tag
 from ..scoring.score import COLUMNS_LEFT_OUT, SCORE_COLUMNS
 from .panels import (
@@ -32,7 +32,7 @@ def reply_rows(
     c, word = pl.col, pl.lit
     if other is None:
         alone = pl.when(c('correct')).then(word('right')).when(~c('correct')).then(word('wrong'))
-        return side(scores, 'The table').with_columns(verdict=alone.otherwise(word('not scored')))
+        return one_run(scores, 'The table').with_columns(verdict=alone.otherwise(word('not scored')))
     both = (pl.when(c('correct').is_null()|c('correct_b').is_null()).then(word('not scored'))
             .when(c('value_b')>c('value')).then(word('won')).when(c('value_b')<c('value')).then(word('lost'))
             .when(c('correct')).then(word('both right')).otherwise(word('both wrong')))
@@ -44,7 +44,8 @@ def tag_values(
     most:int=40,        # Tags with more values are left out
 )->dict[str, tuple]:    # 'category: reasoning (60)' -> tag and value
     "The tags of replies and their values"
-    own = (*ROW_KEYS, *COLUMNS_LEFT_OUT, *SCORE_COLUMNS, 'question', 'answer', 'prediction', 'cluster',
+    own = (*ROW_KEYS, 'sample', 'samples', *COLUMNS_LEFT_OUT, *SCORE_COLUMNS, 'question', 'answer',
+           'prediction', 'cluster',
            'here', 'state',
            'asked_otherwise', 'verdict')
     counted = {}
@@ -98,6 +99,8 @@ def reply_html(
     "One item: picture, question, and of each run the reply, what was picked, why, and the verdict"
     ends = ['', '_b'] if 'prediction_b' in row else ['']
     place = ', '.join(str(row[c]) for c in ('benchmark', 'split', 'index') if row.get(c))
+    if row.get('sample'): place += f", sample {row['sample']}"
+    if row.get('samples'): place += ', the first of several samples; right and wrong as most of them'
     words = filled('<span style="{{ style }}">{{ place }}</span>{{ asked }}{{ replies }}', style=FAINT_STYLE,
                    place=literal_text(place),
                    asked=asked_html(row.get('question'), row.get('answer')),
