@@ -9,32 +9,55 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from .cells import decimal_places, text_of, unpacked
-from .pictures import Picture, as_picture
+from .pictures import Picture, as_picture, parts_of
 from ..checkpoints.texts import did_you_mean, one_line, quoted, visible
 
 # %% auto #0
-__all__ = ['FIELD_EXAMPLES', 'FIELD_KINDS', 'ITEM_PAGE', 'BENCHMARKS', 'RULE_OF', 'SHOWN', 'ROW_KEYS', 'LETTERS', 'DIRECTLY',
-           'pictures', 'Item', 'checked_fields', 'item_line', 'item_html', 'right_answer', 'as_item', 'Benchmark',
-           'metric_of', 'record_of', 'LeftRow', 'Items', 'row_of', 'options_of', 'lettered', 'tags_of']
+__all__ = ['FIELD_EXAMPLES', 'FIELD_KINDS', 'SHOWN_PICTURES', 'ITEM_PAGE', 'BENCHMARKS', 'RULE_OF', 'SHOWN', 'ROW_KEYS',
+           'LETTERS', 'DIRECTLY', 'numbered_columns', 'picture_cells', 'pictures', 'Item', 'checked_fields',
+           'item_line', 'item_html', 'right_answer', 'as_item', 'Benchmark', 'metric_of', 'record_of', 'LeftRow',
+           'Items', 'row_of', 'options_of', 'lettered', 'tags_of']
 
 # %% ../../nbs/benchmarks/03_items.ipynb #c009
+def numbered_columns(
+    row:dict,           # Of a table
+    first:str,          # Such as `image_1`
+)->list[str]:           # `image_1`, `image_2`, ..., as far as they go without a gap
+    "Columns of one picture each"
+    stem = first.removesuffix('1')
+    return [f'{stem}{k}' for k in range(1, next(k for k in range(1, 100) if f'{stem}{k}' not in row))]
+
+def picture_cells(
+    row:dict,           # Of a table
+    columns,            # Names: where an image may stand; `image_1` stands for `image_2`, ... too
+):                      # A cell, or a list of them; None: nothing is there
+    "What a row holds of pictures; raise ValueError if a numbered one is missing"
+    for c in columns:
+        names = numbered_columns(row, c) if c.endswith('_1') else [c]
+        cells = [None if isinstance(v := row.get(n), str) and not v.strip() else v for n in names]
+        while cells and cells[-1] is None: cells.pop()
+        if None in cells: raise ValueError(f'`{names[cells.index(None)]}` is empty, and `{names[len(cells)-1]}` is not')
+        if cells: return cells if c.endswith('_1') else cells[0]
+
+# %% ../../nbs/benchmarks/03_items.ipynb #c012
 def pictures(
     row:dict,           # Of a table
-    *columns:str,       # Where an image may stand; the first that is there is taken
+    *columns:str,       # Where an image may stand; the first that holds something is taken
 )->tuple[Picture, ...]: # Empty: there is no image
     "The images of a raw row, of whatever kind"
-    images = next((row[c] for c in columns if row.get(c) is not None), ())
+    images = picture_cells(row, columns)
+    if images is None: images = ()
     images = images if isinstance(images, (list, tuple)) else (images,)
     return tuple(o if isinstance(o, Picture) else Picture(o, row.get('__where__', 'image')) for o in images)
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c013
+# %% ../../nbs/benchmarks/03_items.ipynb #c016
 @dataclass(frozen=True, repr=False)
 class Item:
     "One question as it is asked"
     id:str              # Unique within benchmark and split
     question:str        # The exact text sent to the model: prompt of the protocol, choices included
     answer:str|None=None # Gold; None: not published
-    images:tuple=()     # One or several, as paths, PIL images, bytes or `Picture`s; kept as `Picture`s
+    images:tuple=()     # As paths, PIL images, bytes or `Picture`s; `<image 2>` in the question places the second
     choices:tuple=()    # Option texts in letter order; empty for a free answer
     group:str|None=None # Items of one group are one cluster (a MathVerse problem); None: its own
     answer_option:str|None=None # Letter of the right choice, where known
@@ -53,7 +76,7 @@ class Item:
     def __repr__(self): return item_line(self)
     def _repr_html_(self): return item_html(self)
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c015
+# %% ../../nbs/benchmarks/03_items.ipynb #c018
 FIELD_EXAMPLES = dict(id="'7'", question="'How many?'", images="'a.png'", choices="('red', 'blue')",
                       tags="dict(category='colour')", precision='2')
 FIELD_KINDS = dict(images=object, choices=(list, tuple), tags=dict, precision=(int, float, type(None)),
@@ -85,7 +108,7 @@ def checked_fields(
         except ValueError as e: raise ValueError(f'{whose}: `{f.name}`: {e}') from None
     return out
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c018
+# %% ../../nbs/benchmarks/03_items.ipynb #c021
 def item_line(
     item:Item,          # A question
 )->str:
@@ -94,12 +117,13 @@ def item_line(
     seen = f", {len(item.images)} picture{'s'[:len(item.images)!=1]}" if item.images else ''
     return f'Item({one_line(item.id, 30)!r}, {one_line(item.question)!r}{answer}{seen})'
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c021
+# %% ../../nbs/benchmarks/03_items.ipynb #c024
+SHOWN_PICTURES = 8      # Of a question, at most
 ITEM_PAGE = '''<div style="max-width:44em">
-{% for p in pictures %}{% if p.why %}<p><em>{{ p.why|seen }}</em></p>{% else %}
-<img src="data:image/png;base64,{{ p.data }}" alt="picture {{ loop.index }} of the question"
+{% for p in parts %}{% if p is string %}
+<p style="white-space:pre-wrap;margin:4px 0">{{ p|seen }}</p>{% elif p.why %}<p><em>{{ p.why|seen }}</em></p>{% else %}
+<img src="data:image/png;base64,{{ p.data }}" alt="picture {{ p.number }} of the question"
 style="margin:0 8px 4px 0;min-width:96px">{% endif %}{% endfor %}
-<p style="white-space:pre-wrap;margin:4px 0">{{ item.question|seen }}</p>
 <p style="margin:4px 0"><small>{{ item.id|seen }}
 {%- if item.benchmark %} of {{ item.benchmark|seen }}{% endif %}
 {% if answer is not none %}; right is <b>{{ answer|seen }}</b>{% endif %}</small></p></div>'''
@@ -109,15 +133,16 @@ def item_html(
 )->str:                 # All of its text escaped
     "A question with its first pictures, for a notebook"
     from jinja2 import Environment
-    shown = []
-    for p in item.images[:4]:
-        try: shown.append(dict(data=base64.b64encode(p.thumbnail()).decode()))
-        except ValueError as e: shown.append(dict(why=str(e)))
+    def seen(number, picture):
+        try: return dict(number=number, data=base64.b64encode(picture.thumbnail()).decode())
+        except ValueError as e: return dict(why=str(e))
+    pictures = [seen(*o) for o in enumerate(item.images[:SHOWN_PICTURES], 1)]
     pages = Environment(autoescape=True)
     pages.filters['seen'] = visible
-    return pages.from_string(ITEM_PAGE).render(item=item, pictures=shown, answer=right_answer(item))
+    return pages.from_string(ITEM_PAGE).render(item=item, parts=parts_of(item.question, pictures),
+                                                answer=right_answer(item))
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c023
+# %% ../../nbs/benchmarks/03_items.ipynb #c026
 def right_answer(
     item:Item,          # A question
 )->str|None:            # None: not published
@@ -126,7 +151,7 @@ def right_answer(
     listed = item.answer_type=='any of' and (item.answer or '').lstrip()[:1]=='['
     return str((json.loads(item.answer) or [''])[0]) if listed else item.answer
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c028
+# %% ../../nbs/benchmarks/03_items.ipynb #c033
 def as_item(
     question:Item|str,  # An `Item`, or the text of a question
     *images,            # Pictures that go with a text: paths, PIL images or encoded bytes
@@ -142,7 +167,7 @@ def as_item(
     if images: raise ValueError('An item brings its own pictures. Give a text to put others beside it.')
     return question
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c032
+# %% ../../nbs/benchmarks/03_items.ipynb #c037
 @dataclass(frozen=True, repr=False)
 class Benchmark:
     "Where a benchmark is and how its rows are read"
@@ -153,7 +178,7 @@ class Benchmark:
     metric:str='answer' # Rule of scoring, by name
     splits:dict=field(default_factory=dict) # Split -> pattern of its files, or `file#part` for a part of one
     tables:dict=field(default_factory=dict) # Name of a VLMEvalKit table -> split
-    images:tuple=('image', 'image_path') # Columns that may hold the image; the first that does is taken
+    images:tuple=('image', 'image_path') # Columns that may hold the image; `image_1` stands for `image_2`, ... too
     revision:str='main' # Commit on the hub; 'main': none is pinned, and `prepare` notes the one it got
     licence:str='not stated' # As the card says
     prompt:str=''       # What is sent, in a line
@@ -171,7 +196,7 @@ class Benchmark:
 
 BENCHMARKS:dict[str, Benchmark] = {}
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c036
+# %% ../../nbs/benchmarks/03_items.ipynb #c041
 RULE_OF = {'MathVista':'mathvista', 'MathVerse':'mathverse', 'MathVision':'mathvision', 'DynaMath':'dynamath',
            'MM-Math':'mm_math', 'MMStar':'mmstar', 'K-MMStar':'mmstar', 'K-DTCBench':'mmstar',
            'ChartQA':'relaxed', 'DocVQA':'anls', 'TextVQA':'vqa', 'OCRBench':'contains',
@@ -190,7 +215,7 @@ def metric_of(
     "Which rule scores a benchmark"
     return _metric_among(name, (*(RULE_OF|{b.name:b.metric for b in BENCHMARKS.values()}).items(),))
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c039
+# %% ../../nbs/benchmarks/03_items.ipynb #c044
 def record_of(
     name:str,           # Of a benchmark or of its VLMEvalKit table; case, `-` and `_` do not matter
     also:tuple=(),      # Names that the caller knows beside
@@ -206,7 +231,7 @@ def record_of(
     raise LookupError(f"No benchmark is named {quoted(name)}.{near} There are: {there}. "
                       f"A table of your own is read by its path: load('mine.csv').")
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c043
+# %% ../../nbs/benchmarks/03_items.ipynb #c048
 @dataclass(frozen=True)
 class LeftRow:
     "A row of a table that cannot be asked"
@@ -219,7 +244,7 @@ class LeftRow:
 
     def __str__(self): return f'{self.where}: {self.why}'
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c045
+# %% ../../nbs/benchmarks/03_items.ipynb #c050
 SHOWN = 5               # Items that a list shows of itself
 
 class Items(list):
@@ -250,7 +275,7 @@ class Items(list):
         left = f', {len(self.left)} left out'*bool(self.left)
         return f"{len(self)} item{'s'[:len(self)!=1]}{left}{problems}{lines}{rest}"
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c049
+# %% ../../nbs/benchmarks/03_items.ipynb #c054
 ROW_KEYS = ('benchmark', 'split', 'run', 'index', 'group')  # Which reply a row is, in every table
 
 def row_of(
@@ -265,7 +290,7 @@ def row_of(
                metric=item.metric or metric_of(item.benchmark))
     return own|{k:text_of(v) for k, v in item.tags.items() if k not in own}
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c053
+# %% ../../nbs/benchmarks/03_items.ipynb #c058
 LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
 
 def options_of(
@@ -281,7 +306,7 @@ def options_of(
     while lettered and lettered[-1] is None: lettered.pop()
     return tuple(o or '' for o in lettered)
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c056
+# %% ../../nbs/benchmarks/03_items.ipynb #c061
 DIRECTLY = "Answer with the option's letter from the given choices directly."
 
 def lettered(
@@ -292,7 +317,7 @@ def lettered(
     "A question with its options, one a line"
     return '\n'.join([question, *(mark.format(l, c) for l, c in zip(LETTERS, choices))])
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c059
+# %% ../../nbs/benchmarks/03_items.ipynb #c064
 def tags_of(
     **named,            # Cells
 )->dict:

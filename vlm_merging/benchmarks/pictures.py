@@ -13,8 +13,8 @@ from ..checkpoints.places import path_of
 from ..checkpoints.texts import error_words
 
 # %% auto #0
-__all__ = ['HEAVIEST', 'PICTURE_FORMATS', 'PIXELS', 'SLIMMEST', 'SCANS', 'LONGEST_PATH', 'file_content', 'encoded',
-           'opened_picture', 'source_of', 'Picture', 'as_picture']
+__all__ = ['HEAVIEST', 'PICTURE_FORMATS', 'PIXELS', 'SLIMMEST', 'SCANS', 'LONGEST_PATH', 'PICTURE_MARK', 'file_content',
+           'encoded', 'opened_picture', 'source_of', 'Picture', 'as_picture', 'marks_in', 'parts_of', 'check_marks']
 
 # %% ../../nbs/benchmarks/02_pictures.ipynb #c009
 HEAVIEST = 1<<28        # Bytes of an encoded picture, at most
@@ -162,3 +162,37 @@ def as_picture(
     name = str(source)[:80] if isinstance(source, (str, Path)) else 'image'
     if isinstance(source, str) and not re.match('data:|(?!file:)[a-z]+://', source): source = path_of(source)
     return Picture(source, name)
+
+# %% ../../nbs/benchmarks/02_pictures.ipynb #c034
+PICTURE_MARK = re.compile(r'<image ([1-9]\d?)>')
+
+def marks_in(
+    question:str,       # With marks such as `<image 2>`, or without
+    pictures:int,       # How many there are; other marks are text
+)->list[re.Match]:      # Group 1 is the number of a picture
+    "The marks of a question that are places of pictures"
+    return [m for m in PICTURE_MARK.finditer(question) if int(m[1])<=pictures]
+
+def parts_of(
+    question:str,       # With marks such as `<image 2>`, or without
+    pictures,           # A list of whatever stands for pictures; the first is number 1
+)->list:                # Texts, and elements of `pictures`
+    "A question in the order in which it is sent: pictures where their marks are, the others in front"
+    marks = marks_in(question, len(pictures))
+    if not marks: return [*pictures, question]
+    named, at, parts = {int(m[1]) for m in marks}, 0, []
+    for m in marks:
+        parts += [question[at:m.start()], pictures[int(m[1])-1]]
+        at = m.end()
+    front = [p for k, p in enumerate(pictures, 1) if k not in named]
+    return front + [p for p in (*parts, question[at:]) if not isinstance(p, str) or p]
+
+# %% ../../nbs/benchmarks/02_pictures.ipynb #c037
+def check_marks(
+    question:str,       # With marks such as `<image 2>`, or without
+    pictures:int,       # How many there are
+):
+    "Raise ValueError if a question names a picture that it does not have"
+    lost = next((m[0] for m in PICTURE_MARK.finditer(question) if int(m[1])>pictures), None)
+    there = 'is 1 picture' if pictures==1 else f'are {pictures} pictures'
+    if lost: raise ValueError(f'the question names {lost}, and there {there}')
