@@ -34,9 +34,10 @@ def picture_cells(
     "What a row holds of pictures; raise ValueError if a numbered one is missing"
     for c in columns:
         names = numbered_columns(row, c) if c.endswith('_1') else [c]
-        cells = [None if isinstance(v := row.get(n), str) and not v.strip() else v for n in names]
+        cells = [None if isinstance(v := row.get(n), str) and not v else v for n in names]
         while cells and cells[-1] is None: cells.pop()
-        if None in cells: raise ValueError(f'`{names[cells.index(None)]}` is empty, and `{names[len(cells)-1]}` is not')
+        gap = next((n for n, v in zip(names, cells) if v is None), None)
+        if gap: raise ValueError(f'`{gap}` is empty, and `{names[len(cells)-1]}` is not')
         if cells: return cells if c.endswith('_1') else cells[0]
 
 # %% ../../nbs/benchmarks/03_items.ipynb #c012

@@ -10,64 +10,22 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from pkgutil import resolve_name
 import polars as pl
-from .items import (BENCHMARKS, Benchmark, DIRECTLY, Item, Items, LeftRow, LETTERS,
-    RULE_OF, lettered, options_of, pictures, record_of, tags_of)
-from .cells import cell, decimal_places, named_text, text_of, unpacked
+from .items import (BENCHMARKS, Benchmark, Item, Items, LeftRow, RULE_OF,
+    numbered_columns, picture_cells, record_of)
+from .cells import text_of
 from ..checkpoints.texts import check_number, error_words, one_line
 from ..checkpoints.places import path_of
-from .pictures import Picture
+from .own_rows import own_row
+from .pictures import Picture, check_marks
 from ..lab.trio import questions
 from .prepare import pattern_of, prepared
 from .tables import (IMAGES, TABLE_SUFFIXES, pictures_at, rows_in, rows_in_words,
                                            what_lies_at)
 
 # %% auto #0
-__all__ = ['OWN_COLUMNS', 'RULES_AT', 'PICTURE_FILES', 'option_of', 'own_row', 'subset', 'lab_items', 'Table', 'table_of',
-           'check_rule', 'load']
+__all__ = ['RULES_AT', 'PICTURE_FILES', 'subset', 'lab_items', 'Table', 'table_of', 'check_rule', 'load']
 
 # %% ../../nbs/benchmarks/12_load.ipynb #c009
-def option_of(
-    answer:str|None,    # Gold: a letter or the text of an option; None: not published
-    choices:tuple,      # Texts in letter order
-    option:str|None=None, # Letter, where the table has a column for it
-)->str|None:            # A letter; None: not published
-    "Which choice a gold answer means; raise ValueError if that is not clear"
-    letters, text = LETTERS[:len(choices)], (answer or '').strip()
-    read = {l for l, c in zip(letters, choices) if text and text in (l, c.strip())}
-    read = read or {l for l in letters if l==text.strip(' ().:').upper()}
-    if option is None and len(read)>1:
-        both = ' or '.join(sorted(read))
-        raise ValueError(f"`answer` is {answer!r}, which may be {both}; add a column `answer_option`")
-    option = option or next(iter(read), None)
-    if answer is not None and (option is None or option not in letters):
-        raise ValueError(f"`answer` is {(option or answer)[:40]!r}, but there are {len(choices)} choices: "
-                         f"{', '.join(choices)[:80]}")
-    return option
-
-# %% ../../nbs/benchmarks/12_load.ipynb #c012
-OWN_COLUMNS = ('question', 'answer', 'choices', 'options', 'index', 'id', 'group', 'answer_option',
-               'question_type', 'answer_type', 'precision', 'unit', 'split', 'metric', 'question_for_eval',
-               *IMAGES, *LETTERS)
-
-def own_row(
-    row:dict,           # `question`, and what else there is of `OWN_COLUMNS`; other columns are tags
-)->Item:
-    "A row of a table of your own"
-    text = {k:named_text(row, k) for k in OWN_COLUMNS if k not in IMAGES}
-    question, choices = cell(row, 'question'), options_of(row, 'choices', 'options')
-    option, kind = text['answer_option'], text['question_type']
-    kind = kind or ('multi_choice' if choices else 'free_form')
-    if choices:
-        option = option_of(text['answer'], choices, option)
-        question = lettered(question, choices, '{}. {}')+'\n'+DIRECTLY
-    tags = {k:unpacked(v) for k, v in row.items() if k not in OWN_COLUMNS and not k.startswith('__')
-            and not callable(v) and not isinstance(v, bytes)}
-    return Item(text['index'] or text['id'] or str(row['__row__']+1), question, text['answer'],
-                pictures(row, *IMAGES), choices, text['group'], option, kind, text['answer_type'],
-                decimal_places(text['precision']), text['unit'], tags_of(**tags), split=text['split'] or '',
-                metric=text['metric'] or 'answer', question_for_eval=text['question_for_eval'])
-
-# %% ../../nbs/benchmarks/12_load.ipynb #c016
 def subset(
     items:list[Item],   # Of one or several benchmarks
     n:int,              # How many; whole groups are taken as long as they fit, and one at least
@@ -86,7 +44,7 @@ def subset(
         size += len(groups[g])
     return [i for i in items if key(i) in taken]
 
-# %% ../../nbs/benchmarks/12_load.ipynb #c020
+# %% ../../nbs/benchmarks/12_load.ipynb #c013
 def lab_items(
     n:int=420,          # How many; all topics in turn
     seed:int=0,         # Same seed, same questions
@@ -96,7 +54,7 @@ def lab_items(
     return [Item(q.id, q.ask, q.answer, (Picture(q.image, q.id),), benchmark='lab', split=split,
                  tags=dict(category=q.kind, topic=q.topic)) for q in questions(n, seed, split)]
 
-# %% ../../nbs/benchmarks/12_load.ipynb #c024
+# %% ../../nbs/benchmarks/12_load.ipynb #c017
 @dataclass(frozen=True)
 class Table:
     "What is to be read: rows, and how"
@@ -106,7 +64,7 @@ class Table:
     part:str            # Keep items of this split only; empty: all
     name:str            # Value of the column `benchmark`
 
-# %% ../../nbs/benchmarks/12_load.ipynb #c026
+# %% ../../nbs/benchmarks/12_load.ipynb #c019
 def _table_of_file(path, record, split, name):
     "A file, of a benchmark or of your own"
     known = [b for b in BENCHMARKS.values() if path.suffix.lower()=='.tsv' and path.stem in b.tables]
@@ -117,7 +75,7 @@ def _table_of_file(path, record, split, name):
     named = (s for s, p in record.splits.items() if fnmatchcase(path.name, p.rpartition('/')[2]))
     return Table((path,), record, split or record.tables.get(path.stem) or next(named, ''), part, record.name)
 
-# %% ../../nbs/benchmarks/12_load.ipynb #c029
+# %% ../../nbs/benchmarks/12_load.ipynb #c022
 def table_of(
     what,               # Path, name or polars frame
     split:str|None=None, # As for `load`
@@ -149,7 +107,7 @@ def table_of(
     tables = tuple(f for f in files if f.suffix.lower() in TABLE_SUFFIXES)
     return Table(tables, record, split, part, record.name)
 
-# %% ../../nbs/benchmarks/12_load.ipynb #c032
+# %% ../../nbs/benchmarks/12_load.ipynb #c025
 RULES_AT = 'vlm_merging.scoring.score:RULES'
 
 def check_rule(
@@ -161,7 +119,7 @@ def check_rule(
     if metric not in (rules := resolve_name(RULES_AT)):
         raise ValueError(f"{where}there is no rule named {metric!r}; there are {', '.join(rules)}.")
 
-# %% ../../nbs/benchmarks/12_load.ipynb #c036
+# %% ../../nbs/benchmarks/12_load.ipynb #c029
 def _returned(item, to_item):
     "What a row function returned; raise ValueError if it is no item"
     if isinstance(item, Item): return item
@@ -170,7 +128,7 @@ def _returned(item, to_item):
                      f"needed: return Item(id, question, answer). "
                      f"To leave a row out, raise ValueError with the reason.")
 
-# %% ../../nbs/benchmarks/12_load.ipynb #c038
+# %% ../../nbs/benchmarks/12_load.ipynb #c031
 def _left_row(raw, where, why, at, own):
     "A row that makes no question; in a table of your own it is known what that would have been called"
     if not own: return LeftRow(where, why, where)
@@ -185,7 +143,7 @@ def _sentences(left, file, word):
     for n, row in left: failed.setdefault(row.why, []).append(n)
     return [f'{file} {rows_in_words(at, word)}: {why}.' for why, at in failed.items()]
 
-# %% ../../nbs/benchmarks/12_load.ipynb #c041
+# %% ../../nbs/benchmarks/12_load.ipynb #c034
 def _with_pictures(item, folder, read):
     "An item whose picture files are there; raise ValueError if one is not. `read`: were looked for already"
     def found(picture):
@@ -195,9 +153,10 @@ def _with_pictures(item, folder, read):
         if not path.is_file(): raise ValueError(f"there is no image file '{one_line(path, 80)}'")
         return picture if path==picture.source else replace(picture, source=path)
     images = tuple(map(found, item.images))
+    if images: check_marks(item.question, len(images))
     return item if all(a is b for a, b in zip(images, item.images)) else replace(item, images=images)
 
-# %% ../../nbs/benchmarks/12_load.ipynb #c044
+# %% ../../nbs/benchmarks/12_load.ipynb #c037
 def _items_of_rows(numbered, table, file, folder, first, word):
     "Items of one file by number of their row, and the rows that make none: number, `LeftRow`"
     own = table.record is None
@@ -205,16 +164,18 @@ def _items_of_rows(numbered, table, file, folder, first, word):
     blind = not own and table.split in table.record.blind
     to_item = own_row if own else table.record.to_item
     def image(raw): return next((raw[c] for c in columns if raw.get(c) is not None), None)
+    def held(raw): return {n for c in columns for n in (numbered_columns(raw, c) if c.endswith('_1') else [c])}
     by_index = {text_of(r['index']):image(r) for _, r in numbered if isinstance(r, dict)
                 and file.lower().endswith('.tsv') and text_of(r.get('index'))}
     out, left = [], []
     for at, (n, raw) in enumerate(numbered):
         where = f'{file} {word} {n}'
         if isinstance(raw, str): left.append((n, _left_row({}, where, raw, first+at, own))); continue
-        row = {k:v for k, v in raw.items() if k not in columns}
+        seen = held(raw)
+        row = {k:v for k, v in raw.items() if k not in seen}
         row |= dict(__row__=first+at, __file__=file.rpartition('.')[0] or file, __where__=where)
-        source = next((raw[c] for c in columns if raw.get(c) is not None and raw[c]!=''), None)
         try:
+            source = picture_cells(raw, columns)
             if source is not None and not blind:
                 row[columns[0]] = pictures_at(source, folder, by_index, own, where)
             item = to_item(row)
@@ -229,7 +190,7 @@ def _items_of_rows(numbered, table, file, folder, first, word):
         else: out.append((n, _returned(item, to_item)))
     return out, left
 
-# %% ../../nbs/benchmarks/12_load.ipynb #c047
+# %% ../../nbs/benchmarks/12_load.ipynb #c040
 def _unique(numbered, seen, file, word):
     "Items whose index is new, and the rows of the others"
     out, left = [], []
@@ -241,14 +202,14 @@ def _unique(numbered, seen, file, word):
         seen.add((item.split, item.id))
     return out, left
 
-# %% ../../nbs/benchmarks/12_load.ipynb #c051
+# %% ../../nbs/benchmarks/12_load.ipynb #c044
 def _read_file(source, table, first, seen, problems):
     "The new items of one file, rows left out, and how many there are; problems are added to earlier ones"
     frame = not isinstance(source, Path)
     file = 'the table' if frame else source.name
     word = 'line' if file.lower().endswith('.jsonl') else 'row'
     numbered = (list(enumerate(source.lazy().collect().iter_rows(named=True), 1)) if frame
-                else list(rows_in(source, nulls=table.record is None)))
+                else list(rows_in(source, table.record is None or 'image_1' in table.record.images)))
     if not numbered:
         raise ValueError(f"{'The table' if frame else source} has no rows.")
     some, left = _items_of_rows(numbered, table, file, Path() if frame else source.parent, first, word)
@@ -263,7 +224,7 @@ def _read_file(source, table, first, seen, problems):
     problems += _sentences(left, file, word)+_sentences(twice, file, word)
     return new, [row for _, row in left+twice], len(numbered)
 
-# %% ../../nbs/benchmarks/12_load.ipynb #c054
+# %% ../../nbs/benchmarks/12_load.ipynb #c047
 PICTURE_FILES = ('.png', '.jpg', '.jpeg', '.webp', '.gif', '.bmp')
 
 def _unseen_pictures(items, name):
@@ -276,7 +237,7 @@ def _unseen_pictures(items, name):
                 f"Rename it if the model is to see them.")
     return [sentence] if column else []
 
-# %% ../../nbs/benchmarks/12_load.ipynb #c057
+# %% ../../nbs/benchmarks/12_load.ipynb #c050
 def _unanswered(items, name):
     "A sentence about questions without an answer, in a list: empty if all have one"
     lost = sum(text_of(i.answer) is None for i in items)
@@ -285,7 +246,7 @@ def _unanswered(items, name):
     if lost<len(items): which = f'{lost} of {len(items)} questions have no answer'
     return [f'{name}: {which}, and a reply to such a question cannot be scored.']
 
-# %% ../../nbs/benchmarks/12_load.ipynb #c060
+# %% ../../nbs/benchmarks/12_load.ipynb #c053
 def _part(items, left, n, seed):
     "A fixed part of a table: items, and rows that make none; raise ValueError if no item is in it"
     some = subset([*items, *left], n, seed)
@@ -294,7 +255,7 @@ def _part(items, left, n, seed):
         raise ValueError(f'Nothing in a part of {n} can be asked. {left[0]}. Mend the row, or raise `n`.')
     return items, left
 
-# %% ../../nbs/benchmarks/12_load.ipynb #c063
+# %% ../../nbs/benchmarks/12_load.ipynb #c056
 def _named_apart(items, left):
     "Rows left out, by their place in the table where their name is that of a question or of another row"
     seen, out = {(i.split, i.id) for i in items}, []

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/benchmarks/09_tables.ipynb #c005
 from __future__ import annotations
-import codecs, csv, json, stat, zipfile
+import codecs, csv, json, re, stat, zipfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from ..checkpoints.disk import unreadable
 
 # %% auto #0
 __all__ = ['ROWS_AT_ONCE', 'IMAGES', 'LONG', 'NO_OBJECT', 'TABLE_SUFFIXES', 'POINTER', 'inside', 'Cell', 'rows_in_words',
-           'what_lies_at', 'rows_in', 'image_source', 'pictures_at']
+           'picture_columns', 'what_lies_at', 'rows_in', 'image_source', 'pictures_at']
 
 # %% ../../nbs/benchmarks/09_tables.ipynb #c009
 ROWS_AT_ONCE = 16       # Rows that are read together
@@ -78,8 +78,14 @@ def rows_in_words(
     return f"{word if len(rows)==1 else word+'s'} {', '.join(map(str, rows[:8]))}{more}"
 
 # %% ../../nbs/benchmarks/09_tables.ipynb #c023
-IMAGES = ('image', 'images', 'image_path', 'decoded_image', 'img', 'picture', 'file_name')
+IMAGES = ('image', 'images', 'image_path', 'decoded_image', 'img', 'picture', 'file_name', 'image_1')
 LONG = 4096             # Bytes of text in a column of images, from which on it is read later
+
+def picture_columns(
+    names,              # Of the columns of a table
+)->list[str]:
+    "Columns that may hold pictures, also the second and later ones of several"
+    return [n for n in names if n in IMAGES or re.fullmatch(r'image_\d+', n)]
 
 def _shortened(texts):
     "Of each column: its short texts, and for long ones how many images (0: one that is no list)"
@@ -110,7 +116,7 @@ def _parquet_rows(path, nulls):
     schema = _scan(path).collect_schema()
     def heavy(t): return t==pl.Binary or isinstance(t, pl.Struct) and any(f.name=='bytes' for f in t.fields)
     later = {c for c, t in schema.items() if heavy(t) or isinstance(t, pl.List) and heavy(t.inner)}
-    texts = [c for c in IMAGES if schema.get(c)==pl.String]
+    texts = [c for c in picture_columns(schema) if schema[c]==pl.String]
     def empty(c):
         if not isinstance(schema[c], pl.Struct): return pl.col(c).is_null()
         named = [f.name for f in schema[c].fields if f.name in ('bytes', 'path')]
@@ -142,7 +148,7 @@ def _separator(path):
 def _csv_rows(path):
     mark, name = _separator(path)
     names = _scan(path, True).collect_schema().names()
-    texts = [c for c in IMAGES if c in names]
+    texts = picture_columns(names)
     wanted = [pl.col(c) for c in names if c not in texts]
     wanted += _shortened(texts)
     def read(ragged): return _scan(path, ragged).select(*wanted).collect(engine='streaming')
@@ -172,7 +178,7 @@ def _jsonl_rows(path):
             try: row = json_of(line)
             except (json.JSONDecodeError, UnicodeDecodeError): pass
             except ValueError as e: why = str(e)
-            for c in row.keys() & {*IMAGES} if isinstance(row, dict) else ():
+            for c in picture_columns(row) if isinstance(row, dict) else ():
                 if not isinstance(row[c], list): row[c] = later(row[c], c, begin)
                 else: row[c] = [later(o, c, begin, k) for k, o in enumerate(row[c])]
             yield n, row if isinstance(row, dict) else why
