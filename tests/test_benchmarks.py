@@ -14,12 +14,15 @@ from vlm_merging.benchmarks.items import (BENCHMARKS, RULE_OF, Item, Picture, as
                                           options_of, record_of, row_of)
 from vlm_merging.benchmarks.mathematics import (dynamath_row, mathverse_row, mathvision_row, mathvista_row,
                                                 mm_math_row)
-from vlm_merging.benchmarks.perception import (chartqa_row, docvqa_row, inline_options, korean_row,
-                                               mmstar_row, ocrbench_row, pope_row,
+from vlm_merging.benchmarks.perception import (chartqa_row, docvqa_row, inline_options,
+                                               mmstar_row, ocrbench_row,
                                     tablevqa_row, textvqa_row)
 from vlm_merging.benchmarks.prepare import data_root, pattern_of, prepare, prepared
 from vlm_merging.benchmarks.tables import LONG, rows_in, rows_in_words
-from vlm_merging.benchmarks.load import load, own_row, subset
+from vlm_merging.benchmarks.load import load, subset
+from vlm_merging.benchmarks.own_rows import own_row
+from vlm_merging.benchmarks.hallucination import hallusion_row, pope_row
+from vlm_merging.benchmarks.korean import korean_row
 from vlm_merging.benchmarks.questions import as_items
 
 def png(colour, size=(8, 6)):
@@ -260,8 +263,10 @@ def test_mmstar():
                           C='1, 2 and 3', D='none.', answer='C', category='math',
                           l2_category='geometry', source='MathVista'))
     assert replace(tsv, images=())==replace(made, images=())
-    assert mmstar_row({**STAR, 'question': 'Q', 'A': 'x', 'B': 'y',
+    assert mmstar_row({**STAR, 'question': 'Q', 'A': 'x', 'B': 'y', 'answer': 'B',
                        'hint': 'Look.'}).question.startswith('Look.\nQ\nA. x\nB. y\nAnswer')
+    with pytest.raises(ValueError, match='the letter of one of 2 options is needed'):
+        mmstar_row({**STAR, 'question': 'Q', 'A': 'x', 'B': 'y'})
     assert inline_options('Two?\nOptions: A: yes, B: no')==('Two?', ('yes', 'no'))
     assert inline_options('None')==('None', ()) and inline_options('Options: none')[1]==()
     with pytest.raises(ValueError, match='no options'): mmstar_row({**STAR, 'question': 'What?'})

@@ -142,11 +142,11 @@ def sent_parts(
     question:str,       # With marks such as `<image 2>`, or without
     pictures,           # Those of the question, of whatever kind
 )->list:                # Texts and pictures, in the order in which the model reads them
-    "A question in parts; where the template keeps no places, pictures are in front and their marks in the text"
+    "A question in parts; where the template keeps no places, with pictures in front and marks in the text"
     if marks_in(question, len(pictures)) and not _keeps_places(asker.processor): return [*pictures, question]
     return parts_of(question, pictures)
 
-# %% ../../nbs/asking/03_models.ipynb #c046
+# %% ../../nbs/asking/03_models.ipynb #c044
 def written(
     asker,              # A `LocalModel`
     item,               # Has `question` and `images`

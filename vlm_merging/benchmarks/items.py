@@ -9,56 +9,24 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from .cells import decimal_places, text_of, unpacked
-from .pictures import Picture, as_picture, parts_of
+from .pictures import Picture, as_picture, parts_of, pictures
 from ..checkpoints.texts import did_you_mean, one_line, quoted, visible
 
 # %% auto #0
 __all__ = ['FIELD_EXAMPLES', 'FIELD_KINDS', 'SHOWN_PICTURES', 'ITEM_PAGE', 'BENCHMARKS', 'RULE_OF', 'SHOWN', 'ROW_KEYS',
-           'LETTERS', 'DIRECTLY', 'numbered_columns', 'picture_cells', 'pictures', 'Item', 'checked_fields',
-           'item_line', 'item_html', 'right_answer', 'as_item', 'Benchmark', 'metric_of', 'record_of', 'LeftRow',
-           'Items', 'row_of', 'options_of', 'lettered', 'tags_of']
+           'LETTERS', 'DIRECTLY', 'KEPT_BACK', 'Item', 'checked_fields', 'item_line', 'item_html', 'right_answer',
+           'as_item', 'Benchmark', 'metric_of', 'record_of', 'LeftRow', 'Items', 'row_of', 'options_of', 'lettered',
+           'option_item', 'tags_of']
 
 # %% ../../nbs/benchmarks/03_items.ipynb #c009
-def numbered_columns(
-    row:dict,           # Of a table
-    first:str,          # Such as `image_1`
-)->list[str]:           # `image_1`, `image_2`, ..., as far as they go without a gap
-    "Columns of one picture each"
-    stem = first.removesuffix('1')
-    return [f'{stem}{k}' for k in range(1, next(k for k in range(1, 100) if f'{stem}{k}' not in row))]
-
-def picture_cells(
-    row:dict,           # Of a table
-    columns,            # Names: where an image may stand; `image_1` stands for `image_2`, ... too
-):                      # A cell, or a list of them; None: nothing is there
-    "What a row holds of pictures; raise ValueError if a numbered one is missing"
-    for c in columns:
-        names = numbered_columns(row, c) if c.endswith('_1') else [c]
-        cells = [None if isinstance(v := row.get(n), str) and not v else v for n in names]
-        while cells and cells[-1] is None: cells.pop()
-        gap = next((n for n, v in zip(names, cells) if v is None), None)
-        if gap: raise ValueError(f'`{gap}` is empty, and `{names[len(cells)-1]}` is not')
-        if cells: return cells if c.endswith('_1') else cells[0]
-
-# %% ../../nbs/benchmarks/03_items.ipynb #c012
-def pictures(
-    row:dict,           # Of a table
-    *columns:str,       # Where an image may stand; the first that holds something is taken
-)->tuple[Picture, ...]: # Empty: there is no image
-    "The images of a raw row, of whatever kind"
-    images = picture_cells(row, columns)
-    if images is None: images = ()
-    images = images if isinstance(images, (list, tuple)) else (images,)
-    return tuple(o if isinstance(o, Picture) else Picture(o, row.get('__where__', 'image')) for o in images)
-
-# %% ../../nbs/benchmarks/03_items.ipynb #c016
 @dataclass(frozen=True, repr=False)
 class Item:
     "One question as it is asked"
     id:str              # Unique within benchmark and split
     question:str        # The exact text sent to the model: prompt of the protocol, choices included
     answer:str|None=None # Gold; None: not published
-    images:tuple=()     # As paths, PIL images, bytes or `Picture`s; `<image 2>` in the question places the second
+    # As paths, PIL images, bytes or `Picture`s; `<image 2>` in the question places the second
+    images:tuple=()
     choices:tuple=()    # Option texts in letter order; empty for a free answer
     group:str|None=None # Items of one group are one cluster (a MathVerse problem); None: its own
     answer_option:str|None=None # Letter of the right choice, where known
@@ -77,7 +45,7 @@ class Item:
     def __repr__(self): return item_line(self)
     def _repr_html_(self): return item_html(self)
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c018
+# %% ../../nbs/benchmarks/03_items.ipynb #c011
 FIELD_EXAMPLES = dict(id="'7'", question="'How many?'", images="'a.png'", choices="('red', 'blue')",
                       tags="dict(category='colour')", precision='2')
 FIELD_KINDS = dict(images=object, choices=(list, tuple), tags=dict, precision=(int, float, type(None)),
@@ -109,7 +77,7 @@ def checked_fields(
         except ValueError as e: raise ValueError(f'{whose}: `{f.name}`: {e}') from None
     return out
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c021
+# %% ../../nbs/benchmarks/03_items.ipynb #c014
 def item_line(
     item:Item,          # A question
 )->str:
@@ -118,11 +86,12 @@ def item_line(
     seen = f", {len(item.images)} picture{'s'[:len(item.images)!=1]}" if item.images else ''
     return f'Item({one_line(item.id, 30)!r}, {one_line(item.question)!r}{answer}{seen})'
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c024
+# %% ../../nbs/benchmarks/03_items.ipynb #c017
 SHOWN_PICTURES = 8      # Of a question, at most
 ITEM_PAGE = '''<div style="max-width:44em">
 {% for p in parts %}{% if p is string %}
-<p style="white-space:pre-wrap;margin:4px 0">{{ p|seen }}</p>{% elif p.why %}<p><em>{{ p.why|seen }}</em></p>{% else %}
+<p style="white-space:pre-wrap;margin:4px 0">{{ p|seen }}</p>{% elif p.why %}<p><em>{{ p.why|seen }}</em></p>
+{%- else %}
 <img src="data:image/png;base64,{{ p.data }}" alt="picture {{ p.number }} of the question"
 style="margin:0 8px 4px 0;min-width:96px">{% endif %}{% endfor %}
 <p style="margin:4px 0"><small>{{ item.id|seen }}
@@ -143,7 +112,7 @@ def item_html(
     return pages.from_string(ITEM_PAGE).render(item=item, parts=parts_of(item.question, pictures),
                                                 answer=right_answer(item))
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c026
+# %% ../../nbs/benchmarks/03_items.ipynb #c019
 def right_answer(
     item:Item,          # A question
 )->str|None:            # None: not published
@@ -152,7 +121,7 @@ def right_answer(
     listed = item.answer_type=='any of' and (item.answer or '').lstrip()[:1]=='['
     return str((json.loads(item.answer) or [''])[0]) if listed else item.answer
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c033
+# %% ../../nbs/benchmarks/03_items.ipynb #c026
 def as_item(
     question:Item|str,  # An `Item`, or the text of a question
     *images,            # Pictures that go with a text: paths, PIL images or encoded bytes
@@ -168,7 +137,7 @@ def as_item(
     if images: raise ValueError('An item brings its own pictures. Give a text to put others beside it.')
     return question
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c037
+# %% ../../nbs/benchmarks/03_items.ipynb #c030
 @dataclass(frozen=True, repr=False)
 class Benchmark:
     "Where a benchmark is and how its rows are read"
@@ -179,7 +148,8 @@ class Benchmark:
     metric:str='answer' # Rule of scoring, by name
     splits:dict=field(default_factory=dict) # Split -> pattern of its files, or `file#part` for a part of one
     tables:dict=field(default_factory=dict) # Name of a VLMEvalKit table -> split
-    images:tuple=('image', 'image_path') # Columns that may hold the image; `image_1` stands for `image_2`, ... too
+    # Columns that may hold the image; `image_1` stands for `image_2`, ... too
+    images:tuple=('image', 'image_path')
     revision:str='main' # Commit on the hub; 'main': none is pinned, and `prepare` notes the one it got
     licence:str='not stated' # As the card says
     prompt:str=''       # What is sent, in a line
@@ -197,11 +167,14 @@ class Benchmark:
 
 BENCHMARKS:dict[str, Benchmark] = {}
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c041
+# %% ../../nbs/benchmarks/03_items.ipynb #c034
 RULE_OF = {'MathVista':'mathvista', 'MathVerse':'mathverse', 'MathVision':'mathvision', 'DynaMath':'dynamath',
-           'MM-Math':'mm_math', 'MMStar':'mmstar', 'K-MMStar':'mmstar', 'K-DTCBench':'mmstar',
-           'ChartQA':'relaxed', 'DocVQA':'anls', 'TextVQA':'vqa', 'OCRBench':'contains',
-           'TableVQA-Bench':'answer', 'POPE':'yesno'}
+           'MM-Math':'mm_math', 'We-Math':'mmstar', 'MMStar':'mmstar', 'MMBench':'mmstar', 'BLINK':'mmstar',
+           'VisOnlyQA':'mmstar', 'ChartQA':'relaxed', 'DocVQA':'anls', 'TextVQA':'vqa', 'OCRBench':'contains',
+           'TableVQA-Bench':'answer', 'POPE':'yesno', 'HallusionBench':'yesno',
+           'MMMU':'answer', 'MMMU-Pro':'mmstar', 'EMMA':'answer', 'EMMA-mini':'answer', 'ScienceQA':'mmstar',
+           'AI2D':'mmstar', 'LogicVista':'answer', 'K-MMStar':'mmstar', 'K-DTCBench':'mmstar',
+           'K-MMBench':'mmstar', 'K-SEED':'mmstar', 'KRETA':'mmstar', 'KOFFVQA':'answer'}
 
 def _bare(text): return ''.join(c for c in text.lower() if c.isalnum())
 
@@ -216,7 +189,7 @@ def metric_of(
     "Which rule scores a benchmark"
     return _metric_among(name, (*(RULE_OF|{b.name:b.metric for b in BENCHMARKS.values()}).items(),))
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c044
+# %% ../../nbs/benchmarks/03_items.ipynb #c037
 def record_of(
     name:str,           # Of a benchmark or of its VLMEvalKit table; case, `-` and `_` do not matter
     also:tuple=(),      # Names that the caller knows beside
@@ -232,7 +205,7 @@ def record_of(
     raise LookupError(f"No benchmark is named {quoted(name)}.{near} There are: {there}. "
                       f"A table of your own is read by its path: load('mine.csv').")
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c048
+# %% ../../nbs/benchmarks/03_items.ipynb #c041
 @dataclass(frozen=True)
 class LeftRow:
     "A row of a table that cannot be asked"
@@ -245,7 +218,7 @@ class LeftRow:
 
     def __str__(self): return f'{self.where}: {self.why}'
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c050
+# %% ../../nbs/benchmarks/03_items.ipynb #c043
 SHOWN = 5               # Items that a list shows of itself
 
 class Items(list):
@@ -276,7 +249,7 @@ class Items(list):
         left = f', {len(self.left)} left out'*bool(self.left)
         return f"{len(self)} item{'s'[:len(self)!=1]}{left}{problems}{lines}{rest}"
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c054
+# %% ../../nbs/benchmarks/03_items.ipynb #c047
 ROW_KEYS = ('benchmark', 'split', 'run', 'index', 'group')  # Which reply a row is, in every table
 
 def row_of(
@@ -291,7 +264,7 @@ def row_of(
                metric=item.metric or metric_of(item.benchmark))
     return own|{k:text_of(v) for k, v in item.tags.items() if k not in own}
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c058
+# %% ../../nbs/benchmarks/03_items.ipynb #c051
 LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
 
 def options_of(
@@ -307,7 +280,7 @@ def options_of(
     while lettered and lettered[-1] is None: lettered.pop()
     return tuple(o or '' for o in lettered)
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c061
+# %% ../../nbs/benchmarks/03_items.ipynb #c054
 DIRECTLY = "Answer with the option's letter from the given choices directly."
 
 def lettered(
@@ -318,7 +291,28 @@ def lettered(
     "A question with its options, one a line"
     return '\n'.join([question, *(mark.format(l, c) for l, c in zip(LETTERS, choices))])
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c064
+# %% ../../nbs/benchmarks/03_items.ipynb #c057
+KEPT_BACK = ('?', 'hidden', 'nan')
+
+def option_item(
+    row:dict,           # Of a table
+    question:str,       # As it is sent
+    choices:tuple,      # Texts in letter order
+    letter:str|None,    # Of the right one, as published: also `(A)`; None: it is not
+    ids:tuple,          # Columns that may hold the id; the first that holds something is taken
+    **more,             # Other fields of the item
+)->Item:
+    "A question with options; raise ValueError if its answer is none of them"
+    letter = None if letter is None or letter.strip() in KEPT_BACK else letter.strip(' ().:').upper()
+    if letter is not None and (len(letter)!=1 or letter not in LETTERS[:len(choices)]):
+        raise ValueError(f"`answer` is {quoted(letter)}, where the letter of one of {len(choices)} options "
+                         f"is needed")
+    index = next((t for c in ids if (t := text_of(row.get(c))) is not None), str(row.get('__row__', '')))
+    more = dict(images=pictures(row, 'image', 'image_1'))|more
+    return Item(index, question, letter, choices=choices, answer_option=letter,
+                question_type='multi_choice', **more)
+
+# %% ../../nbs/benchmarks/03_items.ipynb #c060
 def tags_of(
     **named,            # Cells
 )->dict:

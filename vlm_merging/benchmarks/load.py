@@ -6,19 +6,18 @@
 from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from pkgutil import resolve_name
 import polars as pl
 from .items import (BENCHMARKS, Benchmark, Item, Items, LeftRow, RULE_OF,
-    numbered_columns, picture_cells, record_of)
+                                          record_of)
 from .cells import text_of
 from ..checkpoints.texts import check_number, error_words, one_line
 from ..checkpoints.places import path_of
 from .own_rows import own_row
-from .pictures import Picture, check_marks
+from .pictures import Picture, check_marks, numbered_columns, picture_cells
 from ..lab.trio import questions
-from .prepare import pattern_of, prepared
+from .prepare import pattern_of, prepared, split_of_file
 from .tables import (IMAGES, TABLE_SUFFIXES, pictures_at, rows_in, rows_in_words,
                                            what_lies_at)
 
@@ -72,8 +71,8 @@ def _table_of_file(path, record, split, name):
     if record is None: return Table((path,), None, '', split or '', name or path.stem)
     if not record.splits: return Table((path,), record, split or record.split, split or '', record.name)
     part = pattern_of(record, split)[1] if split else ''
-    named = (s for s, p in record.splits.items() if fnmatchcase(path.name, p.rpartition('/')[2]))
-    return Table((path,), record, split or record.tables.get(path.stem) or next(named, ''), part, record.name)
+    label = split or record.tables.get(path.stem) or split_of_file(record, path)
+    return Table((path,), record, label, part, record.name)
 
 # %% ../../nbs/benchmarks/12_load.ipynb #c022
 def table_of(
@@ -164,7 +163,8 @@ def _items_of_rows(numbered, table, file, folder, first, word):
     blind = not own and table.split in table.record.blind
     to_item = own_row if own else table.record.to_item
     def image(raw): return next((raw[c] for c in columns if raw.get(c) is not None), None)
-    def held(raw): return {n for c in columns for n in (numbered_columns(raw, c) if c.endswith('_1') else [c])}
+    def held(raw):
+        return {n for c in columns for n in (numbered_columns(raw, c) if c.endswith('_1') else [c])}
     by_index = {text_of(r['index']):image(r) for _, r in numbered if isinstance(r, dict)
                 and file.lower().endswith('.tsv') and text_of(r.get('index'))}
     out, left = [], []

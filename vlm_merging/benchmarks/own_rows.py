@@ -5,7 +5,8 @@
 # %% ../../nbs/benchmarks/11_own_rows.ipynb #c005
 from __future__ import annotations
 from .cells import cell, decimal_places, named_text, unpacked
-from .items import DIRECTLY, Item, LETTERS, lettered, options_of, pictures, tags_of
+from .items import DIRECTLY, Item, LETTERS, lettered, options_of, tags_of
+from .pictures import pictures
 from .tables import IMAGES, picture_columns
 
 # %% auto #0

@@ -7,6 +7,9 @@ from __future__ import annotations
 import hashlib, json, os, secrets
 from fnmatch import fnmatchcase
 from pathlib import Path
+from . import disciplines as disciplines
+from . import hallucination as hallucination
+from . import korean as korean
 from . import mathematics as mathematics
 from . import perception as perception
 from .items import Benchmark, record_of
@@ -15,10 +18,11 @@ from vlm_merging.checkpoints.disk import (ReadingError, copy_file, flush_file, f
     reading, replace_text, sole)
 
 # %% auto #0
-__all__ = ['RECORDS', 'NOTE', 'QUICK', 'data_root', 'pattern_of', 'matching', 'prepare', 'prepared']
+__all__ = ['RECORDS', 'NOTE', 'QUICK', 'data_root', 'pattern_of', 'split_of_file', 'matching', 'prepare', 'prepared']
 
 # %% ../../nbs/benchmarks/10_prepare.ipynb #c009
-RECORDS = mathematics, perception  # Importing these rooms fills BENCHMARKS
+# Importing these rooms fills BENCHMARKS
+RECORDS = mathematics, perception, hallucination, disciplines, korean
 
 def data_root()->Path:
     "Where prepared benchmarks lie: $VLM_MERGING_DATA, or ~/.cache/vlm_merging/benchmarks"
@@ -46,6 +50,24 @@ def pattern_of(
     return pattern, part
 
 # %% ../../nbs/benchmarks/10_prepare.ipynb #c016
+def _last(pattern): return pattern.rpartition('/')[2]
+
+def _told_by_name(record, pattern):
+    "Is the name of a file, without its folder, enough to know that it is of this pattern?"
+    whole = {p.partition('#')[0] for p in record.splits.values()}
+    return [_last(p) for p in whole].count(_last(pattern))<2
+
+def split_of_file(
+    record:Benchmark,   # Of a benchmark
+    path:Path,          # Of one of its files, as on the hub or flat
+)->str:                 # Empty: its name tells nothing
+    "The split that a file is of, by its name and, where that is not enough, its folder"
+    for split, pattern in record.splits.items():
+        if fnmatchcase(path.as_posix(), f'*/{pattern}') or fnmatchcase(path.as_posix(), pattern): return split
+    return next((s for s, p in record.splits.items() if fnmatchcase(path.name, _last(p))
+                 and _told_by_name(record, p)), '')
+
+# %% ../../nbs/benchmarks/10_prepare.ipynb #c019
 def matching(
     record:Benchmark,   # Of a benchmark
     split:str,          # Of the record
@@ -55,14 +77,15 @@ def matching(
     def hidden(p): return any(o.startswith('.') for o in p.relative_to(folder).parts)
     files = sorted(p for p in folder.rglob('*') if p.is_file() and not hidden(p))
     pattern = pattern_of(record, split)[0]
-    tables = {t for t, s in record.tables.items() if s==split or record.splits[s]==pattern}
+    tables = [t for t, s in record.tables.items() if s==split or record.splits[s]==pattern]
+    alone = _told_by_name(record, pattern)
     for fits in (lambda p: fnmatchcase(p.relative_to(folder).as_posix(), pattern),
-                 lambda p: fnmatchcase(p.name, pattern.rpartition('/')[2]),
-                 lambda p: p.suffix=='.tsv' and p.stem in tables):
+                 lambda p: alone and fnmatchcase(p.name, _last(pattern)),
+                 *(lambda p, t=t: p.name==f'{t}.tsv' for t in tables)):
         if fitting := [p for p in files if fits(p)]: return fitting
     return []
 
-# %% ../../nbs/benchmarks/10_prepare.ipynb #c020
+# %% ../../nbs/benchmarks/10_prepare.ipynb #c023
 NOTE = 'prepared.json'
 
 def _notes(out):
@@ -84,7 +107,7 @@ def _covering(notes, pattern, part):
     wider = (n for p, n in notes.items() if fnmatchcase(pattern, p))
     return notes.get(f'{pattern}#{part}') or notes.get(pattern) or next(wider, None)
 
-# %% ../../nbs/benchmarks/10_prepare.ipynb #c023
+# %% ../../nbs/benchmarks/10_prepare.ipynb #c026
 QUICK = 1<<24           # Bytes of a file up to which its checksum is compared before each run
 
 def _sha256(path):
@@ -97,13 +120,13 @@ def _damaged(out, note, quick=0):
         return 0<quick<=about['bytes'] or _sha256(path)==about['sha256']
     return [f for f, about in note['files'].items() if not same(out/f, about)]
 
-# %% ../../nbs/benchmarks/10_prepare.ipynb #c027
+# %% ../../nbs/benchmarks/10_prepare.ipynb #c030
 def _from_hub(record, pattern, revision):
     instead = "name files that you have with `source='folder'`"
     try: return from_hub(record.source, [pattern, 'README.md'], revision, 'dataset', instead)
     except ValueError as e: raise ValueError(f'{record.name} is not prepared, and {e}') from None
 
-# %% ../../nbs/benchmarks/10_prepare.ipynb #c029
+# %% ../../nbs/benchmarks/10_prepare.ipynb #c032
 def _linked(path, to):
     "Give a file a second name, in place of what has it; was that possible?"
     draft = to.with_name(f'.{to.name}.{secrets.token_hex(8)}.part')
@@ -124,7 +147,7 @@ def _put(path, out, to, link):
     if not link or not _linked(path, to): copy_file(path, to)
     return to.relative_to(out).as_posix(), dict(bytes=to.stat().st_size, sha256=_sha256(to))
 
-# %% ../../nbs/benchmarks/10_prepare.ipynb #c033
+# %% ../../nbs/benchmarks/10_prepare.ipynb #c036
 def _what_is_there(folder):
     suffixes = ('.parquet', '.tsv', '.jsonl')
     names = sorted(p.name for p in folder.rglob('*') if p.is_file() and p.suffix in suffixes)[:5]
@@ -135,7 +158,7 @@ def _write_note(out, record, key, note):
     whole = dict(benchmark=record.name, patterns=_notes(out)|{key:note})
     replace_text(out/NOTE, json.dumps(whole, indent=1, ensure_ascii=False))
 
-# %% ../../nbs/benchmarks/10_prepare.ipynb #c037
+# %% ../../nbs/benchmarks/10_prepare.ipynb #c040
 def prepare(
     name:str,           # Of a benchmark: MathVista, or MathVista_MINI
     folder:Path|str|None=None, # Where the folders of benchmarks lie; default: `data_root()`
@@ -174,7 +197,7 @@ def prepare(
                          f"Make room, or choose another folder.") from None
     return out
 
-# %% ../../nbs/benchmarks/10_prepare.ipynb #c041
+# %% ../../nbs/benchmarks/10_prepare.ipynb #c044
 def prepared(
     name:str,           # Of a benchmark
     split:str|None=None, # None: the default split
@@ -186,8 +209,8 @@ def prepared(
     out = _folder_of(record, folder)
     note = _covering(_notes(out), pattern, part)
     names = list(note['files']) if note else []
-    last = pattern.rpartition('/')[2]
-    narrow = [f for f in names if fnmatchcase(f, pattern) or fnmatchcase(Path(f).name, last)]
+    narrow = [f for f in names if fnmatchcase(f, pattern)]
+    narrow = narrow or [f for f in names if fnmatchcase(Path(f).name, _last(pattern))]
     files = {f:note['files'][f] for f in narrow or names}
     damaged = _damaged(out, dict(files=files), QUICK)
     if files and not damaged: return [out/f for f in files], part
