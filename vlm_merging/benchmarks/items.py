@@ -25,8 +25,7 @@ class Item:
     id:str              # Unique within benchmark and split
     question:str        # The exact text sent to the model: prompt of the protocol, choices included
     answer:str|None=None # Gold; None: not published
-    # As paths, PIL images, bytes or `Picture`s; `<image 2>` in the question places the second
-    images:tuple=()
+    images:tuple=()     # Paths, PIL images, bytes, `Picture`s; `<image 2>` in the question places the second
     choices:tuple=()    # Option texts in letter order; empty for a free answer
     group:str|None=None # Items of one group are one cluster (a MathVerse problem); None: its own
     answer_option:str|None=None # Letter of the right choice, where known
@@ -87,7 +86,7 @@ def item_line(
     return f'Item({one_line(item.id, 30)!r}, {one_line(item.question)!r}{answer}{seen})'
 
 # %% ../../nbs/benchmarks/03_items.ipynb #c017
-SHOWN_PICTURES = 8      # Of a question, at most
+SHOWN_PICTURES = 4      # Of a question, at most
 ITEM_PAGE = '''<div style="max-width:44em">
 {% for p in parts %}{% if p is string %}
 <p style="white-space:pre-wrap;margin:4px 0">{{ p|seen }}</p>{% elif p.why %}<p><em>{{ p.why|seen }}</em></p>
@@ -148,8 +147,7 @@ class Benchmark:
     metric:str='answer' # Rule of scoring, by name
     splits:dict=field(default_factory=dict) # Split -> pattern of its files, or `file#part` for a part of one
     tables:dict=field(default_factory=dict) # Name of a VLMEvalKit table -> split
-    # Columns that may hold the image; `image_1` stands for `image_2`, ... too
-    images:tuple=('image', 'image_path')
+    images:tuple=('image', 'image_path') # Columns that may hold it; `image_1` stands for `image_2`, ... too
     revision:str='main' # Commit on the hub; 'main': none is pinned, and `prepare` notes the one it got
     licence:str='not stated' # As the card says
     prompt:str=''       # What is sent, in a line
