@@ -28,7 +28,7 @@ from vlm_merging.benchmarks.load import load, subset
 from vlm_merging.benchmarks.own_rows import own_row
 from vlm_merging.benchmarks.disciplines import (EMMA_STEPS, PRO_VISION, ai2d_row, logicvista_row,
                                                 scienceqa_row)
-from vlm_merging.benchmarks.hallucination import HALLUSION_KEYS, hallusion_row, pope_row
+from vlm_merging.benchmarks.hallucination import HALLUSION_KEYS, pope_row
 from vlm_merging.benchmarks.korean import korean_row, kreta_row
 from vlm_merging.benchmarks.pictures import parts_of
 from vlm_merging.benchmarks.questions import as_items
@@ -1048,6 +1048,32 @@ def test_what_only_a_judge_can_score_is_asked(tmp_path):
     assert 'no question has an answer' in items.problems[0]
     sent, right = verdicts(tmp_path, list(items), {'1': '빨간색'})
     assert right=={'1': None} and order(sent[0])==[R, '이것은 무엇인가요?'] and '5점' not in str(sent)
+
+def test_steps_of_a_problem_are_one_group(tmp_path):
+    def row(key, **more):
+        return dict(ID=3, split='testmini', key=key, question='Angle?', option='A. 45; B. 60; C. no answer', answer='B',
+                    image_path=struct(RED), **{'question number': 1, 'knowledge concept': 'angles'})|more
+    write(tmp_path/'m', 'testmini.parquet', [row('2steps_1'), row('2steps_2', answer='A'), row('2steps_multi'),
+                                             row('2steps_3', option='none')])
+    prepare('We-Math', tmp_path/'d', source=tmp_path/'m')
+    items = load('We-Math', folder=tmp_path/'d')
+    assert {i.group for i in items}=={'3'} and [i.id for i in items]==['3-2steps_1', '3-2steps_2', '3-2steps_multi']
+    assert "`option` is 'none'" in items.left[0].why
+    says = {'3-2steps_1': 'As 30+30 is 60, the final answer is B.', '3-2steps_2': 'B', '3-2steps_multi': '60'}
+    sent, right = verdicts(tmp_path, list(items), says)
+    assert [*right.values()]==[True, False, True] and order(sent[0])[0]==R
+
+def test_korean_files_and_tables_ask_the_same(tmp_path):
+    seed = dict(question_id='7', question='무엇?', question_type_id=1, image=struct(RED), choice_a='개', choice_b='말',
+                choice_c='새', choice_d='소', answer='C')
+    write(tmp_path/'m', 'data/test-00000-of-00001.parquet', [seed, seed|dict(question_id='8', answer='E')])
+    prepare('K-SEED', tmp_path/'d', source=tmp_path/'m')
+    items = load('K-SEED', folder=tmp_path/'d')
+    table = load(write(tmp_path, 'SEEDBench_IMG_KO.tsv', [
+        dict(index='7', image=text(RED), question='무엇?', A='개', B='말', C='새', D='소', answer='C', category='1')]))
+    assert table[0].question==items[0].question and (table[0].answer, table[0].benchmark)==('C', 'K-SEED')
+    assert len(items)==1 and "'E'" in items.left[0].why
+    assert verdicts(tmp_path, list(items), {'7': '정답은 C입니다.'})[1]=={'7': True}
 
 # Pictures in their places, in a table of one's own
 

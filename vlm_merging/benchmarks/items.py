@@ -102,7 +102,7 @@ def item_html(
 )->str:                 # All of its text escaped
     "A question with its first pictures, for a notebook"
     from jinja2 import Environment
-    def seen(number, picture):
+    def seen(number, picture:Picture):
         try: return dict(number=number, data=base64.b64encode(picture.thumbnail()).decode())
         except ValueError as e: return dict(why=str(e))
     pictures = [seen(*o) for o in enumerate(item.images[:SHOWN_PICTURES], 1)]
