@@ -19,7 +19,8 @@ from vlm_merging.benchmarks.items import (BENCHMARKS, RULE_OF, Item, Picture, as
                                           options_of, record_of, row_of)
 from vlm_merging.benchmarks.mathematics import (dynamath_row, mathverse_row, mathvision_row, mathvista_row,
                                                 mm_math_row)
-from vlm_merging.benchmarks.perception import (blink_row, chartqa_row, docvqa_row, inline_options, mmbench_row,
+from vlm_merging.benchmarks.perception import (blink_row, chartqa_row, docvqa_row, inline_options,
+                                               mmbench_row,
                                                mmstar_row, ocrbench_row,
                                     tablevqa_row, textvqa_row)
 from vlm_merging.benchmarks.prepare import data_root, pattern_of, prepare, prepared
@@ -872,6 +873,8 @@ def order(content):
 
 R, B = (255, 0, 0), (0, 0, 255)
 
+def colours(parts): return [p if isinstance(p, str) else colour(p) for p in parts]
+
 def struct(data): return None if data is None else dict(bytes=data, path=None)
 
 def mmmu(number, part='validation', **more):
@@ -896,7 +899,8 @@ def test_mmmu_from_parquet_to_verdict(tmp_path):
     assert [i.id.rpartition('_')[2] for i in items]==['1', '2', '3'] and items[0].tags['category']=='Math'
     assert len(items.left)==3
     faults = ' '.join(o.why for o in items.left)
-    for words in ('the question names <image 2>, and there is 1 picture', '`image_1` is empty, and `image_2` is not',
+    for words in ('the question names <image 2>, and there is 1 picture',
+                  '`image_1` is empty, and `image_2` is not',
                   "`answer` is 'C', where the letter of one of 2 options is needed"): assert words in faults
     assert all('.parquet' in o.where and 'row' in o.where for o in items.left)
     by = {i.id.rpartition('_')[2]: i.id for i in items}
@@ -904,7 +908,7 @@ def test_mmmu_from_parquet_to_verdict(tmp_path):
     asked = {order(s)[-1][:9]: order(s) for s in sent}
     first = next(o for o in map(order, sent) if B in o)
     assert first[:2]==[R, ' Which is like it?\nA. '] and first[2]==B and first[3].startswith('\nB. none')
-    assert asked['Seen or n'][0]==R                                              # No mark: the picture is in front
+    assert asked['Seen or n'][0]==R                                     # No mark: the picture is in front
     assert right=={by['1']: True, by['2']: True, by['3']: False}
     prepare('MMMU', tmp_path/'d', 'test', tmp_path/'m')
     hidden = load('MMMU', 'test', folder=tmp_path/'d')
@@ -914,10 +918,11 @@ def test_mmmu_from_a_table(tmp_path):
     shared = dict(question='<image 2> or <image 1>?', A='red', B='blue', category='Math', split='validation')
     path = write(tmp_path, 'MMMU_DEV_VAL.tsv', [
         dict(index='1', id='validation_Math_1', image=str([text(RED), text(BLUE)]), answer='B', **shared),
-        dict(index='2', id='dev_Math_2', image=str([text(RED), text(BLUE)]), answer='A', **shared|dict(split='dev'))])
+        dict(index='2', id='dev_Math_2', image=str([text(RED), text(BLUE)]), answer='A',
+             **shared|dict(split='dev'))])
     items = load(path)
     assert [(i.split, i.answer) for i in items]==[('validation', 'B'), ('dev', 'A')]
-    assert [p if isinstance(p, str) else colour(p) for p in parts_of(items[0].question, items[0].images)][:3]==[
+    assert colours(parts_of(items[0].question, items[0].images))[:3]==[
         B, ' or ', R]
 
 def test_mmmu_pro_shows_the_question_in_the_picture(tmp_path):
@@ -938,8 +943,10 @@ def test_mmmu_pro_shows_the_question_in_the_picture(tmp_path):
 
 def test_emma_has_a_folder_for_each_subject(tmp_path):
     def row(subject, **more):
-        return dict(pid=f'{subject}_1', question='Next of <image_1> is <image_2>?', context=None, image_1=struct(RED),
-                    image_2=struct(BLUE), options=['yes', 'no'], answer='A', subject=subject, category='3D', task='',
+        return dict(pid=f'{subject}_1', question='Next of <image_1> is <image_2>?', context=None,
+                    image_1=struct(RED),
+                    image_2=struct(BLUE), options=['yes', 'no'], answer='A', subject=subject, category='3D',
+                    task='',
                     source='made')|more
     for subject in ('Chemistry', 'Coding', 'Math', 'Physics'):
         more = dict(options=[], answer='12') if subject=='Physics' else {}
@@ -949,22 +956,28 @@ def test_emma_has_a_folder_for_each_subject(tmp_path):
     assert [i.tags['category'] for i in items]==['Chemistry', 'Coding', 'Math', 'Physics']
     one, = load('EMMA', 'Math', folder=tmp_path/'d')
     assert one.id=='Math_1' and one.question.endswith(EMMA_STEPS)
-    replies = {i.id: r'So \boxed{A}.' for i in items}|{'Physics_1': r'It is \boxed{12}.', 'Coding_1': r'\boxed{B}'}
+    replies = {i.id: r'So \boxed{A}.' for i in items}|{'Physics_1': r'It is \boxed{12}.',
+                                                       'Coding_1': r'\boxed{B}'}
     sent, right = verdicts(tmp_path, list(items), replies)
     assert [order(s)[:4] for s in sent if 'Next' in str(s)][0]==['Next of ', R, ' is ', B]
     assert right=={'Chemistry_1': True, 'Coding_1': False, 'Math_1': True, 'Physics_1': True}
 
 @pytest.mark.parametrize('name, to_item, row, wrong', [
-    ('ScienceQA', scienceqa_row, dict(index='1', image=RED, question='Q', choices=['a', 'b'], answer=1, hint='h'),
+    ('ScienceQA', scienceqa_row, dict(index='1', image=RED, question='Q', choices=['a', 'b'], answer=1,
+                                      hint='h'),
      dict(answer=2)),
-    ('AI2D', ai2d_row, dict(index='1', image=RED, question='Q', options=['a', 'b'], answer='1'), dict(image=None)),
-    ('LogicVista', logicvista_row, dict(index='1', image=RED, question='Q\nA\nB', answer='B', skill="['deductive']"),
+    ('AI2D', ai2d_row, dict(index='1', image=RED, question='Q', options=['a', 'b'], answer='1'),
      dict(image=None)),
-    ('BLINK', blink_row, dict(idx='val_1', prompt='Q\n(A) a\n(B) b', choices=['a', 'b'], answer='(B)', image_1=RED,
+    ('LogicVista', logicvista_row, dict(index='1', image=RED, question='Q\nA\nB', answer='B',
+                                        skill="['deductive']"),
+     dict(image=None)),
+    ('BLINK', blink_row, dict(idx='val_1', prompt='Q\n(A) a\n(B) b', choices=['a', 'b'], answer='(B)',
+                              image_1=RED,
                               image_2=BLUE, image_3=None, sub_task='Counting'), dict(image_1=None)),
     ('MMBench', mmbench_row, dict(index=1, image=RED, question='Q', A='a', B='b', C='nan', D=None, hint='nan',
                                   answer='B'), dict(index='x')),
-    ('K-MMBench', korean_row, dict(index=1, image=RED, question='Q', A='a', B='b', C='nan', hint='nan', answer='B'),
+    ('K-MMBench', korean_row, dict(index=1, image=RED, question='Q', A='a', B='b', C='nan', hint='nan',
+                                   answer='B'),
      dict(A=None, B=None)),
     ('KRETA', kreta_row, dict(id='1', image=RED, question='Q', A='a', B='b', answer='B'), dict(image=None)),
 ])
@@ -978,7 +991,8 @@ def test_a_letter_is_asked_for_and_read(tmp_path, name, to_item, row, wrong):
 
 def test_orders_of_the_options_are_one_group(tmp_path):
     def row(index, **more):
-        return dict(index=str(index), image=text(RED), question='Q?', hint='nan', A='red', B='blue', C='', D='',
+        return dict(index=str(index), image=text(RED), question='Q?', hint='nan', A='red', B='blue', C='',
+                    D='',
                     answer='A', category='c', **{'l2-category': 'l'})|more
     rows = [row(7), row(1_000_007, A='blue', B='red', answer='B'), row(8)]
     items = load(write(tmp_path, 'MMBench_DEV_EN.tsv', rows))
@@ -1019,7 +1033,8 @@ def test_figures_and_pairs(tmp_path):
     items = load('HallusionBench', folder=tmp_path/'d')
     assert len({i.group for i in items})==1 and [i.answer for i in items]==['yes', 'yes', 'no', 'no']
     table = load(write(tmp_path, 'HallusionBench.tsv', [dict(index='_'.join(r[k] for k in HALLUSION_KEYS),
-        image=text(RED), question=r['question'], answer={'1': 'Yes', '0': 'No'}[r['gt_answer']]) for r in rows]))
+        image=text(RED), question=r['question'], answer={'1': 'Yes', '0': 'No'}[r['gt_answer']])
+        for r in rows]))
     def same(i): return i.id, i.group, i.answer, i.tags, i.question, i.benchmark, i.split
     assert [*map(same, table)]==[*map(same, items)]
     said = dict(zip([i.id for i in items], ['Yes, they are.', 'No.', 'No', 'no, they differ']))
@@ -1032,7 +1047,8 @@ def test_several_answers_are_a_list(tmp_path):
                response_options=list('ABCD'), prompt_no_reasoning='Which points?', image_category='geometry',
                task_category='t')
     one = row|dict(id='2', question_type='true_false', answer='True', response_options=['True', 'False'])
-    write(tmp_path/'m', 'data/geometry__triangle-00000-of-00001.parquet', [row, one, row|dict(id='3', answer='A, E')])
+    write(tmp_path/'m', 'data/geometry__triangle-00000-of-00001.parquet',
+          [row, one, row|dict(id='3', answer='A, E')])
     prepare('VisOnlyQA', tmp_path/'d', source=tmp_path/'m')
     items = load('VisOnlyQA', folder=tmp_path/'d')
     assert [i.answer_type for i in items]==['list', None] and 'response_options' in items.left[0].why
@@ -1051,26 +1067,31 @@ def test_what_only_a_judge_can_score_is_asked(tmp_path):
 
 def test_steps_of_a_problem_are_one_group(tmp_path):
     def row(key, **more):
-        return dict(ID=3, split='testmini', key=key, question='Angle?', option='A. 45; B. 60; C. no answer', answer='B',
+        return dict(ID=3, split='testmini', key=key, question='Angle?', option='A. 45; B. 60; C. no answer',
+                    answer='B',
                     image_path=struct(RED), **{'question number': 1, 'knowledge concept': 'angles'})|more
-    write(tmp_path/'m', 'testmini.parquet', [row('2steps_1'), row('2steps_2', answer='A'), row('2steps_multi'),
+    write(tmp_path/'m', 'testmini.parquet', [row('2steps_1'), row('2steps_2', answer='A'),
+                                             row('2steps_multi'),
                                              row('2steps_3', option='none')])
     prepare('We-Math', tmp_path/'d', source=tmp_path/'m')
     items = load('We-Math', folder=tmp_path/'d')
-    assert {i.group for i in items}=={'3'} and [i.id for i in items]==['3-2steps_1', '3-2steps_2', '3-2steps_multi']
+    assert {i.group for i in items}=={'3'}
+    assert [i.id for i in items]==['3-2steps_1', '3-2steps_2', '3-2steps_multi']
     assert "`option` is 'none'" in items.left[0].why
     says = {'3-2steps_1': 'As 30+30 is 60, the final answer is B.', '3-2steps_2': 'B', '3-2steps_multi': '60'}
     sent, right = verdicts(tmp_path, list(items), says)
     assert [*right.values()]==[True, False, True] and order(sent[0])[0]==R
 
 def test_korean_files_and_tables_ask_the_same(tmp_path):
-    seed = dict(question_id='7', question='무엇?', question_type_id=1, image=struct(RED), choice_a='개', choice_b='말',
+    seed = dict(question_id='7', question='무엇?', question_type_id=1, image=struct(RED), choice_a='개',
+                choice_b='말',
                 choice_c='새', choice_d='소', answer='C')
     write(tmp_path/'m', 'data/test-00000-of-00001.parquet', [seed, seed|dict(question_id='8', answer='E')])
     prepare('K-SEED', tmp_path/'d', source=tmp_path/'m')
     items = load('K-SEED', folder=tmp_path/'d')
     table = load(write(tmp_path, 'SEEDBench_IMG_KO.tsv', [
-        dict(index='7', image=text(RED), question='무엇?', A='개', B='말', C='새', D='소', answer='C', category='1')]))
+        dict(index='7', image=text(RED), question='무엇?', A='개', B='말', C='새', D='소', answer='C',
+             category='1')]))
     assert table[0].question==items[0].question and (table[0].answer, table[0].benchmark)==('C', 'K-SEED')
     assert len(items)==1 and "'E'" in items.left[0].why
     assert verdicts(tmp_path, list(items), {'7': '정답은 C입니다.'})[1]=={'7': True}
@@ -1083,9 +1104,10 @@ def test_numbered_pictures_of_your_own(tmp_path, name):
     (tmp_path/'b.png').write_bytes(BLUE)
     rows = [dict(question=q, image_1=a, image_2=b, answer='1') for q, a, b in [
         ('<image 2> before <image 1>?', 'r.png', 'b.png'), ('Just <image 1>?', 'r.png', None),
-        ('Two, and then <image 2>', 'r.png', 'b.png'), ('No <image 7>', 'r.png', None), ('Gap', None, 'b.png')]]
+        ('Two, and then <image 2>', 'r.png', 'b.png'), ('No <image 7>', 'r.png', None),
+        ('Gap', None, 'b.png')]]
     items = load(write(tmp_path, name, rows))
-    made = [[p if isinstance(p, str) else colour(p) for p in parts_of(i.question, i.images)] for i in items]
+    made = [colours(parts_of(i.question, i.images)) for i in items]
     assert made==[[B, ' before ', R, '?'], ['Just ', R, '?'], [R, 'Two, and then ', B]]
     assert [i.tags for i in items]==[{}]*3
     assert [(o.where.replace('line', 'row'), o.why[:18]) for o in items.left]==[
@@ -1097,21 +1119,23 @@ def test_marks_are_places_in_every_way_of_asking():
     assert order(wire_messages(placed)[-1]['content'])==[B, ' or ', R]
     assert order(wire_messages(plain)[-1]['content'])==[R, B, 'Or?']
     assert order(wire_messages(Item('1', 'Write <image 1>'))[-1]['content'])==['Write <image 1>']
-    def plainly(item):                                                  # What a key was before there were places
+    def plainly(item):                                                  # A key before there were places
         asked = json.dumps([{}, item.question, [p.sha256() for p in item.images]])
         return hashlib.sha256(asked.encode()).hexdigest()[:32]
     assert reply_key(plain, {})==plainly(plain) and reply_key(placed, {})!=plainly(placed)
-    assert wire_messages(Item('1', '<image 1> <image 1>', images=images[:1]))[-1]['content'][0]['type']=='image_url'
+    assert wire_messages(Item('1', '<image 1> <image 1>',
+                              images=images[:1]))[-1]['content'][0]['type']=='image_url'
     vlm = open_model('lab/vlm', max_new_tokens=1)
     keeps = ("{% for m in messages %}{% for p in m['content'] %}{% if p['type']=='image' %}<image>{% else %}"
              "{{ p['text'] }}{% endif %}{% endfor %}{% endfor %}")
     vlm.processor.chat_template = keeps
-    assert [p if isinstance(p, str) else colour(p) for p in sent_parts(vlm, placed.question, images)]==[B, ' or ', R]
+    assert colours(sent_parts(vlm, placed.question, images))==[B, ' or ', R]
     assert written(vlm, placed).split('<image>')==['', ' or ', '']
-    vlm.processor.chat_template = ("{% for m in messages %}{% for p in m['content'] %}{% if p['type']=='image' %}"
+    vlm.processor.chat_template = ("{% for m in messages %}{% for p in m['content'] %}{% if "
+                                   "p['type']=='image' %}"
         "<image>{% endif %}{% endfor %}{% for p in m['content'] %}{% if p['type']=='text' %}{{ p['text'] }}"
         "{% endif %}{% endfor %}{% endfor %}")
-    assert [p if isinstance(p, str) else colour(p) for p in sent_parts(vlm, placed.question, images)]==[
+    assert colours(sent_parts(vlm, placed.question, images))==[
         R, B, placed.question]
     assert written(vlm, placed)=='<image><image><image 2> or <image 1>'
 
