@@ -28,7 +28,7 @@ from vlm_merging.benchmarks.tables import LONG, rows_in, rows_in_words
 from vlm_merging.benchmarks.load import load, subset
 from vlm_merging.benchmarks.own_rows import own_row
 from vlm_merging.benchmarks.disciplines import (EMMA_STEPS, PRO_VISION, ai2d_row, logicvista_row,
-                                                scienceqa_row)
+                                                mmmu_pro_row, scienceqa_row)
 from vlm_merging.benchmarks.hallucination import HALLUSION_KEYS, pope_row
 from vlm_merging.benchmarks.korean import korean_row, kreta_row
 from vlm_merging.benchmarks.pictures import parts_of
@@ -940,6 +940,10 @@ def test_mmmu_pro_shows_the_question_in_the_picture(tmp_path):
         sent, right = verdicts(tmp_path/split, [item], {item.id: f'I think so.\nAnswer: {gold}'})
         assert right=={item.id: True} and R in order(sent[0])
     assert len(load('MMMU-Pro', folder=tmp_path/'d'))==1
+    photo = mmmu_pro_row(dict(id='1', image=RED, options=choices, answer='J'))  # Also where no file tells
+    assert photo.split=='vision'
+    with pytest.raises(ValueError, match='the question names <image 1>, and there are 0 pictures'):
+        mmmu_pro_row(dict(id='1', question='What is <image 1>?', options=choices, answer='J'))
 
 def test_emma_has_a_folder_for_each_subject(tmp_path):
     def row(subject, **more):
@@ -1027,20 +1031,20 @@ def test_figures_and_pairs(tmp_path):
     def row(figure, number, answer, **more):
         return dict(category='VD', subcategory='illusion', visual_input='1', set_id='0', figure_id=figure,
                     question_id=number, question=f'Same {number}?', gt_answer=answer, image=struct(RED))|more
-    rows = [row(f, q, a) for f, a in (('0', '1'), ('1', '0')) for q in ('0', '1')]
+    rows = [row(f, q, a) for f, a in (('0', '1'), ('1', '0')) for q in '012']
     write(tmp_path/'m', 'data/image-00000-of-00001.parquet', rows)
     prepare('HallusionBench', tmp_path/'d', source=tmp_path/'m')
     items = load('HallusionBench', folder=tmp_path/'d')
-    assert len({i.group for i in items})==1 and [i.answer for i in items]==['yes', 'yes', 'no', 'no']
+    assert len({i.group for i in items})==1 and [i.answer for i in items]==['yes']*3+['no']*3
     table = load(write(tmp_path, 'HallusionBench.tsv', [dict(index='_'.join(r[k] for k in HALLUSION_KEYS),
         image=text(RED), question=r['question'], answer={'1': 'Yes', '0': 'No'}[r['gt_answer']])
         for r in rows]))
     def same(i): return i.id, i.group, i.answer, i.tags, i.question, i.benchmark, i.split
     assert [*map(same, table)]==[*map(same, items)]
-    said = dict(zip([i.id for i in items], ['Yes, they are.', 'No.', 'No', 'no, they differ']))
+    said = dict(zip([i.id for i in items], ['Yes, they are.', 'No.', 'Yes', 'No', 'no, they differ', 'no']))
     scores = score(ask(Says(said), list(items), tmp_path/'run', progress=False))
     def whole(by): return scores.group_by(by).agg(pl.col('correct').all())['correct'].mean()
-    assert (scores['correct'].mean(), whole('figure'), whole('pair'))==(.75, .5, .5)
+    assert (scores['correct'].mean(), whole('figure'), whole('pair'))==(5/6, 1/2, 2/3)
 
 def test_several_answers_are_a_list(tmp_path):
     row = dict(id='1', decoded_image=struct(RED), question_type='multiple_answers', answer='A, C',
