@@ -1,5 +1,5 @@
 "Benchmarks: rows in the shape of the hub and VLMEvalKit, tables of every kind, laziness, faults, preparing"
-import base64, csv, io, json, os, zipfile
+import base64, csv, hashlib, io, json, os, zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,6 +7,11 @@ import polars as pl
 import pytest
 from PIL import Image
 
+from vlm_merging.asking.ask import ask
+from vlm_merging.asking.endpoint import wire_messages
+from vlm_merging.asking.fingerprints import reply_key
+from vlm_merging.asking.opening import open_model
+from vlm_merging.asking.models import Reply, sent_parts, written
 from vlm_merging.benchmarks import prepare as preparing
 from vlm_merging.benchmarks import tables as readers
 from vlm_merging.benchmarks.cells import cell, text_of, unpacked
@@ -14,13 +19,21 @@ from vlm_merging.benchmarks.items import (BENCHMARKS, RULE_OF, Item, Picture, as
                                           options_of, record_of, row_of)
 from vlm_merging.benchmarks.mathematics import (dynamath_row, mathverse_row, mathvision_row, mathvista_row,
                                                 mm_math_row)
-from vlm_merging.benchmarks.perception import (chartqa_row, docvqa_row, inline_options, korean_row,
-                                               mmstar_row, ocrbench_row, pope_row,
+from vlm_merging.benchmarks.perception import (blink_row, chartqa_row, docvqa_row, inline_options,
+                                               mmbench_row,
+                                               mmstar_row, ocrbench_row,
                                     tablevqa_row, textvqa_row)
 from vlm_merging.benchmarks.prepare import data_root, pattern_of, prepare, prepared
 from vlm_merging.benchmarks.tables import LONG, rows_in, rows_in_words
-from vlm_merging.benchmarks.load import load, own_row, subset
+from vlm_merging.benchmarks.load import load, subset
+from vlm_merging.benchmarks.own_rows import own_row
+from vlm_merging.benchmarks.disciplines import (EMMA_STEPS, PRO_VISION, ai2d_row, logicvista_row,
+                                                mmmu_pro_row, scienceqa_row)
+from vlm_merging.benchmarks.hallucination import HALLUSION_KEYS, pope_row
+from vlm_merging.benchmarks.korean import korean_row, kreta_row
+from vlm_merging.benchmarks.pictures import parts_of
 from vlm_merging.benchmarks.questions import as_items
+from vlm_merging.scoring.score import score
 
 def png(colour, size=(8, 6)):
     held = io.BytesIO()
@@ -260,8 +273,10 @@ def test_mmstar():
                           C='1, 2 and 3', D='none.', answer='C', category='math',
                           l2_category='geometry', source='MathVista'))
     assert replace(tsv, images=())==replace(made, images=())
-    assert mmstar_row({**STAR, 'question': 'Q', 'A': 'x', 'B': 'y',
+    assert mmstar_row({**STAR, 'question': 'Q', 'A': 'x', 'B': 'y', 'answer': 'B',
                        'hint': 'Look.'}).question.startswith('Look.\nQ\nA. x\nB. y\nAnswer')
+    with pytest.raises(ValueError, match='the letter of one of 2 options is needed'):
+        mmstar_row({**STAR, 'question': 'Q', 'A': 'x', 'B': 'y'})
     assert inline_options('Two?\nOptions: A: yes, B: no')==('Two?', ('yes', 'no'))
     assert inline_options('None')==('None', ()) and inline_options('Options: none')[1]==()
     with pytest.raises(ValueError, match='no options'): mmstar_row({**STAR, 'question': 'What?'})
@@ -831,3 +846,306 @@ def test_items_or_what_is_loaded(tmp_path):
         assert len(as_items(path))==1
     assert len(heard)==1
     with pytest.raises(LookupError, match='No benchmark is named'): as_items('MathVisat')
+
+# From a published file to a verdict: disciplines, hallucination, Korean
+
+class Says:
+    "An asker that replies what it is told, and keeps what it was sent"
+    about = dict(weights='x')
+    def __init__(self, replies): self.replies, self.sent = replies, []
+    def many(self, items):
+        for i in items:
+            self.sent.append(wire_messages(i)[-1]['content'])
+            yield Reply(i.id, self.replies[i.id])
+
+def verdicts(folder, items, replies):
+    "What was sent, and id -> correct"
+    asker = Says(replies)
+    table = ask(asker, items, folder/'run', progress=False)
+    return asker.sent, dict(score(table).select('index', 'correct').iter_rows())
+
+def order(content):
+    "A message as texts and colours"
+    def part(p):
+        if p['type']=='text': return p['text']
+        return colour(Picture(p['image_url']['url']))
+    return [content] if isinstance(content, str) else [*map(part, content)]
+
+R, B = (255, 0, 0), (0, 0, 255)
+
+def colours(parts): return [p if isinstance(p, str) else colour(p) for p in parts]
+
+def struct(data): return None if data is None else dict(bytes=data, path=None)
+
+def mmmu(number, part='validation', **more):
+    shown = {f'image_{k}': struct(more.pop(f'image_{k}', None)) for k in range(1, 8)}
+    return dict(id=f'{part}_Math_{number}', question='What is <image 1>?', options="['red', 'blue']",
+                explanation='', img_type="['Plots and Charts']", answer='A', topic_difficulty='Easy',
+                question_type='multiple-choice', subfield='Logic')|shown|more
+
+def test_mmmu_from_parquet_to_verdict(tmp_path):
+    rows = [mmmu(1, image_1=RED, image_2=BLUE, question='<image 1> Which is like it?',
+                 options="['<image 2>', 'none']"),
+            mmmu(2, image_1=RED, question='Count <image 1>.', options='[]', answer="['3', 'three']",
+                 question_type='open'),
+            mmmu(3, image_1=RED, question='Seen or not?'),
+            mmmu(4, image_1=RED, question='See <image 2>.'),                      # It is not there
+            mmmu(5, image_2=BLUE, question='See <image 2>.'),                     # The first is missing
+            mmmu(6, image_1=RED, answer='C')]                                     # No such option
+    write(tmp_path/'m', 'data/validation-00000-of-00001.parquet', rows)
+    write(tmp_path/'m', 'data/test-00000-of-00001.parquet', [mmmu(1, 'test', image_1=RED, answer='?')])
+    prepare('MMMU', tmp_path/'d', source=tmp_path/'m')
+    items = load('MMMU', folder=tmp_path/'d')
+    assert [i.id.rpartition('_')[2] for i in items]==['1', '2', '3'] and items[0].tags['category']=='Math'
+    assert len(items.left)==3
+    faults = ' '.join(o.why for o in items.left)
+    for words in ('the question names <image 2>, and there is 1 picture',
+                  '`image_1` is empty, and `image_2` is not',
+                  "`answer` is 'C', where the letter of one of 2 options is needed"): assert words in faults
+    assert all('.parquet' in o.where and 'row' in o.where for o in items.left)
+    by = {i.id.rpartition('_')[2]: i.id for i in items}
+    sent, right = verdicts(tmp_path, list(items), {by['1']: 'A', by['2']: 'It is three.', by['3']: 'B'})
+    asked = {order(s)[-1][:9]: order(s) for s in sent}
+    first = next(o for o in map(order, sent) if B in o)
+    assert first[:2]==[R, ' Which is like it?\nA. '] and first[2]==B and first[3].startswith('\nB. none')
+    assert asked['Seen or n'][0]==R                                     # No mark: the picture is in front
+    assert right=={by['1']: True, by['2']: True, by['3']: False}
+    prepare('MMMU', tmp_path/'d', 'test', tmp_path/'m')
+    hidden = load('MMMU', 'test', folder=tmp_path/'d')
+    assert hidden[0].answer is None and 'no question has an answer' in hidden.problems[0]
+
+def test_mmmu_from_a_table(tmp_path):
+    shared = dict(question='<image 2> or <image 1>?', A='red', B='blue', category='Math', split='validation')
+    path = write(tmp_path, 'MMMU_DEV_VAL.tsv', [
+        dict(index='1', id='validation_Math_1', image=str([text(RED), text(BLUE)]), answer='B', **shared),
+        dict(index='2', id='dev_Math_2', image=str([text(RED), text(BLUE)]), answer='A',
+             **shared|dict(split='dev'))])
+    items = load(path)
+    assert [(i.split, i.answer) for i in items]==[('validation', 'B'), ('dev', 'A')]
+    assert colours(parts_of(items[0].question, items[0].images))[:3]==[
+        B, ' or ', R]
+
+def test_mmmu_pro_shows_the_question_in_the_picture(tmp_path):
+    choices = str(list('pqrstuvwxy'))
+    write(tmp_path/'m', 'vision/test-00000-of-00001.parquet',
+          [dict(id='test_Math_1', image=struct(RED), options=choices, answer='J', subject='Math')])
+    for n in (4, 10):
+        write(tmp_path/'m', f'standard ({n} options)/test-00000-of-00001.parquet',
+              [mmmu(1, 'test', image_1=RED, options=str(list('pqrstuvwxy')[:n]), answer='D', subject='Math')])
+    for split, gold, options in (('standard', 'D', 10), ('standard_4', 'D', 4), ('vision', 'J', 10)):
+        prepare('MMMU-Pro', tmp_path/'d', split, tmp_path/'m')
+        item, = load('MMMU-Pro', split, folder=tmp_path/'d')
+        assert (item.answer, len(item.choices), item.split)==(gold, options, split)
+        assert item.question.startswith(PRO_VISION if split=='vision' else 'What is <image 1>?\nA. p\nB. q')
+        sent, right = verdicts(tmp_path/split, [item], {item.id: f'I think so.\nAnswer: {gold}'})
+        assert right=={item.id: True} and R in order(sent[0])
+    assert len(load('MMMU-Pro', folder=tmp_path/'d'))==1
+    photo = mmmu_pro_row(dict(id='1', image=RED, options=choices, answer='J'))  # Also where no file tells
+    assert photo.split=='vision'
+    with pytest.raises(ValueError, match='the question names <image 1>, and there are 0 pictures'):
+        mmmu_pro_row(dict(id='1', question='What is <image 1>?', options=choices, answer='J'))
+
+def test_emma_has_a_folder_for_each_subject(tmp_path):
+    def row(subject, **more):
+        return dict(pid=f'{subject}_1', question='Next of <image_1> is <image_2>?', context=None,
+                    image_1=struct(RED),
+                    image_2=struct(BLUE), options=['yes', 'no'], answer='A', subject=subject, category='3D',
+                    task='',
+                    source='made')|more
+    for subject in ('Chemistry', 'Coding', 'Math', 'Physics'):
+        more = dict(options=[], answer='12') if subject=='Physics' else {}
+        write(tmp_path/'m', f'{subject}/test-00000-of-00001.parquet', [row(subject, **more)])
+    prepare('EMMA', tmp_path/'d', source=tmp_path/'m')
+    items = load('EMMA', folder=tmp_path/'d')
+    assert [i.tags['category'] for i in items]==['Chemistry', 'Coding', 'Math', 'Physics']
+    one, = load('EMMA', 'Math', folder=tmp_path/'d')
+    assert one.id=='Math_1' and one.question.endswith(EMMA_STEPS)
+    replies = {i.id: r'So \boxed{A}.' for i in items}|{'Physics_1': r'It is \boxed{12}.',
+                                                       'Coding_1': r'\boxed{B}'}
+    sent, right = verdicts(tmp_path, list(items), replies)
+    assert [order(s)[:4] for s in sent if 'Next' in str(s)][0]==['Next of ', R, ' is ', B]
+    assert right=={'Chemistry_1': True, 'Coding_1': False, 'Math_1': True, 'Physics_1': True}
+
+@pytest.mark.parametrize('name, to_item, row, wrong', [
+    ('ScienceQA', scienceqa_row, dict(index='1', image=RED, question='Q', choices=['a', 'b'], answer=1,
+                                      hint='h'),
+     dict(answer=2)),
+    ('AI2D', ai2d_row, dict(index='1', image=RED, question='Q', options=['a', 'b'], answer='1'),
+     dict(image=None)),
+    ('LogicVista', logicvista_row, dict(index='1', image=RED, question='Q\nA\nB', answer='B',
+                                        skill="['deductive']"),
+     dict(image=None)),
+    ('BLINK', blink_row, dict(idx='val_1', prompt='Q\n(A) a\n(B) b', choices=['a', 'b'], answer='(B)',
+                              image_1=RED,
+                              image_2=BLUE, image_3=None, sub_task='Counting'), dict(image_1=None)),
+    ('MMBench', mmbench_row, dict(index=1, image=RED, question='Q', A='a', B='b', C='nan', D=None, hint='nan',
+                                  answer='B'), dict(index='x')),
+    ('K-MMBench', korean_row, dict(index=1, image=RED, question='Q', A='a', B='b', C='nan', hint='nan',
+                                   answer='B'),
+     dict(A=None, B=None)),
+    ('KRETA', kreta_row, dict(id='1', image=RED, question='Q', A='a', B='b', answer='B'), dict(image=None)),
+])
+def test_a_letter_is_asked_for_and_read(tmp_path, name, to_item, row, wrong):
+    item = to_item(row)
+    assert item.answer=='B' and BENCHMARKS[name].to_item is to_item and colour(item.images[0])==R
+    item = replace(item, benchmark=name)
+    for reply, correct in (('B', True), ('A', False), ('The answer is (B).', True)):
+        assert verdicts(tmp_path/reply[:1]/str(correct), [item], {item.id: reply})[1]=={item.id: correct}
+    with pytest.raises(ValueError): to_item(row|wrong)
+
+def test_orders_of_the_options_are_one_group(tmp_path):
+    def row(index, **more):
+        return dict(index=str(index), image=text(RED), question='Q?', hint='nan', A='red', B='blue', C='',
+                    D='',
+                    answer='A', category='c', **{'l2-category': 'l'})|more
+    rows = [row(7), row(1_000_007, A='blue', B='red', answer='B'), row(8)]
+    items = load(write(tmp_path, 'MMBench_DEV_EN.tsv', rows))
+    assert [i.group for i in items]==['7', '7', '8'] and {i.split for i in items}=={'dev'}
+    _, right = verdicts(tmp_path, list(items), dict.fromkeys(('7', '1000007', '8'), 'A'))
+    assert right=={'7': True, '1000007': False, '8': True}
+    chinese = load(write(tmp_path, 'MMBench_DEV_CN_V11.tsv', rows))
+    assert {i.split for i in chinese}=={'dev_cn_v11'}
+    for language, answer in (('en', 'A'), ('cn', 'B')):
+        write(tmp_path/'m', f'{language}/dev-00000-of-00001.parquet', [row(1, answer=answer)])
+    for split in ('dev', 'dev_cn'): prepare('MMBench', tmp_path/'d', split, tmp_path/'m')
+    assert [load('MMBench', s, folder=tmp_path/'d')[0].answer for s in ('dev', 'dev_cn')]==['A', 'B']
+    test = load(write(tmp_path, 'MMBench_TEST_EN.tsv', [row(1, answer='')]))
+    assert test[0].answer is None and test.problems
+
+def test_folders_of_equal_names_are_not_mixed(tmp_path):
+    for task in ('Counting', 'Jigsaw'):
+        for split in ('val', 'test'):
+            write(tmp_path/'m', f'{task}/{split}-00000-of-00001.parquet', [
+                dict(idx=f'{split}_{task}_1', question='?', sub_task=task, image_1=struct(RED), image_2=None,
+                     choices=['a', 'b'], answer='(A)' if split=='val' else 'hidden', prompt='? (A) a (B) b')])
+    prepare('BLINK', tmp_path/'d', source=tmp_path/'m')
+    assert [i.id for i in load('BLINK', folder=tmp_path/'d')]==['val_Counting_1', 'val_Jigsaw_1']
+    assert [i.id for i in load('BLINK', 'Jigsaw', folder=tmp_path/'d')]==['val_Jigsaw_1']
+    prepare('BLINK', tmp_path/'d', 'test', tmp_path/'m')
+    assert {i.answer for i in load('BLINK', 'test', folder=tmp_path/'d')}=={None}
+    flat = tmp_path/'flat'
+    write(flat, 'val-00000-of-00001.parquet', [dict(idx='1')])
+    with pytest.raises(ValueError, match='holds no file'): prepare('BLINK', tmp_path/'e', 'Jigsaw', flat)
+
+def test_figures_and_pairs(tmp_path):
+    def row(figure, number, answer, **more):
+        return dict(category='VD', subcategory='illusion', visual_input='1', set_id='0', figure_id=figure,
+                    question_id=number, question=f'Same {number}?', gt_answer=answer, image=struct(RED))|more
+    rows = [row(f, q, a) for f, a in (('0', '1'), ('1', '0')) for q in '012']
+    write(tmp_path/'m', 'data/image-00000-of-00001.parquet', rows)
+    prepare('HallusionBench', tmp_path/'d', source=tmp_path/'m')
+    items = load('HallusionBench', folder=tmp_path/'d')
+    assert len({i.group for i in items})==1 and [i.answer for i in items]==['yes']*3+['no']*3
+    table = load(write(tmp_path, 'HallusionBench.tsv', [dict(index='_'.join(r[k] for k in HALLUSION_KEYS),
+        image=text(RED), question=r['question'], answer={'1': 'Yes', '0': 'No'}[r['gt_answer']])
+        for r in rows]))
+    def same(i): return i.id, i.group, i.answer, i.tags, i.question, i.benchmark, i.split
+    assert [*map(same, table)]==[*map(same, items)]
+    said = dict(zip([i.id for i in items], ['Yes, they are.', 'No.', 'Yes', 'No', 'no, they differ', 'no']))
+    scores = score(ask(Says(said), list(items), tmp_path/'run', progress=False))
+    def whole(by): return scores.group_by(by).agg(pl.col('correct').all())['correct'].mean()
+    assert (scores['correct'].mean(), whole('figure'), whole('pair'))==(5/6, 1/2, 2/3)
+
+def test_several_answers_are_a_list(tmp_path):
+    row = dict(id='1', decoded_image=struct(RED), question_type='multiple_answers', answer='A, C',
+               response_options=list('ABCD'), prompt_no_reasoning='Which points?', image_category='geometry',
+               task_category='t')
+    one = row|dict(id='2', question_type='true_false', answer='True', response_options=['True', 'False'])
+    write(tmp_path/'m', 'data/geometry__triangle-00000-of-00001.parquet',
+          [row, one, row|dict(id='3', answer='A, E')])
+    prepare('VisOnlyQA', tmp_path/'d', source=tmp_path/'m')
+    items = load('VisOnlyQA', folder=tmp_path/'d')
+    assert [i.answer_type for i in items]==['list', None] and 'response_options' in items.left[0].why
+    for reply, right in (('C, A', True), ('A', False), ('A, B, C', False)):
+        got = verdicts(tmp_path/reply.replace(', ', ''), list(items), {'1': reply, '2': 'True'})[1]
+        assert got=={'1': right, '2': True}
+
+def test_what_only_a_judge_can_score_is_asked(tmp_path):
+    path = write(tmp_path, 'KOFFVQA.tsv', [dict(index='1', image=text(RED), question='이것은 무엇인가요?',
+                                                answer='색을 말하면 5점', category='c')])
+    items = load(path)
+    assert items[0].answer is None and items[0].question_for_eval=='색을 말하면 5점'
+    assert 'no question has an answer' in items.problems[0]
+    sent, right = verdicts(tmp_path, list(items), {'1': '빨간색'})
+    assert right=={'1': None} and order(sent[0])==[R, '이것은 무엇인가요?'] and '5점' not in str(sent)
+
+def test_steps_of_a_problem_are_one_group(tmp_path):
+    def row(key, **more):
+        return dict(ID=3, split='testmini', key=key, question='Angle?', option='A. 45; B. 60; C. no answer',
+                    answer='B',
+                    image_path=struct(RED), **{'question number': 1, 'knowledge concept': 'angles'})|more
+    write(tmp_path/'m', 'testmini.parquet', [row('2steps_1'), row('2steps_2', answer='A'),
+                                             row('2steps_multi'),
+                                             row('2steps_3', option='none')])
+    prepare('We-Math', tmp_path/'d', source=tmp_path/'m')
+    items = load('We-Math', folder=tmp_path/'d')
+    assert {i.group for i in items}=={'3'}
+    assert [i.id for i in items]==['3-2steps_1', '3-2steps_2', '3-2steps_multi']
+    assert "`option` is 'none'" in items.left[0].why
+    says = {'3-2steps_1': 'As 30+30 is 60, the final answer is B.', '3-2steps_2': 'B', '3-2steps_multi': '60'}
+    sent, right = verdicts(tmp_path, list(items), says)
+    assert [*right.values()]==[True, False, True] and order(sent[0])[0]==R
+
+def test_korean_files_and_tables_ask_the_same(tmp_path):
+    seed = dict(question_id='7', question='무엇?', question_type_id=1, image=struct(RED), choice_a='개',
+                choice_b='말',
+                choice_c='새', choice_d='소', answer='C')
+    write(tmp_path/'m', 'data/test-00000-of-00001.parquet', [seed, seed|dict(question_id='8', answer='E')])
+    prepare('K-SEED', tmp_path/'d', source=tmp_path/'m')
+    items = load('K-SEED', folder=tmp_path/'d')
+    table = load(write(tmp_path, 'SEEDBench_IMG_KO.tsv', [
+        dict(index='7', image=text(RED), question='무엇?', A='개', B='말', C='새', D='소', answer='C',
+             category='1')]))
+    assert table[0].question==items[0].question and (table[0].answer, table[0].benchmark)==('C', 'K-SEED')
+    assert len(items)==1 and "'E'" in items.left[0].why
+    assert verdicts(tmp_path, list(items), {'7': '정답은 C입니다.'})[1]=={'7': True}
+
+# Pictures in their places, in a table of one's own
+
+@pytest.mark.parametrize('name', ['t.csv', 't.jsonl', 't.parquet'])
+def test_numbered_pictures_of_your_own(tmp_path, name):
+    (tmp_path/'r.png').write_bytes(RED)
+    (tmp_path/'b.png').write_bytes(BLUE)
+    rows = [dict(question=q, image_1=a, image_2=b, answer='1') for q, a, b in [
+        ('<image 2> before <image 1>?', 'r.png', 'b.png'), ('Just <image 1>?', 'r.png', None),
+        ('Two, and then <image 2>', 'r.png', 'b.png'), ('No <image 7>', 'r.png', None),
+        ('Gap', None, 'b.png')]]
+    items = load(write(tmp_path, name, rows))
+    made = [colours(parts_of(i.question, i.images)) for i in items]
+    assert made==[[B, ' before ', R, '?'], ['Just ', R, '?'], [R, 'Two, and then ', B]]
+    assert [i.tags for i in items]==[{}]*3
+    assert [(o.where.replace('line', 'row'), o.why[:18]) for o in items.left]==[
+        (f'{name} row 4', 'the question names'), (f'{name} row 5', '`image_1` is empty')]
+
+def test_marks_are_places_in_every_way_of_asking():
+    images = Picture(RED), Picture(BLUE)
+    placed, plain = Item('1', '<image 2> or <image 1>', images=images), Item('1', 'Or?', images=images)
+    assert order(wire_messages(placed)[-1]['content'])==[B, ' or ', R]
+    assert order(wire_messages(plain)[-1]['content'])==[R, B, 'Or?']
+    assert order(wire_messages(Item('1', 'Write <image 1>'))[-1]['content'])==['Write <image 1>']
+    def plainly(item):                                                  # A key before there were places
+        asked = json.dumps([{}, item.question, [p.sha256() for p in item.images]])
+        return hashlib.sha256(asked.encode()).hexdigest()[:32]
+    assert reply_key(plain, {})==plainly(plain) and reply_key(placed, {})!=plainly(placed)
+    assert wire_messages(Item('1', '<image 1> <image 1>',
+                              images=images[:1]))[-1]['content'][0]['type']=='image_url'
+    vlm = open_model('lab/vlm', max_new_tokens=1)
+    keeps = ("{% for m in messages %}{% for p in m['content'] %}{% if p['type']=='image' %}<image>{% else %}"
+             "{{ p['text'] }}{% endif %}{% endfor %}{% endfor %}")
+    vlm.processor.chat_template = keeps
+    assert colours(sent_parts(vlm, placed.question, images))==[B, ' or ', R]
+    assert written(vlm, placed).split('<image>')==['', ' or ', '']
+    vlm.processor.chat_template = ("{% for m in messages %}{% for p in m['content'] %}{% if "
+                                   "p['type']=='image' %}"
+        "<image>{% endif %}{% endfor %}{% for p in m['content'] %}{% if p['type']=='text' %}{{ p['text'] }}"
+        "{% endif %}{% endfor %}{% endfor %}")
+    assert colours(sent_parts(vlm, placed.question, images))==[
+        R, B, placed.question]
+    assert written(vlm, placed)=='<image><image><image 2> or <image 1>'
+
+@pytest.mark.parametrize('name', RULE_OF)
+def test_every_record_names_its_own_table(name):
+    record = BENCHMARKS[name]
+    for table, split in record.tables.items():
+        others = [b.name for b in BENCHMARKS.values() if table in b.tables and b is not record]
+        assert not others and record_of(table) is record and pattern_of(record, split)

@@ -11,6 +11,7 @@ from math import inf
 from pathlib import Path
 import httpx2
 from ..benchmarks.items import Item, Picture, as_item
+from ..benchmarks.pictures import parts_of
 from ..checkpoints.headers import Checkpoint, local_model
 from ..checkpoints.texts import check_number, error_words, quoted
 from .fingerprints import draw_seed, weights_hash
@@ -37,9 +38,12 @@ def wire_messages(
     item:Item,          # What is asked
     system:str|None=None, # What stands before the conversation
 )->list[dict]:          # Messages of the OpenAI dialect
-    "An item as a conversation, pictures first; raise ValueError if one is broken"
-    content = [dict(type='image_url', image_url=dict(url=data_url(p))) for p in item.images]
-    content = [*content, dict(type='text', text=item.question)] if content else item.question
+    "An item as a conversation, pictures first or in their places; raise ValueError if one is broken"
+    def part(p):
+        if isinstance(p, str): return dict(type='text', text=p)
+        return dict(type='image_url', image_url=dict(url=data_url(p)))
+    parts = parts_of(item.question, item.images)
+    content = list(map(part, parts)) if item.images else item.question
     return [dict(role='system', content=system)]*bool(system)+[dict(role='user', content=content)]
 
 # %% ../../nbs/asking/09_endpoint.ipynb #c016

@@ -10,6 +10,7 @@ from ..checkpoints.blocks import fill
 from ..checkpoints.headers import Checkpoint, refuse_changed
 from ..checkpoints.model_files import read_json
 from ..benchmarks.items import Item
+from ..benchmarks.pictures import marks_in
 
 # %% auto #0
 __all__ = ['HASH_SAMPLE', 'HASH_SAMPLES', 'WHOLE', 'SIDE_SUFFIXES', 'sampled', 'weights_hash', 'own_numbers', 'reply_key',
@@ -84,6 +85,7 @@ def reply_key(
 )->str:                 # 32 hexadecimal digits
     "Hash of weights, settings, prompt and pictures; raise ValueError if a picture cannot be read"
     asked = [about, item.question, [p.sha256() for p in item.images]]
+    if marks_in(item.question, len(item.images)): asked.append('pictures in their places')
     return hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 # %% ../../nbs/asking/02_fingerprints.ipynb #c030

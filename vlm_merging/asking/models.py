@@ -11,11 +11,11 @@ from PIL import Image
 from .fingerprints import draw_seed
 from .templates import write_chat
 from ..benchmarks.items import Item, as_item
-from ..benchmarks.pictures import opened_picture
+from ..benchmarks.pictures import marks_in, opened_picture, parts_of
 
 # %% auto #0
-__all__ = ['Reply', 'text_of_reply', 'chat', 'decode_picture', 'picture_size', 'LocalModel', 'settings_of', 'written',
-           'prompt_inputs', 'end_tokens', 'short_of_memory', 'tokens_of', 'in_batches']
+__all__ = ['Reply', 'text_of_reply', 'chat', 'decode_picture', 'picture_size', 'LocalModel', 'settings_of', 'sent_parts',
+           'written', 'prompt_inputs', 'end_tokens', 'short_of_memory', 'tokens_of', 'in_batches']
 
 # %% ../../nbs/asking/03_models.ipynb #c014
 @dataclass(frozen=True)
@@ -46,15 +46,15 @@ def text_of_reply(
 
 # %% ../../nbs/asking/03_models.ipynb #c021
 def chat(
-    question:str,       # As it is sent
-    images:int,         # How many pictures go with it
+    parts:list,         # Texts, and whatever stands for pictures, in the order in which they are sent
     sees:bool,          # Is it a VLM? Text models want their content as plain text
     system:str|None=None, # What stands before the conversation
 )->list[dict]:          # Messages, as chat templates want them
     "A question as a conversation that waits for its answer"
-    def part(text): return [dict(type='text', text=text)] if sees else text
-    content = [dict(type='image')]*images+part(question) if sees else question
-    return [dict(role='system', content=part(system))]*bool(system)+[dict(role='user', content=content)]
+    def part(p): return dict(type='text', text=p) if isinstance(p, str) else dict(type='image')
+    def content(parts): return list(map(part, parts)) if sees else ''.join(parts)
+    return [dict(role='system', content=content([system]))]*bool(system)+[
+        dict(role='user', content=content(parts))]
 
 # %% ../../nbs/asking/03_models.ipynb #c025
 def decode_picture(
@@ -134,19 +134,34 @@ def _in_one_line(asker):
             f'at most {asker.max_new_tokens} new tokens)')
 
 # %% ../../nbs/asking/03_models.ipynb #c042
+def _keeps_places(processor):
+    "Does a chat template leave a picture between the texts where it stands?"
+    text = write_chat(processor, chat(['before', None, 'behind'], sees=True))
+    return bool(text.partition('before')[2].partition('behind')[0].strip())
+
+def sent_parts(
+    asker,              # A `LocalModel`
+    question:str,       # With marks such as `<image 2>`, or without
+    pictures,           # Those of the question, of whatever kind
+)->list:                # Texts and pictures, in the order in which the model reads them
+    "A question in parts; where the template keeps no places, with pictures in front and marks in the text"
+    if marks_in(question, len(pictures)) and not _keeps_places(asker.processor): return [*pictures, question]
+    return parts_of(question, pictures)
+
+# %% ../../nbs/asking/03_models.ipynb #c044
 def written(
     asker,              # A `LocalModel`
     item,               # Has `question` and `images`
     answer:str|None=None, # What the model is taken to have said; None: it is its turn
 )->str:                 # As the chat template writes it
     "A conversation as text"
-    turns = chat(item.question, len(item.images), asker.sees, asker.system)
+    turns = chat(sent_parts(asker, item.question, item.images), asker.sees, asker.system)
     if answer is not None:
         content = [dict(type='text', text=answer)] if asker.sees else answer
         turns = [*turns, dict(role='assistant', content=content)]
     return write_chat(asker.processor, turns, add_generation_prompt=answer is None)
 
-# %% ../../nbs/asking/03_models.ipynb #c045
+# %% ../../nbs/asking/03_models.ipynb #c049
 def prompt_inputs(
     asker,              # A `LocalModel`
     items,              # Each has `question` and `images`
@@ -155,13 +170,14 @@ def prompt_inputs(
     "What a batch of questions is to the model, as when it is asked"
     import torch
     model, tokenizer, texts = asker.model, asker.tokenizer, [written(asker, i) for i in items]
-    more = dict(images=images) if images[0] else {}
+    order = [sent_parts(asker, i.question, seen) for i, seen in zip(items, images, strict=True)]
+    more = dict(images=[[p for p in parts if not isinstance(p, str)] for parts in order]) if images[0] else {}
     if tokenizer.bos_token and texts[0].startswith(tokenizer.bos_token): more['add_special_tokens'] = False
     inputs = asker.processor(text=texts, padding=True, return_tensors='pt', **more)
     return {k:v.to(model.device, model.dtype if v.is_floating_point() else None) if torch.is_tensor(v) else v
             for k, v in inputs.items()}
 
-# %% ../../nbs/asking/03_models.ipynb #c049
+# %% ../../nbs/asking/03_models.ipynb #c053
 def end_tokens(
     asker,              # A `LocalModel`
 )->set[int]:
@@ -170,7 +186,7 @@ def end_tokens(
     known = asker.tokenizer.eos_token_id if known is None else known
     return set(known if isinstance(known, list) else [known])
 
-# %% ../../nbs/asking/03_models.ipynb #c051
+# %% ../../nbs/asking/03_models.ipynb #c055
 def _own_draws(asker, items):
     "What picks the next token of each question by a number of its own"
     import torch
@@ -185,7 +201,7 @@ def _own_draws(asker, items):
         return torch.full_like(scores, -torch.inf).scatter(1, token, 0.)
     return LogitsProcessorList([picked])
 
-# %% ../../nbs/asking/03_models.ipynb #c052
+# %% ../../nbs/asking/03_models.ipynb #c056
 def _generate(asker, items, images):
     "The replies to one batch"
     import torch
@@ -204,7 +220,7 @@ def _generate(asker, items, images):
         replies.append(Reply(item.id, text, round(each, 4), 'length' if stop is None else 'stop'))
     return replies
 
-# %% ../../nbs/asking/03_models.ipynb #c058
+# %% ../../nbs/asking/03_models.ipynb #c062
 def short_of_memory(
     trouble:BaseException, # What was raised
 )->bool:
@@ -213,7 +229,7 @@ def short_of_memory(
     return isinstance(trouble, MemoryError) or type(trouble).__name__=='OutOfMemoryError' or (
         isinstance(trouble, RuntimeError) and any(w in str(trouble).lower() for w in words))
 
-# %% ../../nbs/asking/03_models.ipynb #c061
+# %% ../../nbs/asking/03_models.ipynb #c065
 def _attempt(asker, items, images):
     "Replies, or why there are none and whether it was for want of memory"
     try: return _generate(asker, items, images), None, False
@@ -226,7 +242,7 @@ def _attempt(asker, items, images):
         torch.cuda.empty_cache()
     return None, trouble, memory
 
-# %% ../../nbs/asking/03_models.ipynb #c065
+# %% ../../nbs/asking/03_models.ipynb #c069
 def tokens_of(
     asker,              # A `LocalModel`
     item,               # Has `question` and `images`
@@ -236,9 +252,10 @@ def tokens_of(
         raise ValueError(f'{asker.name} is a text model and cannot be shown pictures.')
     try: text = asker.tokenizer(item.question)['input_ids']
     except Exception as e: raise ValueError(f'the question cannot be made tokens ({e}).') from None
-    return len(text) + sum(map(picture_size, item.images))//784 + asker.max_new_tokens
+    seen = (p for p in parts_of(item.question, item.images) if not isinstance(p, str))
+    return len(text) + sum(map(picture_size, seen))//784 + asker.max_new_tokens
 
-# %% ../../nbs/asking/03_models.ipynb #c068
+# %% ../../nbs/asking/03_models.ipynb #c072
 def _longest_first(asker, items):
     "A queue of (has it pictures?, tokens, item), and replies for those that cannot be asked"
     jobs, broken = [], []

@@ -9,32 +9,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from .cells import decimal_places, text_of, unpacked
-from .pictures import Picture, as_picture
+from .pictures import Picture, as_picture, parts_of, pictures
 from ..checkpoints.texts import did_you_mean, one_line, quoted, visible
 
 # %% auto #0
-__all__ = ['FIELD_EXAMPLES', 'FIELD_KINDS', 'ITEM_PAGE', 'BENCHMARKS', 'RULE_OF', 'SHOWN', 'ROW_KEYS', 'LETTERS', 'DIRECTLY',
-           'pictures', 'Item', 'checked_fields', 'item_line', 'item_html', 'right_answer', 'as_item', 'Benchmark',
-           'metric_of', 'record_of', 'LeftRow', 'Items', 'row_of', 'options_of', 'lettered', 'tags_of']
+__all__ = ['FIELD_EXAMPLES', 'FIELD_KINDS', 'SHOWN_PICTURES', 'ITEM_PAGE', 'BENCHMARKS', 'RULE_OF', 'SHOWN', 'ROW_KEYS',
+           'LETTERS', 'DIRECTLY', 'KEPT_BACK', 'Item', 'checked_fields', 'item_line', 'item_html', 'right_answer',
+           'as_item', 'Benchmark', 'metric_of', 'record_of', 'LeftRow', 'Items', 'row_of', 'options_of', 'lettered',
+           'option_item', 'tags_of']
 
 # %% ../../nbs/benchmarks/03_items.ipynb #c009
-def pictures(
-    row:dict,           # Of a table
-    *columns:str,       # Where an image may stand; the first that is there is taken
-)->tuple[Picture, ...]: # Empty: there is no image
-    "The images of a raw row, of whatever kind"
-    images = next((row[c] for c in columns if row.get(c) is not None), ())
-    images = images if isinstance(images, (list, tuple)) else (images,)
-    return tuple(o if isinstance(o, Picture) else Picture(o, row.get('__where__', 'image')) for o in images)
-
-# %% ../../nbs/benchmarks/03_items.ipynb #c013
 @dataclass(frozen=True, repr=False)
 class Item:
     "One question as it is asked"
     id:str              # Unique within benchmark and split
     question:str        # The exact text sent to the model: prompt of the protocol, choices included
     answer:str|None=None # Gold; None: not published
-    images:tuple=()     # One or several, as paths, PIL images, bytes or `Picture`s; kept as `Picture`s
+    images:tuple=()     # Paths, PIL images, bytes, `Picture`s; `<image 2>` in the question places the second
     choices:tuple=()    # Option texts in letter order; empty for a free answer
     group:str|None=None # Items of one group are one cluster (a MathVerse problem); None: its own
     answer_option:str|None=None # Letter of the right choice, where known
@@ -53,7 +44,7 @@ class Item:
     def __repr__(self): return item_line(self)
     def _repr_html_(self): return item_html(self)
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c015
+# %% ../../nbs/benchmarks/03_items.ipynb #c011
 FIELD_EXAMPLES = dict(id="'7'", question="'How many?'", images="'a.png'", choices="('red', 'blue')",
                       tags="dict(category='colour')", precision='2')
 FIELD_KINDS = dict(images=object, choices=(list, tuple), tags=dict, precision=(int, float, type(None)),
@@ -85,7 +76,7 @@ def checked_fields(
         except ValueError as e: raise ValueError(f'{whose}: `{f.name}`: {e}') from None
     return out
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c018
+# %% ../../nbs/benchmarks/03_items.ipynb #c014
 def item_line(
     item:Item,          # A question
 )->str:
@@ -94,12 +85,14 @@ def item_line(
     seen = f", {len(item.images)} picture{'s'[:len(item.images)!=1]}" if item.images else ''
     return f'Item({one_line(item.id, 30)!r}, {one_line(item.question)!r}{answer}{seen})'
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c021
+# %% ../../nbs/benchmarks/03_items.ipynb #c017
+SHOWN_PICTURES = 4      # Of a question, at most
 ITEM_PAGE = '''<div style="max-width:44em">
-{% for p in pictures %}{% if p.why %}<p><em>{{ p.why|seen }}</em></p>{% else %}
-<img src="data:image/png;base64,{{ p.data }}" alt="picture {{ loop.index }} of the question"
+{% for p in parts %}{% if p is string %}
+<p style="white-space:pre-wrap;margin:4px 0">{{ p|seen }}</p>{% elif p.why %}<p><em>{{ p.why|seen }}</em></p>
+{%- else %}
+<img src="data:image/png;base64,{{ p.data }}" alt="picture {{ p.number }} of the question"
 style="margin:0 8px 4px 0;min-width:96px">{% endif %}{% endfor %}
-<p style="white-space:pre-wrap;margin:4px 0">{{ item.question|seen }}</p>
 <p style="margin:4px 0"><small>{{ item.id|seen }}
 {%- if item.benchmark %} of {{ item.benchmark|seen }}{% endif %}
 {% if answer is not none %}; right is <b>{{ answer|seen }}</b>{% endif %}</small></p></div>'''
@@ -109,15 +102,16 @@ def item_html(
 )->str:                 # All of its text escaped
     "A question with its first pictures, for a notebook"
     from jinja2 import Environment
-    shown = []
-    for p in item.images[:4]:
-        try: shown.append(dict(data=base64.b64encode(p.thumbnail()).decode()))
-        except ValueError as e: shown.append(dict(why=str(e)))
+    def seen(number, picture:Picture):
+        try: return dict(number=number, data=base64.b64encode(picture.thumbnail()).decode())
+        except ValueError as e: return dict(why=str(e))
+    pictures = [seen(*o) for o in enumerate(item.images[:SHOWN_PICTURES], 1)]
     pages = Environment(autoescape=True)
     pages.filters['seen'] = visible
-    return pages.from_string(ITEM_PAGE).render(item=item, pictures=shown, answer=right_answer(item))
+    return pages.from_string(ITEM_PAGE).render(item=item, parts=parts_of(item.question, pictures),
+                                                answer=right_answer(item))
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c023
+# %% ../../nbs/benchmarks/03_items.ipynb #c019
 def right_answer(
     item:Item,          # A question
 )->str|None:            # None: not published
@@ -126,7 +120,7 @@ def right_answer(
     listed = item.answer_type=='any of' and (item.answer or '').lstrip()[:1]=='['
     return str((json.loads(item.answer) or [''])[0]) if listed else item.answer
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c028
+# %% ../../nbs/benchmarks/03_items.ipynb #c026
 def as_item(
     question:Item|str,  # An `Item`, or the text of a question
     *images,            # Pictures that go with a text: paths, PIL images or encoded bytes
@@ -142,7 +136,7 @@ def as_item(
     if images: raise ValueError('An item brings its own pictures. Give a text to put others beside it.')
     return question
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c032
+# %% ../../nbs/benchmarks/03_items.ipynb #c030
 @dataclass(frozen=True, repr=False)
 class Benchmark:
     "Where a benchmark is and how its rows are read"
@@ -153,7 +147,7 @@ class Benchmark:
     metric:str='answer' # Rule of scoring, by name
     splits:dict=field(default_factory=dict) # Split -> pattern of its files, or `file#part` for a part of one
     tables:dict=field(default_factory=dict) # Name of a VLMEvalKit table -> split
-    images:tuple=('image', 'image_path') # Columns that may hold the image; the first that does is taken
+    images:tuple=('image', 'image_path') # Columns that may hold it; `image_1` stands for `image_2`, ... too
     revision:str='main' # Commit on the hub; 'main': none is pinned, and `prepare` notes the one it got
     licence:str='not stated' # As the card says
     prompt:str=''       # What is sent, in a line
@@ -171,11 +165,14 @@ class Benchmark:
 
 BENCHMARKS:dict[str, Benchmark] = {}
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c036
+# %% ../../nbs/benchmarks/03_items.ipynb #c034
 RULE_OF = {'MathVista':'mathvista', 'MathVerse':'mathverse', 'MathVision':'mathvision', 'DynaMath':'dynamath',
-           'MM-Math':'mm_math', 'MMStar':'mmstar', 'K-MMStar':'mmstar', 'K-DTCBench':'mmstar',
-           'ChartQA':'relaxed', 'DocVQA':'anls', 'TextVQA':'vqa', 'OCRBench':'contains',
-           'TableVQA-Bench':'answer', 'POPE':'yesno'}
+           'MM-Math':'mm_math', 'We-Math':'mmstar', 'MMStar':'mmstar', 'MMBench':'mmstar', 'BLINK':'mmstar',
+           'VisOnlyQA':'mmstar', 'ChartQA':'relaxed', 'DocVQA':'anls', 'TextVQA':'vqa', 'OCRBench':'contains',
+           'TableVQA-Bench':'answer', 'POPE':'yesno', 'HallusionBench':'yesno',
+           'MMMU':'answer', 'MMMU-Pro':'mmstar', 'EMMA':'answer', 'EMMA-mini':'answer', 'ScienceQA':'mmstar',
+           'AI2D':'mmstar', 'LogicVista':'answer', 'K-MMStar':'mmstar', 'K-DTCBench':'mmstar',
+           'K-MMBench':'mmstar', 'K-SEED':'mmstar', 'KRETA':'mmstar', 'KOFFVQA':'answer'}
 
 def _bare(text): return ''.join(c for c in text.lower() if c.isalnum())
 
@@ -191,7 +188,7 @@ def metric_of(
     if name in BENCHMARKS: return BENCHMARKS[name].metric
     return _metric_among(name, (*(RULE_OF|{b.name:b.metric for b in BENCHMARKS.values()}).items(),))
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c039
+# %% ../../nbs/benchmarks/03_items.ipynb #c037
 def record_of(
     name:str,           # Of a benchmark or of its VLMEvalKit table; case, `-` and `_` do not matter
     also:tuple=(),      # Names that the caller knows beside
@@ -207,7 +204,7 @@ def record_of(
     raise LookupError(f"No benchmark is named {quoted(name)}.{near} There are: {there}. "
                       f"A table of your own is read by its path: load('mine.csv').")
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c043
+# %% ../../nbs/benchmarks/03_items.ipynb #c041
 @dataclass(frozen=True)
 class LeftRow:
     "A row of a table that cannot be asked"
@@ -220,7 +217,7 @@ class LeftRow:
 
     def __str__(self): return f'{self.where}: {self.why}'
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c045
+# %% ../../nbs/benchmarks/03_items.ipynb #c043
 SHOWN = 5               # Items that a list shows of itself
 
 class Items(list):
@@ -251,7 +248,7 @@ class Items(list):
         left = f', {len(self.left)} left out'*bool(self.left)
         return f"{len(self)} item{'s'[:len(self)!=1]}{left}{problems}{lines}{rest}"
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c049
+# %% ../../nbs/benchmarks/03_items.ipynb #c047
 ROW_KEYS = ('benchmark', 'split', 'run', 'index', 'group')  # Which reply a row is, in every table
 
 def row_of(
@@ -266,7 +263,7 @@ def row_of(
                metric=item.metric or metric_of(item.benchmark))
     return own|{k:text_of(v) for k, v in item.tags.items() if k not in own}
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c053
+# %% ../../nbs/benchmarks/03_items.ipynb #c051
 LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
 
 def options_of(
@@ -282,7 +279,7 @@ def options_of(
     while lettered and lettered[-1] is None: lettered.pop()
     return tuple(o or '' for o in lettered)
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c056
+# %% ../../nbs/benchmarks/03_items.ipynb #c054
 DIRECTLY = "Answer with the option's letter from the given choices directly."
 
 def lettered(
@@ -293,7 +290,28 @@ def lettered(
     "A question with its options, one a line"
     return '\n'.join([question, *(mark.format(l, c) for l, c in zip(LETTERS, choices))])
 
-# %% ../../nbs/benchmarks/03_items.ipynb #c059
+# %% ../../nbs/benchmarks/03_items.ipynb #c057
+KEPT_BACK = ('?', 'hidden', 'nan')
+
+def option_item(
+    row:dict,           # Of a table
+    question:str,       # As it is sent
+    choices:tuple,      # Texts in letter order
+    letter:str|None,    # Of the right one, as published: also `(A)`; None: it is not
+    ids:tuple,          # Columns that may hold the id; the first that holds something is taken
+    **more,             # Other fields of the item
+)->Item:
+    "A question with options; raise ValueError if its answer is none of them"
+    letter = None if letter is None or letter.strip() in KEPT_BACK else letter.strip(' ().:').upper()
+    if letter is not None and (len(letter)!=1 or letter not in LETTERS[:len(choices)]):
+        raise ValueError(f"`answer` is {quoted(letter)}, where the letter of one of {len(choices)} options "
+                         f"is needed")
+    index = next((t for c in ids if (t := text_of(row.get(c))) is not None), str(row.get('__row__', '')))
+    more = dict(images=pictures(row, 'image', 'image_1'))|more
+    return Item(index, question, letter, choices=choices, answer_option=letter,
+                question_type='multi_choice', **more)
+
+# %% ../../nbs/benchmarks/03_items.ipynb #c060
 def tags_of(
     **named,            # Cells
 )->dict:

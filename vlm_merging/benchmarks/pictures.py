@@ -13,8 +13,9 @@ from ..checkpoints.places import path_of
 from ..checkpoints.texts import error_words
 
 # %% auto #0
-__all__ = ['HEAVIEST', 'PICTURE_FORMATS', 'PIXELS', 'SLIMMEST', 'SCANS', 'LONGEST_PATH', 'file_content', 'encoded',
-           'opened_picture', 'source_of', 'Picture', 'as_picture']
+__all__ = ['HEAVIEST', 'PICTURE_FORMATS', 'PIXELS', 'SLIMMEST', 'SCANS', 'LONGEST_PATH', 'PICTURE_MARK', 'file_content',
+           'encoded', 'opened_picture', 'source_of', 'Picture', 'as_picture', 'numbered_columns', 'picture_cells',
+           'pictures', 'marks_in', 'parts_of', 'check_marks']
 
 # %% ../../nbs/benchmarks/02_pictures.ipynb #c009
 HEAVIEST = 1<<28        # Bytes of an encoded picture, at most
@@ -162,3 +163,70 @@ def as_picture(
     name = str(source)[:80] if isinstance(source, (str, Path)) else 'image'
     if isinstance(source, str) and not re.match('data:|(?!file:)[a-z]+://', source): source = path_of(source)
     return Picture(source, name)
+
+# %% ../../nbs/benchmarks/02_pictures.ipynb #c034
+def numbered_columns(
+    row:dict,           # Of a table
+    first:str,          # Such as `image_1`
+)->list[str]:           # `image_1`, `image_2`, ..., as far as they go without a gap
+    "Columns of one picture each"
+    stem = first.removesuffix('1')
+    return [f'{stem}{k}' for k in range(1, next(k for k in range(1, 100) if f'{stem}{k}' not in row))]
+
+def picture_cells(
+    row:dict,           # Of a table
+    columns,            # Names: where an image may stand; `image_1` stands for `image_2`, ... too
+):                      # A cell, or a list of them; None: nothing is there
+    "What a row holds of pictures; raise ValueError if a numbered one is missing"
+    for c in columns:
+        names = numbered_columns(row, c) if c.endswith('_1') else [c]
+        cells = [None if isinstance(v := row.get(n), str) and not v else v for n in names]
+        while cells and cells[-1] is None: cells.pop()
+        gap = next((n for n, v in zip(names, cells) if v is None), None)
+        if gap: raise ValueError(f'`{gap}` is empty, and `{names[len(cells)-1]}` is not')
+        if cells: return cells if c.endswith('_1') else cells[0]
+
+# %% ../../nbs/benchmarks/02_pictures.ipynb #c037
+def pictures(
+    row:dict,           # Of a table
+    *columns:str,       # Where an image may stand; the first that holds something is taken
+)->tuple[Picture, ...]: # Empty: there is no image
+    "The images of a raw row, of whatever kind"
+    images = picture_cells(row, columns)
+    if images is None: images = ()
+    images = images if isinstance(images, (list, tuple)) else (images,)
+    return tuple(o if isinstance(o, Picture) else Picture(o, row.get('__where__', 'image')) for o in images)
+
+# %% ../../nbs/benchmarks/02_pictures.ipynb #c041
+PICTURE_MARK = re.compile(r'<image ([1-9]\d?)>')
+
+def marks_in(
+    question:str,       # With marks such as `<image 2>`, or without
+    pictures:int,       # How many there are; other marks are text
+)->list[re.Match]:      # Group 1 is the number of a picture
+    "The marks of a question that are places of pictures"
+    return [m for m in PICTURE_MARK.finditer(question) if int(m[1])<=pictures]
+
+def parts_of(
+    question:str,       # With marks such as `<image 2>`, or without
+    pictures,           # A list of whatever stands for pictures; the first is number 1
+)->list:                # Texts, and elements of `pictures`
+    "A question in the order in which it is sent: pictures where their marks are, the others in front"
+    marks = marks_in(question, len(pictures))
+    if not marks: return [*pictures, question]
+    named, at, parts = {int(m[1]) for m in marks}, 0, []
+    for m in marks:
+        parts += [question[at:m.start()], pictures[int(m[1])-1]]
+        at = m.end()
+    front = [p for k, p in enumerate(pictures, 1) if k not in named]
+    return front + [p for p in (*parts, question[at:]) if not isinstance(p, str) or p]
+
+# %% ../../nbs/benchmarks/02_pictures.ipynb #c044
+def check_marks(
+    question:str,       # With marks such as `<image 2>`, or without
+    pictures:int,       # How many there are
+):
+    "Raise ValueError if a question names a picture that it does not have"
+    lost = next((m[0] for m in PICTURE_MARK.finditer(question) if int(m[1])>pictures), None)
+    there = 'is 1 picture' if pictures==1 else f'are {pictures} pictures'
+    if lost: raise ValueError(f'the question names {lost}, and there {there}')
