@@ -47,7 +47,18 @@ class Entry:
         n:int,          # How many rows (first axis) to keep, from the top
     )->Entry:
         "The first `n` rows: in a row-major file they are simply the first bytes"
-        return Entry(self.name, self.dtype, (n, *self.shape[1:]), self.file, self.start)
+        return self.cut(0, n)
+
+    def cut(self,
+        first:int,      # The first row to keep
+        n:int,          # How many
+        index:int|None=None, # Of which matrix of a stack; None: of the tensor itself
+    )->Entry:
+        "Some rows, which are bytes in one piece wherever they begin"
+        shape, start = self.shape, self.start
+        if index is not None: shape, start = shape[1:], start+index*(self.nbytes//shape[0])
+        row = DTYPES[self.dtype]//8*math.prod(shape[1:])
+        return Entry(self.name, self.dtype, (n, *shape[1:]), self.file, start+first*row)
 
 # %% ../../nbs/checkpoints/05_headers.ipynb #c019
 HEADER_LIMIT = 1<<24    # Bytes of a safetensors header; 100 000 tensors fit, and a hostile one stays cheap
