@@ -20,6 +20,7 @@ class Part:
     first:int           # The first row in the stored tensor; where that is turned, the first column
     index:int|None=None # Which matrix of a stack; None: the tensor is no stack
     turned:bool=False   # Is it stored as (input, output)?
+    whole:bool=False    # Is it all that the stored tensor holds?
 
 # %% ../../nbs/checkpoints/09_parts.ipynb #c010
 PLAIN = tuple((re.compile(was), now) for was, now in (
@@ -62,7 +63,7 @@ def _fused(name, shape, heads):
     if m := re.fullmatch(r'(.*\b)gate_up_proj(\.\w+)', name):
         half = shape[0]//2
         return tuple(Part(f'{m[1]}{x}_proj{m[2]}', 0, half, i*half) for i, x in enumerate(('gate', 'up')))
-    return Part(name, 0, shape[0] if shape else 1, 0),
+    return Part(name, 0, shape[0] if shape else 1, 0, whole=True),
 
 # %% ../../nbs/checkpoints/09_parts.ipynb #c018
 STACKS = re.compile(r'(.*experts)\.(gate_up_proj|gate_proj|up_proj|down_proj)(?:\.weight)?')
@@ -120,6 +121,6 @@ def find_rows(
     for p, stored in held.get(part.name, ()):
         if at==end or not p.at<=at<p.at+p.n: continue
         n = min(end, p.at+p.n)-at
-        runs.append((Part(p.name, at, n, p.first+at-p.at, p.index, p.turned), stored))
+        runs.append((Part(p.name, at, n, p.first+at-p.at, p.index, p.turned, p.whole and n==p.n), stored))
         at += n
     return runs if at==end else None

@@ -4,12 +4,13 @@
 
 # %% ../../nbs/merging/03_checks.ipynb #c005
 from __future__ import annotations
+import math
 import numpy as np
 from ..checkpoints.disk import InputChanged, reading
 from ..checkpoints.headers import FLOATS, Checkpoint
 from ..checkpoints.model_files import read_json
 from ..checkpoints.texts import name_in_line, quoted
-from .families import NESTED, Decoder, Pairing, pair_names, text_config
+from .families import Decoder, Pairing, nested, pair_names, text_config
 from .folders import Finding, folder_findings
 
 # %% auto #0
@@ -62,9 +63,8 @@ def unlike_parts(
     who:str,            # `LLM` or `base`
 )->list[Finding]:
     "Stop on parts of the decoder that only one of the two has"
-    lonely = list(paired.lonely)
-    strange = [n for n in paired.unused
-               if any(n in r.values() for r in paired.theirs.layers.values()) and not n.endswith('inv_freq')]
+    lonely, inside = list(paired.lonely), {n for r in paired.theirs.layers.values() for n in r.values()}
+    strange = [n for n in paired.unused if n in inside and not n.endswith('inv_freq')]
     findings, fused = [], any(_part_of(n)=='fused' for n in (*lonely, *strange))
     for part, (word, fix) in _PARTS.items():
         if fused and part in ('bias', 'other'): continue   # the other side of the same fact
@@ -83,14 +83,15 @@ def unlike_shapes(
 )->list[Finding]:
     "Stop on the first pair that is not of one shape, or that holds no floating-point numbers"
     for p in paired.pairs:
-        x, ys = vlm.tensors[p.vlm], [other.tensors[n] for n in p.llm]
+        x, ys = vlm.tensors[p.vlm], p.entries(other.tensors)
         odd = next((e for e in (x, *ys) if e.dtype not in FLOATS), None)
         if odd:
             return [Finding('stop', f"{odd.name} is stored as {odd.dtype}, which cannot be merged.",
                             'Use a checkpoint in float32, float16 or bfloat16.')]
         y = (sum(e.shape[0] for e in ys if e.shape), *ys[0].shape[1:]) if ys[0].shape else ()
         if p.module in ('embedding', 'head') and x.shape and y: y = (x.shape[0], *y[1:])  # rows may differ
-        if x.shape!=y:
+        stack = len(x.shape)>2 and (p.parts or p.turned)                # Of experts: its matrices lie row under row
+        if ((math.prod(x.shape[:-1]), x.shape[-1]) if stack else x.shape)!=y:
             return [Finding('stop', f"{p.vlm} is {x.shape}, {' + '.join(p.llm)} in the {who} is {y}.",
                             f"Take the {who} of the size that the VLM was built on.")]
     return []
@@ -262,7 +263,7 @@ def kinship(
 )->float:               # Cosine: near 1 for children of one base, near 0 for strangers; NaN if nothing fits
     "How alike the two models' numbers are, from a few kilobytes"
     fit = [p for p in paired.pairs
-           if len(p.llm)==1 and p.module in ('attention', 'mlp')
+           if len(p.llm)==1 and not p.parts and p.module in ('attention', 'mlp')
            and vlm.tensors[p.vlm].shape==other.tensors[p.llm[0]].shape
            and len(vlm.tensors[p.vlm].shape)==2
            and {vlm.tensors[p.vlm].dtype, other.tensors[p.llm[0]].dtype}<=FLOATS.keys()]
@@ -320,7 +321,7 @@ def check(
         findings.append(Finding('stop', f"The VLM has nothing beside a language model, but the {who} has.",
                                 'VLM and LLM may be swapped.'))
     mine, theirs = (text_config(c.config, complete=True) for c in (vlm, other))
-    if not any(k in vlm.config for k in NESTED):
+    if not nested(vlm.config):
         mine = mine | {'model_type': None}   # flat: the VLM's own, not the text model's
     findings += unlike_heads(mine, theirs, who)
     if not findings:
