@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging
 from vlm_merging.checkpoints.headers import Checkpoint
-from vlm_merging.merging.families import text_config
+from vlm_merging.checkpoints.decoder import text_config
 from vlm_merging.merging.merge import merge
 from vlm_merging.merging.plan import plan
 from vlm_merging.merging.checks import check, rope, unlike_settings

@@ -10,7 +10,8 @@ from ..checkpoints.disk import InputChanged, reading
 from ..checkpoints.headers import FLOATS, Checkpoint
 from ..checkpoints.model_files import read_json
 from ..checkpoints.texts import name_in_line, quoted
-from .families import Decoder, Pairing, nested, pair_names, text_config
+from ..checkpoints.decoder import Decoder, nested, text_config
+from .families import Pairing, pair_names
 from .folders import Finding, folder_findings
 
 # %% auto #0
@@ -89,8 +90,8 @@ def unlike_shapes(
             return [Finding('stop', f"{odd.name} is stored as {odd.dtype}, which cannot be merged.",
                             'Use a checkpoint in float32, float16 or bfloat16.')]
         y = (sum(e.shape[0] for e in ys if e.shape), *ys[0].shape[1:]) if ys[0].shape else ()
-        if p.module in ('embedding', 'head') and x.shape and y: y = (x.shape[0], *y[1:])  # rows may differ
-        stack = len(x.shape)>2 and (p.parts or p.turned)                # Of experts: its matrices lie row under row
+        if p.common and x.shape and y: y = (x.shape[0], *y[1:])  # rows may differ
+        stack = len(x.shape)==3 and len(y)==2           # Of experts: here one block, there row under row
         if ((math.prod(x.shape[:-1]), x.shape[-1]) if stack else x.shape)!=y:
             return [Finding('stop', f"{p.vlm} is {x.shape}, {' + '.join(p.llm)} in the {who} is {y}.",
                             f"Take the {who} of the size that the VLM was built on.")]

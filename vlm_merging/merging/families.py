@@ -8,154 +8,21 @@ import re
 from dataclasses import dataclass, field
 from functools import cache
 from ..checkpoints.blocks import Turned
+from ..checkpoints.decoder import LAYER, Decoder, find_decoder, text_config
 from ..checkpoints.headers import Checkpoint
 from ..checkpoints.parts import find_rows, held_parts, layer_parts
 
 # %% auto #0
-__all__ = ['NESTED', 'OUTER', 'LAYER', 'ATTENDS', 'NORM', 'OTHER', 'TEXT', 'DEPTH', 'WIDTH', 'EMBEDDING', 'HEAD', 'STACKED',
-           'DIFFUSED', 'FAMILIES', 'OWN', 'nested', 'text_config', 'Decoder', 'find_decoder', 'Family', 'Pair',
-           'Pairing', 'module_of', 'pair_names']
+__all__ = ['STACKED', 'DIFFUSED', 'FAMILIES', 'OWN', 'Family', 'Pair', 'Pairing', 'module_of', 'pair_names']
 
 # %% ../../nbs/merging/01_families.ipynb #c012
-NESTED = ('text_config', 'llm_config', 'language_config')
-OUTER = ('thinker_config', 'vlm_config')
-
-def nested(
-    config:dict,        # A config.json
-)->dict|None:           # None: it describes nothing but one language model
-    "The table in a configuration that describes its language model"
-    inner = next((config[k] for k in OUTER if isinstance(config.get(k), dict)), None)
-    if inner is not None: return nested(inner) or inner
-    return next((config[k] for k in NESTED if isinstance(config.get(k), dict)), None)
-
-def text_config(
-    config:dict,        # A config.json
-    complete:bool=False, # Fill what the file leaves out with the defaults of the class?
-)->dict:
-    "The part of a configuration that describes the language model"
-    inner = nested(config) or config
-    lacks = {'num_attention_heads', 'hidden_size', 'num_hidden_layers'}-inner.keys()
-    if complete and inner.get('model_type') and (lacks or not {'rope_theta', 'rope_parameters'}&inner.keys()):
-        from transformers import AutoConfig
-        try: default = AutoConfig.for_model(inner['model_type']).to_dict()
-        except Exception: return inner  # its own code, or no defaults that agree: the file must do
-        if {'rope_theta', 'rope_scaling'}&inner.keys(): default.pop('rope_parameters', None)   # older
-        inner = default|inner
-    return inner
-
-# %% ../../nbs/merging/01_families.ipynb #c016
-LAYER = re.compile(r'(?P<stem>(?:.*?\.)?)(?P<list>layers|blocks|layer|block|h)\.(?P<i>\d{1,6})\.(?P<rest>.+)')
-ATTENDS = re.compile(r'(self_attn\.(q|qkv)_proj|attention\.wqkv|att_proj|linear_attn\.in_proj_qkv\w*'
-                     r'|cross_attn\.q_proj)\.weight')
-NORM = re.compile(r'(\w*norm\w*|ln_?\w*)\.weight')
-
-def _width(layers, tensors, *patterns):
-    "Hidden size of some layers, as their projections or norms say; None if they have none of these"
-    return next((tensors[n].shape[-1] for pattern in patterns or (ATTENDS, NORM)
-                 for rests in layers.values() for k, n in rests.items()
-                 if pattern.fullmatch(k) and len(tensors[n].shape)==(1 if pattern is NORM else 2)), None)
-
-def _stacks(
-    tensors:dict,       # `Entry` by name
-)->dict:                # Stem with the word for layers -> layer -> {name behind its number: stored name}
-    "All stems with numbered layers that have a width"
-    stems = {}
-    for name in tensors:
-        if m:=LAYER.fullmatch(name):
-            stems.setdefault(m['stem']+m['list'], {}).setdefault(int(m['i']), {})[m['rest']] = name
-    return {s: layers for s, layers in stems.items() if _width(layers, tensors)}
-
-# %% ../../nbs/merging/01_families.ipynb #c019
-OTHER = re.compile(r'vision|visual|\bvi?t\b|\bvpm\b|image|audio|speech|encoder|tower|resampler|perceiver'
-                   r'|qformer|mtp|draft')
-TEXT = re.compile(r'\w*language_model|text_\w+|\bllm\b')
-DEPTH = ('num_hidden_layers', 'n_layer', 'num_layers', 'n_layers')
-WIDTH = ('hidden_size', 'n_embd', 'd_model')
-
-def _stated(text, keys): return next((text[k] for k in keys if isinstance(text.get(k), int)), None)
-
-def _fitting(
-    stacks:dict,        # From `_stacks`
-    tensors:dict,       # `Entry` by name
-    text:dict,          # Configuration of the language model
-    sure:bool,          # Only what the configuration says in so many words?
-)->dict:                # Those of them with the depth and the width that it gives
-    "Which stacks of layers the configuration may mean"
-    depth, width = _stated(text, DEPTH), _stated(text, WIDTH)
-    if sure and None in (depth, width): return {}
-    if depth is not None:
-        exact = {s: layers for s, layers in stacks.items() if len(layers)==depth}
-        stacks = exact or {s: layers for s, layers in stacks.items() if layers.keys()>=set(range(depth))}
-    return stacks if width is None else {s: layers for s, layers in stacks.items()
-                                         if _width(layers, tensors)==width}
-
-def _find_stem(
-    tensors:dict,       # `Entry` by name
-    config:dict,        # config.json
-)->tuple[str, dict]:    # The stem with the word for layers, and its layers
-    "What stands before the layers of the language model; raise ValueError if that is not plain"
-    stacks, text = _stacks(tensors), text_config(config)
-    plain = {s: layers for s, layers in stacks.items() if not OTHER.search(TEXT.sub('', s))}
-    attend = {s: layers for s, layers in plain.items() if _width(layers, tensors, ATTENDS)}
-    for pool, sure in ((attend, False), (plain, False), (stacks, True)):
-        if pool is plain and len(pool)==1 and _stated(text, WIDTH) is None: return next(iter(pool.items()))
-        if pool and pool is not attend or len(pool)>1: pool = _fitting(pool, tensors, text, sure)
-        if len(pool)>1: pool = {s: layers for s, layers in pool.items() if TEXT.search(s)} or pool
-        if len(pool)==1: return next(iter(pool.items()))
-        if pool: break
-    seen = ', '.join(sorted(pool or stacks)) or 'no numbered layers at all'
-    raise ValueError(f"{'Several parts look' if pool else 'No part looks'} like the language model "
-                     f"of this checkpoint ({seen[:300]}). "
-                     f"Its layout is not known here: please report it.")
-
-# %% ../../nbs/merging/01_families.ipynb #c022
-EMBEDDING = ('embed_tokens.weight', 'tok_embeddings.weight', 'wte.embedding', 'wte.weight', 'embeddings.weight', 'embed.weight',
-             'embed_in.weight', 'word_embeddings.weight')
-HEAD = ('lm_head.weight', 'output.weight', 'ff_out.weight', 'embed_out.weight', 'unembed.weight')
-
-@dataclass(frozen=True)
-class Decoder:
-    "Where a checkpoint keeps its language model"
-    stem:str            # What stands before `layers.`, `blocks.` or `h.`
-    layers:dict         # Layer -> {name behind the layer number: stored name}
-    cross:frozenset     # Layers that look at the image and have no partner in an LLM
-    norm:str|None       # Stored names, if there: the final norm,
-    embedding:str|None  # the token embeddings,
-    head:str|None       # and the output head
-    width:int           # Hidden size, as the projections say
-    behind:dict=field(default_factory=dict) # Layers behind the last one, as `layers`
-
-    @property
-    def roots(self)->tuple:
-        "What may stand before that which is not in a layer: the stem, and what is above it"
-        above = self.stem[:-1].rpartition('.')[0]
-        return tuple(dict.fromkeys((self.stem, f'{above}.' if above else self.stem)))
-
-def find_decoder(
-    tensors:dict,       # `Entry` by name
-    config:dict,        # config.json
-)->Decoder:
-    "Find the language model by its names; raise ValueError if there is none, or more than one"
-    whole, layers = _find_stem(tensors, config)
-    stem, depth = whole[:whole.rfind('.')+1], _stated(text_config(config), DEPTH)
-    behind = {}
-    if depth and len(layers)>depth and layers.keys()>=set(range(depth)):
-        behind = {i: rests for i, rests in sorted(layers.items()) if i>=depth}
-        layers = {i: rests for i, rests in layers.items() if i<depth}
-    roots = [stem[:i] for i in range(len(stem), -1, -1) if not i or stem[i-1]=='.']
-    first = lambda roots, *names: next((r+n for r in roots for n in names if r+n in tensors), None)
-    return Decoder(stem, dict(sorted(layers.items())),
-        frozenset(i for i, r in layers.items() if any(k.startswith('cross_attn.') for k in r)),
-        first(roots[:2], 'norm.weight', 'ln_f.weight'), first(roots[:2], *EMBEDDING), first(roots, *HEAD),
-        _width(layers, tensors), behind)
-
-# %% ../../nbs/merging/01_families.ipynb #c027
 @dataclass(frozen=True)
 class Family:
     "What the general rule cannot know about a kind of VLM"
     model_type:str      # As in config.json
     parts:dict = field(default_factory=dict) # Name in the VLM's layer -> names in the LLM's, stacked by rows
     own:str = ''        # Names in the VLM's layers that no LLM has, as a regular expression
+    more:str = ''       # Names of tensors that have the LLM's rows first, and then the VLM's own
 
 def _with_ends(parts): return {f'{k}.{end}': tuple(f'{v}.{end}' for v in vs)
                                for k, vs in parts.items() for end in ('weight', 'bias')}
@@ -172,10 +39,11 @@ FAMILIES = {f.model_type: f for f in (
     Family('molmo', _with_ends(STACKED)),
     Family('molmo2', _with_ends({_WITHIN.get(k, k): vs for k, vs in STACKED.items()})),
     Family('cosmos3_omni', _with_ends(DIFFUSED)),
-    Family('ernie4_5_vl_moe', own=r'mlp\.gate\.weight_1|mlp\.moe_statics\..+'),
+    Family('ernie4_5_vl_moe', own=r'mlp\.gate\.weight_1',
+           more=r'mlp\.moe_statics\.e_score_correction_bias'),
 )}
 
-# %% ../../nbs/merging/01_families.ipynb #c031
+# %% ../../nbs/merging/01_families.ipynb #c016
 @dataclass(frozen=True)
 class Pair:
     "A tensor of the VLM and what it is merged with"
@@ -184,6 +52,7 @@ class Pair:
     layer:int|None      # The VLM's layer; None outside the layers
     module:str          # attention, mlp, norm, embedding or head
     key:str             # The name without stem: the same in every layout, so it seeds the coin flips
+    common:bool=False   # Only the rows that both have, from the first on?
     parts:tuple=()      # `Part` of each of `llm`; empty: each is taken whole
     turned:int=0        # How many successive parts make one matrix that lies on its side here; 0: none does
 
@@ -217,7 +86,7 @@ class Pairing:
         "Number of layers of the VLM's language model, cross layers included"
         return len(self.mine.layers)
 
-# %% ../../nbs/merging/01_families.ipynb #c033
+# %% ../../nbs/merging/01_families.ipynb #c018
 def module_of(
     rest:str,           # Name behind the layer number
 )->str:
@@ -227,7 +96,7 @@ def module_of(
     if re.search(r'(self_attn|attention|att_proj|attn_out|linear_attn|mixer|mamba|conv|attn)$', head): return 'attention'
     return 'norm' if re.search(r'norm|\bln_|scal', rest) else 'mlp'
 
-# %% ../../nbs/merging/01_families.ipynb #c036
+# %% ../../nbs/merging/01_families.ipynb #c021
 class _Layer:
     "A layer of the LLM, in which partners are looked for"
     def __init__(self, names, tensors, width, heads):
@@ -267,7 +136,7 @@ def _partner(
     turned = len(runs)//len({p.index for p in parts}) if parts[0].turned else 0
     return dict(llm=names, parts=tuple(found), turned=turned)
 
-# %% ../../nbs/merging/01_families.ipynb #c038
+# %% ../../nbs/merging/01_families.ipynb #c023
 OWN = re.compile(r'.*(_moe_gen\b|\blora_\w+|\blora\b).*')
 
 def _is_own(
@@ -303,7 +172,8 @@ def _pair_layers(
             found = _partner(rest, vlm.tensors[name].shape, other, family.parts, parts)
             own = found is None and (OWN.fullmatch(rest) or family.own and re.fullmatch(family.own, rest))
             if found:
-                pairs.append(Pair(name, layer=i, module=module_of(rest), key=f'layers.{ranks[i]}.{rest}', **found))
+                pairs.append(Pair(name, layer=i, module=module_of(rest), key=f'layers.{ranks[i]}.{rest}',
+                                  common=bool(family.more and re.fullmatch(family.more, rest)), **found))
                 taken.update(found['llm'])
             elif rest.endswith('inv_freq'): kept[name] = 'a constant, not a weight'
             elif own: kept[name] = "the VLM's own: an LLM has no such part"
@@ -322,7 +192,7 @@ def _heads(checkpoint):
     n, kv = text.get('num_attention_heads'), text.get('num_key_value_heads', text.get('num_attention_heads'))
     return (n, kv) if isinstance(n, int) and isinstance(kv, int) and 0<kv<=n else None
 
-# %% ../../nbs/merging/01_families.ipynb #c041
+# %% ../../nbs/merging/01_families.ipynb #c026
 def _pair_ends(
     vlm:Checkpoint, llm:Checkpoint, # The VLM, and the LLM or the base
     mine:Decoder, theirs:Decoder, # Their language models
@@ -333,18 +203,17 @@ def _pair_ends(
         tied = text_config(llm.config).get('tie_word_embeddings', theirs.stem!='') # no prefix: no head
         if module=='head' and not other and tied: other = theirs.embedding  # the embedding is the head
         if name and other and vlm.tensors[name].shape and llm.tensors[other].shape:
-            yield Pair(name, (other,), None, module, 'final_norm' if module=='norm' else module)
+            yield Pair(name, (other,), None, module, 'final_norm' if module=='norm' else module, module!='norm')
     ends = {theirs.norm, theirs.embedding, theirs.head, mine.norm, mine.embedding, mine.head}
     for other in llm.tensors:
         rest = other.removeprefix(theirs.stem)
         if other in ends or LAYER.fullmatch(other) or not other.startswith(theirs.stem): continue
         name = next((r+rest for r in mine.roots if r+rest in vlm.tensors), None)
         if name is None or name in ends or rest.endswith('inv_freq'): continue
-        table = len(llm.tensors[other].shape)==2 and re.search(r'embed|\bw[tp]e\b', rest.split('.')[0])
-        if table and 'project' in rest: table = False
-        yield Pair(name, (other,), None, 'embedding' if table else module_of(rest), rest)
+        table = len(llm.tensors[other].shape)==2 and re.match(r'embed(?!.*project)|w[tp]e\b', rest)
+        yield Pair(name, (other,), None, 'embedding' if table else module_of(rest), rest, bool(table))
 
-# %% ../../nbs/merging/01_families.ipynb #c044
+# %% ../../nbs/merging/01_families.ipynb #c029
 def _why_outside(
     name:str,           # Of a tensor of the VLM that is in no layer and has no partner
     mine:Decoder,       # The VLM's language model

@@ -48,7 +48,7 @@ def work_of(
     "The byte ranges of a pair"
     sides = [(vlm.tensors[pair.vlm],), pair.entries(llm.tensors),
              of_base.entries(base.tensors) if base else ()]
-    if pair.module in ('embedding', 'head'):
+    if pair.common:
         rows = min(es[0].shape[0] for es in sides if es)
         sides = [tuple(e.rows(rows) for e in es) for es in sides]
     return Work(pair, *sides, knobs or {})
