@@ -258,22 +258,34 @@ def expected(formula, v, l, b):
 
 
 def judged(kind, folder):
-    "What became of a type: works, partly, refused, or wrong; and the detail"
+    "What became of a type: works, partly, refused or wrong; why; where its layers are; tensors merged, and kept"
     make(kind, folder)
     vlm, llm, base = map(stored, (folder/'vlm', folder/'llm_in', folder/'base_in'))
-    aim = {n for n in vlm if not torch.equal(vlm[n], llm[n])}
+    aim, stem = {n for n in vlm if not torch.equal(vlm[n], llm[n])}, ''
     for method, (formula, knobs) in RECIPES.items():
         with_base = dict(base=folder/'base') if method=='ties' else {}
-        p = plan(folder/'vlm', folder/'llm', method=method, **with_base, **knobs)
-        if p.stops: return 'refused', ' '.join(map(str, p.stops))
+        try: p = plan(folder/'vlm', folder/'llm', method=method, **with_base, **knobs)
+        except ValueError as e: return 'refused', str(e), stem, 0, len(vlm)
+        if p.stops: return 'refused', ' '.join(map(str, p.stops)), stem, 0, len(vlm)
         out = stored(merge(p, out=folder/method, progress=False))
         moved = {n for n in vlm if not torch.equal(out[n], vlm[n])}
-        if odd := moved-aim: return 'wrong', f'{method} changed {sorted(odd)[:3]}'
-        wrong = [n for n in moved if not torch.equal(out[n], expected(formula, vlm[n], llm[n], base[n]))]
-        if wrong: return 'wrong', f'{method}: other numbers in {wrong[:3]}'
-        if left := sorted(aim-moved): return 'partly', f'{len(left)} of {len(aim)}: {left[0]}: {p.kept.get(left[0])}'
-    model, info = class_of(kind).from_pretrained(folder/'ties', output_loading_info=True)
-    _, own = class_of(kind).from_pretrained(folder/"vlm", output_loading_info=True)
-    odd = {k: v for k, v in info.items() if k in ("missing_keys", "unexpected_keys", "mismatched_keys") and v!=own[k]}
-    if odd: return 'wrong', f'does not open: {odd}'
-    return 'works', f'{len(aim)} merged, {len(vlm)-len(aim)} stay'
+        wrong = [n for n in moved if n not in aim or not torch.equal(out[n], expected(formula, vlm[n], llm[n], base[n]))]
+        if wrong: return 'wrong', f'{method}: other numbers in {wrong[:3]}', stem, len(moved), len(vlm)-len(moved)
+        inside = next(w.pair.vlm for w in p.merged if w.pair.layer is not None)
+        stem = re.match(r'(?:.*?\.)?(?:layers|blocks|h)\.', inside)[0]
+        left = sorted(aim-moved)
+        if left: return 'partly', f'{left[0]}: {p.kept.get(left[0])}', stem, len(moved), len(vlm)-len(moved)
+    before, after = (opens(kind, folder/name) for name in ('vlm', 'ties'))
+    if before!=after: return 'wrong', f'does not open as before: {after}', stem, len(aim), len(vlm)-len(aim)
+    return 'works', '', stem, len(aim), len(vlm)-len(aim)
+
+
+def opens(kind, folder):
+    "Names that are missing or left over when transformers opens a folder"
+    _, info = class_of(kind).from_pretrained(folder, output_loading_info=True)
+    return {k: info[k] for k in ('missing_keys', 'unexpected_keys', 'mismatched_keys')}
+
+
+def text_of(kind):
+    "The LLM of a kind, by its name in transformers"
+    return SIBLING.get(kind) or vlm_config(kind).get_text_config(decoder=True).model_type

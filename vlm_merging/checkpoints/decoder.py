@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 # %% auto #0
 __all__ = ['NESTED', 'OUTER', 'LAYER', 'ATTENDS', 'NORM', 'OTHER', 'TEXT', 'DEPTH', 'WIDTH', 'EMBEDDING', 'HEAD', 'nested',
-           'text_config', 'Decoder', 'find_decoder']
+           'text_config', 'Decoder', 'find_decoder', 'more_than_language']
 
 # %% ../../nbs/checkpoints/10_decoder.ipynb #c012
 NESTED = ('text_config', 'llm_config', 'language_config')
@@ -143,3 +143,13 @@ def find_decoder(
         frozenset(i for i, r in layers.items() if any(k.startswith('cross_attn.') for k in r)),
         first(roots[:2], 'norm.weight', 'ln_f.weight'), first(roots[:2], *EMBEDDING), first(roots, *HEAD),
         _width(layers, tensors), behind)
+
+# %% ../../nbs/checkpoints/10_decoder.ipynb #c028
+def more_than_language(
+    checkpoint,         # An open `Checkpoint`
+    decoder:Decoder,    # Its language model
+)->bool:
+    "Is there more in a checkpoint than a language model?"
+    def beside(n): return not n.startswith(decoder.stem) or OTHER.search(TEXT.sub('', n.removeprefix(decoder.stem)))
+    own = {n for rests in (*decoder.layers.values(), *decoder.behind.values()) for n in rests.values()}
+    return any(beside(n) for n in checkpoint.tensors if n not in own and n!=decoder.head)

@@ -102,9 +102,13 @@ def read_header(
     try:
         with reading(path), open(path, 'rb') as f:
             n = int.from_bytes(f.read(8), 'little')
-            if size<8 or n>min(HEADER_LIMIT, size-8):
+            if size<8 or not n or n>min(HEADER_LIMIT, size-8):
                 f.seek(0)
-                if f.read(2) in (b'\x80\x02', b'PK'): raise ValueError('it is a pickle, not safetensors')
+                begin = f.read(12)
+                if begin[:2] in (b'\x80\x02', b'PK'): raise ValueError('it is a pickle, not safetensors')
+                if begin==b'version http':
+                    raise ValueError('it is a pointer of git-lfs, and not the file that it points to')
+                if not any(begin): raise ValueError('it begins with zeros, as downloads do that are not complete')
                 raise ValueError('its header does not fit in the file')
             table = json.loads(f.read(n).decode('utf-8'), object_pairs_hook=unique_names)
         if not isinstance(table, dict): raise ValueError('its header is not an object')
