@@ -12,102 +12,121 @@ from vlm_merging.merging.plan import plan
 
 LAYERS = 4      # Of a language model; kinds of layers take turns
 SIZES = {
-    32: 'hidden_size n_embd d_model embed_dim width dim out_hidden_size embedding_size output_dim text_hidden_size '
-        'encoder_hidden_size image_token_embed_dim vision_hidden_size word_embed_proj_dim decoder_hidden_size '
-        'adapter_out_dim adapter_in_dim adapter_input_size projector_hidden_size image_size ple_embed_dim resolution projection_hidden_size '
-        'patch_embed_hidden_size rel_extent hidden_size_per_layer_input num_pos_feats kv_lora_rank q_lora_rank '
-        'moe_hidden_size vision_output_dim audio_hidden_size output_channels projection_hidden_dim',
-    48: 'intermediate_size ffn_dim moe_intermediate_size shared_expert_intermediate_size mlp_dim d_ff encoder_ffn_dim '
-        'decoder_ffn_dim dense_intermediate_size intermediate_size_mlp projection_intermediate_size '
-        'alignment_intermediate_size share_expert_dim shared_experts_intermediate_size shared_intermediate_size '
-        'moe_shared_expert_intermediate_size',
-    2: 'num_hidden_layers num_layers depth n_layer n_layers encoder_layers decoder_layers num_key_value_heads '
-       'num_experts_per_tok spatial_merge_size resampler_depth layers num_decoder_layers moe_k moe_topk '
-       'swa_num_key_value_heads num_global_layers conf_num_hidden_layers aligner_num_add_layers hc_mult hc_count '
-       'index_topk index_topk_blocks n_groups linear_num_key_heads num_query_tokens moe_num_shared_experts '
-       'n_shared_experts resampler_n_latents resampler_num_latents latent_query_num',
-    4: 'num_attention_heads num_heads n_head n_heads attention_heads num_experts num_local_experts n_routed_experts '
-       'moe_num_experts encoder_attention_heads decoder_attention_heads swa_num_attention_heads '
-       'num_sliding_attention_heads resampler_n_heads resampler_heads linear_num_value_heads linear_num_heads '
-       'mamba_num_heads index_n_heads pos_emb_height pos_emb_width pos_emb_time conf_num_attention_heads '
-       'posemb_grid_size codebook_size num_embeddings max_temporal_embeddings laurel_rank d_rel downsample_hidden_size post_conv_in_channels post_conv_mid_channels post_conv_out_channels qk_rope_head_dim '
-       'rotary_dim img_max_token_num',
-    8: 'head_dim swa_head_dim resampler_head_dim resampler_dim_head linear_key_head_dim linear_value_head_dim '
-       'linear_head_dim mamba_head_dim index_head_dim qk_nope_head_dim v_head_dim d_kv ssm_state_size patch_size '
-       'hc_lowrank chunk_size window_size',
+    2: 'num_hidden_layers num_layers depth n_layer n_layers encoder_layers decoder_layers '
+        'num_key_value_heads num_experts_per_tok spatial_merge_size resampler_depth layers '
+        'num_decoder_layers moe_k moe_topk swa_num_key_value_heads num_global_layers '
+        'conf_num_hidden_layers aligner_num_add_layers hc_mult hc_count index_topk index_topk_blocks '
+        'n_groups linear_num_key_heads num_query_tokens moe_num_shared_experts n_shared_experts '
+        'resampler_n_latents resampler_num_latents latent_query_num',
+    4: 'num_attention_heads num_heads n_head n_heads attention_heads num_experts num_local_experts '
+        'n_routed_experts moe_num_experts encoder_attention_heads decoder_attention_heads '
+        'swa_num_attention_heads num_sliding_attention_heads resampler_n_heads resampler_heads '
+        'linear_num_value_heads linear_num_heads mamba_num_heads index_n_heads pos_emb_height '
+        'pos_emb_width pos_emb_time conf_num_attention_heads posemb_grid_size codebook_size '
+        'num_embeddings max_temporal_embeddings laurel_rank d_rel downsample_hidden_size '
+        'post_conv_in_channels post_conv_mid_channels post_conv_out_channels qk_rope_head_dim '
+        'rotary_dim img_max_token_num',
+    8: 'head_dim swa_head_dim resampler_head_dim resampler_dim_head linear_key_head_dim '
+        'linear_value_head_dim linear_head_dim mamba_head_dim index_head_dim qk_nope_head_dim '
+        'v_head_dim d_kv ssm_state_size patch_size hc_lowrank chunk_size window_size',
     16: 'num_position_embeddings num_mel_bins n_mel_bins base_channels latent_channels',
-    128: 'vocab_size max_position_embeddings max_source_positions vocab_size_per_layer_input type_vocab_size '
-         'max_2d_position_embeddings position_embedding_size num_patches mel_vocab_size max_num_patches'}
+    32: 'hidden_size n_embd d_model embed_dim width dim out_hidden_size embedding_size output_dim '
+        'text_hidden_size encoder_hidden_size image_token_embed_dim vision_hidden_size '
+        'word_embed_proj_dim decoder_hidden_size adapter_out_dim adapter_in_dim adapter_input_size '
+        'projector_hidden_size image_size ple_embed_dim resolution projection_hidden_size '
+        'patch_embed_hidden_size rel_extent hidden_size_per_layer_input num_pos_feats kv_lora_rank '
+        'q_lora_rank moe_hidden_size vision_output_dim audio_hidden_size output_channels '
+        'projection_hidden_dim',
+    48: 'intermediate_size ffn_dim moe_intermediate_size shared_expert_intermediate_size mlp_dim d_ff '
+        'encoder_ffn_dim decoder_ffn_dim dense_intermediate_size intermediate_size_mlp '
+        'projection_intermediate_size alignment_intermediate_size share_expert_dim '
+        'shared_experts_intermediate_size shared_intermediate_size '
+        'moe_shared_expert_intermediate_size',
+    128: 'vocab_size max_position_embeddings max_source_positions vocab_size_per_layer_input '
+        'type_vocab_size max_2d_position_embeddings position_embedding_size num_patches '
+        'mel_vocab_size max_num_patches'}
 SIZES = {word: int(n) for n, words in SIZES.items() for word in words.split()}
 
 
+DEPTHS = 'num_hidden_layers', 'n_layers', 'num_layers', 'depth', 'layers', 'encoder_layers'
+TOWER = re.compile('vision|audio|vit|vq|encoder|qformer|perceiver|dit|adapter')
+
+
 def picked(config, layers):
-    "Which layers of a default configuration stand for all: one of each kind, then more, in their order"
+    "How deep a default model is, and the layers that stand for all: one of each kind, then more, in their order"
     n = next((config[k] for k in DEPTHS if isinstance(config.get(k), int)), 0)
-    lists = [v for v in config.values() if isinstance(v, list) and len(v)==n]
-    own = config.get('per_layer_config') or {}
-    kinds = {}
-    for i in range(n): kinds.setdefault(str([[v[i] for v in lists if v!=list(range(n))], own.get(f'{i:02}')]), i)
-    chosen = sorted(kinds.values(), key=lambda i: list(kinds.values()).index(i))[:layers]
+    lists = [v for v in config.values() if isinstance(v, list) and len(v)==n and v!=list(range(n))]
+    own, kinds = config.get('per_layer_config') or {}, {}
+    for i in range(n): kinds.setdefault(str([[v[i] for v in lists], own.get(f'{i:02}')]), i)
+    chosen = list(kinds.values())[:layers]
     return n, sorted([*chosen, *[i for i in range(n) if i not in chosen][:layers-len(chosen)]])
 
 
-DEPTHS = 'num_hidden_layers', 'n_layers', 'num_layers', 'depth', 'layers', 'encoder_layers'
+def is_rising(v, n):
+    "Does a list count layers, up to the last one?"
+    return isinstance(v[0], int) and v==sorted(v) and v[-1]>=n-2 and len(set(v))>1
 
 
 def shrunk(config, path=''):
     "A configuration as a table, made tiny"
-    is_text = not re.search('vision|audio|vit|vq|encoder|qformer|perceiver|dit|adapter', path)
-    n, chosen = picked(config, LAYERS if is_text and 'vocab_size' in config else 2)
+    n, chosen = picked(config, LAYERS if 'vocab_size' in config and not TOWER.search(path) else 2)
     small = dict(config)
     for k, v in config.items():
         if isinstance(v, dict) and 'model_type' in v: small[k] = shrunk(v, f'{path}.{k}')
         elif k=='per_layer_config' and v:
-            small[k] = {f'{chosen.index(int(i)):02}': shrunk(o) | (dict(num_key_value_heads=4) if 'num_attention_heads' in o else {}) for i, o in v.items() if int(i) in chosen}
+            small[k] = {f'{chosen.index(int(i)):02}': shrunk(o) for i, o in v.items() if int(i) in chosen}
         elif isinstance(v, bool) or v is None: continue
         elif k in DEPTHS: small[k] = len(chosen)
         elif isinstance(v, int) and k in SIZES: small[k] = SIZES[k] if v else v
-        elif isinstance(v, list) and n and len(v)==n and len(set(map(str, v)))>1 and v==sorted(v) and isinstance(v[0], int) and v[-1]>=n-2:
-            small[k] = [i for i in range(len(chosen))]
-        elif isinstance(v, list) and n and len(v)==n: small[k] = [SIZES.get(k, v[i]) for i in chosen]
+        elif isinstance(v, list) and v and len(v)==n:
+            small[k] = list(range(len(chosen))) if is_rising(v, n) else [SIZES.get(k, v[i]) for i in chosen]
         elif isinstance(v, list) and k in SIZES: small[k] = [SIZES[k] for _ in v]
-        elif isinstance(v, int) and k.endswith(('token_id', '_id', 'token_index')) and v>=VOCAB: small[k] = 5
-    return small | OWN.get(config['model_type'] if 'model_type' in config else '', {})
+        elif isinstance(v, int) and k.endswith(('_id', 'token_index')) and v>=VOCAB: small[k] = 5
+    return small | OWN.get(config.get('model_type', ''), {})
+
 
 VOCAB = 128
 ROPE = dict(rope_type='default', rope_theta=1e4)
 OWN = {     # What a default leaves open, or what only fits itself
     'chameleon': dict(vocabulary_map={'<image>': 4}),
-    'chameleon_vqgan': dict(base_channels=32, latent_channels=32, channel_multiplier=[1, 1], num_res_blocks=1, attn_resolutions=[]),
+    'chameleon_vqgan': dict(base_channels=32, latent_channels=32, channel_multiplier=[1, 1], num_res_blocks=1,
+                            attn_resolutions=[]),
     'cohere_compass_text': dict(rope_parameters={'full_attention': ROPE, 'sliding_attention': ROPE}),
     'cosmos3_edge_text': dict(rope_parameters=ROPE | dict(mrope_section=[2, 1, 1])),
-    'deepseek_ocr2_text': dict(mlp_layer_types=['dense', 'sparse', 'sparse', 'sparse'], num_experts_per_tok=2),
-    'unlimited_ocr_text': dict(mlp_layer_types=['dense', 'sparse', 'sparse', 'sparse'], num_experts_per_tok=2),
+    'deepseek_ocr2_text': dict(mlp_layer_types=['dense', 'sparse', 'sparse', 'sparse'],
+                               num_experts_per_tok=2),
+    'unlimited_ocr_text': dict(mlp_layer_types=['dense', 'sparse', 'sparse', 'sparse'],
+                               num_experts_per_tok=2),
     'diffusion_gemma_text': dict(num_experts=4, top_k_experts=2, moe_intermediate_size=48),
     'dots3_note_text': dict(num_key_value_heads=4, per_layer_config={}, head_dim=12),
     'gemma3n_text': dict(layer_types=['sliding_attention', 'full_attention']*2, num_kv_shared_layers=2),
     'timm_wrapper': dict(model_args={'embed_dim': 32}),
     'glm5_next_text': dict(num_key_value_heads=4, index_topk=16),
     'emu3': dict(vocabulary_map={'<|extra_200|>': 5, '<image>': 4}),
-    'muse_spark_audio': dict(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], num_hidden_layers=4, patch_sizes=[2, 2, 2, 2]),
+    'muse_spark_audio': dict(hidden_sizes=[8, 8, 8, 8], depths=[1, 1, 1, 1], num_hidden_layers=4,
+                             patch_sizes=[2, 2, 2, 2]),
     'radio': dict(max_img_size=32),
     'hunyuan_vl_vision': dict(max_image_size=32, img_max_token_num=64),
     'deepseek_ocr2_sam_vision_model': dict(downsample_channels=[16, 32]),
     'unlimited_ocr_sam_vision_model': dict(downsample_channels=[16, 32]),
-    'florence_vision': dict(patch_size=[2, 2, 2, 2], embed_dim=[8, 8, 8, 8], num_heads=[2, 2, 2, 2], num_groups=[2, 2, 2, 2], projection_dim=32),
+    'florence_vision': dict(patch_size=[2, 2, 2, 2], embed_dim=[8, 8, 8, 8], num_heads=[2, 2, 2, 2],
+                            num_groups=[2, 2, 2, 2], projection_dim=32),
     'janus_vision_model': dict(projection_dim=32),
     'emu3_vqgan': dict(base_channels=32, latent_channels=4, channel_multiplier=[1, 1], num_res_blocks=1),
-    'janus_vqgan': dict(projection_dim=32, image_token_embed_dim=32, base_channels=32, latent_channels=32, channel_multiplier=[1, 1], num_res_blocks=1),
+    'janus_vqgan': dict(projection_dim=32, image_token_embed_dim=32, base_channels=32, latent_channels=32,
+                        channel_multiplier=[1, 1], num_res_blocks=1),
     'ernie4_5_vl_moe_text': dict(rope_parameters=ROPE | dict(mrope_section=[1, 1, 2])),
     'hunyuan_vl_text': dict(head_dim=8),
-    'granite4_vision': dict(downsample_rate='2/4', deepstack_layer_map=[[0, 0], [1, 1]], spatial_target_layers=[0, 1]),
+    'granite4_vision': dict(downsample_rate='2/4', deepstack_layer_map=[[0, 0], [1, 1]],
+                            spatial_target_layers=[0, 1]),
     'llama4_vision_model': dict(vision_output_dim=32, projector_input_dim=32, projector_output_dim=32),
     'mllama_text_model': dict(cross_attention_layers=[1]),
     'mllama_vision_model': dict(vision_output_dim=64, intermediate_layers_indices=[0]),
     'molmo2_adapter': dict(vision_feature_layer=[1, 0]),
     'molmo2': dict(vision_feature_layer=[1, 0]),
     'nemotron_h_omni_vision': dict(max_img_size=32),
-    'qwen4_exp_text': dict(indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=8, indexer_budget=8, indexer_compress_ratio=2),
+    'qwen4_exp_text': dict(indexer_n_heads=2, indexer_kv_heads=1, indexer_head_dim=8, indexer_budget=8,
+                           indexer_compress_ratio=2),
     'sam_vision': dict(output_channels=32),
 }
 
@@ -142,22 +161,28 @@ stand_in()
 
 # --- The LLM of its kind
 
-SIBLING = dict(cosmos3_omni='qwen3', emu3='llama', ernie4_5_vl_moe='ernie4_5_moe', evolla='llama',
-    glm46v='glm4', glm4v='glm4', glm4v_moe='glm4_moe', glm_ocr='glm4', glmga='glm4', granite4_vision='granite',
+# Text parts with a name of their own, whose layers are those of an LLM
+SIBLING = dict(
+    cosmos3_omni='qwen3', emu3='llama', ernie4_5_vl_moe='ernie4_5_moe', evolla='llama', glm46v='glm4',
+    glm4v='glm4', glm4v_moe='glm4_moe', glm_ocr='glm4', glmga='glm4', granite4_vision='granite',
     granite_docling='granite', hunyuan_vl='hunyuan_v1_dense', idefics='llama', mllama='llama',
     molmo2='qwen3', paddleocr_vl='ernie4_5', pi0='gemma', qwen2_5_omni_thinker='qwen2', qwen2_5_vl='qwen2',
-    qwen2_vl='qwen2', qwen3_omni_moe_thinker='qwen3_moe', qwen3_vl='qwen3', qwen3_vl_moe='qwen3_moe')      # Text parts with a name of their own, whose layers are those of an LLM
-ALONE = {   # What has no LLM of its kind, and why
-    'blip': 'a text decoder of BERT, trained for this', 'chameleon': 'norms of its own, trained from the start',
-    'cosmos3_edge': 'no LLM of this kind in transformers', 'diffusion_gemma': 'no LLM of this kind in transformers',
-    'deepseek_ocr2': 'no LLM of this kind in transformers', 'mistral4': 'a language model itself',
-    'unlimited_ocr': 'no LLM of this kind in transformers', 'florence2': 'encoder and decoder', 'git': 'a text decoder of BERT, trained for this',
-    'glm5_next': 'no LLM of this kind in transformers', 'kosmos-2': 'trained from the start',
-    'kosmos-2.5': 'trained from the start', 'mistral_large4': 'no LLM of this kind in transformers',
-    'muse_glimmer': 'no LLM of this kind in transformers', 'muse_spark': 'no LLM of this kind in transformers',
-    'pix2struct': 'encoder and decoder', 'pp_formulanet': 'encoder and decoder',
-    'step3p7': 'no LLM of this kind in transformers', 't5gemma2': 'encoder and decoder', 'udop': 'encoder and decoder',
-    'vision-encoder-decoder': 'encoder and decoder'}
+    qwen2_vl='qwen2', qwen3_omni_moe_thinker='qwen3_moe', qwen3_vl='qwen3', qwen3_vl_moe='qwen3_moe')
+# What has no LLM of its kind, and why
+ALONE = {kind: why for why, kinds in {
+    'a text decoder of BERT, trained for this':
+        'blip git',
+    'norms of its own, trained from the start':
+        'chameleon',
+    'no LLM of this kind in transformers':
+        'cosmos3_edge diffusion_gemma deepseek_ocr2 unlimited_ocr glm5_next mistral_large4 muse_glimmer '
+        'muse_spark step3p7',
+    'a language model itself':
+        'mistral4',
+    'encoder and decoder':
+        'florence2 pix2struct pp_formulanet t5gemma2 udop vision-encoder-decoder',
+    'trained from the start':
+        'kosmos-2 kosmos-2.5'}.items() for kind in kinds.split()}
 DROPPED = 'model_type', 'architectures', 'transformers_version', 'id2label', 'label2id', 'quantization_config'
 MORE = {    # What an LLM's configuration has otherwise
     'ernie4_5_vl_moe': dict(moe_intermediate_size=48, moe_layer_start_index=1), 'glm46v': dict(head_dim=8),
@@ -203,9 +228,11 @@ def poured(vlm, llm, kind):
             inner = name
             found = {rank(n): p for n, p in theirs.items()}, mine
     if not found:
-        near = max(vlm.named_modules(), key=lambda nm: sum(rank(n) in dict(nm[1].named_parameters()) for n in theirs))
+        near = max(vlm.named_modules(), key=lambda nm: sum(rank(n) in dict(nm[1].named_parameters())
+                                                           for n in theirs))
         mine = {n: p for n, p in [*near[1].named_parameters(), *near[1].named_buffers()]}
-        raise LookupError(f'{kind}: {near[0]} lacks '+', '.join(n for n in theirs if rank(n) not in mine or mine[rank(n)].shape!=theirs[n].shape))
+        raise LookupError(f'{kind}: {near[0]} lacks '+', '.join(n for n in theirs if rank(n) not in mine
+                                                                or mine[rank(n)].shape!=theirs[n].shape))
     for n, p in found[0].items(): found[1][n].copy_(p)
     return inner
 RANKS = {'ernie4_5_vl_moe': lambda n: re.sub(r'mlp\.(gate|experts)\.', r'mlp.text_moe.\1.', n),
@@ -213,7 +240,7 @@ RANKS = {'ernie4_5_vl_moe': lambda n: re.sub(r'mlp\.(gate|experts)\.', r'mlp.tex
 
 
 def make(kind, folder):
-    "Write `vlm`, `llm` and `base`, and `llm_in` and `base_in`: their numbers in the VLM's place, as transformers saves it"
+    "Write `vlm`, `llm`, `base`, and as `llm_in`, `base_in` their numbers in the VLM's place, saved by transformers"
     config = vlm_config(kind)
     vlm = random_model(class_of(kind), config, 1)
     vlm.save_pretrained(folder/'vlm')
@@ -258,7 +285,7 @@ def expected(formula, v, l, b):
 
 
 def judged(kind, folder):
-    "What became of a type: works, partly, refused or wrong; why; where its layers are; tensors merged, and kept"
+    "What became of a type: works, partly, refused or wrong; why; its stem; how many tensors are merged, and kept"
     make(kind, folder)
     vlm, llm, base = map(stored, (folder/'vlm', folder/'llm_in', folder/'base_in'))
     aim, stem = {n for n in vlm if not torch.equal(vlm[n], llm[n])}, ''
@@ -269,15 +296,17 @@ def judged(kind, folder):
         if p.stops: return 'refused', ' '.join(map(str, p.stops)), stem, 0, len(vlm)
         out = stored(merge(p, out=folder/method, progress=False))
         moved = {n for n in vlm if not torch.equal(out[n], vlm[n])}
-        wrong = [n for n in moved if n not in aim or not torch.equal(out[n], expected(formula, vlm[n], llm[n], base[n]))]
-        if wrong: return 'wrong', f'{method}: other numbers in {wrong[:3]}', stem, len(moved), len(vlm)-len(moved)
+        wrong = [n for n in moved
+                 if n not in aim or not torch.equal(out[n], expected(formula, vlm[n], llm[n], base[n]))]
+        counts = len(moved), len(vlm)-len(moved)
+        if wrong: return 'wrong', f'{method}: other numbers in {wrong[:3]}', stem, *counts
         inside = next(w.pair.vlm for w in p.merged if w.pair.layer is not None)
         stem = re.match(r'(?:.*?\.)?(?:layers|blocks|h)\.', inside)[0]
         left = sorted(aim-moved)
-        if left: return 'partly', f'{left[0]}: {p.kept.get(left[0])}', stem, len(moved), len(vlm)-len(moved)
+        if left: return 'partly', f'{left[0]}: {p.kept.get(left[0])}', stem, *counts
     before, after = (opens(kind, folder/name) for name in ('vlm', 'ties'))
-    if before!=after: return 'wrong', f'does not open as before: {after}', stem, len(aim), len(vlm)-len(aim)
-    return 'works', '', stem, len(aim), len(vlm)-len(aim)
+    if before!=after: return 'wrong', f'does not open as before: {after}', stem, *counts
+    return 'works', '', stem, *counts
 
 
 def opens(kind, folder):

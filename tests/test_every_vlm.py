@@ -1,4 +1,4 @@
-"Every VLM type of transformers that has an LLM is merged with it, tensor for tensor; and layouts that pair with others"
+"Every VLM type of transformers is merged with its LLM, tensor for tensor; and layouts pair with others"
 import csv, json, warnings
 from pathlib import Path
 import pytest, torch
@@ -66,7 +66,8 @@ def fused(layer):
     "As Phi-3 and GLM-4 store it"
     q, k, v = (layer.pop(f'self_attn.{x}_proj.weight') for x in 'qkv')
     gate, up = (layer.pop(f'mlp.{x}_proj.weight') for x in ('gate', 'up'))
-    return layer | {'self_attn.qkv_proj.weight': torch.cat([q, k, v]), 'mlp.gate_up_proj.weight': torch.cat([gate, up])}
+    return layer | {'self_attn.qkv_proj.weight': torch.cat([q, k, v]),
+                    'mlp.gate_up_proj.weight': torch.cat([gate, up])}
 
 
 def in_turns(layer):
@@ -75,7 +76,8 @@ def in_turns(layer):
     rows = [torch.cat([q[16*g:16*g+16], k[8*g:8*g+8], v[8*g:8*g+8]]) for g in range(2)]
     names = dict(zip(('self_attn.o_proj', 'mlp.gate_proj', 'mlp.up_proj', 'mlp.down_proj', 'input_layernorm',
                       'post_attention_layernorm'),
-                     ('attention.wo', 'feed_forward.w1', 'feed_forward.w3', 'feed_forward.w2', 'attention_norm', 'ffn_norm')))
+                     ('attention.wo', 'feed_forward.w1', 'feed_forward.w3', 'feed_forward.w2',
+                      'attention_norm', 'ffn_norm')))
     other = {f'{names[n.removesuffix(".weight")]}.weight': x for n, x in layer.items()}
     return other | {'attention.wqkv.weight': torch.cat(rows)}
 
@@ -84,14 +86,16 @@ def experts(layer):
     "Four experts, each in matrices of its own"
     gate, up, down = (layer.pop(f'mlp.{x}_proj.weight') for x in ('gate', 'up', 'down'))
     for e in range(4):
-        for x, w in dict(gate=gate, up=up, down=down).items(): layer[f'mlp.experts.{e}.{x}_proj.weight'] = w.roll(e, 0)
+        for x, w in dict(gate=gate, up=up,
+                         down=down).items(): layer[f'mlp.experts.{e}.{x}_proj.weight'] = w.roll(e, 0)
     return layer | {'mlp.gate.weight': gate[:4].clone()}
 
 
 def stacked(layer, aside=False):
     "The same in two blocks, straight or on their side"
     def block(*names):
-        return torch.stack([torch.cat([layer.pop(f'mlp.experts.{e}.{x}_proj.weight') for x in names]) for e in range(4)])
+        return torch.stack([torch.cat([layer.pop(f'mlp.experts.{e}.{x}_proj.weight') for x in names])
+                            for e in range(4)])
     layer = experts(layer)
     both, down = block('gate', 'up'), block('down')
     if aside: both, down = both.mT, down.mT
@@ -99,15 +103,18 @@ def stacked(layer, aside=False):
 
 
 def turned(layer): return stacked(layer, aside=True)
-def mixtral(layer): return {n.replace('mlp.', 'block_sparse_moe.').replace('gate_proj', 'w1').replace('up_proj', 'w3')
+def mixtral(layer): return {n.replace('mlp.',
+                                      'block_sparse_moe.').replace('gate_proj', 'w1').replace('up_proj', 'w3')
                             .replace('down_proj', 'w2'): x for n, x in experts(layer).items()}
 def wrapped(layer): return {n.replace('_proj.', '_proj.base_layer.'): x for n, x in layer.items()}
 def plain(layer): return layer
 
 
-LAYOUTS = [(plain, fused), (fused, plain), (plain, in_turns), (in_turns, plain), (fused, in_turns), (wrapped, plain),
-           (plain, wrapped), (experts, stacked), (stacked, experts), (experts, turned), (turned, experts), (stacked, turned),
-           (turned, stacked), (turned, turned), (mixtral, experts), (experts, mixtral), (mixtral, turned)]
+LAYOUTS = [
+    (plain, fused), (fused, plain), (plain, in_turns), (in_turns, plain), (fused, in_turns), (wrapped, plain),
+    (plain, wrapped), (experts, stacked), (stacked, experts), (experts, turned), (turned, experts),
+    (stacked, turned), (turned, stacked), (turned, turned), (mixtral, experts), (experts, mixtral),
+    (mixtral, turned)]
 
 
 @pytest.mark.parametrize('mine,theirs', LAYOUTS, ids=lambda f: f.__name__)
@@ -152,18 +159,22 @@ def test_a_second_set_of_weights_stays(trio, tmp_path):
             'self_attn.q_proj.lora_A.speech.weight': torch.zeros(2, 32)}
     p = plan(rewritten(trio[0], tmp_path/'vlm', in_layers(twice)), trio[1])
     assert not p.stops and len(p.merged)==4*9+1
-    assert {why for n, why in p.kept.items() if 'moe_gen' in n or 'lora' in n}=={"the VLM's own: an LLM has no such part"}
+    assert {why for n, why in p.kept.items() if 'moe_gen' in n
+            or 'lora' in n}=={"the VLM's own: an LLM has no such part"}
 
 
 def test_what_an_llm_has_outside_its_layers_is_not_left_in_silence(trio, tmp_path):
-    llm = rewritten(trio[1], tmp_path/'llm', lambda held: held | {'model.per_layer_norm.weight': torch.ones(32)})
+    llm = rewritten(trio[1], tmp_path/'llm', lambda held: held
+                    | {'model.per_layer_norm.weight': torch.ones(32)})
     p = plan(trio[0], llm)
     assert not p.stops and [f for f in p.findings if 'model.per_layer_norm.weight' in f.what]
 
 
 def test_mistrals_own_names_are_refused(trio, tmp_path):
     "Its rows of queries and keys are in another order: `attention.wq` is not `q_proj`"
-    def own(layer): return {n.replace('self_attn.', 'attention.w').replace('_proj', '').replace('input_layernorm', 'attention_norm')
+    def own(layer): return {n.replace('self_attn.',
+                                      'attention.w').replace('_proj',
+                                                             '').replace('input_layernorm', 'attention_norm')
                             : x for n, x in layer.items()}
     p = plan(trio[0], rewritten(trio[1], tmp_path/'llm', in_layers(own)))
     assert p.stops
@@ -177,8 +188,10 @@ def test_two_llms_and_a_copy_are_told(trio, tmp_path):
 
 
 @pytest.mark.parametrize('key,mine,theirs,word', [
-    ('layer_types', ['full_attention']*4, ['full_attention', 'sliding_attention']*2, '2 full_attention, 2 sliding_attention'),
-    ('partial_rotary_factor', .5, 1., 'share of rotated numbers'), ('query_pre_attn_scalar', 8, 16, 'scale of attention')])
+    ('layer_types', ['full_attention']*4, ['full_attention', 'sliding_attention']*2,
+     '2 full_attention, 2 sliding_attention'),
+    ('partial_rotary_factor', .5, 1., 'share of rotated numbers'), ('query_pre_attn_scalar', 8, 16,
+                                                                    'scale of attention')])
 def test_settings_that_change_what_a_layer_does(key, mine, theirs, word, trio, tmp_path):
     folders = [rewritten(f, tmp_path/who, dict) for f, who in zip(trio, ('vlm', 'llm'))]
     for folder, value in zip(folders, (mine, theirs)):

@@ -1,9 +1,9 @@
-"""Every VLM type that transformers names: does a merge with an LLM of its kind give what it must? Run by hand:
+"""Every VLM type that transformers names: does a merge with its LLM give what it must? Run by hand:
 
     python tests/bench/families.py [TYPE ...]
 
-Without types it goes through all of them, in some three minutes of one core, and writes the table that the guide shows
-(nbs/guide/every_vlm.csv). Exits with 1 if a type that has an LLM does not work.
+Without types it goes through all of them, in some two minutes of one core, and writes the table that
+the guide shows (nbs/guide/every_vlm.csv). Exits with 1 if a type that has an LLM does not work.
 """
 import csv, sys, tempfile, warnings
 from pathlib import Path
@@ -35,7 +35,8 @@ if __name__=='__main__':
         print(*(f'{v!s:{n}}' for v, n in zip(rows[-1].values(), (24, 20, 20, 0))), flush=True)
     if len(sys.argv)==1:
         with TABLE.open('w', newline='') as f:
-            table = csv.DictWriter(f, ['type', 'llm', 'verdict', 'why', 'names', 'merged', 'stays'], lineterminator='\n')
+            table = csv.DictWriter(f, ['type', 'llm', 'verdict', 'why', 'names', 'merged', 'stays'],
+                                   lineterminator='\n')
             table.writeheader()
             table.writerows(rows)
     found = [r['verdict'] for r in rows]

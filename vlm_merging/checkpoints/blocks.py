@@ -5,13 +5,14 @@
 # %% ../../nbs/checkpoints/06_blocks.ipynb #c005
 from __future__ import annotations
 import ctypes, math
+import numpy as np
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from .disk import InputChanged, read_at
+from .disk import InputChanged, read_at, reading
 from .headers import DTYPES, FLOATS, Entry
 
 # %% auto #0
-__all__ = ['BLOCK', 'BLOCK_GPU', 'fill', 'Turned', 'Source', 'opened', 'Blocks', 'faulty', 'keep_heap']
+__all__ = ['BLOCK', 'BLOCK_GPU', 'fill', 'Turned', 'Source', 'opened', 'Blocks', 'faulty', 'keep_heap', 'sample']
 
 # %% ../../nbs/checkpoints/06_blocks.ipynb #c012
 def fill(
@@ -166,3 +167,21 @@ def keep_heap()->None:
     with suppress(OSError, TypeError): libc = ctypes.CDLL(None)     # Windows has no such library
     if hasattr(libc, 'mallopt'):
         for option, size in ((trim, 1<<27), (mmap, 1<<25)): libc.mallopt(option, size)
+
+# %% ../../nbs/checkpoints/06_blocks.ipynb #c043
+def sample(
+    checkpoint,         # An open `Checkpoint`
+    name:str,           # Of a tensor of floats
+    n:int=4096,         # How many numbers at most
+)->np.ndarray:          # (n,) or shorter
+    "Up to `n` numbers from the middle of a tensor, as float64"
+    e = checkpoint.tensors[name]
+    width = e.nbytes//max(e.numel, 1)
+    n = min(n, e.numel)
+    with reading(e.file), open(e.file, 'rb') as f:
+        f.seek(e.start+(e.numel-n)//2*width)
+        raw = f.read(n*width)
+    if len(raw)<n*width: raise InputChanged(f'{e.file} became shorter while it was read. Start again.')
+    if e.dtype=='BF16':
+        return (np.frombuffer(raw, '<u2').astype(np.uint32)<<16).view(np.float32).astype(np.float64)
+    return np.frombuffer(raw, dict(F16='<f2', F32='<f4', F64='<f8')[e.dtype]).astype(np.float64)

@@ -104,7 +104,8 @@ def _find_stem(
                      f"Its layout is not known here: please report it.")
 
 # %% ../../nbs/checkpoints/10_decoder.ipynb #c022
-EMBEDDING = ('embed_tokens.weight', 'tok_embeddings.weight', 'wte.embedding', 'wte.weight', 'embeddings.weight', 'embed.weight',
+EMBEDDING = ('embed_tokens.weight', 'tok_embeddings.weight', 'wte.embedding', 'wte.weight',
+             'embeddings.weight', 'embed.weight',
              'embed_in.weight', 'word_embeddings.weight')
 HEAD = ('lm_head.weight', 'output.weight', 'ff_out.weight', 'embed_out.weight', 'unembed.weight')
 

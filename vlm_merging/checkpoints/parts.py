@@ -25,10 +25,14 @@ class Part:
 # %% ../../nbs/checkpoints/09_parts.ipynb #c010
 PLAIN = tuple((re.compile(was), now) for was, now in (
     (r'\.base_layer\.', '.'), (r'^block_sparse_moe\.', 'mlp.'), 
-    (r'^feed_forward\.w1\.', 'mlp.gate_proj.'), (r'^feed_forward\.w3\.', 'mlp.up_proj.'), (r'^feed_forward\.w2\.', 'mlp.down_proj.'),
-    (r'(experts\.\d+)\.w1\.', r'\1.gate_proj.'), (r'(experts\.\d+)\.w3\.', r'\1.up_proj.'), (r'(experts\.\d+)\.w2\.', r'\1.down_proj.'),
+    (r'^feed_forward\.w1\.', 'mlp.gate_proj.'), (r'^feed_forward\.w3\.',
+                                                 'mlp.up_proj.'), (r'^feed_forward\.w2\.', 'mlp.down_proj.'),
+    (r'(experts\.\d+)\.w1\.', r'\1.gate_proj.'), (r'(experts\.\d+)\.w3\.',
+                                                  r'\1.up_proj.'), (r'(experts\.\d+)\.w2\.',
+                                                                    r'\1.down_proj.'),
     (r'^mlp\.e_score_correction_bias', 'mlp.gate.e_score_correction_bias'),
-    (r'^attention\.wo\.', 'self_attn.o_proj.'), (r'^attention_norm\.', 'input_layernorm.'), (r'^ffn_norm\.', 'post_attention_layernorm.')))
+    (r'^attention\.wo\.', 'self_attn.o_proj.'), (r'^attention_norm\.',
+                                                 'input_layernorm.'), (r'^ffn_norm\.', 'post_attention_layernorm.')))
 
 def plain_name(
     name:str,           # Behind the layer number, as stored
@@ -43,7 +47,8 @@ def _qkv(stem, end, rows, heads):
     total = heads[0]+2*heads[1]
     if rows%total: return None
     sizes = [rows//total*h for h in (heads[0], heads[1], heads[1])]
-    return tuple(Part(f'{stem}{x}_proj{end}', 0, n, sum(sizes[:i])) for i, (x, n) in enumerate(zip('qkv', sizes)))
+    return tuple(Part(f'{stem}{x}_proj{end}', 0, n, sum(sizes[:i])) for i,
+                 (x, n) in enumerate(zip('qkv', sizes)))
 
 def _wqkv(end, rows, heads):
     "The same in turns: for each key-value head its queries, its key, its value"

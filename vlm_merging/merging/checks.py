@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 import numpy as np
-from ..checkpoints.disk import InputChanged, reading
+from ..checkpoints.blocks import sample
 from ..checkpoints.headers import FLOATS, Checkpoint
 from ..checkpoints.model_files import read_json
 from ..checkpoints.texts import name_in_line, quoted
@@ -17,8 +17,8 @@ from .folders import Finding, folder_findings
 
 # %% auto #0
 __all__ = ['FUSED', 'COUNTED', 'COMPARED', 'unlike_sizes', 'unlike_parts', 'unlike_ends', 'unlike_shapes', 'unlike_heads', 'rope',
-           'unlike_rotation', 'unlike_settings', 'tokens', 'unlike_strings', 'unlike_words', 'sample', 'kinship',
-           'unlike_origin', 'check']
+           'unlike_rotation', 'unlike_settings', 'tokens', 'unlike_strings', 'unlike_words', 'kinship', 'unlike_origin',
+           'check']
 
 # %% ../../nbs/merging/03_checks.ipynb #c013
 def unlike_sizes(
@@ -174,9 +174,11 @@ COMPARED = (('rms_norm_eps', 'norm epsilon', 'Small differences are harmless.'),
             ('max_position_embeddings', 'longest input', 'The VLM\'s value is kept.'),
             ('attn_logit_softcapping', 'attention softcap', 'Expect a loss.'),
             ('final_logit_softcapping', 'logit softcap', 'The VLM\'s value is kept.'),
-            ('partial_rotary_factor', 'share of rotated numbers', 'Queries and keys are turned otherwise: expect a loss.'),
+            ('partial_rotary_factor', 'share of rotated numbers',
+             'Queries and keys are turned otherwise: expect a loss.'),
             ('query_pre_attn_scalar', 'scale of attention', 'Queries are scaled otherwise: expect a loss.'),
-            ('layer_types', 'kinds of layers', 'Some layers look back otherwise than they were trained to: expect a loss.'),
+            ('layer_types', 'kinds of layers',
+             'Some layers look back otherwise than they were trained to: expect a loss.'),
             ('model_type', 'text architecture', 'Check that both come from one base model.'))
 
 def _unlike(
@@ -184,9 +186,11 @@ def _unlike(
     mine:dict, theirs:dict, # Configurations of the VLM's language model, and of the other's
 )->list|None:           # Both values as text, if they are known and differ
     "One setting, compared"
-    x, y = (c.get(key, rope.get(key) if isinstance(rope := c.get('rope_parameters'), dict) else None) for c in (mine, theirs))
+    x, y = (c.get(key, rope.get(key) if isinstance(rope := c.get('rope_parameters'), dict) else None)
+            for c in (mine, theirs))
     if key=='layer_types' and x!=y and isinstance(x, list) and isinstance(y, list):
-        kinds = [', '.join(f'{n} {name_in_line(kind, 40)}' for kind, n in Counter(map(str, o)).items()) for o in (x, y)]
+        kinds = [', '.join(f'{n} {name_in_line(kind, 40)}' for kind, n in Counter(map(str, o)).items())
+                 for o in (x, y)]
         return kinds if kinds[0]!=kinds[1] else ['in one order', 'in another']
     known = x is not None and y is not None
     if key=='sliding_window':
@@ -259,25 +263,7 @@ def unlike_words(
                                 'Matters only if embeddings are merged.'))
     return findings
 
-# %% ../../nbs/merging/03_checks.ipynb #c056
-def sample(
-    checkpoint:Checkpoint, # An open checkpoint
-    name:str,           # Of a tensor of floats
-    n:int=4096,         # How many numbers at most
-)->np.ndarray:          # (n,) or shorter
-    "Up to `n` numbers from the middle of a tensor, as float64"
-    e = checkpoint.tensors[name]
-    width = e.nbytes//max(e.numel, 1)
-    n = min(n, e.numel)
-    with reading(e.file), open(e.file, 'rb') as f:
-        f.seek(e.start+(e.numel-n)//2*width)
-        raw = f.read(n*width)
-    if len(raw)<n*width: raise InputChanged(f'{e.file} became shorter while it was read. Start again.')
-    if e.dtype=='BF16':
-        return (np.frombuffer(raw, '<u2').astype(np.uint32)<<16).view(np.float32).astype(np.float64)
-    return np.frombuffer(raw, dict(F16='<f2', F32='<f4', F64='<f8')[e.dtype]).astype(np.float64)
-
-# %% ../../nbs/merging/03_checks.ipynb #c059
+# %% ../../nbs/merging/03_checks.ipynb #c058
 def kinship(
     vlm:Checkpoint, other:Checkpoint, # The VLM, and the LLM or the base
     paired:Pairing,     # Of the two
@@ -295,7 +281,7 @@ def kinship(
             for xs in zip(*((sample(vlm, p.vlm), sample(other, p.llm[0])) for p in picked)))
     return float(a@b/(np.linalg.norm(a)*np.linalg.norm(b) or 1))
 
-# %% ../../nbs/merging/03_checks.ipynb #c061
+# %% ../../nbs/merging/03_checks.ipynb #c060
 def unlike_origin(
     vlm:Checkpoint, other:Checkpoint, # The VLM, and the LLM or the base
     paired:Pairing,     # Of the two
@@ -304,7 +290,8 @@ def unlike_origin(
     "Warn of strangers and of other number types"
     findings, cosine = [], kinship(vlm, other, paired)
     if who=='LLM' and cosine>1-1e-12:
-        findings.append(Finding('warn', 'The sampled numbers of VLM and LLM are the same: one is a copy of the other.',
+        findings.append(Finding('warn',
+                                'The sampled numbers of VLM and LLM are the same: one is a copy of the other.',
                                 'A merge of the two changes nothing; check the names.'))
     if cosine<.5:
         findings.append(Finding('warn', f"The VLM and the {who} do not look like relatives: "
@@ -323,7 +310,7 @@ def unlike_origin(
                                 'Merged in float32: digits behind the seventh are lost.'))
     return findings
 
-# %% ../../nbs/merging/03_checks.ipynb #c066
+# %% ../../nbs/merging/03_checks.ipynb #c065
 def check(
     vlm:Checkpoint,     # The VLM
     other:Checkpoint,   # What it is merged with, or the base
@@ -337,7 +324,8 @@ def check(
     if not more_than_language(vlm, paired.mine) and more_than_language(other, paired.theirs):
         findings.append(Finding('stop', f"The VLM has nothing beside a language model, but the {who} has.",
                                 'VLM and LLM may be swapped.'))
-    if who=='LLM' and not any(more_than_language(c, d) for c, d in ((vlm, paired.mine), (other, paired.theirs))):
+    if who=='LLM' and not any(more_than_language(c, d) for c, d in ((vlm, paired.mine),
+                                                                    (other, paired.theirs))):
         alone.append(Finding('warn', 'Neither has anything beside a language model: two LLMs are merged, and '
                                      'what comes of it cannot see.', 'Name the VLM as the first, if you meant one.'))
     mine, theirs = (text_config(c.config, complete=True) for c in (vlm, other))
@@ -345,6 +333,7 @@ def check(
         mine = mine | {'model_type': None}   # flat: the VLM's own, not the text model's
     findings += unlike_heads(mine, theirs, who)
     if not findings:
-        findings = (unlike_ends(paired, who)+unlike_settings(mine, theirs, who)+unlike_words(vlm, other, paired, who)
+        findings = (unlike_ends(paired, who)+unlike_settings(mine, theirs,
+                                                             who)+unlike_words(vlm, other, paired, who)
                  +unlike_origin(vlm, other, paired, who)+alone)
     return paired, findings

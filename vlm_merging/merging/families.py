@@ -33,7 +33,8 @@ STACKED = {'att_proj': ('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_pro
            'attn_norm': ('input_layernorm',), 'ff_norm': ('post_attention_layernorm',)}
 _WITHIN = {name: f'{house}.{name}' for house, names in
            dict(self_attn='att_proj attn_out', mlp='ff_proj ff_out').items() for name in names.split()}
-DIFFUSED = {f'self_attn.{was}': (f'self_attn.{now}',) for was, now in dict(to_q='q_proj', to_k='k_proj', to_v='v_proj',
+DIFFUSED = {f'self_attn.{was}': (f'self_attn.{now}',) for was,
+            now in dict(to_q='q_proj', to_k='k_proj', to_v='v_proj',
             to_out='o_proj', norm_q='q_norm', norm_k='k_norm').items()}
 FAMILIES = {f.model_type: f for f in (
     Family('molmo', _with_ends(STACKED)),
@@ -61,7 +62,8 @@ class Pair:
     )->tuple:           # `Entry` or `Turned`, to be read one after the other
         "The byte ranges of the partner, in the order of the VLM's tensor"
         if not self.parts and not self.turned: return tuple(tensors[n] for n in self.llm)
-        cut = [_cut(tensors[n], p) for n, p in zip(self.llm, self.parts)] if self.parts else [tensors[n] for n in self.llm]
+        cut = [_cut(tensors[n], p) for n, p in zip(self.llm,
+                                                   self.parts)] if self.parts else [tensors[n] for n in self.llm]
         if not self.turned: return tuple(cut)
         groups = [tuple(cut[i:i+self.turned]) for i in range(0, len(cut), self.turned)]
         return tuple(Turned(g, 0, g[0].shape[1]) for g in groups)
@@ -92,8 +94,10 @@ def module_of(
 )->str:
     "Which part of a layer a tensor belongs to"
     head = rest.split('.')[0]
-    if head in ('mlp', 'feed_forward', 'ff_proj', 'ff_out', 'block_sparse_moe') or 'expert' in rest: return 'mlp'
-    if re.search(r'(self_attn|attention|att_proj|attn_out|linear_attn|mixer|mamba|conv|attn)$', head): return 'attention'
+    if head in ('mlp', 'feed_forward', 'ff_proj', 'ff_out',
+                'block_sparse_moe') or 'expert' in rest: return 'mlp'
+    if re.search(r'(self_attn|attention|att_proj|attn_out|linear_attn|mixer|mamba|conv|attn)$',
+                 head): return 'attention'
     return 'norm' if re.search(r'norm|\bln_|scal', rest) else 'mlp'
 
 # %% ../../nbs/merging/01_families.ipynb #c021
@@ -127,7 +131,8 @@ def _partner(
     block = theirs and len(shape)==3 and shape!=theirs
     if theirs is not None and not block: return dict(llm=(other.names[rest],))
     wanted = record.get(rest, ())
-    if wanted and all(w in other.names for w in wanted): return dict(llm=tuple(other.names[w] for w in wanted))
+    if wanted and all(w in other.names
+                      for w in wanted): return dict(llm=tuple(other.names[w] for w in wanted))
     parts = mine().get(rest)
     runs = other.made_of(parts) if parts else None
     if not runs: return dict(llm=(other.names[rest],)) if theirs is not None else None
@@ -163,7 +168,8 @@ def _pair_layers(
     ranks = dict(zip((i for i in mine.layers if i not in mine.cross), theirs.layers))
     words = {rest.split('.')[0] for rests in theirs.layers.values() for rest in rests}
     for i, rests in mine.layers.items():
-        if i in mine.cross: kept |= dict.fromkeys(rests.values(), 'cross-attention layer: an LLM has none'); continue
+        if i in mine.cross: kept |= dict.fromkeys(rests.values(),
+                                                  'cross-attention layer: an LLM has none'); continue
         other = _Layer(theirs.layers.get(ranks.get(i), {}), llm.tensors, theirs.width, _heads(llm))
         parts = cache(lambda rests=rests: layer_parts({k: vlm.tensors[n].shape for k, n in rests.items()},
                                                       mine.width, _heads(vlm)))
@@ -203,7 +209,8 @@ def _pair_ends(
         tied = text_config(llm.config).get('tie_word_embeddings', theirs.stem!='') # no prefix: no head
         if module=='head' and not other and tied: other = theirs.embedding  # the embedding is the head
         if name and other and vlm.tensors[name].shape and llm.tensors[other].shape:
-            yield Pair(name, (other,), None, module, 'final_norm' if module=='norm' else module, module!='norm')
+            yield Pair(name, (other,), None, module, 'final_norm' if module=='norm' else module,
+                       module!='norm')
     ends = {theirs.norm, theirs.embedding, theirs.head, mine.norm, mine.embedding, mine.head}
     for other in llm.tensors:
         rest = other.removeprefix(theirs.stem)
@@ -234,7 +241,8 @@ def pair_names(
     pairs, kept, lonely = _pair_layers(vlm, llm, mine, theirs)
     pairs += _pair_ends(vlm, llm, mine, theirs)
     inside, taken = {p.vlm for p in pairs}, {n for p in pairs for n in p.llm}
-    words = {n.removeprefix(theirs.stem).split('.')[0] for n in llm.tensors if n.startswith(theirs.stem)}|{'norm'}
+    words = {n.removeprefix(theirs.stem).split('.')[0] for n in llm.tensors
+             if n.startswith(theirs.stem)}|{'norm'}
     for name in vlm.tensors:
         if name not in inside and name not in kept: kept[name] = _why_outside(name, mine, words)
     behind = {n for rests in theirs.behind.values() for n in rests.values()}

@@ -31,7 +31,8 @@ def _language_names(checkpoint):
     "Names of the language model's tensors; all names, if it is not found"
     try: decoder = find_decoder(checkpoint.tensors, checkpoint.config)
     except ValueError: return set(checkpoint.tensors)
-    return {n for rests in decoder.layers.values() for n in rests.values()} | {decoder.embedding, decoder.head}
+    return {n for rests in decoder.layers.values()
+            for n in rests.values()} | {decoder.embedding, decoder.head}
 
 def quantized(
     checkpoint:Checkpoint, # An open checkpoint
@@ -82,7 +83,8 @@ def left_over(
             findings.append(Finding('warn', f"The folder of the {who} holds {name}, "
                                             f"but its tensors are not quantized.",
                                     'It is left out of the merged folder.'))
-    others = sorted(p.name for p in checkpoint.path.iterdir() if p.suffix in ('.pt', '.pth', '.npz', '.pkl', '.ckpt'))
+    others = sorted(p.name for p in checkpoint.path.iterdir()
+                    if p.suffix in ('.pt', '.pth', '.npz', '.pkl', '.ckpt'))
     if who=='VLM' and others:
         findings.append(Finding('warn', f"The folder of the VLM holds {', '.join(others[:3])}, "
                                         f"whose contents are not known here.",

@@ -30,7 +30,8 @@ def open_parameter(
         if work.pair.key=='embedding': parameter = model.get_input_embeddings().weight
         elif work.pair.module=='head': parameter = model.get_output_embeddings().weight
         elif work.pair.layer is None:
-            parameter = model.get_decoder().get_parameter('norm.weight' if work.pair.key=='final_norm' else work.pair.key)
+            parameter = model.get_decoder().get_parameter('norm.weight' if work.pair.key=='final_norm'
+                                                          else work.pair.key)
         else: parameter = model.get_decoder().layers[int(m['i'])].get_parameter(m['rest'])
     except AttributeError: pass
     if parameter is not None and parameter.dim() and entry.shape: parameter = parameter[:entry.shape[0]]
