@@ -53,7 +53,7 @@ TOWER = re.compile('vision|audio|vit|vq|encoder|qformer|perceiver|dit|adapter')
 
 
 def picked(config, layers):
-    "How deep a default model is, and the layers that stand for all: one of each kind, then more, in their order"
+    "How deep a default model is, and layers that stand for all: one of each kind, then more, in order"
     n = next((config[k] for k in DEPTHS if isinstance(config.get(k), int)), 0)
     lists = [v for v in config.values() if isinstance(v, list) and len(v)==n and v!=list(range(n))]
     own, kinds = config.get('per_layer_config') or {}, {}
@@ -240,7 +240,7 @@ RANKS = {'ernie4_5_vl_moe': lambda n: re.sub(r'mlp\.(gate|experts)\.', r'mlp.tex
 
 
 def make(kind, folder):
-    "Write `vlm`, `llm`, `base`, and as `llm_in`, `base_in` their numbers in the VLM's place, saved by transformers"
+    "Write `vlm`, `llm`, `base`; and `llm_in`, `base_in`: their numbers in the VLM's place"
     config = vlm_config(kind)
     vlm = random_model(class_of(kind), config, 1)
     vlm.save_pretrained(folder/'vlm')
@@ -285,7 +285,7 @@ def expected(formula, v, l, b):
 
 
 def judged(kind, folder):
-    "What became of a type: works, partly, refused or wrong; why; its stem; how many tensors are merged, and kept"
+    "What became of a type: works, partly, refused, wrong; why; its stem; tensors merged, and kept"
     make(kind, folder)
     vlm, llm, base = map(stored, (folder/'vlm', folder/'llm_in', folder/'base_in'))
     aim, stem = {n for n in vlm if not torch.equal(vlm[n], llm[n])}, ''

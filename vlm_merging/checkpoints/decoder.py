@@ -151,6 +151,7 @@ def more_than_language(
     decoder:Decoder,    # Its language model
 )->bool:
     "Is there more in a checkpoint than a language model?"
-    def beside(n): return not n.startswith(decoder.stem) or OTHER.search(TEXT.sub('', n.removeprefix(decoder.stem)))
+    stem = decoder.stem
+    def beside(n): return not n.startswith(stem) or OTHER.search(TEXT.sub('', n.removeprefix(stem)))
     own = {n for rests in (*decoder.layers.values(), *decoder.behind.values()) for n in rests.values()}
     return any(beside(n) for n in checkpoint.tensors if n not in own and n!=decoder.head)

@@ -105,10 +105,11 @@ def read_header(
             if size<8 or not n or n>min(HEADER_LIMIT, size-8):
                 f.seek(0)
                 begin = f.read(12)
-                if begin[:2] in (b'\x80\x02', b'PK'): raise ValueError('it is a pickle, not safetensors')
+                pickled = begin[:2] in (b'\x80\x02', b'PK')
+                if pickled: raise ValueError('it is a pickle, not safetensors')
                 if begin==b'version http':
                     raise ValueError('it is a pointer of git-lfs, and not the file that it points to')
-                if not any(begin): raise ValueError('it begins with zeros, as downloads do that are not complete')
+                if not any(begin): raise ValueError('it begins with zeros: its download is not complete')
                 raise ValueError('its header does not fit in the file')
             table = json.loads(f.read(n).decode('utf-8'), object_pairs_hook=unique_names)
         if not isinstance(table, dict): raise ValueError('its header is not an object')

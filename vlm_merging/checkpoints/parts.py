@@ -24,15 +24,13 @@ class Part:
 
 # %% ../../nbs/checkpoints/09_parts.ipynb #c010
 PLAIN = tuple((re.compile(was), now) for was, now in (
-    (r'\.base_layer\.', '.'), (r'^block_sparse_moe\.', 'mlp.'), 
-    (r'^feed_forward\.w1\.', 'mlp.gate_proj.'), (r'^feed_forward\.w3\.',
-                                                 'mlp.up_proj.'), (r'^feed_forward\.w2\.', 'mlp.down_proj.'),
-    (r'(experts\.\d+)\.w1\.', r'\1.gate_proj.'), (r'(experts\.\d+)\.w3\.',
-                                                  r'\1.up_proj.'), (r'(experts\.\d+)\.w2\.',
-                                                                    r'\1.down_proj.'),
+    (r'\.base_layer\.', '.'), (r'^block_sparse_moe\.', 'mlp.'),
+    (r'^feed_forward\.w1\.', 'mlp.gate_proj.'), (r'(experts\.\d+)\.w1\.', r'\1.gate_proj.'),
+    (r'^feed_forward\.w3\.', 'mlp.up_proj.'), (r'(experts\.\d+)\.w3\.', r'\1.up_proj.'),
+    (r'^feed_forward\.w2\.', 'mlp.down_proj.'), (r'(experts\.\d+)\.w2\.', r'\1.down_proj.'),
     (r'^mlp\.e_score_correction_bias', 'mlp.gate.e_score_correction_bias'),
-    (r'^attention\.wo\.', 'self_attn.o_proj.'), (r'^attention_norm\.',
-                                                 'input_layernorm.'), (r'^ffn_norm\.', 'post_attention_layernorm.')))
+    (r'^attention\.wo\.', 'self_attn.o_proj.'), (r'^attention_norm\.', 'input_layernorm.'),
+    (r'^ffn_norm\.', 'post_attention_layernorm.')))
 
 def plain_name(
     name:str,           # Behind the layer number, as stored
@@ -98,7 +96,8 @@ def layer_parts(
     "What each stored tensor of a layer is made of"
     blocks, parts = {}, {}
     for name, shape in layer.items():
-        if len(shape)==3 and (m := STACKS.fullmatch(plain_name(name))): blocks.setdefault(m[1], {})[m[2]] = shape
+        m = STACKS.fullmatch(plain_name(name)) if len(shape)==3 else None
+        if m: blocks.setdefault(m[1], {})[m[2]] = shape
     aside = {stem: _lies_on_its_side(shapes, width) for stem, shapes in blocks.items()}
     for name, shape in layer.items():
         m = STACKS.fullmatch(plain_name(name)) if len(shape)==3 else None

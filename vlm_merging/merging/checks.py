@@ -43,8 +43,8 @@ FUSED = ('qkv_proj', 'wqkv', 'gate_up_proj', 'att_proj', 'ff_proj', 'in_proj_qkv
 _PARTS = dict(bias=('biases', 'Pick {a_who} with the same kind of layers.'),
              norm=('norms', 'Pick {a_who} of the same architecture.'),
              expert=('experts', 'Pick {a_who} with the same number and layout of experts.'),
-             fused=('fused matrices', 'Pick {a_who} of the same architecture; or give the numbers of heads in '
-                                      'config.json, which divide the rows of a fused matrix.'),
+             fused=('fused matrices', 'Pick {a_who} of the same architecture, or write into config.json '
+                                      'the numbers of heads, which divide the rows of a fused matrix.'),
              other=('parts', 'Pick {a_who} of the same architecture.'))
 
 def _part_of(
@@ -291,7 +291,7 @@ def unlike_origin(
     findings, cosine = [], kinship(vlm, other, paired)
     if who=='LLM' and cosine>1-1e-12:
         findings.append(Finding('warn',
-                                'The sampled numbers of VLM and LLM are the same: one is a copy of the other.',
+                                'The sampled numbers of both are the same: one is a copy of the other.',
                                 'A merge of the two changes nothing; check the names.'))
     if cosine<.5:
         findings.append(Finding('warn', f"The VLM and the {who} do not look like relatives: "
@@ -327,7 +327,7 @@ def check(
     if who=='LLM' and not any(more_than_language(c, d) for c, d in ((vlm, paired.mine),
                                                                     (other, paired.theirs))):
         alone.append(Finding('warn', 'Neither has anything beside a language model: two LLMs are merged, and '
-                                     'what comes of it cannot see.', 'Name the VLM as the first, if you meant one.'))
+                                     'what comes of it cannot see.', 'Name the VLM first, if you meant one.'))
     mine, theirs = (text_config(c.config, complete=True) for c in (vlm, other))
     if not nested(vlm.config):
         mine = mine | {'model_type': None}   # flat: the VLM's own, not the text model's

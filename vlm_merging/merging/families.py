@@ -62,8 +62,8 @@ class Pair:
     )->tuple:           # `Entry` or `Turned`, to be read one after the other
         "The byte ranges of the partner, in the order of the VLM's tensor"
         if not self.parts and not self.turned: return tuple(tensors[n] for n in self.llm)
-        cut = [_cut(tensors[n], p) for n, p in zip(self.llm,
-                                                   self.parts)] if self.parts else [tensors[n] for n in self.llm]
+        cut = [tensors[n] for n in self.llm]
+        if self.parts: cut = [_cut(e, p) for e, p in zip(cut, self.parts)]
         if not self.turned: return tuple(cut)
         groups = [tuple(cut[i:i+self.turned]) for i in range(0, len(cut), self.turned)]
         return tuple(Turned(g, 0, g[0].shape[1]) for g in groups)
@@ -153,7 +153,8 @@ def _is_own(
     "Is this the VLM's own, and why?"
     head = rest.split('.')[0]
     if m := re.search(r'experts\.(\d+)\.', rest):
-        return f"an expert of the VLM's own: the LLM has {len(experts)}" if experts and int(m[1]) not in experts else ''
+        more = experts and int(m[1]) not in experts
+        return f"an expert of the VLM's own: the LLM has {len(experts)}" if more else ''
     matrices = any(k.startswith(f'{head}.') and k.endswith('weight') and 'norm' not in k for k in rests)
     if head in theirs or not matrices or module_of(rest)=='attention': return ''
     return f"{head} is the VLM's own: no layer of the LLM has it"
@@ -230,7 +231,8 @@ def _why_outside(
     if any(name in rests.values() for rests in mine.behind.values()):
         return 'a layer behind the last one, for predicting further tokens'
     if LAYER.fullmatch(name) or not name.startswith(mine.stem): return 'beside the language model'
-    return 'no partner in the LLM' if name.removeprefix(mine.stem).split('.')[0] in words else 'beside the language model'
+    known = name.removeprefix(mine.stem).split('.')[0] in words
+    return 'no partner in the LLM' if known else 'beside the language model'
 
 def pair_names(
     vlm:Checkpoint,     # The VLM

@@ -46,8 +46,8 @@ def quantized(
     names = _language_names(checkpoint)
     inside = next((e for e in odd if e.name in names), None)
     if inside is None:
-        return [Finding('warn', f"Beside its language model the {who} is quantized: {odd[0].name} is stored as "
-                                f"{odd[0].dtype}.", 'That part stays as it is.')]
+        return [Finding('warn', f"Beside its language model the {who} is quantized: {odd[0].name} is "
+                                f"stored as {odd[0].dtype}.", 'That part stays as it is.')]
     return [Finding('stop', f"The {who} is quantized: {inside.name} is stored as {inside.dtype}.",
                     'Use the checkpoint it was quantized from.')]
 
@@ -59,8 +59,8 @@ def called_quantized(
     "Warn of a configuration that says quantized, though the tensors are not"
     parts = (checkpoint.config, *(c for c in checkpoint.config.values() if isinstance(c, dict)))
     if all(c.get('quantization_config') is None for c in parts): return []
-    fix = ('Take the entry out of the merged config.json, unless it describes a part beside the language model: '
-           'transformers believes it.' if who=='VLM' else 'The numbers are taken as they are.')
+    fix = ('Take the entry out of the merged config.json, which transformers believes, unless it describes '
+           'a part beside the language model.' if who=='VLM' else 'The numbers are taken as they are.')
     return [Finding('warn', f"The {who} is quantized, says its config.json (quantization_config), "
                             f"but the tensors of its language model are plain numbers.", fix)]
 
