@@ -1327,6 +1327,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'vlm_merging/merging/families.py'),
                                               'vlm_merging.merging.families._Layer.made_of': ( 'merging/families.html#_layer.made_of',
                                                                                                'vlm_merging/merging/families.py'),
+                                              'vlm_merging.merging.families._Layer.rows': ( 'merging/families.html#_layer.rows',
+                                                                                            'vlm_merging/merging/families.py'),
                                               'vlm_merging.merging.families._cut': ( 'merging/families.html#_cut',
                                                                                      'vlm_merging/merging/families.py'),
                                               'vlm_merging.merging.families._heads': ( 'merging/families.html#_heads',

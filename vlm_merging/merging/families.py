@@ -5,6 +5,7 @@
 # %% ../../nbs/merging/01_families.ipynb #c005
 from __future__ import annotations
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cache
 from ..checkpoints.blocks import Turned
@@ -113,6 +114,14 @@ class _Layer:
         if self._held is None: self._held = held_parts(layer_parts(self.shapes, self.width, self.heads))
         return self._held
 
+    @property
+    def rows(self):
+        "Rows of each stored tensor, over all parts"
+        total = Counter()
+        for found in self.held.values():
+            for p, stored in found: total[self.names[stored]] += p.n
+        return total
+
     def made_of(self, parts):
         "`(stored name, Part)` of each run of rows that the parts of a tensor want; None if a row is missing"
         runs = [find_rows(p, self.held) for p in parts]
@@ -162,10 +171,10 @@ def _is_own(
 def _pair_layers(
     vlm:Checkpoint, llm:Checkpoint, # The VLM, and the LLM or the base
     mine:Decoder, theirs:Decoder, # Their language models
-)->tuple[list, dict, list]: # Pairs, names that stay with their reasons, and decoder tensors without a partner
+)->tuple[list, dict, list, set]: # Pairs; names that stay; what lacks a partner; what is used in part
     "Pair what stands in numbered layers"
     family = FAMILIES.get(str(vlm.config.get('model_type')), Family(''))
-    pairs, kept, lonely = [], {}, []
+    pairs, kept, lonely, partly = [], {}, [], set()
     ranks = dict(zip((i for i in mine.layers if i not in mine.cross), theirs.layers))
     words = {rest.split('.')[0] for rests in theirs.layers.values() for rest in rests}
     for i, rests in mine.layers.items():
@@ -174,7 +183,7 @@ def _pair_layers(
         other = _Layer(theirs.layers.get(ranks.get(i), {}), llm.tensors, theirs.width, _heads(llm))
         parts = cache(lambda rests=rests: layer_parts({k: vlm.tensors[n].shape for k, n in rests.items()},
                                                       mine.width, _heads(vlm)))
-        alone, taken = {}, set()
+        alone, taken, rows = {}, set(), Counter()
         for rest, name in rests.items():
             found = _partner(rest, vlm.tensors[name].shape, other, family.parts, parts)
             own = found is None and (OWN.fullmatch(rest) or family.own and re.fullmatch(family.own, rest))
@@ -182,16 +191,19 @@ def _pair_layers(
                 pairs.append(Pair(name, layer=i, module=module_of(rest), key=f'layers.{ranks[i]}.{rest}',
                                   common=bool(family.more and re.fullmatch(family.more, rest)), **found))
                 taken.update(found['llm'])
+                for n, p in zip(found['llm'], found.get('parts', ())): rows[n] += p.n
             elif rest.endswith('inv_freq'): kept[name] = 'a constant, not a weight'
             elif own: kept[name] = "the VLM's own: an LLM has no such part"
             else: alone[rest] = name
-        whole = other.names and {n for k, n in other.names.items() if not k.endswith('inv_freq')}<=taken
+        whole = other.rows if rows else {}
+        partly |= {n for n, k in rows.items() if k<whole[n]}
+        whole = other.names and not partly and {n for k, n in other.names.items() if not k.endswith('inv_freq')}<=taken
         experts = {int(m[1]) for k in other.names if (m := re.search(r'experts\.(\d+)\.', k))}
         for rest, name in alone.items():
             reason = _is_own(rest, rests, words, experts) if whole else ''
             kept[name] = reason or 'no partner in the LLM'
             if not reason: lonely.append(name)
-    return pairs, kept, lonely
+    return pairs, kept, lonely, partly
 
 def _heads(checkpoint):
     "Attention heads and key-value heads, as the configuration gives them; None if it does not"
@@ -240,9 +252,9 @@ def pair_names(
 )->Pairing:
     "Pair the language model of a VLM with an LLM, name by name"
     mine, theirs = (find_decoder(c.tensors, c.config) for c in (vlm, llm))
-    pairs, kept, lonely = _pair_layers(vlm, llm, mine, theirs)
+    pairs, kept, lonely, partly = _pair_layers(vlm, llm, mine, theirs)
     pairs += _pair_ends(vlm, llm, mine, theirs)
-    inside, taken = {p.vlm for p in pairs}, {n for p in pairs for n in p.llm}
+    inside, taken = {p.vlm for p in pairs}, {n for p in pairs for n in p.llm}-partly
     words = {n.removeprefix(theirs.stem).split('.')[0] for n in llm.tensors
              if n.startswith(theirs.stem)}|{'norm'}
     for name in vlm.tensors:
