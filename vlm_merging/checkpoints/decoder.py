@@ -8,8 +8,8 @@ import re
 from dataclasses import dataclass, field
 
 # %% auto #0
-__all__ = ['NESTED', 'OUTER', 'LAYER', 'ATTENDS', 'NORM', 'OTHER', 'TEXT', 'DEPTH', 'WIDTH', 'EMBEDDING', 'HEAD', 'nested',
-           'text_config', 'Decoder', 'find_decoder', 'more_than_language']
+__all__ = ['NESTED', 'OUTER', 'LAYER', 'ATTENDS', 'NORM', 'OTHER', 'TEXT', 'EMBEDDING', 'HEAD', 'nested', 'text_config',
+           'Decoder', 'find_decoder', 'more_than_language']
 
 # %% ../../nbs/checkpoints/10_decoder.ipynb #c012
 NESTED = ('text_config', 'llm_config', 'language_config')
@@ -64,8 +64,8 @@ def _stacks(
 OTHER = re.compile(r'vision|visual|\bvi?t\b|\bvpm\b|image|audio|speech|encoder|tower|resampler|perceiver'
                    r'|qformer|mtp|draft')
 TEXT = re.compile(r'\w*language_model|text_\w+|\bllm\b')
-DEPTH = ('num_hidden_layers', 'n_layer', 'num_layers', 'n_layers')
-WIDTH = ('hidden_size', 'n_embd', 'd_model')
+_DEPTH = ('num_hidden_layers', 'n_layer', 'num_layers', 'n_layers')
+_WIDTH = ('hidden_size', 'n_embd', 'd_model')
 
 def _stated(text, keys): return next((text[k] for k in keys if isinstance(text.get(k), int)), None)
 
@@ -76,7 +76,7 @@ def _fitting(
     sure:bool,          # Only what the configuration says in so many words?
 )->dict:                # Those of them with the depth and the width that it gives
     "Which stacks of layers the configuration may mean"
-    depth, width = _stated(text, DEPTH), _stated(text, WIDTH)
+    depth, width = _stated(text, _DEPTH), _stated(text, _WIDTH)
     if sure and None in (depth, width): return {}
     if depth is not None:
         exact = {s: layers for s, layers in stacks.items() if len(layers)==depth}
@@ -93,7 +93,7 @@ def _find_stem(
     plain = {s: layers for s, layers in stacks.items() if not OTHER.search(TEXT.sub('', s))}
     attend = {s: layers for s, layers in plain.items() if _width(layers, tensors, ATTENDS)}
     for pool, sure in ((attend, False), (plain, False), (stacks, True)):
-        if pool is plain and len(pool)==1 and _stated(text, WIDTH) is None: return next(iter(pool.items()))
+        if pool is plain and len(pool)==1 and _stated(text, _WIDTH) is None: return next(iter(pool.items()))
         if pool and pool is not attend or len(pool)>1: pool = _fitting(pool, tensors, text, sure)
         if len(pool)>1: pool = {s: layers for s, layers in pool.items() if TEXT.search(s)} or pool
         if len(pool)==1: return next(iter(pool.items()))
@@ -133,7 +133,7 @@ def find_decoder(
 )->Decoder:
     "Find the language model by its names; raise ValueError if there is none, or more than one"
     whole, layers = _find_stem(tensors, config)
-    stem, depth = whole[:whole.rfind('.')+1], _stated(text_config(config), DEPTH)
+    stem, depth = whole[:whole.rfind('.')+1], _stated(text_config(config), _DEPTH)
     behind = {}
     if depth and len(layers)>depth and layers.keys()>=set(range(depth)):
         behind = {i: rests for i, rests in sorted(layers.items()) if i>=depth}

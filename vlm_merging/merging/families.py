@@ -14,7 +14,7 @@ from ..checkpoints.headers import Checkpoint
 from ..checkpoints.parts import find_rows, held_parts, layer_parts
 
 # %% auto #0
-__all__ = ['STACKED', 'DIFFUSED', 'FAMILIES', 'OWN', 'Family', 'Pair', 'Pairing', 'module_of', 'pair_names']
+__all__ = ['STACKED', 'DIFFUSED', 'FAMILIES', 'Family', 'Pair', 'Pairing', 'module_of', 'pair_names']
 
 # %% ../../nbs/merging/01_families.ipynb #c012
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _partner(
     return dict(llm=names, parts=tuple(found), turned=turned)
 
 # %% ../../nbs/merging/01_families.ipynb #c023
-OWN = re.compile(r'.*(_moe_gen\b|\blora_\w+|\blora\b).*')
+_OWN = re.compile(r'.*(_moe_gen\b|\blora_\w+|\blora\b).*')
 
 def _is_own(
     rest:str,           # Name behind the layer number, of a tensor without a partner
@@ -186,7 +186,7 @@ def _pair_layers(
         alone, taken, rows = {}, set(), Counter()
         for rest, name in rests.items():
             found = _partner(rest, vlm.tensors[name].shape, other, family.parts, parts)
-            own = found is None and (OWN.fullmatch(rest) or family.own and re.fullmatch(family.own, rest))
+            own = found is None and (_OWN.fullmatch(rest) or family.own and re.fullmatch(family.own, rest))
             if found:
                 pairs.append(Pair(name, layer=i, module=module_of(rest), key=f'layers.{ranks[i]}.{rest}',
                                   common=bool(family.more and re.fullmatch(family.more, rest)), **found))
