@@ -4,8 +4,7 @@ from pathlib import Path
 import torch, transformers
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
-from transformers.models.auto.modeling_auto import (MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as VLMS,
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as LLMS)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as VLMS
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from vlm_merging.merging.merge import merge
 from vlm_merging.merging.plan import plan

@@ -292,7 +292,8 @@ def test_layers_of_llama_3_2_vision_are_counted_without_the_cross_layers(tmp_pat
 
 
 @pytest.mark.parametrize('mine,theirs,message', [
-    (4, 4, None), (4, 8, '4 experts in the VLM, 8 in the LLM'), (4, None, 'The VLM has experts that the LLM does not')])
+    (4, 4, None), (4, 8, '4 experts in the VLM, 8 in the LLM'),
+    (4, None, 'The VLM has experts that the LLM does not')])
 def test_experts(mine, theirs, message, trio, tmp_path):
     vlm, llm = shutil.copytree(trio.vlm, tmp_path/'vlm'), shutil.copytree(trio.llm, tmp_path/'llm')
     edited(vlm, with_experts(mine))

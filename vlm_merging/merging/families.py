@@ -197,7 +197,8 @@ def _pair_layers(
             else: alone[rest] = name
         whole = other.rows if rows else {}
         partly |= {n for n, k in rows.items() if k<whole[n]}
-        whole = other.names and not partly and {n for k, n in other.names.items() if not k.endswith('inv_freq')}<=taken
+        weights = {n for k, n in other.names.items() if not k.endswith('inv_freq')}
+        whole = other.names and not partly and weights<=taken
         experts = {int(m[1]) for k in other.names if (m := re.search(r'experts\.(\d+)\.', k))}
         for rest, name in alone.items():
             reason = _is_own(rest, rests, words, experts) if whole else ''
