@@ -5,7 +5,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.utils import logging
 from vlm_merging.checkpoints.headers import Checkpoint
-from vlm_merging.merging.families import find_decoder
+from vlm_merging.checkpoints.decoder import find_decoder
 from vlm_merging.merging.merge import merge
 from vlm_merging.merging.plan import plan
 from vlm_merging.merging.coins import drop, name_rng

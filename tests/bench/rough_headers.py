@@ -242,7 +242,7 @@ class Room:
     def warm(self):
         "Import what is imported late, so that no file is charged for it"
         from transformers import CONFIG_MAPPING, logging
-        from vlm_merging.merging.families import text_config
+        from vlm_merging.checkpoints.decoder import text_config
         logging.set_verbosity_error()
         self.kinds = [*CONFIG_MAPPING]
         text_config({'model_type': 'aria'}, True)

@@ -4,13 +4,15 @@
 
 # %% ../../nbs/checkpoints/06_blocks.ipynb #c005
 from __future__ import annotations
-import ctypes
+import ctypes, math
+import numpy as np
 from contextlib import ExitStack, contextmanager, suppress
-from .disk import InputChanged, read_at
+from dataclasses import dataclass
+from .disk import InputChanged, read_at, reading
 from .headers import DTYPES, FLOATS, Entry
 
 # %% auto #0
-__all__ = ['BLOCK', 'BLOCK_GPU', 'fill', 'Source', 'opened', 'Blocks', 'faulty', 'keep_heap']
+__all__ = ['BLOCK', 'BLOCK_GPU', 'fill', 'Turned', 'Source', 'opened', 'Blocks', 'faulty', 'keep_heap', 'sample']
 
 # %% ../../nbs/checkpoints/06_blocks.ipynb #c012
 def fill(
@@ -28,10 +30,43 @@ def fill(
         view, at = view[n:], at+n
 
 # %% ../../nbs/checkpoints/06_blocks.ipynb #c016
+@dataclass(frozen=True)
+class Turned:
+    "Matrices of one width, stacked by rows and turned on their side; some rows of what comes of it"
+    entries:tuple       # `Entry` of each matrix
+    first:int           # The first row: a column of each matrix
+    n:int               # How many rows
+
+    @property
+    def shape(self): return self.n, sum(e.shape[0] for e in self.entries)
+    @property
+    def numel(self): return math.prod(self.shape)
+    @property
+    def nbytes(self): return self.numel*DTYPES[self.dtype]//8
+    @property
+    def name(self): return self.entries[0].name
+    @property
+    def dtype(self): return self.entries[0].dtype
+    @property
+    def file(self): return self.entries[0].file
+
+    def stored(self,
+        files:dict,     # Open file descriptors by path
+    ):                  # Tensor (numel,) of the stored type
+        "The numbers, row after row"
+        import torch
+        kind, parts = getattr(torch, FLOATS[self.dtype]), []
+        for e in self.entries:
+            raw = bytearray(e.nbytes)
+            fill(memoryview(raw), files[e.file], e.start, e.file)
+            parts.append(torch.frombuffer(raw, dtype=getattr(torch, FLOATS[e.dtype])).view(e.shape).to(kind))
+        return torch.cat(parts).T[self.first:self.first+self.n].flatten()
+
+# %% ../../nbs/checkpoints/06_blocks.ipynb #c018
 class Source:
     "Reads a tensor, or several stacked by rows, in blocks of numbers"
     def __init__(self,
-        entries:tuple,      # `Entry` of each part
+        entries:tuple,      # `Entry` of each part, or `Turned`
         files:dict,         # Open file descriptors by path
         device:str='cpu',   # Where blocks are wanted
         dtype=None,         # Type to compute in, of torch; None: float32
@@ -40,6 +75,7 @@ class Source:
         import torch
         self.files, self.device, self.dtype = files, device, dtype or torch.float32
         self.room, self.parts, begin = bytearray() if room is None else room, [], 0
+        self.turned = None, None            # The last part that was turned, and its numbers
         for e in entries:
             self.parts.append((begin, begin+e.numel, DTYPES[e.dtype]//8, getattr(torch, FLOATS[e.dtype]), e))
             begin += e.numel
@@ -54,6 +90,10 @@ class Source:
         for begin, end, width, stored, e in self.parts:
             a, b = max(i, begin), min(j, end)
             if a>=b: continue
+            if isinstance(e, Turned):
+                if self.turned[0] is not e: self.turned = e, e.stored(self.files)
+                out[a-i:b-i].copy_(self.turned[1][a-begin:b-begin])
+                continue
             if len(self.room)<(b-a)*width: self.room = bytearray((b-a)*width)
             fill(memoryview(self.room)[:(b-a)*width], self.files[e.file], e.start+(a-begin)*width, e.file)
             out[a-i:b-i].copy_(torch.frombuffer(self.room, dtype=stored, count=b-a))
@@ -68,17 +108,17 @@ class Source:
         self.put(i, j, out)
         return out
 
-# %% ../../nbs/checkpoints/06_blocks.ipynb #c018
+# %% ../../nbs/checkpoints/06_blocks.ipynb #c020
 @contextmanager
 def opened(
-    entries,            # `Entry` of each tensor that will be read
+    entries,            # `Entry` or `Turned` of each tensor that will be read
 ):                      # Open file descriptors by path
     "The files in which some tensors lie, open while the block runs"
     with ExitStack() as stack:
         yield {file: stack.enter_context(open(file, 'rb', buffering=0)).fileno()
-               for file in {e.file for e in entries}}
+               for file in {part.file for e in entries for part in getattr(e, 'entries', (e,))}}
 
-# %% ../../nbs/checkpoints/06_blocks.ipynb #c025
+# %% ../../nbs/checkpoints/06_blocks.ipynb #c029
 BLOCK = 1<<17           # Numbers per block; a multiple of 4, so that coin flips do not depend on it
 BLOCK_GPU = 1<<24       # A GPU wants more at once
 
@@ -107,7 +147,7 @@ class Blocks:
         size = max(size//whole, 1)*whole
         return (self._at(i, i+size) for i in range(0, self.n, max(self.n//pieces//whole*whole, size)))
 
-# %% ../../nbs/checkpoints/06_blocks.ipynb #c032
+# %% ../../nbs/checkpoints/06_blocks.ipynb #c036
 def faulty(
     entries,            # `Entry` of each tensor to look at
     files:dict,         # Open file descriptors by path
@@ -119,7 +159,7 @@ def faulty(
         blocks = (source.read(i, min(i+BLOCK, e.numel)) for i in range(0, e.numel, BLOCK))
         if not all(x.isfinite().all() for x in blocks): return e
 
-# %% ../../nbs/checkpoints/06_blocks.ipynb #c035
+# %% ../../nbs/checkpoints/06_blocks.ipynb #c039
 def keep_heap()->None:
     "Ask glibc to keep the memory of freed blocks: taking it anew for each costs up to half of the time"
     trim, mmap = -1, -3         # numbers of options in glibc's malloc.h
@@ -127,3 +167,21 @@ def keep_heap()->None:
     with suppress(OSError, TypeError): libc = ctypes.CDLL(None)     # Windows has no such library
     if hasattr(libc, 'mallopt'):
         for option, size in ((trim, 1<<27), (mmap, 1<<25)): libc.mallopt(option, size)
+
+# %% ../../nbs/checkpoints/06_blocks.ipynb #c043
+def sample(
+    checkpoint,         # An open `Checkpoint`
+    name:str,           # Of a tensor of floats
+    n:int=4096,         # How many numbers at most
+)->np.ndarray:          # (n,) or shorter
+    "Up to `n` numbers from the middle of a tensor, as float64"
+    e = checkpoint.tensors[name]
+    width = e.nbytes//max(e.numel, 1)
+    n = min(n, e.numel)
+    with reading(e.file), open(e.file, 'rb') as f:
+        f.seek(e.start+(e.numel-n)//2*width)
+        raw = f.read(n*width)
+    if len(raw)<n*width: raise InputChanged(f'{e.file} became shorter while it was read. Start again.')
+    if e.dtype=='BF16':
+        return (np.frombuffer(raw, '<u2').astype(np.uint32)<<16).view(np.float32).astype(np.float64)
+    return np.frombuffer(raw, dict(F16='<f2', F32='<f4', F64='<f8')[e.dtype]).astype(np.float64)

@@ -47,7 +47,18 @@ class Entry:
         n:int,          # How many rows (first axis) to keep, from the top
     )->Entry:
         "The first `n` rows: in a row-major file they are simply the first bytes"
-        return Entry(self.name, self.dtype, (n, *self.shape[1:]), self.file, self.start)
+        return self.cut(0, n)
+
+    def cut(self,
+        first:int,      # The first row to keep
+        n:int,          # How many
+        index:int|None=None, # Of which matrix of a stack; None: of the tensor itself
+    )->Entry:
+        "Some rows, which are bytes in one piece wherever they begin"
+        shape, start = self.shape, self.start
+        if index is not None: shape, start = shape[1:], start+index*(self.nbytes//shape[0])
+        row = DTYPES[self.dtype]//8*math.prod(shape[1:])
+        return Entry(self.name, self.dtype, (n, *shape[1:]), self.file, start+first*row)
 
 # %% ../../nbs/checkpoints/05_headers.ipynb #c019
 HEADER_LIMIT = 1<<24    # Bytes of a safetensors header; 100 000 tensors fit, and a hostile one stays cheap
@@ -91,9 +102,14 @@ def read_header(
     try:
         with reading(path), open(path, 'rb') as f:
             n = int.from_bytes(f.read(8), 'little')
-            if size<8 or n>min(HEADER_LIMIT, size-8):
+            if size<8 or not n or n>min(HEADER_LIMIT, size-8):
                 f.seek(0)
-                if f.read(2) in (b'\x80\x02', b'PK'): raise ValueError('it is a pickle, not safetensors')
+                begin = f.read(12)
+                pickled = begin[:2] in (b'\x80\x02', b'PK')
+                if pickled: raise ValueError('it is a pickle, not safetensors')
+                if begin==b'version http':
+                    raise ValueError('it is a pointer of git-lfs, and not the file that it points to')
+                if not any(begin): raise ValueError('it begins with zeros: its download is not complete')
                 raise ValueError('its header does not fit in the file')
             table = json.loads(f.read(n).decode('utf-8'), object_pairs_hook=unique_names)
         if not isinstance(table, dict): raise ValueError('its header is not an object')

@@ -4,18 +4,21 @@
 
 # %% ../../nbs/merging/03_checks.ipynb #c005
 from __future__ import annotations
+import math
+from collections import Counter
 import numpy as np
-from ..checkpoints.disk import InputChanged, reading
+from ..checkpoints.blocks import sample
 from ..checkpoints.headers import FLOATS, Checkpoint
 from ..checkpoints.model_files import read_json
 from ..checkpoints.texts import name_in_line, quoted
-from .families import NESTED, Decoder, Pairing, pair_names, text_config
+from ..checkpoints.decoder import more_than_language, nested, text_config
+from .families import Pairing, pair_names
 from .folders import Finding, folder_findings
 
 # %% auto #0
-__all__ = ['FUSED', 'COUNTED', 'COMPARED', 'unlike_sizes', 'unlike_parts', 'unlike_shapes', 'unlike_heads', 'rope',
-           'unlike_rotation', 'unlike_settings', 'tokens', 'unlike_strings', 'unlike_words', 'sample', 'kinship',
-           'unlike_origin', 'more_than_language', 'check']
+__all__ = ['FUSED', 'COUNTED', 'COMPARED', 'unlike_sizes', 'unlike_parts', 'unlike_ends', 'unlike_shapes', 'unlike_heads', 'rope',
+           'unlike_rotation', 'unlike_settings', 'tokens', 'unlike_strings', 'unlike_words', 'kinship', 'unlike_origin',
+           'check']
 
 # %% ../../nbs/merging/03_checks.ipynb #c013
 def unlike_sizes(
@@ -40,8 +43,8 @@ FUSED = ('qkv_proj', 'wqkv', 'gate_up_proj', 'att_proj', 'ff_proj', 'in_proj_qkv
 _PARTS = dict(bias=('biases', 'Pick {a_who} with the same kind of layers.'),
              norm=('norms', 'Pick {a_who} of the same architecture.'),
              expert=('experts', 'Pick {a_who} with the same number and layout of experts.'),
-             fused=('fused matrices', 'Save one of the two in the layout of the other: '
-                                      'fused and split projections do not pair by themselves.'),
+             fused=('fused matrices', 'Pick {a_who} of the same architecture, or write into config.json '
+                                      'the numbers of heads, which divide the rows of a fused matrix.'),
              other=('parts', 'Pick {a_who} of the same architecture.'))
 
 def _part_of(
@@ -62,9 +65,8 @@ def unlike_parts(
     who:str,            # `LLM` or `base`
 )->list[Finding]:
     "Stop on parts of the decoder that only one of the two has"
-    lonely = list(paired.lonely)
-    strange = [n for n in paired.unused
-               if any(n in r.values() for r in paired.theirs.layers.values()) and not n.endswith('inv_freq')]
+    lonely, inside = list(paired.lonely), {n for r in paired.theirs.layers.values() for n in r.values()}
+    strange = [n for n in paired.unused if n in inside and not n.endswith('inv_freq')]
     findings, fused = [], any(_part_of(n)=='fused' for n in (*lonely, *strange))
     for part, (word, fix) in _PARTS.items():
         if fused and part in ('bias', 'other'): continue   # the other side of the same fact
@@ -75,7 +77,21 @@ def unlike_parts(
                                                 f"{_first_few(names)}.", fix.format(a_who=_an(who))))
     return findings
 
-# %% ../../nbs/merging/03_checks.ipynb #c024
+# %% ../../nbs/merging/03_checks.ipynb #c023
+def unlike_ends(
+    paired:Pairing,     # Of the two
+    who:str,            # `LLM` or `base`
+)->list[Finding]:
+    "Warn of what the other has outside its layers, and the VLM has not; and of a final norm that stays"
+    theirs, own = paired.theirs, {n for r in paired.theirs.layers.values() for n in r.values()}
+    left = [n for n, why in paired.unused.items() if n.startswith(theirs.stem) and n not in own
+            and why=='no partner in the VLM' and n not in (theirs.embedding, theirs.head)]
+    what = (f"Outside its layers the {who} has what the VLM has not: {_first_few(left)}." if left else
+            f"The {who} has no final norm; {paired.mine.norm} stays the VLM's.")
+    missing = left or paired.mine.norm in paired.kept
+    return [Finding('warn', what, 'It is not merged; the layers are.')] if missing else []
+
+# %% ../../nbs/merging/03_checks.ipynb #c027
 def unlike_shapes(
     vlm:Checkpoint, other:Checkpoint, # The VLM, and the LLM or the base
     paired:Pairing,     # Of the two
@@ -83,19 +99,20 @@ def unlike_shapes(
 )->list[Finding]:
     "Stop on the first pair that is not of one shape, or that holds no floating-point numbers"
     for p in paired.pairs:
-        x, ys = vlm.tensors[p.vlm], [other.tensors[n] for n in p.llm]
+        x, ys = vlm.tensors[p.vlm], p.entries(other.tensors)
         odd = next((e for e in (x, *ys) if e.dtype not in FLOATS), None)
         if odd:
             return [Finding('stop', f"{odd.name} is stored as {odd.dtype}, which cannot be merged.",
                             'Use a checkpoint in float32, float16 or bfloat16.')]
         y = (sum(e.shape[0] for e in ys if e.shape), *ys[0].shape[1:]) if ys[0].shape else ()
-        if p.module in ('embedding', 'head') and x.shape and y: y = (x.shape[0], *y[1:])  # rows may differ
-        if x.shape!=y:
+        if p.common and x.shape and y: y = (x.shape[0], *y[1:])  # rows may differ
+        stack = len(x.shape)==3 and len(y)==2           # Of experts: here one block, there row under row
+        if ((math.prod(x.shape[:-1]), x.shape[-1]) if stack else x.shape)!=y:
             return [Finding('stop', f"{p.vlm} is {x.shape}, {' + '.join(p.llm)} in the {who} is {y}.",
                             f"Take the {who} of the size that the VLM was built on.")]
     return []
 
-# %% ../../nbs/merging/03_checks.ipynb #c028
+# %% ../../nbs/merging/03_checks.ipynb #c031
 COUNTED = (('num_attention_heads', 'attention heads'), ('num_key_value_heads', 'key-value heads'),
            ('head_dim', 'numbers per head'), ('num_experts', 'experts'), ('num_local_experts', 'experts'),
            ('num_experts_per_tok', 'experts per token'))
@@ -110,7 +127,7 @@ def unlike_heads(
                     f"Pick {_an(who)} of the same architecture.")
             for a, b, word in values if isinstance(a, int) and isinstance(b, int) and a!=b]
 
-# %% ../../nbs/merging/03_checks.ipynb #c032
+# %% ../../nbs/merging/03_checks.ipynb #c035
 def rope(
     text:dict,          # Configuration of a language model
 )->tuple:               # Bases as a sorted tuple, and the kind of scaling
@@ -127,7 +144,7 @@ def rope(
                if isinstance(x, (int, float)) and abs(x)<1e30}
     return tuple(sorted(bases)), ' '.join(sorted(kinds)+sorted(factors))
 
-# %% ../../nbs/merging/03_checks.ipynb #c035
+# %% ../../nbs/merging/03_checks.ipynb #c038
 def unlike_rotation(
     mine:dict, theirs:dict, # Configurations of the VLM's language model, and of the other's
     who:str,            # `LLM` or `base`
@@ -146,7 +163,7 @@ def unlike_rotation(
                                 'The VLM\'s is kept.'))
     return findings
 
-# %% ../../nbs/merging/03_checks.ipynb #c039
+# %% ../../nbs/merging/03_checks.ipynb #c042
 COMPARED = (('rms_norm_eps', 'norm epsilon', 'Small differences are harmless.'),
             ('layer_norm_eps', 'norm epsilon', 'Small differences are harmless.'),
             ('sliding_window', 'sliding window', 'Long inputs behave as in the VLM.'),
@@ -157,6 +174,11 @@ COMPARED = (('rms_norm_eps', 'norm epsilon', 'Small differences are harmless.'),
             ('max_position_embeddings', 'longest input', 'The VLM\'s value is kept.'),
             ('attn_logit_softcapping', 'attention softcap', 'Expect a loss.'),
             ('final_logit_softcapping', 'logit softcap', 'The VLM\'s value is kept.'),
+            ('partial_rotary_factor', 'share of rotated numbers',
+             'Queries and keys are turned otherwise: expect a loss.'),
+            ('query_pre_attn_scalar', 'scale of attention', 'Queries are scaled otherwise: expect a loss.'),
+            ('layer_types', 'kinds of layers',
+             'Some layers look back otherwise than they were trained to: expect a loss.'),
             ('model_type', 'text architecture', 'Check that both come from one base model.'))
 
 def _unlike(
@@ -164,7 +186,12 @@ def _unlike(
     mine:dict, theirs:dict, # Configurations of the VLM's language model, and of the other's
 )->list|None:           # Both values as text, if they are known and differ
     "One setting, compared"
-    x, y = mine.get(key), theirs.get(key)
+    x, y = (c.get(key, rope.get(key) if isinstance(rope := c.get('rope_parameters'), dict) else None)
+            for c in (mine, theirs))
+    if key=='layer_types' and x!=y and isinstance(x, list) and isinstance(y, list):
+        kinds = [', '.join(f'{n} {name_in_line(kind, 40)}' for kind, n in Counter(map(str, o)).items())
+                 for o in (x, y)]
+        return kinds if kinds[0]!=kinds[1] else ['in one order', 'in another']
     known = x is not None and y is not None
     if key=='sliding_window':
         x, y = (v if c.get('use_sliding_window', True) else None for v, c in ((x, mine), (y, theirs)))
@@ -183,7 +210,7 @@ def unlike_settings(
         Finding('warn', f"{word} ({key}) {xy[0]} in the VLM, {xy[1]} in the {who}.", fix)
         for key, word, fix, xy in pairs if xy]
 
-# %% ../../nbs/merging/03_checks.ipynb #c043
+# %% ../../nbs/merging/03_checks.ipynb #c046
 def tokens(
     checkpoint:Checkpoint, # An open checkpoint
 )->dict|None:           # id -> string; None if there is no tokenizer.json
@@ -198,7 +225,7 @@ def tokens(
     added = [t for t in added if isinstance(t, dict)] if isinstance(added, list) else []
     return words | {t['id']: t.get('content') for t in added if isinstance(t.get('id'), int)}
 
-# %% ../../nbs/merging/03_checks.ipynb #c046
+# %% ../../nbs/merging/03_checks.ipynb #c049
 def unlike_strings(
     vlm:Checkpoint,     # The VLM
     other:Checkpoint,   # The LLM or the base
@@ -215,7 +242,7 @@ def unlike_strings(
                             f"the first is {i}: {quoted(a[i])} in the VLM, {quoted(b[i])} in the {who}.",
                     'A few special tokens are normal; many mean another tokenizer: do not merge.')]
 
-# %% ../../nbs/merging/03_checks.ipynb #c049
+# %% ../../nbs/merging/03_checks.ipynb #c052
 def unlike_words(
     vlm:Checkpoint, other:Checkpoint, # The VLM, and the LLM or the base
     paired:Pairing,     # Of the two
@@ -236,25 +263,7 @@ def unlike_words(
                                 'Matters only if embeddings are merged.'))
     return findings
 
-# %% ../../nbs/merging/03_checks.ipynb #c053
-def sample(
-    checkpoint:Checkpoint, # An open checkpoint
-    name:str,           # Of a tensor of floats
-    n:int=4096,         # How many numbers at most
-)->np.ndarray:          # (n,) or shorter
-    "Up to `n` numbers from the middle of a tensor, as float64"
-    e = checkpoint.tensors[name]
-    width = e.nbytes//max(e.numel, 1)
-    n = min(n, e.numel)
-    with reading(e.file), open(e.file, 'rb') as f:
-        f.seek(e.start+(e.numel-n)//2*width)
-        raw = f.read(n*width)
-    if len(raw)<n*width: raise InputChanged(f'{e.file} became shorter while it was read. Start again.')
-    if e.dtype=='BF16':
-        return (np.frombuffer(raw, '<u2').astype(np.uint32)<<16).view(np.float32).astype(np.float64)
-    return np.frombuffer(raw, dict(F16='<f2', F32='<f4', F64='<f8')[e.dtype]).astype(np.float64)
-
-# %% ../../nbs/merging/03_checks.ipynb #c056
+# %% ../../nbs/merging/03_checks.ipynb #c058
 def kinship(
     vlm:Checkpoint, other:Checkpoint, # The VLM, and the LLM or the base
     paired:Pairing,     # Of the two
@@ -262,7 +271,7 @@ def kinship(
 )->float:               # Cosine: near 1 for children of one base, near 0 for strangers; NaN if nothing fits
     "How alike the two models' numbers are, from a few kilobytes"
     fit = [p for p in paired.pairs
-           if len(p.llm)==1 and p.module in ('attention', 'mlp')
+           if len(p.llm)==1 and not p.parts and p.module in ('attention', 'mlp')
            and vlm.tensors[p.vlm].shape==other.tensors[p.llm[0]].shape
            and len(vlm.tensors[p.vlm].shape)==2
            and {vlm.tensors[p.vlm].dtype, other.tensors[p.llm[0]].dtype}<=FLOATS.keys()]
@@ -272,7 +281,7 @@ def kinship(
             for xs in zip(*((sample(vlm, p.vlm), sample(other, p.llm[0])) for p in picked)))
     return float(a@b/(np.linalg.norm(a)*np.linalg.norm(b) or 1))
 
-# %% ../../nbs/merging/03_checks.ipynb #c058
+# %% ../../nbs/merging/03_checks.ipynb #c060
 def unlike_origin(
     vlm:Checkpoint, other:Checkpoint, # The VLM, and the LLM or the base
     paired:Pairing,     # Of the two
@@ -280,6 +289,10 @@ def unlike_origin(
 )->list[Finding]:
     "Warn of strangers and of other number types"
     findings, cosine = [], kinship(vlm, other, paired)
+    if who=='LLM' and cosine>1-1e-12:
+        findings.append(Finding('warn',
+                                'The sampled numbers of both are the same: one is a copy of the other.',
+                                'A merge of the two changes nothing; check the names.'))
     if cosine<.5:
         findings.append(Finding('warn', f"The VLM and the {who} do not look like relatives: "
                                         f"cosine of sampled weights {cosine:.3f}, "
@@ -297,14 +310,6 @@ def unlike_origin(
                                 'Merged in float32: digits behind the seventh are lost.'))
     return findings
 
-# %% ../../nbs/merging/03_checks.ipynb #c062
-def more_than_language(
-    checkpoint:Checkpoint, # An open checkpoint
-    decoder:Decoder,    # Its language model
-)->bool:
-    "Is there more in a checkpoint than a language model?"
-    return any(not n.startswith(decoder.stem) and n!=decoder.head for n in checkpoint.tensors)
-
 # %% ../../nbs/merging/03_checks.ipynb #c065
 def check(
     vlm:Checkpoint,     # The VLM
@@ -319,11 +324,16 @@ def check(
     if not more_than_language(vlm, paired.mine) and more_than_language(other, paired.theirs):
         findings.append(Finding('stop', f"The VLM has nothing beside a language model, but the {who} has.",
                                 'VLM and LLM may be swapped.'))
+    if who=='LLM' and not any(more_than_language(c, d) for c, d in ((vlm, paired.mine),
+                                                                    (other, paired.theirs))):
+        alone.append(Finding('warn', 'Neither has anything beside a language model: two LLMs are merged, and '
+                                     'what comes of it cannot see.', 'Name the VLM first, if you meant one.'))
     mine, theirs = (text_config(c.config, complete=True) for c in (vlm, other))
-    if not any(k in vlm.config for k in NESTED):
+    if not nested(vlm.config):
         mine = mine | {'model_type': None}   # flat: the VLM's own, not the text model's
     findings += unlike_heads(mine, theirs, who)
     if not findings:
-        findings = (unlike_settings(mine, theirs, who)+unlike_words(vlm, other, paired, who)
+        findings = (unlike_ends(paired, who)+unlike_settings(mine, theirs,
+                                                             who)+unlike_words(vlm, other, paired, who)
                  +unlike_origin(vlm, other, paired, who)+alone)
     return paired, findings

@@ -5,115 +5,47 @@
 # %% ../../nbs/merging/01_families.ipynb #c005
 from __future__ import annotations
 import re
+from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
+from ..checkpoints.blocks import Turned
+from ..checkpoints.decoder import LAYER, Decoder, find_decoder, text_config
 from ..checkpoints.headers import Checkpoint
+from ..checkpoints.parts import find_rows, held_parts, layer_parts
 
 # %% auto #0
-__all__ = ['NESTED', 'LAYER', 'ATTENDS', 'OTHER', 'STACKED', 'FAMILIES', 'text_config', 'Decoder', 'find_decoder', 'Family',
-           'Pair', 'Pairing', 'module_of', 'pair_names']
+__all__ = ['STACKED', 'DIFFUSED', 'FAMILIES', 'Family', 'Pair', 'Pairing', 'module_of', 'pair_names']
 
 # %% ../../nbs/merging/01_families.ipynb #c012
-NESTED = ('text_config', 'llm_config', 'language_config')
-
-def text_config(
-    config:dict,        # A config.json
-    complete:bool=False, # Fill what the file leaves out with the defaults of the class?
-)->dict:
-    "The part of a configuration that describes the language model"
-    inner = next((config[k] for k in NESTED if isinstance(config.get(k), dict)), config)
-    lacks = {'num_attention_heads', 'hidden_size', 'num_hidden_layers'}-inner.keys()
-    if complete and inner.get('model_type') and (lacks or not {'rope_theta', 'rope_parameters'}&inner.keys()):
-        from transformers import AutoConfig
-        try: default = AutoConfig.for_model(inner['model_type']).to_dict()
-        except Exception: return inner  # its own code, or no defaults that agree: the file must do
-        if {'rope_theta', 'rope_scaling'}&inner.keys(): default.pop('rope_parameters', None)   # older
-        inner = default|inner
-    return inner
-
-# %% ../../nbs/merging/01_families.ipynb #c016
-LAYER = re.compile(r'(?P<stem>(?:.*\.)?)(?:layers|blocks)\.(?P<i>\d{1,6})\.(?P<rest>.+)')
-ATTENDS = re.compile(r'(self_attn\.(q|qkv)_proj|attention\.wqkv|att_proj|linear_attn\.in_proj_qkv\w*'
-                     r'|cross_attn\.q_proj)\.weight')
-OTHER = re.compile(r'vision|visual|\bvi?t\b|\bvpm\b|image|audio|speech|encoder|tower|resampler|perceiver'
-                   r'|qformer|mtp|draft')
-
-def _width(layers, tensors):
-    "Hidden size of some layers, as their projections say; None if they do not attend"
-    return next((tensors[n].shape[-1] for rests in layers.values() for k, n in rests.items()
-                 if ATTENDS.fullmatch(k) and len(tensors[n].shape)==2), None)
-
-def _candidates(
-    tensors:dict,       # `Entry` by name
-)->tuple[dict, dict]:   # Stem -> layer -> {name behind the layer number: stored name}, twice
-    "Stems with numbered layers, and those of them that may be a language model"
-    stems = {}
-    for name in tensors:
-        if m:=LAYER.fullmatch(name):
-            stems.setdefault(m['stem'], {}).setdefault(int(m['i']), {})[m['rest']] = name
-    likely = {s: layers for s, layers in stems.items() if _width(layers, tensors) and not OTHER.search(s)}
-    return stems, likely
-
-# %% ../../nbs/merging/01_families.ipynb #c019
-def _find_stem(
-    tensors:dict,       # `Entry` by name
-    config:dict,        # config.json
-)->tuple[str, dict]:    # The stem, and its layers
-    "What stands before the layers of the language model; raise ValueError if that is not plain"
-    stems, stacks = _candidates(tensors)
-    text = text_config(config)
-    for key, of in (('num_hidden_layers', len), ('hidden_size', lambda layers: _width(layers, tensors))):
-        if len(stacks)>1 and isinstance(text.get(key), int):
-            stacks = {s: layers for s, layers in stacks.items() if of(layers)==text[key]}
-    if len(stacks)!=1:
-        seen = ', '.join(sorted(stacks or stems)) or 'no numbered layers at all'
-        raise ValueError(f"{'Several parts look' if stacks else 'No part looks'} like the language model "
-                         f"of this checkpoint ({seen[:300]}). "
-                         f"Its layout is not known here: please report it.")
-    return next(iter(stacks.items()))
-
-# %% ../../nbs/merging/01_families.ipynb #c022
-@dataclass(frozen=True)
-class Decoder:
-    "Where a checkpoint keeps its language model"
-    stem:str            # What stands before `layers.` or `blocks.`
-    layers:dict         # Layer -> {name behind the layer number: stored name}
-    cross:frozenset     # Layers that look at the image and have no partner in an LLM
-    norm:str|None       # Stored names, if there: the final norm,
-    embedding:str|None  # the token embeddings,
-    head:str|None       # and the output head
-    width:int           # Hidden size, as the projections say
-
-def find_decoder(
-    tensors:dict,       # `Entry` by name
-    config:dict,        # config.json
-)->Decoder:
-    "Find the language model by its names; raise ValueError if there is none, or more than one"
-    stem, layers = _find_stem(tensors, config)
-    roots = [stem[:i] for i in range(len(stem), -1, -1) if not i or stem[i-1]=='.']
-    first = lambda roots, *names: next((r+n for r in roots for n in names if r+n in tensors), None)
-    return Decoder(stem, dict(sorted(layers.items())),
-        frozenset(i for i, r in layers.items() if any(k.startswith('cross_attn.') for k in r)),
-        first([stem], 'norm.weight', 'ln_f.weight'),
-        first([stem], 'embed_tokens.weight', 'tok_embeddings.weight', 'wte.embedding', 'wte.weight'),
-        first(roots, 'lm_head.weight', 'output.weight', 'ff_out.weight'), _width(layers, tensors))
-
-# %% ../../nbs/merging/01_families.ipynb #c027
 @dataclass(frozen=True)
 class Family:
     "What the general rule cannot know about a kind of VLM"
     model_type:str      # As in config.json
     parts:dict = field(default_factory=dict) # Name in the VLM's layer -> names in the LLM's, stacked by rows
+    own:str = ''        # Names in the VLM's layers that no LLM has, as a regular expression
+    more:str = ''       # Names of tensors that have the LLM's rows first, and then the VLM's own
+
+def _with_ends(parts): return {f'{k}.{end}': tuple(f'{v}.{end}' for v in vs)
+                               for k, vs in parts.items() for end in ('weight', 'bias')}
 
 STACKED = {'att_proj': ('self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'),
            'attn_out': ('self_attn.o_proj',),
            'ff_proj': ('mlp.up_proj', 'mlp.gate_proj'), 'ff_out': ('mlp.down_proj',),
            'attn_norm': ('input_layernorm',), 'ff_norm': ('post_attention_layernorm',)}
+_WITHIN = {name: f'{house}.{name}' for house, names in
+           dict(self_attn='att_proj attn_out', mlp='ff_proj ff_out').items() for name in names.split()}
+DIFFUSED = {f'self_attn.{was}': (f'self_attn.{now}',) for was,
+            now in dict(to_q='q_proj', to_k='k_proj', to_v='v_proj',
+            to_out='o_proj', norm_q='q_norm', norm_k='k_norm').items()}
 FAMILIES = {f.model_type: f for f in (
-    Family('molmo', {f'{k}.{end}': tuple(f'{v}.{end}' for v in vs)
-                     for k, vs in STACKED.items() for end in ('weight', 'bias')}),
+    Family('molmo', _with_ends(STACKED)),
+    Family('molmo2', _with_ends({_WITHIN.get(k, k): vs for k, vs in STACKED.items()})),
+    Family('cosmos3_omni', _with_ends(DIFFUSED)),
+    Family('ernie4_5_vl_moe', own=r'mlp\.gate\.weight_1',
+           more=r'mlp\.moe_statics\.e_score_correction_bias'),
 )}
 
-# %% ../../nbs/merging/01_families.ipynb #c031
+# %% ../../nbs/merging/01_families.ipynb #c016
 @dataclass(frozen=True)
 class Pair:
     "A tensor of the VLM and what it is merged with"
@@ -122,6 +54,25 @@ class Pair:
     layer:int|None      # The VLM's layer; None outside the layers
     module:str          # attention, mlp, norm, embedding or head
     key:str             # The name without stem: the same in every layout, so it seeds the coin flips
+    common:bool=False   # Only the rows that both have, from the first on?
+    parts:tuple=()      # `Part` of each of `llm`; empty: each is taken whole
+    turned:int=0        # How many successive parts make one matrix that lies on its side here; 0: none does
+
+    def entries(self,
+        tensors:dict,   # `Entry` by name, of the LLM or the base
+    )->tuple:           # `Entry` or `Turned`, to be read one after the other
+        "The byte ranges of the partner, in the order of the VLM's tensor"
+        if not self.parts and not self.turned: return tuple(tensors[n] for n in self.llm)
+        cut = [tensors[n] for n in self.llm]
+        if self.parts: cut = [_cut(e, p) for e, p in zip(cut, self.parts)]
+        if not self.turned: return tuple(cut)
+        groups = [tuple(cut[i:i+self.turned]) for i in range(0, len(cut), self.turned)]
+        return tuple(Turned(g, 0, g[0].shape[1]) for g in groups)
+
+def _cut(entry, part):
+    "The rows of a stored tensor that a part says"
+    if not part.turned: return entry.cut(part.first, part.n, part.index)
+    return Turned((entry.cut(0, entry.shape[1], part.index),), part.first, part.n)
 
 @dataclass(frozen=True)
 class Pairing:
@@ -138,68 +89,181 @@ class Pairing:
         "Number of layers of the VLM's language model, cross layers included"
         return len(self.mine.layers)
 
-# %% ../../nbs/merging/01_families.ipynb #c033
+# %% ../../nbs/merging/01_families.ipynb #c018
 def module_of(
     rest:str,           # Name behind the layer number
 )->str:
     "Which part of a layer a tensor belongs to"
     head = rest.split('.')[0]
-    if head in ('self_attn', 'attention', 'att_proj', 'attn_out', 'linear_attn'): return 'attention'
-    return 'mlp' if head in ('mlp', 'feed_forward', 'ff_proj', 'ff_out', 'block_sparse_moe') else 'norm'
+    if head in ('mlp', 'feed_forward', 'ff_proj', 'ff_out',
+                'block_sparse_moe') or 'expert' in rest: return 'mlp'
+    if re.search(r'(self_attn|attention|att_proj|attn_out|linear_attn|mixer|mamba|conv|attn)$',
+                 head): return 'attention'
+    return 'norm' if re.search(r'norm|\bln_|scal', rest) else 'mlp'
 
-# %% ../../nbs/merging/01_families.ipynb #c036
+# %% ../../nbs/merging/01_families.ipynb #c021
+class _Layer:
+    "A layer of the LLM, in which partners are looked for"
+    def __init__(self, names, tensors, width, heads):
+        self.names, self.shapes = names, {k: tensors[n].shape for k, n in names.items()}
+        self.width, self.heads, self._held = width, heads, None
+
+    @property
+    def held(self):
+        "Where each plain matrix is"
+        if self._held is None: self._held = held_parts(layer_parts(self.shapes, self.width, self.heads))
+        return self._held
+
+    @property
+    def rows(self):
+        "Rows of each stored tensor, over all parts"
+        total = Counter()
+        for found in self.held.values():
+            for p, stored in found: total[self.names[stored]] += p.n
+        return total
+
+    def made_of(self, parts):
+        "`(stored name, Part)` of each run of rows that the parts of a tensor want; None if a row is missing"
+        runs = [find_rows(p, self.held) for p in parts]
+        return None if None in runs else [(self.names[k], p) for found in runs for p, k in found]
+
+def _partner(
+    rest:str, shape:tuple, # Name behind the layer number, and shape
+    other:_Layer,       # The LLM's layer
+    record:dict,        # `parts` of the VLM's family
+    mine,               # Gives the parts of the VLM's layer
+)->dict|None:           # `llm`, and `parts` and `turned` where needed; None: there is no partner
+    "What a tensor of a layer is paired with"
+    theirs = other.shapes.get(rest)
+    aside = theirs and len(shape)==len(theirs)==2 and shape!=theirs and shape==theirs[::-1]
+    if aside: return dict(llm=(other.names[rest],), turned=1)
+    block = theirs and len(shape)==3 and shape!=theirs
+    if theirs is not None and not block: return dict(llm=(other.names[rest],))
+    wanted = record.get(rest, ())
+    if wanted and all(w in other.names
+                      for w in wanted): return dict(llm=tuple(other.names[w] for w in wanted))
+    parts = mine().get(rest)
+    runs = other.made_of(parts) if parts else None
+    if not runs: return dict(llm=(other.names[rest],)) if theirs is not None else None
+    names, found = zip(*runs)
+    if all(p.whole for p in found): found = ()
+    turned = len(runs)//len({p.index for p in parts}) if parts[0].turned else 0
+    return dict(llm=names, parts=tuple(found), turned=turned)
+
+# %% ../../nbs/merging/01_families.ipynb #c023
+_OWN = re.compile(r'.*(_moe_gen\b|\blora_\w+|\blora\b).*')
+
+def _is_own(
+    rest:str,           # Name behind the layer number, of a tensor without a partner
+    rests:dict,         # The VLM's layer
+    theirs:set,         # First words behind the layer number, in all layers of the LLM
+    experts:set,        # Numbers of the LLM's experts in this layer
+)->str:                 # The reason; '' if it should have had a partner
+    "Is this the VLM's own, and why?"
+    head = rest.split('.')[0]
+    if m := re.search(r'experts\.(\d+)\.', rest):
+        more = experts and int(m[1]) not in experts
+        return f"an expert of the VLM's own: the LLM has {len(experts)}" if more else ''
+    matrices = any(k.startswith(f'{head}.') and k.endswith('weight') and 'norm' not in k for k in rests)
+    if head in theirs or not matrices or module_of(rest)=='attention': return ''
+    return f"{head} is the VLM's own: no layer of the LLM has it"
+
 def _pair_layers(
-    mine:Decoder, theirs:Decoder, # Of the VLM and of the LLM
-    parts:dict,         # Of the VLM's family
-)->tuple[list, dict, list]: # Pairs, names that stay with their reasons, and decoder tensors without a partner
+    vlm:Checkpoint, llm:Checkpoint, # The VLM, and the LLM or the base
+    mine:Decoder, theirs:Decoder, # Their language models
+)->tuple[list, dict, list, set]: # Pairs; names that stay; what lacks a partner; what is used in part
     "Pair what stands in numbered layers"
-    pairs, kept, lonely = [], {}, []
+    family = FAMILIES.get(str(vlm.config.get('model_type')), Family(''))
+    pairs, kept, lonely, partly = [], {}, [], set()
     ranks = dict(zip((i for i in mine.layers if i not in mine.cross), theirs.layers))
+    words = {rest.split('.')[0] for rests in theirs.layers.values() for rest in rests}
     for i, rests in mine.layers.items():
-        other = theirs.layers.get(ranks.get(i), {})
+        if i in mine.cross: kept |= dict.fromkeys(rests.values(),
+                                                  'cross-attention layer: an LLM has none'); continue
+        other = _Layer(theirs.layers.get(ranks.get(i), {}), llm.tensors, theirs.width, _heads(llm))
+        parts = cache(lambda rests=rests: layer_parts({k: vlm.tensors[n].shape for k, n in rests.items()},
+                                                      mine.width, _heads(vlm)))
+        alone, taken, rows = {}, set(), Counter()
         for rest, name in rests.items():
-            wanted = (rest,) if rest in other else parts.get(rest, (rest,))
-            if i in mine.cross: kept[name] = 'cross-attention layer: an LLM has none'
-            elif all(w in other for w in wanted):
-                pairs.append(Pair(name, tuple(other[w] for w in wanted), i, module_of(rest),
-                                  f'layers.{ranks[i]}.{rest}'))
+            found = _partner(rest, vlm.tensors[name].shape, other, family.parts, parts)
+            own = found is None and (_OWN.fullmatch(rest) or family.own and re.fullmatch(family.own, rest))
+            if found:
+                pairs.append(Pair(name, layer=i, module=module_of(rest), key=f'layers.{ranks[i]}.{rest}',
+                                  common=bool(family.more and re.fullmatch(family.more, rest)), **found))
+                taken.update(found['llm'])
+                for n, p in zip(found['llm'], found.get('parts', ())): rows[n] += p.n
             elif rest.endswith('inv_freq'): kept[name] = 'a constant, not a weight'
-            else:
-                kept[name] = 'no partner in the LLM'
-                lonely.append(name)
-    return pairs, kept, lonely
+            elif own: kept[name] = "the VLM's own: an LLM has no such part"
+            else: alone[rest] = name
+        whole = other.rows if rows else {}
+        partly |= {n for n, k in rows.items() if k<whole[n]}
+        weights = {n for k, n in other.names.items() if not k.endswith('inv_freq')}
+        whole = other.names and not partly and weights<=taken
+        experts = {int(m[1]) for k in other.names if (m := re.search(r'experts\.(\d+)\.', k))}
+        for rest, name in alone.items():
+            reason = _is_own(rest, rests, words, experts) if whole else ''
+            kept[name] = reason or 'no partner in the LLM'
+            if not reason: lonely.append(name)
+    return pairs, kept, lonely, partly
 
-# %% ../../nbs/merging/01_families.ipynb #c039
+def _heads(checkpoint):
+    "Attention heads and key-value heads, as the configuration gives them; None if it does not"
+    text = text_config(checkpoint.config)
+    n, kv = text.get('num_attention_heads'), text.get('num_key_value_heads', text.get('num_attention_heads'))
+    return (n, kv) if isinstance(n, int) and isinstance(kv, int) and 0<kv<=n else None
+
+# %% ../../nbs/merging/01_families.ipynb #c026
 def _pair_ends(
     vlm:Checkpoint, llm:Checkpoint, # The VLM, and the LLM or the base
     mine:Decoder, theirs:Decoder, # Their language models
 ):                      # Pairs
-    "Pair final norm, embedding and head"
+    "Pair final norm, embedding and head, and whatever else stands under both stems"
     for module in ('norm', 'embedding', 'head'):
         name, other = getattr(mine, module), getattr(theirs, module)
         tied = text_config(llm.config).get('tie_word_embeddings', theirs.stem!='') # no prefix: no head
         if module=='head' and not other and tied: other = theirs.embedding  # the embedding is the head
         if name and other and vlm.tensors[name].shape and llm.tensors[other].shape:
-            yield Pair(name, (other,), None, module, 'final_norm' if module=='norm' else module)
+            yield Pair(name, (other,), None, module, 'final_norm' if module=='norm' else module,
+                       module!='norm')
+    ends = {theirs.norm, theirs.embedding, theirs.head, mine.norm, mine.embedding, mine.head}
+    for other in llm.tensors:
+        rest = other.removeprefix(theirs.stem)
+        if other in ends or LAYER.fullmatch(other) or not other.startswith(theirs.stem): continue
+        name = next((r+rest for r in mine.roots if r+rest in vlm.tensors), None)
+        if name is None or name in ends or rest.endswith('inv_freq'): continue
+        table = len(llm.tensors[other].shape)==2 and re.match(r'embed(?!.*project)|w[tp]e\b', rest)
+        yield Pair(name, (other,), None, 'embedding' if table else module_of(rest), rest, bool(table))
 
-# %% ../../nbs/merging/01_families.ipynb #c042
+# %% ../../nbs/merging/01_families.ipynb #c029
+def _why_outside(
+    name:str,           # Of a tensor of the VLM that is in no layer and has no partner
+    mine:Decoder,       # The VLM's language model
+    words:set,          # First words under the LLM's stem
+)->str:
+    "Why a tensor outside the layers stays"
+    if any(name in rests.values() for rests in mine.behind.values()):
+        return 'a layer behind the last one, for predicting further tokens'
+    if LAYER.fullmatch(name) or not name.startswith(mine.stem): return 'beside the language model'
+    known = name.removeprefix(mine.stem).split('.')[0] in words
+    return 'no partner in the LLM' if known else 'beside the language model'
+
 def pair_names(
     vlm:Checkpoint,     # The VLM
     llm:Checkpoint,     # The reasoning LLM, or the base
 )->Pairing:
     "Pair the language model of a VLM with an LLM, name by name"
     mine, theirs = (find_decoder(c.tensors, c.config) for c in (vlm, llm))
-    parts = getattr(FAMILIES.get(str(vlm.config.get('model_type'))), 'parts', {})
-    pairs, kept, lonely = _pair_layers(mine, theirs, parts)
+    pairs, kept, lonely, partly = _pair_layers(vlm, llm, mine, theirs)
     pairs += _pair_ends(vlm, llm, mine, theirs)
-    inside, taken = {p.vlm for p in pairs}, {n for p in pairs for n in p.llm}
+    inside, taken = {p.vlm for p in pairs}, {n for p in pairs for n in p.llm}-partly
+    words = {n.removeprefix(theirs.stem).split('.')[0] for n in llm.tensors
+             if n.startswith(theirs.stem)}|{'norm'}
     for name in vlm.tensors:
-        if name not in inside and name not in kept:
-            kept[name] = ('beside the language model'
-                          if not name.startswith(mine.stem) or LAYER.fullmatch(name)
-                          else 'no partner in the LLM')
-    unused = {n: ('a constant, not a weight' if n.endswith('inv_freq') else 'no partner in the VLM')
-              for n in llm.tensors if n not in taken}
+        if name not in inside and name not in kept: kept[name] = _why_outside(name, mine, words)
+    behind = {n for rests in theirs.behind.values() for n in rests.values()}
+    unused = {n: ('a constant, not a weight' if n.endswith('inv_freq') else
+                  'a layer behind the last one, for predicting further tokens' if n in behind else
+                  'no partner in the VLM') for n in llm.tensors if n not in taken}
     order = {n: i for i, n in enumerate(vlm.tensors)}
     return Pairing(tuple(sorted(pairs, key=lambda p: order[p.vlm])), kept, unused,
                    tuple(lonely), mine, theirs)

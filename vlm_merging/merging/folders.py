@@ -6,6 +6,7 @@
 from __future__ import annotations
 from dataclasses import dataclass
 from ..checkpoints.texts import name_in_line
+from ..checkpoints.decoder import find_decoder
 from ..checkpoints.headers import FLOATS, Checkpoint
 from ..checkpoints.model_files import QUANTIZER_FILES
 
@@ -24,30 +25,44 @@ class Finding:
     def __str__(self): return f"{self.level}: {self.what} {self.fix}"
 
 # %% ../../nbs/merging/02_folders.ipynb #c013
+_CODES = '.qweight', '.weight_packed', '.absmax', '.W_q', '.codes', '_blocks'
+
+def _language_names(checkpoint):
+    "Names of the language model's tensors; all names, if it is not found"
+    try: decoder = find_decoder(checkpoint.tensors, checkpoint.config)
+    except ValueError: return set(checkpoint.tensors)
+    return {n for rests in decoder.layers.values()
+            for n in rests.values()} | {decoder.embedding, decoder.head}
+
 def quantized(
     checkpoint:Checkpoint, # An open checkpoint
     who:str,            # `VLM`, `LLM` or `base`, for the message
-)->list[Finding]:
-    "Stop on weights that are packed or quantized"
-    odd = next((e for e in checkpoint.tensors.values()
-                if e.dtype.startswith(('F8_', 'F6_')) or e.dtype=='F4'
-                or e.name.endswith(('.qweight', '.weight_packed', '.absmax'))
-                or (e.dtype not in FLOATS and e.name.endswith('proj.weight'))), None)
-    return [Finding('stop', f"The {who} is quantized: {odd.name} is stored as {odd.dtype}.",
-                    'Use the checkpoint it was quantized from.')] if odd else []
+)->list[Finding]:       # Stop: the language model is; warn: something beside it is
+    "Tell of weights that are packed or quantized"
+    odd = [e for e in checkpoint.tensors.values()
+           if e.dtype.startswith(('F8_', 'F6_')) or e.dtype=='F4' or e.name.endswith(_CODES)
+           or e.dtype not in FLOATS and (len(e.shape)>1 or e.name.endswith('proj.weight'))]
+    if not odd: return []
+    names = _language_names(checkpoint)
+    inside = next((e for e in odd if e.name in names), None)
+    if inside is None:
+        return [Finding('warn', f"Beside its language model the {who} is quantized: {odd[0].name} is "
+                                f"stored as {odd[0].dtype}.", 'That part stays as it is.')]
+    return [Finding('stop', f"The {who} is quantized: {inside.name} is stored as {inside.dtype}.",
+                    'Use the checkpoint it was quantized from.')]
 
 # %% ../../nbs/merging/02_folders.ipynb #c016
 def called_quantized(
-    checkpoint:Checkpoint, # An open checkpoint
+    checkpoint:Checkpoint, # An open checkpoint whose language model is not quantized
     who:str,            # `VLM`, `LLM` or `base`, for the message
 )->list[Finding]:
-    "Stop on a configuration that says quantized, whatever the tensors are"
+    "Warn of a configuration that says quantized, though the tensors are not"
     parts = (checkpoint.config, *(c for c in checkpoint.config.values() if isinstance(c, dict)))
     if all(c.get('quantization_config') is None for c in parts): return []
-    return [Finding('stop', f"The {who} is quantized, says its config.json (quantization_config), "
-                            f"and its tensors do not show it.",
-                    'Use the checkpoint it was quantized from; or, if these are plain weights, '
-                    'take the entry out.')]
+    fix = ('Take the entry out of the merged config.json, which transformers believes, unless it describes '
+           'a part beside the language model.' if who=='VLM' else 'The numbers are taken as they are.')
+    return [Finding('warn', f"The {who} is quantized, says its config.json (quantization_config), "
+                            f"but the tensors of its language model are plain numbers.", fix)]
 
 # %% ../../nbs/merging/02_folders.ipynb #c020
 def left_over(
@@ -68,6 +83,12 @@ def left_over(
             findings.append(Finding('warn', f"The folder of the {who} holds {name}, "
                                             f"but its tensors are not quantized.",
                                     'It is left out of the merged folder.'))
+    others = sorted(p.name for p in checkpoint.path.iterdir()
+                    if p.suffix in ('.pt', '.pth', '.npz', '.pkl', '.ckpt'))
+    if who=='VLM' and others:
+        findings.append(Finding('warn', f"The folder of the VLM holds {', '.join(others[:3])}, "
+                                        f"whose contents are not known here.",
+                                'It is left out of the merged folder: copy it there if the model needs it.'))
     return findings
 
 # %% ../../nbs/merging/02_folders.ipynb #c022
@@ -76,4 +97,6 @@ def folder_findings(
     who:str,            # `VLM`, `LLM` or `base`, for the message
 )->list[Finding]:       # Where something stops, only that
     "All that speaks against one model, whatever it is merged with"
-    return quantized(checkpoint, who) or called_quantized(checkpoint, who) or left_over(checkpoint, who)
+    codes = quantized(checkpoint, who)
+    if any(f.level=='stop' for f in codes): return codes
+    return codes+called_quantized(checkpoint, who)+left_over(checkpoint, who)

@@ -42,13 +42,13 @@ def work_of(
     vlm:Checkpoint,     # The VLM
     llm:Checkpoint,     # The LLM
     base:Checkpoint|None=None, # If it takes part
-    names:tuple=(),     # The partners in the base
+    of_base:Pair|None=None, # Its partner in the base
     knobs:dict|None=None, # As set at this layer
 )->Work:                # Embedding and head: the rows that all have
     "The byte ranges of a pair"
-    sides = [(vlm.tensors[pair.vlm],), tuple(llm.tensors[n] for n in pair.llm),
-             tuple(base.tensors[n] for n in names) if base else ()]
-    if pair.module in ('embedding', 'head'):
+    sides = [(vlm.tensors[pair.vlm],), pair.entries(llm.tensors),
+             of_base.entries(base.tensors) if base else ()]
+    if pair.common:
         rows = min(es[0].shape[0] for es in sides if es)
         sides = [tuple(e.rows(rows) for e in es) for es in sides]
     return Work(pair, *sides, knobs or {})
@@ -92,7 +92,7 @@ def _sort_pairs(
     recipe:Recipe,      # What to do
     sides:tuple,        # The open VLM, LLM and base, if there is one
     paired:Pairing,     # VLM and LLM
-    of_base:dict,       # Name in the VLM -> names in the base
+    of_base:dict,       # Name in the VLM -> `Pair` with the base
 )->tuple[list, dict]:   # `Work`, and the names that stay with their reasons
     "What a recipe merges, and what it keeps"
     vlm, llm, base = sides
@@ -103,7 +103,7 @@ def _sort_pairs(
         if not reason and with_base and p.vlm not in of_base: reason = 'no partner in the base'
         if reason: kept[p.vlm] = reason; continue
         knobs = knobs_at(recipe, 0 if p.module=='embedding' else p.layer, paired.depth)
-        works.append(work_of(p, vlm, llm, base if with_base else None, of_base.get(p.vlm, ()), knobs))
+        works.append(work_of(p, vlm, llm, base if with_base else None, of_base.get(p.vlm), knobs))
     return works, kept
 
 # %% ../../nbs/merging/08_plan.ipynb #c021
@@ -158,7 +158,7 @@ def plan(
         findings = sorted(dict.fromkeys(findings+more), key=lambda f: f.level!='stop')
     if paired is None or any(f.level=='stop' for f in findings):
         return Plan(recipe, *sides, (), {}, (*side_findings(mine), *findings))
-    of_base = {p.vlm: p.llm for p in with_base.pairs} if third else {}
+    of_base = {p.vlm: p for p in with_base.pairs} if third else {}
     works, kept = _sort_pairs(recipe, sides, paired, of_base)
     if not works:
         findings.insert(0, Finding('stop', 'Nothing is left to merge.', 'Widen `layers` or `modules`.'))

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pkgutil import resolve_name
 import polars as pl
 from ..checkpoints.texts import in_markdown, name_in_line, one_line
-from ..merging.checks import check, more_than_language
+from ..checkpoints.decoder import more_than_language
+from ..merging.checks import check
 from ..merging.plan import one_twice
 from ..merging.recipe import Recipe
 from .weights import (by_layer, by_module, checkpoint_of, left_out, lineage, weight_stats,

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 import torch
 from torch import Tensor, nn
-from ..merging.families import OTHER
+from ..checkpoints.decoder import OTHER
 
 # %% auto #0
 __all__ = ['MODULE_NAMES', 'bare_model', 'decoder_layers', 'find_part', 'stream_writer', 'output_projection', 'head_count',

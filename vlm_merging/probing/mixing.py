@@ -11,7 +11,7 @@ from ..asking.fingerprints import weights_hash
 from ..asking.models import LocalModel
 from ..checkpoints.blocks import Source, opened
 from ..checkpoints.headers import FLOATS, refuse_changed
-from ..merging.families import LAYER
+from ..checkpoints.decoder import LAYER
 from ..merging.merge import merged_blocks
 from ..merging.methods import METHODS, Method
 from ..merging.plan import Plan, Work, plan, side_findings
@@ -27,9 +27,11 @@ def open_parameter(
     "The parameter of an open model that a stored tensor became; raise LookupError if there is none"
     m, entry, parameter = LAYER.fullmatch(work.pair.vlm), work.vlm[0], None
     try:
-        if work.pair.module=='embedding': parameter = model.get_input_embeddings().weight
+        if work.pair.key=='embedding': parameter = model.get_input_embeddings().weight
         elif work.pair.module=='head': parameter = model.get_output_embeddings().weight
-        elif work.pair.layer is None: parameter = model.get_decoder().get_parameter('norm.weight')
+        elif work.pair.layer is None:
+            parameter = model.get_decoder().get_parameter('norm.weight' if work.pair.key=='final_norm'
+                                                          else work.pair.key)
         else: parameter = model.get_decoder().layers[int(m['i'])].get_parameter(m['rest'])
     except AttributeError: pass
     if parameter is not None and parameter.dim() and entry.shape: parameter = parameter[:entry.shape[0]]

@@ -42,11 +42,11 @@ def paired_work(
         if stops: raise ValueError(' '.join(stops))
         return paired
     paired = checked(llm)
-    of_base = {p.vlm:p.llm for p in checked(base, 'base').pairs} if base is not None else {}
+    of_base = {p.vlm:p for p in checked(base, 'base').pairs} if base is not None else {}
     works, out = [], dict(paired.kept)
     for p in paired.pairs:
         if base is not None and p.vlm not in of_base: out[p.vlm] = 'no partner in the base'; continue
-        works.append(work_of(p, vlm, llm, base, of_base.get(p.vlm, ())))
+        works.append(work_of(p, vlm, llm, base, of_base.get(p.vlm)))
     return works, out, paired.unused
 
 # %% ../../nbs/probing/02_weights.ipynb #c015
