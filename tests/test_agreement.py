@@ -9,7 +9,8 @@ from vlm_merging.asking.reading import table_at
 from vlm_merging.asking.results import import_replies
 from vlm_merging.benchmarks.items import Item
 from vlm_merging.comparing.agreement import agreement, kappa, kappa_interval
-from vlm_merging.scoring.score import problems, score
+from vlm_merging.scoring.problems import problems
+from vlm_merging.scoring.score import score
 from vlm_merging.scoring.judge import judged
 
 # Made-up files in the true shapes

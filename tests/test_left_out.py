@@ -12,7 +12,8 @@ from vlm_merging.benchmarks.load import load
 from vlm_merging.comparing.compare import compare
 from vlm_merging.comparing.summary import summarize, worst_case
 from vlm_merging.scoring.judge import judge_report, judged
-from vlm_merging.scoring.score import problems, score
+from vlm_merging.scoring.problems import problems
+from vlm_merging.scoring.score import score
 
 def quiet(f, *args, **how):
     with warnings.catch_warnings():

@@ -15,7 +15,8 @@ from vlm_merging.comparing.findings import accuracy_said
 from vlm_merging.comparing.samples import verdict_flips, per_item
 from vlm_merging.comparing.statistics import interval, summed, typed_table
 from vlm_merging.comparing.summary import summarize
-from vlm_merging.scoring.score import problems, score
+from vlm_merging.scoring.problems import problems
+from vlm_merging.scoring.score import score
 
 def items_of(n): return [Item(f'{i}', f'What is {i}+{i}?', f'{2*i}', benchmark='Sums') for i in range(n)]
 

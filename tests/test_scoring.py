@@ -5,7 +5,8 @@ import polars as pl, pytest
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 from vlm_merging.scoring.algebra import Algebra
 from vlm_merging.comparing.summary import summarize
-from vlm_merging.scoring.score import PROTOCOLS, RULES, problems, score, score_row
+from vlm_merging.scoring.problems import problems
+from vlm_merging.scoring.score import PROTOCOLS, RULES, score, score_row
 
 DEV = Path(__file__).resolve().parents[2]/'shared'/'eval_data'/'dev'
 KINDS = [dict(question='How many?', answer='7', answer_type='integer'),

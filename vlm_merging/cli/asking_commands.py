@@ -192,7 +192,8 @@ def score_command(
     **given,            # Option -> value, as typed
 )->int:                 # Exit code: 4 if some questions have no reply
     "Score replies: accuracy with intervals, how many replies could be read, and what is wrong with the table"
-    from vlm_merging.scoring.score import problems, score
+    from vlm_merging.scoring.problems import problems
+    from vlm_merging.scoring.score import score
     ready_to_write(out, TABLES, table)
     if (protocol=='judge')!=bool(judge): raise ValueError('--protocol judge and --judge URL go together.')
     left = []

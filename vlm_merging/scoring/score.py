@@ -5,7 +5,6 @@
 # %% ../../nbs/scoring/19_score.ipynb #c005
 from __future__ import annotations
 import re
-from collections import Counter
 from pathlib import Path
 import polars as pl
 from .algebra import Algebra, beyond
@@ -15,8 +14,7 @@ from vlm_merging.scoring.rules import (
     Mark, accepted_answers, anls, contains, dynamath_strict, final_passage, mathverse_strict,
     mathvision_strict, mathvista_strict, mm_math, option_strict, python_number, relaxed, same_items,
     same_text, vqa, yesno)
-from .wrappers import (
-    WRAPPERS, readable_part, tag_name, thinking_name, thoughts_marked, unknown_tags)
+from .wrappers import readable_part, thinking_name, thoughts_marked, unknown_tags
 from .languages import asked_group, in_english
 from .endings import cut_off, looping, refused
 from .passages import before_next_question, finals
@@ -26,7 +24,6 @@ from .choices import (
     _BadRow, asked_options, gold_letters, looks_like_a_letter, wants_letter)
 from .options import pick_option
 from .floor import FLOORS, floor_columns, rule_of_row
-from ..benchmarks.tables import rows_in_words
 from ..asking.formats import VERDICT
 from ..asking.replies import NO_REPLY
 from ..asking.reading import table_at
@@ -34,7 +31,7 @@ from .numbers import Late, limit, number
 from .quantities import unit_of
 
 # %% auto #0
-__all__ = ['RULES', 'PROTOCOLS', 'SCORE_COLUMNS', 'COLUMNS_LEFT_OUT', 'score_row', 'typed_replies', 'score', 'problems']
+__all__ = ['RULES', 'PROTOCOLS', 'SCORE_COLUMNS', 'COLUMNS_LEFT_OUT', 'score_row', 'typed_replies', 'score']
 
 # %% ../../nbs/scoring/19_score.ipynb #c008
 def _right_letter(row, choices):
@@ -297,55 +294,3 @@ def score(
     tags = [c for c in frame.columns if c not in own
             and (c==VERDICT or not c.startswith(('judge', 'adjudicated')))]
     return frame.select(*keys, *tags).hstack(pl.DataFrame(scored, schema=SCORE_COLUMNS))
-
-# %% ../../nbs/scoring/19_score.ipynb #c069
-def _tags_unknown(scores):
-    "A sentence about tags in the replies that no table explains; None: there are none"
-    if 'unknown_tags' not in scores.columns: return None
-    tagged = scores['unknown_tags'].drop_nulls()
-    count = Counter(tag for tags in tagged for tag in sorted(unknown_tags(tags)))
-    if not count: return None
-    names = [tag for tag, _ in count.most_common(5)]
-    return (f"Unknown tags in {(tagged!='').sum():,} of {len(tagged):,} replies ({', '.join(names)}): not "
-            f"taken for marks, and what stands in them was read. If they mean more, name them: "
-            f"vlm_merging.scoring.wrappers.WRAPPERS[{tag_name(names[0])!r}] = "
-            f"'thought', or {', '.join(sorted({*WRAPPERS.values()}-{'thought'}))}.")
-
-def _letterlike(scores):
-    "A sentence about gold answers that look like letters of options; None: there are none"
-    seen = scores['reason'].str.ends_with(_LETTERLIKE)
-    return (f"The gold answer looks like the letter of an option in {seen.sum()} of {scores.height} rows, "
-            f"and neither `choices` nor `question_type` "
-            f"says that there are options: scored as a text. Add one of the two columns."
-            ) if seen.any() else None
-
-def problems(
-    scores:pl.DataFrame|str|Path, # As `score` gives it; or what `score` takes
-)->list[str]:            # One sentence a kind; empty: nothing to report
-    "What is wrong with rows of a score table, with their numbers"
-    if isinstance(scores, (str, Path)): scores = table_at(scores)
-    if 'correct' not in getattr(scores, 'columns', ()): scores = score(scores)
-    def rows(where): return rows_in_words([i+1 for i in where.arg_true()])
-    out, unread = [], scores['correct'].is_null()
-    silent = (scores['outcome']==NO_REPLY).fill_null(False)
-    if silent.any(): out.append(f"No reply, {rows(silent)}: counted neither as right nor as wrong.")
-    unread &= ~silent
-    for why in scores.filter(unread)['reason'].unique(maintain_order=True)[:8]:
-        out.append(f"Not scored, {rows(unread & (scores['reason']==why))}: {why}.")
-    if scores.height and scores['index'].null_count()<scores.height:
-        keys = [c for c in ('benchmark', 'split', 'run', 'index', *['sample']*('sample' in scores.columns))
-                if scores[c].null_count()<scores.height]
-        twice = scores.select(keys).is_duplicated()
-        if twice.any():
-            out.append(f"The same {', '.join(keys)} more than once, {rows(twice)}: "
-                       f"keep one of each before you compare.")
-    fault = scores['reason'].str.starts_with('the reply cannot be read')
-    if fault.any():
-        why = scores.filter(fault)['reason'][0]
-        out.append(f"A fault of this package, please report it, {rows(fault)}: {why}.")
-    late, empty = scores['outcome']=='undecided', scores['outcome']=='empty'
-    if late.any(): out.append(f"Not decided within the limit of work, {rows(late)}: counted as not right.")
-    if letters:=_letterlike(scores): out.append(letters)
-    if tags:=_tags_unknown(scores): out.append(tags)
-    if empty.any(): out.append(f"An empty reply, {rows(empty)}: counted as not right.")
-    return out
