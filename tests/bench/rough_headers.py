@@ -15,6 +15,7 @@ from pathlib import Path
 BITS = dict(F64=64, F32=32, F16=16, BF16=16, I64=64, I32=32, I16=16, I8=8, U64=64, U32=32, U16=16, U8=8,
             BOOL=8, C64=64, F8_E4M3=8, F8_E5M2=8, F8_E8M0=8, F6_E2M3=6, F6_E3M2=6, F4=4)
 LONGEST, SECONDS, GROWTH = 600, 2., 300     # Letters of a sentence; seconds of a file; MB of all
+A_MEGABYTE = .3             # Seconds more for each megabyte of text that has to be read
 
 
 # JSON that can be wrong in every place
@@ -298,6 +299,8 @@ class Room:
 
 SHARES = dict(header=70, indexes=12, configs=9, adapters=5, planned=2.5, pickle=1.5)
 
+def megabytes(folder): return sum(f.stat().st_size for f in folder.rglob('*') if f.is_file())/1e6
+
 def memory(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
 
 def rough(n, seed, folder):
@@ -323,7 +326,8 @@ def rough(n, seed, folder):
         except Exception as e: faults.append((i, kind, f'{type(e).__name__}: {str(e)[:900]}'))
         spent = time.process_time()-start
         slow = max(slow, (spent, f'{kind} {i}'))
-        if spent>SECONDS: faults.append((i, kind, f'took {spent:.1f} s'))
+        if spent>SECONDS and spent>SECONDS+A_MEGABYTE*(size := megabytes(folder)):
+            faults.append((i, kind, f'took {spent:.1f} s for {size:.0f} MB'))
         if faults and faults[-1][0]==i: print('  FAULT', *faults[-1], file=sys.stderr, flush=True)
         if i%50_000==49_999: print(f'  {i+1:,} files, {len(faults)} faults', file=sys.stderr, flush=True)
     return counts, refused, slow, faults, memory()-before
