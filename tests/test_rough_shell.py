@@ -114,7 +114,7 @@ def test_ctrl_c_in_the_middle_of_each_verb(command, times, table, tmp_path):
     if command=='merge': assert not (tmp_path/'out').exists()
 
 def test_every_verb_was_stopped():
-    assert COMMANDS.keys()-WORK.keys()=={'demo', 'completion'}      # The demo has its tests in test_demo.py
+    assert COMMANDS.keys()-WORK.keys()=={'demo', 'completion', 'power'} # test_demo.py has the first
 
 def test_after_ctrl_c_the_same_command_goes_on(tmp_path):
     words = f'ask lab/vlm {ASKED} --out {tmp_path}/run'.split()

@@ -42,7 +42,8 @@ def test_all_that_is_installed_is_told():
     assert extras==set(re.findall(r'`vlm_merging\[(\w+)\]`', page))
 
 @pytest.mark.parametrize('name', ['methods', 'families', 'benchmarks', 'protocols'])
-def test_the_tables_of_the_guide_are_those_of_the_code(name):
+def test_the_tables_of_the_guide_are_those_of_the_code(name, monkeypatch):
+    monkeypatch.chdir(project/'nbs/guide')          # Where the notebook finds its data
     cells = json.loads((project/f'nbs/guide/{name}.ipynb').read_text(encoding='utf-8'))['cells']
     space, seen = {}, 0
     for cell in cells:

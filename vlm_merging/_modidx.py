@@ -1004,6 +1004,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                             'vlm_merging/checkpoints/model_files.py'),
                                                      'vlm_merging.checkpoints.model_files.named_files': ( 'checkpoints/model_files.html#named_files',
                                                                                                           'vlm_merging/checkpoints/model_files.py'),
+                                                     'vlm_merging.checkpoints.model_files.parsed_json': ( 'checkpoints/model_files.html#parsed_json',
+                                                                                                          'vlm_merging/checkpoints/model_files.py'),
                                                      'vlm_merging.checkpoints.model_files.read_json': ( 'checkpoints/model_files.html#read_json',
                                                                                                         'vlm_merging/checkpoints/model_files.py'),
                                                      'vlm_merging.checkpoints.model_files.take_stamps': ( 'checkpoints/model_files.html#take_stamps',

@@ -53,8 +53,8 @@ def chat(
     "A question as a conversation that waits for its answer"
     def part(p): return dict(type='text', text=p) if isinstance(p, str) else dict(type='image')
     def content(parts): return list(map(part, parts)) if sees else ''.join(parts)
-    return [dict(role='system', content=content([system]))]*bool(system)+[
-        dict(role='user', content=content(parts))]
+    first = [dict(role='system', content=content([system]))] if system else []
+    return [*first, dict(role='user', content=content(parts))]
 
 # %% ../../nbs/asking/03_models.ipynb #c025
 def decode_picture(

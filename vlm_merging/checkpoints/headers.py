@@ -4,12 +4,12 @@
 
 # %% ../../nbs/checkpoints/05_headers.ipynb #c005
 from __future__ import annotations
-import errno, json, math, os, re, zipfile
+import errno, math, os, re, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from .places import from_hub, path_of
-from .model_files import (JSON_LIMIT, changed_files, named_files, read_json,
-    take_stamps, unique_names, unread_weights, weight_candidates, weight_files)
+from .model_files import (JSON_LIMIT, changed_files, named_files, parsed_json,
+    read_json, take_stamps, unread_weights, weight_candidates, weight_files)
 from .disk import InputChanged, reading, unreadable
 from .texts import name_in_line, one_line
 
@@ -109,9 +109,10 @@ def read_header(
                 if pickled: raise ValueError('it is a pickle, not safetensors')
                 if begin==b'version http':
                     raise ValueError('it is a pointer of git-lfs, and not the file that it points to')
-                if not any(begin): raise ValueError('it begins with zeros: its download is not complete')
+                if size and not any(begin):
+                    raise ValueError('it begins with zeros: its download is not complete')
                 raise ValueError('its header does not fit in the file')
-            table = json.loads(f.read(n).decode('utf-8'), object_pairs_hook=unique_names)
+            table = parsed_json(f.read(n).decode('utf-8'))
         if not isinstance(table, dict): raise ValueError('its header is not an object')
         meta = table.pop('__metadata__', {})
         if not isinstance(meta, dict) or not all(isinstance(v, str) for v in meta.values()):

@@ -9,8 +9,9 @@ from pathlib import Path
 from .disk import reading
 
 # %% auto #0
-__all__ = ['JSON_LIMIT', 'WEIGHT_FILES', 'ADAPTER', 'QUANTIZER_FILES', 'TICK', 'unique_names', 'read_json', 'named_files',
-           'weight_candidates', 'weight_files', 'unread_weights', 'take_stamps', 'changed_files']
+__all__ = ['JSON_LIMIT', 'MOST_PARTS', 'WEIGHT_FILES', 'ADAPTER', 'QUANTIZER_FILES', 'TICK', 'unique_names', 'parsed_json',
+           'read_json', 'named_files', 'weight_candidates', 'weight_files', 'unread_weights', 'take_stamps',
+           'changed_files']
 
 # %% ../../nbs/checkpoints/03_model_files.ipynb #c012
 JSON_LIMIT = 1<<26      # Bytes of a JSON file or pickle
@@ -24,6 +25,17 @@ def unique_names(
     return table
 
 # %% ../../nbs/checkpoints/03_model_files.ipynb #c015
+MOST_PARTS = 1<<20      # Lists and objects in a text
+
+def parsed_json(
+    text:str,           # Of anybody
+)->object:
+    "A value in JSON; raise ValueError if a name stands twice in it, or if it falls into too many parts"
+    if text.count('[')+text.count('{')>MOST_PARTS:
+        raise ValueError(f'it holds more than {MOST_PARTS:,} lists and objects')
+    return json.loads(text, object_pairs_hook=unique_names)
+
+# %% ../../nbs/checkpoints/03_model_files.ipynb #c018
 def read_json(
     path:Path,          # A JSON file that should hold an object
     limit:int=JSON_LIMIT, # Larger files are refused, in bytes
@@ -32,7 +44,7 @@ def read_json(
     try:
         if path.stat().st_size>limit: raise ValueError('it is too large')
         with reading(path): raw = path.read_bytes().decode('utf-8')
-        table = json.loads(raw, object_pairs_hook=unique_names)
+        table = parsed_json(raw)
         if re.search(r'\\u[dD][89a-fA-F]', raw):
             json.dumps(table, ensure_ascii=False).encode()   # half characters are refused
         if not isinstance(table, dict): raise ValueError('it holds no object')
@@ -41,7 +53,7 @@ def read_json(
                          f"Download it again.") from None
     return table
 
-# %% ../../nbs/checkpoints/03_model_files.ipynb #c019
+# %% ../../nbs/checkpoints/03_model_files.ipynb #c022
 def named_files(
     index:Path,         # An index of shards
 )->tuple[list, dict]:   # File names, sorted, and the table `name of a tensor -> file`
@@ -57,7 +69,7 @@ def named_files(
                              f"Do not trust this checkpoint.")
     return files, table
 
-# %% ../../nbs/checkpoints/03_model_files.ipynb #c023
+# %% ../../nbs/checkpoints/03_model_files.ipynb #c026
 WEIGHT_FILES = ('model.safetensors', 'model.safetensors.index.json',
                 'pytorch_model.bin', 'pytorch_model.bin.index.json')   # The first that is there counts
 
@@ -73,7 +85,7 @@ def weight_candidates(
                          f"safetensors file of its own folder. Mend that entry, or take it out.")
     return named,
 
-# %% ../../nbs/checkpoints/03_model_files.ipynb #c026
+# %% ../../nbs/checkpoints/03_model_files.ipynb #c029
 ADAPTER = 'adapter_config.json'     # With it, and peft installed, transformers adds an adapter
 QUANTIZER_FILES = ('quantize_config.json', 'quant_config.json', 'hf_quant_config.json') # Servers act on these
 
@@ -99,7 +111,7 @@ def _no_weights(folder, wanted):
     raise ValueError(f"{folder} holds no weights: neither {' nor '.join(wanted)} is there. "
                      f"{adapter}Name a folder saved by `save_pretrained`.")
 
-# %% ../../nbs/checkpoints/03_model_files.ipynb #c027
+# %% ../../nbs/checkpoints/03_model_files.ipynb #c030
 def weight_files(
     folder:Path,        # A checkpoint folder
     config:dict,        # Its config.json
@@ -115,7 +127,7 @@ def weight_files(
         raise ValueError(f"{folder/first} names {gone}, which is missing. Download it again.")
     return files, table, first
 
-# %% ../../nbs/checkpoints/03_model_files.ipynb #c031
+# %% ../../nbs/checkpoints/03_model_files.ipynb #c034
 def unread_weights(
     folder:Path,        # A checkpoint folder
     files:list, index:str='', # From `weight_files`
@@ -124,7 +136,7 @@ def unread_weights(
     weights = r'.*\.safetensors(\.index\.json)?|pytorch_model.*\.bin(\.index\.json)?'
     return sorted(n for n in os.listdir(folder) if re.fullmatch(weights, n) and n not in (*files, index))
 
-# %% ../../nbs/checkpoints/03_model_files.ipynb #c035
+# %% ../../nbs/checkpoints/03_model_files.ipynb #c038
 TICK = 1e7              # Nanoseconds between two ticks of a clock of files, at most
 
 def _stamps_now(folder):
