@@ -25,14 +25,13 @@ def unique_names(
     return table
 
 # %% ../../nbs/checkpoints/03_model_files.ipynb #c015
-MOST_PARTS = 1<<20      # Lists and objects in a text
+MOST_PARTS = 1<<22      # Brackets and commas in a text
 
 def parsed_json(
     text:str,           # Of anybody
 )->object:
     "A value in JSON; raise ValueError if a name stands twice in it, or if it falls into too many parts"
-    if text.count('[')+text.count('{')>MOST_PARTS:
-        raise ValueError(f'it holds more than {MOST_PARTS:,} lists and objects')
+    if sum(map(text.count, '[{,'))>MOST_PARTS: raise ValueError(f'it holds more than {MOST_PARTS:,} parts')
     return json.loads(text, object_pairs_hook=unique_names)
 
 # %% ../../nbs/checkpoints/03_model_files.ipynb #c018

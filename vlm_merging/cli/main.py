@@ -5,7 +5,8 @@
 # (`ask`, `profile`, `sweep`). 130: stopped with Ctrl-C; the same command goes on from there. 141: the reader
 # of the output left (`| head`), the work was done.
 from __future__ import annotations
-import errno, os, sys, warnings
+import errno, gc, os, sys, warnings
+from contextlib import contextmanager
 from functools import partial
 from vlm_merging import __version__
 from vlm_merging.checkpoints.places import path_of
@@ -32,6 +33,15 @@ def overview()->str:
                       'Models are folders or hub ids; lab/vlm, lab/llm, lab/base come with the package.', '',
                       'for example:', f'  {PROGRAM} demo', f'  {PROGRAM} plan --vlm lab/vlm --llm lab/llm'])
 
+@contextmanager
+def _no_garbage():
+    "Without looking for garbage: in signatures there is none, and looking takes a quarter of a `--help`"
+    was = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if was: gc.enable()
+
 def read_line(
     argv:list,          # The words behind the program's name
 )->tuple[Command, dict]: # The command; option -> value, of those that were typed
@@ -46,7 +56,7 @@ def read_line(
         if first in WAS: why = f'{first} is called {WAS[first]} here.'
         print(f"{USAGE}\n{PROGRAM}: {why} There are: {', '.join(COMMANDS)}.", file=sys.stderr)
         raise SystemExit(2)
-    return COMMANDS[first], read_words(COMMANDS[first], argv[1:])
+    with _no_garbage(): return COMMANDS[first], read_words(COMMANDS[first], argv[1:])
 
 WRITES = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS # Only writing ends in these
 
