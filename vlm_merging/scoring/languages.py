@@ -11,7 +11,8 @@ from functools import lru_cache
 __all__ = ['eastern', 'east_number', 'denies', 'shared_pairs', 'asked_group', 'in_english']
 
 # %% ../../nbs/scoring/08_languages.ipynb #c006
-_EAST = re.compile('[\u3000-\u30ff\u3400-\u9fff\uac00-\ud7af]')
+_LETTERS = '\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af' # Kana, Chinese signs and syllables of Hangul
+_EAST = re.compile(f'[\u3000-\u303f{_LETTERS}]')       # With their punctuation
 
 def eastern(
     text:str,           # A reply, a question, an option
@@ -205,14 +206,13 @@ _HANGING = re.compile(r'(?:(?<=[가-힣])(?:이네요|이군요|이겠네요)'
                       r'|뿐(?:이네요|입니다|이다)|입니다|이에요|예요|이다|였습니다|이었습니다|です|でしょう|でした|である)(?![가-힣])')
 _ITEM = re.compile(r'(?<=[A-Za-z)]) ?(?:번|项|項|选项|選項)')
 _IS_BEFORE = re.compile(r'(?:等于|等於|是|为|為|은|는|は|が|이|가) ?(?=[-$(\\]{0,3}\d|[-$(\\]*\\?(?:frac|sqrt|pi))')
-_TIGHT = re.compile(r'(?<=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])[,;:](?=\S)'
-                    r'|[,;](?=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])')
+_TIGHT = re.compile(rf'(?<=[{_LETTERS}])[,;:](?=\S)|[,;](?=[{_LETTERS}])')
 _LETTER_ENDS = re.compile(r'(?<=The answer is )[(]?[A-Z][)]?'
                           r'(?= ?(?:才|吧|呢|哦|了|啦|这|這|입|이|예|だ|で))')
 _WEEKDAY = re.compile('(?:礼拜|禮拜|周|週)(?=[一二三四五六日天](?![一-鿿]))')
 _UNIT_ASIDE = re.compile(r'(?<=\d) ?[(（]((?:平方|立方)?(?:厘米|毫米|千米|公里|米|度)|도)[)）]')
-_BORDER = re.compile(r'(?<=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])(?=[A-Za-z0-9$\\(])'
-                     r'|(?<=[A-Za-z0-9$)%])(?=[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af])')
+_BORDER = re.compile(rf'(?<=[{_LETTERS}])(?=[A-Za-z0-9$\\(])'
+                     rf'|(?<=[A-Za-z0-9$)%])(?=[{_LETTERS}])')
 _MEASURES = [(re.compile(rf'(?<=\d) ?{east}(?![가-힣一-鿿])' if east[0]>'가' else rf'(?<=\d) ?{east}'),
               f' {unit} ') for east, unit in (
     ('도', 'degrees'), ('平方厘米', 'cm^2'), ('平方米', 'm^2'), ('立方厘米', 'cm^3'), ('厘米', 'cm'), ('毫米', 'mm'),

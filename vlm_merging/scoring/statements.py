@@ -251,7 +251,7 @@ def torn(
 
 # %% ../../nbs/scoring/12_statements.ipynb #c051
 _ASSERTS = re.compile(r'(?:맞|틀림없|분명하|확실하|할 수 있)\S*\W*$|(?:と言え|といえ|間違いあり|確かで)\S*\W*$'
-                      r'|确实|確實|的确|的確|正相关|不能说|怎[么麼]可能不')
+                      r'|确实|確實|的确|的確')
 
 def _stated_in_the_east(reply, question, asked):
     "Yes or no, where the last sentence denies, or repeats, what the question says; to one in English only no"
