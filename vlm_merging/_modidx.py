@@ -2507,6 +2507,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'vlm_merging/scoring/letters.py'),
                                              'vlm_merging.scoring.letters._sole_letter': ( 'scoring/letters.html#_sole_letter',
                                                                                            'vlm_merging/scoring/letters.py'),
+                                             'vlm_merging.scoring.letters._turned_down': ( 'scoring/letters.html#_turned_down',
+                                                                                           'vlm_merging/scoring/letters.py'),
                                              'vlm_merging.scoring.letters._unlisted': ( 'scoring/letters.html#_unlisted',
                                                                                         'vlm_merging/scoring/letters.py'),
                                              'vlm_merging.scoring.letters.called_right': ( 'scoring/letters.html#called_right',

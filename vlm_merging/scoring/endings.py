@@ -24,11 +24,11 @@ def _repeats(tail):
     return False
 
 # %% ../../nbs/scoring/09_endings.ipynb #c011
-_SENTENCE_END = re.compile(r'(?<=[.!?])\s|\n')
+_SENTENCE_END, _DIGITS, _SPACE = re.compile(r'(?<=[.!?])\s|\n'), re.compile(r'\d+'), re.compile(r'\s+')
 
 def _counts_on(text):
     "Are the last six sentences the same but for their numbers?"
-    lines = [re.sub(r'\d+', '0', line.strip()) for line in _SENTENCE_END.split(text) if len(line.strip())>15]
+    lines = [_DIGITS.sub('0', line.strip()) for line in _SENTENCE_END.split(text) if len(line.strip())>15]
     return len(lines)>7 and len(set(lines[-6:]))==1
 
 # %% ../../nbs/scoring/09_endings.ipynb #c012
@@ -36,7 +36,7 @@ def looping(
     text:str,           # A reply
 )->bool:
     "Does the reply end in a passage that it says three times or more?"
-    tail = re.sub(r'\s+', ' ', text[-3000:])
+    tail = _SPACE.sub(' ', text[-3000:])
     return len(tail)>=120 and (_repeats(tail) or _counts_on(text[-3000:]))
 
 # %% ../../nbs/scoring/09_endings.ipynb #c016

@@ -191,8 +191,10 @@ def formula_only(
     return not re.search(r'[a-zA-Z]{3,}', _NAMED.sub('', text))
 
 # %% ../../nbs/scoring/04_forms.ipynb #c049
+_SPACES_AND_QUOTES = re.compile(r'[\s"\']')
+
 def bare(
     text:str,           # As `plain_spelling` gives it
 )->str:
     "A text without spaces, quotes and case"
-    return re.sub(r'[\s"\']', '', text).casefold()
+    return _SPACES_AND_QUOTES.sub('', text).casefold()

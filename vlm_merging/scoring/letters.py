@@ -5,6 +5,7 @@
 # %% ../../nbs/scoring/15_letters.ipynb #c005
 from __future__ import annotations
 import re
+from functools import lru_cache
 
 # %% auto #0
 __all__ = ['AFTER_LETTER', 'LEAD', 'letters_for_labels', 'undenied', 'small_article', 'called_right', 'only_letter', 'letter_in']
@@ -79,14 +80,19 @@ _DOWN = (r"(?:,? (?i:which|that))?(?i: (?:is|are|was|were|would be|seems?|looks?
          r"cannot\b| can't\b| can be (?:ruled|eliminated|excluded|discarded)| fails?\b| contradicts?\b| "
          r"lacks?\b)")
 
+@lru_cache
+def _turned_down(letters):
+    "What names letters only to turn them down"
+    one = rf'\(?[{letters}]\)?'
+    many = rf"{one}(?:(?:,? and |,? or |, |/)(?:option |choice )?{one})*(?![\w'’])"
+    return re.compile(rf'\b{_NO_TO}{many}(?:,? but\b)?|(?<![\w]){many}(?: \([^()]*\))?{_DOWN}')
+
 def undenied(
     text:str,           # A passage
     letters:str,        # Those that stand for an option, such as `ABCD`
 )->str:
     "A text without letters that are named only to be turned down"
-    one = rf'\(?[{letters}]\)?'
-    many = rf"{one}(?:(?:,? and |,? or |, |/)(?:option |choice )?{one})*(?![\w'’])"
-    return re.sub(rf'\b{_NO_TO}{many}(?:,? but\b)?|(?<![\w]){many}(?: \([^()]*\))?{_DOWN}', '', text)
+    return _turned_down(letters).sub('', text)
 
 def _unlisted(text, letter):
     "A text without lists of three letters and more: `A, B, C, D` chooses none"

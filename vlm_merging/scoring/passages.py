@@ -268,14 +268,15 @@ def finals(
     "The passages where a final answer may stand"
     parts = before_check(sentences(reply))
     if not parts: return
-    def last_of(wanted, why):
-        places = [i for i in range(len(parts)) if wanted(i)]
-        for i in places[:-_MOST-1:-1]: yield Pick(joined(parts, i), 'pattern', why)
-    spans, noun, words = marked(reply), asked_for(question), [words_of(part) for part in parts]
-    bold, plain = _restating(parts, words, question)
+    spans = marked(reply)
     yield from _exact(reply, parts, spans)
     yield from _second_thought(parts)
     for span in spans: yield Pick(span, 'pattern', 'behind "the answer is"')
+    def last_of(wanted, why):
+        places = [i for i in range(len(parts)) if wanted(i)]
+        for i in places[:-_MOST-1:-1]: yield Pick(joined(parts, i), 'pattern', why)
+    noun, words = asked_for(question), [words_of(part) for part in parts]
+    bold, plain = _restating(parts, words, question)
     for part in bold[:1]: yield Pick(part, 'pattern', 'the question restated with a value in bold')
     yield from _last_value(parts)
     yield from last_of(lambda i: _CONCLUDING.search(parts[i]), 'a conclusion')

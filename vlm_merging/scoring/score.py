@@ -173,9 +173,8 @@ def _mark(row, reply, metric, strict, algebra):
     return _as_near(_read_reply(row, reply, choices, algebra), row, metric)
 
 # %% ../../nbs/scoring/19_score.ipynb #c043
-def _outcome(prediction, mark, finish):
+def _outcome(prediction, reply, mark, finish):
     "How a reply ended: answered, undecided, refused, loop, cut-off, empty or no answer"
-    reply = readable_part(prediction)
     if _UNDECIDED in mark.reason: return 'undecided'
     if not reply:
         return 'cut-off' if cut_off(prediction,
@@ -193,13 +192,13 @@ SCORE_COLUMNS = dict(correct=pl.Boolean, value=pl.Float64, picked=pl.String, tie
                      **dict.fromkeys(FLOORS, pl.Float64))
 _WORK = 400_000           # Steps for one row, beside what math-verify takes
 
-def _mark_in_time(row, metric, strict, algebra):
+def _mark_in_time(row, reply, metric, strict, algebra):
     "The mark of a row, whatever goes wrong"
     if not (row.get('answer') or '').strip(): return Mark(None, '', 'none', 'there is no gold answer')
     if metric not in RULES:
         return Mark(None, '', 'none', f"there is no rule named {metric!r}; there are {', '.join(RULES)}")
     try:
-        reply = in_english(readable_part(row['prediction']))
+        reply = in_english(reply)
         with limit(_WORK): return _mark(row, reply, metric, strict, algebra)
     except _BadRow as e: return Mark(None, '', 'none', str(e))
     except Late: return Mark(0., '', 'none', _UNDECIDED)
@@ -218,10 +217,11 @@ def score_row(
     prediction = row.get('prediction') or ''
     metric = rule_of_row(row)
     whole = {**row, 'question':row.get('question') or '', 'prediction':prediction}
-    mark = _mark_in_time(whole, metric, protocol=='strict', algebra)
+    reply = readable_part(prediction)
+    mark = _mark_in_time(whole, reply, metric, protocol=='strict', algebra)
     correct = None if mark.value is None else mark.value>=.5
     return dict(correct=correct, value=mark.value, picked=mark.picked[:500], tier=mark.tier,
-                reason=mark.reason, outcome=_outcome(prediction, mark, row.get('finish')),
+                reason=mark.reason, outcome=_outcome(prediction, reply, mark, row.get('finish')),
                 length=row.get('whole') or len(prediction), protocol=PROTOCOLS[protocol],
                 unknown_tags=' '.join(sorted(unknown_tags(prediction))))
 
