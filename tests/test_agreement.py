@@ -161,7 +161,7 @@ def test_damaged_and_mixed_up_files_are_counted_and_told(others, tmp_path):
     assert table['index'].to_list()==['1', '2']
     assert [s.partition('rows ')[2].partition(' (rows')[0] for s in said]==[
         'could not be read (no JSON object. Each line must be one)',
-        'could not be read (no row of MATH-V: it has no id, response, model_answer)',
+        'could not be read (no row of MATH-V: it has no id, response, model_answer or level)',
         'could not be read (it has no reply)']
     torn = tmp_path/'torn.json'
     torn.write_text(json.dumps(VISTA)[:-30])
@@ -182,9 +182,11 @@ def test_samples_and_likelihoods_of_lmms_eval_are_told(tmp_path):
     path = lines(tmp_path/'s.jsonl', [row(n, resps) for n, resps in enumerate(held)])
     said = []
     table = import_replies(path, problems=said)
-    assert table['prediction'].to_list()==['It is 4.', '4', None, None, '']
-    assert table['index'].to_list()==list('01234')      # One picture, several questions: the line counts
-    assert '2 of 5 rows hold several samples of a reply, of which the first is read (rows 1' in ' '.join(said)
+    assert table.select('index', 'prediction', 'sample').rows()==[  # One picture for all: the line counts
+        ('0', 'It is 4.', '1'), ('0', 'It is 5.', '2'), ('1', '4', '1'), ('1', '5', '2'), ('2', None, '1'),
+        ('3', None, '1'), ('4', '', '1')]
+    assert table[VERDICT].to_list()==[None]*6+['true']  # Which of several the metric is about, nobody knows
+    assert score(table)['correct'].to_list()==[True, False, True, False, None, None, False]
     assert 'it holds likelihoods, no reply' in ' '.join(said)
 
 @pytest.mark.parametrize('cell,right', [

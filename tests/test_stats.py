@@ -551,3 +551,18 @@ def test_what_two_samples_leave_out_is_counted():
     assert 'not paired' in text and '3 without a reply' in text and '2 without a readable gold' in text
     with pytest.raises(ValueError, match='share no benchmark'):
         unpaired_table(a, b.with_columns(benchmark=pl.lit('C')))
+
+def test_a_change_between_guesses_is_told_as_one():
+    "Two runs that say a letter whatever is asked, and one that knows"
+    def replied(run, say):
+        choices = '["red","blue","pink","grey"]'
+        rows = [dict(run=run, benchmark='B', index=str(i), question='Which?', choices=choices,
+                     answer='ABCD'[i%4], prediction=say(i)) for i in range(80)]
+        return pl.DataFrame(rows)
+    a, b = replied('a', lambda i: 'A' if i<40 else 'B'), replied('b', lambda i: 'C')
+    knows = replied('knows', lambda i: 'ABCD'[i%4])
+    assert 'Neither run is clearly above what a guess gets here (25.0%).' in compare(a, b).verdict
+    assert 'a is not clearly above what a guess gets here (25.0%).' in compare(a, knows).verdict
+    assert 'a guess' not in compare(knows, knows.with_columns(run=pl.lit('again'))).verdict
+    assert 'a guess' not in compare(a.drop('choices'), b.drop('choices')).verdict   # No floor is known
+    assert 'Neither run is' in compare(a, b, unpaired=True).verdict

@@ -126,16 +126,13 @@ def _is_number(text):
     try: return float(text) is not None
     except (TypeError, ValueError): return False
 
-def _first_sample(row):
-    "The first reply of a row, and how many there are; raise ValueError if it is none"
-    held, many = row.get('resps') if row.get('resps') is not None else row.get('filtered_resps'), 1
-    while isinstance(held, list):
-        if not held: raise ValueError('it has no reply')
-        if len(held)==2 and str(held[1]) in ('True', 'False') and _is_number(held[0]):
-            raise ValueError('it holds likelihoods, no reply')
-        held, many = held[0], many*len(held)
-    if not isinstance(held, str): raise ValueError('it has no reply')
-    return held, many
+def _samples_in(held):
+    "The replies in a list of any depth; raise ValueError if it holds none, or anything else"
+    if isinstance(held, str): return [held]
+    if not isinstance(held, list) or not held: raise ValueError('it has no reply')
+    if len(held)==2 and str(held[1]) in ('True', 'False') and _is_number(held[0]):
+        raise ValueError('it holds likelihoods, no reply')
+    return [reply for part in held for reply in _samples_in(part)]
 
 # %% ../../nbs/asking/11_formats.ipynb #c042
 _SAMPLE = {'doc_id', 'doc', 'target', 'arguments', 'input', 'resps', 'filtered_resps', 'doc_hash',
@@ -188,12 +185,12 @@ def lmms_eval_result(
     "A row of lmms-eval's samples"
     doc = row.get('doc') if isinstance(row.get('doc'), dict) else {}
     about = doc.get('metadata') if isinstance(doc.get('metadata'), dict) else {}
-    reply, many = _first_sample(row)
-    verdict, picked = _sample_verdict(row)
+    replies = _samples_in(row['filtered_resps'] if row.get('resps') is None else row['resps'])
+    verdict, picked = _sample_verdict(row) if len(replies)==1 else (None, None)
     tags = {k:v for k, v in (doc|about).items() if k not in ('metadata', 'query', 'prediction', *_IDS)}
     asked = _prompt_of(row) or doc.get('query') or doc.get('question')
-    return tags|dict(index=id_of(row), doc_id=row['doc_id'], samples=many,
-                     question=asked, **_gold_of(row, doc), prediction=reply,
+    return tags|dict(index=id_of(row), doc_id=row['doc_id'], samples=replies,
+                     question=asked, **_gold_of(row, doc), prediction=replies[0],
                      **_verdict_columns(verdict, picked))
 
 # %% ../../nbs/asking/11_formats.ipynb #c055
@@ -211,7 +208,8 @@ class Format:
 
     def lost(self, row:dict)->list:
         "The columns that a row has not"
-        return [some for some in self.columns if not any(c in row for c in some.split('|'))]
+        sets = [some.split('|') for some in self.columns]
+        return [' or '.join(some) for some in sets if not any(c in row for c in some)]
 
 FORMATS = {f.name:f for f in (
     Format('lmms-eval', ('doc_id', 'target', 'resps|filtered_resps'), lmms_eval_result),
@@ -220,7 +218,7 @@ FORMATS = {f.name:f for f in (
     Format('MathVista', ('pid', 'answer_type', 'query', 'response|error'), mathvista_result, 'MathVista'),
     Format('MMMU-Pro', ('id', 'options', 'response', 'img_type|if_right|shuffled_options'),
            mmmu_pro_result, 'MMMU-Pro'),
-    Format('MATH-V', ('id', 'response', 'model_answer'), mathv_result, 'MathVision'))}
+    Format('MATH-V', ('id', 'response', 'model_answer|level'), mathv_result, 'MathVision'))}
 
 # %% ../../nbs/asking/11_formats.ipynb #c058
 def format_of(

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 from ..checkpoints.places import path_of
 from .formats import VERDICT, format_of, id_of, row_in, verdict_among
-from .replies import REPLY_COLUMNS, put_or_warn, reply_table
+from .replies import REPLY_COLUMNS, numbered, put_or_warn, reply_table
 from ..benchmarks.items import Item, metric_of, options_of, row_of
 from ..benchmarks.load import load
 from ..benchmarks.tables import rows_in, what_lies_at
@@ -99,7 +99,7 @@ COLUMN_NAMES = dict(index=('index', 'id', 'pid', 'question_id'), group=('group',
                     split=('split', 'problem_version'))
 VERDICT_COLUMNS = ('hit', 'res', 'log', 'extract', 'score', 'match', 'verdict', 'extraction')
 IGNORED = re.compile(r'image.*|decoded_image|options|[A-Z]|Unnamed.*')
-WHY, SAMPLES = '__why__', '__samples__'    # Keys of a row: why it holds no reply; how many it holds
+WHY, SAMPLES = '__why__', '__samples__'    # Keys of a row: why it holds no reply; all that it holds
 
 def _column(row, name):
     "The column of a row that holds what is called `name` here"
@@ -142,7 +142,7 @@ def _in_our_names(rows, shape):
         if isinstance(row, str): return row
         try: return row_in(shape, row)
         except ValueError as e:
-            number = {k:row.get(k, 1) for k in ('doc_id', 'samples') if 'doc_id' in row}
+            number = dict(doc_id=row['doc_id'], samples=()) if 'doc_id' in row else {}
             return number|dict(index=id_of(row), **{WHY:str(e)})
     out = [read(row) for row in rows]
     ids = [str(row['index']) for row in out if isinstance(row, dict)]
@@ -181,14 +181,20 @@ def _known_questions(items, split):
     return known
 
 # %% ../../nbs/asking/12_results.ipynb #c045
+def _each_sample(rows):
+    "Each row with its number in the file; one of several samples is a row for each of them"
+    for n, row in enumerate(rows, 1):
+        samples = row.get(SAMPLES, ()) if isinstance(row, dict) else ()
+        if len(samples)<2: yield n, row; continue
+        for i, reply in enumerate(samples, 1): yield n, row|dict(prediction=reply, sample=str(i))
+
+# %% ../../nbs/asking/12_results.ipynb #c047
 def _reply_rows(rows, path, run, benchmark, split, known):
     "Rows of a reply table, numbers of rows by what tells replies apart, and by why they hold no reply"
     out, seen, left = [], {}, {}
     spreadsheet = path.suffix.lower() in ('.xlsx', '.xls')
-    for n, row in enumerate(rows, 1):
+    for n, row in _each_sample(rows):
         if isinstance(row, str): left.setdefault(f'could not be read ({row})', []).append(n); continue
-        if row.get(SAMPLES, 1)>1:
-            left.setdefault('hold several samples of a reply, of which the first is read', []).append(n)
         side, text, why = _side_and_text(row, benchmark, split)
         gone = _why_left(side, known)
         if why or gone: left.setdefault(why if WHY in row else gone or why, []).append(n)
@@ -202,7 +208,7 @@ def _reply_rows(rows, path, run, benchmark, split, known):
         out.append(side|dict(prediction=text, finish=finish))
     return out, seen, left
 
-# %% ../../nbs/asking/12_results.ipynb #c049
+# %% ../../nbs/asking/12_results.ipynb #c051
 def _in_sentences(left, name, all_):
     "Why rows make no reply, one sentence a kind"
     for why, at in left.items():
@@ -218,7 +224,7 @@ def _check_rows(path, seen, known, replied):
         raise ValueError(f"{path}: no row belongs to one of the {len(known)} `items`, whose ids are "
                          f"{', '.join([*known][:3])}, ... Are they those of this benchmark and split?")
 
-# %% ../../nbs/asking/12_results.ipynb #c052
+# %% ../../nbs/asking/12_results.ipynb #c054
 def _results_at(path):
     "Rows of a result file in the names used here, and its format; raise ValueError if it has no replies"
     rows = read_results(path)
@@ -230,7 +236,7 @@ def _results_at(path):
                          f"{', '.join(sorted(columns)[:20]) or 'no rows'}.")
     return rows, None
 
-# %% ../../nbs/asking/12_results.ipynb #c053
+# %% ../../nbs/asking/12_results.ipynb #c055
 def import_replies(
     path:str|Path,      # A result file: xlsx, tsv, csv, json, jsonl, parquet; of VLMEvalKit or in `FORMATS`
     run:str|None=None,  # Name of the run; default: the column `run`, or what the name of the file says
@@ -261,4 +267,4 @@ def import_replies(
     if shape and not any(r.get('answer') for r in out):
         left |= {'it holds no right answers, so nothing can be scored. Name its questions with `items`':[]}
     put_or_warn(_in_sentences(left, path.name, len(rows)), problems)
-    return reply_table([r|dict(run=r.get('run') or model) for r in out])
+    return reply_table([r|dict(run=r.get('run') or model) for r in numbered(out)])

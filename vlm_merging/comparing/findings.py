@@ -129,7 +129,14 @@ def _manner_said(row):
                    f'read some before you call it ability.')
     return out
 
-# %% ../../nbs/comparing/05_findings.ipynb #c043
+# %% ../../nbs/comparing/05_findings.ipynb #c041
+def _guessing_said(row):
+    low = [s for s in 'ab' if row['floor'] is not None and row[f'least_{s}']<=row['floor']]
+    if not low: return []
+    who = 'Neither run is' if len(low)>1 else f"{row['run_'+low[0]]} is not"
+    return [f"{who} clearly above what a guess gets here ({row['floor']:.1%})."]
+
+# %% ../../nbs/comparing/05_findings.ipynb #c046
 def _noise_said(row):
     if row.get('noise') is None: return []
     def of(s):
@@ -144,7 +151,7 @@ def _noise_said(row):
             f"by up to "
             f"{points(row['noise'], False)} points on {n} items{other}: this change {verdict}."]
 
-# %% ../../nbs/comparing/05_findings.ipynb #c044
+# %% ../../nbs/comparing/05_findings.ipynb #c047
 def _left_out(whole, who, total):
     names = dict(only_a=f'only in {who[0]}', only_b=f'only in {who[1]}',
                  no_reply='without a reply in one of the runs',
@@ -157,7 +164,7 @@ def _left_out(whole, who, total):
                f"If it was only the prompt, say so where you report this; "
                f"if they are other questions, nothing here means anything.")
 
-# %% ../../nbs/comparing/05_findings.ipynb #c046
+# %% ../../nbs/comparing/05_findings.ipynb #c049
 def _compared_rows(table):
     if not isinstance(table, pl.DataFrame):
         raise ValueError(f"{type(table).__name__} is no comparison. Give what `compare` returns.")
@@ -182,7 +189,7 @@ def verdict(
         if row['tag'] in CORRECTED or row['n'] and not _blind(row):
             out.append('- '+change_said(row, tested[row['tag']]))
             manner = [*_noise_said(row), *_manner_said(row)] if row['n'] and row['tag']=='all' else []
-            if row['n']: out += ['    '+s for s in _readable_said(row)+manner]
+            if row['n']: out += ['    '+s for s in _readable_said(row)+manner+_guessing_said(row)]
         else:
             name = f"{CATEGORY_NAMES.get(row['where'], row['where'])} ({row['n']})"
             small.setdefault((row['benchmark'], row['tag']), []).append(name)
@@ -192,7 +199,7 @@ def verdict(
                    'noise. In pairs a smaller change could be seen.')
     return '\n'.join([*out, *_left_out(whole, who, total)])
 
-# %% ../../nbs/comparing/05_findings.ipynb #c062
+# %% ../../nbs/comparing/05_findings.ipynb #c065
 def power_said(
     n:int,              # Items that both runs will have
     change:float=.02,   # Difference of the shares right that is hoped for, 0 to 1
@@ -210,7 +217,7 @@ def power_said(
             f"of "
             f"them); {points(change, False)} points take about {round(need, -2):,.0f}.")
 
-# %% ../../nbs/comparing/05_findings.ipynb #c066
+# %% ../../nbs/comparing/05_findings.ipynb #c069
 def _share_said(a, silent):
     "Accuracy with its interval, and what it could be if all had a reply"
     known = a and a['value'] is not None
@@ -221,7 +228,7 @@ def _share_said(a, silent):
     ends = [(a['value']*a['n']+k)/(a['n']+lost) for k in (0, lost)] if a else []
     return share+(f", so of all it is between {ends[0]:.1%} and {ends[1]:.1%}" if a else '')
 
-# %% ../../nbs/comparing/05_findings.ipynb #c069
+# %% ../../nbs/comparing/05_findings.ipynb #c072
 def _several_said(what):
     "Lines below an accuracy: samples, and what flips by itself"
     if s := what.get('spread'):
@@ -235,7 +242,7 @@ def _several_said(what):
     if told: yield (f"  asked again, {' and '.join(told)} {'are' if len(told)>1 else 'is'} not the same "
                     f"({what['flips']['n']} items)")
 
-# %% ../../nbs/comparing/05_findings.ipynb #c070
+# %% ../../nbs/comparing/05_findings.ipynb #c073
 def flips_said(
     scores,             # A score table, or several
 )->str:                 # A line for each run and benchmark of which items were asked more than once
@@ -245,7 +252,7 @@ def flips_said(
             for (run, benchmark), part in parts]
     return '\n'.join(f'{name}: {line.strip()}' for name, what in told for line in _several_said(what))
 
-# %% ../../nbs/comparing/05_findings.ipynb #c073
+# %% ../../nbs/comparing/05_findings.ipynb #c076
 def _floor_of(what, whole):
     a, floors = what.get('accuracy'), {c:what[c]['value'] for c in FLOORS if c in what}
     return floor_said(a['low'], a['high'], floors, whole) if a else ''
@@ -274,7 +281,7 @@ def accuracy_said(
         out += _several_said(what)
     return '\n'.join(out)
 
-# %% ../../nbs/comparing/05_findings.ipynb #c078
+# %% ../../nbs/comparing/05_findings.ipynb #c081
 def _best_said(name, part):
     best = part.filter(what='accuracy', best=True)
     if not best.height or best['value'][0] is None: return []
@@ -285,7 +292,7 @@ def _best_said(name, part):
             +f" Not distinguishable from it: {'; '.join(near)}."*bool(near)
             +f" Worse beyond chance: {'; '.join(worse)}."*bool(worse)]
 
-# %% ../../nbs/comparing/05_findings.ipynb #c080
+# %% ../../nbs/comparing/05_findings.ipynb #c083
 def sweep_verdict(
     table:pl.DataFrame, # From `sweep`
 )->str:                 # A line or two for each benchmark

@@ -8,6 +8,7 @@ import math
 import numpy as np
 import polars as pl
 from ..asking.replies import NO_REPLY
+from ..scoring.floor import floors_of
 from .samples import NOISE_COLUMNS, verdict_flips, item_rows, noise_of
 from .statistics import (
     RESAMPLES, Z, interval, typed_table, places, resampled, rows_said, summed, tag_names)
@@ -183,6 +184,13 @@ def _manner(a, b):
             for s, rows in (('a', a), ('b', b)) for name, rule in _SIDES.items()}
 
 # %% ../../nbs/comparing/04_pairs.ipynb #c056
+def _floor(items, a, b):
+    top = max(floors_of(items).values(), default=None)
+    if top is None: return {}
+    least = {f'least_{s}':interval(summed(rows, 'value'))[0] for s, rows in (('a', a), ('b', b))}
+    return dict(floor=top)|least
+
+# %% ../../nbs/comparing/04_pairs.ipynb #c059
 def _from_format(pairs, mean, resamples, seed):
     both = pairs.filter((pl.col('outcome')=='answered') & (pl.col('outcome_b')=='answered'))
     out = dict(readable_n=both.height)
@@ -192,17 +200,17 @@ def _from_format(pairs, mean, resamples, seed):
     ends = difference(summed(both, 'gain'), resamples, seed)
     return out|dict(zip(('readable', 'readable_low', 'readable_high'), ends))
 
-# %% ../../nbs/comparing/04_pairs.ipynb #c061
+# %% ../../nbs/comparing/04_pairs.ipynb #c064
 _TYPES = {pl.String:'run_a run_b benchmark tag where test'.split(),
           pl.Int64:('n clusters won lost readable_n only_a only_b no_reply no_gold other_gold '
                     'other_question').split()}
 _COLUMNS = ('run_a run_b benchmark tag where n clusters a b difference low high won lost p test p_holm '
             'detectable from_format readable readable_low readable_high readable_n').split()
-_COLUMNS += [f'{name}_{s}' for name in _SIDES for s in 'ab']
+_COLUMNS += [f'{name}_{s}' for name in _SIDES for s in 'ab']+['floor', 'least_a', 'least_b']
 _COLUMNS += 'only_a only_b no_reply no_gold other_gold other_question'.split()
 COMPARISON_COLUMNS = {c:next((t for t, names in _TYPES.items() if c in names), pl.Float64) for c in _COLUMNS}
 
-# %% ../../nbs/comparing/04_pairs.ipynb #c062
+# %% ../../nbs/comparing/04_pairs.ipynb #c065
 def _noise_row(pairs, again):
     weight = dict.fromkeys('ab', 1.)
     if 'samples' in pairs.columns:
@@ -226,11 +234,12 @@ def _pair_row(here, resamples, seed, again=None):
                 p=sign_flip(sums[:, 0], False, resamples, seed),
                 test='McNemar, exact' if whole and alone else test,
                 detectable=detectable(n, float((sums[:, 0]**2).sum()/n)))
-    after = pairs.select(pl.col(f'{c}_b').alias(c) for c in ('outcome', 'tier', 'length'))
+    after = pairs.select('benchmark', 'cluster', *(pl.col(f'{c}_b').alias(c)
+                                      for c in ('value', 'outcome', 'tier', 'length')))
     if again: out |= _noise_row(pairs, again)
-    return out|_manner(pairs, after)|_from_format(pairs, mean, resamples, seed)
+    return out|_manner(pairs, after)|_floor(pairs, pairs, after)|_from_format(pairs, mean, resamples, seed)
 
-# %% ../../nbs/comparing/04_pairs.ipynb #c066
+# %% ../../nbs/comparing/04_pairs.ipynb #c069
 def _tags_of_items(items, by):
     "Tags to split by; raise ValueError for a column that says what a run made of an item"
     by = tag_names(items, by)
@@ -239,7 +248,7 @@ def _tags_of_items(items, by):
                          f"Split by what is the same in both runs, such as category.")
     return by
 
-# %% ../../nbs/comparing/04_pairs.ipynb #c068
+# %% ../../nbs/comparing/04_pairs.ipynb #c071
 def _corrected(rows):
     "Rows as a table, each p corrected over the rows of its kind"
     for tag in dict.fromkeys(r['tag'] for r in rows):
@@ -267,14 +276,14 @@ def comparison_table(
             for tag, where, here in places(part, by) if tag=='all' or (here['state']!=NO_REPLY).any()]
     return _corrected(rows)
 
-# %% ../../nbs/comparing/04_pairs.ipynb #c083
+# %% ../../nbs/comparing/04_pairs.ipynb #c086
 def _two_ends(sums_a, sums_b, resamples, seed):
     "Difference of the means of two samples, and both ends of its 95% interval"
     (low_a, high_a, _), (low_b, high_b, _) = (interval(s, True, resamples, seed) for s in (sums_a, sums_b))
     a, b = (s[:, 0].sum()/s[:, 1].sum() for s in (sums_a, sums_b))
     return b-a, b-a-math.hypot(b-low_b, high_a-a), b-a+math.hypot(high_b-b, a-low_a)
 
-# %% ../../nbs/comparing/04_pairs.ipynb #c087
+# %% ../../nbs/comparing/04_pairs.ipynb #c090
 def dealt(
     a:np.ndarray,       # (clusters, 2): sum of the values and number of items of each cluster
     b:np.ndarray,       # The same of the other side
@@ -290,7 +299,7 @@ def dealt(
         out.append(rest[:, 0]/rest[:, 1]-first[:, 0]/first[:, 1])
     return np.concatenate(out)
 
-# %% ../../nbs/comparing/04_pairs.ipynb #c092
+# %% ../../nbs/comparing/04_pairs.ipynb #c095
 def _unpaired_row(a, b, resamples, seed):
     "All that is said about the difference between two samples at one place"
     out = dict(only_a=0, only_b=0, other_gold=0, other_question=0)
@@ -305,7 +314,7 @@ def _unpaired_row(a, b, resamples, seed):
     chance = dealt(*sums, resamples, seed)
     hits = (np.abs(chance)>=abs(gain)-1e-9).sum()
     seen = float((Z+POWER_Z)*chance.std())
-    return out|_manner(*read)|dict(
+    return out|_manner(*read)|_floor(pl.concat(read, how='diagonal_relaxed'), *read)|dict(
         n=sum(t.height for t in read), clusters=sum(map(len, sums)), a=read[0]['value'].mean(),
         b=read[1]['value'].mean(), difference=gain, low=low, high=high, p=float((hits+1)/(resamples+1)),
         test=f'two samples, {resamples} draws', detectable=seen if seen<1 else None)

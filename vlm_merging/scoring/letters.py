@@ -113,10 +113,13 @@ def _both(text, letter):
 # %% ../../nbs/scoring/15_letters.ipynb #c029
 def _several(text, letters):
     "The letters that a text consists of, or that it gives as its answers; None: not two or more, or all"
-    one = rf'(?:options? )?\(?\b[{letters}]\b\)?'
-    before = r'(?:^\W*|\b(?:answers?|options|choices) (?:is|are|would be)[: ]+)(?i:both |all )?'
-    behind = r'(?=\W*$|\W* (?i:are|is|because|since)\b)'
-    m = re.search(rf'{before}({one}(?:(?:,? ?\band\b |, ?|; ?| ?& ?){one})+){behind}', text)
+    one, small = rf'(?i:options? )?[("\']*\b[{letters}]\b[)"\']*', f'[{letters.lower()}]'
+    if re.fullmatch(rf'\W*{small}(?:(?:, ?| ?& ?| and ){small})+\W*', text): text = text.upper()
+    some = rf'({one}(?:(?:,? ?(?i:and) |, ?|; ?| ?& ?|(?<=\)) ?(?=\()){one})+)'
+    before = r'(?:^\W*|\b(?i:answers?|options|choices)(?: (?:is|are|would be))?[: ]+)(?i:both |all )?'
+    behind = r'(?=\W*$|\W* (?i:are|is|because|since|belong|apply|fit|match|hold|satisfy|work)\b)'
+    called = r'(?= (?:are|is) (?:both |all )?(?:the )?(?:correct|right|true|valid|answers?)\b)'
+    m = re.search(f'{before}{some}{behind}', text) or re.search(rf'\b{some}{called}', text)
     found = sorted(set(re.findall(rf'\b[{letters}]\b', m[1]))) if m else ()
     return ''.join(found) if 1<len(found)<len(letters) else None
 

@@ -191,10 +191,11 @@ _FRAMED = re.compile(r'\\(?:fbox|framebox|fcolorbox\{\w*\}\{\w*\}|bbox(?:\[[^\]]
                      r'|boxed\s*\\text)(?=\s*\{)|\x08oxed(?=\s*\{)')
 _LOST = re.compile(r'\x0c(?=rac)|\x08(?=egin)|\t(?=ext\{|imes\b|heta\b|frac)')
 _ROLE = re.compile(r'^\s*(?:assistant|model|AI|Assistant)\s*\n')
+_ANGLES = re.compile(r'<<(?![^<>\n]*\d *[-+*/])([^<>=\n]{1,60})>>')
 
 def _boxes_alike(text):
-    "Boxes of LaTeX in one spelling, with the backslashes that were lost"
-    text = _FRAMED.sub(r'\\boxed', text)
+    "Boxes of LaTeX in one spelling, with the backslashes that were lost; nothing in double angles"
+    text = _FRAMED.sub(r'\\boxed', _ANGLES.sub(r'\1', text))
     return _LOST.sub(lambda m: {'\x0c':'\\f', '\x08':'\\b', '\t':'\\t'}[m[0]], text)
 
 def _without_tags(text):
