@@ -91,8 +91,9 @@ _IS = r' ?(?:应该是|應該是|应当是|应为|應為|选择?|選択?|分别�
 _LABEL_EAST = r'\(?[A-Z①-⑳ⓐ-ⓩⒶ-Ⓩ가나다라마바사ㄱ-ㅎ甲乙丙丁]\)?'
 _TABLE = [
     (r'(\S*?)ない(?:わけ|こと)(?:では|は|も)(?:ない|ありません|なく)\S*', r'\1'),
-    (r'지 (?:않|못)\S* ?(?:것은|건|다고는?|라고는?) ?(?:아니|아닙|할 수 없|볼 수 없)\S*', ' '),
-    (r'不能说\S{0,12}?(?:毫无|毫無|不|没|沒)|怎[么麼](?:可能|会|會)(?:不|没|沒)', ' '),
+    (r'(?:지 (?:않|못)|않|없)\S*? ?(?:것은|건|지는?|다고는?|라고는?) ?(?:아니|아닙|않|할 수 없|볼 수 없)\S*', ' '),
+    (r'不能说\S{0,12}?(?:毫无|毫無|不|没|沒)|怎[么麼](?:可能|会|會)(?:不|没|沒)'
+     r'|(?<!是)(?:不是|并非|並非)(?:不(?!是)|没|沒)', ' '),
     (r'^是 ?(?=[^\s,，。.的]{1,12}[。.])'
      r'|(?:남(?:는|은) (?:것|건|보기)(?:은|는)? ?|只剩(?:下)?|残るのは) ?(?=[(①-⑳]? ?[A-Z①-⑳])', ' The answer is '),
     (r'(?:不适切な|適切(?:で|では)ない|不適切な|誤った|間違った|错误的|錯誤的|不正确的|옳지 않은|적절하지 않은|틀린|잘못된)'
@@ -147,7 +148,6 @@ def _told_apart(text):
     return _DIFFERENCE.sub(' the difference is ', _ROW.sub(r'\1: ', text))
 
 # %% ../../nbs/scoring/08_languages.ipynb #c021
-_DENIED_TWICE = re.compile(r'(?:않|없)\S* ?(?:것은|건|지는?) ?(?:아니|아닙|않)|(?:并非|不是)[不没]')
 _DENIED_AT_THE_END = re.compile(r'(?:지는? ?(?:않|못)\S*|(?<![가-힣])안 \S+'
                                 r'|없\S*|아니\S*|어렵\S*|힘들\S*|ません(?:でした)?|ない|なかった)'
                                 r'(?:です|だ|よ|ね|요)?\W*$')
@@ -159,7 +159,6 @@ def denies(
 )->bool:
     "Does the last clause of a Korean, Chinese or Japanese sentence deny?"
     clause = re.split(r'[,;] ', sentence.strip(' .!?'))[-1]
-    if _DENIED_TWICE.search(sentence): return False
     by_ending = re.search('[\u3040-\u30ff\uac00-\ud7af]', clause)
     return bool((_DENIED_AT_THE_END if by_ending else _DENIED_IN_CHINESE).search(clause)
                 or re.search(r'\bnot\b|is wrong', clause))
