@@ -499,3 +499,33 @@ def test_eastern_numbers_and_what_breaks_off(reply, gold, right):
 def test_eastern_places_and_marks(reply, letter):
     assert one(reply, COLOURS|dict(answer='A'))['picked']==letter
 
+
+@pytest.mark.parametrize('options', [
+    dict(choices='["red", "blue", "pear"]'), dict(options=['red', 'blue', 'pear']),
+    dict(A='red', B='blue', C='pear'), dict(options="{'A':'red','B':'blue','C':'pear'}")])
+def test_options_are_read_from_every_column_that_load_reads(options):
+    rows = [dict(question='Which?', answer=gold, prediction=reply)|options for gold, reply in (
+        ('C', 'It is the pear.'), ('A, C', 'A and C'), ('["A","C"]', 'A, C'), ('A', 'pear'))]
+    assert score(pl.DataFrame(rows))['correct'].to_list()==[True, True, True, False]
+
+def test_a_tag_of_ones_own_is_given_as_it_stands():
+    table = pl.DataFrame(dict(answer=['B']*4, choices=['["red","blue"]']*4, prediction=[
+        '<ponder>A?</ponder> B', '[my_think]A?[/my_think] B', '<생각>A인가?</생각>B', '◁mull▷A?◁/mull▷ B']))
+    tags = '<ponder>', '[my_think]', '<생각>', '◁mull▷'
+    for i, tag in enumerate(tags): assert score(table, thinking=tag)['picked'][i]=='B'
+    assert score(table, thinking='<PONDER>')['correct'][0]
+    assert [bool(t) for t in score(table)['unknown_tags']]==[True, False, True, True]
+
+def test_an_entry_that_no_tag_can_match_is_refused(monkeypatch):
+    from vlm_merging.scoring.wrappers import WRAPPERS
+    table = pl.DataFrame(dict(answer=['5'], prediction=['5']))
+    for name, kind, said in (('ponder', 'think', 'it is one of thought'),
+                             ('<ponder>', 'thought', 'matches no tag'),
+                             ('Ponder', 'thought', 'matches no tag')):
+        with monkeypatch.context() as m:
+            m.setitem(WRAPPERS, name, kind)
+            with pytest.raises(ValueError, match=said): score(table)
+
+def test_samples_without_a_number_are_told():
+    table = pl.DataFrame(dict(index=['1', '1', '2'], answer=['5']*3, prediction=['5', '6', '5']))
+    assert 'left out of the accuracy' in problems(table)[0] and 'column `sample`' in problems(table)[0]

@@ -331,7 +331,7 @@ def test_no_pair_differs(right):
         table([right]*50, 'b'))).lower()
 
 def test_a_single_pair_says_nothing():
-    assert 'too few items to say (1 item, 95%' in verdict(comparison_table(table([True]),
+    assert 'too few items to say (1 item, -100.0 points, 95%' in verdict(comparison_table(table([True]),
         table([False], 'b')))
 
 def test_other_gold_and_mixed_tags():
@@ -566,3 +566,17 @@ def test_a_change_between_guesses_is_told_as_one():
     assert 'a guess' not in compare(knows, knows.with_columns(run=pl.lit('again'))).verdict
     assert 'a guess' not in compare(a.drop('choices'), b.drop('choices')).verdict   # No floor is known
     assert 'Neither run is' in compare(a, b, unpaired=True).verdict
+
+def test_two_samples_tell_how_many_items_each_side_has():
+    "And those that both have; and what could be seen is no less than the interval says"
+    a, b = table([True]*38+[False]*2), table([True]*29+[False]*1, 'b')
+    said = compare(a, b, unpaired=True)
+    assert '40 and 30 items' in said.verdict and '30 items are in both runs' in said.verdict
+    row = said.table.to_dicts()[0]
+    assert row['detectable']>(row['high']-row['low'])/2
+    others = b.with_columns(index='x'+pl.col('index'))
+    assert 'are in both' not in compare(a, others, unpaired=True).verdict
+
+def test_a_change_takes_as_many_items_that_differ():
+    from vlm_merging.comparing.findings import power_said
+    with pytest.raises(ValueError, match='give a discordance of 0.2 or more'): power_said(1000, .2, .1)

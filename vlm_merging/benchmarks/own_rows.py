@@ -4,6 +4,7 @@
 
 # %% ../../nbs/benchmarks/11_own_rows.ipynb #c005
 from __future__ import annotations
+import re
 from .cells import cell, decimal_places, named_text, unpacked
 from .items import DIRECTLY, Item, LETTERS, lettered, options_of, tags_of
 from .pictures import pictures
@@ -13,15 +14,19 @@ from .tables import IMAGES, picture_columns
 __all__ = ['OWN_COLUMNS', 'option_of', 'own_row']
 
 # %% ../../nbs/benchmarks/11_own_rows.ipynb #c009
+_LETTERS = re.compile(r'[\s(["\']*[A-Z](?:(?:[\s,;&.()"\'\[\]]|and)+[A-Z])+[\s)\]."\']*')
+
 def option_of(
     answer:str|None,    # Gold: a letter or the text of an option; None: not published
     choices:tuple,      # Texts in letter order
     option:str|None=None, # Letter, where the table has a column for it
-)->str|None:            # A letter; None: not published
+)->str|None:            # A letter, or several where all of them are right; None: not published
     "Which choice a gold answer means; raise ValueError if that is not clear"
     letters, text = LETTERS[:len(choices)], (answer or '').strip()
     read = {l for l, c in zip(letters, choices) if text and text in (l, c.strip())}
     read = read or {l for l in letters if l==text.strip(' ().:').upper()}
+    several = re.findall('[A-Z]', text) if _LETTERS.fullmatch(text) else []
+    if not read and 1<len(several)==len({*several}&{*letters}): return ''.join(sorted(several))
     if option is None and len(read)>1:
         both = ' or '.join(sorted(read))
         raise ValueError(f"`answer` is {answer!r}, which may be {both}; add a column `answer_option`")

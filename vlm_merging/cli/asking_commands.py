@@ -17,10 +17,10 @@ FETCHED = 'benchmarks.prepare:prepare name=names split folder=data source=from r
 LOADED = 'benchmarks.load:load what=benchmark split n seed folder=data'
 QUESTIONS = 'cli.asking_commands:questions_of benchmark', LOADED
 OPENED = 'asking.opening:open_model dtype device trust_remote_code'
-ASKED_HOW = 'asking.models:LocalModel batch_size max_new_tokens temperature system'
+ASKED_HOW = 'asking.models:LocalModel batch_size max_new_tokens temperature seed=sampling_seed system'
 SERVED = 'asking.endpoint:Endpoint base_url=endpoint weights=serves'
 SAMPLED = 'asking.ask:ask samples repeat'
-AS_SERVED = SERVED+' concurrency=batch_size max_tokens=max_new_tokens temperature system'
+AS_SERVED = SERVED+' concurrency=batch_size max_tokens=max_new_tokens temperature seed=sampling_seed system'
 
 def tell(
     text:str,           # A sentence about the work
@@ -173,7 +173,7 @@ def incomplete(
 
 QUESTIONS_OF_OTHERS = 'asking.reading:table_at items'
 
-@command(shows=dict(options=QUESTIONS_OF_OTHERS), choices=dict(thinking='scoring.wrappers:THINKING'),
+@command(shows=dict(options=QUESTIONS_OF_OTHERS),
          example='vlm-merging score runs/a --out a.parquet\n'
                  'vlm-merging score LLaVA-CoT.jsonl --items MathVision\n'
                  'vlm-merging score runs/a --protocol judge --judge localhost:8000 --judge-model NAME')
@@ -186,7 +186,8 @@ def score_command(
     judge_model:str|None=None, # Name under which the judge is served
     judge_cache:Path|None=None, # Folder that keeps what the judge said, so that the second time costs
                         # nothing; default: TABLE.judge
-    thinking:str='general', # What is thought and not answered: in any tag, in none, or in those of a dialect
+    thinking:str='general', # What is thought, not answered: in any known tag; none; a dialect (think,
+                        # thinking, thought, reasoning, seed, channels, llava_cot); or a tag: '<ponder>'
     by:tuple=(),        # Split by these tags
     out:Path|None=None, # Write the scores there, anew if it is there: .parquet, .jsonl or .csv
     **given,            # Option -> value, as typed

@@ -74,6 +74,11 @@ def _sizes(row, family):
     return ends, size, f"{p_said(row['p_holm'])} over {family} {kinds}"
 
 # %% ../../nbs/comparing/05_findings.ipynb #c030
+def _items_said(row):
+    "How many items were compared"
+    if row.get('n_a') is not None: return f"{row['n_a']} and {row['n_b']} items"
+    return f"{row['n']} item{'s'*(row['n']!=1)}"
+
 def change_said(
     row:dict,           # Of `comparison_table`
     family:int,         # Rows that were corrected together
@@ -87,12 +92,14 @@ def change_said(
     sided = 'better' if row['difference']>0 else 'worse'
     if row['p']<.05<=row['p_holm']: sentence = f'{where} {size}, does not survive correction ({corrected})'
     elif row['p']<.05: sentence = f'{where} is {sided}: {size}' + f' ({corrected})'*(family>1)
-    elif _blind(row): sentence = f"{where}: too few items to say ({row['n']} item{'s'*(row['n']!=1)}, {ends})"
+    elif _blind(row):
+        size = f"{_items_said(row)}, {points(row['difference'])} points"
+        sentence = f"{where}: too few items to say ({size}, {ends})"
     elif row['won']==0==row['lost']:
-        sentence = (f"No item was scored differently on {where} ({row['a']:.1%} of {row['n']} "
-                    f"item{'s'*(row['n']!=1)} both times, {ends})")
+        sentence = (f"No item was scored differently on {where} ({row['a']:.1%} of {_items_said(row)} "
+                    f"both times, {ends})")
     else:
-        seen = f"{points(row['detectable'], False)} points could have been seen with {row['n']} items"
+        seen = f"{points(row['detectable'], False)} points could have been seen with {_items_said(row)}"
         sentence = f'No evidence of a change on {where} ({size}; {seen})'
     if 2*row['n']<asked: sentence += f". The runs share only {row['n']} of {asked} items, so this says little"
     return sentence+'.'
@@ -195,8 +202,10 @@ def verdict(
             small.setdefault((row['benchmark'], row['tag']), []).append(name)
     out += [f"- {name}, {tag}: too few items to say on {', '.join(o)}." for (name, tag), o in small.items()]
     if unpaired:
+        both = sum(r['in_both'] or 0 for r in whole)
         out.append('The runs are taken as two samples, so how hard their questions were is part of the '
-                   'noise. In pairs a smaller change could be seen.')
+                   'noise. In pairs a smaller change could be seen'
+                   +f': {both} items are in both runs, and unpaired they count as others'*bool(both)+'.')
     return '\n'.join([*out, *_left_out(whole, who, total)])
 
 # %% ../../nbs/comparing/05_findings.ipynb #c065
@@ -210,6 +219,9 @@ def power_said(
     check_number('n', n, 0, whole=True)
     for what, value in dict(change=change, discordance=discordance).items():
         check_number(what, value, .0001, 1)
+    if change>discordance:
+        raise ValueError(f'discordance is {discordance:g}, but a change of {change:g} takes runs that '
+                         f'differ on as many of the items: give a discordance of {change:g} or more.')
     seen, of = detectable(n, discordance), f' of {name_in_line(name)}'*bool(name)
     what = f'a change of {points(seen, False)} points can be seen' if seen else 'no change can be seen'
     need = items_needed(change, discordance)

@@ -255,7 +255,8 @@ def _corrected(rows):
         family = [r for r in rows if r['tag']==tag]
         for r, p in zip(family, holm([r.get('p') for r in family])): r['p_holm'] = p
     noisy = NOISE_COLUMNS if any('noise' in r for r in rows) else {}
-    return pl.DataFrame(rows, schema=COMPARISON_COLUMNS|noisy)
+    apart = dict.fromkeys(('n_a', 'n_b', 'in_both'), pl.Int64) if any('n_a' in r for r in rows) else {}
+    return pl.DataFrame(rows, schema=COMPARISON_COLUMNS|noisy|apart)
 
 def comparison_table(
     a,                  # Score table of the first run (before)
@@ -313,9 +314,11 @@ def _unpaired_row(a, b, resamples, seed):
     gain, low, high = _two_ends(*sums, resamples, seed)
     chance = dealt(*sums, resamples, seed)
     hits = (np.abs(chance)>=abs(gain)-1e-9).sum()
-    seen = float((Z+POWER_Z)*chance.std())
-    return out|_manner(*read)|_floor(pl.concat(read, how='diagonal_relaxed'), *read)|dict(
-        n=sum(t.height for t in read), clusters=sum(map(len, sums)), a=read[0]['value'].mean(),
+    seen = (Z+POWER_Z)*max(float(chance.std()), (high-low)/2/Z)     # Few errors: chance alone looks too calm
+    both = read[0].join(read[1], on=SHARED, how='semi', nulls_equal=True).height
+    out |= dict(n_a=read[0].height, n_b=read[1].height, in_both=both)
+    out |= _manner(*read)|_floor(pl.concat(read, how='diagonal_relaxed'), *read)
+    return out|dict(n=sum(t.height for t in read), clusters=sum(map(len, sums)), a=read[0]['value'].mean(),
         b=read[1]['value'].mean(), difference=gain, low=low, high=high, p=float((hits+1)/(resamples+1)),
         test=f'two samples, {resamples} draws', detectable=seen if seen<1 else None)
 

@@ -62,7 +62,7 @@ def options_in(
     return tuple(o.strip(' \n,;') for o in texts) if len(texts)>1 else ()
 
 # %% ../../nbs/scoring/14_choices.ipynb #c016
-_PURE_LETTERS = re.compile(r'(?:[\s(),;.]|and|[A-Z](?![A-Za-z]))+')
+_PURE_LETTERS = re.compile(r'(?:[\s(),;.&\[\]"\']|and|[A-Z](?![A-Za-z]))+')
 
 def gold_letters(
     gold:str,           # As published: `C`, `(C)`, `A and C`, or the text of an option

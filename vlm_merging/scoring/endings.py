@@ -74,7 +74,10 @@ _REFUSAL = re.compile(r"(?:\bI(?:'m| am) (?:sorry|unable|not able)|\bas an AI\b|
                       r"\b(?:I|we) (?:cannot|can't|can not) "
                       r"(?:answer|determine|provide|see|help|assist|process|view|tell)|"
                       r"\bcannot be (?:determined|answered|read)|\bnot (?:possible|enough information) to|"
-                      r"\bunable to (?:determine|answer|provide))", re.I)
+                      r"\bunable to (?:determine|answer|provide)|\bI (?:do not|don't|really don't) know\b|"
+                      r"모르겠(?:습니다|어요|다)|(?:답(?:변)?할|볼|알|확인할|판단할) 수 (?:가 )?없|죄송하지만|"
+                      r"無法(?:回答|看到|確定)|无法(?:回答|看到|确定)|看不到图|抱歉|对不起|"
+                      r"わかりません|分かりません|お答えできません|申し訳)", re.I)
 
 def refused(
     text:str,           # A reply

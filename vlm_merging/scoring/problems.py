@@ -25,8 +25,9 @@ def _tags_unknown(scores):
     if not count: return None
     names = [tag for tag, _ in count.most_common(5)]
     return (f"Unknown tags in {(tagged!='').sum():,} of {len(tagged):,} replies ({', '.join(names)}): not "
-            f"taken for marks, and what stands in them was read. If they mean more, name them: "
-            f"vlm_merging.scoring.wrappers.WRAPPERS[{tag_name(names[0])!r}] = "
+            f"taken for marks, and what stands in them was read. If one encloses what is thought, score "
+            f"with `thinking` {names[0].replace('/', '', 1)!r}. Python can name them for good: "
+            f"vlm_merging.WRAPPERS[{tag_name(names[0])!r}] = "
             f"'thought', or {', '.join(sorted({*WRAPPERS.values()}-{'thought'}))}.")
 
 # %% ../../nbs/scoring/20_problems.ipynb #c012
@@ -58,7 +59,8 @@ def problems(
         twice = scores.select(keys).is_duplicated()
         if twice.any():
             out.append(f"The same {', '.join(keys)} more than once, {rows(twice)}: "
-                       f"keep one of each before you compare.")
+                       f"all of them are left out of the accuracy. Keep one of each; or, if they are several "
+                       f"replies to one question, number them in a column `sample`.")
     fault = scores['reason'].str.starts_with('the reply cannot be read')
     if fault.any():
         why = scores.filter(fault)['reason'][0]

@@ -4,12 +4,13 @@
 
 # %% ../../nbs/scoring/19_score.ipynb #c005
 from __future__ import annotations
-import re
+import json, re
 from pathlib import Path
 import polars as pl
 from .algebra import Algebra, beyond
 from .equality import same
-from ..benchmarks.items import LETTERS, ROW_KEYS
+from ..benchmarks.cells import text_of
+from ..benchmarks.items import LETTERS, ROW_KEYS, options_of
 from vlm_merging.scoring.rules import (
     Mark, accepted_answers, anls, contains, dynamath_strict, final_passage, mathverse_strict,
     mathvision_strict, mathvista_strict, mm_math, option_strict, python_number, relaxed, same_items,
@@ -226,6 +227,12 @@ def score_row(
                 unknown_tags=' '.join(sorted(unknown_tags(prediction))))
 
 # %% ../../nbs/scoring/19_score.ipynb #c053
+def _options_as_text(row):
+    "The options of a row that has them in a column `options`, or in columns A, B, C, ..., as one cell"
+    try: options = options_of(row, 'options')
+    except ValueError: return text_of(row['options'])
+    return json.dumps(options, ensure_ascii=False) if options else None
+
 _INPUTS = ('question', 'question_for_eval', 'choices', 'answer', 'answer_option', 'question_type',
            'answer_type', 'precision', 'unit', 'prediction', 'finish', 'metric', 'category', 'error')
 
@@ -255,6 +262,9 @@ def typed_replies(
         raise ValueError(f"The table has no column {' and no column '.join(missing)}; "
                          f"it has {', '.join(frame.columns[:20]) or 'no rows at all'}. "
                          f'Rename yours, say response to prediction.')
+    if 'choices' not in frame.columns and {'options', 'A'} & {*frame.columns}:
+        options = pl.Series(map(_options_as_text, frame.to_dicts()), dtype=pl.String)
+        frame = frame.with_columns(choices=options)
     return frame.select(_typed(frame, name) for name in dict.fromkeys((*ROW_KEYS, *_INPUTS)))
 
 # %% ../../nbs/scoring/19_score.ipynb #c059
@@ -281,7 +291,7 @@ def score(
     frame = table_at(replies) if isinstance(replies, (str, Path)) else replies
     how = PROTOCOLS[protocol]+f', thinking: {thinking_name(thinking)}'*(thinking!='general')
     rows = thoughts_marked(typed_replies(frame).to_dicts(), thinking)
-    told = any(c in frame.columns for c in ('choices', 'question_type', 'answer_type'))
+    told = any(c in frame.columns for c in ('choices', 'options', 'A', 'question_type', 'answer_type'))
     with Algebra() as algebra:
         def scored_row(row): return score_row(row, protocol, algebra)
         each, of = _each_once(rows, 'sample' in frame.columns)

@@ -10,8 +10,8 @@ from functools import lru_cache
 from ..checkpoints.texts import did_you_mean, error_words, quoted
 
 # %% auto #0
-__all__ = ['WRAPPERS', 'THINKING', 'one_script', 'unknown_tags', 'tag_name', 'thinking_name', 'only_thoughts_of',
-           'thoughts_marked', 'unwrapped', 'readable_part']
+__all__ = ['WRAPPERS', 'THINKING', 'one_script', 'unknown_tags', 'check_wrappers', 'tag_name', 'thinking_name',
+           'only_thoughts_of', 'thoughts_marked', 'unwrapped', 'readable_part']
 
 # %% ../../nbs/scoring/07_wrappers.ipynb #c009
 _LOOKALIKES = re.compile('[\uff01-\uff5e\U0001d400-\U0001d7ff]|[^\\W\\x00-\\x7f]', re.U)
@@ -37,7 +37,7 @@ def one_script(
 # %% ../../nbs/scoring/07_wrappers.ipynb #c013
 _TAG = re.compile(r'<[|｜]\s*(?P<bar>/?[\w▁: .-]{1,40}?)\s*[|｜]>|◁(?P<triangle>/?[\w-]{2,30})▷'
                   r'|\[\|(?P<square>/?[\w-]{2,30})\|\]|\[(?P<capital>/?[A-Z][A-Z_]{2,20}(?:_\d+)?)\]'
-                  r'|<(?P<angle>/?[a-zA-Z][\w:-]{1,30})(?:\s[^<>\n]{0,100})?/?>|<(?P<letter>/?[sbiup])>')
+                  r'|<(?P<angle>/?[^\W\d_][\w:-]{1,30})(?:\s[^<>\n]{0,100})?/?>|<(?P<letter>/?[sbiup])>')
 
 def _name(tag):
     "The name in a tag, and whether it closes"
@@ -91,6 +91,16 @@ def unknown_tags(
     def tells(m): return not m['angle'] or f"</{m['angle'].lstrip('/')}" in text or alone(m)
     return {m[0] for m in _TAG.finditer(text) if _kind(m)[0]=='unknown' and tells(m)}
 
+def check_wrappers()->None:
+    "Raise ValueError if an entry of `WRAPPERS` could never be used"
+    kinds = 'thought', 'answer', 'box', 'end', 'format', 'part'
+    for name, kind in WRAPPERS.items():
+        if kind not in kinds:
+            raise ValueError(f"WRAPPERS[{name!r}] is {kind!r}; it is one of {', '.join(kinds)}.")
+        if not re.fullmatch(r'\w+', str(name)) or name!=name.lower():
+            raise ValueError(f"WRAPPERS[{name!r}] matches no tag: its name is written in small letters, "
+                             f"without brackets, and with `_` for every other sign.")
+
 def tag_name(
     tag:str,            # As it stands in a reply
 )->str:
@@ -123,14 +133,20 @@ THINKING = dict(general='', none='', think='think', thinking='thinking', thought
                 reasoning='reasoning reason reasoning_process rationale', seed='seed_think', channels='',
                 llava_cot='summary caption reasoning')   # Dialect -> names of the tags that enclose a thought
 
+_ANY_TAG = re.compile(r'[<\[◁‹{(][^\s/<>\[\]{}]{1,40}[>\]▷›})]')
+
 def _in_dialect(reply, dialect):
-    "A reply in which the thoughts of one dialect are marked, and no others"
+    "A reply in which the thoughts of one dialect, or of one tag, are marked, and no others"
+    known = _TAG.fullmatch(dialect)
+    names = [_name(known)[0]] if known else THINKING.get(dialect, '').split()
     def mark(tag):
         kind, closes = _kind(tag)
-        if _name(tag)[0] in THINKING[dialect].split(): return '</think>' if closes else '<think>'
+        if _name(tag)[0] in names: return '</think>' if closes else '<think>'
         return '\n' if kind=='thought' else tag[0]
     text = one_script(reply)
-    return _TAG.sub(mark, text if dialect=='channels' else _CHANNEL.sub('\n', text))
+    text = _TAG.sub(mark, text if dialect=='channels' else _CHANNEL.sub('\n', text))
+    if known or dialect in THINKING: return text
+    return re.sub(f'{re.escape(dialect[0])}(/?){re.escape(dialect[1:])}', r'<\1think>', text, flags=re.I)
 
 # %% ../../nbs/scoring/07_wrappers.ipynb #c030
 def thinking_name(
@@ -138,10 +154,10 @@ def thinking_name(
 )->str:
     "What a splitter of thinking and answer is called; raise ValueError if it is neither"
     if callable(thinking): return getattr(thinking, '__name__', type(thinking).__name__)
-    if isinstance(thinking, str) and thinking in THINKING: return thinking
+    if isinstance(thinking, str) and (thinking in THINKING or _ANY_TAG.fullmatch(thinking)): return thinking
     near = did_you_mean(thinking, THINKING) if isinstance(thinking, str) else ''
-    raise ValueError(f"thinking is {quoted(thinking)}; it is one of {', '.join(THINKING)}, "
-                     f"or a function from a reply to what is said of it.{near}")
+    raise ValueError(f"thinking is {quoted(thinking)}; it is one of {', '.join(THINKING)}, a tag such as "
+                     f"<ponder>, or a function from a reply to what is said of it.{near}")
 
 def only_thoughts_of(
     reply:str,          # As a model gave it
@@ -161,6 +177,7 @@ def thoughts_marked(
     thinking:str|Callable, # As above
 )->list[dict]:          # With the length of the `whole` reply, where it was split
     "Rows in which the thoughts are those that `thinking` names; raise ValueError with the number of a row"
+    check_wrappers()
     if thinking_name(thinking)=='general' and not callable(thinking): return rows
     for n, row in enumerate(rows, 1):
         if not row['prediction']: continue
