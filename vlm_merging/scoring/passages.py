@@ -97,6 +97,7 @@ _MARKER = re.compile(_NAMED+_TO_WHAT+_VERB+r'[ *:]*|'+_VERBLESS+'|'+_ELSEWHERE, 
 # %% ../../nbs/scoring/10_passages.ipynb #c029
 _MAY_MARK = ('answer', 'option', 'choice', 'final', 'result', 'respuesta', 'antwort', 'réponse', 'risposta',
              'resposta', 'ответ')
+_EITHER = re.compile(r'\W*yes\W*(?:or|/)\W*no\b', re.I)          # `The answer is yes or no.` asks
 _HEADING = re.compile(r'(?:^|\n)[ #*_]*(?:(?:the )?(?:final|short) )?answer[ *_:]*\n\s*', re.I)
 
 def marked(
@@ -110,7 +111,8 @@ def marked(
     for m in marks[:_MOST]:
         work(400)
         part = sentences(text[m.end():][:400].lstrip(' *:\n').partition(';')[0])
-        if part and re.search(r'\w', part[0]) and part[0] not in out: out.append(part[0])
+        if part and re.search(r'\w', part[0]) and part[0] not in out and not _EITHER.match(part[0]):
+            out.append(part[0])
     return out
 
 # %% ../../nbs/scoring/10_passages.ipynb #c033

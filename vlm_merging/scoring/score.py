@@ -19,7 +19,7 @@ from .wrappers import readable_part, thinking_name, thoughts_marked, unknown_tag
 from .languages import asked_group, in_english
 from .endings import cut_off, looping, refused
 from .passages import before_next_question, finals
-from .statements import stated
+from .statements import outright, stated, torn
 from .free_answers import answer_kind, pick_text, pick_value
 from .choices import (
     _BadRow, asked_options, gold_letters, looks_like_a_letter, wants_letter)
@@ -158,9 +158,8 @@ def _as_near(mark, row, metric):
 # %% ../../nbs/scoring/19_score.ipynb #c034
 def _yes_or_no(row, reply):
     "The mark of a reply to a question for yes or no"
-    mark = yesno(reply, row['answer'], lenient=True)
-    told = mark.tier=='none' and stated(reply, row['question'])
-    return yesno(told, row['answer']) if told else mark
+    told = not torn(reply) and (outright(reply, row['question']) or stated(reply, row['question']))
+    return yesno(told or reply, row['answer'], lenient=True)
 
 # %% ../../nbs/scoring/19_score.ipynb #c037
 def _mark(row, reply, metric, strict, algebra):

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from .languages import denies, eastern, shared_pairs
-from .passages import sentences
+from .passages import finals, sentences
 
 # %% auto #0
 __all__ = ['polar_question', 'torn', 'stated']
@@ -185,10 +185,13 @@ def _comparing(asked, said):
 
 # %% ../../nbs/scoring/12_statements.ipynb #c040
 _ABOUT = .7              # Share of the carrying words of the question that a sentence must have
+_SEES_NONE = re.compile(r"\b(?:I|we|you) (?:can't|cannot|can not|don't|do not) (?:see|find|spot|detect|identify|notice) "
+                        r"(?=any\b|an? )", re.I)
 _OF_IT = re.compile(r'\W*(?:it|they|this|these|that|those|he|she)\b', re.I)
 
 def _says(sentence, question, goes_on=False):
     "Does a sentence affirm (True) or deny (False) the statement in a question? None: it does not speak of it"
+    sentence = _SEES_NONE.sub('there is not ', sentence)
     asked, said = _carriers(question), _carriers(sentence)
     opposites = _opposite_words(asked, said)
     for a, s in opposites: said[a] = said.pop(s, 1)
@@ -272,6 +275,27 @@ _CONCLUDES = re.compile(r'(?:^|,? )\b(?:therefore|thus|hence|so|in conclusion|th
 _CLAUSES = re.compile(r'(?:,? \b(?:so|therefore|thus|hence|which means)\b|, but\b'
                       r'| but\b(?! (?:one|two|three|for|a few)\b)),? (?:that )?|; ', re.I)
 _OUTRIGHT = re.compile(r'(?:^|\banswer\b.{0,30}? )(?:\([A-Z]\) )?\W*(yes|no)[,.:]', re.I)
+
+_YES_WORD = (r'(yes|no)\b(?!(?: |-)(?:doubt|matter|evidence|one|other|[a-z]+ (?:is|are|was|were|can)\b)|\.? ?\d'
+         r'|\W*(?:or|and|/)\W*(?:yes|no)\b)')
+_BEGINS = re.compile(rf'\W*(?:(?:so|therefore|thus|hence|answer|final answer)\b\W*)*(?:the answer is\W*)?{_YES_WORD}'
+                     r'(?=\W*$|[,.;:!*) -])', re.I)
+_ENDS = re.compile(rf'(?:\b(?:so|is|would be|say|think|therefore|hence)|[:,])\W*{_YES_WORD}\W*$', re.I)
+_MARKS_IT = ('behind "the answer is"', 'boxed', 'the answer tag', 'the field of a JSON reply')
+
+def outright(
+    reply:str,          # As `readable_part` gives it
+    question:str='',    # As asked
+)->str|None:            # yes or no; None: it says neither outright
+    "Yes or no, where a reply marks it, begins with it, or ends in it"
+    for p in finals(reply, question):
+        if p.reason in _MARKS_IT and (m:=_BEGINS.match(p.text)): return m[1].lower()
+        if p.tier=='fallback': break
+    parts = sentences(reply)
+    if not parts: return None
+    m = _BEGINS.match(parts[-1]) if len(parts)==1 or len(parts[-1])<60 else None
+    m = _BEGINS.match(parts[0]) or m or _ENDS.search(parts[-1])
+    return m and m[1].lower()
 
 def _claims(part, asked):
     "What the clauses of a sentence say to a question"

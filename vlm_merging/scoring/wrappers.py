@@ -17,7 +17,9 @@ __all__ = ['WRAPPERS', 'THINKING', 'one_script', 'unknown_tags', 'check_wrappers
 _LOOKALIKES = re.compile('[\uff01-\uff5e\U0001d400-\U0001d7ff]|[^\\W\\x00-\\x7f]', re.U)
 _SPACES = re.compile('[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]')
 _UNSEEN = re.compile('[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe0f\ufeff]')
-_SEPARATORS = str.maketrans({'٫':'.', '٬':',', '٪':'%'})
+_SEPARATORS = str.maketrans({'٫':'.', '٬':',', '٪':'%', '’':"'", '‘':"'", 'ʼ':"'",
+                             '\u2028':'\n', '\u2029':'\n', '\x85':'\n'})
+_JAMO = re.compile('[\u1100-\u11ff\u0300\u0301\u0308\u3099\u309a]')         # Letters of a syllable, accents by themselves
 
 @lru_cache(maxsize=4096)
 def _in_ascii(sign):
@@ -31,8 +33,22 @@ def one_script(
     "Digits of every script, wide and bold letters, spaces and line ends, as one types them"
     text = text.replace('\r\n', '\n').replace('\r', '\n') if '\r' in text else text
     if text.isascii(): return text
+    if _JAMO.search(text): text = unicodedata.normalize('NFC', text)
     text = _UNSEEN.sub('', _SPACES.sub(' ', text)).translate(_SEPARATORS)
     return _LOOKALIKES.sub(lambda m: _in_ascii(m[0]), text)
+
+_GAP = re.compile(r'(?<=\S)(?: {2,}|(?!\t(?:ext\{|imes\b|heta\b|frac))[ \t]*\t[ \t]*)(?=\S)')
+_SPEAKER = re.compile(r'^\s*\**(?:ASSISTANT|Assistant|assistant)\**\s*:\**\s*')
+_QUOTE = re.compile(r'^ {0,3}> ?', re.M)
+
+def in_plain_lines(
+    text:str,           # As `one_script` gives it
+)->str:
+    "A reply without the name of its speaker, the border of a quotation, tabs and double spaces"
+    text = _SPEAKER.sub('', text)
+    if text[:1]=='>' and not re.match(r'>=? ?[-\d.$]+\W*$', text):
+        if all(line.startswith('>') for line in text.split('\n') if line.strip()): text = _QUOTE.sub('', text)
+    return _GAP.sub(' ', text)
 
 # %% ../../nbs/scoring/07_wrappers.ipynb #c013
 _TAG = re.compile(r'<[|｜]\s*(?P<bar>/?[\w▁: .-]{1,40}?)\s*[|｜]>|◁(?P<triangle>/?[\w-]{2,30})▷'
@@ -207,7 +223,7 @@ def _answer_alone(text):
 _FRAMED = re.compile(r'\\(?:fbox|framebox|fcolorbox\{\w*\}\{\w*\}|bbox(?:\[[^\]]*\])?'
                      r'|boxed\s*\\text)(?=\s*\{)|\x08oxed(?=\s*\{)')
 _LOST = re.compile(r'\x0c(?=rac)|\x08(?=egin)|\t(?=ext\{|imes\b|heta\b|frac)')
-_ROLE = re.compile(r'^\s*(?:assistant|model|AI|Assistant)\s*\n')
+_ROLE = re.compile(r'^\s*(?:assistant|model|AI|Assistant)\s*\n|^\s*(?:ASSISTANT|[Aa]ssistant)\s*:\s*')
 _ANGLES = re.compile(r'<<(?![^<>\n]*\d *[-+*/])([^<>=\n]{1,60})>>')
 
 def _boxes_alike(text):
@@ -244,7 +260,7 @@ def unwrapped(
     reply:str,          # As a model gave it
 )->str:  # May hold `<answer>...</answer>` and `\boxed{...}`, and no other mark; empty: no answer was reached
     "A reply without tokens and tags, and without what is thought"
-    text = one_script(reply)
+    text = in_plain_lines(one_script(reply))
     return _unwrapped(text, tuple(WRAPPERS.items())) if _MAY_HOLD.search(text) else text
 
 # %% ../../nbs/scoring/07_wrappers.ipynb #c051
