@@ -6,9 +6,11 @@
 from __future__ import annotations
 import re
 from functools import lru_cache
+from .passages import Pick, sentences
 
 # %% auto #0
-__all__ = ['AFTER_LETTER', 'LEAD', 'letters_for_labels', 'undenied', 'small_article', 'called_right', 'only_letter', 'letter_in']
+__all__ = ['AFTER_LETTER', 'LEAD', 'letters_for_labels', 'undenied', 'turned_down', 'small_article', 'called_right',
+           'only_letter', 'letter_in', 'without_lists', 'letter_at_an_edge', 'corrected', 'remaining']
 
 # %% ../../nbs/scoring/15_letters.ipynb #c008
 _MARKS = re.compile(r'\\(?:text|mathrm|mathbf|textbf|boxed|rm|bf)\b|[*_`${}]|\\[\[\]()]')
@@ -94,6 +96,14 @@ def undenied(
     "A text without letters that are named only to be turned down"
     return _turned_down(letters).sub('', text)
 
+def turned_down(
+    text:str,           # A sentence
+    letters:str,        # Those that stand for an option, such as `ABCD`
+)->bool:
+    "Does a sentence begin with an option that it turns down, and name no other?"
+    m = re.match(rf'\W*(?:[Oo]ption |[Cc]hoice )?{_turned_down(letters).pattern}', text)
+    return bool(m) and not re.search(rf"(?<!\w)[{letters}](?![\w'])|\b(?:so|but|therefore|thus)\b", text[m.end():])
+
 def _unlisted(text, letter):
     "A text without lists of three letters and more: `A, B, C, D` chooses none"
     return re.sub(rf'\(?\b{letter}\b\)?(?:(?:,? and |,? or |, |/| )\(?{letter}\b\)?){{2,}}', '', text)
@@ -142,7 +152,7 @@ def called_right(
     "The last letter that a text calls correct, or the best fit"
     right = re.findall(rf'\b(?:(?:option|choice|answer|letter) )?\(?({letter})\)? '
                        r'(?:is|must be|would be|seems) (?:indeed |therefore )?(?:the )?(?:most )?'
-                       r'(?:correct|right|best|accurate|appropriate|answer)\b'
+                       r'(?:correct|right|best|accurate|appropriate|answer)\b(?! to (?:a different|another))'
                        rf'|\b({letter}) (?:matches|fits) (?:best|the)\b', text)
     return ''.join(right[-1]) if right else None
 
@@ -201,3 +211,130 @@ def letter_in(
     if one:=_sole_letter(text, letter) or called_right(text, letter): return one
     if two:=_both(text, letter): return two
     return _in_its_place(text, letter) or _at_the_end(text, letter) or _small_letter(text, letter)
+
+# %% ../../nbs/scoring/15_letters.ipynb #e040
+_TICK = re.compile(r'✓|✔|✅|(?<!in)(?<!not )\b(?:correct|right|true|yes)\b', re.I)
+_CROSS = re.compile(r'✗|✘|❌|\b(?:incorrect|wrong|false|not|no)\b', re.I)
+
+_TASK = re.compile(r'(?m)^\s*[-*+]? *\[([ xX✓])\] +(.*)$')       # `- [x] B. 15`, as Markdown ticks
+
+def _gone_through(reply, letter):
+    "The lines of a reply that begin with an option, in their order: pairs of letter and line"
+    reply = _TASK.sub(lambda m: f"{m[2]} {'❌' if m[1]==' ' else '✅'}", reply)
+    lines = re.split(r'\n|(?<=[.!?])\s+(?=\(?[A-Z][).:])', reply)
+    begun = ((re.match(rf'\W*(?:[Oo]ption )?\(?({letter})\s*(?:[):]|\.(?!\w)|(?=[✓✔✅✗✘❌☑☒]))', line), line)
+             for line in lines)
+    return [(m[1], line) for m, line in begun if m]
+
+def _repeated(begun):
+    "The letter of the last line, if it begins one a second time, behind a list in order; None: it does not"
+    letters = [l for l, _ in begun]
+    listed = letters[:-1]
+    whole = len(listed)>1 and listed==sorted(set(listed))
+    return letters[-1] if whole and letters[-1] in listed else None
+
+def _ticked(lines):
+    "The one option that is called correct; None: none is, or several are"
+    ticked = [l for l, line in dict(lines).items() if _TICK.search(line) and not _CROSS.search(line)]
+    return ticked[0] if len(ticked)==1 else None
+
+# %% ../../nbs/scoring/15_letters.ipynb #e043
+def without_lists(
+    reply:str,          # As `readable_part` gives it
+    letters:str,        # Those that stand for an option, such as `ABCD`
+)->str:
+    "A reply without sentences that say the same of three options, or of two by naming each twice"
+    named = re.compile(rf'\(?(?<![\w\'’])([{letters}])(?![\w\'’])\)?')
+    forms = {}
+    if len(named.findall(reply))<3: return reply
+    for part in dict.fromkeys(sentences(reply)):
+        if not (found:=named.findall(part)): continue
+        form = re.sub(r'\d+', '0', named.sub('_', part))
+        if len(re.findall(r'[a-z]{2,}', form))>2: forms.setdefault(form, []).append((found, part))
+    for said in forms.values():
+        of, twice = {found[0] for found, _ in said}, all(len(found)>len(set(found)) for found, _ in said)
+        if len(of)<3-twice: continue
+        for _, part in said: reply = reply.replace(part, '')
+    return reply
+
+# %% ../../nbs/scoring/15_letters.ipynb #e046
+def letter_at_an_edge(
+    reply:str,          # As `readable_part` gives it
+    letter:str,         # A pattern such as `[ABCD]`
+)->Pick|None:           # None: no edge holds one
+    "A letter at an edge of a reply, or the one that it ticks; a pick without text: it only lists them"
+    last = (sentences(reply) or [''])[-1]
+    if m:=re.search(rf'{LEAD}(?:option |choice |letter )?\(?({letter})\)?[ .!]*$', last):
+        return Pick(m[1], 'pattern', 'letter at the end of the last sentence')
+    lines = _gone_through(reply, letter)
+    if again:=_repeated(lines):
+        return Pick(again, 'pattern', 'the option that is repeated behind a list of all')
+    if len({l for l, _ in lines})>2:
+        if ticked:=_ticked(lines): return Pick(ticked, 'pattern', 'the one option that is called correct')
+        if last in [line for _, line in lines] or _TASK.search(last):
+            return Pick('', 'none', 'it lists the options and chooses none')
+    elif m:=re.match(rf'\W*\(?({letter})\s*(?:[):]|\.(?!\w))|^\W*({letter})\W*$', last):
+        return Pick(m[1] or m[2], 'pattern', 'letter at the beginning of a line')
+    return _letter_at_the_beginning(reply, letter)
+
+# %% ../../nbs/scoring/15_letters.ipynb #e047
+def _letter_at_the_beginning(reply, letter):
+    "The letter that a reply begins with, if no other line or sentence begins with one"
+    if not re.match(rf'\W*\(?{letter}(?:[):.](?!\w)|\W*(?:\n|$))', reply): return None
+    lines = re.split(r'\n|(?<=\.)\s+(?=\(?[A-Z][).])', reply)
+    heads = [m[1] for line in lines if (m:=re.match(rf'\W*\(?({letter})(?:[):.](?!\w)|\W*$)', line))]
+    return Pick(heads[0], 'pattern', 'letter at the beginning of the reply') if len(heads)==1 else None
+
+# %% ../../nbs/scoring/15_letters.ipynb #e048b
+_TURN = (r"(?:no|wait|actually|correction|sorry|hold on|scratch that|on second thought|or rather|I mean"
+         r"|let me correct (?:that|myself))\b")
+_SAYS = (r"(?:it's|it is|it should be|it must be|that is|that's|should be|make it|make that|the|correct|right"
+         r"|final|answer|option|choice|is)\b")
+_WOULD = re.compile(r"(?:^|(?<=[.;!?]\s)|(?<=\n))[^.;!?\n]*\b(?:if|had)\b[^.;!?\n]*?\b(?:were|was|had|been)\b[^.;!?\n]*?"
+                    r"\bwould (?:be|have been)\b[^.;!?\n]*[.;!?]?"
+                    r"|[^.;!?\n]*\b(?:answer|option|it|choice) would (?:be|have been)\b[^.;!?\n]*?"
+                    r"\b(?:if|had)\b[^.;!?\n]*\b(?:were|was|had|been)\b(?:[^.;!?\n]|\.\d)*[.;!?]?")
+_WRONG_BOX = re.compile(r'\$*\\boxed\{[^{}]{0,40}\}\$* (?:is|would be|was) (?:wrong|incorrect|not)\b')
+
+@lru_cache
+def _turned(letters):
+    "A letter, a second thought and another letter"
+    return re.compile(rf"(?<![\w'])[{letters}](?![\w'])[*\"}}$ )]*(?:[?!.…,;:]+|\s*[—–-]+)?[\s*_#(]*(?:(?:oh|hm+|but|ah)\W+)*"
+                      rf"(?i:{_TURN})(?:[ ,.:;…*—–-]+(?i:{_TURN}|{_SAYS}))*[ ,.:;…*—–-]+(?=[(\"*]*[{letters}](?![\w'])"
+                      rf"(?!\W+(?i:is|was|isn't|are|cannot|can't) ?(?i:wrong|incorrect|not|be\b)?)(?!\)? ?[:.)] ?\w))")
+
+def corrected(
+    reply:str,          # As `readable_part` gives it
+    letters:str,        # Those that stand for an option, such as `ABCD`
+)->str:
+    "A reply without the letters that it takes back, or would choose if something else were the case"
+    if 'would' in reply: reply = _WOULD.sub(' ', reply)
+    if '\\boxed' in reply: reply = _WRONG_BOX.sub(' ', reply)
+    return _turned(letters).sub('', reply)
+
+# %% ../../nbs/scoring/15_letters.ipynb #e048e
+_REMAIN = re.compile(r'\b[Oo]ptions? ([A-Z](?:(?:, | and |, and )[A-Z])+) remain|\b[Ee]ither ([A-Z] or [A-Z])\b')
+_OUT = (r"(?i:(?:,? (?:which|that))? (?:(?:is|are|was|were|can be|must be|would be|drops?|falls?)"
+        r"(?: also| clearly| both| all)* "
+        r"(?:incorrect|wrong|false|out|impossible|ruled out|eliminated|excluded|discarded)|❌|✗))(?!\w)")
+
+@lru_cache
+def _rules_out(letters):
+    "Lists of letters that a text turns down"
+    some = rf"(?:[Oo]ptions? )?\(?[{letters}]\)?(?:(?:,? and |,? or |, |,? nor )(?:[Oo]ptions? )?\(?[{letters}]\)?)*(?![\w'’])"
+    return re.compile(rf"\b(?:[Nn]either|[Nn]or|[Nn]ot|isn't|can't be|cannot be|rul\w+ out|eliminat\w+|exclud\w+)(?: either)? {some}|"
+                      rf"(?<!\w){some}{_OUT}")
+
+def remaining(
+    reply:str,          # As `readable_part` gives it
+    letters:str,        # Those that stand for an option, such as `ABCD`
+)->str|None:            # None: several, or none
+    "The one option that a reply does not turn down, where it turns down the others"
+    text, each = small_article(_bare_text(reply)), rf"(?<![\w'])[{letters}](?![\w'])"
+    said = _REMAIN.search(text)
+    first = set(re.findall(each, said[0])) if said else set(letters)
+    if said: text = text.replace(said[0], '')
+    gone = {l for m in _rules_out(letters).finditer(text) for l in re.findall(each, m[0])}
+    left = first-gone
+    if len(left)!=1 or not gone or set(re.findall(each, _rules_out(letters).sub('', text)))&(set(letters)-left): return None
+    return left.pop()

@@ -15,8 +15,9 @@ from .passages import Pick, finals, sentences
 from .number_extraction import pick_number
 from .statements import stated, torn
 from .free_answers import formulas_in
-from .letters import (LEAD, called_right, letter_in, letters_for_labels, only_letter,
-                                         small_article, undenied)
+from .letters import (LEAD, called_right, corrected, letter_at_an_edge, letter_in,
+                                         letters_for_labels, only_letter, remaining, small_article, turned_down, undenied,
+                                         without_lists)
 from ..benchmarks.items import LETTERS
 
 # %% auto #0
@@ -179,70 +180,6 @@ def _right_letter_of(reply, letters):
     for part in reversed(sentences(reply)):
         if right:=called_right(undenied(part, letters), f'[{letters}]'): return right
 
-# %% ../../nbs/scoring/16_options.ipynb #c040
-_TICK = re.compile(r'✓|✔|✅|(?<!in)(?<!not )\b(?:correct|right|true|yes)\b', re.I)
-_CROSS = re.compile(r'✗|✘|❌|\b(?:incorrect|wrong|false|not|no)\b', re.I)
-
-def _gone_through(reply, letter):
-    "The lines of a reply that begin with an option, in their order: pairs of letter and line"
-    lines = re.split(r'\n|(?<=[.!?])\s+(?=\(?[A-Z][).:])', reply)
-    begun = ((re.match(rf'\W*(?:[Oo]ption )?\(?({letter})\s*(?:[):]|\.(?!\w))', line), line)
-             for line in lines)
-    return [(m[1], line) for m, line in begun if m]
-
-def _repeated(begun):
-    "The letter of the last line, if it begins one a second time, behind a list in order; None: it does not"
-    letters = [l for l, _ in begun]
-    listed = letters[:-1]
-    whole = len(listed)>1 and listed==sorted(set(listed))
-    return letters[-1] if whole and letters[-1] in listed else None
-
-def _ticked(lines):
-    "The one option that is called correct; None: none is, or several are"
-    ticked = [l for l, line in dict(lines).items() if _TICK.search(line) and not _CROSS.search(line)]
-    return ticked[0] if len(ticked)==1 else None
-
-# %% ../../nbs/scoring/16_options.ipynb #c043
-def _without_lists(reply, letters):
-    "A reply without sentences that say the same of three options, or of two by naming each twice"
-    named = re.compile(rf'\(?(?<![\w\'’])([{letters}])(?![\w\'’])\)?')
-    forms = {}
-    if len(named.findall(reply))<3: return reply
-    for part in dict.fromkeys(sentences(reply)):
-        if not (found:=named.findall(part)): continue
-        form = re.sub(r'\d+', '0', named.sub('_', part))
-        if len(re.findall(r'[a-z]{2,}', form))>2: forms.setdefault(form, []).append((found, part))
-    for said in forms.values():
-        of, twice = {found[0] for found, _ in said}, all(len(found)>len(set(found)) for found, _ in said)
-        if len(of)<3-twice: continue
-        for _, part in said: reply = reply.replace(part, '')
-    return reply
-
-# %% ../../nbs/scoring/16_options.ipynb #c046
-def _letter_at_an_edge(reply, letter):
-    "A letter at an edge of a reply, or the one that it ticks; a pick without text: it only lists them"
-    last = (sentences(reply) or [''])[-1]
-    if m:=re.search(rf'{LEAD}(?:option |choice |letter )?\(?({letter})\)?[ .!]*$', last):
-        return Pick(m[1], 'pattern', 'letter at the end of the last sentence')
-    lines = _gone_through(reply, letter)
-    if again:=_repeated(lines):
-        return Pick(again, 'pattern', 'the option that is repeated behind a list of all')
-    if len({l for l, _ in lines})>2:
-        if ticked:=_ticked(lines): return Pick(ticked, 'pattern', 'the one option that is called correct')
-        if last in [line for _, line in lines]:
-            return Pick('', 'none', 'it lists the options and chooses none')
-    elif m:=re.match(rf'\W*\(?({letter})\s*(?:[):]|\.(?!\w))|^\W*({letter})\W*$', last):
-        return Pick(m[1] or m[2], 'pattern', 'letter at the beginning of a line')
-    return _letter_at_the_beginning(reply, letter)
-
-# %% ../../nbs/scoring/16_options.ipynb #c047
-def _letter_at_the_beginning(reply, letter):
-    "The letter that a reply begins with, if no other line or sentence begins with one"
-    if not re.match(rf'\W*\(?{letter}(?:[):.](?!\w)|\W*(?:\n|$))', reply): return None
-    lines = re.split(r'\n|(?<=\.)\s+(?=\(?[A-Z][).])', reply)
-    heads = [m[1] for line in lines if (m:=re.match(rf'\W*\(?({letter})(?:[):.](?!\w)|\W*$)', line))]
-    return Pick(heads[0], 'pattern', 'letter at the beginning of the reply') if len(heads)==1 else None
-
 # %% ../../nbs/scoring/16_options.ipynb #c050
 _WORD = re.compile(r'(?!(?:sin|cos|tan|log|sqrt|deg)\b)[A-Za-z]{3,}|\b(?:no|it|is)\b', re.I)
 
@@ -329,17 +266,19 @@ def pick_option(
     "The option that a reply chooses"
     if not reply: return Pick('', 'none', 'an empty reply')
     letters = LETTERS[:len(choices) or 5]
-    reply = letters_for_labels(small_article(reply) if 'I' in letters else reply, letters)
+    reply = corrected(letters_for_labels(small_article(reply) if 'I' in letters else reply, letters), letters)
     if _takes_all_back(reply, choices): return Pick('', 'none', 'it says that no option is right')
-    reply = _without_lists(reply, letters)
+    reply = without_lists(reply, letters)
     passages = list(finals(reply, question))
     pick = _boxed_option(passages, choices, letters)
     if pick and not (pick.reason.startswith('option text') and _letter_behind_box(reply, passages, letters)):
         return pick
     pick = _marked_value(reply, passages, choices, letters)
     pick = pick or _marked_letter(passages, choices, letters, _right_letter_of(reply, letters))
-    pick = pick or _letter_at_an_edge(reply, f'[{letters}]')
+    pick = pick or letter_at_an_edge(reply, f'[{letters}]')
     if pick:=pick or _told(reply, choices, question, letters): return pick
+    if left:=remaining(reply, letters): return Pick(left, 'pattern', 'the only letter that is not turned down')
+    passages = [p for p in passages if not turned_down(p.text, letters)]
     if pick:=_marked_option(passages, choices, letters): return pick
     last = (sentences(reply) or [''])[-1]
     if len(last)<60 and not any(re.search(r'\b[A-Z]\b', c) for c in _texts(choices)):

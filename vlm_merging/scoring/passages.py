@@ -60,7 +60,7 @@ def boxed(
 
 # %% ../../nbs/scoring/10_passages.ipynb #c017
 _FIELD = re.compile(r'"(?:short[ _]?answer|final[ _]?answer|answer)"\s*:\s*', re.I)
-_FIELD_VALUE = re.compile(r'"((?:[^"\\]|\\.)*)"?|([^,}\n]+)')
+_FIELD_VALUE = re.compile(r'(\[[^\[\]\n]{0,200}\])|"((?:[^"\\]|\\.)*)"?|([^,}\n]+)')
 
 def field(
     text:str,           # A reply
@@ -68,7 +68,7 @@ def field(
     "The value of the last `short answer`, `final answer` or `answer` of a JSON reply, also of a damaged one"
     fields = list(_FIELD.finditer(text))
     value = fields and _FIELD_VALUE.match(text[fields[-1].end():])
-    return (value[1] if value[1] is not None else value[2]).replace('\\"', '"').strip(' `') if value else None
+    return next(v for v in value.groups() if v is not None).replace('\\"', '"').strip(' `') if value else None
 
 # %% ../../nbs/scoring/10_passages.ipynb #c020
 _TAGGED = re.compile(r'<answer>(.*?)(?:</answer>|$)|\n#### *(-?[$\d][^\n]{0,40})\s*$', re.S)

@@ -10,7 +10,7 @@ from .languages import denies, eastern, shared_pairs
 from .passages import finals, sentences
 
 # %% auto #0
-__all__ = ['polar_question', 'torn', 'stated']
+__all__ = ['polar_question', 'torn', 'outright', 'stated']
 
 # %% ../../nbs/scoring/12_statements.ipynb #c008
 _VERB = (r"(?:is|are|was|were|am|do|does|did|can|could|has|have|had|will|would|should|shall|may|might"

@@ -10,7 +10,7 @@ from functools import lru_cache
 from ..checkpoints.texts import did_you_mean, error_words, quoted
 
 # %% auto #0
-__all__ = ['WRAPPERS', 'THINKING', 'one_script', 'unknown_tags', 'check_wrappers', 'tag_name', 'thinking_name',
+__all__ = ['WRAPPERS', 'THINKING', 'one_script', 'in_plain_lines', 'unknown_tags', 'check_wrappers', 'tag_name', 'thinking_name',
            'only_thoughts_of', 'thoughts_marked', 'unwrapped', 'readable_part']
 
 # %% ../../nbs/scoring/07_wrappers.ipynb #c009
