@@ -191,10 +191,13 @@ def formula_only(
     return not re.search(r'[a-zA-Z]{3,}', _NAMED.sub('', text))
 
 # %% ../../nbs/scoring/04_forms.ipynb #c049
-_SPACES_AND_QUOTES = re.compile(r'[\s"\']')
+_QUOTED = re.compile(r'([\'"])([^\'"]*)\1')
+_SPACES_AND_QUOTES = re.compile(r'''(?<!\d)[\s"]|(?<=\d)\s(?!\d)|(?<![\w)])'|(?<=[A-Za-z]{2})'|(?<=[A-Za-z])'(?=[A-Za-z])''')
+_GAP_OF_DIGITS = re.compile(r'\s+(?=\d)')
 
 def bare(
     text:str,           # As `plain_spelling` gives it
 )->str:
     "A text without spaces, quotes and case"
-    return _SPACES_AND_QUOTES.sub('', text).casefold()
+    if m:=_QUOTED.fullmatch(text): text = m[2]
+    return _SPACES_AND_QUOTES.sub('', _GAP_OF_DIGITS.sub(' ', text)).casefold()

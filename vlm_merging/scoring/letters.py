@@ -290,10 +290,10 @@ _TURN = (r"(?:no|wait|actually|correction|sorry|hold on|scratch that|on second t
          r"|let me correct (?:that|myself))\b")
 _SAYS = (r"(?:it's|it is|it should be|it must be|that is|that's|should be|make it|make that|the|correct|right"
          r"|final|answer|option|choice|is)\b")
-_WOULD = re.compile(r"(?:^|(?<=[.;!?]\s)|(?<=\n))[^.;!?\n]*\b(?:if|had)\b[^.;!?\n]*?\b(?:were|was|had|been)\b[^.;!?\n]*?"
-                    r"\bwould (?:be|have been)\b[^.;!?\n]*[.;!?]?"
-                    r"|[^.;!?\n]*\b(?:answer|option|it|choice) would (?:be|have been)\b[^.;!?\n]*?"
-                    r"\b(?:if|had)\b[^.;!?\n]*\b(?:were|was|had|been)\b(?:[^.;!?\n]|\.\d)*[.;!?]?")
+_WOULD = re.compile(r"(?:^|(?<=[.;!?]\s)|(?<=\n))[^.;!?\n]{0,120}\b(?:if|had)\b[^.;!?\n]{0,120}?\b(?:were|was|had|been)\b[^.;!?\n]{0,120}?"
+                    r"\bwould (?:be|have been)\b[^.;!?\n]{0,120}[.;!?]?"
+                    r"|[^.;!?\n]{0,120}\b(?:answer|option|it|choice) would (?:be|have been)\b[^.;!?\n]{0,120}?"
+                    r"\b(?:if|had)\b[^.;!?\n]{0,120}\b(?:were|was|had|been)\b(?:[^.;!?\n]|\.\d)*[.;!?]?")
 _WRONG_BOX = re.compile(r'\$*\\boxed\{[^{}]{0,40}\}\$* (?:is|would be|was) (?:wrong|incorrect|not)\b')
 
 @lru_cache

@@ -99,8 +99,16 @@ _HEDGE = re.compile(r'\b(?:(?:most |very )?(?:likely|probably)|also|then|therefo
 _MAY = re.compile(r'\b(?:may|might|would|could|should)\b', re.I)
 
 # %% ../../nbs/scoring/16_options.ipynb #c031
-_NEGATED = re.compile(r"\b(?:not|isn't|aren't|wasn't|rather than|rul(?:es|ing) out|instead of|"
-                      r'neither|unlike)\b[^,.;:]{0,40}?(?=[,.;:]|\b(?:but|so|and)\b|$)', re.I)
+_NEGATED = re.compile(r"(?:\b(?:not(?! only)|rather than|rul(?:es|ing) out|instead of|"
+                      r"neither|unlike|never|hardly|lacks?|without|no longer|far from|anything but|cannot|"
+                      r"no(?! (?:doubt|change|effect|solution))(?! \w+ (?:is|are) ))\b|n't\b)"
+                      r'[^,.;:]{0,40}?(?=[,.;:]|\b(?:but|so|and)\b|$)'
+                      r"|(?:^|(?<=[,.;:] ))(?:(?:so|but|and) )?[^,.;:]{1,40} (?:is|are|was|were) (?:absent|missing|false|"
+                      r"not (?:shown|seen|visible|present|there|correct|the case))\b"
+                      r'|\bopposite of [^,.;:]{1,40}|\bno [^,.;:]{1,30} (?:can be|is|are) (?:seen|visible|shown|present)', re.I)
+_SUPPOSED = re.compile(r"[^.!?\n]*\?|\b(?:could|might|may) be (?:mistaken for |a |an |the )[^,.;:]{1,40}"
+                       r"|\b(?:tell|sure|clear) (?:whether|if)\b[^,.;:]*", re.I)
+
 _CONCLUSION_WORD = re.compile(r'\b(?:so|but|therefore|hence|thus)\b[ ,]*', re.I)
 
 def option_in(
@@ -113,6 +121,7 @@ def option_in(
     as_spelled = [i for i, c in enumerate(choices) if c and bare(plain_spelling(c))==said]
     if len(as_spelled)==1: return as_spelled[0]
     choices = _texts(choices)
+    if not any(_SUPPOSED.search(c) for c in choices): passage = _SUPPOSED.sub(' ', passage)
     if (i:=_sequence_option(passage, choices)) is not None: return i
     if any(coordinates(c) for c in choices): passage = re.sub(r'\bthe origin\b', '(0, 0)', passage)
     if _all_numbers(choices): return _equal_option(pick_number(passage), choices)

@@ -255,6 +255,7 @@ def yesno(
 # %% ../../nbs/scoring/17_rules.ipynb #c087
 _BEFORE_A_THING = '的のたるいな个個只隻条條张張座棵辆輛朵本匹 '    # What describes or counts it ends in these
 _SMALL_WORDS = ('a', 'an', 'the', 'at', 'in', 'on')
+_SIGN_OR_TWO, _MATTERS = re.compile(r'\W*(?:[A-Za-z]|\d+)\W*'), re.compile(r"[!|'+<>]")     # `n!` is not n
 _MONTHS_AND_DAYS = ('jan feb mar apr jun jul aug sep oct nov dec '
                     'mon tue wed thu fri sat sun').split()
 
@@ -262,6 +263,7 @@ def same_text(
     answer:str, gold:str, # As picked from a reply; as published
 )->str|None:             # In what they agree; None: they do not
     "Compare two short texts without case, punctuation, articles and plural"
+    if _SIGN_OR_TWO.fullmatch(gold) and {*_MATTERS.findall(gold)}!={*_MATTERS.findall(answer)}: return None
     def word(w): return w[:3] if w[:3] in _MONTHS_AND_DAYS and len(w)>3 else w         # `July` and `Jul`
     def words(t): return [word(w) for w in plain_words(t).split() if w not in _SMALL_WORDS]
     if words(gold) and words(answer)==words(gold): return 'same words'

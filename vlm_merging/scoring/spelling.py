@@ -4,7 +4,7 @@ r"""`½`, `1/2`, `\frac{1}{2}` and `**1/2**` are one thing, written as Unicode, 
 
 # %% ../../nbs/scoring/01_spelling.ipynb #c005
 from __future__ import annotations
-import re
+import math, re
 from functools import lru_cache
 
 # %% auto #0
@@ -89,6 +89,7 @@ _STYLE = re.compile(r'\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mathsf
 _STYLED = re.compile(_STYLE.pattern+r'\s*\{([^{}]*)\}')
 _SPACING = re.compile(r'\\[,;: ]|\\\\|\\[()\[\]]')           # Thin spaces, line breaks, borders of a formula
 _BACKWARD = re.compile(r'\s*\\!\s*')                        # Takes space away: `32,\!349`
+_TOUCHING = re.compile(r'(\\(?:cdot|times|pm|div))(?=\\)')       # `\cdot\sqrt2`
 _ESCAPED = re.compile(r'\\{2,}(?=(?:[dt]?frac|sqrt|text|pi|times|cdot|left|right|boxed|circ|pm|leq|geq'
                       r'|mathrm)\b)')
 _DEGREES = re.compile(r'\^\s*\{?\s*\\(?:circ|degree)(?![a-z])\s*\}?')
@@ -107,7 +108,7 @@ def without_latex(
 )->str:                 # Braces and dollars are still there
     "Write the commands of LaTeX in signs and words"
     text = _COLUMN.sub(_in_a_row, text) if 'matrix' in text else text
-    text = _BACKWARD.sub('', _ESCAPED.sub(r'\\', text))
+    text = _TOUCHING.sub(r'\1 ', _BACKWARD.sub('', _ESCAPED.sub(r'\\', text)))
     text = _SPACING.sub(' ', text.replace(r'\$', '$').replace(r'\%', '%').replace(r'\*', '*'))
     text = _DEGREES.sub(' deg ', text)
     if 'frac' in text or 'sqrt' in text: text = expand(_MIXED.sub(' ', text))
@@ -131,6 +132,7 @@ _BOLD = re.compile(r'(?<![\w)*])\*\*(?=[^\s*])([^*\n]{1,300})(?<=\S)\*\*(?![\w*]
 _STARS = re.compile(r'\*\*(?!\s*[\d(])|`|[*_]{2,}$|^[*_]{2,}')
 
 # %% ../../nbs/scoring/01_spelling.ipynb #c033
+_FACTORIAL = re.compile(r'[\s$]*(\d{1,2})\s*![\s$]*')              # And nothing else: `It is 5!` exclaims
 _TIMES_TEN = re.compile(r'(?<=\d) ?[xX] ?(?=10\s*(?:\^|\*\*))')
 
 @lru_cache(maxsize=4096)
@@ -139,6 +141,7 @@ def plain_spelling(
 )->str:                 # The same on one line of ASCII
     "One spelling for what LaTeX, Unicode and words spell differently"
     text = _BOLD.sub(r'\1', text[-2000:])
+    if m:=_FACTORIAL.fullmatch(text): text = str(math.factorial(int(m[1])))
     if '\\' in text: text = without_latex(text)
     text = without_braces(_TIMES_TEN.sub('*', ascii_signs(text)))
     return ' '.join(_STARS.sub('', text).split()).lstrip(' ,;:=').rstrip(' .,;:')
