@@ -62,6 +62,7 @@ def options_in(
     return tuple(o.strip(' \n,;') for o in texts) if len(texts)>1 else ()
 
 # %% ../../nbs/scoring/14_choices.ipynb #c016
+_OTHER_SPELLING = re.compile(r'(?:(?:option|choice|answer) ?:? ?)?\(?([A-Za-z])[).]?', re.I)
 _PURE_LETTERS = re.compile(r'(?:[\s(),;.&\[\]"\']|and|[A-Z](?![A-Za-z]))+')
 
 def gold_letters(
@@ -72,7 +73,15 @@ def gold_letters(
     letters = re.findall('[A-Z]', gold) if _PURE_LETTERS.fullmatch(gold) else []
     if letters: return ''.join(sorted(set(letters)))
     equal = [i for i, c in enumerate(choices) if c and same(c, gold)]
-    return LETTERS[equal[0]] if len(equal)==1 else ''
+    if len(equal)==1: return LETTERS[equal[0]]
+    return '' if equal or not choices else _spelled_letters(gold.strip(), LETTERS[:len(choices)])
+
+def _spelled_letters(gold, letters):
+    "The letters in `c`, `(c)`, `Option C`, `③` or `AC`, of those that stand for an option; empty: none"
+    if m:=_OTHER_SPELLING.fullmatch(gold): found = m[1].upper()
+    elif re.fullmatch('[①-⑳]', gold): found = LETTERS[ord(gold)-ord('①')]
+    else: found = gold if re.fullmatch('[A-Z]{2,}', gold) else ''
+    return ''.join(sorted(set(found))) if found and set(found)<=set(letters) and len(found)==len(set(found)) else ''
 
 # %% ../../nbs/scoring/14_choices.ipynb #c020
 def wants_letter(

@@ -17,7 +17,7 @@ from vlm_merging.scoring.rules import (
     same_text, vqa, yesno)
 from .wrappers import readable_part, thinking_name, thoughts_marked, unknown_tags
 from .languages import asked_group, in_english
-from .endings import cut_off, looping, refused
+from .endings import cut_off, looping, refused, without_closing
 from .passages import before_next_question, finals
 from .statements import outright, stated, torn
 from .free_answers import answer_kind, pick_text, pick_value
@@ -167,6 +167,7 @@ def _mark(row, reply, metric, strict, algebra):
     choices = asked_options(row)
     if strict: return RULES[metric](row, row['prediction'], choices)
     if metric=='contains': return RULES[metric](row, reply, choices)
+    reply = without_closing(reply)
     if (own:=before_next_question(reply, row['question']))!=reply: row, reply = row|dict(finish=None), own
     if metric=='yesno': return _yes_or_no(row, reply)
     if metric in _SHORT_REPLY_RULES: return _short_reply(row, reply, metric)
