@@ -45,13 +45,19 @@ def same_range(
     if ends:=range_ends(both.gold): return 'same range' if range_ends(both.answer)==ends else NO
 
 # %% ../../nbs/scoring/05_equality.ipynb #c013
+def _other_money(both):
+    "Are the two answers told in different money?"
+    signs = [m[0] for text in both[:2] if (m:=re.search('[$€£¥]', text))]
+    cents = re.search(r'\bcents?\b', both.answer)
+    return len({*signs})>1 or bool(cents and '$' in both.gold) or '$' in both.answer and 'euro' in both.gold
+
 def same_quantity(
     both:Both,          # The two answers
 )->str|None:            # In what they agree; None: they do not, or are no quantities
     "The same number, in the same unit or in none"
     answer, gold = quantity(both.answer), quantity(both.gold)
     if not answer or not gold or re.match(r'(?:or|and) -?\d', answer.rest): return None
-    if len(list_parts(both.answer))>1: return NO
+    if len(list_parts(both.answer))>1 or _other_money(both): return NO
     exact, _, rounded = both.answer.rpartition('=')
     if rounded and (value:=number(exact)) is not None and math.isclose(value, answer.value, rel_tol=.02):
         if how:=same_number(quantity(exact), gold, both.precision): return how

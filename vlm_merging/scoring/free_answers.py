@@ -102,7 +102,7 @@ def _coordinates_in(s, gold):
 # %% ../../nbs/scoring/13_free_answers.ipynb #c025
 def _range_in(s, gold):
     "The last range, such as `10 to 30`"
-    ranges = [m[0] for m in re.finditer(ENDS, s) if range_ends(m[0].strip())]
+    ranges = [m[0] for m in re.finditer(rf'(?<![\d.-]){ENDS.pattern}(?![-–]?\d)', s) if range_ends(m[0].strip())]
     return ranges[-1].strip() if ranges else None
 
 def _ratio_in(s, gold):

@@ -123,6 +123,8 @@ def _both(text, letter):
 # %% ../../nbs/scoring/15_letters.ipynb #c029
 def _several(text, letters):
     "The letters that a text consists of, or that it gives as its answers; None: not two or more, or all"
+    if (word:=re.fullmatch(rf'\W*(?:(?i:(?:the )?answers?|options?)(?: is| are)?\W+)?([{letters}]{{2,}})\W*', text)) \
+            and len(set(word[1]))==len(word[1])<len(letters): return ''.join(sorted(word[1]))
     one, small = rf'(?i:options? )?[("\']*\b[{letters}]\b[)"\']*', f'[{letters.lower()}]'
     if re.fullmatch(rf'\W*{small}(?:(?:, ?| ?& ?| and ){small})+\W*', text): text = text.upper()
     some = rf'({one}(?:(?:,? ?(?i:and) |, ?|; ?| ?& ?|(?<=\)) ?(?=\()){one})+)'

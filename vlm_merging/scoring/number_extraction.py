@@ -117,7 +117,11 @@ def _is_asked_for(asked, number, before, after):
 # %% ../../nbs/scoring/11_number_extraction.ipynb #c038
 _CLAUSE = re.compile(r',\s|[;:]\s|\.\s|\.$|'
                      r'\b(?:and|with|which|that|for|in|because|since|left|from|on|of|than)\b')
-_DENIED = re.compile(r"(?:\bnot|n't)(?: equal(?: to)?)? *$|\bcompared (?:to|with)[^.;]*$")
+_DENIED = re.compile(r"(?:\bnot|n't)(?: equal(?: to)?)? *$|\bcompared (?:to|with)[^.;]*$"
+                     r"|(?:!=|[<>]=?) *\$?$|\b(?:at least|at most|(?:more|less|fewer|greater) than|half(?: of)?|twice|no) $",
+                     re.I)
+_CHANGED = re.compile(r' ?(?:and a (?:half|quarter|third)|squared|cubed|factorial|square roots?'
+                      r'|less than \d|is (?:wrong|incorrect))\b|\)?_\d', re.I)            # `5 squared` is not 5
 
 @dataclass(frozen=True)
 class _Candidate:
@@ -136,7 +140,7 @@ def _candidates(sentence, asked):
     out = []
     for start, end in sorted(spans):
         number, after, near = sentence[start:end], sentence[end:], sentence[:start][-60:]
-        if _DENIED.search(near) or _counts_nothing(number, near, after): continue
+        if _DENIED.search(near) or _CHANGED.match(after) or _counts_nothing(number, near, after): continue
         direct = 2 if _is_asked_for(asked, number, near, after) else _directness(near)
         quoted = number.lstrip('+-$ ').replace(',', '').lower() in asked.quoted
         text = number+_CLAUSE.split(after[:60])[0]
@@ -145,11 +149,13 @@ def _candidates(sentence, asked):
 
 # %% ../../nbs/scoring/11_number_extraction.ipynb #c043
 _EXPLANATION = re.compile(r'(?<=[\w)]) ?\((?=[^()]*[a-z]{3})(?=[^()]*=)[^()]*\)$')
+_HALVES = re.compile(r'\b(\d+) and a half\b')
 _SPACED = re.compile(r'(?<![\d.,] )(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d.,]| \d)')
 
 def _plain_sentence(sentence):
     "A sentence in one spelling, without an explanation in brackets behind it"
     text = _EXPLANATION.sub('', plain_spelling(sentence).rstrip('! '))
+    text = _HALVES.sub(r'\1.5', text)
     return _SPACED.sub(lambda m: m[0].replace(' ', ''), text)
 
 # %% ../../nbs/scoring/11_number_extraction.ipynb #c046

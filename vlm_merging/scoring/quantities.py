@@ -11,7 +11,8 @@ from .numbers import leading_value, spelled, work
 from .spelling import plain_spelling
 
 # %% auto #0
-__all__ = ['UNITS', 'MANY', 'unit_of', 'Quantity', 'quantity', 'decimals', 'same_rounded', 'same_share', 'same_number']
+__all__ = ['UNITS', 'MANY', 'unit_of', 'Quantity', 'quantity', 'other_unit', 'decimals', 'same_rounded', 'same_share',
+           'same_number', 'asked_unit']
 
 # %% ../../nbs/scoring/03_quantities.ipynb #c008
 def _units(**kinds):
@@ -131,15 +132,31 @@ def _quantity(text):
     return Quantity(value*times, unit, None if times>1 else digits, rest, times)
 
 # %% ../../nbs/scoring/03_quantities.ipynb #c035
+_OTHERS = _units(speed=[('m/s', 1.), ('km/h kmh kph', 1/3.6), ('cm/s', .01), ('km/s', 1000.), ('mph', .44704)],
+                 acceleration=[('m/s^2', 1.)], voltage=[('V volt', 1.), ('mV', .001), ('kV', 1000.)],
+                 current=[('A ampere amp', 1.), ('mA', .001)], force=[('N newton', 1.), ('kN', 1000.), ('mN', .001)],
+                 energy=[('J joule', 1.), ('kJ', 1000.)], power=[('W watt', 1.), ('kW', 1000.)],
+                 pressure=[('Pa', 1.), ('kPa', 1000.)], frequency=[('Hz', 1.), ('kHz', 1000.)],
+                 months=[('month', 1.), ('year', 12.)], celsius=[('degC C', 1.)], fahrenheit=[('degF F', 1.)],
+                 money=[('dollar', 1.), ('cent', .01)], euro=[('euro', 1.)])
+
+@lru_cache(maxsize=4096)
+def other_unit(
+    text:str,           # What stands behind a number, and nothing else
+)->tuple[str, float]|None: # What it measures, and how much; None: not known
+    "A unit beyond those that people leave out: of speed, force, temperature, money and so on"
+    name = re.sub(r'\s', '', text.strip(' .()'))
+    return _OTHERS.get(name) or _OTHERS.get(name.lower().removesuffix('s')) if name else None
+
 def _by_unit(answer, gold):
     "What the units decide; None: nothing"
-    if not answer.unit or not gold.unit: return None
-    (what, scale), (asked, of) = answer.unit, gold.unit
+    units = [other_unit(q.rest) or q.unit for q in (answer, gold)]
+    if None in units: return None
+    (what, scale), (asked, of) = units
     if what==asked and scale!=of:
         same = math.isclose(answer.value*(scale/of), gold.value, rel_tol=1e-6)
         return 'same quantity in another unit' if same else ''
-    kinds = {what[:4], asked[:4]}
-    if len(kinds)>1 and not {'volu', 'leng'}>=kinds: return ''
+    if what!=asked and {what, asked}!={'volume^1', 'length^3'}: return ''
 
 # %% ../../nbs/scoring/03_quantities.ipynb #c039
 def decimals(
@@ -193,3 +210,16 @@ def same_number(
     computed = 1e-15 if 0 in (value, target) else 0       # `sin(pi)`
     if math.isclose(value, target, rel_tol=1e-9, abs_tol=computed): return 'same number'
     return same_rounded(answer, gold, precision) or same_share(answer, gold)
+
+# %% ../../nbs/scoring/03_quantities.ipynb #c051b
+_UNIT_ASKED = re.compile(r'\b(?:[Ii]n|[Hh]ow many) ((?:square |cubic )?[a-zA-Z]{2,}(?:[²³]|\^[23])?(?:/[a-z]+)?|m[²³]?)(?=[\s?.,;:)]|$)'
+                         r'|\((?:in )?((?:square |cubic )?(?:[a-zA-Z]{2,}(?:/[a-z]+)?|(?<=in )[ms])(?:[²³]|\^[23])?)\)')
+
+@lru_cache(maxsize=4096)
+def asked_unit(
+    question:str,       # As asked
+)->str|None:            # None: it names none, or several
+    "The unit in which a question wants its number"
+    named = {plain_spelling(a or b) for a, b in _UNIT_ASKED.findall(question)}
+    units = {name for name in named if name not in ('in', 'min') and (unit_of(name) or other_unit(name))}
+    return units.pop() if len(units)==1 else None

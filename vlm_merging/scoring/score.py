@@ -29,7 +29,7 @@ from ..asking.formats import VERDICT
 from ..asking.replies import NO_REPLY
 from ..asking.reading import table_at
 from .numbers import Late, limit, number
-from .quantities import unit_of
+from .quantities import asked_unit, other_unit, unit_of
 
 # %% auto #0
 __all__ = ['RULES', 'PROTOCOLS', 'SCORE_COLUMNS', 'COLUMNS_LEFT_OUT', 'score_row', 'typed_replies', 'score']
@@ -59,7 +59,8 @@ def _whole_gold(row):
     if len(set(lines:=gold.split('\n')))==1: gold = lines[0]       # Published twice
     if row.get('answer_type')=='list' and gold[:1]+gold[-1:]=='[]': gold = gold[1:-1]
     if 'in degrees' in _asked_of(row) and number(gold) is not None: gold = f'{gold} degrees'
-    if unit and number(gold) is not None and unit_of(unit): gold = f'{gold} {unit}'
+    unit = unit or asked_unit(_asked_of(row))
+    if unit and number(gold) is not None and (unit_of(unit) or other_unit(unit)): gold = f'{gold} {unit}'
     return gold
 
 def _asked_of(row): return row.get('question_for_eval') or row['question']
@@ -68,10 +69,13 @@ def _asked_of(row): return row.get('question_for_eval') or row['question']
 _LETTERLIKE = 'the gold answer looks like the letter of an option'
 _UNDECIDED = 'not decided within the limit of work, counted as not right'
 
+_IN_GROUPS = re.compile(r'thousand|million|billion|trillion|[千万萬億亿]|[천만억]', re.I)
+
 def _equal(answer, gold, row, algebra):
     "In what a picked answer and the gold answer agree; None: they do not; `_UNDECIDED`"
     asked, listed = _asked_of(row), row.get('answer_type')=='list'
     how = same(answer, gold, row.get('precision'), exact='exact' in asked.lower() or 'in terms of' in asked)
+    if how and 'thousands or millions' in how and not _IN_GROUPS.search(asked): how = None
     if not how and answer_kind(gold)=='text': how = same_text(answer, gold)
     if not how and listed: how = same_items(answer, gold)
     if how or not answer or not beyond(gold): return how
@@ -125,6 +129,8 @@ RULES = dict(mathvista=_strict_option(mathvista_strict), mathvision=_strict_opti
 # %% ../../nbs/scoring/19_score.ipynb #c026
 _SHORT_REPLY_RULES = dict(relaxed=relaxed, anls=anls, vqa=vqa)
 
+_DENIED = re.compile(r"\b(?:not|never|no)\b|n't\b", re.I)     # `It does not say stop.` does not read stop
+
 def _readings(row, reply):
     "What may be meant as the short answer of a reply: text -> why"
     question, gold = row['question'], accepted_answers(row['answer'])[0]
@@ -134,6 +140,7 @@ def _readings(row, reply):
              first.text:first.reason, words:'the final words'}
     value = re.match(r'([-$\d.,]*\d) *(%|percent)?', first.text)
     if value: tries |= {value[1]:first.reason, value[1]+'%'*bool(value[2]):first.reason}
+    if _DENIED.search(reply): tries = {t:why for t, why in tries.items() if why!='the final words' or _DENIED.search(t)}
     return {text:why for text, why in tries.items() if text}
 
 # %% ../../nbs/scoring/19_score.ipynb #c028
