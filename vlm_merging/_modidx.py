@@ -2768,6 +2768,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'vlm_merging/scoring/rules.py'),
                                            'vlm_merging.scoring.rules._chart_number': ( 'scoring/rules.html#_chart_number',
                                                                                         'vlm_merging/scoring/rules.py'),
+                                           'vlm_merging.scoring.rules._date': ('scoring/rules.html#_date', 'vlm_merging/scoring/rules.py'),
                                            'vlm_merging.scoring.rules._edit_distance': ( 'scoring/rules.html#_edit_distance',
                                                                                          'vlm_merging/scoring/rules.py'),
                                            'vlm_merging.scoring.rules._infer_option': ( 'scoring/rules.html#_infer_option',

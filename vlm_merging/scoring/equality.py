@@ -38,10 +38,13 @@ def same_letters(
     return 'same text' if bare(both.answer)==bare(both.gold) else None
 
 # %% ../../nbs/scoring/05_equality.ipynb #c010
+_DATE = re.compile(r'\d{4}-\d\d-\d\d')
+
 def same_range(
     both:Both,          # The two answers
 )->str|None:            # In what they agree; `NO`; None: no range is asked for
     "A range such as `20-40` is right with both ends only"
+    if _DATE.fullmatch(both.gold) and _DATE.fullmatch(both.answer): return NO
     if ends:=range_ends(both.gold): return 'same range' if range_ends(both.answer)==ends else NO
 
 # %% ../../nbs/scoring/05_equality.ipynb #c013

@@ -14,7 +14,7 @@ from vlm_merging.scoring.forms import (
     unlabelled, variables)
 from .languages import eastern, shared_pairs
 from .passages import Pick, finals, sentences
-from .statements import stated, torn
+from .statements import outright, stated, torn
 from .number_extraction import CONCLUSION, REASON, pick_number
 
 # %% auto #0
@@ -29,6 +29,7 @@ def answer_kind(
     "What kind of thing to look for in a reply"
     g = plain_spelling(gold)
     if coordinates(g) or bracket_interval(g): return 'coordinates'
+    if re.fullmatch(r'\d{4}-\d\d-\d\d', g): return 'text'              # A date
     if range_ends(g): return 'range'
     if g.lower() in _YES: return 'yes or no'
     if re.search(r'\d ?[ap]\.?m\b', g.lower()): return 'text'        # A time of day
@@ -239,6 +240,8 @@ def pick_value(
     "The number, formula, list or coordinates that a reply gives as its answer"
     kind = answer_kind(gold)
     if kind=='yes or no' and torn(reply): return Pick('', 'none', 'yes and no')
+    if gold.strip().lower() in ('yes', 'no') and (said:=outright(reply, question)):
+        return Pick(said, 'pattern', 'said outright')
     if kind=='yes or no' and not _SAYS_SO.search(reply) and (told:=stated(reply, question)):
         told = told if gold.strip().lower() in ('yes', 'no') else str(told=='yes')
         return Pick(told, 'pattern', f'a statement that means {told}')

@@ -23,8 +23,9 @@ def _bare_text(passage):
 _PLACES = {word:i for i, words in enumerate(('first 가 ㄱ 甲 ア', 'second 나 ㄴ 乙 イ', 'third 다 ㄷ 丙 ウ',
                                              'fourth 라 ㄹ 丁 エ', 'fifth 마 ㅁ 戊 オ',
                                             'sixth 바 ㅂ 己 カ')) for word in words.split()}
+_WORDS = dict(zip('one two three four five six'.split(), '123456'))
 _LABELS = re.compile(r'\b(?:option|choice)s? (?:number |no\.? ?|# '
-                     r'?)?\(?([1-9])\)?(?![\d.,/%]*\d)|\b(first|second|third|fourth|fifth|sixth|last) '
+                     r'?)?\(?([1-9]|(?:one|two|three|four|five|six)\b(?! of\b))\)?(?![\d.,/%]*\d)|\b(first|second|third|fourth|fifth|sixth|last) '
                      r'(?:option|choice|answer)\b'
                      r'|([①-⑳])|([ⓐ-ⓩⒶ-Ⓩ])|\(([가나다라마바ㄱㄴㄷㄹㅁㅂ甲乙丙丁戊アイウエオカ])\)|(?<=The answer is '
                      r')([가나다라마바ㄱㄴㄷㄹㅁㅂ甲乙丙丁戊アイウエオカ])(?!\w)', re.I)
@@ -37,7 +38,7 @@ def letters_for_labels(
     def letter(m):
         number, place, circle, round_letter, *syllables = m.groups()
         if round_letter: return f'({chr((ord(round_letter)-ord("Ⓐ"))%26+65)})'
-        at = (int(number)-1 if number else ord(circle)-ord('①') if circle else len(letters)-1 if place
+        at = (int(_WORDS.get(number.lower(), number))-1 if number else ord(circle)-ord('①') if circle else len(letters)-1 if place
               and place.lower()=='last'
               else _PLACES[(place or syllables[0] or syllables[1]).lower()])
         return f'option ({letters[at]})' if at<len(letters) else m[0]
@@ -292,10 +293,8 @@ _TURN = (r"(?:no|wait|actually|correction|sorry|hold on|scratch that|on second t
          r"|let me correct (?:that|myself))\b")
 _SAYS = (r"(?:it's|it is|it should be|it must be|that is|that's|should be|make it|make that|the|correct|right"
          r"|final|answer|option|choice|is)\b")
-_WOULD = re.compile(r"(?:^|(?<=[.;!?]\s)|(?<=\n))[^.;!?\n]{0,120}\b(?:if|had)\b[^.;!?\n]{0,120}?\b(?:were|was|had|been)\b[^.;!?\n]{0,120}?"
-                    r"\bwould (?:be|have been)\b[^.;!?\n]{0,120}[.;!?]?"
-                    r"|[^.;!?\n]{0,120}\b(?:answer|option|it|choice) would (?:be|have been)\b[^.;!?\n]{0,120}?"
-                    r"\b(?:if|had)\b[^.;!?\n]{0,120}\b(?:were|was|had|been)\b(?:[^.;!?\n]|\.\d)*[.;!?]?")
+_CLAUSE = re.compile(r'(?:[^.;!?\n]|\.(?=\d))+[.;!?]?')
+_WOULD = [re.compile(p) for p in (r'\bwould (?:be|have been)\b', r'\b(?:[Ii]f|[Hh]ad)\b', r'\b(?:were|was|had|been)\b')]
 _WRONG_BOX = re.compile(r'\$*\\boxed\{[^{}]{0,40}\}\$* (?:is|would be|was) (?:wrong|incorrect|not)\b')
 
 @lru_cache
@@ -310,7 +309,8 @@ def corrected(
     letters:str,        # Those that stand for an option, such as `ABCD`
 )->str:
     "A reply without the letters that it takes back, or would choose if something else were the case"
-    if 'would' in reply: reply = _WOULD.sub(' ', reply)
+    if 'would' in reply:
+        reply = _CLAUSE.sub(lambda m: ' ' if all(p.search(m[0]) for p in _WOULD) else m[0], reply)
     if '\\boxed' in reply: reply = _WRONG_BOX.sub(' ', reply)
     return _turned(letters).sub('', reply)
 

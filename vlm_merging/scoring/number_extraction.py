@@ -160,7 +160,7 @@ def _plain_sentence(sentence):
 
 # %% ../../nbs/scoring/11_number_extraction.ipynb #c046
 CONCLUSION = re.compile(r'^.*\b(?:so|therefore|thus|hence)\b[ ,]*(.*)$', re.S)
-REASON = re.compile(r',? (?:because|since|as (?:the|there|it|we|they)) .*$')
+REASON = re.compile(r',? (?:because|although|even though|since|as (?:the|there|it|we|they)) .*$')
 _NOT = re.compile(r',? (?:and )?(?:not|rather than|instead of|but not|unlike) [^,;]*$', re.I)
 _OPEN = re.compile(r"\b(?:cannot|can ?not|can't|could not|couldn't) be (?:\w+ "
                    r")?(?:determined|known|told|calculated|answered)\b|\b(?:is|are) "
@@ -205,6 +205,7 @@ def _of_the_named(candidates, sentence, question):
 # %% ../../nbs/scoring/11_number_extraction.ipynb #c055
 _NO_VALUE = re.compile(r'\W*(?:(?:therefore|thus|so|hence|there|i|we)\W+'
                        r'(?:is|are|see|can see|find|count)? *)*(?:no|none)\b', re.I)
+_NOTHING = re.compile(r'\W*(?:none|zero|nothing|0)\W*', re.I)
 _ROUNDED = re.compile(r'\b(?:approximately|about|roughly|nearly|around)\s*$')
 _RATIO = re.compile(r'(?<![\d:])\d{1,9} ?: ?\d{1,9}(?![\d:])')
 
@@ -229,6 +230,7 @@ def pick_number(
     new:bool=False,     # Only a number that the question does not quote?
 )->str|None:            # None: none, or a range
     "The number that a sentence gives as its answer"
+    if _NOTHING.fullmatch(sentence): return '0'
     sentence = _answering_part(_plain_sentence(sentence))
     if end:=_right_end(sentence): return None if re.match(r'or -?\d', quantity(end).rest) else end.strip()
     asked = _asked(question)

@@ -28,7 +28,7 @@ def plain_words(
     text:str,           # Any text
 )->str:
     "Words in lower case and singular with single spaces, for finding one text in another"
-    text = re.sub(r'(?<=[\d%]) ?- ?(?=\d)', '-', plain_spelling(text).casefold())
+    text = re.sub(r'(?<=[\d%]) ?- ?(?=\d)', '-', plain_spelling(text).casefold()).replace('grey', 'gray')
     words = re.findall(r'[^\W_]+(?:[.,:/^*]\d+)*|[-+](?=\d)|[%°$]', text)
     return ' '.join(w[:-1] if w[-1]=='s' and len(w)>3 else w for w in words)
 

@@ -260,10 +260,23 @@ _SIGN_OR_TWO, _MATTERS = re.compile(r'\W*(?:[A-Za-z]|\d+)\W*'), re.compile(r"[!|
 _MONTHS_AND_DAYS = ('jan feb mar apr jun jul aug sep oct nov dec '
                     'mon tue wed thu fri sat sun').split()
 
+_DAY = re.compile(r'(?P<y>\d{4})-(?P<m>\d{1,2})-(?P<d>\d{1,2})|(?P<name>[a-z]{3,9})\.? (?P<d2>\d{1,2})(?:st|nd|rd|th)?,? (?P<y2>\d{4})'
+                  r'|(?P<d3>\d{1,2})(?:st|nd|rd|th)?(?: of)? (?P<name3>[a-z]{3,9})\.?,? (?P<y3>\d{4})', re.I)
+
+def _date(text):
+    "Year, month and day of a text that is a date, and nothing else; None: it is none"
+    if not (m:=_DAY.fullmatch(text.strip(' .'))): return None
+    year, month, day = m['y'] or m['y2'] or m['y3'], m['m'] or m['name'] or m['name3'], m['d'] or m['d2'] or m['d3']
+    if not month.isdigit():
+        if month[:3].lower() not in _MONTHS_AND_DAYS[:12]: return None
+        month = _MONTHS_AND_DAYS.index(month[:3].lower())+1
+    return int(year), int(month), int(day)
+
 def same_text(
     answer:str, gold:str, # As picked from a reply; as published
 )->str|None:             # In what they agree; None: they do not
     "Compare two short texts without case, punctuation, articles and plural"
+    if (day:=_date(gold)) and (of:=_date(answer)): return 'same date' if of==day else None
     if _SIGN_OR_TWO.fullmatch(gold) and {*_MATTERS.findall(gold)}!={*_MATTERS.findall(answer)}: return None
     def word(w): return w[:3] if w[:3] in _MONTHS_AND_DAYS and len(w)>3 else w         # `July` and `Jul`
     def words(t): return [word(w) for w in plain_words(t).split() if w not in _SMALL_WORDS]

@@ -5,6 +5,7 @@
 # %% ../../nbs/scoring/19_score.ipynb #c005
 from __future__ import annotations
 import json, re
+from dataclasses import replace
 from pathlib import Path
 import polars as pl
 from .algebra import Algebra, beyond
@@ -129,7 +130,7 @@ RULES = dict(mathvista=_strict_option(mathvista_strict), mathvision=_strict_opti
 # %% ../../nbs/scoring/19_score.ipynb #c026
 _SHORT_REPLY_RULES = dict(relaxed=relaxed, anls=anls, vqa=vqa)
 
-_DENIED = re.compile(r"\b(?:not|never|no)\b|n't\b", re.I)     # `It does not say stop.` does not read stop
+_DENIED = re.compile(r"\b(?:not|never)\b|n't\b", re.I)     # `It does not say stop.` does not read stop
 
 def _readings(row, reply):
     "What may be meant as the short answer of a reply: text -> why"
@@ -227,6 +228,7 @@ def score_row(
     whole = {**row, 'question':row.get('question') or '', 'prediction':prediction}
     reply = readable_part(prediction)
     mark = _mark_in_time(whole, reply, metric, protocol=='strict', algebra)
+    if mark.reason=='an empty reply' and prediction.strip(): mark = replace(mark, reason='only a thought, and no answer')
     correct = None if mark.value is None else mark.value>=.5
     return dict(correct=correct, value=mark.value, picked=mark.picked[:500], tier=mark.tier,
                 reason=mark.reason, outcome=_outcome(prediction, reply, mark, row.get('finish')),
@@ -248,7 +250,7 @@ def _typed(frame, name):
     kind, column = frame.schema.get(name), pl.col(name)
     if kind is None: return pl.lit(None, pl.String).alias(name)
     if name=='precision': return column.cast(pl.Float64, strict=False).cast(pl.Int64, strict=False)
-    if kind.is_nested():
+    if kind.is_nested() or kind in (pl.Binary, pl.Object, pl.Duration):
         if name in ('choices', 'category'): return column
         raise ValueError(f"Column {name} holds {kind}, where one text a row is needed.")
     if not kind.is_float(): return column.cast(pl.String)
