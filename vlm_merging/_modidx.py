@@ -2589,6 +2589,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                   'vlm_merging/scoring/number_extraction.py'),
                                                        'vlm_merging.scoring.number_extraction._right_end': ( 'scoring/number_extraction.html#_right_end',
                                                                                                              'vlm_merging/scoring/number_extraction.py'),
+                                                       'vlm_merging.scoring.number_extraction._without_spaces': ( 'scoring/number_extraction.html#_without_spaces',
+                                                                                                                  'vlm_merging/scoring/number_extraction.py'),
                                                        'vlm_merging.scoring.number_extraction.pick_number': ( 'scoring/number_extraction.html#pick_number',
                                                                                                               'vlm_merging/scoring/number_extraction.py')},
             'vlm_merging.scoring.numbers': { 'vlm_merging.scoring.numbers.Late': ( 'scoring/numbers.html#late',

@@ -138,7 +138,7 @@ def _several(text, letters):
 
 # %% ../../nbs/scoring/15_letters.ipynb #c032
 AFTER_LETTER = (r'(?:is|are|because|since|as|for|which|and|with|in|where|according|based|matches|best|'
-                r'shows?|option|choice|would|must|has)\b')
+                r'shows?|option|choice|would|must|has|nor|or)\b')
 
 def small_article(
     text:str,           # A passage
@@ -171,11 +171,11 @@ def _in_its_place(text, letter):
 
 # %% ../../nbs/scoring/15_letters.ipynb #c042
 LEAD = (r"(?i:\b(?:so|hence|thus|therefore|it's|it is|it must be|must be|choose|pick|select|selected|"
-         r"go with|conclude|fits|remains|is|be)[ ,:]+|[→⇒]\s*)")
+         r"go with|conclude|fits|remains|is|be|I'd say|I would say|lean(?:ing)? towards?)[ ,:]+|[→⇒]\s*)")
 
 def _at_the_end(text, letter):
     "A letter behind `hence` or `choose`, the only one in brackets, or one behind `is`"
-    whole = re.sub(r',? (?:because|since|as) .*$', '', text)
+    whole = re.sub(r',? (?:because|since|as|though|although) .*$', '', text)
     end = re.search(rf'{LEAD}(?:option |choice |letter )?[("\']*({letter})[)"\' .!]*$', whole)
     if end: return end[1]
     inside = set(re.findall(rf'\(({letter})\)', text))

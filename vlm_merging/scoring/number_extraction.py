@@ -20,7 +20,7 @@ _COMPOUND = (r'\d+ ?(?:hours?|hrs?|h|feet|ft|lbs?|minutes?|min)[ ,]*(?:and )?'
              r'\d+ ?(?:minutes?|min|seconds?|sec|inches|inch|in|oz)\b')
 _FREE, _MINUS = r'(?<![A-Za-z0-9_.,^:])(?<![a-zA-Z]\()(?<![a-zA-Z]\(-)', r'(?:(?:minus|negative) )?'
 _DIGITS = r'(?:\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?(?:[eE][-+]?\d{1,3}\b)?|\.\d+)(?![\w]*:\w)'
-_NUMBER = re.compile(rf'{_FREE}{_COMPOUND}|{_FREE}{_MINUS}[-+]?(?:\$ ?)?{_DIGITS}'
+_NUMBER = re.compile(rf'{_FREE}{_COMPOUND}|{_FREE}{_MINUS}[-+]?(?:[$€£¥] ?)?{_DIGITS}'
                      rf'|\b{_MINUS}{SPELLED.pattern}', re.I)
 
 # %% ../../nbs/scoring/11_number_extraction.ipynb #c011
@@ -222,6 +222,9 @@ def _most_direct(candidates, sentence, question, sure, new=False):
 # %% ../../nbs/scoring/11_number_extraction.ipynb #c058
 _WHOLE = re.compile(r'\W*(?:\d[\d,]*(?:\.0+(?!\d))?(?!\.?\d)|\d[\d.]* (?:thou|m|b)|[a-z])', re.I)
 
+_OF_ONE = re.compile(r'(?=[^=]*[\d|+*/^-])([-+*/^|().\d\s]*(?<![a-z])[a-z](?![a-z])[-+*/^|().\d\s]*)=[^=]*$')  # `2x = 5`
+def _without_spaces(text): return re.sub(r'[\s$]', '', plain_spelling(text))
+
 def pick_number(
     sentence:str,       # A sentence of a reply
     question:str='',    # As asked
@@ -232,6 +235,7 @@ def pick_number(
     "The number that a sentence gives as its answer"
     if _NOTHING.fullmatch(sentence): return '0'
     sentence = _answering_part(_plain_sentence(sentence))
+    if (of:=_OF_ONE.match(sentence)) and _without_spaces(of[1]) not in _without_spaces(question): return None
     if end:=_right_end(sentence): return None if re.match(r'or -?\d', quantity(end).rest) else end.strip()
     asked = _asked(question)
     candidates = _candidates(sentence, asked)

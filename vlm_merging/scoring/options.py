@@ -106,7 +106,7 @@ _NEGATED = re.compile(r"(?:\b(?:not(?! only)|rather than|rul(?:es|ing) out|inste
                       r"|(?:^|(?<=[,.;:] ))(?:(?:so|but|and) )?[^,.;:]{1,40} (?:is|are|was|were) (?:absent|missing|false|"
                       r"not (?:shown|seen|visible|present|there|correct|the case))\b"
                       r'|\bopposite of [^,.;:]{1,40}|\bno [^,.;:]{1,30} (?:can be|is|are) (?:seen|visible|shown|present)', re.I)
-_SUPPOSED = re.compile(r"[^.!?\n]*\?|\b(?:could|might|may) be (?:mistaken for |a |an |the )[^,.;:]{1,40}"
+_SUPPOSED = re.compile(r"(?:^|(?<=[.!?\n]))[^.!?\n]*\?|\b(?:could|might|may) be (?:mistaken for |a |an |the )[^,.;:]{1,40}"
                        r"|\b(?:tell|sure|clear) (?:whether|if)\b[^,.;:]*", re.I)
 
 _CONCLUSION_WORD = re.compile(r'\b(?:so|but|therefore|hence|thus)\b[ ,]*', re.I)

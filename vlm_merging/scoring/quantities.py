@@ -108,6 +108,8 @@ def _digits(text, value):
 # %% ../../nbs/scoring/03_quantities.ipynb #c030
 _MORE = re.compile(r'[ (]*[a-z]+[ ,]*(and )?(?=\d)')
 
+_DECADE = re.compile(r'(?:1[5-9]|20)\d\ds\b')                               # `1990s` is no year
+
 def quantity(
     text:str,           # An answer
 )->Quantity|None:       # None: it does not begin with a number, or a variable follows
@@ -119,6 +121,7 @@ def quantity(
 def _quantity(text):
     "The same without counting its work, which would be none the second time"
     text = _from_number(plain_spelling(text))
+    if _DECADE.match(text): return None
     got = leading_value(text) or spelled(text) or (spelled(text[1:], -1) if text[:1]=='-' else None)
     if got is None: return None
     value, rest = got

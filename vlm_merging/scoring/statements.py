@@ -93,6 +93,7 @@ asleep sleeping | awake
 vertical vertically | horizontal horizontally
 sitting seated | standing'''
 _MORE, _MOST, _SAME = '_0', '_1', '_2'
+_HERE = f"_{next(i for i, line in enumerate(_PAIRS.splitlines()) if line.startswith('present'))}"
 _SIGN_OF = {word:(f'_{i}', sign) for i, line in enumerate(_PAIRS.split('\n'))
             for sign, side in zip((1, -1), line.split('|')) for word in side.split()}
 _PREFIX = re.compile(r'(?:un|in|im|ir|il|non|dis|a)-?(?=[a-z]{4})')
@@ -208,6 +209,7 @@ def _says(sentence, question, goes_on=False):
     if _only_a_part(sentence, question): return False
     turns = _turns(sentence)+_turns(re.sub(rf"^{_VERB}", '', question, flags=re.I))+len(opposites)
     turns += sum(asked[word]!=said[word] for word in shared)
+    turns += _HERE not in asked and said.get(_HERE)==-1                   # `Dogs are absent.`
     if _EQUAL.search(sentence): return turns%2==0
     return (turns+_swapped(_THAN.split(question), _THAN.split(sentence)))%2==0
 
