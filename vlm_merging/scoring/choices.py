@@ -81,7 +81,7 @@ def _spelled_letters(gold, letters):
     if m:=_OTHER_SPELLING.fullmatch(gold): found = m[1].upper()
     elif re.fullmatch('[①-⑳]', gold): found = LETTERS[ord(gold)-ord('①')]
     else: found = gold if re.fullmatch('[A-Z]{2,}', gold) else ''
-    return ''.join(sorted(set(found))) if found and set(found)<=set(letters) and len(found)==len(set(found)) else ''
+    return ''.join(sorted(found)) if set(found)<=set(letters) and len(found)==len(set(found)) else ''
 
 # %% ../../nbs/scoring/14_choices.ipynb #c020
 def wants_letter(

@@ -89,19 +89,23 @@ def refused(
 CLOSINGS = (
     r"(?:please )?(?:let me know|feel free|don't hesitate|do not hesitate|just (?:ask|let me know))\b.*",
     r"(?:if|should) you (?:need|have|want|would like|'d like)\b.*(?:let me know|feel free|ask|help|here).*",
-    r"(?:I )?hope (?:this|that|it|the explanation)(?: explanation| answer)? (?:helps|is helpful|was helpful|makes sense|clarifies)\b.*",
+    r"(?:I )?hope (?:this|that|it|the explanation)(?: explanation| answer)? (?:helps|is helpful|was helpful"
+    r"|makes sense|clarifies)\b.*",
     r"(?:is there anything|would you like me|do you (?:want|need)|can I help|anything else)\b.*\?",
-    r"(?:happy|glad) to (?:help|explain|elaborate)\b.*|you're welcome|(?:have a (?:great|nice|good)|good luck)\b.*",
+    r"(?:happy|glad) to (?:help|explain|elaborate)\b.*|you're welcome|(?:have a (?:great|nice|good)"
+    r"|good luck)\b.*",
     r"(?:please )?note that (?:this|I|my|the (?:answer|image))\b.*(?:based on|may|might|approximat|not be).*",
     r"(?:disclaimer|please verify|always verify|please double-check)\b.*",
-    r"(?:my )?confidence(?: level| score)?\W{0,4}(?:is|:|=)?\W{0,4}(?:\d+(?:\.\d+)? ?%?|high|medium|low|very high)\W*",
+    r"(?:my )?confidence(?: level| score)?\W{0,4}(?:is|:|=)?\W{0,4}(?:\d+(?:\.\d+)? ?%?|high|medium|low"
+    r"|very high)\W*",
     r"希望(?:这|這|以上|我的)?(?:些)?(?:回答|解答|解释|解釋|信息)?(?:能|可以)?(?:对|對)?(?:你|您)?(?:能)?有(?:所)?(?:帮助|幫助).*",
     r"(?:如果|如)(?:你|您)?(?:还|還)?(?:有|需要).*(?:问题|問題|帮助|幫助|告诉我|告訴我).*|(?:欢迎|歡迎)(?:随时|隨時)?.*(?:提问|提問|问我).*",
     r".*도움이 (?:되|됐)\S*(?: ?(?:바랍|좋겠|기를|길)\S*)*|.*(?:궁금한|추가|다른|더 필요).*(?:말씀|물어|질문|알려)\S*(?: ?주세요)?",
     r".*(?:参考|お役|ご参考)に(?:なれ|立て|なり)\S*|.*(?:ご質問|ご不明|他に).*(?:ください|下さい).*")
 _CLOSING = re.compile(r'\W*(?:'+'|'.join(CLOSINGS)+r')\W*', re.I|re.S)
 _LAST_SENTENCE = re.compile(r'(?:\n+|(?<=[.!?。！？*)])\s+|(?<=[。！？]))(?=[^\n]*$)')
-_SMILES = re.compile('[\U0001f300-\U0001f5ff\U0001f600-\U0001f64f\U0001f680-\U0001f6ff\U0001f900-\U0001faff\u263a\u2764]+\s*$')
+_SMILES = re.compile('[\U0001f300-\U0001f5ff\U0001f600-\U0001f64f\U0001f680-\U0001f6ff'
+                     '\U0001f900-\U0001faff\u263a\u2764]+\s*$')
 
 def without_closing(
     text:str,           # As `readable_part` gives it

@@ -103,7 +103,8 @@ def _coordinates_in(s, gold):
 # %% ../../nbs/scoring/13_free_answers.ipynb #c025
 def _range_in(s, gold):
     "The last range, such as `10 to 30`"
-    ranges = [m[0] for m in re.finditer(rf'(?<![\d.-]){ENDS.pattern}(?![-–]?\d)', s) if range_ends(m[0].strip())]
+    found = re.finditer(rf'(?<![\d.-]){ENDS.pattern}(?![-–]?\d)', s)
+    ranges = [m[0] for m in found if range_ends(m[0].strip())]
     return ranges[-1].strip() if ranges else None
 
 def _ratio_in(s, gold):
@@ -125,8 +126,8 @@ def _list_in(s, gold):
 def _yes_or_no_in(s, gold):
     "Yes, no, true or false"
     s = re.sub(r'\b(?:yes\W*(?:or|/)\W*no|true\W*(?:or|/)\W*false)\b', ' ', s, flags=re.I)
-    s = re.sub(r"(?:\bnot|n't|\bhardly) (true|false)\b", lambda m: 'false' if m[1].lower()=='true' else 'true', s,
-               flags=re.I)
+    s = re.sub(r"(?:\bnot|n't|\bhardly) (true|false)\b", 
+               lambda m: 'false' if m[1].lower()=='true' else 'true', s, flags=re.I)
     words = re.findall(r'\b(?:yes|no|true|false)\b(?! (?:evidence|information|way|one|doubt))', s.lower())
     word = (words[0] if s.lower().startswith(words[0]) else words[-1]) if words else None
     return dict(true='yes', false='no').get(word, word) if gold.strip().lower() in ('yes', 'no') else word

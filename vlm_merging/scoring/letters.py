@@ -25,7 +25,8 @@ _PLACES = {word:i for i, words in enumerate(('first 가 ㄱ 甲 ア', 'second �
                                             'sixth 바 ㅂ 己 カ')) for word in words.split()}
 _WORDS = dict(zip('one two three four five six'.split(), '123456'))
 _LABELS = re.compile(r'\b(?:option|choice)s? (?:number |no\.? ?|# '
-                     r'?)?\(?([1-9]|(?:one|two|three|four|five|six)\b(?! of\b))\)?(?![\d.,/%]*\d)|\b(first|second|third|fourth|fifth|sixth|last) '
+                     r'?)?\(?([1-9]|(?:one|two|three|four|five|six)\b(?! of\b))\)?(?![\d.,/%]*\d)|\b(first'
+                     r'|second|third|fourth|fifth|sixth|last) '
                      r'(?:option|choice|answer)\b'
                      r'|([①-⑳])|([ⓐ-ⓩⒶ-Ⓩ])|\(([가나다라마바ㄱㄴㄷㄹㅁㅂ甲乙丙丁戊アイウエオカ])\)|(?<=The answer is '
                      r')([가나다라마바ㄱㄴㄷㄹㅁㅂ甲乙丙丁戊アイウエオカ])(?!\w)', re.I)
@@ -38,7 +39,8 @@ def letters_for_labels(
     def letter(m):
         number, place, circle, round_letter, *syllables = m.groups()
         if round_letter: return f'({chr((ord(round_letter)-ord("Ⓐ"))%26+65)})'
-        at = (int(_WORDS.get(number.lower(), number))-1 if number else ord(circle)-ord('①') if circle else len(letters)-1 if place
+        at = (int(_WORDS.get(number.lower(), number))-1 if number
+              else ord(circle)-ord('①') if circle else len(letters)-1 if place
               and place.lower()=='last'
               else _PLACES[(place or syllables[0] or syllables[1]).lower()])
         return f'option ({letters[at]})' if at<len(letters) else m[0]
@@ -103,7 +105,8 @@ def turned_down(
 )->bool:
     "Does a sentence begin with an option that it turns down, and name no other?"
     m = re.match(rf'\W*(?:[Oo]ption |[Cc]hoice )?{_turned_down(letters).pattern}', text)
-    return bool(m) and not re.search(rf"(?<!\w)[{letters}](?![\w'])|\b(?:so|but|therefore|thus)\b", text[m.end():])
+    other = rf"(?<!\w)[{letters}](?![\w'])|\b(?:so|but|therefore|thus)\b"
+    return bool(m) and not re.search(other, text[m.end():])
 
 def _unlisted(text, letter):
     "A text without lists of three letters and more: `A, B, C, D` chooses none"
@@ -124,7 +127,8 @@ def _both(text, letter):
 # %% ../../nbs/scoring/15_letters.ipynb #c029
 def _several(text, letters):
     "The letters that a text consists of, or that it gives as its answers; None: not two or more, or all"
-    if (word:=re.fullmatch(rf'\W*(?:(?i:(?:the )?answers?|options?)(?: is| are)?\W+)?([{letters}]{{2,}})\W*', text)) \
+    if (word:=re.fullmatch(rf'\W*(?:(?i:(?:the )?answers?|options?)(?: is'
+                           rf'| are)?\W+)?([{letters}]{{2,}})\W*', text)) \
             and len(set(word[1]))==len(word[1])<len(letters): return ''.join(sorted(word[1]))
     one, small = rf'(?i:options? )?[("\']*\b[{letters}]\b[)"\']*', f'[{letters.lower()}]'
     if re.fullmatch(rf'\W*{small}(?:(?:, ?| ?& ?| and ){small})+\W*', text): text = text.upper()
@@ -294,15 +298,19 @@ _TURN = (r"(?:no|wait|actually|correction|sorry|hold on|scratch that|on second t
 _SAYS = (r"(?:it's|it is|it should be|it must be|that is|that's|should be|make it|make that|the|correct|right"
          r"|final|answer|option|choice|is)\b")
 _CLAUSE = re.compile(r'(?:[^.;!?\n]|\.(?=\d))+[.;!?]?')
-_WOULD = [re.compile(p) for p in (r'\bwould (?:be|have been)\b', r'\b(?:[Ii]f|[Hh]ad)\b', r'\b(?:were|was|had|been)\b')]
+_WOULD = [re.compile(p) for p in (r'\bwould (?:be|have been)\b',
+                                  r'\b(?:[Ii]f|[Hh]ad)\b', r'\b(?:were|was|had|been)\b')]
 _WRONG_BOX = re.compile(r'\$*\\boxed\{[^{}]{0,40}\}\$* (?:is|would be|was) (?:wrong|incorrect|not)\b')
 
 @lru_cache
 def _turned(letters):
     "A letter, a second thought and another letter"
-    return re.compile(rf"(?<![\w'])[{letters}](?![\w'])[*\"}}$ )]*(?:[?!.…,;:]+|\s*[—–-]+)?[\s*_#(]*(?:(?:oh|hm+|but|ah)\W+)*"
-                      rf"(?i:{_TURN})(?:[ ,.:;…*—–-]+(?i:{_TURN}|{_SAYS}))*[ ,.:;…*—–-]+(?=[(\"*]*[{letters}](?![\w'])"
-                      rf"(?!\W+(?i:is|was|isn't|are|cannot|can't) ?(?i:wrong|incorrect|not|be\b)?)(?!\)? ?[:.)] ?\w))")
+    return re.compile(rf"(?<![\w'])[{letters}]"
+                      rf"(?![\w'])[*\"}}$ )]*(?:[?!.…,;:]+|\s*[—–-]+)?[\s*_#(]*(?:(?:oh|hm+|but|ah)\W+)*"
+                      rf"(?i:{_TURN})(?:[ ,.:;…*—–-]+(?i:{_TURN}|{_SAYS}))*[ ,.:;…*—–-]+(?=["
+                      rf"(\"*]*[{letters}](?![\w'])"
+                      rf"(?!\W+(?i:is|was|isn't|are|cannot|can't) ?(?i:wrong|incorrect|not"
+                      rf"|be\b)?)(?!\)? ?[:.)] ?\w))")
 
 def corrected(
     reply:str,          # As `readable_part` gives it
@@ -315,7 +323,8 @@ def corrected(
     return _turned(letters).sub('', reply)
 
 # %% ../../nbs/scoring/15_letters.ipynb #e048e
-_REMAIN = re.compile(r'\b[Oo]ptions? ([A-Z](?:(?:, | and |, and )[A-Z])+) remain|\b[Ee]ither ([A-Z] or [A-Z])\b')
+_REMAIN = re.compile(r'\b[Oo]ptions? ([A-Z](?:(?:, | and |, and )[A-Z])+) remain'
+                     r'|\b[Ee]ither ([A-Z] or [A-Z])\b')
 _OUT = (r"(?i:(?:,? (?:which|that))? (?:(?:is|are|was|were|can be|must be|would be|drops?|falls?)"
         r"(?: also| clearly| both| all)* "
         r"(?:incorrect|wrong|false|out|impossible|ruled out|eliminated|excluded|discarded)|❌|✗))(?!\w)")
@@ -323,8 +332,10 @@ _OUT = (r"(?i:(?:,? (?:which|that))? (?:(?:is|are|was|were|can be|must be|would 
 @lru_cache
 def _rules_out(letters):
     "Lists of letters that a text turns down"
-    some = rf"(?:[Oo]ptions? )?\(?[{letters}]\)?(?:(?:,? and |,? or |, |,? nor )(?:[Oo]ptions? )?\(?[{letters}]\)?)*(?![\w'’])"
-    return re.compile(rf"\b(?:[Nn]either|[Nn]or|[Nn]ot|isn't|can't be|cannot be|rul\w+ out|eliminat\w+|exclud\w+)(?: either)? {some}|"
+    one = rf"(?:[Oo]ptions? )?\(?[{letters}]\)?"
+    some = rf"{one}(?:(?:,? and |,? or |, |,? nor ){one})*(?![\w'])"
+    return re.compile(rf"\b(?:[Nn]either|[Nn]or|[Nn]ot|isn't|can't be|cannot be|rul\w+ out|eliminat\w+"
+                      rf"|exclud\w+)(?: either)? {some}|"
                       rf"(?<!\w){some}{_OUT}")
 
 def remaining(
@@ -338,5 +349,5 @@ def remaining(
     if said: text = text.replace(said[0], '')
     gone = {l for m in _rules_out(letters).finditer(text) for l in re.findall(each, m[0])}
     left = first-gone
-    if len(left)!=1 or not gone or set(re.findall(each, _rules_out(letters).sub('', text)))&(set(letters)-left): return None
-    return left.pop()
+    named = set(re.findall(each, _rules_out(letters).sub('', text)))-left
+    return left.pop() if gone and len(left)==1 and not named else None

@@ -118,10 +118,11 @@ def _is_asked_for(asked, number, before, after):
 _CLAUSE = re.compile(r',\s|[;:]\s|\.\s|\.$|'
                      r'\b(?:and|with|which|that|for|in|because|since|left|from|on|of|than)\b')
 _DENIED = re.compile(r"(?:\bnot|n't)(?: equal(?: to)?)? *$|\bcompared (?:to|with)[^.;]*$"
-                     r"|(?:!=|[<>]=?) *\$?$|\b(?:at least|at most|(?:more|less|fewer|greater) than|half(?: of)?|twice|no) $",
+                     r"|(?:!=|[<>]=?) *\$?$|\b(?:at least|at most|(?:more|less|fewer|greater) than"
+                     r"|half(?: of)?|twice|no) $",
                      re.I)
 _CHANGED = re.compile(r' ?(?:and a (?:half|quarter|third)|squared|cubed|factorial|square roots?'
-                      r'|less than \d|is (?:wrong|incorrect))\b|\)?_\d', re.I)            # `5 squared` is not 5
+                      r'|less than \d|is (?:wrong|incorrect))\b|\)?_\d', re.I)         # `5 squared` is not 5
 
 @dataclass(frozen=True)
 class _Candidate:
@@ -222,7 +223,8 @@ def _most_direct(candidates, sentence, question, sure, new=False):
 # %% ../../nbs/scoring/11_number_extraction.ipynb #c058
 _WHOLE = re.compile(r'\W*(?:\d[\d,]*(?:\.0+(?!\d))?(?!\.?\d)|\d[\d.]* (?:thou|m|b)|[a-z])', re.I)
 
-_OF_ONE = re.compile(r'(?=[^=]*[\d|+*/^-])([-+*/^|().\d\s]*(?<![a-z])[a-z](?![a-z])[-+*/^|().\d\s]*)=[^=]*$')  # `2x = 5`
+_OF_ONE = re.compile(r'(?=[^=]*[\d|+*/^-])([-+*/^|().\d\s]*(?<![a-z])[a-z](?![a-z])[-+*/^'
+                     r'|().\d\s]*)=[^=]*$')  # `2x = 5`
 def _without_spaces(text): return re.sub(r'[\s$]', '', plain_spelling(text))
 
 def pick_number(

@@ -16,7 +16,8 @@ from .number_extraction import pick_number
 from .statements import stated, torn
 from .free_answers import formulas_in
 from .letters import (LEAD, called_right, corrected, letter_at_an_edge, letter_in,
-                                         letters_for_labels, only_letter, remaining, small_article, turned_down, undenied,
+                                         letters_for_labels, only_letter, remaining, small_article,
+                                         turned_down, undenied,
                                          without_lists)
 from ..benchmarks.items import LETTERS
 
@@ -103,10 +104,13 @@ _NEGATED = re.compile(r"(?:\b(?:not(?! only)|rather than|rul(?:es|ing) out|inste
                       r"neither|unlike|never|hardly|lacks?|without|no longer|far from|anything but|cannot|"
                       r"no(?! (?:doubt|change|effect|solution))(?! \w+ (?:is|are) ))\b|n't\b)"
                       r'[^,.;:]{0,40}?(?=[,.;:]|\b(?:but|so|and)\b|$)'
-                      r"|(?:^|(?<=[,.;:] ))(?:(?:so|but|and) )?[^,.;:]{1,40} (?:is|are|was|were) (?:absent|missing|false|"
+                      r"|(?:^|(?<=[,.;:] ))(?:(?:so|but|and) )?[^,.;:]{1,40} (?:is|are|was|were) (?:absent"
+                      r"|missing|false|"
                       r"not (?:shown|seen|visible|present|there|correct|the case))\b"
-                      r'|\bopposite of [^,.;:]{1,40}|\bno [^,.;:]{1,30} (?:can be|is|are) (?:seen|visible|shown|present)', re.I)
-_SUPPOSED = re.compile(r"(?:^|(?<=[.!?\n]))[^.!?\n]*\?|\b(?:could|might|may) be (?:mistaken for |a |an |the )[^,.;:]{1,40}"
+                      r'|\bopposite of [^,.;:]{1,40}|\bno [^,.;:]{1,30} (?:can be|is|are) (?:seen|visible'
+                      r'|shown|present)', re.I)
+_SUPPOSED = re.compile(r"(?:^|(?<=[.!?\n]))[^.!?\n]*\?|\b(?:could|might|may) be (?:mistaken for |a |an "
+                       r"|the )[^,.;:]{1,40}"
                        r"|\b(?:tell|sure|clear) (?:whether|if)\b[^,.;:]*", re.I)
 
 _CONCLUSION_WORD = re.compile(r'\b(?:so|but|therefore|hence|thus)\b[ ,]*', re.I)
@@ -286,7 +290,8 @@ def pick_option(
     pick = pick or _marked_letter(passages, choices, letters, _right_letter_of(reply, letters))
     pick = pick or letter_at_an_edge(reply, f'[{letters}]')
     if pick:=pick or _told(reply, choices, question, letters): return pick
-    if left:=remaining(reply, letters): return Pick(left, 'pattern', 'the only letter that is not turned down')
+    if left:=remaining(reply, letters): return Pick(left, 'pattern', 'the only letter that is not turned'
+                                                                     ' down')
     passages = [p for p in passages if not turned_down(p.text, letters)]
     if pick:=_marked_option(passages, choices, letters): return pick
     last = (sentences(reply) or [''])[-1]

@@ -135,9 +135,11 @@ def _quantity(text):
     return Quantity(value*times, unit, None if times>1 else digits, rest, times)
 
 # %% ../../nbs/scoring/03_quantities.ipynb #c035
-_OTHERS = _units(speed=[('m/s', 1.), ('km/h kmh kph', 1/3.6), ('cm/s', .01), ('km/s', 1000.), ('mph', .44704)],
+_OTHERS = _units(speed=[('m/s', 1.), ('km/h kmh kph', 1/3.6), ('cm/s', .01),
+                        ('km/s', 1000.), ('mph', .44704)],
                  acceleration=[('m/s^2', 1.)], voltage=[('V volt', 1.), ('mV', .001), ('kV', 1000.)],
-                 current=[('A ampere amp', 1.), ('mA', .001)], force=[('N newton', 1.), ('kN', 1000.), ('mN', .001)],
+                 current=[('A ampere amp', 1.), ('mA', .001)],
+                 force=[('N newton', 1.), ('kN', 1000.), ('mN', .001)],
                  energy=[('J joule', 1.), ('kJ', 1000.)], power=[('W watt', 1.), ('kW', 1000.)],
                  pressure=[('Pa', 1.), ('kPa', 1000.)], frequency=[('Hz', 1.), ('kHz', 1000.)],
                  months=[('month', 1.), ('year', 12.)], celsius=[('degC C', 1.)], fahrenheit=[('degF F', 1.)],
@@ -215,8 +217,10 @@ def same_number(
     return same_rounded(answer, gold, precision) or same_share(answer, gold)
 
 # %% ../../nbs/scoring/03_quantities.ipynb #c051b
-_UNIT_ASKED = re.compile(r'\b(?:[Ii]n|[Hh]ow many) ((?:square |cubic )?[a-zA-Z]{2,}(?:[²³]|\^[23])?(?:/[a-z]+)?|m[²³]?)(?=[\s?.,;:)]|$)'
-                         r'|\((?:in )?((?:square |cubic )?(?:[a-zA-Z]{2,}(?:/[a-z]+)?|(?<=in )[ms])(?:[²³]|\^[23])?)\)')
+_UNIT_ASKED = re.compile(r'\b(?:[Ii]n|[Hh]ow many) ((?:square |cubic )?[a-zA-Z]{2,}(?:[²³]'
+                         r'|\^[23])?(?:/[a-z]+)?|m[²³]?)(?=[\s?.,;:)]|$)'
+                         r'|\((?:in )?((?:square |cubic )?(?:[a-zA-Z]{2,}(?:/[a-z]+)?|(?<=in )[ms])(?:[²³]'
+                         r'|\^[23])?)\)')
 
 @lru_cache(maxsize=4096)
 def asked_unit(

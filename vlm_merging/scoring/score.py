@@ -141,7 +141,7 @@ def _readings(row, reply):
              first.text:first.reason, words:'the final words'}
     value = re.match(r'([-$\d.,]*\d) *(%|percent)?', first.text)
     if value: tries |= {value[1]:first.reason, value[1]+'%'*bool(value[2]):first.reason}
-    if _DENIED.search(reply): tries = {t:why for t, why in tries.items() if why!='the final words' or _DENIED.search(t)}
+    if _DENIED.search(reply) and not _DENIED.search(words): tries.pop(words, None)
     return {text:why for text, why in tries.items() if text}
 
 # %% ../../nbs/scoring/19_score.ipynb #c028
@@ -228,7 +228,8 @@ def score_row(
     whole = {**row, 'question':row.get('question') or '', 'prediction':prediction}
     reply = readable_part(prediction)
     mark = _mark_in_time(whole, reply, metric, protocol=='strict', algebra)
-    if mark.reason=='an empty reply' and prediction.strip(): mark = replace(mark, reason='only a thought, and no answer')
+    if mark.reason=='an empty reply' and prediction.strip():
+        mark = replace(mark, reason='only a thought, and no answer')
     correct = None if mark.value is None else mark.value>=.5
     return dict(correct=correct, value=mark.value, picked=mark.picked[:500], tier=mark.tier,
                 reason=mark.reason, outcome=_outcome(prediction, reply, mark, row.get('finish')),

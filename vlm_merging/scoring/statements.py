@@ -186,7 +186,8 @@ def _comparing(asked, said):
 
 # %% ../../nbs/scoring/12_statements.ipynb #c040
 _ABOUT = .7              # Share of the carrying words of the question that a sentence must have
-_SEES_NONE = re.compile(r"\b(?:I|we|you) (?:can't|cannot|can not|don't|do not) (?:see|find|spot|detect|identify|notice) "
+_SEES_NONE = re.compile(r"\b(?:I|we|you) (?:can't|cannot|can not|don't|do not) (?:see|find|spot|detect"
+                        r"|identify|notice) "
                         r"(?=any\b|an? )", re.I)
 _OF_IT = re.compile(r'\W*(?:it|they|this|these|that|those|he|she)\b', re.I)
 
@@ -278,9 +279,11 @@ _CLAUSES = re.compile(r'(?:,? \b(?:so|therefore|thus|hence|which means)\b|, but\
                       r'| but\b(?! (?:one|two|three|for|a few)\b)),? (?:that )?|; ', re.I)
 _OUTRIGHT = re.compile(r'(?:^|\banswer\b.{0,30}? )(?:\([A-Z]\) )?\W*(yes|no)[,.:]', re.I)
 
-_YES_WORD = (r'(yes|no)\b(?!(?: |-)(?:doubt|matter|evidence|one|other|[a-z]+ (?:is|are|was|were|can)\b)|\.? ?\d'
+_YES_WORD = (r'(yes|no)\b(?!(?: |-)(?:doubt|matter|evidence|one|other|[a-z]+ (?:is|are|was|were|can)\b)'
+             r'|\.? ?\d'
          r'|\W*(?:or|and|/)\W*(?:yes|no)\b)')
-_BEGINS = re.compile(rf'\W*(?:(?:so|therefore|thus|hence|answer|final answer)\b\W*)*(?:the answer is\W*)?{_YES_WORD}'
+_BEGINS = re.compile(rf'\W*(?:(?:so|therefore|thus|hence|answer'
+                     rf'|final answer)\b\W*)*(?:the answer is\W*)?{_YES_WORD}'
                      r'(?=\W*$|[,.;:!*) -])', re.I)
 _ENDS = re.compile(rf'(?:\b(?:so|is|would be|say|think|therefore|hence)|[:,])\W*{_YES_WORD}\W*$', re.I)
 _MARKS_IT = ('behind "the answer is"', 'boxed', 'the answer tag', 'the field of a JSON reply')

@@ -19,7 +19,7 @@ _SPACES = re.compile('[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]')
 _UNSEEN = re.compile('[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe0f\ufeff]')
 _SEPARATORS = str.maketrans({'٫':'.', '٬':',', '٪':'%', '’':"'", '‘':"'", 'ʼ':"'",
                              '\u2028':'\n', '\u2029':'\n', '\x85':'\n'})
-_JAMO = re.compile('[\u1100-\u11ff\u0300\u0301\u0308\u3099\u309a]')         # Letters of a syllable, accents by themselves
+_JAMO = re.compile('[\u1100-\u11ff\u0300\u0301\u0308\u3099\u309a]')         # Parts of a syllable, accents
 
 @lru_cache(maxsize=4096)
 def _in_ascii(sign):
