@@ -529,3 +529,76 @@ def test_an_entry_that_no_tag_can_match_is_refused(monkeypatch):
 def test_samples_without_a_number_are_told():
     table = pl.DataFrame(dict(index=['1', '1', '2'], answer=['5']*3, prediction=['5', '6', '5']))
     assert 'left out of the accuracy' in problems(table)[0] and 'column `sample`' in problems(table)[0]
+
+@pytest.mark.parametrize('reply,said', [
+    ('No people are here, but a bus is parked at the kerb. Yes.', 'yes'),
+    ('There is no cat. **Answer: Yes**', 'yes'),
+    ('{"thought": "not a van", "answer": "yes"}', 'yes'), ('It is not dark. \\boxed{Yes}', 'yes'),
+    ('At first sight yes, but it is a van. So the answer is no.', 'no'), ('yes/no: no', 'no'),
+    ('I’ll answer yes or no.\n\nAnswer: No', 'no'), ('No, but yes would be near.', 'no'),
+    ('The picture doesn’t show a bus.', 'no'), ('I can’t see any bus.', 'no'),
+    ('Buses are absent here.', 'no'),
+    ('No doubt: a bus is at the kerb, so yes.', 'yes')])
+def test_a_marked_yes_or_no_beats_one_that_is_only_said(reply, said):
+    for metric in ('yesno', None):
+        for gold in ('yes', 'no'):
+            row = one(reply, dict(question='Is there a bus in the photo?', answer=gold, metric=metric))
+            assert row['correct']==(gold==said), (reply, metric, gold, row['picked'], row['reason'])
+
+@pytest.mark.parametrize('reply,letter', [
+    ('The answer is A... no, wait, it is D.', 'D'), ('**Answer:** A\n\n**Correction:** D', 'D'),
+    ('It is A? No, D.', 'D'),
+    ('If the sky were clear, the answer would be A. It is D.', 'D'),
+    ('$\\boxed{D}$, while $\\boxed{A}$ is wrong.', 'D'),
+    ('Option A is wrong because red is warm. Option B is wrong. Option C is wrong.', 'D'),
+    ('Neither A nor C nor D fits.', 'B'), ('Options A and D remain. A can be ruled out.', 'D'),
+    ('A ❌\nB ✅\nC ❌\nD ❌', 'B'), ('- [ ] A. red\n- [x] B. blue\n- [ ] C. green', 'B'),
+    ('{"answer": ["A", "D"]}', 'AD'),
+    ('选项A是错误的，正确的应该是D。', 'D'), ('答えはAだと思いましたが、Dでした。', 'D'), ('AとD', 'AD'), ('Option two', 'B'),
+    ('There is no red here.', ''), ('It isn’t red.', ''), ('Could it be red?', ''),
+    ('It could be a red one.', ''),
+    ('Red is not shown; it is green.', 'C'), ('Without any red, it is green.', 'C'),
+    ('B\n\nI hope this helps!', 'B'), ('blue. Let me know if you have questions! 😊', 'B')])
+def test_second_thoughts_denials_and_closings(reply, letter):
+    assert one(reply, COLOURS|dict(answer='B'))['picked']==letter
+
+@pytest.mark.parametrize('question,gold,reply,right', [
+    ('How long is it?', '5/2', '2 1/2', 1), ('How long is it?', '21/2', '2 1/2', 0),
+    ('How long is it?', '34', '3 4', 0),
+    ('What is it?', 'k!', 'k', 0), ('What is it?', "B'", 'B', 0), ('What is it?', '|y|', 'y', 0),
+    ('What is it?', '24', '4!', 1),
+    ('Find x.', '8', 'x ≠ 8', 0), ('Find x.', '8', 'x > 8', 0), ('Find x.', '8', 'half of 8', 0),
+    ('Find x.', '8', '8 squared', 0),
+    ('Find x.', '8', '3x = 8', 0), ('What is 3x?', '8', '3x = 8', 1), ('Find x.', '8.5', '8 and a half', 1),
+    ('How wide is it in cm?', '8', '8 mm', 0), ('How wide is it in cm?', '8', '80 mm', 1),
+    ('How fast?', '10 m/s', '36 km/h', 1),
+    ('How fast?', '10 m/s', '10 km/h', 0), ('How warm?', '8 °C', '8 °F', 0), ('What price?', '$8', '€8', 0),
+    ('How long?', '8 cm', '8 cm²', 0), ('How many?', '8', '8 million', 0),
+    ('How many, in millions?', '8', '8 million', 1),
+    ('What year?', '1980', 'the 1980s', 0), ('Which bin?', '30-40', '30-40-50', 0),
+    ('When?', 'May 3, 1999', '3 May 1999', 1),
+    ('When?', '1999-05-03', 'May 3, 1999', 1), ('When?', '1999-05-03', '1999-03-05', 0),
+    ('True?', 'True', 'not true', 0),
+    ('How many?', '8', '面积不等于8。', 0), ('How many?', '0', 'None', 1)])
+def test_signs_units_and_relations_tell_values_apart(question, gold, reply, right):
+    row = one(reply, dict(question=question, answer=gold))
+    assert row['correct']==bool(right), row
+
+@pytest.mark.parametrize('gold', ['b', '(b)', 'Option B', '②', 'B'])
+def test_a_gold_letter_in_other_spellings(gold):
+    assert one('B', COLOURS|dict(answer=gold))['correct']
+
+@pytest.mark.parametrize('around', ['ASSISTANT: {}', '> {}', '{}\u2028', '"{}"', '**{}**',
+    '{}\n\n**Confidence:** 80%',
+                                    '{} 希望对你有帮助！', '{} 도움이 되었기를 바랍니다.'])
+def test_a_speaker_a_quotation_and_a_closing_change_nothing(around):
+    for reply in ('The answer is B.',
+    'blue'): assert one(around.format(reply), COLOURS|dict(answer='B'))['correct'], around
+
+def test_a_column_that_is_no_text_is_named():
+    from datetime import timedelta
+    for cells in ([timedelta(1)], [b'7'], pl.Series([object()], dtype=pl.Object)):
+        with pytest.raises(ValueError, match='Column answer holds'): score(pl.DataFrame(dict(prediction=['7'], answer=cells)))
+
+def test_a_thought_without_an_answer_is_called_so():
+    assert one('<think>It may be 7', dict(question='?', answer='7'))['reason']=='only a thought, and no answer'

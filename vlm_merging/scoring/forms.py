@@ -192,7 +192,7 @@ def formula_only(
 
 # %% ../../nbs/scoring/04_forms.ipynb #c049
 _QUOTED = re.compile(r'([\'"])([^\'"]*)\1')
-_SPACES_AND_QUOTES = re.compile(r'''(?<!\d)[\s"]|(?<=\d)\s(?!\d)|(?<![\w)])'|'''         # `1 1/2`, `5"`, `A'` stay
+_SPACES_AND_QUOTES = re.compile(r'''(?<!\d)[\s"]|(?<=\d)\s(?!\d)|(?<![\w)])'|'''   # `1 1/2`, `5"`, `A'`
                                 r'''(?<=[A-Za-z]{2})'|(?<=[A-Za-z])'(?=[A-Za-z])''')
 _GAP_OF_DIGITS = re.compile(r'\s+(?=\d)')
 

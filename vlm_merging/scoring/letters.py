@@ -105,8 +105,7 @@ def turned_down(
 )->bool:
     "Does a sentence begin with an option that it turns down, and name no other?"
     m = re.match(rf'\W*(?:[Oo]ption |[Cc]hoice )?{_turned_down(letters).pattern}', text)
-    other = rf"(?<!\w)[{letters}](?![\w'])|\b(?:so|but|therefore|thus)\b"
-    return bool(m) and not re.search(other, text[m.end():])
+    return bool(m) and not re.search(rf"\b(?:[{letters}](?!')|so|but|therefore|thus)\b", text[m.end():])
 
 def _unlisted(text, letter):
     "A text without lists of three letters and more: `A, B, C, D` chooses none"
@@ -142,7 +141,7 @@ def _several(text, letters):
 
 # %% ../../nbs/scoring/15_letters.ipynb #c032
 AFTER_LETTER = (r'(?:is|are|because|since|as|for|which|and|with|in|where|according|based|matches|best|'
-                r'shows?|option|choice|would|must|has|nor|or)\b')
+                r'shows?|option|choice|would|must|has|nor|or|can be|cannot|does)\b')
 
 def small_article(
     text:str,           # A passage
@@ -305,12 +304,10 @@ _WRONG_BOX = re.compile(r'\$*\\boxed\{[^{}]{0,40}\}\$* (?:is|would be|was) (?:wr
 @lru_cache
 def _turned(letters):
     "A letter, a second thought and another letter"
-    return re.compile(rf"(?<![\w'])[{letters}]"
-                      rf"(?![\w'])[*\"}}$ )]*(?:[?!.…,;:]+|\s*[—–-]+)?[\s*_#(]*(?:(?:oh|hm+|but|ah)\W+)*"
-                      rf"(?i:{_TURN})(?:[ ,.:;…*—–-]+(?i:{_TURN}|{_SAYS}))*[ ,.:;…*—–-]+(?=["
-                      rf"(\"*]*[{letters}](?![\w'])"
-                      rf"(?!\W+(?i:is|was|isn't|are|cannot|can't) ?(?i:wrong|incorrect|not"
-                      rf"|be\b)?)(?!\)? ?[:.)] ?\w))")
+    return re.compile(rf"(?<![\w'])[{letters}](?![\w'])[*\"}}$ )]*(?:[?!.…,;:]+|\s*[—–-]+)?[\s*_#(]*"
+                      rf"(?i:{_TURN})(?:[ ,.:;…*—–-]+(?i:{_TURN}|{_SAYS}))*[ ,.:;…*—–-]+"
+                      rf"(?=[(\"*]*[{letters}](?![\w'])(?!\W+(?i:is|was|isn't|are|cannot|can't)\b)"
+                      rf"(?!\)? ?[:.)] ?\w))")
 
 def corrected(
     reply:str,          # As `readable_part` gives it

@@ -260,6 +260,7 @@ _SIGN_OR_TWO, _MATTERS = re.compile(r'\W*(?:[A-Za-z]|\d+)\W*'), re.compile(r"[!|
 _MONTHS_AND_DAYS = ('jan feb mar apr jun jul aug sep oct nov dec '
                     'mon tue wed thu fri sat sun').split()
 
+_MONTHS = 'jan feb mar apr may jun jul aug sep oct nov dec'.split()
 _DAY = re.compile(r'(?P<y>\d{4})-(?P<m>\d{1,2})-(?P<d>\d{1,2})|(?P<name>[a-z]{3,9})\.? (?P<d2>\d{1,2})(?:st'
                   r'|nd|rd|th)?,? (?P<y2>\d{4})'
                   r'|(?P<d3>\d{1,2})(?:st|nd|rd|th)?(?: of)? (?P<name3>[a-z]{3,9})\.?,? (?P<y3>\d{4})', re.I)
@@ -270,8 +271,8 @@ def _date(text):
     year, day = m['y'] or m['y2'] or m['y3'], m['d'] or m['d2'] or m['d3']
     month = m['m'] or m['name'] or m['name3']
     if not month.isdigit():
-        if month[:3].lower() not in _MONTHS_AND_DAYS[:12]: return None
-        month = _MONTHS_AND_DAYS.index(month[:3].lower())+1
+        if month[:3].lower() not in _MONTHS: return None
+        month = _MONTHS.index(month[:3].lower())+1
     return int(year), int(month), int(day)
 
 def same_text(
