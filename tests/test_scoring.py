@@ -588,17 +588,18 @@ def test_signs_units_and_relations_tell_values_apart(question, gold, reply, righ
 def test_a_gold_letter_in_other_spellings(gold):
     assert one('B', COLOURS|dict(answer=gold))['correct']
 
-@pytest.mark.parametrize('around', ['ASSISTANT: {}', '> {}', '{}\u2028', '"{}"', '**{}**',
-    '{}\n\n**Confidence:** 80%',
-                                    '{} 希望对你有帮助！', '{} 도움이 되었기를 바랍니다.'])
+@pytest.mark.parametrize('around', [
+    'ASSISTANT: {}', '> {}', '{}\u2028', '"{}"', '**{}**', '{}\n\n**Confidence:** 80%', '{} 希望对你有帮助！',
+    '{} 도움이 되었기를 바랍니다.'])
 def test_a_speaker_a_quotation_and_a_closing_change_nothing(around):
-    for reply in ('The answer is B.',
-    'blue'): assert one(around.format(reply), COLOURS|dict(answer='B'))['correct'], around
+    for reply in ('The answer is B.', 'blue'):
+        assert one(around.format(reply), COLOURS|dict(answer='B'))['correct'], around
 
 def test_a_column_that_is_no_text_is_named():
     from datetime import timedelta
     for cells in ([timedelta(1)], [b'7'], pl.Series([object()], dtype=pl.Object)):
-        with pytest.raises(ValueError, match='Column answer holds'): score(pl.DataFrame(dict(prediction=['7'], answer=cells)))
+        frame = pl.DataFrame(dict(prediction=['7'], answer=cells))
+        with pytest.raises(ValueError, match='Column answer holds'): score(frame)
 
 def test_a_thought_without_an_answer_is_called_so():
     assert one('<think>It may be 7', dict(question='?', answer='7'))['reason']=='only a thought, and no answer'

@@ -161,7 +161,7 @@ def _by_unit(answer, gold):
     if what==asked and scale!=of:
         same = math.isclose(answer.value*(scale/of), gold.value, rel_tol=1e-6)
         return 'same quantity in another unit' if same else ''
-    if what!=asked and {what, asked}!={'volume^1', 'length^3'}: return ''
+    if what!=asked and not {what, asked}<={'volume^1', 'length^2', 'length^3'}: return ''
 
 # %% ../../nbs/scoring/03_quantities.ipynb #c039
 def decimals(
