@@ -206,7 +206,6 @@ def _of_the_named(candidates, sentence, question):
 # %% ../../nbs/scoring/11_number_extraction.ipynb #c055
 _NO_VALUE = re.compile(r'\W*(?:(?:therefore|thus|so|hence|there|i|we)\W+'
                        r'(?:is|are|see|can see|find|count)? *)*(?:no|none)\b', re.I)
-_NOTHING = re.compile(r'\W*(?:none|zero|nothing|0)\W*', re.I)
 _ROUNDED = re.compile(r'\b(?:approximately|about|roughly|nearly|around)\s*$')
 _RATIO = re.compile(r'(?<![\d:])\d{1,9} ?: ?\d{1,9}(?![\d:])')
 
@@ -235,7 +234,6 @@ def pick_number(
     new:bool=False,     # Only a number that the question does not quote?
 )->str|None:            # None: none, or a range
     "The number that a sentence gives as its answer"
-    if _NOTHING.fullmatch(sentence): return '0'
     sentence = _answering_part(_plain_sentence(sentence))
     if (of:=_OF_ONE.match(sentence)) and _without_spaces(of[1]) not in _without_spaces(question): return None
     if end:=_right_end(sentence): return None if re.match(r'or -?\d', quantity(end).rest) else end.strip()

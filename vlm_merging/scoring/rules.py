@@ -213,8 +213,7 @@ def _vqa_spelling(text):
         gone = f'{sign} ' in text or f' {sign}' in text or re.search(r'\d,\d', text)
         text = text.replace(sign, '' if gone else ' ')
     text = re.sub(r'(?!<=\d)(\.)(?!\d)', '', text)
-    words = [_NUMBER_WORDS.get(w, w) for w in text.split()]
-    return ' '.join([w for w in words if w not in ('a', 'an', 'the')] or words)
+    return ' '.join(_NUMBER_WORDS.get(w, w) for w in text.split() if w not in ('a', 'an', 'the'))
 
 # %% ../../nbs/scoring/17_rules.ipynb #c072
 def vqa(
@@ -224,7 +223,7 @@ def vqa(
     "VQA accuracy: the mean of min(1, matches/3) over all ways to leave one person out (TextVQA)"
     a, of = _vqa_spelling(reply), [_vqa_spelling(g) for g in accepted_answers(gold)]
     if len(of)<2: return _official(a==of[0], a, 'the only gold answer')
-    hits = of.count(a) if a else 0
+    hits = of.count(a)
     left = [hits-(g==a) for g in of]
     return _official(sum(min(1, h/3) for h in left)/len(of), a, f'{hits} of {len(of)} people')
 
