@@ -105,7 +105,7 @@ CLOSINGS = (
 _CLOSING = re.compile(r'\W*(?:'+'|'.join(CLOSINGS)+r')\W*', re.I|re.S)
 _LAST_SENTENCE = re.compile(r'(?:\n+|(?<=[.!?。！？*)])\s+|(?<=[。！？]))(?=[^\n]*$)')
 _SMILES = re.compile('[\U0001f300-\U0001f5ff\U0001f600-\U0001f64f\U0001f680-\U0001f6ff'
-                     '\U0001f900-\U0001faff\u263a\u2764]+\s*$')
+                     '\U0001f900-\U0001faff\u263a\u2764]+\\s*$')
 
 def without_closing(
     text:str,           # As `readable_part` gives it
