@@ -1740,6 +1740,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'vlm_merging.merging.plan.plan': ('merging/plan.html#plan', 'vlm_merging/merging/plan.py'),
                                           'vlm_merging.merging.plan.side_findings': ( 'merging/plan.html#side_findings',
                                                                                       'vlm_merging/merging/plan.py'),
+                                          'vlm_merging.merging.plan.whole_shape': ( 'merging/plan.html#whole_shape',
+                                                                                    'vlm_merging/merging/plan.py'),
                                           'vlm_merging.merging.plan.work_of': ('merging/plan.html#work_of', 'vlm_merging/merging/plan.py')},
             'vlm_merging.merging.recipe': { 'vlm_merging.merging.recipe.Recipe': ( 'merging/recipe.html#recipe',
                                                                                    'vlm_merging/merging/recipe.py'),

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/merging/11_merge.ipynb #c005
 from __future__ import annotations
-import hashlib, json, os, threading
+import hashlib, json, math, os, threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,7 +23,7 @@ from .card import model_card, provenance
 from .coins import name_rng
 from .layout import OutShard, index_name, index_text, out_shards, runs
 from .methods import METHODS, Method, blockwise
-from .plan import Plan, Work, plan
+from .plan import Plan, Work, plan, whole_shape
 from .recipe import Recipe, recipe_of
 
 # %% auto #0
@@ -43,6 +43,8 @@ def merged_blocks(
     if method.rows:
         columns = entry.shape[-1] if entry.shape else 1
         step = max(1, step//columns)*columns
+    if method.whole:
+        step, columns = math.prod(whole:=whole_shape(entry.shape)), whole[1] if whole[1:] else None
     blocks = Blocks([source(es) for es in work.sides(method)], entry.numel, step, columns)
     rng = name_rng(seed, work.pair.key) if 'rng' in method.fills else None
     for block in blockwise(method, blocks, entry.numel, rng, **work.knobs):

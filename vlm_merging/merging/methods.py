@@ -80,6 +80,7 @@ class Method:
     knobs:dict            # `Knob` by name
     look:Callable|None    # First pass over the whole tensor
     rows:bool             # Must blocks be whole rows?
+    whole:bool            # Does the formula need whole tensors?
     about:str             # Its docstring
 
     def __repr__(self):
@@ -89,6 +90,7 @@ def _method_of(
     fn:Callable,          # The formula
     look:Callable|None,   # Its first pass
     rows:bool,            # Does it need whole rows?
+    whole:bool=False,     # Does the formula need whole tensors?
 )->Method:
     "Read a method from its signature and the comments in it"
     parameters = inspect.signature(fn).parameters
@@ -101,7 +103,7 @@ def _method_of(
     except OSError: head = ''   # Typed at a bare prompt, which keeps no text
     about = dict(re.findall(r'(\w+)\s*:[^#\n]*#\s*(.+)', head))
     knobs = {n: _knob_of(fn, p, about.get(n, '')) for n, p in parameters.items() if n not in fills}
-    return Method(fn.__name__, fn, fills, knobs, look, rows, fn.__doc__ or '')
+    return Method(fn.__name__, fn, fills, knobs, look, rows, whole, fn.__doc__ or '')
 
 # %% ../../nbs/merging/06_methods.ipynb #c023
 def merge_method(
@@ -109,17 +111,18 @@ def merge_method(
     *,
     look:Callable|None=None, # First pass, `(blocks, n, **knobs)`; what it returns becomes `seen`
     rows:bool=False,      # Does the formula need whole rows?
+    whole:bool=False,     # Does the formula need whole tensors?
 )->Callable:              # The formula; called on whole tensors, it now takes that first look itself
     "Enter a function into `METHODS`; its signature says all there is to know"
-    if fn is None: return functools.partial(merge_method, look=look, rows=rows)
+    if fn is None: return functools.partial(merge_method, look=look, rows=rows, whole=whole)
     origin, old = (lambda f: (f.__module__, f.__qualname__)), METHODS.get(fn.__name__)
     if old and origin(old.formula)!=origin(fn):
         raise ValueError(f"There is a method {fn.__name__!r} already, in {old.formula.__module__}. "
                          f"Call yours otherwise: the name of the function is the name of the method.")
-    method = METHODS[fn.__name__] = _method_of(fn, look, rows)
+    method = METHODS[fn.__name__] = _method_of(fn, look, rows, whole)
     signature = inspect.signature(fn)
     @functools.wraps(fn)
-    def whole(*args, **kw):
+    def by_hand(*args, **kw):
         given = signature.bind(*args, **kw)
         given.apply_defaults()
         if look and given.arguments['seen'] is None:
@@ -127,7 +130,7 @@ def merge_method(
             knobs = {k: given.arguments[k] for k in method.knobs}
             given.arguments['seen'] = look([block], block[0].numel(), **knobs)
         return fn(*given.args, **given.kwargs)
-    return whole
+    return by_hand
 
 # %% ../../nbs/merging/06_methods.ipynb #c026
 @merge_method

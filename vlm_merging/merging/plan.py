@@ -4,6 +4,7 @@
 
 # %% ../../nbs/merging/08_plan.ipynb #c005
 from __future__ import annotations
+import math
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -18,7 +19,7 @@ from .methods import METHODS, Method
 from .recipe import Recipe, knobs_at, recipe_of, why_kept
 
 # %% auto #0
-__all__ = ['ROW_BYTES', 'Work', 'work_of', 'Plan', 'one_twice', 'side_findings', 'plan', 'describe']
+__all__ = ['ROW_BYTES', 'Work', 'work_of', 'Plan', 'one_twice', 'side_findings', 'plan', 'whole_shape', 'describe']
 
 # %% ../../nbs/merging/08_plan.ipynb #c009
 @dataclass(frozen=True)
@@ -200,18 +201,30 @@ def _gathered(
             f"({name_in_line(example, 240)})" for (what, why), (n, size, example) in groups.items()]
 
 # %% ../../nbs/merging/08_plan.ipynb #c034
-ROW_BYTES = 64          # Of memory for each number of a row, while a method has the row as a whole
+def whole_shape(
+    shape:tuple,        # Of a tensor
+)->tuple:               # (rows, columns), or (numbers,)
+    "What a method that needs whole tensors is given at once: a vector, or a matrix of a stack"
+    if len(shape)<4: return tuple(shape[-2:]) or (1,)
+    return shape[0], math.prod(shape[1:])
+
+# %% ../../nbs/merging/08_plan.ipynb #c036
+ROW_BYTES = 64          # Of memory for each number of what a method has as a whole: a row, or a matrix
 
 def _memory(
     plan:Plan,          # From `plan`
 )->str:
     "What a merge takes of memory"
     usual, shapes = 'some 0.3 GB of memory', [w.vlm[0].shape for w in plan.merged]
-    longest = max(shape[-1] if shape else 1 for shape in shapes)
-    if not METHODS[plan.recipe.method].rows or longest*ROW_BYTES<1e8: return f'{usual} at any size of model'
-    return f'{usual}, and {readable(longest*ROW_BYTES)} more in each thread for a row of {longest} numbers'
+    method = METHODS[plan.recipe.method]
+    at_once = [whole_shape(shape) if method.whole else shape[-1:] for shape in shapes]
+    longest = max(at_once, key=math.prod)
+    size = math.prod(longest)*ROW_BYTES
+    if not (method.rows or method.whole) or size<1e8: return f'{usual} at any size of model'
+    what = ' x '.join(map(str, longest)) if longest[1:] else f'a row of {longest[0]}'
+    return f'{usual}, and {readable(size)} more in each thread for {what} numbers'
 
-# %% ../../nbs/merging/08_plan.ipynb #c036
+# %% ../../nbs/merging/08_plan.ipynb #c038
 def describe(
     plan:Plan,          # From `plan`
 )->str:                 # Several lines
