@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Callable, Literal, get_args, get_origin
 
 # %% auto #0
-__all__ = ['Share', 'Scale', 'FILLED', 'METHODS', 'Knob', 'Method', 'merge_method', 'blockwise']
+__all__ = ['Share', 'Scale', 'FILLED', 'METHODS', 'Knob', 'Method', 'merge_method', 'at_depth', 'check_weights', 'blockwise']
 
 # %% ../../nbs/merging/00_knobs.ipynb #c010
 Share = Annotated[float, 0., 1.]  # A part of a whole
@@ -129,6 +129,49 @@ def merge_method(
     return by_hand
 
 # %% ../../nbs/merging/00_knobs.ipynb #c024
+def at_depth(
+    value,              # A knob's value: one number or word, or a list of numbers
+    layer:int,          # 0..depth-1
+    depth:int,          # Number of layers
+):                      # The value at this layer
+    "Read a curve at one layer"
+    if not isinstance(value, (list, tuple)): return value
+    x = layer/(depth-1)*(len(value)-1) if depth>1 else 0.
+    i = min(int(x), max(len(value)-2, 0))
+    return value[i] if x==i else value[i]+(x-i)*(value[i+1]-value[i])
+
+# %% ../../nbs/merging/00_knobs.ipynb #c028
+def _uneven(
+    weights:list,         # For each model a number, or a curve
+)->float|None:            # None if they always add up to 1; .999 is 1, as three times .333
+    "What shares add up to where it is not 1"
+    depths = {len(w) for w in weights if isinstance(w, list)}|{1}
+    sums = (sum(at_depth(w, i, depth) for w in weights) for depth in depths for i in range(depth))
+    return next((total for total in sums if abs(total-1)>.005), None)
+
+def check_weights(
+    method:Method,        # From `METHODS`
+    knobs:dict,           # Of a recipe, each number in its bounds
+    llms:int,             # How many LLMs
+)->None:
+    "Raise ValueError unless the knobs say what each of several LLMs weighs"
+    if not method.several:
+        raise ValueError(f"{method.name} merges a VLM with one LLM, and here are {llms}. For several, choose "
+                         f"as `method`: {', '.join(m.name for m in METHODS.values() if m.several)}.")
+    if 'weight' not in method.knobs: return
+    rule = (f"{method.name}: with {llms} LLMs `weight` has {llms+1} numbers, one for each model, the VLM's "
+            f"first and then the LLMs' in their order, such as "
+            f"`weight={[round(max(1-.1*llms, .1), 1), *[.1]*llms]}`")
+    if 'llm_weight' in knobs: raise ValueError(f"{rule}. Leave `llm_weight` out.")
+    weights = knobs.get('weight')
+    if not isinstance(weights, list) or len(weights)!=llms+1:
+        raise ValueError(f"{rule}. Here it is {'missing' if weights is None else repr(weights)[:200]}.")
+    total = _uneven(weights) if method.knobs['weight'].high==1 else None
+    if total is not None:
+        raise ValueError(f"{method.name}: the weights add up to {total:.4g}, and a mixture needs 1. Mend "
+                         f"them; methods with task vectors, such as task_arithmetic, take any.")
+
+# %% ../../nbs/merging/00_knobs.ipynb #c032
 def blockwise(
     method:Method,        # From `METHODS`
     blocks,               # Can be iterated again and again: tuples of blocks (vlm, llm[, base]), where

@@ -14,9 +14,9 @@ else: Tensor = 'torch.Tensor'   # For signatures; a plan need not wait for torch
 _all_ = ['METHODS', 'Method', 'Scale', 'Share', 'blockwise', 'merge_method']
 
 # %% auto #0
-__all__ = ['Elect', 'Divide', 'weighted_sum', 'models_of', 'linear', 'arc', 'slerp', 'task_vectors', 'weights_of',
-           'task_arithmetic', 'elect_signs', 'trims', 'ties', 'dare_linear', 'dare_ties', 'crumbs', 'breadcrumbs',
-           'della', 'spread', 'energies', 'sce', 'METHODS', 'Method', 'Scale', 'Share', 'blockwise', 'merge_method']
+__all__ = ['Elect', 'Divide', 'weighted_sum', 'models_of', 'linear', 'arc', 'slerp', 'task_vectors', 'factors', 'task_arithmetic',
+           'elect_signs', 'trims', 'ties', 'dare_linear', 'dare_ties', 'crumbs', 'breadcrumbs', 'della', 'spread',
+           'energies', 'sce', 'METHODS', 'Method', 'Scale', 'Share', 'blockwise', 'merge_method']
 
 # %% ../../nbs/merging/06_methods.ipynb #c012
 def weighted_sum(
@@ -79,7 +79,7 @@ def task_vectors(
     "What was added to the base, by each of the models"
     return (model-base for model in models_of(vlm, llm))
 
-def weights_of(
+def factors(
     weight,               # Of the VLM; or one for each model
     llm_weight,           # Of the one LLM
 )->tuple:
@@ -96,7 +96,7 @@ def task_arithmetic(
 )->Tensor:                # Same shape
     "Base plus weighted task vectors (Ilharco et al. 2023, arXiv:2212.04089)"
     deltas = task_vectors(vlm, llm, base)
-    return sum((w*d for w, d in zip(weights_of(weight, llm_weight), deltas)), start=base)
+    return sum((w*d for w, d in zip(factors(weight, llm_weight), deltas)), start=base)
 
 # %% ../../nbs/merging/06_methods.ipynb #c039
 Elect = Literal['unweighted', 'weighted']
@@ -143,7 +143,7 @@ def ties(
 )->Tensor:                # Same shape
     "Trim, elect a sign, merge what agrees (Yadav et al. 2023, arXiv:2306.01708)"
     kept = [cut.trim(d) for d, cut in zip(task_vectors(vlm, llm, base), seen)]
-    return elect_signs(kept, weights_of(weight, llm_weight), elect, divide).add_(base)
+    return elect_signs(kept, factors(weight, llm_weight), elect, divide).add_(base)
 
 # %% ../../nbs/merging/06_methods.ipynb #c053
 @merge_method(several=True)
@@ -158,7 +158,7 @@ def dare_linear(
 )->Tensor:                # Same shape
     "Drop and rescale, then task arithmetic (Yu et al. 2024, arXiv:2311.03099)"
     kept = (drop(d, density, g, rescale).float() for d, g in zip(task_vectors(vlm, llm, base), rng))
-    return weighted_sum(weights_of(weight, llm_weight), kept).add_(base)    # float32, whatever the models are
+    return weighted_sum(factors(weight, llm_weight), kept).add_(base)    # float32, whatever the models are
 
 # %% ../../nbs/merging/06_methods.ipynb #c057
 @merge_method(several=True)
@@ -175,7 +175,7 @@ def dare_ties(
 )->Tensor:                # Same shape
     "Drop and rescale, then elect and merge (Yu et al. 2024 with Yadav et al. 2023)"
     kept = [drop(d, density, g, rescale) for d, g in zip(task_vectors(vlm, llm, base), rng)]
-    return elect_signs(kept, weights_of(weight, llm_weight), elect, divide).add_(base)
+    return elect_signs(kept, factors(weight, llm_weight), elect, divide).add_(base)
 
 # %% ../../nbs/merging/06_methods.ipynb #c062
 def crumbs(
@@ -202,7 +202,7 @@ def breadcrumbs(
     "Task arithmetic without outliers and without small change (Davari and Belilovsky 2024, arXiv:2312.06795)"
     deltas = task_vectors(vlm, llm, base)
     kept = (inner.trim(d)-outer.trim(d) for d, outer, inner in zip(deltas, seen[::2], seen[1::2]))
-    return sum((w*d for w, d in zip(weights_of(weight, llm_weight), kept)), start=base)
+    return sum((w*d for w, d in zip(factors(weight, llm_weight), kept)), start=base)
 
 # %% ../../nbs/merging/06_methods.ipynb #c067
 @merge_method(rows=True, several=True)
@@ -221,7 +221,7 @@ def della(
     "Drop by rank, elect a sign, merge what agrees (Deep et al. 2024, arXiv:2406.11617)"
     kept = [drop_by_rank(d, density, epsilon, g, rescale)
             for d, g in zip(task_vectors(vlm, llm, base), rng)]
-    return elect_signs(kept, weights_of(weight, llm_weight), elect, divide).add_(base)
+    return elect_signs(kept, factors(weight, llm_weight), elect, divide).add_(base)
 
 # %% ../../nbs/merging/06_methods.ipynb #c071
 def spread(
