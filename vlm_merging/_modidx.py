@@ -1774,6 +1774,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'vlm_merging/merging/recipe.py'),
                                             'vlm_merging.merging.recipe.Recipe.llms': ( 'merging/recipe.html#recipe.llms',
                                                                                         'vlm_merging/merging/recipe.py'),
+                                            'vlm_merging.merging.recipe.Recipe.models': ( 'merging/recipe.html#recipe.models',
+                                                                                          'vlm_merging/merging/recipe.py'),
                                             'vlm_merging.merging.recipe.Recipe.parts': ( 'merging/recipe.html#recipe.parts',
                                                                                          'vlm_merging/merging/recipe.py'),
                                             'vlm_merging.merging.recipe.Recipe.read': ( 'merging/recipe.html#recipe.read',

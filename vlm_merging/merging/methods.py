@@ -103,7 +103,7 @@ Elect = Literal['unweighted', 'weighted']
 Divide = Literal['count', 'weights', 'none']
 
 def elect_signs(
-    deltas:tuple,         # Task vectors, trimmed or thinned
+    deltas:tuple,         # Task vectors, trimmed or thinned; used up as scratch space
     weights:tuple,        # Their factors
     elect:str,            # `unweighted` or `weighted`: which sum gives the sign
     divide:str,           # `count`, `weights` or `none`: what the weighted sum is divided by

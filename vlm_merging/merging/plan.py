@@ -72,9 +72,8 @@ class Plan:
 
     @property
     def sides(self)->dict:
-        "The open checkpoints by role: vlm, llm, llm 2 and so on, base"
-        more = {f'llm {i}': c for i, c in enumerate(self.more, 2)}
-        return dict(vlm=self.vlm, llm=self.llm)|more|(dict(base=self.base) if self.base else {})
+        "The open checkpoints by role, as `Recipe.models`"
+        return dict(zip(self.recipe.models, (self.vlm, self.llm, *self.more, self.base)))
 
     @property
     def stops(self)->list:
@@ -89,7 +88,8 @@ class Plan:
     @property
     def reads(self)->int:
         "Bytes of tensors that go in, each counted once"
-        return self.vlm.nbytes+sum(e.nbytes for w in self.merged for es in (w.llm, w.base, *w.more) for e in es)
+        others = (es for w in self.merged for es in (w.llm, w.base, *w.more))
+        return self.vlm.nbytes+sum(e.nbytes for es in others for e in es)
 
     def __repr__(self): return describe(self)
 
@@ -201,7 +201,7 @@ def _asked(
              f"on layers {recipe.layers}, parts {recipe.modules}"
              + (', with embeddings' if recipe.embeddings else '')
              + (', as the paper\'s script ran' if recipe.as_run else '')]
-    wide = max(map(len, plan.sides))
+    wide = max(4, *map(len, plan.sides))
     for who, c in plan.sides.items():
         idle = who.split()[0] not in METHODS[recipe.method].fills
         commit = f'@{c.revision}' if c.revision and '@' not in c.source else ''

@@ -222,6 +222,12 @@ class Recipe:
         return tuple(self.llm) if isinstance(self.llm, list) else (self.llm,)
 
     @property
+    def models(self)->dict:
+        "The models by role: vlm, llm, llm 2 and so on, base"
+        roles = ['llm', *(f'llm {i}' for i in range(2, len(self.llms)+1))]
+        return dict(vlm=self.vlm)|dict(zip(roles, self.llms))|(dict(base=self.base) if self.base else {})
+
+    @property
     def parts(self)->tuple:
         "The parts of a layer that are merged"
         return _parts_of(self.modules)
