@@ -178,7 +178,8 @@ def test_the_recipe_and_the_shell_make_the_same_bytes(models, tmp_path, call):
     for name in ('model.safetensors', 'recipe.json'):
         assert (out/name).read_bytes()==(again/name).read_bytes()==(tmp_path/'c'/name).read_bytes()
     told = json.loads((out/'recipe.json').read_text())
-    assert list(told['inputs'])==['vlm', 'llm', 'llm 2', 'base'] and told['recipe']['llm']==list(map(str, llms))
+    assert list(told['inputs'])==['vlm', 'llm', 'llm 2', 'base']
+    assert told['recipe']['llm']==list(map(str, llms))
     card = (out/'README.md').read_text()
     assert 'merged with 2 LLMs' in card and '| llm 2 | other |' in card
 
@@ -252,3 +253,70 @@ def test_a_plan_reads_each_llm_once(models):
     two, three = plan(models.vlm, models.llm), plan(models.vlm, [models.llm, models.other], weight=WEIGHT)
     assert three.reads-two.reads==sum(e.nbytes for w in three.merged for e in w.more[0])
     assert list(three.sides)==['vlm', 'llm', 'llm 2'] and isinstance(three.sides['llm 2'], Checkpoint)
+
+
+# --- VLM and VLM
+
+@pytest.fixture(scope='module')
+def seers(tmp_path_factory):
+    room = tmp_path_factory.mktemp('seers')
+    one = make_trio('llava_next_llama', room/'one')
+    return SimpleNamespace(**one._asdict(), other=walked(one.vlm, room/'other', 3))
+
+@pytest.mark.parametrize('modules,parts', [('all', {'attention', 'mlp', 'norm'}), ('tower', {'tower'}),
+                                           ('norm,projector', {'norm', 'projector'}),
+                                           ('all,tower,projector', None)])
+def test_two_vlms(modules, parts, seers, tmp_path):
+    p = plan(seers.vlm, seers.other, weight=.75, modules=modules)
+    assert {w.pair.module for w in p.merged}==(parts or {'attention', 'mlp', 'norm', 'tower', 'projector'})
+    merged = {w.pair.vlm for w in p.merged}
+    if parts is None: assert {n.split('.')[-2] for n in p.kept}=={'lm_head', 'embed_tokens'}
+    out = merge(p, out=tmp_path/'o')
+    vlm, other, done = (load_file(f/'model.safetensors') for f in (seers.vlm, seers.other, out))
+    for n in vlm:
+        mixed = (.75*vlm[n].float()+.25*other[n].float()).to(vlm[n].dtype)
+        assert torch.equal(done[n], mixed if n in merged else vlm[n]), n
+
+def test_a_vlm_and_an_llm_as_donors(seers, tmp_path):
+    p = plan(seers.vlm, [seers.llm, seers.other], weight=[.5, .25, .25], modules='all,tower')
+    assert {w.pair.module for w in p.merged}=={'attention', 'mlp', 'norm'}
+    assert f'no tower in {seers.llm}' in p.kept.values()
+    warned, = (f for f in p.findings if 'tower' in f.what)
+    assert warned.what==f"The tower stays the VLM's: no tower in {seers.llm}."
+    with pytest.raises(ValueError, match='Nothing is left to merge'):
+        merge(seers.vlm, seers.llm, modules='tower,projector', out=tmp_path/'o')
+
+def test_a_tower_that_is_built_otherwise_stays(seers, tmp_path):
+    config = json.loads((seers.other/'config.json').read_text())
+    def why(change, held=None):
+        odd = tmp_path/str(len(list(tmp_path.iterdir())))
+        shutil.copytree(seers.other, odd)
+        changed = json.loads(json.dumps(config))
+        change(changed['vision_config'])
+        (odd/'config.json').write_text(json.dumps(changed))
+        if held: save_file(held(load_file(odd/'model.safetensors')), odd/'model.safetensors')
+        p = plan(seers.vlm, odd, modules='all,tower')
+        assert not any(w.pair.module=='tower' for w in p.merged)
+        return next(f.what for f in p.findings if 'tower stays' in f.what).replace(str(odd), 'ODD')
+    act = config['vision_config']['hidden_act']
+    said = f'the tower of ODD is built otherwise (hidden_act {act} here, relu there).'
+    assert why(lambda v: v.update(hidden_act='relu'))==f"The tower stays the VLM's: {said}"
+    last = max(n for n in load_file(seers.vlm/'model.safetensors') if n.startswith('vision_tower'))
+    assert why(lambda v: None, lambda t: {n: x for n, x in t.items() if n!=last}).endswith(f'({last}).')
+
+def test_two_vlms_in_two_layouts(tmp_path):
+    old, new = (make_trio('llava', tmp_path/n, layout=n) for n in ('old', 'new'))
+    p = plan(old.vlm, new.vlm, modules='all,tower,projector')
+    assert len(p.kept)==2 and any(w.pair.vlm!=w.pair.llm[0] for w in p.merged if w.pair.module=='tower')
+
+def test_cross_attention_layers_of_two_vlms_are_merged(tmp_path):
+    one, two = (make_trio('mllama', tmp_path/str(i), seed=i) for i in range(2))
+    merged = {w.pair.vlm: w.pair.llm for w in plan(one.vlm, two.vlm).merged}
+    assert all(n==m for n, (m,) in merged.items()) and any('cross_attn.q_proj' in n for n in merged)
+
+def test_a_tower_is_not_mixed_in_memory(seers):
+    from tests.test_mixing import opened
+    from vlm_merging.asking.models import LocalModel
+    from vlm_merging.probing.mixing import Mixer
+    mixer = Mixer(LocalModel(opened(seers.vlm), None, 'pico'), Recipe(seers.vlm, seers.other))
+    with pytest.raises(LookupError, match='only the language model'): mixer.mix(modules='tower')

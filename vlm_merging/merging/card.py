@@ -10,6 +10,7 @@ from .. import __version__
 from ..checkpoints.headers import Checkpoint
 from ..checkpoints.texts import in_markdown, name_in_line
 from .plan import Plan
+from .recipe import BESIDE
 
 # %% auto #0
 __all__ = ['licence', 'provenance', 'model_card']
@@ -73,14 +74,15 @@ def model_card(
     "A model card: recipe, sources, licences"
     findings = '\n'.join(f'- {in_markdown(f)}' for f in plan.findings) or '- none'
     recipe = {k: v for k, v in plan.recipe.dict().items() if k not in ('vlm', 'llm', 'base')}
+    rest = '' if {*plan.recipe.parts} & {*BESIDE} else 'vision, projector, embeddings and '
     some = f'{len(plan.recipe.llms)} LLMs' if plan.more else 'a reasoning LLM'
     return f"""{_front(plan)}
 # {in_markdown(name, 200)}
 
 A vision-language model whose language model was merged with {some}, without training, \
 by vlm_merging {__version__}.
-{len(plan.merged)} tensors were merged; the other {len(plan.kept)} (vision, projector, embeddings and \
-what the recipe leaves out) are the VLM's, bit for bit.
+{len(plan.merged)} tensors were merged; the other {len(plan.kept)} ({rest}what the recipe leaves out) \
+are the VLM's, bit for bit.
 
 | role | model | revision | licence as found |
 |---|---|---|---|

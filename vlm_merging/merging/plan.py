@@ -4,7 +4,7 @@
 
 # %% ../../nbs/merging/08_plan.ipynb #c005
 from __future__ import annotations
-import math
+import math, re
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -16,10 +16,10 @@ from .checks import check
 from .families import Pair, Pairing
 from .folders import Finding
 from .methods import METHODS, Method
-from .recipe import Recipe, knobs_at, knobs_of, recipe_of, why_kept
+from .recipe import BESIDE, Recipe, knobs_at, knobs_of, recipe_of, why_kept
 
 # %% auto #0
-__all__ = ['ROW_BYTES', 'Work', 'work_of', 'Plan', 'one_twice', 'side_findings', 'plan', 'whole_shape', 'describe']
+__all__ = ['ROW_BYTES', 'Work', 'work_of', 'Plan', 'one_twice', 'side_findings', 'pair_beside', 'plan', 'whole_shape', 'describe']
 
 # %% ../../nbs/merging/08_plan.ipynb #c009
 @dataclass(frozen=True)
@@ -112,7 +112,8 @@ def _sort_pairs(
         lacks = next((who for who, of in others if p.vlm not in of), None)
         if not reason and lacks: reason = f'no partner in {lacks}'
         if reason: kept[p.vlm] = reason; continue
-        knobs = knobs_at(recipe, 0 if p.module=='embedding' else p.layer, paired.depth)
+        first = p.module in ('embedding', *BESIDE)      # Before the layers, so a curve begins there
+        knobs = knobs_at(recipe, 0 if first else p.layer, paired.depth)
         partners = [(c, of[p.vlm]) for c, of in zip(more, of_more)]
         works.append(work_of(p, vlm, llm, base, of_base.get(p.vlm), knobs, partners))
     return works, kept
@@ -158,6 +159,67 @@ def _check_each(
     return paired, sorted(shared+own, key=lambda f: f.level!='stop')
 
 # %% ../../nbs/merging/08_plan.ipynb #c029
+_PROJECTOR = re.compile(r"projector|projection|connector|merger|aligner|resampler|abstractor|perceiver"
+                        r"|qformer|query_tokens|image_newline|\bmlp1\b|embed_vision")
+_SCALE = re.compile(r'dtype|dropout|initializer|_name_or_path|transformers_version|architectures|model_type')
+
+def _beside(
+    checkpoint:Checkpoint, # A VLM, or not
+    names,              # Of its tensors that have no partner in the language model
+)->dict:                # Part -> name without `model.` -> name
+    "The tensors of tower and projector"
+    parts = {part: {} for part in BESIDE}
+    for name in names:
+        first = name.removeprefix('model.').split('.layer')[0].split('.block')[0]
+        parts['projector' if _PROJECTOR.search(first) else 'tower'][name.removeprefix('model.')] = name
+    return parts
+
+def _unlike_vision(vlm, other):
+    "The first setting of the two towers that differs, in words; '' if none does"
+    one, two = (c.config.get('vision_config') for c in (vlm, other))
+    if not isinstance(one, dict) or not isinstance(two, dict): return ''
+    apart = [k for k in one.keys()&two.keys() if one[k]!=two[k] and not _SCALE.search(k)]
+    if not apart: return ''
+    k = min(apart)
+    return f' ({k} {name_in_line(one[k], 40)} here, {name_in_line(two[k], 40)} there)'
+
+def pair_beside(
+    vlm:Checkpoint, other:Checkpoint, # The VLM, and the second VLM or the base
+    paired:Pairing,     # Of their language models
+    parts:tuple,        # Of a recipe
+)->Pairing:             # With these parts, or with the reason why one stays
+    "Pair tower and projector as well, as far as a recipe asks for them"
+    mine = _beside(vlm, [n for n, why in paired.kept.items() if why=='beside the language model'])
+    theirs = _beside(other, paired.unused)
+    kept, pairs, who = dict(paired.kept), list(paired.pairs), name_in_line(other.source)
+    for part in (p for p in BESIDE if p in parts):
+        shapes = [{n: c.tensors[s].shape for n, s in some[part].items()}
+                  for c, some in ((vlm, mine), (other, theirs))]
+        odd = sorted(n for n in shapes[0].keys()|shapes[1].keys() if shapes[0].get(n)!=shapes[1].get(n))
+        unlike = f' ({odd[0]})' if odd else _unlike_vision(vlm, other)
+        why = f'no {part} in {who}' if not shapes[1] else f'the {part} of {who} is built otherwise{unlike}'
+        for short, name in mine[part].items():
+            if unlike: kept[name] = why; continue
+            kept.pop(name)
+            pairs.append(Pair(name, (theirs[part][short],), None, part, short))
+    order = {n: i for i, n in enumerate(vlm.tensors)}
+    return replace(paired, pairs=tuple(sorted(pairs, key=lambda p: order[p.vlm])), kept=kept)
+
+# %% ../../nbs/merging/08_plan.ipynb #c032
+def _left_beside(
+    recipe:Recipe,      # What was asked for
+    works:list,         # What is merged
+    kept:dict,          # Name in the VLM -> reason
+)->list[Finding]:
+    "Warn where tower or projector were named, and stay"
+    lost = [p for p in recipe.parts if p in BESIDE and not any(w.pair.module==p for w in works)]
+    whys = {p: next((why for why in kept.values() if why.startswith((f'no {p} ', f'the {p} '))), '')
+            for p in lost}
+    return [Finding('warn', f"The {p} stays the VLM's{': '*bool(why)}{why}.",
+                    f'Leave {p} out of `modules`, or name a VLM that is built alike.')
+            for p, why in whys.items()]
+
+# %% ../../nbs/merging/08_plan.ipynb #c034
 def plan(
     vlm:Recipe|str|Path, # A recipe or a plan; or the VLM: folder, hub id (with optional @revision), lab/vlm
     llm:str|Path|list|None=None, # The LLM: a folder, a hub id, or lab/llm; or a list of several
@@ -183,15 +245,20 @@ def plan(
         findings = sorted(dict.fromkeys(findings+more), key=lambda f: f.level!='stop')
     works, kept = (), {}
     if not any(f.level=='stop' for f in findings):
+        if {*recipe.parts} & {*BESIDE}:
+            paired, *others = (pair_beside(mine, c, o, recipe.parts)
+                               for c, o in zip(theirs, (paired, *others)))
+            if third: with_base = pair_beside(mine, third, with_base, recipe.parts)
         by_name = [{p.vlm: p for p in o.pairs} for o in ([with_base] if third else [])+others]
         of_base = by_name.pop(0) if third else {}
         works, kept = _sort_pairs(recipe, (mine, theirs[0], third, *theirs[1:]), paired, of_base, by_name)
         nothing = Finding('stop', 'Nothing is left to merge.', 'Widen `layers` or `modules`.')
+        findings += _left_beside(recipe, works, kept)
         if not works: findings.insert(0, nothing)
     return Plan(recipe, mine, theirs[0], third, tuple(works), kept, (*side_findings(mine), *findings),
                 tuple(theirs[1:]))
 
-# %% ../../nbs/merging/08_plan.ipynb #c033
+# %% ../../nbs/merging/08_plan.ipynb #c038
 def _asked(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
@@ -211,7 +278,7 @@ def _asked(
                      + f'; {recipe.method} makes no use of it'*idle)
     return lines
 
-# %% ../../nbs/merging/08_plan.ipynb #c035
+# %% ../../nbs/merging/08_plan.ipynb #c040
 def _gathered(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
@@ -227,7 +294,7 @@ def _gathered(
     return [f"  {what:<7}{n:>5} tensors {readable(size):>8}  {name_in_line(why)}  "
             f"({name_in_line(example, 240)})" for (what, why), (n, size, example) in groups.items()]
 
-# %% ../../nbs/merging/08_plan.ipynb #c037
+# %% ../../nbs/merging/08_plan.ipynb #c042
 def whole_shape(
     shape:tuple,        # Of a tensor
 )->tuple:               # (rows, columns), or (numbers,)
@@ -235,7 +302,7 @@ def whole_shape(
     if len(shape)<4: return tuple(shape[-2:]) or (1,)
     return shape[0], math.prod(shape[1:])
 
-# %% ../../nbs/merging/08_plan.ipynb #c039
+# %% ../../nbs/merging/08_plan.ipynb #c044
 ROW_BYTES = 64          # Of memory for each number of what a method has as a whole: a row, or a matrix
 
 def _memory(
@@ -251,7 +318,7 @@ def _memory(
     what = ' x '.join(map(str, longest)) if longest[1:] else f'a row of {longest[0]}'
     return f'{usual}, and {readable(size)} more in each thread for {what} numbers'
 
-# %% ../../nbs/merging/08_plan.ipynb #c041
+# %% ../../nbs/merging/08_plan.ipynb #c046
 def describe(
     plan:Plan,          # From `plan`
 )->str:                 # Several lines

@@ -17,11 +17,12 @@ from .knobs import at_depth, check_weights
 from .methods import METHODS, Method
 
 # %% auto #0
-__all__ = ['MODULES', 'AS_RUN', 'layer_ranges', 'layer_set', 'method_named', 'Recipe', 'recipe_of', 'why_kept', 'knobs_of',
-           'knobs_at']
+__all__ = ['MODULES', 'BESIDE', 'AS_RUN', 'layer_ranges', 'layer_set', 'method_named', 'Recipe', 'recipe_of', 'why_kept',
+           'knobs_of', 'knobs_at']
 
 # %% ../../nbs/merging/07_recipe.ipynb #c013
 MODULES = ('attention', 'mlp', 'norm')
+BESIDE = ('tower', 'projector')  # Of a VLM, beside its language model; merged only where they are named
 
 def _range(part, text):
     "`6-31`, `8` or `6-` as `(first, last)`"
@@ -164,7 +165,8 @@ def _parts_of(
     modules:str,        # As a recipe has them
 )->tuple:
     "The parts of a layer that a text names"
-    return MODULES if modules=='all' else tuple(p.strip() for p in modules.split(','))
+    parts = [p.strip() for p in modules.split(',')]
+    return tuple(dict.fromkeys(p for part in parts for p in (MODULES if part=='all' else (part,))))
 
 def _checked(
     options:dict,       # Field of `Recipe` -> value, as typed
@@ -185,9 +187,9 @@ def _checked(
         for v in value if each else [value]: _check_knob(method, name, v)
     if len(llms)>1: check_weights(METHODS[method], knobs, len(llms))
     for part in _parts_of(modules):
-        if part not in MODULES:
-            raise ValueError(f"modules {modules!r}: no part {part!r}. "
-                             f"Write all, or some of {','.join(MODULES)}.")
+        if part not in (*MODULES, *BESIDE):
+            raise ValueError(f"modules {modules!r}: no part {part!r}. Write all, or some of "
+                             f"{','.join(MODULES)}; and {','.join(BESIDE)} where the LLM is a VLM, too.")
     layer_ranges(options['layers'])
     if options['as_run']: _check_as_run(method, knobs, len(llms))
     return options | {'knobs': knobs}
@@ -289,6 +291,7 @@ def why_kept(
     "Why a recipe leaves a pair alone"
     if pair.module in ('embedding', 'head'):
         return '' if recipe.embeddings else f'{pair.module} stays the VLM\'s'
+    if pair.module in BESIDE: return '' if pair.module in recipe.parts else 'beside the language model'
     if (depth-1 if pair.layer is None else pair.layer) not in layer_set(recipe.layers, depth):
         return f'outside layers {recipe.layers}'
     return '' if pair.module in recipe.parts else f'not among {recipe.modules}'
