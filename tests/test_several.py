@@ -320,3 +320,25 @@ def test_a_tower_is_not_mixed_in_memory(seers):
     from vlm_merging.probing.mixing import Mixer
     mixer = Mixer(LocalModel(opened(seers.vlm), None, 'pico'), Recipe(seers.vlm, seers.other))
     with pytest.raises(LookupError, match='only the language model'): mixer.mix(modules='tower')
+
+
+# --- Searched
+
+def test_a_sweep_over_the_weights_of_several(tmp_path, call):
+    from vlm_merging.asking.opening import open_model
+    from vlm_merging.benchmarks.load import load
+    from vlm_merging.lab.trio import lab_folder
+    from vlm_merging.probing.sweep import sweep
+    lab, items, how = lab_folder(), load('lab', n=6, split='dev'), dict(max_new_tokens=16, batch_size=6)
+    llms, weights = [lab/'llm', lab/'base'], [[.6, .3, .1], [.2, .7, .1]]
+    tried = sweep(lab/'vlm', llms, weights=weights, items=items, out=tmp_path/'run', **how)
+    assert [t['weight'] for t in tried.tries]==weights and tried.table['weight'].is_null().all()
+    out = merge(lab/'vlm', llms, weight=weights[1], out=tmp_path/'o')
+    asked = {r.id: r.text for r in open_model(out, **how).many(items)}
+    import polars as pl
+    parts = pl.concat([pl.read_parquet(p) for p in (tmp_path/'run'/'parts').iterdir()])
+    said = dict(parts.filter(run=f'weight {weights[1]}').select('index', 'prediction').rows())
+    assert said=={i: t for i, t in asked.items()}
+    code, _, err = call('sweep', lab/'vlm', '--llm', lab/'llm', '--llm', lab/'base', '--weights', '.5,.6',
+                        '--benchmark', 'lab', '--out', tmp_path/'s')
+    assert code==3 and 'tries one number: name one --llm' in err
