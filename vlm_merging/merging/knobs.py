@@ -112,7 +112,8 @@ def merge_method(
     needs = dict(look=look, rows=rows, whole=whole, several=several)
     if fn is None: return functools.partial(merge_method, **needs)
     origin, old = (lambda f: (f.__module__, f.__qualname__)), METHODS.get(fn.__name__)
-    if old and origin(old.formula)!=origin(fn):
+    def body(f): return f.__qualname__, f.__code__.co_code, f.__code__.co_names, f.__doc__, f.__kwdefaults__
+    if old and origin(old.formula)!=origin(fn) and body(old.formula)!=body(fn):
         raise ValueError(f"There is a method {fn.__name__!r} already, in {old.formula.__module__}. "
                          f"Call yours otherwise: the name of the function is the name of the method.")
     method = METHODS[fn.__name__] = _method_of(fn, **needs)
