@@ -75,7 +75,8 @@ def plan_command(
 
 @command(**RECIPE|dict(shows=RECIPE['shows']|dict(output=OUTPUT)), needs='out',
          example='vlm-merging merge --vlm lab/vlm --llm lab/llm --weight 0.6 --out merged\n'
-                 'vlm-merging merge --recipe merged --weight 0.5 --out other')
+                 'vlm-merging merge --recipe merged --weight 0.5 --out other\n'
+                 'vlm-merging merge --vlm VLM --llm MATH --llm CODE --weight 0.8,0.1,0.1 --out three')
 def merge_command(
     *,
     quiet:bool=False,   # No progress bar (there is none anyway where the output is not a terminal)

@@ -180,6 +180,7 @@ def sweep_command(
     "Try the weights of a merge in memory, and say whether the best differs from the rest"
     out = folder_wanted(dict(out=out))
     ready_to_write(chart, PAGES)
+    if isinstance(given['llm'], list): raise ValueError('A sweep from here tries one number: name one --llm.')
     if unclear := decimal_comma(','.join(given['weights'])): raise ValueError(f'--weights: {unclear}')
     try: weights = [float(w) for w in given['weights']]
     except ValueError:

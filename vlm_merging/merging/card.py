@@ -10,6 +10,7 @@ from .. import __version__
 from ..checkpoints.headers import Checkpoint
 from ..checkpoints.texts import in_markdown, name_in_line
 from .plan import Plan
+from .recipe import BESIDE
 
 # %% auto #0
 __all__ = ['licence', 'provenance', 'model_card']
@@ -37,6 +38,9 @@ def provenance(
     import torch
     fixed = {who: f"{c.source.split('@')[0]}@{c.revision}" for who, c in plan.sides.items()
              if c.revision}     # the commit, should the branch move on
+    if plan.more:
+        roles = [who for who in plan.sides if who.startswith('llm')]
+        fixed['llm'] = [fixed.pop(who, named) for who, named in zip(roles, plan.recipe.llms)]
     return dict(recipe=plan.recipe.dict()|fixed,
                 inputs={who: dict(source=c.source, revision=c.revision, licence=licence(c), files=inputs[who])
                         for who, c in plan.sides.items()},
@@ -70,13 +74,15 @@ def model_card(
     "A model card: recipe, sources, licences"
     findings = '\n'.join(f'- {in_markdown(f)}' for f in plan.findings) or '- none'
     recipe = {k: v for k, v in plan.recipe.dict().items() if k not in ('vlm', 'llm', 'base')}
+    rest = '' if {*plan.recipe.parts} & {*BESIDE} else 'vision, projector, embeddings and '
+    some = f'{len(plan.recipe.llms)} LLMs' if plan.more else 'a reasoning LLM'
     return f"""{_front(plan)}
 # {in_markdown(name, 200)}
 
-A vision-language model whose language model was merged with a reasoning LLM, without training, \
+A vision-language model whose language model was merged with {some}, without training, \
 by vlm_merging {__version__}.
-{len(plan.merged)} tensors were merged; the other {len(plan.kept)} (vision, projector, embeddings and \
-what the recipe leaves out) are the VLM's, bit for bit.
+{len(plan.merged)} tensors were merged; the other {len(plan.kept)} ({rest}what the recipe leaves out) \
+are the VLM's, bit for bit.
 
 | role | model | revision | licence as found |
 |---|---|---|---|

@@ -27,13 +27,15 @@ def unlike_sizes(
 )->list[Finding]:
     "Stop on another width or depth"
     mine, theirs, findings = paired.mine, paired.theirs, []
-    fix, depth = f"Take the {who} of the size that the VLM was built on.", len(mine.layers)-len(mine.cross)
+    fix = f"Take the {who} of the size that the VLM was built on."
+    cross = mine.cross if not theirs.cross else ()  # Two VLMs may both have them
+    depth = len(mine.layers)-len(cross)
     if mine.width!=theirs.width:
         findings.append(Finding('stop', f"Hidden size {mine.width} in the VLM, {theirs.width} in the {who}.",
                                 fix))
     if depth!=len(theirs.layers):
-        cross = f" ({len(mine.cross)} cross-attention layers not counted)" if mine.cross else ''
-        findings.append(Finding('stop', f"{depth} layers in the VLM{cross}, "
+        aside = f" ({len(cross)} cross-attention layers not counted)" if cross else ''
+        findings.append(Finding('stop', f"{depth} layers in the VLM{aside}, "
                                         f"{len(theirs.layers)} in the {who}.",
                                 fix))
     return findings

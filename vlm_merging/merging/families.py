@@ -175,10 +175,11 @@ def _pair_layers(
     "Pair what stands in numbered layers"
     family = FAMILIES.get(str(vlm.config.get('model_type')), Family(''))
     pairs, kept, lonely, partly = [], {}, [], set()
-    ranks = dict(zip((i for i in mine.layers if i not in mine.cross), theirs.layers))
+    cross = () if theirs.cross else mine.cross      # Two VLMs may both have them
+    ranks = dict(zip((i for i in mine.layers if i not in cross), theirs.layers))
     words = {rest.split('.')[0] for rests in theirs.layers.values() for rest in rests}
     for i, rests in mine.layers.items():
-        if i in mine.cross: kept |= dict.fromkeys(rests.values(),
+        if i in cross: kept |= dict.fromkeys(rests.values(),
                                                   'cross-attention layer: an LLM has none'); continue
         other = _Layer(theirs.layers.get(ranks.get(i), {}), llm.tensors, theirs.width, _heads(llm))
         parts = cache(lambda rests=rests: layer_parts({k: vlm.tensors[n].shape for k, n in rests.items()},

@@ -4,7 +4,8 @@
 
 # %% ../../nbs/merging/08_plan.ipynb #c005
 from __future__ import annotations
-from dataclasses import dataclass
+import math, re
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from ..checkpoints.headers import Checkpoint, readable
@@ -15,10 +16,10 @@ from .checks import check
 from .families import Pair, Pairing
 from .folders import Finding
 from .methods import METHODS, Method
-from .recipe import Recipe, knobs_at, recipe_of, why_kept
+from .recipe import BESIDE, Recipe, knobs_at, knobs_of, recipe_of, why_kept
 
 # %% auto #0
-__all__ = ['ROW_BYTES', 'Work', 'work_of', 'Plan', 'one_twice', 'side_findings', 'plan', 'describe']
+__all__ = ['ROW_BYTES', 'Work', 'work_of', 'Plan', 'one_twice', 'side_findings', 'pair_beside', 'plan', 'whole_shape', 'describe']
 
 # %% ../../nbs/merging/08_plan.ipynb #c009
 @dataclass(frozen=True)
@@ -29,12 +30,14 @@ class Work:
     llm:tuple           # Entries of the LLM, stacked by rows
     base:tuple          # Entries of the base; empty without one
     knobs:dict          # As set at this layer
+    more:tuple=()       # For each further LLM, its entries
 
     def sides(self,
         method:Method,  # From `METHODS`
     )->list:            # Of tuples of entries
-        "What goes into the method: of the VLM, the LLM and the base, as far as it takes them"
-        return [getattr(self, who) for who in ('vlm', 'llm', 'base') if who in method.fills]
+        "What goes into the method: of the VLM, the LLMs and the base, as far as it takes them"
+        given = dict(vlm=[self.vlm], llm=[self.llm, *self.more], base=[self.base])
+        return [entries for who, some in given.items() if who in method.fills for entries in some]
 
 # %% ../../nbs/merging/08_plan.ipynb #c011
 def work_of(
@@ -44,14 +47,15 @@ def work_of(
     base:Checkpoint|None=None, # If it takes part
     of_base:Pair|None=None, # Its partner in the base
     knobs:dict|None=None, # As set at this layer
+    more:tuple=(),      # Of further LLMs: each with its partner, `(Checkpoint, Pair)`
 )->Work:                # Embedding and head: the rows that all have
     "The byte ranges of a pair"
     sides = [(vlm.tensors[pair.vlm],), pair.entries(llm.tensors),
-             of_base.entries(base.tensors) if base else ()]
+             of_base.entries(base.tensors) if base else (), *(p.entries(c.tensors) for c, p in more)]
     if pair.common:
         rows = min(es[0].shape[0] for es in sides if es)
         sides = [tuple(e.rows(rows) for e in es) for es in sides]
-    return Work(pair, *sides, knobs or {})
+    return Work(pair, *sides[:3], knobs or {}, tuple(sides[3:]))
 
 # %% ../../nbs/merging/08_plan.ipynb #c015
 @dataclass(frozen=True, repr=False)
@@ -64,11 +68,12 @@ class Plan:
     merged:tuple        # `Work`, in the VLM's order
     kept:dict           # Name in the VLM -> reason
     findings:tuple      # Of the checks; stops first
+    more:tuple=()       # Further LLMs, opened
 
     @property
     def sides(self)->dict:
-        "The open checkpoints by role"
-        return {who: c for who in ('vlm', 'llm', 'base') if (c:=getattr(self, who))}
+        "The open checkpoints by role, as `Recipe.models`"
+        return dict(zip(self.recipe.models, (self.vlm, self.llm, *self.more, self.base)))
 
     @property
     def stops(self)->list:
@@ -83,27 +88,34 @@ class Plan:
     @property
     def reads(self)->int:
         "Bytes of tensors that go in, each counted once"
-        return self.vlm.nbytes+sum(e.nbytes for w in self.merged for es in (w.llm, w.base) for e in es)
+        others = (es for w in self.merged for es in (w.llm, w.base, *w.more))
+        return self.vlm.nbytes+sum(e.nbytes for es in others for e in es)
 
     def __repr__(self): return describe(self)
 
 # %% ../../nbs/merging/08_plan.ipynb #c018
 def _sort_pairs(
     recipe:Recipe,      # What to do
-    sides:tuple,        # The open VLM, LLM and base, if there is one
+    sides:tuple,        # The open VLM, LLM, base (or None) and further LLMs
     paired:Pairing,     # VLM and LLM
     of_base:dict,       # Name in the VLM -> `Pair` with the base
+    of_more:tuple=(),   # The same with each further LLM
 )->tuple[list, dict]:   # `Work`, and the names that stay with their reasons
     "What a recipe merges, and what it keeps"
-    vlm, llm, base = sides
-    with_base = 'base' in METHODS[recipe.method].fills
+    vlm, llm, base, *more = sides
+    if 'base' not in METHODS[recipe.method].fills: base = None
     works, kept = [], dict(paired.kept)
+    others = [('the base', of_base)]*(base is not None)
+    others += [(name_in_line(c.source), of) for c, of in zip(more, of_more)]
     for p in paired.pairs:
         reason = why_kept(recipe, p, paired.depth)
-        if not reason and with_base and p.vlm not in of_base: reason = 'no partner in the base'
+        lacks = next((who for who, of in others if p.vlm not in of), None)
+        if not reason and lacks: reason = f'no partner in {lacks}'
         if reason: kept[p.vlm] = reason; continue
-        knobs = knobs_at(recipe, 0 if p.module=='embedding' else p.layer, paired.depth)
-        works.append(work_of(p, vlm, llm, base if with_base else None, of_base.get(p.vlm), knobs))
+        first = p.module in ('embedding', *BESIDE)      # Before the layers, so a curve begins there
+        knobs = knobs_at(recipe, 0 if first else p.layer, paired.depth)
+        partners = [(c, of[p.vlm]) for c, of in zip(more, of_more)]
+        works.append(work_of(p, vlm, llm, base, of_base.get(p.vlm), knobs, partners))
     return works, kept
 
 # %% ../../nbs/merging/08_plan.ipynb #c021
@@ -111,13 +123,15 @@ def one_twice(
     vlm:Checkpoint,     # The VLM
     llm:Checkpoint,     # The LLM
     base:Checkpoint|None=None, # If there is one
+    more:tuple=(),      # Further LLMs
 )->list[Finding]:
     "Warn where two sides are one model, however it was named"
     found, fix = [], 'Check the names: each side is a model of its own.'
-    sides = ('VLM', vlm), ('LLM', llm), ('base', base)
-    for (one, a), (other, b) in combinations(sides, 2):
+    llms = [('LLM', llm), *((f'LLM {i}', c) for i, c in enumerate(more, 2))]
+    for (one, a), (other, b) in combinations([('VLM', vlm), *llms, ('base', base)], 2):
         if b is None or not same_weights(a, b): continue
-        means = 'it is merged with itself' if other=='LLM' else f'nothing was trained into the {one}'
+        means = (f'nothing was trained into the {one}' if other=='base' else
+                 'it is merged with itself' if one=='VLM' else 'it counts twice')
         found.append(Finding('warn', f'{one} and {other} are the same files, so {means}.', fix))
     return found
 
@@ -133,10 +147,83 @@ def side_findings(
     return []
 
 # %% ../../nbs/merging/08_plan.ipynb #c026
+def _check_each(
+    vlm:Checkpoint,     # The VLM
+    llms:list,          # The LLMs
+)->tuple[list, list]:   # A pairing with each (None where it stopped before), and the findings
+    "The checks with each LLM"
+    paired, found = zip(*(check(vlm, llm) for llm in llms))
+    shared = [f for f in found[0] if all(f in other for other in found)]
+    own = [replace(f, what=f'{name_in_line(c.source)}: {f.what}')
+           for c, some in zip(llms, found) for f in some if f not in shared]
+    return paired, sorted(shared+own, key=lambda f: f.level!='stop')
+
+# %% ../../nbs/merging/08_plan.ipynb #c029
+_PROJECTOR = re.compile(r"projector|projection|connector|merger|aligner|resampler|abstractor|perceiver"
+                        r"|qformer|query_tokens|image_newline|\bmlp1\b|embed_vision")
+_SCALE = re.compile(r'dtype|dropout|initializer|_name_or_path|transformers_version|architectures|model_type')
+
+def _beside(
+    checkpoint:Checkpoint, # A VLM, or not
+    names,              # Of its tensors that have no partner in the language model
+)->dict:                # Part -> name without `model.` -> name
+    "The tensors of tower and projector"
+    parts = {part: {} for part in BESIDE}
+    for name in names:
+        first = name.removeprefix('model.').split('.layer')[0].split('.block')[0]
+        parts['projector' if _PROJECTOR.search(first) else 'tower'][name.removeprefix('model.')] = name
+    return parts
+
+def _unlike_vision(vlm, other):
+    "The first setting of the two towers that differs, in words; '' if none does"
+    one, two = (c.config.get('vision_config') for c in (vlm, other))
+    if not isinstance(one, dict) or not isinstance(two, dict): return ''
+    apart = [k for k in one.keys()&two.keys() if one[k]!=two[k] and not _SCALE.search(k)]
+    if not apart: return ''
+    k = min(apart)
+    return f' ({k} {name_in_line(one[k], 40)} here, {name_in_line(two[k], 40)} there)'
+
+def pair_beside(
+    vlm:Checkpoint, other:Checkpoint, # The VLM, and the second VLM or the base
+    paired:Pairing,     # Of their language models
+    parts:tuple,        # Of a recipe
+)->Pairing:             # With these parts, or with the reason why one stays
+    "Pair tower and projector as well, as far as a recipe asks for them"
+    mine = _beside(vlm, [n for n, why in paired.kept.items() if why=='beside the language model'])
+    theirs = _beside(other, paired.unused)
+    kept, pairs, who = dict(paired.kept), list(paired.pairs), name_in_line(other.source)
+    for part in (p for p in BESIDE if p in parts):
+        shapes = [{n: c.tensors[s].shape for n, s in some[part].items()}
+                  for c, some in ((vlm, mine), (other, theirs))]
+        odd = sorted(n for n in shapes[0].keys()|shapes[1].keys() if shapes[0].get(n)!=shapes[1].get(n))
+        unlike = f' ({odd[0]})' if odd else _unlike_vision(vlm, other)
+        why = f'no {part} in {who}' if not shapes[1] else f'the {part} of {who} is built otherwise{unlike}'
+        for short, name in mine[part].items():
+            if unlike: kept[name] = why; continue
+            kept.pop(name)
+            pairs.append(Pair(name, (theirs[part][short],), None, part, short))
+    order = {n: i for i, n in enumerate(vlm.tensors)}
+    return replace(paired, pairs=tuple(sorted(pairs, key=lambda p: order[p.vlm])), kept=kept)
+
+# %% ../../nbs/merging/08_plan.ipynb #c032
+def _left_beside(
+    recipe:Recipe,      # What was asked for
+    works:list,         # What is merged
+    kept:dict,          # Name in the VLM -> reason
+)->list[Finding]:
+    "Warn where tower or projector were named, and stay"
+    lost = [p for p in recipe.parts if p in BESIDE and not any(w.pair.module==p for w in works)]
+    whys = {p: next((why for why in kept.values() if why.startswith((f'no {p} ', f'the {p} '))), '')
+            for p in lost}
+    return [Finding('warn', f"The {p} stays the VLM's{': '*bool(why)}{why}.",
+                    f'Leave {p} out of `modules`, or name a VLM that is built alike.')
+            for p, why in whys.items()]
+
+# %% ../../nbs/merging/08_plan.ipynb #c034
 def plan(
     vlm:Recipe|str|Path, # A recipe or a plan; or the VLM: folder, hub id (with optional @revision), lab/vlm
-    llm:str|Path|None=None, # The LLM: a folder, a hub id, or lab/llm
-    base:str|Path|None=None, # What both were trained from; for methods that work with task vectors
+    llm:str|Path|list|None=None, # The LLM: a folder, a hub id, or lab/llm; or a list of several
+    base:str|Path|None=None, # What all were trained from; for methods that work with task vectors
     *,
     method:str|None=None, # Merge method, by its name: how two tensors become one; default: linear
     layers:str|list|None=None, # Where: all, 6-31, 0-5,8, 6-; default: all
@@ -144,46 +231,54 @@ def plan(
     embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the row?
     seed:int|None=None, # Of the coin flips; default: 0
     as_run:bool|None=None, # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
-    **knobs,            # Of the method, such as weight=0.9; a list is a curve over depth
+    **knobs,            # Of the method, such as weight=0.9; a list is a curve, or one for each model
 )->Plan:
     "Look before merging: open, check, sort; nothing is written"
     recipe = recipe_of(vlm, llm, base, method=method, layers=layers, modules=modules, embeddings=embeddings,
                        seed=seed, as_run=as_run, **knobs)
-    sides = mine, theirs, third = tuple(Checkpoint.open(o) if o else None
-                                        for o in (recipe.vlm, recipe.llm, recipe.base))
-    paired, findings = check(mine, theirs)
-    findings = findings+one_twice(mine, theirs, third)
+    mine, third, *theirs = (Checkpoint.open(o) if o else None
+                            for o in (recipe.vlm, recipe.base, *recipe.llms))
+    (paired, *others), findings = _check_each(mine, theirs)
+    findings = findings+one_twice(mine, theirs[0], third, theirs[1:])
     if third:
         with_base, more = check(mine, third, 'base')
         findings = sorted(dict.fromkeys(findings+more), key=lambda f: f.level!='stop')
-    if paired is None or any(f.level=='stop' for f in findings):
-        return Plan(recipe, *sides, (), {}, (*side_findings(mine), *findings))
-    of_base = {p.vlm: p for p in with_base.pairs} if third else {}
-    works, kept = _sort_pairs(recipe, sides, paired, of_base)
-    if not works:
-        findings.insert(0, Finding('stop', 'Nothing is left to merge.', 'Widen `layers` or `modules`.'))
-    return Plan(recipe, *sides, tuple(works), kept, (*side_findings(mine), *findings))
+    works, kept = (), {}
+    if not any(f.level=='stop' for f in findings):
+        if {*recipe.parts} & {*BESIDE}:
+            paired, *others = (pair_beside(mine, c, o, recipe.parts)
+                               for c, o in zip(theirs, (paired, *others)))
+            if third: with_base = pair_beside(mine, third, with_base, recipe.parts)
+        by_name = [{p.vlm: p for p in o.pairs} for o in ([with_base] if third else [])+others]
+        of_base = by_name.pop(0) if third else {}
+        works, kept = _sort_pairs(recipe, (mine, theirs[0], third, *theirs[1:]), paired, of_base, by_name)
+        nothing = Finding('stop', 'Nothing is left to merge.', 'Widen `layers` or `modules`.')
+        findings += _left_beside(recipe, works, kept)
+        if not works: findings.insert(0, nothing)
+    return Plan(recipe, mine, theirs[0], third, tuple(works), kept, (*side_findings(mine), *findings),
+                tuple(theirs[1:]))
 
-# %% ../../nbs/merging/08_plan.ipynb #c030
+# %% ../../nbs/merging/08_plan.ipynb #c038
 def _asked(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
     "The recipe with all its knobs, and the models that it names"
     recipe = plan.recipe
-    knobs = {k.name: k.default for k in METHODS[recipe.method].knobs.values()} | recipe.knobs
-    lines = [f"{recipe.method}({', '.join(f'{k}={v}' for k, v in knobs.items())}) "
+    lines = [f"{recipe.method}({', '.join(f'{k}={v}' for k, v in knobs_of(recipe).items())}) "
              f"on layers {recipe.layers}, parts {recipe.modules}"
              + (', with embeddings' if recipe.embeddings else '')
              + (', as the paper\'s script ran' if recipe.as_run else '')]
+    wide = max(4, *map(len, plan.sides))
     for who, c in plan.sides.items():
-        idle = f'; {recipe.method} makes no use of it'*(who not in METHODS[recipe.method].fills)
+        idle = who.split()[0] not in METHODS[recipe.method].fills
         commit = f'@{c.revision}' if c.revision and '@' not in c.source else ''
-        lines.append(f"  {who:<5}{name_in_line(c.source)}{commit}  "
+        lines.append(f"  {who:<{wide}} {name_in_line(c.source)}{commit}  "
                      f"{name_in_line(c.config.get('model_type', '?'), 40)}, "
-                     f"{len(c.tensors)} tensors, {readable(c.nbytes)} in {len(c.files)} file(s){idle}")
+                     f"{len(c.tensors)} tensors, {readable(c.nbytes)} in {len(c.files)} file(s)"
+                     + f'; {recipe.method} makes no use of it'*idle)
     return lines
 
-# %% ../../nbs/merging/08_plan.ipynb #c032
+# %% ../../nbs/merging/08_plan.ipynb #c040
 def _gathered(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
@@ -199,19 +294,31 @@ def _gathered(
     return [f"  {what:<7}{n:>5} tensors {readable(size):>8}  {name_in_line(why)}  "
             f"({name_in_line(example, 240)})" for (what, why), (n, size, example) in groups.items()]
 
-# %% ../../nbs/merging/08_plan.ipynb #c034
-ROW_BYTES = 64          # Of memory for each number of a row, while a method has the row as a whole
+# %% ../../nbs/merging/08_plan.ipynb #c042
+def whole_shape(
+    shape:tuple,        # Of a tensor
+)->tuple:               # (rows, columns), or (numbers,)
+    "What a method that needs whole tensors is given at once: a vector, or a matrix of a stack"
+    if len(shape)<4: return tuple(shape[-2:]) or (1,)
+    return shape[0], math.prod(shape[1:])
+
+# %% ../../nbs/merging/08_plan.ipynb #c044
+ROW_BYTES = 64          # Of memory for each number of what a method has as a whole: a row, or a matrix
 
 def _memory(
     plan:Plan,          # From `plan`
 )->str:
     "What a merge takes of memory"
     usual, shapes = 'some 0.3 GB of memory', [w.vlm[0].shape for w in plan.merged]
-    longest = max(shape[-1] if shape else 1 for shape in shapes)
-    if not METHODS[plan.recipe.method].rows or longest*ROW_BYTES<1e8: return f'{usual} at any size of model'
-    return f'{usual}, and {readable(longest*ROW_BYTES)} more in each thread for a row of {longest} numbers'
+    method = METHODS[plan.recipe.method]
+    at_once = [whole_shape(shape) if method.whole else shape[-1:] for shape in shapes]
+    longest = max(at_once, key=math.prod)
+    size = math.prod(longest)*ROW_BYTES*(3+len(plan.more))//3
+    if not (method.rows or method.whole) or size<1e8: return f'{usual} at any size of model'
+    what = ' x '.join(map(str, longest)) if longest[1:] else f'a row of {longest[0]}'
+    return f'{usual}, and {readable(size)} more in each thread for {what} numbers'
 
-# %% ../../nbs/merging/08_plan.ipynb #c036
+# %% ../../nbs/merging/08_plan.ipynb #c046
 def describe(
     plan:Plan,          # From `plan`
 )->str:                 # Several lines

@@ -183,6 +183,8 @@ def diagnose(
     "Say before a merge whether anything speaks against it"
     if isinstance(vlm, Recipe): vlm, llm, base = vlm.vlm, llm or vlm.llm, base or vlm.base
     if llm is None: raise ValueError('The LLM is missing. Name a VLM and an LLM, or give a recipe.')
+    if isinstance(llm, (list, tuple)):
+        raise ValueError(f'diagnose looks at one LLM at a time, and here are {len(llm)}: name one.')
     vlm, llm, base = checkpoint_of(vlm), checkpoint_of(llm), checkpoint_of(base) if base is not None else None
     how = dict(workers=workers, progress=progress)
     paired, findings = check(vlm, llm)

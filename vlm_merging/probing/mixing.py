@@ -15,7 +15,7 @@ from ..checkpoints.decoder import LAYER
 from ..merging.merge import merged_blocks
 from ..merging.methods import METHODS, Method
 from ..merging.plan import Plan, Work, plan, side_findings
-from ..merging.recipe import Recipe
+from ..merging.recipe import BESIDE, Recipe
 
 # %% auto #0
 __all__ = ['open_parameter', 'read_tensors', 'HeldTensor', 'keep_numbers', 'mixed_numbers', 'Mixer']
@@ -129,6 +129,8 @@ class Mixer:
                                 for f in ('vlm', 'llm', 'base', 'method')):
             raise ValueError('Only knobs, layers, modules, embeddings and seed can change in memory. '
                              'Open another one for other models or methods.')
+        if {*recipe.parts} & {*BESIDE}:
+            raise LookupError('In memory only the language model is mixed. Merge to disk instead.')
         for c in self.sides.values(): refuse_changed(c)
         self.restore()
         for w in _planned(recipe).merged:

@@ -69,11 +69,12 @@ def ask_mixture(
     weights:dict|None=None, # Hashes by role that the models must have
 )->pl.DataFrame:        # A reply table with `weight`, `layers`, `modules`
     "Ask one mixture every question; raise ValueError if one cannot be asked"
+    from vlm_merging.merging.recipe import Recipe
     mixer = open_mixer(json.dumps(recipe, sort_keys=True), json.dumps(asking, sort_keys=True))
     now = mixer.others|dict(vlm=mixer.asker.weights)
     for who in weights or ():
         if now[who]!=weights[who]:
-            raise ValueError(f"{recipe[who]} is not what it was when this sweep began. "
+            raise ValueError(f"{Recipe(**recipe).models[who]} is not what it was when this sweep began. "
                              f"Start it anew, into another folder.")
     asker = mixer.mix(knobs=recipe['knobs']|{'weight':how['weight']}, layers=how['layers'],
                       modules=how['modules'])
@@ -231,9 +232,10 @@ def _ask_all(recipe, tries, items, asking, out, ray, progress):
     from vlm_merging.checkpoints.headers import Checkpoint
     if out is None: return pl.concat([ask_mixture(recipe, t, items, asking) for t in tries])
     names = {f'mixture-{sha256(json.dumps(t).encode()).hexdigest()[:16]}':t for t in tries}
-    models = ('vlm', 'llm', 'base')
-    hashes = {who:weights_hash(Checkpoint.open(recipe[who])) for who in models if recipe[who]}
-    about = dict(what='sweep', recipe={k:v for k, v in recipe.items() if k not in models}, weights=hashes,
+    from vlm_merging.merging.recipe import Recipe
+    hashes = {who:weights_hash(Checkpoint.open(name)) for who, name in Recipe(**recipe).models.items()}
+    named = ('vlm', 'llm', 'base')
+    about = dict(what='sweep', recipe={k:v for k, v in recipe.items() if k not in named}, weights=hashes,
                  # These change no reply
                  asking={k:v for k, v in asking.items() if k not in ('batch_size', 'device')},
                  questions=describe_items(items))
@@ -243,10 +245,11 @@ def _ask_all(recipe, tries, items, asking, out, ray, progress):
 # %% ../../nbs/probing/14_sweep.ipynb #c050
 def sweep(
     vlm,                # Folder, hub id or name of the lab; or a whole `Recipe`, whose weight is looked for
-    llm=None,           # Folder, hub id or name of the lab
+    llm=None,           # Folder, hub id or name of the lab; or a list of several
     base=None,          # The same; for methods with task vectors
     *,
-    weights:Iterable,   # To try: shares of the VLM, or what else the method's knob `weight` means
+    weights:Iterable,   # To try: shares of the VLM, or what else the method's knob `weight` means; with
+                        # several LLMs each is a list of one number for each model
     items,              # To choose on, not those to report: `Item`s, a table file, or the name of a benchmark
     score:Callable|None=None, # Item and reply -> 0..1 or None; None: the offline protocol of `scoring`
     method:str|None=None, # Merge method that has a knob `weight`; default: linear
@@ -267,15 +270,19 @@ def sweep(
     own = (knobs or {})|own
     if 'weight' in own:
         raise ValueError('The knob weight is what is tried: give it as `weights`, and leave it out of knobs.')
+    if isinstance(llm, (list, tuple)) and llm[1:]:      # One number for each model; the first for now
+        weights = list(weights)
+        own['weight'] = next(iter(weights), None)
     whole = recipe_of(vlm, llm, base, method=method, **own)
     tries = mixtures(weights, whole.layers if layers is None else layers,
                      whole.modules if modules is None else modules)
     recipe = whole.dict()|dict(layers='all', modules='all')
-    recipe['knobs'] = {k:v for k, v in recipe['knobs'].items() if k!='weight'}
+    recipe['knobs'] = {k:v for k, v in recipe['knobs'].items() if k!='weight' or whole.llms[1:]}
     for t in tries:     # Each is checked now
         Recipe(**recipe|dict(knobs=recipe['knobs']|{'weight':t['weight']}, layers=t['layers'],
                              modules=t['modules']))
-    for f in one_twice(*(Checkpoint.open(w) for w in (whole.vlm, whole.llm, whole.base) if w)):
+    vlm, base, *llms = (w and Checkpoint.open(w) for w in (whole.vlm, whole.base, *whole.llms))
+    for f in one_twice(vlm, llms[0], base, llms[1:]):
         warnings.warn(f'{f.what} {f.fix}', stacklevel=2)
     if ray and out is None: raise ValueError('A sweep on Ray needs a folder for its replies: out=.')
     try: replies = _ask_all(recipe, tries, items, asking, out, ray, progress)
