@@ -52,13 +52,13 @@ def _least_disturbing(
     lengths = [d.norm() for d in deltas]
     units = [d/length if length else d for d, length in zip(deltas, lengths)]
     stack = torch.cat(units)                                    # (all rows, columns)
-    aims = torch.cat([f*n*(u@u.T) for f, n, u in zip(factors, lengths, units)], 1)
     tall = len(stack)>stack.shape[1]
     gram = stack.T@stack if tall else stack@stack.T             # the sum of w τᵀτ, or its twin
     gram.diagonal().add_(ridge*gram.trace()/stack.shape[1])
     if not gram.isfinite().all() or not gram.trace()>0: return sum(f*d for f, d in zip(factors, deltas))
-    if tall: return torch.linalg.solve(gram, (aims@stack).T).T
-    return aims@torch.linalg.solve(gram, stack)
+    pulls = [f*n for f, n in zip(factors, lengths)]
+    if tall: return torch.linalg.solve(gram, sum(p*(u.T@u)@u.T for p, u in zip(pulls, units))).T
+    return torch.cat([p*(u@u.T) for p, u in zip(pulls, units)], 1)@torch.linalg.solve(gram, stack)
 
 # %% ../../nbs/merging/12_matrices.ipynb #c024
 @merge_method(whole=True)
