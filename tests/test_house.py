@@ -13,7 +13,7 @@ HOUSES = 'lab checkpoints merging benchmarks asking scoring comparing probing ch
 NEVER_TORCH = 'benchmarks scoring comparing charts'.split()  # Houses which never import it, not even later
 NO_TORCH = [*NEVER_TORCH, 'checkpoints', 'asking', 'widgets', 'cli']  # Houses which import without it
 # A plan waits for nothing
-NO_TORCH_ROOMS = [f'merging.{o}' for o in 'families checks largest coins methods recipe plan'.split()]
+NO_TORCH_ROOMS = [f'merging.{o}' for o in 'knobs families checks largest coins methods recipe plan'.split()]
 
 def cells(path): return [''.join(o['source']) for o in json.loads(path.read_text(encoding='utf-8'))['cells']
                          if o['cell_type']=='code']

@@ -9,7 +9,7 @@ from vlm_merging.asking.opening import open_model
 from vlm_merging.benchmarks.items import Item
 from vlm_merging.cli.commands import shell_options
 from vlm_merging.cli.main import COMMANDS
-from vlm_merging.merging import merge as room, methods as room_of_methods
+from vlm_merging.merging import knobs as room_of_knobs, merge as room
 from vlm_merging.merging.merge import merge
 from vlm_merging.merging.coins import drop, drop_by_rank, name_rng
 from vlm_merging.merging.methods import (METHODS, Scale, Share, elect_signs, blockwise, breadcrumbs,
@@ -411,7 +411,7 @@ def test_no_knob_has_the_name_of_an_option():
     names = {n for f in verbs for n, p in inspect.signature(f).parameters.items() if p.kind!=p.VAR_KEYWORD}
     for verb in 'plan', 'merge', 'sweep': names |= shell_options(COMMANDS[verb]).keys()
     knobs = {k for m in METHODS.values() for k in m.knobs}
-    assert names-knobs<=room_of_methods._TAKEN and not knobs & room_of_methods._TAKEN
+    assert names-knobs<=room_of_knobs._TAKEN and not knobs & room_of_knobs._TAKEN
 
 
 def test_a_formula_is_worked_on_in_a_file_that_is_loaded_again(methods, tmp_path, monkeypatch):

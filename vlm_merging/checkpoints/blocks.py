@@ -125,16 +125,20 @@ BLOCK_GPU = 1<<24       # A GPU wants more at once
 class Blocks:
     "The blocks of the models' tensors side by side; can be gone through again and again"
     def __init__(self,
-        sources,            # A `Source` for each model
+        sources,            # A `Source` for each model; those in a tuple give a tuple of blocks
         n:int,              # Numbers in the tensor
         step:int,           # Numbers per block
         columns:int|None=None, # Numbers per row, if blocks shall come as rows
     ):
         self.sources, self.n, self.step, self.columns = sources, n, step, columns
 
-    def _at(self, i, j):
-        block = tuple(s.read(i, min(j, self.n)) for s in self.sources)
-        return tuple(t.view(-1, self.columns) for t in block) if self.columns else block
+    def _at(self, i, j, sources=None):
+        return tuple(self._at(i, j, s) if isinstance(s, tuple) else self._read(s, i, j)
+                     for s in sources or self.sources)
+
+    def _read(self, source, i, j):
+        block = source.read(i, min(j, self.n))
+        return block.view(-1, self.columns) if self.columns else block
 
     def __iter__(self): return (self._at(i, i+self.step) for i in range(0, self.n, self.step))
 

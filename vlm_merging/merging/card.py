@@ -37,6 +37,9 @@ def provenance(
     import torch
     fixed = {who: f"{c.source.split('@')[0]}@{c.revision}" for who, c in plan.sides.items()
              if c.revision}     # the commit, should the branch move on
+    if plan.more:
+        roles = [who for who in plan.sides if who.startswith('llm')]
+        fixed['llm'] = [fixed.pop(who, named) for who, named in zip(roles, plan.recipe.llms)]
     return dict(recipe=plan.recipe.dict()|fixed,
                 inputs={who: dict(source=c.source, revision=c.revision, licence=licence(c), files=inputs[who])
                         for who, c in plan.sides.items()},
@@ -70,10 +73,11 @@ def model_card(
     "A model card: recipe, sources, licences"
     findings = '\n'.join(f'- {in_markdown(f)}' for f in plan.findings) or '- none'
     recipe = {k: v for k, v in plan.recipe.dict().items() if k not in ('vlm', 'llm', 'base')}
+    some = f'{len(plan.recipe.llms)} LLMs' if plan.more else 'a reasoning LLM'
     return f"""{_front(plan)}
 # {in_markdown(name, 200)}
 
-A vision-language model whose language model was merged with a reasoning LLM, without training, \
+A vision-language model whose language model was merged with {some}, without training, \
 by vlm_merging {__version__}.
 {len(plan.merged)} tensors were merged; the other {len(plan.kept)} (vision, projector, embeddings and \
 what the recipe leaves out) are the VLM's, bit for bit.

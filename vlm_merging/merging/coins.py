@@ -16,11 +16,13 @@ __all__ = ['name_rng', 'flips', 'drop', 'drop_by_rank']
 def name_rng(
     seed:int,             # Of the recipe
     name:str,             # Of the tensor, without the stem that differs between layouts
+    models:int=2,         # The VLM, and the LLMs
     device:str='cpu',     # Flips are made on the CPU, so every device sees the same
-)->tuple[Generator, Generator]: # For the VLM's task vector, and for the LLM's
-    "Sources of coin flips that depend on seed and name alone"
+)->tuple:                 # A generator for each task vector: of the VLM, then of the LLMs
+    "Sources of coin flips that depend on seed, name and place among the models alone"
     from torch import Generator
-    seeds = [hashlib.sha256(f'{seed}/{name}/{who}'.encode()).digest()[:8] for who in ('vlm', 'llm')]
+    who = ('vlm', 'llm', *(f'llm {i}' for i in range(2, models)))
+    seeds = [hashlib.sha256(f'{seed}/{name}/{o}'.encode()).digest()[:8] for o in who]
     return tuple(Generator(device).manual_seed(int.from_bytes(o, 'little', signed=True)) for o in seeds)
 
 # %% ../../nbs/merging/05_coins.ipynb #c014

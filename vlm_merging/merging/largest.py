@@ -5,6 +5,7 @@
 # %% ../../nbs/merging/04_largest.ipynb #c005
 from __future__ import annotations
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING, Callable
 import numpy as np
 if TYPE_CHECKING: from torch import Tensor, dtype
@@ -107,20 +108,21 @@ def within(
 def _by_histograms(
     sizes:Callable,       # Makes of blocks a tuple of magnitudes for each (float, >= 0)
     blocks,               # Can be iterated again and again
-    keep:tuple,           # For each of the tuple: how many entries to keep
+    keep:tuple,           # As for `cuts`
 )->list[Cut]:
     "The exact cuts, in two passes"
     import torch
-    high = [torch.zeros(1<<15, dtype=torch.int64) for _ in keep]
+    high = []
     for ts in sizes(blocks):
+        high = high or [torch.zeros(1<<15, dtype=torch.int64) for _ in ts]
         for h, t in zip(high, ts): h += torch.bincount(bits(t)>>16, minlength=1<<15).cpu()
-    bins = [in_bin(h, k) for h, k in zip(high, keep)]
-    low = [torch.zeros(1<<16, dtype=torch.int64) for _ in keep]
+    bins = [in_bin(h, k) for h, k in zip(high, cycle(keep))]
+    low = [torch.zeros(1<<16, dtype=torch.int64) for _ in bins]
     for ts in sizes(blocks):
         for h, t, (b, _) in zip(low, ts, bins):
             h += torch.bincount(within(bits(t), b<<16, (b+1)<<16)-(b<<16), minlength=1<<16)
     return [cut_at(h, b<<16, spare) if k else Cut(float('inf'), 0)
-            for h, (b, spare), k in zip(low, bins, keep)]
+            for h, (b, spare), k in zip(low, bins, cycle(keep))]
 
 # %% ../../nbs/merging/04_largest.ipynb #c030
 def guess(
@@ -174,18 +176,18 @@ def _by_sample(sizes, blocks, keep, n):
     "The exact cuts in one pass, or None if the sample did not say well enough where they lie"
     import torch
     few = [torch.cat(ts) for ts in zip(*([t.flatten() for t in ts] for ts in sizes(blocks.sample())))]
-    bounds = [guess(t, k/n) for t, k in zip(few, keep)]
+    bounds = [guess(t, k/n) for t, k in zip(few, cycle(keep))]
     if any(high-low>1<<21 for low, high in bounds): return None
     tallies = [Tally(low, high) for low, high in bounds]
     for ts in sizes(blocks):
         for tally, t in zip(tallies, ts): tally.add(bits(t))
-    exact = [tally.cut(k) for tally, k in zip(tallies, keep)]
+    exact = [tally.cut(k) for tally, k in zip(tallies, cycle(keep))]
     return exact if all(exact) else None
 
 def cuts(
     sizes:Callable,       # Makes of blocks a tuple of magnitudes for each (float, >= 0)
     blocks,               # Can be iterated again and again; `sample()`, if there, gives some from all over
-    keep:tuple,           # For each of the tuple: how many entries to keep
+    keep:tuple,           # How many entries to keep of each; gone through again where there are more
     n:int,                # Entries in all
 )->list[Cut]:
     "The exact cut that keeps the `keep` largest entries, for several tensors read side by side"

@@ -45,8 +45,11 @@ def merged_blocks(
         step = max(1, step//columns)*columns
     if method.whole:
         step, columns = math.prod(whole:=whole_shape(entry.shape)), whole[1] if whole[1:] else None
-    blocks = Blocks([source(es) for es in work.sides(method)], entry.numel, step, columns)
-    rng = name_rng(seed, work.pair.key) if 'rng' in method.fills else None
+    sources = [source(es) for es in work.sides(method)]
+    models = 2+len(work.more)
+    if work.more: sources[1:models] = [tuple(sources[1:models])]    # Several LLMs: their blocks are one tuple
+    blocks = Blocks(sources, entry.numel, step, columns)
+    rng = name_rng(seed, work.pair.key, models) if 'rng' in method.fills else None
     for block in blockwise(method, blocks, entry.numel, rng, **work.knobs):
         yield block.to(getattr(torch, FLOATS[entry.dtype])).flatten()
 
@@ -235,8 +238,8 @@ def _refuse(
 # %% ../../nbs/merging/11_merge.ipynb #c048
 def merge(
     vlm:Recipe|str|Path, # A recipe or a plan; or the VLM: folder, hub id (with optional @revision), lab/vlm
-    llm:str|Path|None=None, # The LLM: a folder, a hub id, or lab/llm
-    base:str|Path|None=None, # What both were trained from; for methods that work with task vectors
+    llm:str|Path|list|None=None, # The LLM: a folder, a hub id, or lab/llm; or a list of several
+    base:str|Path|None=None, # What all were trained from; for methods that work with task vectors
     *,
     out:str|Path,       # Folder that shall appear; must not exist
     method:str|None=None, # Merge method, by its name: how two tensors become one; default: linear
@@ -251,7 +254,7 @@ def merge(
     sha256:bool=False,  # Put full hashes of the inputs into recipe.json? Costs more than the merge
     allow_nonfinite:bool=False, # Merge tensors with NaN or Inf too?
     progress:bool|None=None, # Show a bar? None: only on a terminal
-    **knobs,            # Of the method, such as weight=0.9; a list is a curve over depth
+    **knobs,            # Of the method, such as weight=0.9; a list is a curve, or one for each model
 )->Path:                # The folder
     "Carry out a recipe; raise ValueError with one sentence if it cannot be"
     recipe = recipe_of(vlm, llm, base, method=method, layers=layers, modules=modules, embeddings=embeddings,

@@ -4,145 +4,48 @@
 
 # %% ../../nbs/merging/06_methods.ipynb #c005
 from __future__ import annotations
-import copy, functools, inspect, re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Callable, Literal, get_args, get_origin
+import copy, functools, operator
+from typing import TYPE_CHECKING, Literal
 from .coins import drop, drop_by_rank
+from .knobs import METHODS, Method, Scale, Share, blockwise, merge_method
 from .largest import cuts
 if TYPE_CHECKING: from torch import Tensor
 else: Tensor = 'torch.Tensor'   # For signatures; a plan need not wait for torch
+_all_ = ['METHODS', 'Method', 'Scale', 'Share', 'blockwise', 'merge_method']
 
 # %% auto #0
-__all__ = ['Share', 'Scale', 'FILLED', 'METHODS', 'Elect', 'Divide', 'Knob', 'Method', 'merge_method', 'linear', 'arc', 'slerp',
-           'task_arithmetic', 'elect_signs', 'trims', 'ties', 'dare_linear', 'dare_ties', 'crumbs', 'breadcrumbs',
-           'della', 'energies', 'sce', 'blockwise']
+__all__ = ['Elect', 'Divide', 'weighted_sum', 'models_of', 'linear', 'arc', 'slerp', 'task_vectors', 'factors', 'task_arithmetic',
+           'elect_signs', 'trims', 'ties', 'dare_linear', 'dare_ties', 'crumbs', 'breadcrumbs', 'della', 'spread',
+           'energies', 'sce', 'METHODS', 'Method', 'Scale', 'Share', 'blockwise', 'merge_method']
 
 # %% ../../nbs/merging/06_methods.ipynb #c012
-Share = Annotated[float, 0., 1.]  # A part of a whole
-Scale = Annotated[float, 0., 3.]  # A factor; more than 1 goes beyond the model it multiplies
-FILLED = ('vlm', 'llm', 'base', 'rng', 'seen')
-_TAKEN = {*FILLED, *('allow_nonfinite as_run batch_size benchmark by chart data device dtype embeddings help '
-    'items knobs layer_swap layers max_new_tokens method model modules n name out overwrite processor '
-    'progress quiet ray recipe sample score seed sha256 split system temperature top_p trust_remote_code '
-    'weights where workers').split()}
+def weighted_sum(
+    weights,              # A number for each tensor
+    tensors,              # In the same order, of one shape; may be a generator
+)->Tensor:                # Same shape
+    "The sum of tensors, each times its weight"
+    products = (w*t for w, t in zip(weights, tensors))
+    return functools.reduce(lambda total, t: total.add_(t), products)
 
-@dataclass(frozen=True)
-class Knob:
-    "One setting of a method, as its signature tells it"
-    name:str
-    default:object
-    low:float|None=None   # Bounds, for numbers
-    high:float|None=None
-    choices:tuple=()      # For words and yes/no
-    about:str=''          # The comment beside it
-
-    def check(self,
-        value,              # What a recipe asks for
-        method:str,         # For the message
-    )->None:
-        "Raise ValueError if `value` cannot be set"
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if self.choices and value not in self.choices:
-            raise ValueError(f"{method}: {self.name} is {value!r}; "
-                             f"it can be {' or '.join(map(str, self.choices))}.")
-        if not self.choices and not (number and self.low<=value<=self.high):
-            raise ValueError(f"{method}: {self.name} is {value!r}; "
-                             f"it is a number from {self.low:g} to {self.high:g}.")
+def models_of(
+    vlm:Tensor,           # The VLM's tensor
+    llm:Tensor|tuple,     # The LLM's; a tuple: one of each of several LLMs
+)->tuple:                 # The VLM's tensor comes first
+    "The tensors of all models that are merged"
+    return (vlm, *llm) if isinstance(llm, (tuple, list)) else (vlm, llm)
 
 # %% ../../nbs/merging/06_methods.ipynb #c015
-def _knob_of(
-    fn:Callable,          # The method
-    p:inspect.Parameter,  # One of its parameters behind the `*`
-    about:str,            # The comment beside it
-)->Knob:
-    "Read one knob from a signature"
-    hint = eval(p.annotation, fn.__globals__) if isinstance(p.annotation, str) else p.annotation
-    bounds = hint.__metadata__ if get_origin(hint) is Annotated else ()
-    choices = (True, False) if hint is bool else get_args(hint) if get_origin(hint) is Literal else ()
-    if not choices and len(bounds)!=2: needs = f'a type with bounds, as {p.name}:Share=.5; or bool or Literal'
-    elif p.default is p.empty: needs = 'a default, its usual setting'
-    elif p.name in _TAKEN: needs = 'another name: plan, merge, sweep or open_model has an option of this one'
-    else: needs = ''
-    if needs: raise TypeError(f"{fn.__name__}: the knob {p.name!r} needs {needs}.")
-    knob = Knob(p.name, p.default, *bounds or (None, None), choices, about)
-    knob.check(p.default, fn.__name__)
-    return knob
-
-# %% ../../nbs/merging/06_methods.ipynb #c020
-METHODS = {}
-
-@dataclass(frozen=True, repr=False)
-class Method:
-    "What `merge` must know of a method to feed it block by block"
-    name:str
-    formula:Callable      # The function as written
-    fills:tuple           # Which of `FILLED` it takes
-    knobs:dict            # `Knob` by name
-    look:Callable|None    # First pass over the whole tensor
-    rows:bool             # Must blocks be whole rows?
-    whole:bool            # Does the formula need whole tensors?
-    about:str             # Its docstring
-
-    def __repr__(self):
-        return f"Method({self.name!r}{''.join(f', {k.name}={k.default!r}' for k in self.knobs.values())})"
-
-def _method_of(
-    fn:Callable,          # The formula
-    look:Callable|None,   # Its first pass
-    rows:bool,            # Does it need whole rows?
-    whole:bool=False,     # Does the formula need whole tensors?
-)->Method:
-    "Read a method from its signature and the comments in it"
-    parameters = inspect.signature(fn).parameters
-    fills = tuple(n for n, p in parameters.items() if p.kind is not p.KEYWORD_ONLY)
-    stray = [n for n in fills if n not in FILLED]
-    if stray:
-        raise TypeError(f"{fn.__name__}: {stray[0]!r} stands before the `*`, "
-                        f"where only {', '.join(FILLED)} may. Knobs come after it.")
-    try: head = inspect.getsource(fn).split('->')[0]
-    except OSError: head = ''   # Typed at a bare prompt, which keeps no text
-    about = dict(re.findall(r'(\w+)\s*:[^#\n]*#\s*(.+)', head))
-    knobs = {n: _knob_of(fn, p, about.get(n, '')) for n, p in parameters.items() if n not in fills}
-    return Method(fn.__name__, fn, fills, knobs, look, rows, whole, fn.__doc__ or '')
-
-# %% ../../nbs/merging/06_methods.ipynb #c023
-def merge_method(
-    fn:Callable|None=None, # The formula
-    *,
-    look:Callable|None=None, # First pass, `(blocks, n, **knobs)`; what it returns becomes `seen`
-    rows:bool=False,      # Does the formula need whole rows?
-    whole:bool=False,     # Does the formula need whole tensors?
-)->Callable:              # The formula; called on whole tensors, it now takes that first look itself
-    "Enter a function into `METHODS`; its signature says all there is to know"
-    if fn is None: return functools.partial(merge_method, look=look, rows=rows, whole=whole)
-    origin, old = (lambda f: (f.__module__, f.__qualname__)), METHODS.get(fn.__name__)
-    if old and origin(old.formula)!=origin(fn):
-        raise ValueError(f"There is a method {fn.__name__!r} already, in {old.formula.__module__}. "
-                         f"Call yours otherwise: the name of the function is the name of the method.")
-    method = METHODS[fn.__name__] = _method_of(fn, look, rows, whole)
-    signature = inspect.signature(fn)
-    @functools.wraps(fn)
-    def by_hand(*args, **kw):
-        given = signature.bind(*args, **kw)
-        given.apply_defaults()
-        if look and given.arguments['seen'] is None:
-            block = tuple(given.arguments[k] for k in ('vlm', 'llm', 'base') if k in method.fills)
-            knobs = {k: given.arguments[k] for k in method.knobs}
-            given.arguments['seen'] = look([block], block[0].numel(), **knobs)
-        return fn(*given.args, **given.kwargs)
-    return by_hand
-
-# %% ../../nbs/merging/06_methods.ipynb #c026
-@merge_method
+@merge_method(several=True)
 def linear(
     vlm:Tensor, llm:Tensor, # Any shape, the same for both
     *,
-    weight:Share=.9,      # Share of the VLM; the LLM gets the rest
+    weight:Share=.9,      # Share of the VLM, the LLM gets the rest; several LLMs: one for each model
 )->Tensor:                # Same shape
     "A point on the straight line between the two (Chen et al. 2025, arXiv:2505.05464, section 3)"
-    return (weight*vlm).add_((1-weight)*llm)
+    weights = weight if isinstance(weight, (tuple, list)) else (weight, 1-weight)
+    return weighted_sum(weights, models_of(vlm, llm))
 
-# %% ../../nbs/merging/06_methods.ipynb #c034
+# %% ../../nbs/merging/06_methods.ipynb #c025
 def arc(
     blocks, n,            # Can be iterated: pairs (vlm, llm); entries in all
     *, weight, **_,       # Share of the VLM along the arc
@@ -158,7 +61,7 @@ def arc(
     if torch.sin(angle)<1e-6: return weight, 1-weight         # parallel, or opposite: the line
     return tuple(float(torch.sin(s*angle)/torch.sin(angle)) for s in (weight, 1-weight))
 
-# %% ../../nbs/merging/06_methods.ipynb #c036
+# %% ../../nbs/merging/06_methods.ipynb #c027
 @merge_method(look=arc)
 def slerp(
     vlm:Tensor, llm:Tensor, # Any shape, the same for both
@@ -169,130 +72,146 @@ def slerp(
     "A point on the arc between the two (Shoemake 1985, SIGGRAPH 19(3))"
     return seen[0]*vlm + seen[1]*llm
 
-# %% ../../nbs/merging/06_methods.ipynb #c041
-@merge_method
+# %% ../../nbs/merging/06_methods.ipynb #c032
+def task_vectors(
+    vlm:Tensor, llm:Tensor|tuple, base:Tensor, # Of one shape; several LLMs are a tuple
+):                        # A generator: the VLM's first
+    "What was added to the base, by each of the models"
+    return (model-base for model in models_of(vlm, llm))
+
+def factors(
+    weight,               # Of the VLM; or one for each model
+    llm_weight,           # Of the one LLM
+)->tuple:
+    "The factor of each task vector, the VLM's first"
+    return tuple(weight) if isinstance(weight, (tuple, list)) else (weight, llm_weight)
+
+# %% ../../nbs/merging/06_methods.ipynb #c033
+@merge_method(several=True)
 def task_arithmetic(
     vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
     *,
-    weight:Scale=.9,      # Factor of the VLM's task vector
-    llm_weight:Scale=.1,  # Factor of the LLM's task vector
+    weight:Scale=.9,      # Factor of the VLM's task vector; several LLMs: one for each model
+    llm_weight:Scale=.1,  # Factor of the LLM's task vector; several LLMs: not used
 )->Tensor:                # Same shape
     "Base plus weighted task vectors (Ilharco et al. 2023, arXiv:2212.04089)"
-    return base + weight*(vlm-base) + llm_weight*(llm-base)
+    deltas = task_vectors(vlm, llm, base)
+    return sum((w*d for w, d in zip(factors(weight, llm_weight), deltas)), start=base)
 
-# %% ../../nbs/merging/06_methods.ipynb #c045
+# %% ../../nbs/merging/06_methods.ipynb #c039
 Elect = Literal['unweighted', 'weighted']
 Divide = Literal['count', 'weights', 'none']
 
 def elect_signs(
-    deltas:tuple,         # Two task vectors, trimmed or thinned; used up as scratch space
+    deltas:tuple,         # Task vectors, trimmed or thinned
     weights:tuple,        # Their factors
     elect:str,            # `unweighted` or `weighted`: which sum gives the sign
     divide:str,           # `count`, `weights` or `none`: what the weighted sum is divided by
 )->Tensor:                # Same shape
     "Elect a sign for each entry and merge what agrees with it"
     import torch
-    (a, b), (wa, wb) = deltas, weights
-    votes = a+b if elect=='unweighted' else wa*a+wb*b
-    sign = torch.copysign(torch.ones((), dtype=a.dtype, device=a.device), votes, out=votes)
+    votes = functools.reduce(operator.add, deltas) if elect=='unweighted' else weighted_sum(weights, deltas)
+    sign = torch.copysign(torch.ones((), dtype=votes.dtype, device=votes.device), votes, out=votes)
     # seen from the elected side: what disagrees is negative, and goes; sums in float32
-    a, b = (d.float().mul_(sign).relu_() for d in (a, b))
-    if divide=='count': voted = torch.minimum(a, b).sign_().add_(1)
-    if divide=='weights': voted = (wa*a.sign()).add_(wb*b.sign()).clamp_(min=torch.finfo(a.dtype).tiny)
-    total = a.mul_(wa).add_(b.mul_(wb)).mul_(sign)
-    return total if divide=='none' else total.div_(voted)
+    agreed = [d.float().mul_(sign).relu_() for d in deltas]
+    total = weighted_sum(weights, agreed).mul_(sign)
+    if divide=='none': return total
+    voters = (d.sign_() for d in agreed)
+    if divide=='count': return total.div_(functools.reduce(torch.Tensor.add_, voters).clamp_(min=1))
+    return total.div_(weighted_sum(weights, voters).clamp_(min=torch.finfo(total.dtype).tiny))
 
-# %% ../../nbs/merging/06_methods.ipynb #c048
+# %% ../../nbs/merging/06_methods.ipynb #c042
 def trims(
     blocks, n,            # Can be iterated again and again: (vlm, llm, base); entries in all
     *, density, **_,      # Share of each task vector that is kept
 ):
-    "For both task vectors: the cut that keeps the share `density`"
-    sizes = lambda blocks: (((vlm-base).abs_(), (llm-base).abs_()) for vlm, llm, base in blocks)
-    return cuts(sizes, blocks, (int(density*n),)*2, n)
+    "For each task vector: the cut that keeps the share `density`"
+    sizes = lambda blocks: (tuple(d.abs_() for d in task_vectors(*models)) for models in blocks)
+    return cuts(sizes, blocks, (int(density*n),), n)
 
-# %% ../../nbs/merging/06_methods.ipynb #c050
-@merge_method(look=trims)
+# %% ../../nbs/merging/06_methods.ipynb #c044
+@merge_method(look=trims, several=True)
 def ties(
     vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
     seen:list=None,       # A `Cut` for each task vector, found by `trims`
     *,
-    weight:Scale=1.6,     # Factor of the VLM's task vector
-    llm_weight:Scale=.2,  # Factor of the LLM's task vector
+    weight:Scale=1.6,     # Factor of the VLM's task vector; several LLMs: one for each model
+    llm_weight:Scale=.2,  # Factor of the LLM's task vector; several LLMs: not used
     density:Share=.2,     # Share of each task vector that is kept
     elect:Elect='unweighted', # Which sum gives the sign
     divide:Divide='count', # What the weighted sum is divided by
 )->Tensor:                # Same shape
     "Trim, elect a sign, merge what agrees (Yadav et al. 2023, arXiv:2306.01708)"
-    kept = [cut.trim(d-base) for d, cut in zip((vlm, llm), seen)]
-    return elect_signs(kept, (weight, llm_weight), elect, divide).add_(base)
+    kept = [cut.trim(d) for d, cut in zip(task_vectors(vlm, llm, base), seen)]
+    return elect_signs(kept, factors(weight, llm_weight), elect, divide).add_(base)
 
-# %% ../../nbs/merging/06_methods.ipynb #c057
-@merge_method
+# %% ../../nbs/merging/06_methods.ipynb #c053
+@merge_method(several=True)
 def dare_linear(
     vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
     rng:tuple,            # A generator for each task vector
     *,
-    weight:Scale=.9,      # Factor of the VLM's task vector
-    llm_weight:Scale=.1,  # Factor of the LLM's task vector
+    weight:Scale=.9,      # Factor of the VLM's task vector; several LLMs: one for each model
+    llm_weight:Scale=.1,  # Factor of the LLM's task vector; several LLMs: not used
     density:Share=.2,     # Share of each task vector that is kept
     rescale:bool=True,    # Divide what is kept by `density`?
 )->Tensor:                # Same shape
     "Drop and rescale, then task arithmetic (Yu et al. 2024, arXiv:2311.03099)"
-    a, b = (drop(d-base, density, g, rescale) for d, g in zip((vlm, llm), rng))
-    return (weight*a.float() + llm_weight*b.float()).add_(base)     # in float32, also where `a` is not
+    kept = (drop(d, density, g, rescale).float() for d, g in zip(task_vectors(vlm, llm, base), rng))
+    return weighted_sum(factors(weight, llm_weight), kept).add_(base)    # float32, whatever the models are
 
-# %% ../../nbs/merging/06_methods.ipynb #c059
-@merge_method
+# %% ../../nbs/merging/06_methods.ipynb #c057
+@merge_method(several=True)
 def dare_ties(
     vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
     rng:tuple,            # A generator for each task vector
     *,
-    weight:Scale=1.6,     # Factor of the VLM's task vector
-    llm_weight:Scale=.2,  # Factor of the LLM's task vector
+    weight:Scale=1.6,     # Factor of the VLM's task vector; several LLMs: one for each model
+    llm_weight:Scale=.2,  # Factor of the LLM's task vector; several LLMs: not used
     density:Share=.2,     # Share of each task vector that is kept
     rescale:bool=True,    # Divide what is kept by `density`?
     elect:Elect='unweighted', # Which sum gives the sign
     divide:Divide='count', # What the weighted sum is divided by
 )->Tensor:                # Same shape
     "Drop and rescale, then elect and merge (Yu et al. 2024 with Yadav et al. 2023)"
-    kept = [drop(d-base, density, g, rescale) for d, g in zip((vlm, llm), rng)]
-    return elect_signs(kept, (weight, llm_weight), elect, divide).add_(base)
+    kept = [drop(d, density, g, rescale) for d, g in zip(task_vectors(vlm, llm, base), rng)]
+    return elect_signs(kept, factors(weight, llm_weight), elect, divide).add_(base)
 
-# %% ../../nbs/merging/06_methods.ipynb #c064
+# %% ../../nbs/merging/06_methods.ipynb #c062
 def crumbs(
     blocks, n,            # Can be iterated again and again: (vlm, llm, base); entries in all
     *, density, outliers, **_, # Shares of each task vector: kept; dropped, of its largest
 ):
-    "For both task vectors: the cut below the outliers, and the cut below the crumbs"
-    sizes = lambda blocks: ((a, b, a, b) for a, b in (((vlm-base).abs_(), (llm-base).abs_())
-                                                  for vlm, llm, base in blocks))
+    "For each task vector: the cut below the outliers, and the cut below the crumbs"
+    twice = lambda deltas: tuple(size for d in deltas for size in (d.abs_(),)*2)
+    sizes = lambda blocks: (twice(task_vectors(*models)) for models in blocks)
     top = int(outliers*n)
-    return cuts(sizes, blocks, (top, top)+(min(n, top+int(density*n)),)*2, n)
+    return cuts(sizes, blocks, (top, min(n, top+int(density*n))), n)
 
-# %% ../../nbs/merging/06_methods.ipynb #c065
-@merge_method(look=crumbs)
+# %% ../../nbs/merging/06_methods.ipynb #c063
+@merge_method(look=crumbs, several=True)
 def breadcrumbs(
     vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
     seen:list=None,       # Cuts found by `crumbs`
     *,
-    weight:Scale=.9,      # Factor of the VLM's task vector
-    llm_weight:Scale=.1,  # Factor of the LLM's task vector
+    weight:Scale=.9,      # Factor of the VLM's task vector; several LLMs: one for each model
+    llm_weight:Scale=.1,  # Factor of the LLM's task vector; several LLMs: not used
     density:Share=.9,     # Share of each task vector that is kept
     outliers:Share=.01,   # Share of its largest entries that is dropped
 )->Tensor:                # Same shape
     "Task arithmetic without outliers and without small change (Davari and Belilovsky 2024, arXiv:2312.06795)"
-    a, b = (inner.trim(d)-outer.trim(d) for d, outer, inner in zip((vlm-base, llm-base), seen[:2], seen[2:]))
-    return base + weight*a + llm_weight*b
+    deltas = task_vectors(vlm, llm, base)
+    kept = (inner.trim(d)-outer.trim(d) for d, outer, inner in zip(deltas, seen[::2], seen[1::2]))
+    return sum((w*d for w, d in zip(factors(weight, llm_weight), kept)), start=base)
 
-# %% ../../nbs/merging/06_methods.ipynb #c069
-@merge_method(rows=True)
+# %% ../../nbs/merging/06_methods.ipynb #c067
+@merge_method(rows=True, several=True)
 def della(
     vlm:Tensor, llm:Tensor, base:Tensor, # (rows, columns) or (columns,)
     rng:tuple,            # A generator for each task vector
     *,
-    weight:Scale=1.6,     # Factor of the VLM's task vector
-    llm_weight:Scale=.2,  # Factor of the LLM's task vector
+    weight:Scale=1.6,     # Factor of the VLM's task vector; several LLMs: one for each model
+    llm_weight:Scale=.2,  # Factor of the LLM's task vector; several LLMs: not used
     density:Share=.2,     # Mean share of each task vector that is kept
     epsilon:Share=.1,     # How much more likely the largest of a row is kept than the smallest
     rescale:bool=True,    # Divide what is kept by its probability?
@@ -300,8 +219,18 @@ def della(
     divide:Divide='count', # What the weighted sum is divided by
 )->Tensor:                # Same shape
     "Drop by rank, elect a sign, merge what agrees (Deep et al. 2024, arXiv:2406.11617)"
-    kept = [drop_by_rank(d-base, density, epsilon, g, rescale) for d, g in zip((vlm, llm), rng)]
-    return elect_signs(kept, (weight, llm_weight), elect, divide).add_(base)
+    kept = [drop_by_rank(d, density, epsilon, g, rescale)
+            for d, g in zip(task_vectors(vlm, llm, base), rng)]
+    return elect_signs(kept, factors(weight, llm_weight), elect, divide).add_(base)
+
+# %% ../../nbs/merging/06_methods.ipynb #c071
+def spread(
+    models:tuple,         # Tensors of one shape
+)->Tensor:                # Same shape, >= 0; to rank by
+    "How far the models are apart, entry by entry: the root of their variance, for two their difference"
+    if len(models)==2: return (models[0]-models[1]).abs_()
+    mean = functools.reduce(operator.add, models)/len(models)
+    return sum((m-mean).square_() for m in models).sqrt_()
 
 # %% ../../nbs/merging/06_methods.ipynb #c073
 def energies(
@@ -309,17 +238,18 @@ def energies(
     *, density, **_,      # Share of entries selected
 ):
     "The cut that selects by difference, and the share of each task vector in the selected energy"
-    sizes = lambda blocks: (((vlm-llm).abs_(),) for vlm, llm, base in blocks)
+    sizes = lambda blocks: ((spread(models_of(vlm, llm)),) for vlm, llm, base in blocks)
     cut, = cuts(sizes, blocks, (int(density*n),), n)
-    once, e = copy.copy(cut), [0., 0.]
+    once, parts = copy.copy(cut), []
     for vlm, llm, base in blocks:
-        mask = once.keep((vlm-llm).abs())
-        for i, t in enumerate((vlm, llm)): e[i] += float(((t-base)*mask).double().square().sum())
+        mask = once.keep(spread(models_of(vlm, llm)))
+        parts.append([float((d*mask).double().square().sum()) for d in task_vectors(vlm, llm, base)])
+    e = [sum(part) for part in zip(*parts)]
     total = sum(e)
-    return cut, tuple(x/total if total else .5 for x in e)
+    return cut, tuple(x/total if total else 1/len(e) for x in e)
 
 # %% ../../nbs/merging/06_methods.ipynb #c076
-@merge_method(look=energies)
+@merge_method(look=energies, several=True)
 def sce(
     vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
     seen:tuple=None,      # Cut and weights found by `energies`
@@ -328,26 +258,6 @@ def sce(
 )->Tensor:                # Same shape
     "Select, calculate, erase (Wan et al. 2024, arXiv:2408.07990)"
     cut, weights = seen
-    mask = cut.keep((vlm-llm).abs())
-    chosen = tuple((d-base)*mask for d in (vlm, llm))
+    mask = cut.keep(spread(models_of(vlm, llm)))
+    chosen = [d*mask for d in task_vectors(vlm, llm, base)]
     return elect_signs(chosen, weights, 'unweighted', 'weights').add_(base)
-
-# %% ../../nbs/merging/06_methods.ipynb #c083
-def blockwise(
-    method:Method,        # From `METHODS`
-    blocks,               # Can be iterated again and again: tuples of blocks (vlm, llm[, base])
-    n:int,                # Entries in the whole tensor
-    rng:tuple=None,       # As `name_rng` makes it
-    **knobs,              # Of the method
-):                        # Merged blocks, one after the other
-    "Run a method block by block: first its look, if it has one, then its formula"
-    seen = {'seen': method.look(blocks, n, **knobs)} if method.look else {}
-    if 'rng' in method.fills: seen['rng'] = rng
-    for block in blocks:
-        merged = method.formula(**dict(zip(('vlm', 'llm', 'base'), block)), **seen, **knobs)
-        given, back = tuple(block[0].shape), getattr(merged, 'shape', None)
-        if back is None or tuple(back)!=given:
-            raise ValueError(f"{method.name} was given a block of shape {given} and returned "
-                             f"{type(merged).__name__ if back is None else f'shape {tuple(back)}'}. "
-                             f"A formula gives back a tensor of the shape it was given.")
-        yield merged

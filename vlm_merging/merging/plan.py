@@ -5,7 +5,7 @@
 # %% ../../nbs/merging/08_plan.ipynb #c005
 from __future__ import annotations
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from ..checkpoints.headers import Checkpoint, readable
@@ -16,7 +16,7 @@ from .checks import check
 from .families import Pair, Pairing
 from .folders import Finding
 from .methods import METHODS, Method
-from .recipe import Recipe, knobs_at, recipe_of, why_kept
+from .recipe import Recipe, knobs_at, knobs_of, recipe_of, why_kept
 
 # %% auto #0
 __all__ = ['ROW_BYTES', 'Work', 'work_of', 'Plan', 'one_twice', 'side_findings', 'plan', 'whole_shape', 'describe']
@@ -30,12 +30,14 @@ class Work:
     llm:tuple           # Entries of the LLM, stacked by rows
     base:tuple          # Entries of the base; empty without one
     knobs:dict          # As set at this layer
+    more:tuple=()       # For each further LLM, its entries
 
     def sides(self,
         method:Method,  # From `METHODS`
     )->list:            # Of tuples of entries
-        "What goes into the method: of the VLM, the LLM and the base, as far as it takes them"
-        return [getattr(self, who) for who in ('vlm', 'llm', 'base') if who in method.fills]
+        "What goes into the method: of the VLM, the LLMs and the base, as far as it takes them"
+        given = dict(vlm=[self.vlm], llm=[self.llm, *self.more], base=[self.base])
+        return [entries for who, some in given.items() if who in method.fills for entries in some]
 
 # %% ../../nbs/merging/08_plan.ipynb #c011
 def work_of(
@@ -45,14 +47,15 @@ def work_of(
     base:Checkpoint|None=None, # If it takes part
     of_base:Pair|None=None, # Its partner in the base
     knobs:dict|None=None, # As set at this layer
+    more:tuple=(),      # Of further LLMs: each with its partner, `(Checkpoint, Pair)`
 )->Work:                # Embedding and head: the rows that all have
     "The byte ranges of a pair"
     sides = [(vlm.tensors[pair.vlm],), pair.entries(llm.tensors),
-             of_base.entries(base.tensors) if base else ()]
+             of_base.entries(base.tensors) if base else (), *(p.entries(c.tensors) for c, p in more)]
     if pair.common:
         rows = min(es[0].shape[0] for es in sides if es)
         sides = [tuple(e.rows(rows) for e in es) for es in sides]
-    return Work(pair, *sides, knobs or {})
+    return Work(pair, *sides[:3], knobs or {}, tuple(sides[3:]))
 
 # %% ../../nbs/merging/08_plan.ipynb #c015
 @dataclass(frozen=True, repr=False)
@@ -65,11 +68,13 @@ class Plan:
     merged:tuple        # `Work`, in the VLM's order
     kept:dict           # Name in the VLM -> reason
     findings:tuple      # Of the checks; stops first
+    more:tuple=()       # Further LLMs, opened
 
     @property
     def sides(self)->dict:
-        "The open checkpoints by role"
-        return {who: c for who in ('vlm', 'llm', 'base') if (c:=getattr(self, who))}
+        "The open checkpoints by role: vlm, llm, llm 2 and so on, base"
+        more = {f'llm {i}': c for i, c in enumerate(self.more, 2)}
+        return dict(vlm=self.vlm, llm=self.llm)|more|(dict(base=self.base) if self.base else {})
 
     @property
     def stops(self)->list:
@@ -84,27 +89,32 @@ class Plan:
     @property
     def reads(self)->int:
         "Bytes of tensors that go in, each counted once"
-        return self.vlm.nbytes+sum(e.nbytes for w in self.merged for es in (w.llm, w.base) for e in es)
+        return self.vlm.nbytes+sum(e.nbytes for w in self.merged for es in (w.llm, w.base, *w.more) for e in es)
 
     def __repr__(self): return describe(self)
 
 # %% ../../nbs/merging/08_plan.ipynb #c018
 def _sort_pairs(
     recipe:Recipe,      # What to do
-    sides:tuple,        # The open VLM, LLM and base, if there is one
+    sides:tuple,        # The open VLM, LLM, base (or None) and further LLMs
     paired:Pairing,     # VLM and LLM
     of_base:dict,       # Name in the VLM -> `Pair` with the base
+    of_more:tuple=(),   # The same with each further LLM
 )->tuple[list, dict]:   # `Work`, and the names that stay with their reasons
     "What a recipe merges, and what it keeps"
-    vlm, llm, base = sides
-    with_base = 'base' in METHODS[recipe.method].fills
+    vlm, llm, base, *more = sides
+    if 'base' not in METHODS[recipe.method].fills: base = None
     works, kept = [], dict(paired.kept)
+    others = [('the base', of_base)]*(base is not None)
+    others += [(name_in_line(c.source), of) for c, of in zip(more, of_more)]
     for p in paired.pairs:
         reason = why_kept(recipe, p, paired.depth)
-        if not reason and with_base and p.vlm not in of_base: reason = 'no partner in the base'
+        lacks = next((who for who, of in others if p.vlm not in of), None)
+        if not reason and lacks: reason = f'no partner in {lacks}'
         if reason: kept[p.vlm] = reason; continue
         knobs = knobs_at(recipe, 0 if p.module=='embedding' else p.layer, paired.depth)
-        works.append(work_of(p, vlm, llm, base if with_base else None, of_base.get(p.vlm), knobs))
+        partners = [(c, of[p.vlm]) for c, of in zip(more, of_more)]
+        works.append(work_of(p, vlm, llm, base, of_base.get(p.vlm), knobs, partners))
     return works, kept
 
 # %% ../../nbs/merging/08_plan.ipynb #c021
@@ -112,13 +122,15 @@ def one_twice(
     vlm:Checkpoint,     # The VLM
     llm:Checkpoint,     # The LLM
     base:Checkpoint|None=None, # If there is one
+    more:tuple=(),      # Further LLMs
 )->list[Finding]:
     "Warn where two sides are one model, however it was named"
     found, fix = [], 'Check the names: each side is a model of its own.'
-    sides = ('VLM', vlm), ('LLM', llm), ('base', base)
-    for (one, a), (other, b) in combinations(sides, 2):
+    llms = [('LLM', llm), *((f'LLM {i}', c) for i, c in enumerate(more, 2))]
+    for (one, a), (other, b) in combinations([('VLM', vlm), *llms, ('base', base)], 2):
         if b is None or not same_weights(a, b): continue
-        means = 'it is merged with itself' if other=='LLM' else f'nothing was trained into the {one}'
+        means = (f'nothing was trained into the {one}' if other=='base' else
+                 'it is merged with itself' if one=='VLM' else 'it counts twice')
         found.append(Finding('warn', f'{one} and {other} are the same files, so {means}.', fix))
     return found
 
@@ -134,10 +146,22 @@ def side_findings(
     return []
 
 # %% ../../nbs/merging/08_plan.ipynb #c026
+def _check_each(
+    vlm:Checkpoint,     # The VLM
+    llms:list,          # The LLMs
+)->tuple[list, list]:   # A pairing with each (None where it stopped before), and the findings
+    "The checks with each LLM"
+    paired, found = zip(*(check(vlm, llm) for llm in llms))
+    shared = [f for f in found[0] if all(f in other for other in found)]
+    own = [replace(f, what=f'{name_in_line(c.source)}: {f.what}')
+           for c, some in zip(llms, found) for f in some if f not in shared]
+    return paired, sorted(shared+own, key=lambda f: f.level!='stop')
+
+# %% ../../nbs/merging/08_plan.ipynb #c029
 def plan(
     vlm:Recipe|str|Path, # A recipe or a plan; or the VLM: folder, hub id (with optional @revision), lab/vlm
-    llm:str|Path|None=None, # The LLM: a folder, a hub id, or lab/llm
-    base:str|Path|None=None, # What both were trained from; for methods that work with task vectors
+    llm:str|Path|list|None=None, # The LLM: a folder, a hub id, or lab/llm; or a list of several
+    base:str|Path|None=None, # What all were trained from; for methods that work with task vectors
     *,
     method:str|None=None, # Merge method, by its name: how two tensors become one; default: linear
     layers:str|list|None=None, # Where: all, 6-31, 0-5,8, 6-; default: all
@@ -145,46 +169,49 @@ def plan(
     embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the row?
     seed:int|None=None, # Of the coin flips; default: 0
     as_run:bool|None=None, # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
-    **knobs,            # Of the method, such as weight=0.9; a list is a curve over depth
+    **knobs,            # Of the method, such as weight=0.9; a list is a curve, or one for each model
 )->Plan:
     "Look before merging: open, check, sort; nothing is written"
     recipe = recipe_of(vlm, llm, base, method=method, layers=layers, modules=modules, embeddings=embeddings,
                        seed=seed, as_run=as_run, **knobs)
-    sides = mine, theirs, third = tuple(Checkpoint.open(o) if o else None
-                                        for o in (recipe.vlm, recipe.llm, recipe.base))
-    paired, findings = check(mine, theirs)
-    findings = findings+one_twice(mine, theirs, third)
+    mine, third, *theirs = (Checkpoint.open(o) if o else None
+                            for o in (recipe.vlm, recipe.base, *recipe.llms))
+    (paired, *others), findings = _check_each(mine, theirs)
+    findings = findings+one_twice(mine, theirs[0], third, theirs[1:])
     if third:
         with_base, more = check(mine, third, 'base')
         findings = sorted(dict.fromkeys(findings+more), key=lambda f: f.level!='stop')
-    if paired is None or any(f.level=='stop' for f in findings):
-        return Plan(recipe, *sides, (), {}, (*side_findings(mine), *findings))
-    of_base = {p.vlm: p for p in with_base.pairs} if third else {}
-    works, kept = _sort_pairs(recipe, sides, paired, of_base)
-    if not works:
-        findings.insert(0, Finding('stop', 'Nothing is left to merge.', 'Widen `layers` or `modules`.'))
-    return Plan(recipe, *sides, tuple(works), kept, (*side_findings(mine), *findings))
+    works, kept = (), {}
+    if not any(f.level=='stop' for f in findings):
+        by_name = [{p.vlm: p for p in o.pairs} for o in ([with_base] if third else [])+others]
+        of_base = by_name.pop(0) if third else {}
+        works, kept = _sort_pairs(recipe, (mine, theirs[0], third, *theirs[1:]), paired, of_base, by_name)
+        nothing = Finding('stop', 'Nothing is left to merge.', 'Widen `layers` or `modules`.')
+        if not works: findings.insert(0, nothing)
+    return Plan(recipe, mine, theirs[0], third, tuple(works), kept, (*side_findings(mine), *findings),
+                tuple(theirs[1:]))
 
-# %% ../../nbs/merging/08_plan.ipynb #c030
+# %% ../../nbs/merging/08_plan.ipynb #c033
 def _asked(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
     "The recipe with all its knobs, and the models that it names"
     recipe = plan.recipe
-    knobs = {k.name: k.default for k in METHODS[recipe.method].knobs.values()} | recipe.knobs
-    lines = [f"{recipe.method}({', '.join(f'{k}={v}' for k, v in knobs.items())}) "
+    lines = [f"{recipe.method}({', '.join(f'{k}={v}' for k, v in knobs_of(recipe).items())}) "
              f"on layers {recipe.layers}, parts {recipe.modules}"
              + (', with embeddings' if recipe.embeddings else '')
              + (', as the paper\'s script ran' if recipe.as_run else '')]
+    wide = max(map(len, plan.sides))
     for who, c in plan.sides.items():
-        idle = f'; {recipe.method} makes no use of it'*(who not in METHODS[recipe.method].fills)
+        idle = who.split()[0] not in METHODS[recipe.method].fills
         commit = f'@{c.revision}' if c.revision and '@' not in c.source else ''
-        lines.append(f"  {who:<5}{name_in_line(c.source)}{commit}  "
+        lines.append(f"  {who:<{wide}} {name_in_line(c.source)}{commit}  "
                      f"{name_in_line(c.config.get('model_type', '?'), 40)}, "
-                     f"{len(c.tensors)} tensors, {readable(c.nbytes)} in {len(c.files)} file(s){idle}")
+                     f"{len(c.tensors)} tensors, {readable(c.nbytes)} in {len(c.files)} file(s)"
+                     + f'; {recipe.method} makes no use of it'*idle)
     return lines
 
-# %% ../../nbs/merging/08_plan.ipynb #c032
+# %% ../../nbs/merging/08_plan.ipynb #c035
 def _gathered(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
@@ -200,7 +227,7 @@ def _gathered(
     return [f"  {what:<7}{n:>5} tensors {readable(size):>8}  {name_in_line(why)}  "
             f"({name_in_line(example, 240)})" for (what, why), (n, size, example) in groups.items()]
 
-# %% ../../nbs/merging/08_plan.ipynb #c034
+# %% ../../nbs/merging/08_plan.ipynb #c037
 def whole_shape(
     shape:tuple,        # Of a tensor
 )->tuple:               # (rows, columns), or (numbers,)
@@ -208,7 +235,7 @@ def whole_shape(
     if len(shape)<4: return tuple(shape[-2:]) or (1,)
     return shape[0], math.prod(shape[1:])
 
-# %% ../../nbs/merging/08_plan.ipynb #c036
+# %% ../../nbs/merging/08_plan.ipynb #c039
 ROW_BYTES = 64          # Of memory for each number of what a method has as a whole: a row, or a matrix
 
 def _memory(
@@ -219,12 +246,12 @@ def _memory(
     method = METHODS[plan.recipe.method]
     at_once = [whole_shape(shape) if method.whole else shape[-1:] for shape in shapes]
     longest = max(at_once, key=math.prod)
-    size = math.prod(longest)*ROW_BYTES
+    size = math.prod(longest)*ROW_BYTES*(3+len(plan.more))//3
     if not (method.rows or method.whole) or size<1e8: return f'{usual} at any size of model'
     what = ' x '.join(map(str, longest)) if longest[1:] else f'a row of {longest[0]}'
     return f'{usual}, and {readable(size)} more in each thread for {what} numbers'
 
-# %% ../../nbs/merging/08_plan.ipynb #c038
+# %% ../../nbs/merging/08_plan.ipynb #c041
 def describe(
     plan:Plan,          # From `plan`
 )->str:                 # Several lines

@@ -13,10 +13,11 @@ from ..checkpoints.headers import read_json
 from ..checkpoints.places import path_of
 from ..checkpoints.texts import did_you_mean, ranges_said
 from .families import Pair
+from .knobs import at_depth, check_weights
 from .methods import METHODS, Method
 
 # %% auto #0
-__all__ = ['MODULES', 'AS_RUN', 'layer_ranges', 'layer_set', 'at_depth', 'method_named', 'Recipe', 'recipe_of', 'why_kept',
+__all__ = ['MODULES', 'AS_RUN', 'layer_ranges', 'layer_set', 'method_named', 'Recipe', 'recipe_of', 'why_kept', 'knobs_of',
            'knobs_at']
 
 # %% ../../nbs/merging/07_recipe.ipynb #c013
@@ -58,18 +59,6 @@ def layer_set(
     return frozenset(chosen)
 
 # %% ../../nbs/merging/07_recipe.ipynb #c020
-def at_depth(
-    value,              # A knob's value: one number or word, or a list of numbers
-    layer:int,          # 0..depth-1
-    depth:int,          # Number of layers
-):                      # The value at this layer
-    "Read a curve at one layer"
-    if not isinstance(value, (list, tuple)): return value
-    x = layer/(depth-1)*(len(value)-1) if depth>1 else 0.
-    i = min(int(x), max(len(value)-2, 0))
-    return value[i] if x==i else value[i]+(x-i)*(value[i+1]-value[i])
-
-# %% ../../nbs/merging/07_recipe.ipynb #c024
 def method_named(
     name:str,           # As it was typed
 )->Method:              # From `METHODS`
@@ -84,7 +73,7 @@ def method_named(
                          f"{', '.join(METHODS)}. A new one is a function under `@merge_method`.")
     return METHODS[name]
 
-# %% ../../nbs/merging/07_recipe.ipynb #c027
+# %% ../../nbs/merging/07_recipe.ipynb #c023
 _LONGEST = 10_000       # Characters of a field, values of a curve: more is a damaged file
 
 def _no_knob(
@@ -115,14 +104,16 @@ def _check_knob(
         raise ValueError(f"{method}: {name} is {value!r}, but only numbers can follow a curve.")
     for v in value if isinstance(value, list) else [value]: knobs[name].check(v, method)
 
-# %% ../../nbs/merging/07_recipe.ipynb #c031
+# %% ../../nbs/merging/07_recipe.ipynb #c027
 AS_RUN = dict(rescale=False, elect='unweighted', divide='count')   # As the paper's published script sets them
 
 def _check_as_run(
     method:str,         # A key of `METHODS`
     knobs:dict,         # As the recipe sets them
+    llms:int=1,         # How many LLMs
 )->None:
     "Raise ValueError if the paper's script could not have run so"
+    if llms>1: raise ValueError(f"as_run: the paper's script merges one LLM, and here are {llms}.")
     if method not in ('linear', 'ties', 'dare_linear', 'dare_ties'):
         raise ValueError(f"as_run: the paper's script has no {method}; "
                          f"it has linear, ties, dare_linear and dare_ties.")
@@ -130,7 +121,7 @@ def _check_as_run(
         if knobs.get(name, value)!=value:
             raise ValueError(f"as_run sets `{name}={value!r}`; leave it out or turn as_run off.")
 
-# %% ../../nbs/merging/07_recipe.ipynb #c035
+# %% ../../nbs/merging/07_recipe.ipynb #c031
 _TYPES = dict(knobs=(dict, "a table such as {'weight': 0.9}"), layers=(str, 'text'), modules=(str, 'text'),
               embeddings=(bool, 'true or false'), seed=(int, 'a whole number'),
               as_run=(bool, 'true or false'))
@@ -141,7 +132,8 @@ def _check_type(
 )->None:
     "Raise ValueError if a field is of another kind than it must be"
     if name in ('vlm', 'llm', 'base'):
-        if not (value and isinstance(value, str) or name=='base' and value is None):
+        named = value if name=='llm' and isinstance(value, list) else [value]
+        if not named or not all(v and isinstance(v, str) or name=='base' and v is None for v in named):
             raise ValueError(f"{name} is {value!r}; name a folder or a hub id.")
     elif name=='method': method_named(value)
     else:
@@ -151,7 +143,7 @@ def _check_type(
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise ValueError(f"{name} is {value!r}; it is {word}.")
 
-# %% ../../nbs/merging/07_recipe.ipynb #c038
+# %% ../../nbs/merging/07_recipe.ipynb #c034
 def _plain(value):
     "As JSON has it: numbers and arrays of numpy and torch, tuples, ranges, paths"
     if isinstance(value, Path): return str(value)
@@ -167,7 +159,7 @@ def _as_text(name, value):
     numbers = name=='layers' and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
     return ranges_said(value, ',') if numbers and min(value)>=0 else value
 
-# %% ../../nbs/merging/07_recipe.ipynb #c040
+# %% ../../nbs/merging/07_recipe.ipynb #c036
 def _parts_of(
     modules:str,        # As a recipe has them
 )->tuple:
@@ -180,30 +172,36 @@ def _checked(
     "Raise ValueError if a recipe cannot be carried out by any model"
     options = {name: _as_text(name, v) if name in ('layers', 'modules') else _plain(v)
                for name, v in options.items()}
+    llms = options['llm'] if isinstance(options['llm'], list) else [options['llm']]
+    if len(llms)==1: options['llm'], = llms
     for name, value in options.items(): _check_type(name, value)
     method, modules = options['method'], options['modules']
     if 'base' in METHODS[method].fills and not options['base']:
         raise ValueError(f"{method} works with task vectors and needs `base`: "
                          f"the model that both were trained from.")
     knobs = {k: _plain(v) for k, v in options['knobs'].items()}
-    for name, value in knobs.items(): _check_knob(method, name, value)
+    for name, value in knobs.items():
+        each = name=='weight' and len(llms)>1 and isinstance(value, list)   # One for each model
+        for v in value if each else [value]: _check_knob(method, name, v)
+    if len(llms)>1: check_weights(METHODS[method], knobs, len(llms))
     for part in _parts_of(modules):
         if part not in MODULES:
             raise ValueError(f"modules {modules!r}: no part {part!r}. "
                              f"Write all, or some of {','.join(MODULES)}.")
     layer_ranges(options['layers'])
-    if options['as_run']: _check_as_run(method, knobs)
+    if options['as_run']: _check_as_run(method, knobs, len(llms))
     return options | {'knobs': knobs}
 
-# %% ../../nbs/merging/07_recipe.ipynb #c043
+# %% ../../nbs/merging/07_recipe.ipynb #c039
 @dataclass(frozen=True, repr=False)
 class Recipe:
     "All that decides the outcome of a merge; checked when it is made"
     vlm:str             # The VLM: a folder, a hub id (with optional @revision), or lab/vlm
-    llm:str             # The LLM: a folder, a hub id, or lab/llm
-    base:str|None=None  # What both were trained from; for methods that work with task vectors
+    llm:str|list        # The LLM: a folder, a hub id, or lab/llm; or a list of several
+    base:str|None=None  # What all were trained from; for methods that work with task vectors
     method:str='linear' # Merge method, by its name: how two tensors become one
-    knobs:dict=field(default_factory=dict) # Of the method; a list is a curve over depth
+    knobs:dict=field(default_factory=dict) # Of the method; a list is a curve over depth, and with several
+                        # LLMs `weight` has one number for each model, the VLM's first
     layers:str='all'    # Where: all, 6-31, 0-5,8, 6-
     modules:str='all'   # Which parts: all, or some of attention,mlp,norm
     embeddings:bool=False # Merge token embeddings and output head too, as far as both have the row?
@@ -217,6 +215,11 @@ class Recipe:
         usual = {f.name: {} if f.name=='knobs' else f.default for f in fields(self)}
         changed = [f'{k}={v!r}' for k, v in list(self.dict().items())[2:] if v!=usual[k]]
         return f"Recipe({', '.join([repr(self.vlm), repr(self.llm), *changed])})"
+
+    @property
+    def llms(self)->tuple:
+        "The LLMs, one or several"
+        return tuple(self.llm) if isinstance(self.llm, list) else (self.llm,)
 
     @property
     def parts(self)->tuple:
@@ -246,11 +249,11 @@ class Recipe:
         if last<0: raise ValueError(f"last is {last}; it is the number of a layer, from 0 on.")
         return cls(vlm, llm, knobs={'weight':weight}, layers=f'{last+1}-')
 
-# %% ../../nbs/merging/07_recipe.ipynb #c048
+# %% ../../nbs/merging/07_recipe.ipynb #c046
 def recipe_of(
     vlm:Recipe|str|Path, # A recipe or a plan; or the VLM: folder, hub id (with optional @revision), lab/vlm
-    llm:str|Path|None=None, # The LLM: a folder, a hub id, or lab/llm
-    base:str|Path|None=None, # What both were trained from; for methods that work with task vectors
+    llm:str|Path|list|None=None, # The LLM: a folder, a hub id, or lab/llm; or a list of several
+    base:str|Path|None=None, # What all were trained from; for methods that work with task vectors
     *,
     method:str|None=None, # Merge method, by its name: how two tensors become one; default: linear
     layers:str|list|None=None, # Where: all, 6-31, 0-5,8, 6-; default: all
@@ -258,7 +261,7 @@ def recipe_of(
     embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the row?
     seed:int|None=None, # Of the coin flips; default: 0
     as_run:bool|None=None, # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
-    **knobs,            # Of the method, such as weight=0.9; a list is a curve over depth
+    **knobs,            # Of the method, such as weight=0.9; a list is a curve, or one for each model
 )->Recipe:
     "A recipe from its ingredients; or a recipe as it is, with some knobs turned"
     options = dict(llm=llm, base=base, method=method, layers=layers, modules=modules, embeddings=embeddings,
@@ -271,7 +274,7 @@ def recipe_of(
                          f"Change it with dataclasses.replace(recipe, {name}={value!r}).")
     return replace(given, knobs=given.knobs|knobs) if knobs else given
 
-# %% ../../nbs/merging/07_recipe.ipynb #c054
+# %% ../../nbs/merging/07_recipe.ipynb #c052
 def why_kept(
     recipe:Recipe,      # What was asked for
     pair:Pair,          # A tensor of the VLM and its partner
@@ -284,18 +287,26 @@ def why_kept(
         return f'outside layers {recipe.layers}'
     return '' if pair.module in recipe.parts else f'not among {recipe.modules}'
 
-# %% ../../nbs/merging/07_recipe.ipynb #c056
+# %% ../../nbs/merging/07_recipe.ipynb #c054
+def knobs_of(
+    recipe:Recipe,      # What was asked for
+)->dict:                # Name -> value, which may be a curve
+    "All knobs of the method that count, with the usual setting of those that were not set"
+    knobs = {k.name: k.default for k in METHODS[recipe.method].knobs.values()} | recipe.knobs
+    if recipe.as_run: knobs |= {k: v for k, v in AS_RUN.items() if k in knobs}
+    return {k: v for k, v in knobs.items() if k!='llm_weight' or not recipe.llms[1:]}
+
 def knobs_at(
     recipe:Recipe,      # What was asked for
     layer:int|None,     # A layer; None for what comes after all layers
     depth:int,          # Number of layers
 )->dict:
     "All knobs of the method, as they are set at one layer"
-    knobs = {k.name: k.default for k in METHODS[recipe.method].knobs.values()} | recipe.knobs
-    if recipe.as_run: knobs |= {k: v for k, v in AS_RUN.items() if k in knobs}
-    return {k: at_depth(v, depth-1 if layer is None else layer, depth) for k, v in knobs.items()}
+    def at(value): return at_depth(value, depth-1 if layer is None else layer, depth)
+    each = {'weight'} if recipe.llms[1:] else {}    # One for each model
+    return {k: tuple(map(at, v)) if k in each else at(v) for k, v in knobs_of(recipe).items()}
 
-# %% ../../nbs/merging/07_recipe.ipynb #c063
+# %% ../../nbs/merging/07_recipe.ipynb #c061
 def _read_recipe(
     path:Path,          # A recipe, or a merged folder
 )->Recipe:
