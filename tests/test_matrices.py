@@ -77,7 +77,7 @@ def test_a_stack_of_experts_is_merged_one_by_one(name):
     held = dict(zip('vlm llm base'.split(), stacks))
     entry = SimpleNamespace(shape=(3, 6, 4), numel=72, dtype='F32')
     knobs = {k.name: k.default for k in METHODS[name].knobs.values()}
-    work = SimpleNamespace(vlm=(entry,), knobs=knobs, pair=SimpleNamespace(key='w'),
+    work = SimpleNamespace(vlm=(entry,), knobs=knobs, more=(), pair=SimpleNamespace(key='w'),
                            sides=lambda method: list(held))
     def source(who): return SimpleNamespace(read=lambda i, j: held[who].flatten()[i:j].clone())
     merged = torch.cat(list(merged_blocks(work, METHODS[name], source))).view(3, 6, 4)
@@ -95,3 +95,13 @@ def test_on_disk_it_is_the_formula(name, tmp_path):
     for w in plan(*folders, method=name).merged:
         want = whole(*(m[n].float() for m, n in ((vlm, w.pair.vlm), (llm, w.pair.llm[0]), (base, w.pair.llm[0]))))
         assert torch.allclose(one[w.pair.vlm].float(), want, rtol=2**-7, atol=1e-6), w.pair.vlm
+
+@pytest.mark.parametrize('method', [iso_c, wudi, neuron_fusion])
+def test_two_llms_one_of_which_has_no_say(method):
+    vlm, llm, base = trio(6, 10)
+    both = method(vlm, (llm, base), base, weight=[.8, .3, 0.])
+    assert torch.allclose(both, method(vlm, llm, base, weight=.8, llm_weight=.3), atol=1e-5)
+
+def test_ip_merging_takes_one_llm_and_says_so():
+    with pytest.raises(ValueError, match='ip_merging merges a VLM with one LLM.*iso_c'):
+        plan('lab/vlm', ['lab/llm', 'lab/base'], 'lab/base', method='ip_merging')

@@ -5,7 +5,8 @@
 # %% ../../nbs/merging/12_matrices.ipynb #c005
 from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Literal
-from .methods import Scale, Share, merge_method
+from .knobs import Scale, Share, merge_method
+from .methods import factors, task_vectors, weighted_sum
 if TYPE_CHECKING: from torch import Tensor
 else: Tensor = 'torch.Tensor'   # For signatures; a plan need not wait for torch
 
@@ -27,16 +28,17 @@ def _decomposed(
     return left[:, there], s[there], right[there]
 
 # %% ../../nbs/merging/12_matrices.ipynb #c014
-@merge_method(whole=True)
+@merge_method(whole=True, several=True)
 def iso_c(
     vlm:Tensor, llm:Tensor, base:Tensor, # (rows, columns) or (columns,), the same for all
     *,
-    weight:Scale=1.,      # Factor of the VLM's task vector
-    llm_weight:Scale=1.,  # Factor of the LLM's task vector
+    weight:Scale=1.,      # Factor of the VLM's task vector; several LLMs: one for each model
+    llm_weight:Scale=1.,  # Factor of the LLM's task vector; several LLMs: not used
 )->Tensor:                # Same shape
     "Sum the task vectors, make all their singular values equal (Marczak et al. 2025, arXiv:2502.04959)"
-    total = weight*(vlm-base)+llm_weight*(llm-base)
-    if total.ndim<2: return base+total/2
+    weights = factors(weight, llm_weight)
+    total = weighted_sum(weights, task_vectors(vlm, llm, base))
+    if total.ndim<2: return base+total/len(weights)
     left, s, right = _decomposed(total)
     return base+s.sum()/min(total.shape)*(left@right)
 
@@ -44,7 +46,7 @@ def iso_c(
 Ridge = Annotated[float, 1e-4, 1.]  # A share of the mean eigenvalue; less is lost in float32
 
 def _least_disturbing(
-    deltas:tuple, factors:tuple, # Task vectors (rows, columns), and the factor of each
+    deltas:tuple, weights:tuple, # Task vectors (rows, columns), and the factor of each
     ridge:float,          # Share of the mean eigenvalue
 )->Tensor:                # (rows, columns)
     "The minimum, by way of the smaller of two systems of equations"
@@ -55,24 +57,24 @@ def _least_disturbing(
     tall = len(stack)>stack.shape[1]
     gram = stack.T@stack if tall else stack@stack.T             # the sum of w τᵀτ, or its twin
     gram.diagonal().add_(ridge*gram.trace()/stack.shape[1])
-    if not gram.isfinite().all() or not gram.trace()>0: return sum(f*d for f, d in zip(factors, deltas))
-    pulls = [f*n for f, n in zip(factors, lengths)]
+    if not gram.isfinite().all() or not gram.trace()>0: return weighted_sum(weights, deltas)
+    pulls = [w*n for w, n in zip(weights, lengths)]
     if tall: return torch.linalg.solve(gram, sum(p*(u.T@u)@u.T for p, u in zip(pulls, units))).T
     return torch.cat([p*(u@u.T) for p, u in zip(pulls, units)], 1)@torch.linalg.solve(gram, stack)
 
 # %% ../../nbs/merging/12_matrices.ipynb #c024
-@merge_method(whole=True)
+@merge_method(whole=True, several=True)
 def wudi(
     vlm:Tensor, llm:Tensor, base:Tensor, # (rows, columns) or (columns,), the same for all
     *,
-    weight:Scale=1.,      # Factor of the VLM's task vector
-    llm_weight:Scale=1.,  # Factor of the LLM's task vector
+    weight:Scale=1.,      # Factor of the VLM's task vector; several LLMs: one for each model
+    llm_weight:Scale=1.,  # Factor of the LLM's task vector; several LLMs: not used
     ridge:Ridge=.01,      # Directions weaker than this share of the mean are damped
 )->Tensor:                # Same shape
-    "The task vector that disturbs both least, in closed form (Cheng et al. 2025, arXiv:2503.08099)"
-    deltas, factors = (vlm-base, llm-base), (weight, llm_weight)
-    if base.ndim<2: return base+weight*deltas[0]+llm_weight*deltas[1]
-    return base+_least_disturbing(deltas, factors, ridge)
+    "The task vector that disturbs each task least, in closed form (Cheng et al. 2025, arXiv:2503.08099)"
+    deltas, weights = tuple(task_vectors(vlm, llm, base)), factors(weight, llm_weight)
+    if base.ndim<2: return base+weighted_sum(weights, deltas)
+    return base+_least_disturbing(deltas, weights, ridge)
 
 # %% ../../nbs/merging/12_matrices.ipynb #c031
 Rank = Annotated[float, 1., 4096.]
@@ -105,28 +107,32 @@ def _row_sizes(delta):
 def loudest(
     blocks, n,            # Can be iterated: (vlm, llm, base), whole rows; entries in all
     *, density, whose, **_, # Share of rows that count, and in which task vector
-)->float:                 # The square of a length
+)->list:                  # For each task vector the square of a length; 0 where none is damped
     "How long a row must be to be among the longest; a vector is one row, and it is"
     import torch
-    sizes = torch.cat([_row_sizes((llm if whose=='llm' else vlm)-base).reshape(-1)
-                       for vlm, llm, base in blocks])
-    k = int(density*len(sizes)) if len(sizes)>1 else 1
-    return float(sizes.topk(k).values[-1]) if k else float('inf')
+    found = [[_row_sizes(d).reshape(-1) for d in task_vectors(*block)] for block in blocks]
+    cuts = []
+    for i, sizes in enumerate(map(torch.cat, zip(*found))):
+        k = int(density*len(sizes)) if len(sizes)>1 else 1
+        damped = (i==0)==(whose=='vlm')
+        cuts.append(float(sizes.topk(k).values[-1]) if k and damped else float('inf') if damped else 0.)
+    return cuts
 
 # %% ../../nbs/merging/12_matrices.ipynb #c039
-@merge_method(look=loudest, rows=True)
+@merge_method(look=loudest, rows=True, several=True)
 def neuron_fusion(
     vlm:Tensor, llm:Tensor, base:Tensor, # (rows, columns) or (columns,), the same for all
-    seen:float=None,      # Found by `loudest`
+    seen:list=None,       # Found by `loudest`
     *,
-    weight:Scale=.9,      # Factor of the VLM's task vector
-    llm_weight:Scale=.1,  # Factor of the LLM's task vector
+    weight:Scale=.9,      # Factor of the VLM's task vector; several LLMs: one for each model
+    llm_weight:Scale=.1,  # Factor of the LLM's task vector; several LLMs: not used
     density:Share=.1,     # Share of rows that are kept whole: those that changed most
     damp:Share=.3,        # Factor of the other rows
     whose:Whose='llm',    # Whose task vector is damped; `vlm` is the paper's case
 )->Tensor:                # Same shape
     "Rows that changed most stay whole, others are damped (Yu and Ananiadou 2025, arXiv:2505.16703)"
-    deltas = dict(vlm=vlm-base, llm=llm-base)
-    whole = (_row_sizes(deltas[whose])>=seen).to(vlm.dtype).unsqueeze(-1)
-    deltas[whose] = deltas[whose]*(damp+(1-damp)*whole)
-    return base+weight*deltas['vlm']+llm_weight*deltas['llm']
+    def fused(delta, cut):
+        whole = (_row_sizes(delta)>=cut).to(delta.dtype).unsqueeze(-1)
+        return delta*(damp+(1-damp)*whole)
+    kept = (fused(d, cut) for d, cut in zip(task_vectors(vlm, llm, base), seen))
+    return weighted_sum(factors(weight, llm_weight), kept).add_(base)
