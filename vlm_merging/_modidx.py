@@ -2212,6 +2212,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'vlm_merging/probing/reasons.py'),
                                              'vlm_merging.probing.reasons._distances': ( 'probing/reasons.html#_distances',
                                                                                          'vlm_merging/probing/reasons.py'),
+                                             'vlm_merging.probing.reasons._sparse': ( 'probing/reasons.html#_sparse',
+                                                                                      'vlm_merging/probing/reasons.py'),
                                              'vlm_merging.probing.reasons.by_threshold': ( 'probing/reasons.html#by_threshold',
                                                                                            'vlm_merging/probing/reasons.py'),
                                              'vlm_merging.probing.reasons.from_findings': ( 'probing/reasons.html#from_findings',
