@@ -87,13 +87,14 @@ def test_a_stack_of_experts_is_merged_one_by_one(name):
 def test_on_disk_it_is_the_formula(name, tmp_path):
     folders = [lab_folder()/who for who in ('vlm', 'llm', 'base')]
     for workers in (1, 3):
-        out = merge(*folders, method=name, out=tmp_path/f'{workers}', workers=workers, progress=False)
+        merge(*folders, method=name, out=tmp_path/f'{workers}', workers=workers, progress=False)
     one, two = (load_file(tmp_path/w/'model.safetensors') for w in '13')
     assert all(torch.equal(one[n], two[n]) for n in one)
     vlm, llm, base = (load_file(f/'model.safetensors') for f in folders)
     whole = dict(iso_c=iso_c, wudi=wudi, ip_merging=ip_merging, neuron_fusion=neuron_fusion)[name]
     for w in plan(*folders, method=name).merged:
-        want = whole(*(m[n].float() for m, n in ((vlm, w.pair.vlm), (llm, w.pair.llm[0]), (base, w.pair.llm[0]))))
+        want = whole(*(m[n].float() for m, n in ((vlm, w.pair.vlm), (llm, w.pair.llm[0]), (base,
+            w.pair.llm[0]))))
         assert torch.allclose(one[w.pair.vlm].float(), want, rtol=2**-7, atol=1e-6), w.pair.vlm
 
 @pytest.mark.parametrize('method', [iso_c, wudi, neuron_fusion])

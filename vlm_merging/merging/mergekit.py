@@ -63,8 +63,8 @@ def _setting(
     pieces = value if isinstance(value, list) else [value]
     if pieces and isinstance(pieces[0], dict):
         if pieces[0].get('filter', '*') not in ('*', None):
-            raise ValueError(f"`{key}` has a filter, {str(pieces[0]['filter'])[:80]!r}, and a recipe sets all "
-                             f"tensors of a layer alike. Merge in steps, each with its `modules`.")
+            raise ValueError(f"`{key}` has a filter, {str(pieces[0]['filter'])[:80]!r}, and a recipe sets "
+                             f"all tensors of a layer alike. Merge in steps, each with its `modules`.")
         return _setting(pieces[0].get('value'), key)
     if pieces and all(map(_is_number, pieces)): return value
     raise ValueError(f"`{key}` is {repr(value)[:80]}; it is a number, or a list of numbers as a curve.")
@@ -242,12 +242,13 @@ def _dropped(
             raise ValueError('`rescale` of della multiplies all that is kept by one number in mergekit, and '
                              'each entry by its own here. Set `rescale: false` to say that neither is wanted.')
         if max(_flat(density))==1 and not all_kept: raise ValueError('`density` of della reaches 1. Stay below.')
-        knobs |= dict(rescale=False, epsilon=0. if all_kept else _along(lambda e: 2*e, asked.alike('epsilon')))
+        knobs |= dict(rescale=False, epsilon=0. if all_kept else _along(lambda e: 2*e,
+            asked.alike('epsilon')))
     if method=='breadcrumbs':
         gamma = 0. if all_kept else asked.alike('gamma')
         if not all_kept and (max(_flat(density))+max(_flat(gamma))>1 or min(_flat(gamma))<=0):
-            raise ValueError('`gamma` is above 0, and `gamma` and `density` are at most 1 together, to mean the '
-                             'same in both. Give such numbers.')
+            raise ValueError('`gamma` is above 0, and `gamma` and `density` are at most 1 together, to mean '
+                             'the same in both. Give such numbers.')
         knobs |= dict(outliers=gamma)
     return knobs
 
@@ -262,8 +263,8 @@ def _task_vector_knobs(
     factor = asked.once.get('lambda', 1.)
     if not _is_number(factor): raise ValueError(f'`lambda` is {repr(factor)[:80]}; it is a number.')
     if votes and normalize and factor!=1:
-        raise ValueError('`lambda` has no counterpart with `normalize: true`, where the size of the weights is '
-                         'divided out. Leave it out, or set `normalize: false`.')
+        raise ValueError('`lambda` has no counterpart with `normalize: true`, where the size of the weights '
+                         'is divided out. Leave it out, or set `normalize: false`.')
     if normalize and not votes: weights = _shares(weights)
     weights = [_along(lambda w: w*factor, w) for w in weights]
     knobs = dict(weight=weights) if len(weights)>2 else dict(zip(('weight', 'llm_weight'), weights))
@@ -275,8 +276,8 @@ def _sce_knobs(
 )->dict:
     "Knobs of sce"
     if asked.once.get('select_topk', 1)!=1:
-        raise ValueError('`select_topk` is a share of the entries in which the models differ, and `density` of '
-                         'sce here one of all. Set it to 1, or write `density` yourself.')
+        raise ValueError('`select_topk` is a share of the entries in which the models differ, and `density` '
+                         'of sce here one of all. Set it to 1, or write `density` yourself.')
     return dict(density=1.)
 
 # %% ../../nbs/merging/13_mergekit.ipynb #c038
