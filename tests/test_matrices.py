@@ -1,4 +1,4 @@
-"Methods of whole matrices: against other ways to compute them, in stacks, on disk, and with numbers that spoil them"
+"Methods of whole matrices: computed in other ways, in stacks, on disk, and with numbers that spoil them"
 from types import SimpleNamespace
 
 import numpy as np

@@ -124,7 +124,8 @@ def _vlm_among(
     else: found = [n for n in names if _sees(n)]
     if len(found)==1: return found[0]
     among = ', '.join(n[:200] for n in names)
-    if told: raise ValueError(f"the VLM, {str(told)[:200]}, is none of its models: {among}. Name one of them.")
+    if told:
+        raise ValueError(f"the VLM, {str(told)[:200]}, is none of its models: {among}. Name one of them.")
     what = 'more than one of its models can' if found else 'none of its models lies here and can'
     raise ValueError(f"{what} be the VLM: {among}. Name the one that is as `vlm`.")
 
@@ -232,7 +233,7 @@ def _dropped(
     "Knobs that say what of a task vector is kept"
     method, rescale = asked.method, asked.yes('rescale', asked.method[:2]=='da' or asked.method=='della')
     if rescale and method in ('task_arithmetic', 'ties', 'breadcrumbs'):
-        raise ValueError(f"`rescale: true` has no counterpart in {method}. Leave it out, or choose dare_ties.")
+        raise ValueError(f"`rescale: true` has no counterpart in {method}. Leave it out, or take dare_ties.")
     if method=='task_arithmetic': return {}
     density = _along(lambda d: min(d, 1.), asked.alike('density'))
     knobs, all_kept = dict(density=density), min(_flat(density))==1
@@ -240,8 +241,9 @@ def _dropped(
     if method=='della':
         if rescale and not all_kept:
             raise ValueError('`rescale` of della multiplies all that is kept by one number in mergekit, and '
-                             'each entry by its own here. Set `rescale: false` to say that neither is wanted.')
-        if max(_flat(density))==1 and not all_kept: raise ValueError('`density` of della reaches 1. Stay below.')
+                             'each entry by its own here. Set `rescale: false` if neither is wanted.')
+        if max(_flat(density))==1 and not all_kept:
+            raise ValueError('`density` of della reaches 1. Stay below.')
         knobs |= dict(rescale=False, epsilon=0. if all_kept else _along(lambda e: 2*e,
             asked.alike('epsilon')))
     if method=='breadcrumbs':

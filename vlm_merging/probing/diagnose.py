@@ -126,7 +126,7 @@ def _as_text(
         lines += table_lines(d.modules.filter(part='all'), ('module', *DIAGNOSIS_COLUMNS))
         if 'rank' in d.stats.columns:
             lines.append(f"  Subspaces of rank {d.stats['rank'].max()}: overlap of the leading directions, "
-                         f"beside that of chance, and the share of each task vector's energy that lies there.")
+                         f"beside that of chance, and the share of each task vector's energy in them.")
         lines += ['', 'By layer:']+table_lines(d.layers, ('layer', *DIAGNOSIS_COLUMNS))
     if d.lineage is not None:
         lines += ['', 'Candidate bases, the nearest first:']

@@ -170,8 +170,8 @@ def _sparse(whole, layers):
         lead = whole.get(f'leading_{who.lower()}')
         rank = '' if lead is None else (f" Of its energy, {lead:.0%} lies in the leading directions of each "
                                         f"matrix.")
-        what = (f"{1-whole[key]:.1%} of the {who}'s numbers are the base's, to the last bit; {where}.{rank} A "
-                f"density above {whole[key]:.2g} trims nothing that moved.")
+        what = (f"{1-whole[key]:.1%} of the {who}'s numbers are the base's, to the last bit; {where}.{rank} "
+                f"A density above {whole[key]:.2g} trims nothing that moved.")
         reasons.append(by_threshold('', what, 'sparse'))
     return reasons
 
