@@ -89,7 +89,7 @@ def test_a_room_imports_by_name_and_only_what_is_required(module):
     asked = [o for key in about['DEFAULT'] if key.endswith('requirements') and key!='dev_requirements'
              for o in about['DEFAULT'][key].split('\n') if o]
     required = {re.split(r'[<>=!~ ;\[]', o)[0].replace('-', '_') for o in asked}
-    required = {'PIL' if o=='pillow' else o for o in required} | {'IPython', package}
+    required = {dict(pillow='PIL', pyyaml='yaml').get(o, o) for o in required} | {'IPython', package}
     unasked = {o.split('.')[0] for o, _ in names} - required - sys.stdlib_module_names
     assert not unasked, f'{module} imports {unasked}, which settings.ini does not require'
 

@@ -235,7 +235,7 @@ demo --out HERE
 PYTHON = re.compile(r"""\b[a-z]\w*_\w+\b|`(?!hf |vlm-merging |-|`)[^`]*`"""
                     r"""|\b\w+=(?:True|False|None|\w*\.?\d|')"""
                     r"""|\b[a-z_]+\([^)\n]*['=]|\b(?:None|True|False|int|float|Traceback|Errno)\b""")
-KNOWN = r'vlm_merging|save_pretrained|from_pretrained|auto_map|dare_\w+|task_arithmetic|model_type'
+KNOWN = '|'.join(['vlm_merging', 'save_pretrained', 'from_pretrained', 'auto_map', 'model_type', *METHODS])
 
 @pytest.mark.parametrize('line', REFUSED.strip().splitlines())
 def test_a_refusal_speaks_as_the_shell_does(line, call, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ _NAMES = {
     'merging.families': 'FAMILIES Family pair_names',
     'merging.methods': ('METHODS Scale Share merge_method linear slerp task_arithmetic ties dare_linear '
                         'dare_ties breadcrumbs della sce'),
+    'merging.matrices': 'iso_c wudi ip_merging neuron_fusion',
     'merging.recipe': 'Recipe',
     'merging.plan': 'plan',
     'merging.merge': 'merge',

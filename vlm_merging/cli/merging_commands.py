@@ -23,14 +23,15 @@ RECIPE = dict(shows=dict(who=(WHO, f'{TYPED_ONLY} recipe'), what=(WHAT, KNOBS),
 
 def asked_recipe(
     *,
-    recipe:Path|None=None, # A recipe file, or a merged folder; options given here override it
+    recipe:Path|None=None, # A recipe file, a merged folder, or a YAML file of mergekit; options given here
+                        # override it
     layer_swap:int|None=None, # The paper's layer swapping: layers up to this one stay the VLM's, the rest is
                         # mixed linearly
     **given,            # Option -> value, of `plan` or `merge`
 ):
     "The recipe that a command line describes; raise ValueError if it describes none"
     from vlm_merging.merging.recipe import Recipe
-    fields = Recipe.read(recipe).dict() if recipe else {}
+    fields = Recipe.read(recipe, given.get('vlm')).dict() if recipe else {}
     before = fields.get('method', 'linear')
     if layer_swap is not None:
         if given.get('method', 'linear')!='linear' or 'layers' in given:

@@ -8,6 +8,7 @@ import json, os, re
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
+from pkgutil import resolve_name
 from ..checkpoints.disk import replace_text
 from ..checkpoints.headers import read_json
 from ..checkpoints.places import path_of
@@ -243,9 +244,12 @@ class Recipe:
         replace_text(path_of(path), json.dumps(self.dict(), indent=1)+'\n')
 
     @classmethod
-    def read(cls, path:str|Path)->Recipe: # A recipe, or the recipe.json of a merged folder
+    def read(cls,
+        path:str|Path,  # A recipe, the recipe.json of a merged folder, or a YAML file of mergekit
+        vlm:str|None=None, # The VLM; for mergekit which of the models that is, if it does not show
+    )->Recipe:
         "A recipe from a file"
-        return _read_recipe(path_of(path))
+        return _read_recipe(path_of(path), vlm)
 
     @classmethod
     def layer_swap(cls,
@@ -316,18 +320,22 @@ def knobs_at(
     return {k: tuple(map(at, v)) if k in each else at(v) for k, v in knobs_of(recipe).items()}
 
 # %% ../../nbs/merging/07_recipe.ipynb #c061
+_MERGEKIT = 'vlm_merging.merging.mergekit:mergekit_recipe'  # A room behind this one
+
 def _read_recipe(
-    path:Path,          # A recipe, or a merged folder
+    path:Path,          # A recipe, a merged folder, or a YAML file of mergekit
+    vlm:str|None,       # The VLM, as it was told
 )->Recipe:
     "A recipe from a file, or one sentence about what is wrong with it"
     if os.path.isdir(path): path = path/'recipe.json'
     if not os.path.isfile(path):
         raise ValueError(f"{path} is not there. Name a recipe file, or a merged folder that holds one.")
+    if path.suffix.lower() in ('.yaml', '.yml'): return resolve_name(_MERGEKIT)(path, vlm)
     whole = read_json(path)
     text, names = whole.get('recipe', whole), [f.name for f in fields(Recipe)]
     if not isinstance(text, dict): raise ValueError(f"{path} is not a recipe: `recipe` is no table.")
     if extra:=text.keys()-set(names):
         raise ValueError(f"{path}: a recipe has no {sorted(extra)[0][:80]!r}; it has {', '.join(names)}.")
     if missing:={'vlm', 'llm'}-text.keys(): raise ValueError(f"{path}: `{sorted(missing)[0]}` is missing.")
-    try: return Recipe(**text)
+    try: return Recipe(**text|({'vlm': vlm} if vlm else {}))
     except (TypeError, AttributeError) as e: raise ValueError(f"{path} is not a recipe: {e}.") from None

@@ -70,7 +70,7 @@ def _verdict_lines(
 
 # %% ../../nbs/probing/04_diagnose.ipynb #c017
 DIAGNOSIS_COLUMNS = ('apart', 'relative_vlm', 'relative_llm', 'cosine', 'agreement', 'top1_vlm', 'top1_llm',
-                     'top1', 'overlap', 'chance')
+                     'top1', 'overlap', 'chance', 'leading_vlm', 'leading_llm')
 
 def _as_markdown(
     d:Diagnosis,        # A diagnosis
@@ -126,7 +126,7 @@ def _as_text(
         lines += table_lines(d.modules.filter(part='all'), ('module', *DIAGNOSIS_COLUMNS))
         if 'rank' in d.stats.columns:
             lines.append(f"  Subspaces of rank {d.stats['rank'].max()}: overlap of the leading directions, "
-                         f"beside that of chance.")
+                         f"beside that of chance, and the share of each task vector's energy in them.")
         lines += ['', 'By layer:']+table_lines(d.layers, ('layer', *DIAGNOSIS_COLUMNS))
     if d.lineage is not None:
         lines += ['', 'Candidate bases, the nearest first:']

@@ -15,7 +15,7 @@ from ..checkpoints.blocks import Source, faulty, keep_heap, opened
 from ..merging.plan import Work, work_of
 from ..merging.families import Pair
 from ..merging.checks import check
-from .subspaces import overlap_of
+from .subspaces import SUBSPACE_SUMS, overlap_of
 
 # %% auto #0
 __all__ = ['SAMPLE', 'STEP', 'PRODUCTS_AT_ONCE', 'TOPS', 'WEIGHT_METRICS', 'TENSOR_COLUMNS', 'checkpoint_of', 'paired_work',
@@ -168,7 +168,8 @@ WEIGHT_METRICS = dict(
     top1_vlm='energy of the VLM\'s task vector in its top 1%', top10_vlm='... in its top 10%',
     top1_llm='energy of the LLM\'s task vector in its top 1%', top10_llm='... in its top 10%',
     top1='energy of LLM - VLM in its top 1%', top10='... in its top 10%',
-    overlap='overlap of the leading subspaces, 0..1', chance='the same of random subspaces')
+    overlap='overlap of the leading subspaces, 0..1', chance='the same of random subspaces',
+    leading_vlm='energy of the VLM\'s task vector in its leading subspace', leading_llm='the same of the LLM')
 TENSOR_COLUMNS = ('name', 'llm', 'layer', 'module', 'part')
 
 # %% ../../nbs/probing/02_weights.ipynb #c043
@@ -196,6 +197,7 @@ def _formulas(
     if 'shared' in has:
         formulas |= dict(overlap=_share(c('shared'), c('rank')).clip(0, 1))
         formulas |= dict(chance=_share(c('by_chance'), c('rank')))
+        formulas |= {f'leading_{w}':_share(c(f'lead_{w}2'), c(f'ranked_{w}2')).clip(0, 1) for w in both}
     return formulas
 
 # %% ../../nbs/probing/02_weights.ipynb #c046
@@ -222,7 +224,9 @@ def _rows_of(works, subspace, workers, bar):
     def row(w):
         entries, p = (*w.vlm, *w.llm, *w.base), w.pair
         with opened(entries) as files:
-            sums = sums_of(w, files)|(overlap_of(w, files, subspace) if subspace else {})
+            sums = sums_of(w, files)
+            shared = overlap_of(w, files, subspace) if subspace else {}
+        sums |= shared|({f'ranked_{o}2':sums[f'{o}2'] for o in ('vlm', 'llm')} if shared else {})
         bar.update(sum(e.nbytes for e in entries))
         return dict(name=p.vlm, llm=' + '.join(p.llm), layer=p.layer, module=p.module, part=part_of(p),
                     n=w.vlm[0].numel)|sums
@@ -258,14 +262,13 @@ def weight_stats(
     for c in filter(None, (vlm, llm, base)): refuse_changed(c)
     schema = dict(name=pl.String, llm=pl.String, layer=pl.Int64, module=pl.String, part=pl.String, n=pl.Int64)
     schema |= {k:pl.Float64 for k in rows[0] if k not in schema}
-    if subspace: schema |= dict(rank=pl.Int64, shared=pl.Float64, by_chance=pl.Float64)
+    if subspace: schema |= dict(rank=pl.Int64)|dict.fromkeys(SUBSPACE_SUMS, pl.Float64)
     return measured(pl.DataFrame(rows, schema=schema))
 
 # %% ../../nbs/probing/02_weights.ipynb #c063
 def _added(stats, by):
     "Sums of the tensors of each group"
-    drop = [*TENSOR_COLUMNS, *WEIGHT_METRICS]
-    numbers = [k for k in stats.columns if k not in drop]
+    numbers = [k for k in stats.columns if k not in (*TENSOR_COLUMNS, *WEIGHT_METRICS)]
     return stats.group_by(by, maintain_order=True).agg(pl.col(numbers).sum())
 
 # %% ../../nbs/probing/02_weights.ipynb #c065
