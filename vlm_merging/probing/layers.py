@@ -14,8 +14,8 @@ from ..checkpoints.decoder import OTHER
 # %% auto #0
 __all__ = ['MODULE_NAMES', 'bare_model', 'decoder_layers', 'find_part', 'stream_writer', 'output_projection', 'head_count',
            'wrapped_forward', 'main_output', 'entering_stream', 'row_mask', 'dispatch_attention', 'wrapped_attention',
-           'picture_tokens', 'picture_columns', 'swapped_parameters', 'replaceable_parameters', 'constant_parameters',
-           'partner_layers', 'donor_parameters']
+           'picture_ids', 'image_positions', 'picture_columns', 'swapped_parameters', 'replaceable_parameters',
+           'constant_parameters', 'partner_layers', 'donor_parameters']
 
 # %% ../../nbs/probing/05_layers.ipynb #c013
 def bare_model(
@@ -182,14 +182,21 @@ def wrapped_attention(
         finally: module.config = config
 
 # %% ../../nbs/probing/05_layers.ipynb #c045
-def picture_tokens(
-    model,              # From `from_pretrained`
-    ids:Tensor,         # (rows, positions): tokens of a prompt
-)->Tensor|None:         # Boolean, (rows, positions); None: the model does not say which they are
-    "Which tokens stand for a piece of a picture"
+def picture_ids(
+    model,              # An open model
+)->list[int]:           # Numbers of tokens; empty: its configuration names none
+    "The tokens that stand for a piece of a picture or of a video"
+    config = bare_model(model).config
     names = [f'{what}_token_{n}' for what in ('image', 'video') for n in ('id', 'index')]
-    known = {getattr(model.config, n, None) for n in names}-{None}
-    return torch.isin(ids, ids.new_tensor(sorted(known))) if known else None
+    return sorted({t for n in names if isinstance(t:=getattr(config, n, None), int)})
+
+def image_positions(
+    model,              # An open model
+    inputs:dict,        # Given to `model(**inputs)`; with `input_ids`
+)->Tensor:              # Boolean, (batch, positions)
+    "Which tokens stand for a picture"
+    ids = inputs['input_ids']
+    return torch.isin(ids, ids.new_tensor(picture_ids(model)))
 
 # %% ../../nbs/probing/05_layers.ipynb #c048
 def _columns_before(cache, past):
@@ -208,8 +215,8 @@ def picture_columns(
     seen = {}
     def before(_, args, given):
         ids, cache = given.get('input_ids', args[0] if args else None), given.get('past_key_values')
-        at = None if ids is None else picture_tokens(model, ids)
-        if at is None: return
+        if ids is None: return
+        at = image_positions(model, dict(input_ids=ids))
         past = 0 if cache is None else cache.get_seq_length()
         if given.get('pixel_values') is not None and not at.any():
             raise ValueError(f"{type(model).__name__} was given a picture, and none of its tokens is marked "

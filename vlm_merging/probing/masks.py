@@ -13,7 +13,7 @@ from ..checkpoints.texts import quoted, ranges_said
 from ..merging.recipe import layer_set
 from .layers import (bare_model, constant_parameters, decoder_layers, donor_parameters,
     entering_stream, find_part, head_count, main_output, output_projection, partner_layers, picture_columns,
-    picture_tokens, row_mask, stream_writer, swapped_parameters, wrapped_attention, wrapped_forward)
+    picture_ids, row_mask, stream_writer, swapped_parameters, wrapped_attention, wrapped_forward)
 
 # %% auto #0
 __all__ = ['PARTS', 'WAYS', 'MOST_LAYERS', 'Mask', 'named_layers', 'masks', 'replace_output', 'replace_head_outputs',
@@ -197,7 +197,7 @@ def _check_sight(model, layers):
     "Raise ValueError if pictures cannot be hidden from these layers"
     name, all_layers = type(model).__name__, decoder_layers(model)
     if any(hasattr(layer, 'cross_attn') for layer in all_layers): return
-    if picture_tokens(model, torch.zeros(1, 1, dtype=torch.long)) is None:
+    if not picture_ids(model):
         raise ValueError(f"{name} does not say which of its tokens are a picture, so none can be hidden. "
                          f"Take skip or mean.")
     if getattr(model.config, 'is_encoder_decoder', False):
