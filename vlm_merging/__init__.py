@@ -44,7 +44,7 @@ _NAMES = {
     'probing.masks': 'Mask PARTS WAYS masked masks means',
     'probing.lens': 'attention_mass logit_lens patched residual_norms',
     'probing.profile': 'profile_change profile_table',
-    'probing.depth': 'depth_table',
+    'probing.depth': 'Plateau depth_table plateau_table',
     'probing.mixing': 'Mixer',
     'probing.probe': 'Profile probe_folder profile profile_rows score_reply',
     'probing.sweep': 'Sweep ask_mixture sweep',

@@ -2,6 +2,7 @@
 #     diagnose -> a verdict with reasons, TABLE, PAGE      no model is loaded
 #     profile  -> OUT/parts/*.parquet                      each part at once; goes on where it was
 #                 OUT/profile.parquet, depth.parquet       what each mask costs, and how deep
+#                 (plateau.parquet with --how blind)       from where on the picture is not needed
 #                 (change.parquet with --against)          what the merge changed
 #     sweep    -> OUT/parts/*.parquet, OUT/sweep.parquet   replies and scores; no model is written
 from __future__ import annotations
@@ -133,13 +134,15 @@ def probe_tables(
     out:Path,           # Folder of the probe
     by:tuple[str, ...], # Tags
     models:tuple[str, ...], # One or two, before and after
-)->dict:                # profile, depth and, of two models, change
+)->dict:                # profile, depth; plateau, where there is one; and, of two models, change
     "Write what a probe says as tables, and print it in words"
     from vlm_merging.probing.profile import profile_change, profile_table
     from vlm_merging.comparing.layer_findings import change_verdict, profile_verdict
-    from vlm_merging.probing.depth import depth_table
+    from vlm_merging.probing.depth import depth_table, plateau_table
     tables = dict(profile=profile_table(rows, by), depth=depth_table(rows, by))
-    print(profile_verdict(tables['profile'], tables['depth']))
+    plateaus = plateau_table(tables['profile'])
+    if plateaus.height: tables['plateau'] = plateaus
+    print(profile_verdict(tables['profile'], tables['depth'], plateaus))
     if len(models)>1:
         tables['change'] = profile_change(rows, *models, by)
         print(change_verdict(tables['change'], tables['profile']))

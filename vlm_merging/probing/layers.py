@@ -224,7 +224,8 @@ def picture_columns(
         seen['at'] = torch.cat([_columns_before(cache, past), at], 1) if past else at
         if cache is not None: cache.pictures = seen['at']
     def behind(_, args, out):
-        if seen and getattr(out, 'past_key_values', None) is not None: out.past_key_values.pictures = seen['at']
+        cache = getattr(out, 'past_key_values', None)
+        if seen and cache is not None: cache.pictures = seen['at']
         seen.clear()
     hooks = [model.register_forward_pre_hook(before, with_kwargs=True),
              model.register_forward_hook(behind, always_call=True)]

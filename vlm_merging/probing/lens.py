@@ -9,8 +9,8 @@ from functools import partial
 import polars as pl
 import torch
 from torch import Tensor, nn
-from .layers import (bare_model, decoder_layers, entering_stream, find_part, image_positions,
-    main_output, stream_writer, wrapped_attention, wrapped_forward)
+from .layers import (bare_model, decoder_layers, entering_stream, find_part,
+    image_positions, main_output, stream_writer, wrapped_attention, wrapped_forward)
 from .masks import attend_uniformly, named_layers
 
 # %% auto #0

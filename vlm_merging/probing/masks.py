@@ -206,8 +206,8 @@ def _check_sight(model, layers):
     for i in layers:
         attention = find_part(all_layers[i], 'attention')
         if attention is None or attention is getattr(all_layers[i], 'linear_attn', None):
-            raise ValueError(f"layer {i} of {name} is recurrent: what it saw lies in its state, and no picture "
-                             f"can be hidden there. Take skip or mean.")
+            raise ValueError(f"layer {i} of {name} is recurrent: what it saw lies in its state, and no "
+                             f"picture can be hidden there. Take skip or mean.")
 
 # %% ../../nbs/probing/06_masks.ipynb #c055
 def _made_blind(model, layer, rows, seen):
