@@ -5,6 +5,7 @@
 #                 (plateau.parquet with --how blind)       from where on the picture is not needed
 #                 (change.parquet with --against)          what the merge changed
 #     sweep    -> OUT/parts/*.parquet, OUT/sweep.parquet   replies and scores; no model is written
+#                 (held_out.parquet with --gain, --keep)   chosen on one half, reported on the other
 from __future__ import annotations
 from pathlib import Path
 from vlm_merging.cli.asking_commands import (OPENED, QUESTIONS, folder_wanted, questions_of, quiet_libraries,
@@ -18,7 +19,7 @@ PAIR = 'probing.diagnose:diagnose vlm llm base'
 LOOKED_AT = 'probing.diagnose:diagnose candidates subspace'
 BATCHES = 'asking.models:LocalModel batch_size max_new_tokens'
 PROBED = 'probing.probe:probe_folder how parts layers target ray other'
-TRIED = 'probing.sweep:sweep weights layers modules'
+TRIED = 'probing.sweep:sweep weights layers modules gain keep penalty'
 SPREAD = 'probing.probe:probe_folder ray'
 MIXED = 'probing.sweep:sweep vlm llm base method'
 
@@ -199,6 +200,7 @@ def sweep_command(
     table = tried.table
     print('\n'.join([*tried.lines, tried.verdict]))
     write_table(table, out/'sweep.parquet')
+    if tried.held is not None: write_table(tried.held.table, out/'held_out.parquet')
     save_page(lambda: sweep_charts(table, given.get('method', 'linear')), chart)
     return 4 if items.left else 0
 

@@ -12,7 +12,7 @@ from .findings import names_in_line, points
 from .statistics import FEW, RESAMPLES, resampled, tag_names, typed_table, values_in_tag
 
 # %% auto #0
-__all__ = ['HELD_OUT', 'Trade', 'halved', 'trade_row', 'HeldOut', 'held_out', 'held_out_said']
+__all__ = ['HELD_OUT', 'Trade', 'halved', 'trade_row', 'HeldOut', 'kinds_of', 'held_out', 'held_out_said']
 
 # %% ../../nbs/comparing/09_held_out.ipynb #c011
 @dataclass(frozen=True)
@@ -106,17 +106,20 @@ class HeldOut:
 
     def __repr__(self): return held_out_said(self)
 
-def _with_kinds(frame, by, trade):
-    "Scores with the values of their tags; raise ValueError if a kind is not among them"
-    values = [[v for tag in row for v in values_in_tag(tag)] for row in frame.select(by).iter_rows()]
+def kinds_of(
+    rows,               # Of each item the values of its tags `by`, as they stand in a table
+    by,                 # Names of these tags
+    trade:Trade,        # What is wanted
+)->list[list[str]]:     # Of each item its kinds
+    "The kinds of items; raise ValueError if none is of a kind that is wanted"
+    values = [[v for tag in row for v in values_in_tag(tag)] for row in rows]
     known = sorted({v for row in values for v in row})
     for what, kind in (('gain', trade.gain), ('keep', trade.keep)):
         if kind not in known:
             raise ValueError(f"{what} is {kind!r}, and {', '.join(by) or 'no tag'} has only "
                              f"{', '.join(known[:12]) or 'nothing'}. Name one of these, or split `by` "
                              f"another tag.")
-    text = pl.Series('kinds', ['|'.join(v) for v in values])
-    return frame.with_columns(text, pl.Series('where', values, pl.List(pl.String)))
+    return values
 
 # %% ../../nbs/comparing/09_held_out.ipynb #c026
 def held_out(
@@ -128,7 +131,9 @@ def held_out(
 )->HeldOut:             # Shows what it says
     "Choose a run on one half of the items, and report it on the other"
     frame = typed_table(scores)
-    frame = halved(_with_kinds(frame, list(tag_names(frame, by)), trade))
+    by = list(tag_names(frame, by))
+    kinds = pl.Series('where', kinds_of(frame.select(by).iter_rows(), by, trade), pl.List(pl.String))
+    frame = halved(frame.with_columns(kinds, kinds=kinds.list.join('|')))
     def row(run, half):
         a, b = (frame.filter(run=r, half=half) for r in (before, run))
         return dict(run=run, half=half)|trade_row(_sums(a, b, trade), trade, resamples, seed)
@@ -153,7 +158,9 @@ def held_out_said(
         low, high = r[f'{c}_low'], r[f'{c}_high']
         return f'{points(r[c])}'+('' if low is None else f' (95% {points(low)} to {points(high)})')
     sure = r['worth_low'] is not None and r['worth_low']>0
-    told = 'It is better beyond chance.' if sure else 'That it is better at all cannot be told from these items.'
+    told = ('It is better beyond chance.' if sure else
+            'That it is better at all cannot be told from these items.')
+    rest = f"{r['n_gain']}+{r['n_keep']} items that had no say"
     return (f"By {wanted}, the best {many} is {r['run']}, worth {points(was)} points where it was chosen. "
-            f"On the {r['n_gain']}+{r['n_keep']} items that had no say it is worth {figure('worth')} points: "
+            f"On the {rest} it is worth {figure('worth')} points: "
             f"{trade.gain} {figure('gain')}, {trade.keep} {figure('change')}. {told}")

@@ -124,8 +124,8 @@ class Plateau:
     def kinds(self)->pl.DataFrame:
         "The rows that count: those of the values of a tag, if there are any"
         if not self.table.height:
-            raise ValueError("This profile has no mask that makes blind up to the last layer. Make one with "
-                             "how='blind'.")
+            raise ValueError("This profile has no mask that makes blind up to the last layer. "
+                             "Make one with how='blind'.")
         rows = self.table.filter(**{c:self.table[c][0] for c in PLACE})
         kinds = rows.filter(~pl.col('tag').is_in(['all', 'split']))
         return kinds if kinds.height else rows.filter(tag='all')
