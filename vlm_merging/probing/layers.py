@@ -14,7 +14,7 @@ from ..checkpoints.decoder import OTHER
 # %% auto #0
 __all__ = ['MODULE_NAMES', 'bare_model', 'decoder_layers', 'find_part', 'stream_writer', 'output_projection', 'head_count',
            'wrapped_forward', 'main_output', 'entering_stream', 'row_mask', 'dispatch_attention', 'wrapped_attention',
-           'picture_ids', 'image_positions', 'picture_columns', 'swapped_parameters', 'replaceable_parameters',
+           'picture_ids', 'image_positions', 'picture_keys', 'swapped_parameters', 'replaceable_parameters',
            'constant_parameters', 'partner_layers', 'donor_parameters']
 
 # %% ../../nbs/probing/05_layers.ipynb #c013
@@ -208,7 +208,7 @@ def _columns_before(cache, past):
     return known[:, :past]
 
 @contextmanager
-def picture_columns(
+def picture_keys(
     model,              # From `from_pretrained`
 ):                      # Yields a dict; while the model runs, `at` is (rows, columns): is it a picture?
     "Note during each pass which columns of keys are pictures, for as long as the `with` block lasts"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..checkpoints.texts import quoted, ranges_said
 from ..merging.recipe import layer_set
 from .layers import (bare_model, constant_parameters, decoder_layers, donor_parameters,
-    entering_stream, find_part, head_count, main_output, output_projection, partner_layers, picture_columns,
+    entering_stream, find_part, head_count, main_output, output_projection, partner_layers, picture_keys,
     picture_ids, row_mask, stream_writer, swapped_parameters, wrapped_attention, wrapped_forward)
 
 # %% auto #0
@@ -163,7 +163,7 @@ def _key_mask(module, mask, query, wide):
 # %% ../../nbs/probing/06_masks.ipynb #c044
 def attend_blindly(
     rows,               # Slice or list of batch rows; None: all
-    seen:dict,          # From `picture_columns`
+    seen:dict,          # From `picture_keys`
     function, module:nn.Module, # Attention function, and the attention
     query:Tensor, key:Tensor, value:Tensor, # (batch, heads, positions, head_dim)
     mask=None, *args, **kwargs, # Which keys are visible; scaling and so on
@@ -224,7 +224,7 @@ def mask_changes(
     i:int,              # One of its layers
     means, donors:dict, # From `means`, or None; from `partner_layers`, or empty
     rows,               # Slice or list of batch rows; None: all
-    seen:dict|None=None, # For way 'blind': from `picture_columns`
+    seen:dict|None=None, # For way 'blind': from `picture_keys`
 ):                      # Yields context managers
     "The changes that make up a mask at one layer"
     layer, where, part, how = decoder_layers(model)[i], f'layer {i}', mask.part, mask.how
@@ -278,7 +278,7 @@ def applied(
     _check_fit(bare, mask, means, other, rows)
     donors = partner_layers(bare, other) if mask.how=='weights' else {}
     with ExitStack() as stack:
-        seen = stack.enter_context(picture_columns(bare)) if mask.how=='blind' else None
+        seen = stack.enter_context(picture_keys(bare)) if mask.how=='blind' else None
         for i in mask.layers:
             for change in mask_changes(bare, mask, i, means, donors, rows, seen): stack.enter_context(change)
         yield model
