@@ -106,6 +106,7 @@ class HeldOut:
 
     def __repr__(self): return held_out_said(self)
 
+# %% ../../nbs/comparing/09_held_out.ipynb #c028
 def kinds_of(
     rows,               # Of each item the values of its tags `by`, as they stand in a table
     by,                 # Names of these tags
@@ -121,7 +122,7 @@ def kinds_of(
                              f"another tag.")
     return values
 
-# %% ../../nbs/comparing/09_held_out.ipynb #c026
+# %% ../../nbs/comparing/09_held_out.ipynb #c030
 def held_out(
     scores,             # A score table, or several: of the run before, and of all that were tried
     before:str,         # Name of the run before
@@ -143,7 +144,7 @@ def held_out(
     if best and best['worth']>0: rows.append(row(best['run'], 'report'))
     return HeldOut(pl.DataFrame(rows, schema=HELD_OUT), trade)
 
-# %% ../../nbs/comparing/09_held_out.ipynb #c028
+# %% ../../nbs/comparing/09_held_out.ipynb #c033
 def held_out_said(
     found:HeldOut,      # From `held_out`
 )->str:
