@@ -192,7 +192,7 @@ def profile_verdict(
         out.append(f"{model} on {benchmark}, {whole['n'].max()} items, {MEASURE_NAMES[measure]}{start}")
         out += _mask_lines(shown, measure, None if depths is None else depths.filter(**here))
         if plateaus is not None:
-            out += map(plateau_said, plateaus.filter(pl.col('tag').is_in(shown['tag']), **here).to_dicts())
+            out += map(plateau_said, plateaus.filter(pl.col('tag').is_in([*shown['tag']]), **here).to_dicts())
         for (tag, where), rows in shown.group_by('tag', 'where', maintain_order=True):
             if unseen := unseen_said(rows, measure): out.append(f'  {_kind_said(tag, where)}{unseen}')
         gone = whole['lost'].sum()
