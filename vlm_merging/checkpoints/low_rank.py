@@ -4,7 +4,6 @@
 
 # %% ../../nbs/checkpoints/12_low_rank.ipynb #c005
 from __future__ import annotations
-import math
 from dataclasses import dataclass, replace
 from .blocks import BLOCK, Source, files_of
 from .headers import Entry

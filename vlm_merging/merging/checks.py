@@ -289,7 +289,7 @@ def unlike_origin(
 )->list[Finding]:
     "Warn of strangers and of other number types"
     findings, cosine = [], kinship(vlm, other, paired)
-    if who=='LLM' and cosine>1-1e-12:
+    if who=='LLM' and cosine>1-1e-12 and not other.adapters:
         findings.append(Finding('warn',
                                 'The sampled numbers of both are the same: one is a copy of the other.',
                                 'A merge of the two changes nothing; check the names.'))

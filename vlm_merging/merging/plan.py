@@ -7,8 +7,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from ..checkpoints.adapted import named_alone, open_sides
 from ..checkpoints.headers import Checkpoint, readable
 from ..checkpoints.identity import same_weights
+from ..checkpoints.low_rank import thin_bytes
 from ..checkpoints.writer import side_files
 from ..checkpoints.texts import name_in_line
 from .checks import check
@@ -18,7 +20,8 @@ from .methods import METHODS, Method
 from .recipe import Recipe, knobs_at, recipe_of, why_kept
 
 # %% auto #0
-__all__ = ['ROW_BYTES', 'Work', 'work_of', 'Plan', 'one_twice', 'side_findings', 'plan', 'describe']
+__all__ = ['ROW_BYTES', 'Work', 'work_of', 'Plan', 'why_untouched', 'beside_language', 'one_twice', 'side_findings', 'plan',
+           'describe']
 
 # %% ../../nbs/merging/08_plan.ipynb #c009
 @dataclass(frozen=True)
@@ -71,6 +74,12 @@ class Plan:
         return {who: c for who in ('vlm', 'llm', 'base') if (c:=getattr(self, who))}
 
     @property
+    def baked(self)->tuple:
+        "`Work` of what stays the VLM's, but has an adapter on it: it is not copied, but written as W + ΔW"
+        alike = ((n, self.vlm.tensors[n]) for n in self.kept)
+        return tuple(Work(Pair(n, (), None, '', n), (e,), (), (), {}) for n, e in alike if hasattr(e, 'deltas'))
+
+    @property
     def stops(self)->list:
         "The findings that forbid the merge"
         return [f for f in self.findings if f.level=='stop']
@@ -87,6 +96,30 @@ class Plan:
 
     def __repr__(self): return describe(self)
 
+# %% ../../nbs/merging/08_plan.ipynb #c018a
+def why_untouched(
+    pair:Pair,          # A tensor of the VLM and its partner
+    vlm:Checkpoint, llm:Checkpoint, # Opened
+)->str:                 # Reason; '' if it can be merged
+    "Why a pair stays as it is because of an adapter"
+    mine, theirs = vlm.tensors[pair.vlm], pair.entries(llm.tensors)
+    if named_alone(llm) and theirs==(mine,): return 'the adapter leaves it as it is'
+    cut = pair.common and hasattr(mine, 'deltas') and any(e.shape[:1]<mine.shape[:1] for e in theirs)
+    return 'it has rows of its own, to which the adapter adds' if cut else ''
+
+def beside_language(
+    llm:Checkpoint,     # The donor
+    paired:Pairing|None, # With the VLM
+)->list[Finding]:
+    "Warn where an adapter as the donor changes what is not merged"
+    if not named_alone(llm) or paired is None: return []
+    inside = {n for p in paired.pairs for n in p.llm}
+    out = [n for n in llm.adapters[-1].changed if n not in inside]
+    if not out: return []
+    return [Finding('warn', f"The adapter also changes {len(out)} tensors beside the language model, such as "
+                            f"{name_in_line(out[0])}: they stay the VLM's.",
+                    'To take them in, name VLM+ADAPTER as the VLM.')]
+
 # %% ../../nbs/merging/08_plan.ipynb #c018
 def _sort_pairs(
     recipe:Recipe,      # What to do
@@ -101,6 +134,7 @@ def _sort_pairs(
     for p in paired.pairs:
         reason = why_kept(recipe, p, paired.depth)
         if not reason and with_base and p.vlm not in of_base: reason = 'no partner in the base'
+        reason = reason or why_untouched(p, vlm, llm)
         if reason: kept[p.vlm] = reason; continue
         knobs = knobs_at(recipe, 0 if p.module=='embedding' else p.layer, paired.depth)
         works.append(work_of(p, vlm, llm, base if with_base else None, of_base.get(p.vlm), knobs))
@@ -149,10 +183,10 @@ def plan(
     "Look before merging: open, check, sort; nothing is written"
     recipe = recipe_of(vlm, llm, base, method=method, layers=layers, modules=modules, embeddings=embeddings,
                        seed=seed, as_run=as_run, **knobs)
-    sides = mine, theirs, third = tuple(Checkpoint.open(o) if o else None
-                                        for o in (recipe.vlm, recipe.llm, recipe.base))
+    sides = mine, theirs, third = open_sides(recipe.vlm, recipe.llm, recipe.base,
+                                             'base' in METHODS[recipe.method].fills)
     paired, findings = check(mine, theirs)
-    findings = findings+one_twice(mine, theirs, third)
+    findings = findings+one_twice(mine, theirs, third if recipe.base else None)+beside_language(theirs, paired)
     if third:
         with_base, more = check(mine, third, 'base')
         findings = sorted(dict.fromkeys(findings+more), key=lambda f: f.level!='stop')
@@ -163,6 +197,18 @@ def plan(
     if not works:
         findings.insert(0, Finding('stop', 'Nothing is left to merge.', 'Widen `layers` or `modules`.'))
     return Plan(recipe, *sides, tuple(works), kept, (*side_findings(mine), *findings))
+
+# %% ../../nbs/merging/08_plan.ipynb #c030a
+def _donor_words(
+    plan:Plan,          # From `plan`
+)->list[str]:           # Lines
+    "What an adapter means as the donor of this merge"
+    if not named_alone(plan.llm): return []
+    under = 'base' if plan.recipe.base else 'VLM'
+    way = ('so the merge is the VLM + (1 - weight)·ΔW' if plan.recipe.method=='linear' and under=='VLM' else
+           "and the VLM stands for the base: its own task vector is zero, the donor's is ΔW"
+           if plan.base and under=='VLM' else f"so its task vector is ΔW, as seen from the {under}")
+    return [f"  the donor is the {under} + ΔW of the adapter, {way}"]
 
 # %% ../../nbs/merging/08_plan.ipynb #c030
 def _asked(
@@ -181,7 +227,7 @@ def _asked(
         lines.append(f"  {who:<5}{name_in_line(c.source)}{commit}  "
                      f"{name_in_line(c.config.get('model_type', '?'), 40)}, "
                      f"{len(c.tensors)} tensors, {readable(c.nbytes)} in {len(c.files)} file(s){idle}")
-    return lines
+    return lines+_donor_words(plan)
 
 # %% ../../nbs/merging/08_plan.ipynb #c032
 def _gathered(
@@ -206,7 +252,10 @@ def _memory(
     plan:Plan,          # From `plan`
 )->str:
     "What a merge takes of memory"
+    works = (*plan.merged, *plan.baked)
     usual, shapes = 'some 0.3 GB of memory', [w.vlm[0].shape for w in plan.merged]
+    thin = max((thin_bytes(e) for w in works for es in (w.vlm, w.llm, w.base) for e in es), default=0)
+    if thin>1e7: usual += f' and {readable(thin)} in each thread for the factors of the adapter'
     longest = max(shape[-1] if shape else 1 for shape in shapes)
     if not METHODS[plan.recipe.method].rows or longest*ROW_BYTES<1e8: return f'{usual} at any size of model'
     return f'{usual}, and {readable(longest*ROW_BYTES)} more in each thread for a row of {longest} numbers'
