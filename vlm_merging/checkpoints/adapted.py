@@ -114,6 +114,7 @@ def _fit_parts(
 def _fit_block(
     fit:Fitting,        # Adapter and model
     f:Factors,          # A pair of the module
+    i:int,              # Layer
     blocks:dict,        # Name of a parameter -> stored name, of those with three axes
 )->None:
     "Put the products of all experts onto the block whose shape they have"
@@ -121,16 +122,16 @@ def _fit_block(
     for parameter, stored in blocks.items():
         shape = fit.places.tensors[stored].shape
         if shape[1:] in ((out, width), (width, out)): fits.append((parameter, stored, shape))
-    if len(fits)!=1 or out==width:
-        raise ValueError(f"{fit.adapter.path}: {name_in_line(f.name)} adds ({out}, {width}) to each expert, and "
-                         f"{'several blocks have' if fits else 'no block has'} that shape. {REMEDY}")
+    if len(fits)!=1 or out==width and fit.places.on_its_side(i, fits[0][1])!=False:
+        raise ValueError(f"{fit.adapter.path}: {name_in_line(f.name)} adds ({out}, {width}) to each expert, and of "
+                         f"which block, or which way round, cannot be told. {REMEDY}")
     (parameter, stored, shape), = fits
     scale, n = scale_of(fit.adapter, f, parameter)
     if n!=shape[0]: raise ValueError(f"{fit.adapter.path}: {name_in_line(f.name)} has factors for {n} experts, but "
                                      f"{name_in_line(stored)} has {shape[0]}. Take the model it was trained on.")
     for e in range(n):
         fit.add(stored, Delta(f.a, f.b, scale, rows=shape[1], cols=shape[2], index=e, expert=e, experts=n,
-                              turned=shape[1:]==(width, out)))
+                              turned=shape[1:]!=(out, width)))
 
 def _fit_experts(
     fit:Fitting,        # Adapter and model
@@ -139,8 +140,9 @@ def _fit_experts(
 )->None:
     "Put the products onto experts that are stored one by one"
     out, width, hidden = f.b.shape[0], f.a.shape[1], fit.places.decoder.width
-    kind = 'gate_up_proj' if width==hidden!=out else 'down_proj' if out==hidden!=width else None
-    if kind is None: return fit.leave(f.name, 'the shapes do not tell which of its matrices is meant')
+    inner = sum(p.n for p, _ in fit.places.held(i).get(f'{rest}.0.gate_proj.weight', ()))
+    kind = {(2*inner, hidden): 'gate_up_proj', (hidden, inner): 'down_proj'}.get((out, width))
+    if kind is None: return fit.leave(f.name, f'it adds ({out}, {width}), which is no matrix of an expert')
     scale, n = scale_of(fit.adapter, f, kind)
     names = ('gate', 'up') if kind=='gate_up_proj' else ('down',)
     for e in range(n):
@@ -169,7 +171,7 @@ def _fit_module(
               if k.startswith(f'{module}.') and len(places.tensors[n].shape)==3}
     for f in fs:
         if fit.adapter.config.get('target_parameters') and module.endswith('experts'):
-            if blocks: _fit_block(fit, f, blocks)
+            if blocks: _fit_block(fit, f, i, blocks)
             else: _fit_experts(fit, f, i, module)
         elif len(fs)>1 or not _fit_parts(fit, f, i, rest, scale_of(fit.adapter, f)[0]):
             fit.leave(name, 'there is no such matrix')

@@ -81,10 +81,10 @@ _KEY = re.compile(r'(?P<name>.+?)(?P<inner>(?:\.base_layer)*)\.(?:lora_(?P<plain
 _WHOLE = re.compile(r'(?P<name>.+?)(?:\.base_layer|\.modules_to_save)?\.(?P<end>weight|bias)')
 
 def _kept_whole(name, config):
-    "Is this module, or one that it is in, among those that were trained or copied as a whole?"
-    saved = config.get('modules_to_save')
-    saved = saved if isinstance(saved, list) else []
-    return any(f'.{name}.'.find(f'.{s}.')>=0 for s in (*saved, 'embed_tokens', 'lm_head'))
+    "Is this module, or one that it is in, among those that were trained or copied whole? By its end, as in peft"
+    saved, words = config.get('modules_to_save'), name.split('.')
+    saved = tuple(s for s in saved if isinstance(s, str) and s) if isinstance(saved, list) else ()
+    return any('.'.join(words[:k+1]).endswith((*saved, 'embed_tokens', 'lm_head')) for k in range(len(words)))
 
 # %% ../../nbs/checkpoints/11_adapters.ipynb #c022
 def _sorted_names(

@@ -16,6 +16,8 @@ __all__ = ['Places']
 # %% ../../nbs/checkpoints/13_stored_names.ipynb #c010
 _BESIDE = re.compile(r'connector|projector|merger|mlp1|aligner')
 
+def _is_beside(name): return bool(_BESIDE.search(name) or OTHER.search(TEXT.sub('', name)))
+
 class Places:
     "Where a checkpoint keeps what transformers calls by its own names"
     def __init__(self,
@@ -31,7 +33,7 @@ class Places:
         "The decoder layer of a name"
         m, d = LAYER.fullmatch(name), self.decoder
         stem = m and m['stem']+m['list']
-        if not m or d is None or _BESIDE.search(stem) or OTHER.search(TEXT.sub('', stem)): return None
+        if not m or d is None or _is_beside(stem): return None
         i = int(m['i'])
         if d.cross and not TEXT.search(stem) and m['stem']!=d.stem:
             own = [k for k in d.layers if k not in d.cross]
@@ -44,8 +46,7 @@ class Places:
         "The tensor that a name means"
         if name in self.tensors: return name
         if found := self.layer(name): return self.decoder.layers.get(found[0], {}).get(found[1])
-        text = not _BESIDE.search(name) and not OTHER.search(TEXT.sub('', name))
-        d = self.decoder if text and not LAYER.fullmatch(name) else None
+        d = None if _is_beside(name) or LAYER.fullmatch(name) else self.decoder
         if d and name.endswith(HEAD): return d.head
         if d and name.endswith(EMBEDDING): return d.embedding
         if d and name.endswith('norm.weight') and name.count('.')<4: return d.norm
@@ -54,9 +55,10 @@ class Places:
     def _by_end(self, name):
         "The only tensor whose name ends like this one, from a number on or with two words more"
         m, words = re.search(r'\w+\.\d+\..+', name), name.split('.')
-        for end in dict.fromkeys((m[0] if m else name, *('.'.join(words[i:]) for i in range(len(words)-2)) )):
-            hits = [n for n in self.tensors if n.endswith(f'.{end}') or n==end]
-            if len(hits)>1: hits = [n for n in hits if bool(OTHER.search(n))==bool(OTHER.search(name))]
+        for end in ('.'.join(words[i:]) for i in range(len(words)-1)):
+            if m and not end.endswith(m[0]): break
+            hits = [n for n in self.tensors
+                    if (n.endswith(f'.{end}') or n==end) and _is_beside(n)==_is_beside(name)]
             if len(hits)==1: return hits[0]
         return None
 
@@ -73,4 +75,9 @@ def _parts_held(self, i):
 
 Places.known = cached_property(lambda self: {})
 Places.known.__set_name__(Places, 'known')
-Places.held = _parts_held
+def _lies_aside(self, i, stored):
+    "Are the matrices of a block of a layer stored as (input, output)? None: that cannot be told"
+    return next((p.turned for places in self.held(i).values() for p, rest in places
+                 if self.decoder.layers[i][rest]==stored), None)
+
+Places.held, Places.on_its_side = _parts_held, _lies_aside

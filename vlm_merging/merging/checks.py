@@ -27,15 +27,15 @@ def unlike_sizes(
 )->list[Finding]:
     "Stop on another width or depth"
     mine, theirs, findings = paired.mine, paired.theirs, []
-    fix, depth = f"Take the {who} of the size that the VLM was built on.", len(mine.layers)-len(mine.cross)
+    fix = f"Take the {who} of the size that the VLM was built on."
+    depth, other = (len(d.layers)-len(d.cross) for d in (mine, theirs))
     if mine.width!=theirs.width:
         findings.append(Finding('stop', f"Hidden size {mine.width} in the VLM, {theirs.width} in the {who}.",
                                 fix))
-    if depth!=len(theirs.layers):
+    if depth!=other:
         cross = f" ({len(mine.cross)} cross-attention layers not counted)" if mine.cross else ''
         findings.append(Finding('stop', f"{depth} layers in the VLM{cross}, "
-                                        f"{len(theirs.layers)} in the {who}.",
-                                fix))
+                                        f"{other} in the {who}.", fix))
     return findings
 
 # %% ../../nbs/merging/03_checks.ipynb #c017
@@ -65,7 +65,8 @@ def unlike_parts(
     who:str,            # `LLM` or `base`
 )->list[Finding]:
     "Stop on parts of the decoder that only one of the two has"
-    lonely, inside = list(paired.lonely), {n for r in paired.theirs.layers.values() for n in r.values()}
+    theirs, lonely = paired.theirs, list(paired.lonely)
+    inside = {n for i, r in theirs.layers.items() if i not in theirs.cross for n in r.values()}
     strange = [n for n in paired.unused if n in inside and not n.endswith('inv_freq')]
     findings, fused = [], any(_part_of(n)=='fused' for n in (*lonely, *strange))
     for part, (word, fix) in _PARTS.items():

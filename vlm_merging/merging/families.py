@@ -175,7 +175,7 @@ def _pair_layers(
     "Pair what stands in numbered layers"
     family = FAMILIES.get(str(vlm.config.get('model_type')), Family(''))
     pairs, kept, lonely, partly = [], {}, [], set()
-    ranks = dict(zip((i for i in mine.layers if i not in mine.cross), theirs.layers))
+    ranks = dict(zip(*([i for i in d.layers if i not in d.cross] for d in (mine, theirs))))
     words = {rest.split('.')[0] for rests in theirs.layers.values() for rest in rests}
     for i, rests in mine.layers.items():
         if i in mine.cross: kept |= dict.fromkeys(rests.values(),
