@@ -14,7 +14,8 @@ KINDS = 'llava', 'qwen3_vl', 'gemma3', 'mllama'
 OPTIONS = dict(
     plain=dict(target_modules=['q_proj', 'down_proj']),
     rslora=dict(target_modules='all-linear', use_rslora=True, r=3, lora_alpha=5),
-    patterns=dict(target_modules=['q_proj', 'k_proj', 'up_proj'], r=4, rank_pattern={'k_proj': 2, r'.*\.1\..*up_proj': 6},
+    patterns=dict(target_modules=['q_proj', 'k_proj', 'up_proj'], r=4,
+                  rank_pattern={'k_proj': 2, r'.*\.1\..*up_proj': 6},
                   alpha_pattern={'layers.0.self_attn.q_proj': 3, 'up_proj': 32}),
     saved=dict(target_modules=['v_proj'], modules_to_save=['norm', 'input_layernorm']),
     embedding=dict(target_modules=['embed_tokens', 'o_proj']),
@@ -34,7 +35,7 @@ def trios(tmp_path_factory):
 
 
 def trained(auto, model, out, seed=0, cast=None, **options):
-    "Hang an adapter on a model, move all that it trains, save it, and give the model that peft merges, and its file's tensors"
+    "Hang an adapter on a model, move all that it trains, save it; the tensors of the model that peft merges"
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         m = getattr(__import__('transformers'), auto).from_pretrained(model)
@@ -101,7 +102,8 @@ def test_factors_in_bfloat16_are_rounded_once_here_and_twice_in_peft(trios, tmp_
     found, exact = numbers(open_side(f"{llm}+{tmp_path/'ad'}")), load_file(llm/'model.safetensors')
     f = load_file(tmp_path/'ad/adapter_model.safetensors')
     for n in (k for k in f if k.endswith('lora_A.weight')):
-        name, (a, b) = n.replace('base_model.model.', '').replace('lora_A.', ''), (f[n].float(), f[n.replace('_A.', '_B.')].float())
+        name = n.replace('base_model.model.', '').replace('lora_A.', '')
+        a, b = f[n].float(), f[n.replace('_A.', '_B.')].float()
         best = exact[name].float()+b@a*2.
         assert torch.equal(found[name], best.bfloat16())
         assert (found[name].float()-best).abs().sum()<=(wanted[name].float()-best).abs().sum()
@@ -111,8 +113,10 @@ def test_factors_in_bfloat16_are_rounded_once_here_and_twice_in_peft(trios, tmp_
 def moe(folder, inner):
     import transformers
     torch.manual_seed(3)
-    c = transformers.AutoConfig.for_model('qwen3_moe', hidden_size=32, intermediate_size=64, moe_intermediate_size=inner, num_experts=4,
-        num_experts_per_tok=2, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8, vocab_size=64)
+    c = transformers.AutoConfig.for_model('qwen3_moe', hidden_size=32, intermediate_size=64,
+                                          moe_intermediate_size=inner, num_experts=4,
+        num_experts_per_tok=2, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+        vocab_size=64)
     m = transformers.AutoModelForCausalLM.from_config(c).float()
     m.save_pretrained(folder)
     return folder
@@ -136,30 +140,36 @@ def test_stacked_experts_stored_one_by_one_or_in_a_block(inner, tmp_path):
                       {f'{stem}.gate_up_proj': torch.cat([pick('gate_proj'), pick('up_proj')], 1)})
     for name, turn in (('block', False), ('aside', True)):
         shutil.copytree(llm, tmp_path/name)
-        save_file({n: (x.mT if turn and x.dim()==3 else x).contiguous() for n, x in block.items()}, tmp_path/name/'model.safetensors')
+        save_file({n: (x.mT if turn and x.dim()==3 else x).contiguous() for n, x in block.items()},
+                  tmp_path/name/'model.safetensors')
         if turn and inner==16:
-            with pytest.raises(ValueError, match='cannot be told'): open_side(f"{tmp_path/name}+{tmp_path/'ad'}")
+            with pytest.raises(ValueError, match='cannot be told'):
+                open_side(f"{tmp_path/name}+{tmp_path/'ad'}")
             continue
         found = numbers(open_side(f"{tmp_path/name}+{tmp_path/'ad'}"))
         for n, x in found.items():
             if x.dim()<3: assert torch.equal(x, wanted[n]); continue
             stem, which = n.rsplit('.', 1)
             for e in range(4):
-                parts = [wanted[f'{stem}.{e}.{k}.weight'] for k in (('gate_proj', 'up_proj') if 'gate' in which else ('down_proj',))]
+                parts = [wanted[f'{stem}.{e}.{k}.weight'] for k in (('gate_proj', 'up_proj')
+                                                                    if 'gate' in which else ('down_proj',))]
                 torch.testing.assert_close(x[e].T if turn else x[e], torch.cat(parts), rtol=1e-6, atol=1e-6)
 
 
 def test_gpt2_stores_its_matrices_on_their_side(tmp_path):
     import transformers
     torch.manual_seed(3)
-    c = transformers.AutoConfig.for_model('gpt2', n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=32)
+    c = transformers.AutoConfig.for_model('gpt2', n_embd=32, n_layer=2, n_head=4, vocab_size=64,
+                                          n_positions=32)
     transformers.AutoModelForCausalLM.from_config(c).save_pretrained(tmp_path/'llm')
     for hint in (True, False):
-        wanted = trained('AutoModelForCausalLM', tmp_path/'llm', tmp_path/f'ad{hint}', target_modules=['c_attn', 'attn.c_proj'],
+        wanted = trained('AutoModelForCausalLM', tmp_path/'llm', tmp_path/f'ad{hint}',
+                         target_modules=['c_attn', 'attn.c_proj'],
                          fan_in_fan_out=hint)
         same(numbers(open_side(f"{tmp_path/'llm'}+{tmp_path}/ad{hint}")), wanted)
     with pytest.raises(ValueError, match='stored by columns'):
-        trained('AutoModelForCausalLM', tmp_path/'llm', tmp_path/'dora', target_modules=['c_attn'], use_dora=True)
+        trained('AutoModelForCausalLM', tmp_path/'llm', tmp_path/'dora', target_modules=['c_attn'],
+                use_dora=True)
         open_side(f"{tmp_path/'llm'}+{tmp_path}/dora")
 
 
@@ -169,7 +179,8 @@ def donor(trios, tmp_path):
     trio, ad = trios('llava'), tmp_path/'ad'
     after = trained('AutoModelForCausalLM', trio.base, ad, **OPTIONS['plain'])
     before = load_file(trio.base/'model.safetensors')
-    return trio, ad, {f'language_model.{n}': after[n]-before[n] for n in after if not torch.equal(after[n], before[n])}
+    return trio, ad, {f'language_model.{n}': after[n]-before[n] for n in after
+                      if not torch.equal(after[n], before[n])}
 
 
 def test_alone_it_is_added_to_the_vlm(donor, tmp_path):
@@ -177,7 +188,8 @@ def test_alone_it_is_added_to_the_vlm(donor, tmp_path):
     vlm = load_file(trio.vlm/'model.safetensors')
     p = plan(trio.vlm, ad, weight=.75)
     assert {w.pair.vlm for w in p.merged}==delta.keys() and 'VLM + (1 - weight)·ΔW' in str(p)
-    assert {'the adapter leaves it as it is', 'beside the language model'}<=set(p.kept.values()) and not p.findings
+    assert {'the adapter leaves it as it is',
+            'beside the language model'}<=set(p.kept.values()) and not p.findings
     for out, how, share in (('line', dict(weight=.75), .25), ('whole', dict(weight=0), 1.),
                             ('task', dict(method='task_arithmetic', weight=1, llm_weight=.5), .5)):
         merged = load_file(merge(trio.vlm, ad, out=tmp_path/out, **how)/'model.safetensors')
@@ -193,7 +205,8 @@ def test_with_a_base_the_donor_is_the_base_and_the_adapter(donor, tmp_path):
     merged = []
     for name, llm in dict(alone=ad, named=f'{trio.base}+{ad}', whole=ad/'merged').items():
         shutil.copy(trio.base/'config.json', ad/'merged')
-        merged.append(load_file(merge(trio.vlm, llm, trio.base, out=tmp_path/name, method='ties', density=.5)/'model.safetensors'))
+        merged.append(load_file(merge(trio.vlm, llm, trio.base, out=tmp_path/name, method='ties',
+                                      density=.5)/'model.safetensors'))
     for other in merged[1:]: same(other, merged[0])
     with pytest.raises(ValueError, match='needs `base`'): plan(trio.vlm, trio.llm, method='ties')
 
@@ -208,7 +221,8 @@ def test_a_merge_says_which_adapter_went_in(donor, tmp_path, call):
     about = json.loads((both/'recipe.json').read_text())
     assert {'config.json', '+ad/adapter_model.safetensors'}<=about['inputs']['llm']['files'].keys()
     assert '| llm | ad |' in (both/'README.md').read_text()
-    again = merge(json.loads((both/'recipe.json').read_text())['recipe']['vlm'], about['recipe']['llm'], out=tmp_path/'again')
+    again = merge(json.loads((both/'recipe.json').read_text())['recipe']['vlm'], about['recipe']['llm'],
+                  out=tmp_path/'again')
     assert (again/'model.safetensors').read_bytes()==(both/'model.safetensors').read_bytes()
     code, out, _ = call('inspect', ad)
     assert code==0 and 'LoRA adapter, rank 4, alpha 8' in out and 'layers 0-3' in out
@@ -219,7 +233,8 @@ def test_a_merge_says_which_adapter_went_in(donor, tmp_path, call):
 def test_on_the_vlm_what_is_not_merged_has_it_too(donor, tmp_path):
     trio, ad, delta = donor
     vlm = load_file(trio.vlm/'model.safetensors')
-    merged = load_file(merge(f'{trio.vlm}+{ad}', trio.llm, out=tmp_path/'o', layers='0', modules='mlp', weight=1)/'model.safetensors')
+    merged = load_file(merge(f'{trio.vlm}+{ad}', trio.llm, out=tmp_path/'o', layers='0', modules='mlp',
+                             weight=1)/'model.safetensors')
     for n, x in vlm.items(): torch.testing.assert_close(merged[n], x+delta.get(n, 0*x), rtol=1e-5, atol=1e-6)
     assert any(not torch.equal(merged[n], vlm[n]) for n in vlm if '.1.self_attn' in n)
 
@@ -227,7 +242,8 @@ def test_on_the_vlm_what_is_not_merged_has_it_too(donor, tmp_path):
 def test_a_large_matrix_is_never_written_out(tmp_path):
     from vlm_merging.checkpoints.headers import read_header
     from vlm_merging.checkpoints.low_rank import Adapted, Delta
-    save_file(dict(w=torch.randn(4000, 1000), a=torch.randn(8, 1000), b=torch.randn(4000, 8)), tmp_path/'x.safetensors')
+    save_file(dict(w=torch.randn(4000, 1000), a=torch.randn(8, 1000), b=torch.randn(4000, 8)),
+              tmp_path/'x.safetensors')
     w, a, b = (read_header(tmp_path/'x.safetensors')[0][k] for k in 'wab')
     with opened([w]) as files:
         reader = Adapted(w, w, (Delta(a, b, 1., rows=4000, cols=1000),)).reader(files)
@@ -238,10 +254,14 @@ def test_a_large_matrix_is_never_written_out(tmp_path):
 BAD = dict(
     ia3=(dict(peft_type='IA3'), 'of the type IA3'), loha=(dict(peft_type='LOHA'), 'of the type LOHA'),
     prompt=(dict(peft_type='PROMPT_TUNING'), 'PROMPT_TUNING'), bias=(dict(bias='all'), 'holds biases'),
-    lora_bias=(dict(lora_bias=True), 'sets lora_bias'), pissa=(dict(init_lora_weights='pissa'), 'changes the model itself'),
-    new=(dict(of_next_year={'x': 1}), 'sets of_next_year'), zero=(dict(r=0), 'r is 0'), text=(dict(lora_alpha='8'), "lora_alpha is '8'"),
-    rank=(dict(r=3), 'says rank 3'), nan=(dict(lora_alpha=float('inf')), 'lora_alpha'), table=(dict(rank_pattern=[1]), 'no table'),
-    slow=(dict(alpha_pattern={'(a*)*b': 1}), 'too long'), dora=(dict(use_dora=True), 'magnitudes are missing'))
+    lora_bias=(dict(lora_bias=True), 'sets lora_bias'), pissa=(dict(init_lora_weights='pissa'),
+                                                               'changes the model itself'),
+    new=(dict(of_next_year={'x': 1}), 'sets of_next_year'), zero=(dict(r=0), 'r is 0'),
+    text=(dict(lora_alpha='8'), "lora_alpha is '8'"),
+    rank=(dict(r=3), 'says rank 3'), nan=(dict(lora_alpha=float('inf')), 'lora_alpha'),
+    table=(dict(rank_pattern=[1]), 'no table'),
+    slow=(dict(alpha_pattern={'(a*)*b': 1}), 'too long'),
+    dora=(dict(use_dora=True), 'magnitudes are missing'))
 
 @pytest.mark.parametrize('case', BAD)
 def test_what_is_not_understood_is_refused(case, donor, tmp_path):
@@ -262,8 +282,10 @@ def test_odd_files(donor, tmp_path):
     save_file(names|{q: names[q]*float('nan')}, path); refused('lora_A.weight in .* holds NaN')
     save_file(names|{q: names[q][:, 1:].contiguous()}, path); refused('adds .* but .* is .* Take the model')
     save_file({n: x for n, x in names.items() if n!=q}, path); refused('not one pair')
-    save_file({n.replace('layers.3', 'layers.9'): x for n, x in names.items()}, path); refused('there are 4 layers')
-    save_file(names|{'base_model.model.model.layers.0.mlp.up_proj.weight': torch.ones(64, 32)}, path); refused('no part of an adapter')
+    save_file({n.replace('layers.3', 'layers.9'): x for n, x in names.items()},
+              path); refused('there are 4 layers')
+    save_file(names|{'base_model.model.model.layers.0.mlp.up_proj.weight': torch.ones(64, 32)},
+              path); refused('no part of an adapter')
     save_file(names|{q: names[q].to(torch.int8)}, path); refused('stored as I8')
     path.rename(ad/'adapter_model.bin'); refused('is a pickle')
     (ad/'adapter_model.bin').unlink(); refused('Download it again')
@@ -275,7 +297,8 @@ def test_an_adapter_beside_weights_is_told(donor, tmp_path):
     trio, ad, _ = donor
     shutil.copytree(trio.vlm, tmp_path/'both')
     for f in ('adapter_config.json', 'adapter_model.safetensors'): shutil.copy(ad/f, tmp_path/'both')
-    with pytest.raises(ValueError, match='a folder of their own; merge them in as MODEL.ADAPTER'): plan(tmp_path/'both', trio.llm)
+    with pytest.raises(ValueError, match='a folder of their own; merge them in as MODEL.ADAPTER'):
+        plan(tmp_path/'both', trio.llm)
 
 
 def test_parts_without_a_place_are_told(trios, tmp_path):

@@ -866,6 +866,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'vlm_merging/checkpoints/adapted.py'),
                                                  'vlm_merging.checkpoints.adapted.named_alone': ( 'checkpoints/adapted.html#named_alone',
                                                                                                   'vlm_merging/checkpoints/adapted.py'),
+                                                 'vlm_merging.checkpoints.adapted.open_any': ( 'checkpoints/adapted.html#open_any',
+                                                                                               'vlm_merging/checkpoints/adapted.py'),
                                                  'vlm_merging.checkpoints.adapted.open_side': ( 'checkpoints/adapted.html#open_side',
                                                                                                 'vlm_merging/checkpoints/adapted.py'),
                                                  'vlm_merging.checkpoints.adapted.open_sides': ( 'checkpoints/adapted.html#open_sides',

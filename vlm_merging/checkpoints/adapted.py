@@ -7,9 +7,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from .adapters import ADAPTER_WEIGHTS, REMEDY, Adapter, Factors, adapter_summary, scale_of
+from vlm_merging.checkpoints.adapters import (ADAPTER_WEIGHTS, REMEDY, Adapter, Factors, adapter_summary,
+    scale_of)
 from .decoder import HEAD
-from .headers import Checkpoint, Entry, IsAdapter
+from .headers import Checkpoint, Entry, IsAdapter, folder_summary
 from .low_rank import Adapted, Delta
 from .model_files import ADAPTER
 from .parts import Part, find_rows, plain_name
@@ -18,7 +19,8 @@ from .stored_names import Places
 from .texts import name_in_line
 
 # %% auto #0
-__all__ = ['Fitting', 'OnTop', 'with_adapter', 'open_side', 'open_sides', 'named_alone', 'origins', 'pinned', 'side_summary']
+__all__ = ['Fitting', 'OnTop', 'with_adapter', 'open_side', 'open_sides', 'named_alone', 'origins', 'pinned', 'open_any',
+           'side_summary']
 
 # %% ../../nbs/checkpoints/14_adapted.ipynb #c010
 def _votes(
@@ -30,13 +32,16 @@ def _votes(
         stored = places.stored(f'{fs[0].name}.weight')
         shape = places.tensors[stored].shape if stored else ()
         out, width = fs[0].b.shape[0], fs[0].a.shape[1]
-        if not fs[0].table and out!=width and shape in ((out, width), (width, out)): return shape!=(out, width)
+        if fs[0].table or out==width or shape not in ((out, width), (width, out)): continue
+        return shape!=(out, width)
     return bool(adapter.config.get('fan_in_fan_out'))
 
 def _unfit(factors, adapter, stored, shape):
     "A sentence for a product that does not fit onto its matrix"
-    made = (factors.a.shape[1], factors.b.shape[0]) if factors.table else (factors.b.shape[0], factors.a.shape[1])
-    return (f"{adapter.path}: {name_in_line(factors.name)} adds {made}, but {name_in_line(stored)} is {shape}. "
+    made = (factors.b.shape[0], factors.a.shape[1])
+    if factors.table: made = made[::-1]
+    return (f"{adapter.path}: {name_in_line(factors.name)} adds {made}, but {name_in_line(stored)} is "
+            f"{shape}. "
             f"Take the model that the adapter was trained on.")
 
 # %% ../../nbs/checkpoints/14_adapted.ipynb #c013
@@ -55,7 +60,8 @@ class Fitting:
     )->None:
         "Note a delta; raise ValueError for DoRA where the rows do not lie in one piece"
         if delta.magnitude and delta.turned:
-            raise ValueError(f"{self.adapter.path} is DoRA on {name_in_line(stored)}, which is stored by columns or "
+            raise ValueError(f"{self.adapter.path} is DoRA on {name_in_line(stored)}, which is stored by "
+                             f"columns or "
                              f"is an embedding: that is not computed here. {REMEDY}")
         self.deltas.setdefault(stored, []).append(delta)
 
@@ -82,7 +88,8 @@ def _fit_matrix(
     s, n = scale_of(fit.adapter, f, 'weight'*any(f'{f.name}.weight'.endswith(f'.{p}') for p in parameters))
     turned = f.table or shape==(width, out) and (out!=width or aside)
     if shape!=((width, out) if turned else (out, width)) or n>1:
-        if f.table and shape and shape[1:]==(out,): return fit.leave(f.name, f'its {width} rows do not fit {shape[0]}')
+        if f.table and shape and shape[1:]==(out,): return fit.leave(f.name, f'its {width} rows do not fit '
+                                                                             f'{shape[0]}')
         raise ValueError(_unfit(f, fit.adapter, stored, shape))
     fit.add(stored, Delta(f.a, f.b, s, rows=shape[0], cols=shape[1], turned=turned, magnitude=f.magnitude))
 
@@ -105,9 +112,11 @@ def _fit_parts(
         rows, cols = shape[-2:]
         if runs is None or sum(q.n for q, _ in held)!=n or (rows if p.turned else cols)!=width:
             raise ValueError(_unfit(f, fit.adapter, stored, shape))
-        where = (dict(col=p.first, cols=p.n, rows=rows) if p.turned else dict(row=p.first, rows=p.n, cols=cols))
+        where = (dict(col=p.first, cols=p.n, rows=rows) if p.turned
+                 else dict(row=p.first, rows=p.n, cols=cols))
         fit.add(fit.places.decoder.layers[i][stored], Delta(
-            f.a, f.b, scale, first=first+p.at, index=p.index or 0, turned=p.turned, magnitude=f.magnitude, **where, **stack))
+            f.a, f.b, scale, first=first+p.at, index=p.index or 0, turned=p.turned, magnitude=f.magnitude,
+            **where, **stack))
     return True
 
 # %% ../../nbs/checkpoints/14_adapted.ipynb #c020
@@ -123,12 +132,15 @@ def _fit_block(
         shape = fit.places.tensors[stored].shape
         if shape[1:] in ((out, width), (width, out)): fits.append((parameter, stored, shape))
     if len(fits)!=1 or out==width and fit.places.on_its_side(i, fits[0][1])!=False:
-        raise ValueError(f"{fit.adapter.path}: {name_in_line(f.name)} adds ({out}, {width}) to each expert, and of "
+        raise ValueError(f"{fit.adapter.path}: {name_in_line(f.name)} adds ({out}, {width}) to each expert, "
+                         f"and of "
                          f"which block, or which way round, cannot be told. {REMEDY}")
     (parameter, stored, shape), = fits
     scale, n = scale_of(fit.adapter, f, parameter)
-    if n!=shape[0]: raise ValueError(f"{fit.adapter.path}: {name_in_line(f.name)} has factors for {n} experts, but "
-                                     f"{name_in_line(stored)} has {shape[0]}. Take the model it was trained on.")
+    if n!=shape[0]: raise ValueError(f"{fit.adapter.path}: {name_in_line(f.name)} has factors for {n} "
+                                     f"experts, but "
+                                     f"{name_in_line(stored)} has {shape[0]}. Take the model it was trained "
+                                     f"on.")
     for e in range(n):
         fit.add(stored, Delta(f.a, f.b, scale, rows=shape[1], cols=shape[2], index=e, expert=e, experts=n,
                               turned=shape[1:]!=(out, width)))
@@ -148,7 +160,8 @@ def _fit_experts(
     for e in range(n):
         for k, x in enumerate(names):
             each = out//len(names)
-            if not _fit_parts(fit, f, i, f'{rest}.{e}.{x}_proj.weight', scale, k*each, each, expert=e, experts=n):
+            if not _fit_parts(fit, f, i, f'{rest}.{e}.{x}_proj.weight', scale, k*each, each, expert=e,
+                              experts=n):
                 return fit.leave(f.name, f'the layer has no {rest}.{e}.{x}_proj')
 
 # %% ../../nbs/checkpoints/14_adapted.ipynb #c022
@@ -165,9 +178,11 @@ def _fit_module(
         tied = f'{name}.weight'.endswith(HEAD) and places.decoder and not places.decoder.head
         return fit.leave(name, 'the embedding is the head here' if tied else 'there is no such matrix')
     i, rest = layer
-    if i not in places.decoder.layers: return fit.leave(name, f'there are {len(places.decoder.layers)} layers')
+    if i not in places.decoder.layers: return fit.leave(name, f'there are {len(places.decoder.layers)} '
+                                                              f'layers')
     module = rest.removesuffix('.weight')
-    blocks = {k.removeprefix(f'{module}.').removesuffix('.weight'): n for k, n in places.decoder.layers[i].items()
+    blocks = {k.removeprefix(f'{module}.').removesuffix('.weight'): n for k,
+              n in places.decoder.layers[i].items()
               if k.startswith(f'{module}.') and len(places.tensors[n].shape)==3}
     for f in fs:
         if fit.adapter.config.get('target_parameters') and module.endswith('experts'):
@@ -187,7 +202,8 @@ def _fit_whole(
     if stored is None: return fit.leave(name.rpartition('.')[0], 'there is no such tensor')
     shape = fit.places.tensors[stored].shape
     if shape==entry.shape: fit.whole[stored] = entry
-    elif fit.places.layer(name): raise ValueError(f"{fit.adapter.path}: {name_in_line(name)} is {entry.shape}, but "
+    elif fit.places.layer(name): raise ValueError(f"{fit.adapter.path}: {name_in_line(name)} is "
+                                                  f"{entry.shape}, but "
                                                   f"{shape} in the model. Take the model it was trained on.")
     else: fit.left.append((name, f'it is {entry.shape} there, and {shape} in the model'))
 
@@ -220,7 +236,8 @@ def with_adapter(
     changed = tuple(n for n in under.tensors if n in fit.deltas or n in fit.whole)
     if not changed:
         name, why = fit.left[0]
-        raise ValueError(f"{adapter.path} changes nothing in {name_in_line(under.source)}: of {name_in_line(name)}, "
+        raise ValueError(f"{adapter.path} changes nothing in {name_in_line(under.source)}: of "
+                         f"{name_in_line(name)}, "
                          f"{why}. Take the model that the adapter was trained on.")
     tensors = dict(under.tensors)
     for n in changed:
@@ -228,7 +245,8 @@ def with_adapter(
         tensors[n] = Adapted(getattr(e, 'place', e), fit.whole.get(n, e), tuple(fit.deltas.get(n, ())))
     top = OnTop(adapter, under, changed, tuple(fit.left), alone)
     source = adapter.source if alone else f'{under.source}+{adapter.source}'
-    return replace(under, tensors=tensors, source=source, revision=adapter.revision if alone else under.revision,
+    return replace(under, tensors=tensors, source=source, revision=adapter.revision if alone
+                   else under.revision,
                    adapters=(*under.adapters, top))
 
 # %% ../../nbs/checkpoints/14_adapted.ipynb #c031
@@ -282,14 +300,21 @@ def pinned(
     checkpoint:Checkpoint, # An open checkpoint
 )->str:
     "The name of a model as a recipe can repeat it, with the commits of what came from the hub"
-    return '+'.join(f"{o.source.split('@')[0]}@{o.revision}" if o.revision else o.source for o in origins(checkpoint))
+    return '+'.join(f"{o.source.split('@')[0]}@{o.revision}" if o.revision else o.source
+                    for o in origins(checkpoint))
 
 # %% ../../nbs/checkpoints/14_adapted.ipynb #c037
-def side_summary(
+def open_any(
     where:str|Path,     # Folder, hub id, model of the lab, adapter, or MODEL+ADAPTER
+)->Checkpoint|Adapter:
+    "What somebody names, a model or an adapter"
+    try: return open_side(where)
+    except IsAdapter: return Adapter.open(where)
+
+def side_summary(
+    opened:Checkpoint|Adapter, # From `open_any`
 )->str:                 # Several lines
     "What a model or an adapter holds"
-    from vlm_merging.checkpoints.headers import folder_summary
-    try: opened = open_side(where)
-    except IsAdapter: return adapter_summary(Adapter.open(where))
-    return '\n'.join([folder_summary(opened), *(f'on it: {adapter_summary(o.adapter)}' for o in opened.adapters)])
+    if isinstance(opened, Adapter): return adapter_summary(opened)
+    return '\n'.join([folder_summary(opened), *(f'on it: {adapter_summary(o.adapter)}'
+                                                for o in opened.adapters)])

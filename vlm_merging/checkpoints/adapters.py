@@ -35,12 +35,13 @@ def check_options(
         raise ValueError(f"{where} is an adapter of the type {name_in_line(kind, 40)}; LoRA and DoRA are "
                          f"understood here. {REMEDY}")
     if config.get('bias', 'none')!='none':
-        raise ValueError(f"{where} was trained with bias={name_in_line(config['bias'], 40)!r}: it holds biases "
-                         f"beside its matrices. {REMEDY}")
+        raise ValueError(f"{where} was trained with bias={name_in_line(config['bias'], 40)!r}: it holds "
+                         f"biases beside its matrices. {REMEDY}")
     start = config.get('init_lora_weights', True)
     if (start.lower() if isinstance(start, str) else start) not in _STARTS:
         raise ValueError(f"{where} began as init_lora_weights={name_in_line(start, 40)!r}, which changes the "
-                         f"model itself, too. Save it in peft with `path_initial_model_for_weight_conversion`.")
+                         f"model itself, too. Save it in peft with "
+                         f"`path_initial_model_for_weight_conversion`.")
     on = [k for k, v in config.items() if v and k not in IDLE and k!='bias']
     if on:
         raise ValueError(f"{where} sets {name_in_line(min(on), 60)}, which is not computed here. {REMEDY}")
@@ -81,7 +82,7 @@ _KEY = re.compile(r'(?P<name>.+?)(?P<inner>(?:\.base_layer)*)\.(?:lora_(?P<plain
 _WHOLE = re.compile(r'(?P<name>.+?)(?:\.base_layer|\.modules_to_save)?\.(?P<end>weight|bias)')
 
 def _kept_whole(name, config):
-    "Is this module, or one that it is in, among those that were trained or copied whole? By its end, as in peft"
+    "Was this module, or one that it is in, trained or copied as a whole? By its end, as in peft"
     saved, words = config.get('modules_to_save'), name.split('.')
     saved = tuple(s for s in saved if isinstance(s, str) and s) if isinstance(saved, list) else ()
     return any('.'.join(words[:k+1]).endswith((*saved, 'embed_tokens', 'lm_head')) for k in range(len(words)))
@@ -95,15 +96,18 @@ def _sorted_names(
     "What belongs together"
     thin, whole = {}, {}
     for full, e in entries.items():
-        name = full.removeprefix('base_model.').removeprefix('model.') if full.startswith('base_model.') else full
+        wrapped = full.startswith('base_model.')
+        name = full.removeprefix('base_model.').removeprefix('model.') if wrapped else full
         if e.dtype not in FLOATS:
-            raise ValueError(f"{path}: {name_in_line(full)} is stored as {e.dtype}, which cannot be added. {REMEDY}")
+            raise ValueError(f"{path}: {name_in_line(full)} is stored as {e.dtype}, which cannot be added. "
+                             f"{REMEDY}")
         m, w = _KEY.fullmatch(name), _WHOLE.fullmatch(name)
         if m: thin.setdefault((m['name'], len(m['inner'])), {})[m['plain'] or m['m'] or m['table']+'t'] = e
         elif w and 'lora_' not in name and (_kept_whole(w['name'], config) or '.base_layer.' in name):
             whole[f"{w['name']}.{w['end']}"] = e
         else:
-            raise ValueError(f"{path}: {name_in_line(full)} is no part of an adapter that is known here. {REMEDY}")
+            raise ValueError(f"{path}: {name_in_line(full)} is no part of an adapter that is known here. "
+                             f"{REMEDY}")
     return thin, whole
 
 # %% ../../nbs/checkpoints/11_adapters.ipynb #c024
@@ -151,7 +155,8 @@ class Adapter:
         stamps, config = take_stamps(folder), read_json(folder/ADAPTER)
         check_options(config, folder)
         path = folder/ADAPTER_WEIGHTS
-        thin, whole = _sorted_names(read_header(path)[0] if path.is_file() else _no_factors(folder), config, path)
+        thin, whole = _sorted_names(read_header(path)[0] if path.is_file() else _no_factors(folder), config,
+                                    path)
         factors = {}
         for (name, _), found in sorted(thin.items()):
             factors.setdefault(name, []).append(_factors_of(name, found, path, bool(config.get('use_dora'))))
@@ -217,11 +222,12 @@ def adapter_summary(
         layers += [int(m[2])] if m else []
         ranks |= {f.a.shape[0] for f in fs}
     rs = ', rslora' if config.get('use_rslora') else ''
+    model = name_in_line(config.get('base_model_name_or_path') or 'a model that it does not name')
     kind, types = 'DoRA' if config.get('use_dora') else 'LoRA', sorted({e.dtype for e in adapter.entries})
-    lines = [f"{name_in_line(adapter.source or adapter.path)}  {kind} adapter, rank {name_in_line(config.get('r', 8), 20)}, "
-             f"alpha {name_in_line(config.get('lora_alpha', 8), 20)}{rs}  {', '.join(types)}  "
+    lines = [f"{name_in_line(adapter.source or adapter.path)}  {kind} adapter, "
+             f"rank {name_in_line(config.get('r', 8), 20)}, alpha {name_in_line(config.get('lora_alpha', 8), 20)}{rs}  {', '.join(types)}  "
              f"{readable(sum(e.nbytes for e in adapter.entries))}",
-             f"  trained on {name_in_line(config.get('base_model_name_or_path') or 'a model that it does not name')}"]
+             f"  trained on {model}"]
     for name, (layers, ranks) in groups.items():
         where = f'  layers {ranges_said(layers)}' if layers else ''
         lines.append(f"  {name_in_line(name):<56}{where}  rank {', '.join(map(str, sorted(ranks)))}")

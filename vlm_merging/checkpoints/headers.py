@@ -8,7 +8,8 @@ import errno, math, os, re, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from .places import from_hub, path_of
-from .model_files import (JSON_LIMIT, changed_files, is_adapter, named_files, parsed_json,
+from .model_files import (JSON_LIMIT, changed_files, is_adapter, named_files,
+                                                 parsed_json,
     read_json, take_stamps, unread_weights, weight_candidates, weight_files)
 from .disk import InputChanged, reading, unreadable
 from .texts import name_in_line, one_line
@@ -274,7 +275,8 @@ class Checkpoint:
         "Read the headers of every weight file; raise ValueError with one sentence if anything is wrong"
         folder, revision = located(str(where))
         if is_adapter(folder):
-            raise IsAdapter(f"{folder} is an adapter, and no model. Name it as `llm`, or on top of a model as "
+            raise IsAdapter(f"{folder} is an adapter, and no model. Name it as `llm`, or on top of a model "
+                            f"as "
                             f"MODEL+ADAPTER.")
         if not (folder/'config.json').is_file():
             raise ValueError(f"{folder} has no config.json. Name a folder saved by `save_pretrained`.")

@@ -154,7 +154,8 @@ class Adapted:
     )->Adapted:
         "Some rows, with what is added to them"
         left = [d.within(first, n, index) for d in self.deltas]
-        return Adapted(self.place.cut(first, n, index), self.numbers.cut(first, n, index), tuple(filter(None, left)))
+        return Adapted(self.place.cut(first, n, index), self.numbers.cut(first, n, index),
+                       tuple(filter(None, left)))
 
     def reader(self,
         files:dict,     # Open file descriptors by path

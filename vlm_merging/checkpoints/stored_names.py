@@ -67,7 +67,8 @@ def _parts_held(self, i):
     "Plain matrices of a decoder layer: name -> `(Part, stored name)` of each run of rows"
     if i not in self.known:
         rests, text = self.decoder.layers[i], text_config(self.checkpoint.config)
-        n, kv = text.get('num_attention_heads'), text.get('num_key_value_heads', text.get('num_attention_heads'))
+        n, kv = text.get('num_attention_heads'), text.get('num_key_value_heads',
+                                                          text.get('num_attention_heads'))
         heads = (n, kv) if isinstance(n, int) and isinstance(kv, int) and 0<kv<=n else None
         shapes = {rest: self.tensors[s].shape for rest, s in rests.items()}
         self.known[i] = held_parts(layer_parts(shapes, self.decoder.width, heads))

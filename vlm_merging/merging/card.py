@@ -43,7 +43,8 @@ def provenance(
     fixed = {who: pinned(c) for who, c in plan.sides.items()
              if any(o.revision for o in origins(c))}     # the commit, should the branch move on
     return dict(recipe=plan.recipe.dict()|fixed,
-                inputs={who: dict(source=c.source, revision=c.revision, licence=_licences(c), files=inputs[who])
+                inputs={who: dict(source=c.source, revision=c.revision, licence=_licences(c),
+                                  files=inputs[who])
                         for who, c in plan.sides.items()},
                 merged=len(plan.merged), kept=len(plan.kept), warnings=[str(f) for f in plan.findings],
                 versions=dict(vlm_merging=__version__, torch=str(torch.__version__)))

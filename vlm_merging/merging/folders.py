@@ -102,7 +102,8 @@ def not_taken(
         if not o.left: continue
         name, why = o.left[0]
         more = f' and {len(o.left)-1} more parts' if o.left[1:] else ''
-        findings.append(Finding('warn', f"Of the adapter {name_in_line(o.source)}, {name_in_line(name)}{more} "
+        findings.append(Finding('warn', f"Of the adapter {name_in_line(o.source)}, "
+                                        f"{name_in_line(name)}{more} "
                                         f"cannot be taken in: {why}.", 'The rest of it is.'))
     return findings
 

@@ -77,7 +77,8 @@ class Plan:
     def baked(self)->tuple:
         "`Work` of what stays the VLM's, but has an adapter on it: it is not copied, but written as W + ΔW"
         alike = ((n, self.vlm.tensors[n]) for n in self.kept)
-        return tuple(Work(Pair(n, (), None, '', n), (e,), (), (), {}) for n, e in alike if hasattr(e, 'deltas'))
+        return tuple(Work(Pair(n, (), None, '', n), (e,), (), (), {}) for n,
+                     e in alike if hasattr(e, 'deltas'))
 
     @property
     def stops(self)->list:
@@ -186,7 +187,8 @@ def plan(
     sides = mine, theirs, third = open_sides(recipe.vlm, recipe.llm, recipe.base,
                                              'base' in METHODS[recipe.method].fills)
     paired, findings = check(mine, theirs)
-    findings = findings+one_twice(mine, theirs, third if recipe.base else None)+beside_language(theirs, paired)
+    findings = findings+one_twice(mine, theirs, third if recipe.base
+                                  else None)+beside_language(theirs, paired)
     if third:
         with_base, more = check(mine, third, 'base')
         findings = sorted(dict.fromkeys(findings+more), key=lambda f: f.level!='stop')
