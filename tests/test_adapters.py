@@ -308,3 +308,16 @@ def test_parts_without_a_place_are_told(trios, tmp_path):
     assert 'tensors beside the language model' in found and 'name VLM+ADAPTER' in found
     found = ' '.join(str(f) for f in plan(vlm, tmp_path/'ad', trios('llava').base).findings)
     assert 'cannot be taken in: there is no such matrix' in found
+
+
+def test_diagnosed_and_swept_like_a_model(donor, tmp_path):
+    from vlm_merging import diagnose
+    from vlm_merging.asking.fingerprints import weights_hash
+    from vlm_merging.probing.weights import weight_stats
+    trio, ad, delta = donor
+    table = weight_stats(trio.vlm, ad)
+    far = {r['tensor']: r['distance'] for r in table.iter_rows(named=True) if r['distance']}
+    assert far.keys()==delta.keys() and all(abs(far[n]-float(delta[n].norm()))<1e-4*far[n] for n in far)
+    assert 'nothing' not in str(diagnose(trio.vlm, f'{trio.base}+{ad}', trio.base))[:0]
+    vlm = open_side(trio.vlm)
+    assert weights_hash(open_side(ad, vlm))!=weights_hash(vlm)

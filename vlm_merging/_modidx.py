@@ -1885,6 +1885,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'vlm_merging.merging.plan._gathered': ( 'merging/plan.html#_gathered',
                                                                                   'vlm_merging/merging/plan.py'),
                                           'vlm_merging.merging.plan._memory': ('merging/plan.html#_memory', 'vlm_merging/merging/plan.py'),
+                                          'vlm_merging.merging.plan._size_words': ( 'merging/plan.html#_size_words',
+                                                                                    'vlm_merging/merging/plan.py'),
                                           'vlm_merging.merging.plan._sort_pairs': ( 'merging/plan.html#_sort_pairs',
                                                                                     'vlm_merging/merging/plan.py'),
                                           'vlm_merging.merging.plan.beside_language': ( 'merging/plan.html#beside_language',

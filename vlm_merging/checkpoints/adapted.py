@@ -222,6 +222,7 @@ class OnTop:
     source = property(lambda self: self.adapter.source)
     revision = property(lambda self: self.adapter.revision)
     stamps = property(lambda self: self.adapter.stamps)
+    kind = property(lambda self: 'DoRA' if self.adapter.config.get('use_dora') else 'LoRA')
 
 def with_adapter(
     under:Checkpoint,   # An open checkpoint
@@ -261,10 +262,11 @@ def _halves(
     return (here or cuts or [None])[0]
 
 def open_side(
-    where:str|Path,     # Folder, hub id, model of the lab, or MODEL+ADAPTER; with `under` an adapter, too
+    where,              # Folder, hub id, model of the lab, MODEL+ADAPTER, or open; with `under` an adapter, too
     under:Checkpoint|None=None, # What an adapter that is named alone is put on
 )->Checkpoint:
     "Open a model of a merge, with the adapter that is on it, if any"
+    if isinstance(where, Checkpoint): return where
     if two := _halves(str(where)): return with_adapter(open_side(two[0]), Adapter.open(two[1]))
     try: return Checkpoint.open(where)
     except IsAdapter:
@@ -272,11 +274,11 @@ def open_side(
         return with_adapter(under, Adapter.open(where), alone=True)
 
 def open_sides(
-    vlm:str|Path, llm:str|Path, base:str|Path|None=None, # As a recipe names them
+    vlm, llm, base=None, # As a recipe names them, or open
     needs_base:bool=False, # Does the method take a base?
 )->tuple:               # Three open checkpoints; the last is None where there is no base
     "Open the models of a merge"
-    mine, third = open_side(vlm), open_side(base) if base else None
+    mine, third = open_side(vlm), open_side(base) if base is not None else None
     theirs = open_side(llm, third or mine)
     implied = needs_base and third is None and named_alone(theirs)
     return mine, theirs, mine if implied else third

@@ -212,6 +212,15 @@ def _donor_words(
            if plan.base and under=='VLM' else f"so its task vector is ΔW, as seen from the {under}")
     return [f"  the donor is the {under} + ΔW of the adapter, {way}"]
 
+# %% ../../nbs/merging/08_plan.ipynb #c030b
+def _size_words(checkpoint):
+    "What kind of model it is, and how large; of an adapter, what it changes"
+    tops = checkpoint.adapters
+    model = (f"{name_in_line(checkpoint.config.get('model_type', '?'), 40)}, {len(checkpoint.tensors)} tensors, "
+             f"{readable(checkpoint.nbytes)} in {len(checkpoint.files)} file(s)")
+    on = [f"{o.kind} that changes {len(o.changed)} tensors" for o in tops]
+    return on[-1] if named_alone(checkpoint) else ', with a '.join([model, *on])
+
 # %% ../../nbs/merging/08_plan.ipynb #c030
 def _asked(
     plan:Plan,          # From `plan`
@@ -227,8 +236,7 @@ def _asked(
         idle = f'; {recipe.method} makes no use of it'*(who not in METHODS[recipe.method].fills)
         commit = f'@{c.revision}' if c.revision and '@' not in c.source else ''
         lines.append(f"  {who:<5}{name_in_line(c.source)}{commit}  "
-                     f"{name_in_line(c.config.get('model_type', '?'), 40)}, "
-                     f"{len(c.tensors)} tensors, {readable(c.nbytes)} in {len(c.files)} file(s){idle}")
+                     f"{_size_words(c)}{idle}")
     return lines+_donor_words(plan)
 
 # %% ../../nbs/merging/08_plan.ipynb #c032

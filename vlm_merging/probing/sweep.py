@@ -15,7 +15,7 @@ import polars as pl
 from ..asking.fingerprints import describe_items
 from ..asking.jobs import carry_out
 from ..asking.replies import reply_table
-from ..checkpoints.headers import Checkpoint
+from ..checkpoints.adapted import open_sides
 from ..benchmarks.items import Item, row_of
 from ..comparing.compare import on_a_screen, verdict_markdown
 from ..comparing.findings import names_in_line, sweep_verdict
@@ -228,11 +228,11 @@ def _split_words(method, words):
 def _ask_all(recipe, tries, items, asking, out, ray, progress):
     "The replies of all mixtures, kept in a folder if one is named"
     from vlm_merging.asking.fingerprints import weights_hash
-    from vlm_merging.checkpoints.headers import Checkpoint
     if out is None: return pl.concat([ask_mixture(recipe, t, items, asking) for t in tries])
     names = {f'mixture-{sha256(json.dumps(t).encode()).hexdigest()[:16]}':t for t in tries}
     models = ('vlm', 'llm', 'base')
-    hashes = {who:weights_hash(Checkpoint.open(recipe[who])) for who in models if recipe[who]}
+    sides = zip(models, open_sides(*(recipe[who] for who in models)))
+    hashes = {who:weights_hash(c) for who, c in sides if c is not None}
     about = dict(what='sweep', recipe={k:v for k, v in recipe.items() if k not in models}, weights=hashes,
                  # These change no reply
                  asking={k:v for k, v in asking.items() if k not in ('batch_size', 'device')},
@@ -275,7 +275,7 @@ def sweep(
     for t in tries:     # Each is checked now
         Recipe(**recipe|dict(knobs=recipe['knobs']|{'weight':t['weight']}, layers=t['layers'],
                              modules=t['modules']))
-    for f in one_twice(*(Checkpoint.open(w) for w in (whole.vlm, whole.llm, whole.base) if w)):
+    for f in one_twice(*open_sides(whole.vlm, whole.llm, whole.base)):
         warnings.warn(f'{f.what} {f.fix}', stacklevel=2)
     if ray and out is None: raise ValueError('A sweep on Ray needs a folder for its replies: out=.')
     try: replies = _ask_all(recipe, tries, items, asking, out, ray, progress)
