@@ -262,7 +262,7 @@ def _halves(
     return (here or cuts or [None])[0]
 
 def open_side(
-    where,              # Folder, hub id, model of the lab, MODEL+ADAPTER, or open; with `under` an adapter, too
+    where,              # Folder, hub id, lab model, MODEL+ADAPTER, or open; with `under` an adapter, too
     under:Checkpoint|None=None, # What an adapter that is named alone is put on
 )->Checkpoint:
     "Open a model of a merge, with the adapter that is on it, if any"

@@ -224,9 +224,9 @@ def adapter_summary(
     rs = ', rslora' if config.get('use_rslora') else ''
     model = name_in_line(config.get('base_model_name_or_path') or 'a model that it does not name')
     kind, types = 'DoRA' if config.get('use_dora') else 'LoRA', sorted({e.dtype for e in adapter.entries})
-    lines = [f"{name_in_line(adapter.source or adapter.path)}  {kind} adapter, "
-             f"rank {name_in_line(config.get('r', 8), 20)}, alpha {name_in_line(config.get('lora_alpha', 8), 20)}"
-             f"{rs}  {', '.join(types)}  {readable(sum(e.nbytes for e in adapter.entries))}",
+    r, alpha = (name_in_line(config.get(k, 8), 20) for k in ('r', 'lora_alpha'))
+    lines = [f"{name_in_line(adapter.source or adapter.path)}  {kind} adapter, rank {r}, alpha {alpha}{rs}  "
+             f"{', '.join(types)}  {readable(sum(e.nbytes for e in adapter.entries))}",
              f"  trained on {model}"]
     for name, (layers, ranks) in groups.items():
         where = f'  layers {ranges_said(layers)}' if layers else ''

@@ -216,7 +216,8 @@ def _donor_words(
 def _size_words(checkpoint):
     "What kind of model it is, and how large; of an adapter, what it changes"
     tops = checkpoint.adapters
-    model = (f"{name_in_line(checkpoint.config.get('model_type', '?'), 40)}, {len(checkpoint.tensors)} tensors, "
+    kind = name_in_line(checkpoint.config.get('model_type', '?'), 40)
+    model = (f"{kind}, {len(checkpoint.tensors)} tensors, "
              f"{readable(checkpoint.nbytes)} in {len(checkpoint.files)} file(s)")
     on = [f"{o.kind} that changes {len(o.changed)} tensors" for o in tops]
     return on[-1] if named_alone(checkpoint) else ', with a '.join([model, *on])
