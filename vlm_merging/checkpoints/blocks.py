@@ -12,7 +12,7 @@ from .disk import InputChanged, read_at, reading
 from .headers import DTYPES, FLOATS, Entry
 
 # %% auto #0
-__all__ = ['BLOCK', 'BLOCK_GPU', 'fill', 'Turned', 'Source', 'opened', 'Blocks', 'faulty', 'keep_heap', 'sample']
+__all__ = ['BLOCK', 'BLOCK_GPU', 'fill', 'files_of', 'Turned', 'Source', 'opened', 'Blocks', 'faulty', 'keep_heap', 'sample']
 
 # %% ../../nbs/checkpoints/06_blocks.ipynb #c012
 def fill(
@@ -30,6 +30,12 @@ def fill(
         view, at = view[n:], at+n
 
 # %% ../../nbs/checkpoints/06_blocks.ipynb #c016
+def files_of(
+    entry,              # `Entry`, or what is made of several
+)->set:                 # Paths
+    "The files in which the numbers of a tensor lie"
+    return getattr(entry, 'files', {entry.file})
+
 @dataclass(frozen=True)
 class Turned:
     "Matrices of one width, stacked by rows and turned on their side; some rows of what comes of it"
@@ -49,24 +55,31 @@ class Turned:
     def dtype(self): return self.entries[0].dtype
     @property
     def file(self): return self.entries[0].file
+    @property
+    def files(self): return {f for e in self.entries for f in files_of(e)}
 
     def stored(self,
         files:dict,     # Open file descriptors by path
     ):                  # Tensor (numel,) of the stored type
         "The numbers, row after row"
         import torch
-        kind, parts = getattr(torch, FLOATS[self.dtype]), []
-        for e in self.entries:
-            raw = bytearray(e.nbytes)
-            fill(memoryview(raw), files[e.file], e.start, e.file)
-            parts.append(torch.frombuffer(raw, dtype=getattr(torch, FLOATS[e.dtype])).view(e.shape).to(kind))
+        exact = any(hasattr(e, 'reader') for e in self.entries)     # Something was added in float32
+        kind = torch.float32 if exact else getattr(torch, FLOATS[self.dtype])
+        parts = [Source((e,), files, dtype=kind).read(0, e.numel).view(e.shape) for e in self.entries]
         return torch.cat(parts).T[self.first:self.first+self.n].flatten()
+
+    def reader(self,
+        files:dict,     # Open file descriptors by path
+    ):                  # Function of two numbers, i and j, that gives the numbers i..j
+        "Read and turn once; hand out pieces"
+        numbers = self.stored(files)
+        return lambda i, j: numbers[i:j]
 
 # %% ../../nbs/checkpoints/06_blocks.ipynb #c018
 class Source:
     "Reads a tensor, or several stacked by rows, in blocks of numbers"
     def __init__(self,
-        entries:tuple,      # `Entry` of each part, or `Turned`
+        entries:tuple,      # `Entry` of each part, or `Turned`, or whatever has a `reader`
         files:dict,         # Open file descriptors by path
         device:str='cpu',   # Where blocks are wanted
         dtype=None,         # Type to compute in, of torch; None: float32
@@ -75,7 +88,7 @@ class Source:
         import torch
         self.files, self.device, self.dtype = files, device, dtype or torch.float32
         self.room, self.parts, begin = bytearray() if room is None else room, [], 0
-        self.turned = None, None            # The last part that was turned, and its numbers
+        self.last = None, None      # The last part that is made of others, and what reads it
         for e in entries:
             self.parts.append((begin, begin+e.numel, DTYPES[e.dtype]//8, getattr(torch, FLOATS[e.dtype]), e))
             begin += e.numel
@@ -90,9 +103,9 @@ class Source:
         for begin, end, width, stored, e in self.parts:
             a, b = max(i, begin), min(j, end)
             if a>=b: continue
-            if isinstance(e, Turned):
-                if self.turned[0] is not e: self.turned = e, e.stored(self.files)
-                out[a-i:b-i].copy_(self.turned[1][a-begin:b-begin])
+            if hasattr(e, 'reader'):
+                if self.last[0] is not e: self.last = e, e.reader(self.files)
+                out[a-i:b-i].copy_(self.last[1](a-begin, b-begin))
                 continue
             if len(self.room)<(b-a)*width: self.room = bytearray((b-a)*width)
             fill(memoryview(self.room)[:(b-a)*width], self.files[e.file], e.start+(a-begin)*width, e.file)
@@ -116,7 +129,7 @@ def opened(
     "The files in which some tensors lie, open while the block runs"
     with ExitStack() as stack:
         yield {file: stack.enter_context(open(file, 'rb', buffering=0)).fileno()
-               for file in {part.file for e in entries for part in getattr(e, 'entries', (e,))}}
+               for file in {file for e in entries for file in files_of(e)}}
 
 # %% ../../nbs/checkpoints/06_blocks.ipynb #c029
 BLOCK = 1<<17           # Numbers per block; a multiple of 4, so that coin flips do not depend on it
@@ -182,6 +195,8 @@ def sample(
     e = checkpoint.tensors[name]
     width = e.nbytes//max(e.numel, 1)
     n = min(n, e.numel)
+    if hasattr(e, 'reader'):
+        with opened((e,)) as files: return e.reader(files)((e.numel-n)//2, (e.numel-n)//2+n).double().numpy()
     with reading(e.file), open(e.file, 'rb') as f:
         f.seek(e.start+(e.numel-n)//2*width)
         raw = f.read(n*width)

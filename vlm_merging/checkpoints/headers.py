@@ -8,14 +8,15 @@ import errno, math, os, re, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from .places import from_hub, path_of
-from .model_files import (JSON_LIMIT, changed_files, named_files, parsed_json,
+from .model_files import (JSON_LIMIT, changed_files, is_adapter, named_files,
+                                                 parsed_json,
     read_json, take_stamps, unread_weights, weight_candidates, weight_files)
 from .disk import InputChanged, reading, unreadable
 from .texts import name_in_line, one_line
 
 # %% auto #0
-__all__ = ['DTYPES', 'FLOATS', 'HEADER_LIMIT', 'SIDE', 'Entry', 'read_header', 'read_bin', 'local_model', 'fetch', 'Checkpoint',
-           'refuse_changed', 'readable', 'folder_summary']
+__all__ = ['DTYPES', 'FLOATS', 'HEADER_LIMIT', 'SIDE', 'Entry', 'read_header', 'read_bin', 'local_model', 'fetch', 'located',
+           'IsAdapter', 'Checkpoint', 'refuse_changed', 'readable', 'folder_summary']
 
 # %% ../../nbs/checkpoints/05_headers.ipynb #c012
 DTYPES = dict(F64=64, F32=32, F16=16, BF16=16, I64=64, I32=32, I16=16, I8=8,
@@ -213,12 +214,14 @@ def fetch(
         if sharded and not (folder/first).exists(): continue
         files = named_files(folder/first)[0] if sharded else [first]
         folder = from_hub(name, [*SIDE, *files], revision)
-        if all((folder/f).exists() for f in files): break
-    return folder
+        if all((folder/f).exists() for f in files): return folder
+    return from_hub(name, [*SIDE, 'adapter_model.safetensors'], revision) if is_adapter(folder) else folder
 
 # %% ../../nbs/checkpoints/05_headers.ipynb #c045
-def _located(where):
-    "The folder that a name means, and the commit if it came from the hub"
+def located(
+    where:str,          # Folder, hub id with optional `@revision`, or a model of the lab
+)->tuple[Path, str]:    # The folder, and the commit if it came from the hub
+    "The folder that a name means"
     if inside := local_model(where): return inside, ''
     where = where.rstrip('/')
     name, _, asked = where.partition('@')
@@ -248,6 +251,9 @@ def _tensors_of(folder, files, table):
     return tensors
 
 # %% ../../nbs/checkpoints/05_headers.ipynb #c052
+class IsAdapter(ValueError):
+    "A folder holds an adapter where a model was asked for"
+
 @dataclass(frozen=True)
 class Checkpoint:
     "A folder of weights: names, shapes and places, but no numbers"
@@ -260,13 +266,18 @@ class Checkpoint:
     index:str=''        # Name of the index of the weight files, if there is one
     unread:tuple=()     # Names of other weight files, which are not the model
     stamps:dict = field(default_factory=dict, repr=False, compare=False) # From `take_stamps`
+    adapters:tuple=()   # `OnTop` of each adapter that was added to these weights
 
     @classmethod
     def open(cls,
         where:str|Path,    # Folder, hub id with optional `@revision`, or `lab/vlm`, `lab/llm`, `lab/base`
     )->Checkpoint:
         "Read the headers of every weight file; raise ValueError with one sentence if anything is wrong"
-        folder, revision = _located(str(where))
+        folder, revision = located(str(where))
+        if is_adapter(folder):
+            raise IsAdapter(f"{folder} is an adapter, and no model. Name it as `llm`, or on top of a model "
+                            f"as "
+                            f"MODEL+ADAPTER.")
         if not (folder/'config.json').is_file():
             raise ValueError(f"{folder} has no config.json. Name a folder saved by `save_pretrained`.")
         stamps, config = take_stamps(folder), read_json(folder/'config.json')
@@ -279,14 +290,20 @@ class Checkpoint:
         "Bytes of all tensors"
         return sum(e.nbytes for e in self.tensors.values())
 
+    @property
+    def folders(self)->list:
+        "All folders that it is made of, without links in what leads to them"
+        return [o.path.resolve() for o in (self, *self.adapters)]
+
 # %% ../../nbs/checkpoints/05_headers.ipynb #c054
 def refuse_changed(
     checkpoint:Checkpoint, # An open checkpoint
 )->None:
     "Raise ValueError if a file of its folder was written to, replaced, added or removed since it was opened"
-    if changed := changed_files(checkpoint.path, checkpoint.stamps):
-        raise InputChanged(f"{checkpoint.path/changed[0]} changed while it was read. "
-                           f"Start again once nothing writes to that folder.")
+    for o in (checkpoint, *checkpoint.adapters):
+        if changed := changed_files(o.path, o.stamps):
+            raise InputChanged(f"{o.path/changed[0]} changed while it was read. "
+                               f"Start again once nothing writes to that folder.")
 
 # %% ../../nbs/checkpoints/05_headers.ipynb #c062
 def readable(

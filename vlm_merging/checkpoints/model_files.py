@@ -10,8 +10,8 @@ from .disk import reading
 
 # %% auto #0
 __all__ = ['JSON_LIMIT', 'MOST_PARTS', 'WEIGHT_FILES', 'ADAPTER', 'QUANTIZER_FILES', 'TICK', 'unique_names', 'parsed_json',
-           'read_json', 'named_files', 'weight_candidates', 'weight_files', 'unread_weights', 'take_stamps',
-           'changed_files']
+           'read_json', 'named_files', 'weight_candidates', 'is_adapter', 'weight_files', 'unread_weights',
+           'take_stamps', 'changed_files']
 
 # %% ../../nbs/checkpoints/03_model_files.ipynb #c012
 JSON_LIMIT = 1<<26      # Bytes of a JSON file or pickle
@@ -88,12 +88,18 @@ def weight_candidates(
 ADAPTER = 'adapter_config.json'     # With it, and peft installed, transformers adds an adapter
 QUANTIZER_FILES = ('quantize_config.json', 'quant_config.json', 'hf_quant_config.json') # Servers act on these
 
+def is_adapter(
+    folder:Path,        # Any folder
+)->bool:                # False too where full weights lie beside it
+    "Does a folder hold an adapter, and no model?"
+    return (folder/ADAPTER).is_file() and not any((folder/n).is_file() for n in WEIGHT_FILES)
+
 def _refuse_doubtful(folder):
     "Raise ValueError if what transformers makes of the weights of a folder is not what their files hold"
     if (folder/ADAPTER).is_file():
         raise ValueError(f"{folder} holds an adapter ({ADAPTER}) beside full weights: transformers adds it "
-                         f"to them where peft is installed, and does not elsewhere. Merge it into the "
-                         f"weights, or take {ADAPTER} out of the folder.")
+                         f"to them where peft is installed, and does not elsewhere. Move {ADAPTER} and its "
+                         f"weights into a folder of their own; merge them in as MODEL+ADAPTER, or not.")
     part = r'shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors'
     if parts := [n for n in os.listdir(folder) if re.fullmatch(part, n, re.ASCII)]:
         raise ValueError(f"{folder} holds parts of a distributed checkpoint ({min(parts)}), which "
@@ -105,10 +111,8 @@ def _no_weights(folder, wanted):
     if len(wanted)==1:
         raise ValueError(f"config.json in {folder} names {wanted[0]} as `transformers_weights`, "
                          f"which is missing. Download it again, or take that entry out.")
-    adapter = ('It looks like an adapter: merge it into its base model first. '
-               if (folder/ADAPTER).exists() else '')
     raise ValueError(f"{folder} holds no weights: neither {' nor '.join(wanted)} is there. "
-                     f"{adapter}Name a folder saved by `save_pretrained`.")
+                     f"Name a folder saved by `save_pretrained`.")
 
 # %% ../../nbs/checkpoints/03_model_files.ipynb #c030
 def weight_files(

@@ -102,14 +102,15 @@ def merge_command(
 
 @command(example='vlm-merging inspect lab/vlm')
 def inspect_command(
-    folder:str,         # A folder or hub id
+    folder:str,         # A folder or hub id; of a LoRA adapter too, or MODEL+ADAPTER
 )->int:                 # Exit code
-    "Say what a checkpoint holds, and its recipe if it was merged here"
-    from vlm_merging.checkpoints.headers import Checkpoint, folder_summary, read_json
+    "Say what a checkpoint or an adapter holds, and its recipe if it was merged here"
+    from vlm_merging.checkpoints.adapted import open_any, side_summary
+    from vlm_merging.checkpoints.model_files import read_json
     if (path_of(folder)/'run.json').is_file():
         raise ValueError(f'{folder} is a run, with replies. See it with {PROGRAM} score {folder}.')
-    opened = Checkpoint.open(folder)
-    print(folder_summary(opened))
+    opened = open_any(folder)
+    print(side_summary(opened))
     if (opened.path/'recipe.json').is_file():
         print('merged with', json.dumps(read_json(opened.path/'recipe.json').get('recipe')))
     return 0

@@ -7,11 +7,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from ..checkpoints.texts import name_in_line
 from ..checkpoints.decoder import find_decoder
+from ..checkpoints.adapted import named_alone
 from ..checkpoints.headers import FLOATS, Checkpoint
 from ..checkpoints.model_files import QUANTIZER_FILES
 
 # %% auto #0
-__all__ = ['Finding', 'quantized', 'called_quantized', 'left_over', 'folder_findings']
+__all__ = ['Finding', 'quantized', 'called_quantized', 'left_over', 'not_taken', 'folder_findings']
 
 # %% ../../nbs/merging/02_folders.ipynb #c009
 @dataclass(frozen=True)
@@ -91,12 +92,28 @@ def left_over(
                                 'It is left out of the merged folder: copy it there if the model needs it.'))
     return findings
 
+# %% ../../nbs/merging/02_folders.ipynb #c022a
+def not_taken(
+    checkpoint:Checkpoint, # An open checkpoint
+)->list[Finding]:
+    "Warn of parts of an adapter that have no place in the model under it"
+    findings = []
+    for o in checkpoint.adapters:
+        if not o.left: continue
+        name, why = o.left[0]
+        more = f' and {len(o.left)-1} more parts' if o.left[1:] else ''
+        findings.append(Finding('warn', f"Of the adapter {name_in_line(o.source)}, "
+                                        f"{name_in_line(name)}{more} "
+                                        f"cannot be taken in: {why}.", 'The rest of it is.'))
+    return findings
+
 # %% ../../nbs/merging/02_folders.ipynb #c022
 def folder_findings(
     checkpoint:Checkpoint, # An open checkpoint
     who:str,            # `VLM`, `LLM` or `base`, for the message
 )->list[Finding]:       # Where something stops, only that
     "All that speaks against one model, whatever it is merged with"
-    codes = quantized(checkpoint, who)
+    codes, tops = quantized(checkpoint, who), not_taken(checkpoint)
     if any(f.level=='stop' for f in codes): return codes
-    return codes+called_quantized(checkpoint, who)+left_over(checkpoint, who)
+    if named_alone(checkpoint): return tops        # Of the folder under it, the VLM or the base, all is said
+    return codes+called_quantized(checkpoint, who)+left_over(checkpoint, who)+tops

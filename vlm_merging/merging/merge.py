@@ -13,7 +13,7 @@ import torch
 from tqdm.auto import tqdm
 from .. import __version__
 from ..checkpoints.headers import FLOATS, readable, refuse_changed
-from ..checkpoints.identity import fingerprints
+from ..checkpoints.identity import deciding_files, fingerprints
 from ..checkpoints.blocks import BLOCK, BLOCK_GPU, Blocks, Source, faulty, keep_heap, opened
 from ..checkpoints.disk import replace_text
 from ..checkpoints.places import path_of
@@ -97,6 +97,8 @@ def merge_one(
         if advance: advance(len(data))
 
 # %% ../../nbs/merging/11_merge.ipynb #c021
+_AS_IT_IS = Method('as it is', lambda vlm: vlm, ('vlm',), {}, None, False, 'W + ΔW, not merged with anything')
+
 @dataclass
 class _Hands:
     "What a thread needs to merge or to copy a piece"
@@ -107,12 +109,12 @@ class _Hands:
     advance:object      # Called with the bytes that were written
 
     @cached_property
-    def works(self): return {w.pair.vlm: w for w in self.plan.merged} # By the name in the VLM
+    def works(self): return {w.pair.vlm: w for w in (*self.plan.merged, *self.plan.baked)} # By the VLM's name
 
     def merge(self, shard, work, to):
         "Merge a tensor into its place"
-        recipe, method = self.plan.recipe, METHODS[self.plan.recipe.method]
-        dtype = torch.float16 if recipe.as_run else torch.float32
+        recipe, method = self.plan.recipe, METHODS[self.plan.recipe.method] if work.llm else _AS_IT_IS
+        dtype = torch.float16 if recipe.as_run and work.llm else torch.float32
         with opened(e for entries in work.sides(method) for e in entries) as files:
             merge_one(work, method, files, lambda data, at: shard.write(data, to+at), recipe.seed,
                       self.device, dtype, self.allow_nonfinite, self.stopped, self.advance)
@@ -231,7 +233,7 @@ def _refuse(
 )->None:
     "Raise ValueError if the plan says stop, or if the output would lie in an input"
     if p.stops: raise ValueError(' '.join(f'{f.what} {f.fix}' for f in p.stops))
-    sources = {c.path.resolve() for c in p.sides.values()}
+    sources = {f for c in p.sides.values() for f in c.folders}
     if any(out.resolve().is_relative_to(s) or s.is_relative_to(out.resolve()) for s in sources):
         raise ValueError(f"{out} is, holds or lies in one of the inputs. Choose another output.")
 
@@ -268,7 +270,7 @@ def merge(
     need_room(out.parent, p, out.with_name(f'.{out.name}.draft'))
     texts = {'recipe.json': json.dumps(provenance(p, inputs), indent=1)+'\n',
              'README.md': model_card(p, out.name)}
-    written = {who: {f: c.stamps[f] for f in inputs[who]} for who, c in p.sides.items()}
+    written = {who: {f: s for f, (_, s) in deciding_files(c).items()} for who, c in p.sides.items()}
     key, strict = (draft_key(p, [inputs, written], device, lax) for lax in (allow_nonfinite, False))
     with drafting(out, key, overwrite, (strict,), p.writes) as draft:
         write_shards(p, draft, workers or min(4, os.cpu_count() or 1), device, allow_nonfinite, progress)

@@ -11,6 +11,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from ..checkpoints.disk import replace_text
 from ..checkpoints.headers import read_json
+from ..checkpoints.model_files import is_adapter
 from ..checkpoints.places import path_of
 from ..checkpoints.texts import did_you_mean, ranges_said
 from .families import Pair
@@ -179,7 +180,7 @@ def _checked(
     if len(llms)==1: options['llm'], = llms
     for name, value in options.items(): _check_type(name, value)
     method, modules = options['method'], options['modules']
-    if 'base' in METHODS[method].fills and not options['base']:
+    if 'base' in METHODS[method].fills and not options['base'] and not is_adapter(path_of(options['llm'])):
         raise ValueError(f"{method} works with task vectors and needs `base`: "
                          f"the model that both were trained from.")
     knobs = {k: _plain(v) for k, v in options['knobs'].items()}

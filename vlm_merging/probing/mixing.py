@@ -47,8 +47,8 @@ def read_tensors(
 )->Tensor:              # Flat, of the stored type
     "Read tensors whole"
     with opened(entries) as files:
-        return torch.cat([Source((e,), files, device, getattr(torch, FLOATS[e.dtype])).read(0, e.numel)
-                          for e in entries])
+        kind = lambda e: torch.float32 if hasattr(e, 'reader') else getattr(torch, FLOATS[e.dtype])
+        return torch.cat([Source((e,), files, device, kind(e)).read(0, e.numel) for e in entries])
 
 # %% ../../nbs/probing/12_mixing.ipynb #c018
 class HeldTensor:

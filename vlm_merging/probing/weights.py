@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import torch
 from tqdm.auto import tqdm
+from ..checkpoints.adapted import open_side, open_sides
 from ..checkpoints.headers import DTYPES, Checkpoint, refuse_changed
 from ..checkpoints.blocks import Source, faulty, keep_heap, opened
 from ..merging.plan import Work, work_of
@@ -24,10 +25,10 @@ __all__ = ['SAMPLE', 'STEP', 'PRODUCTS_AT_ONCE', 'TOPS', 'WEIGHT_METRICS', 'TENS
 
 # %% ../../nbs/probing/02_weights.ipynb #c010
 def checkpoint_of(
-    model,              # Folder, hub id, `lab/vlm` or an open `Checkpoint`
+    model,              # Folder, hub id, `lab/vlm`, MODEL+ADAPTER or an open `Checkpoint`
 )->Checkpoint:
     "The checkpoint behind a name"
-    return model if isinstance(model, Checkpoint) else Checkpoint.open(model)
+    return model if isinstance(model, Checkpoint) else open_side(model)
 
 # %% ../../nbs/probing/02_weights.ipynb #c012
 def paired_work(
@@ -56,8 +57,8 @@ def left_out(
     base=None,          # The same of the base
 )->pl.DataFrame:        # side, reason, tensors, numbers, example
     "What is not compared, and why"
-    vlm, llm = checkpoint_of(vlm), checkpoint_of(llm)
-    _, *outs = paired_work(vlm, llm, checkpoint_of(base) if base is not None else None)
+    vlm, llm, base = open_sides(vlm, llm, base)
+    _, *outs = paired_work(vlm, llm, base)
     rows = [dict(side=side, reason=why, tensors=1, numbers=c.tensors[name].numel, example=name)
             for side, c, out in zip(('vlm', 'llm'), (vlm, llm), outs) for name, why in out.items()]
     schema = dict(side=pl.String, reason=pl.String, tensors=pl.Int64, numbers=pl.Int64, example=pl.String)
@@ -252,7 +253,7 @@ def weight_stats(
         raise ValueError(f"subspace is {subspace!r}; it is a rank: a whole number, 0 for none.")
     if subspace and base is None:
         raise ValueError('Subspaces are those of task vectors. Name the base, or leave subspace at 0.')
-    vlm, llm, base = checkpoint_of(vlm), checkpoint_of(llm), checkpoint_of(base) if base is not None else None
+    vlm, llm, base = open_sides(vlm, llm, base)
     works, *_ = paired_work(vlm, llm, base)
     keep_heap()
     total = sum(e.nbytes for w in works for e in (*w.vlm, *w.llm, *w.base))
