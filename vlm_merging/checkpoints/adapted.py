@@ -274,14 +274,15 @@ def open_side(
         return with_adapter(under, Adapter.open(where), alone=True)
 
 def open_sides(
-    vlm, llm, base=None, # As a recipe names them, or open
+    vlm, llm, base=None, # As a recipe names them, or open; `llm` may be a list of several
     needs_base:bool=False, # Does the method take a base?
-)->tuple:               # Three open checkpoints; the last is None where there is no base
+)->tuple:               # Three open checkpoints, the second a list where `llm` is; the last None without a base
     "Open the models of a merge"
     mine, third = open_side(vlm), open_side(base) if base is not None else None
-    theirs = open_side(llm, third or mine)
-    implied = needs_base and third is None and named_alone(theirs)
-    return mine, theirs, mine if implied else third
+    several = isinstance(llm, (list, tuple))
+    theirs = [open_side(one, third or mine) for one in (llm if several else (llm,))]
+    implied = needs_base and third is None and all(map(named_alone, theirs))
+    return mine, theirs if several else theirs[0], mine if implied else third
 
 def named_alone(
     checkpoint:Checkpoint, # An open checkpoint

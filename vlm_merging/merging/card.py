@@ -7,6 +7,7 @@ from __future__ import annotations
 import json, re
 from pathlib import Path
 from .. import __version__
+from ..checkpoints.adapted import origins, pinned
 from ..checkpoints.headers import Checkpoint
 from ..checkpoints.texts import in_markdown, name_in_line
 from .plan import Plan
@@ -30,19 +31,24 @@ def licence(
     return f'see {name_in_line(files[0].name, 80)}' if files else 'not stated'
 
 # %% ../../nbs/merging/09_card.ipynb #c013
+def _licences(checkpoint):
+    "The licence of a model, and that of each adapter on it"
+    return ' and '.join(dict.fromkeys(licence(o) for o in origins(checkpoint)))
+
 def provenance(
     plan:Plan,          # From `plan`
     inputs:dict,        # Fingerprints by model and file
 )->dict:
     "What goes into recipe.json"
     import torch
-    fixed = {who: f"{c.source.split('@')[0]}@{c.revision}" for who, c in plan.sides.items()
-             if c.revision}     # the commit, should the branch move on
+    fixed = {who: pinned(c) for who, c in plan.sides.items()
+             if any(o.revision for o in origins(c))}     # the commit, should the branch move on
     if plan.more:
         roles = [who for who in plan.sides if who.startswith('llm')]
         fixed['llm'] = [fixed.pop(who, named) for who, named in zip(roles, plan.recipe.llms)]
     return dict(recipe=plan.recipe.dict()|fixed,
-                inputs={who: dict(source=c.source, revision=c.revision, licence=licence(c), files=inputs[who])
+                inputs={who: dict(source=c.source, revision=c.revision, licence=_licences(c),
+                                  files=inputs[who])
                         for who, c in plan.sides.items()},
                 merged=len(plan.merged), kept=len(plan.kept), warnings=[str(f) for f in plan.findings],
                 versions=dict(vlm_merging=__version__, torch=str(torch.__version__)))
@@ -52,7 +58,7 @@ def _front(
     plan:Plan,          # From `plan`
 )->str:                 # YAML, between its two lines
     "What the hub reads of a card"
-    hub = [c.source.split('@')[0] for c in plan.sides.values() if c.revision]
+    hub = [o.source.split('@')[0] for c in plan.sides.values() for o in origins(c) if o.revision]
     lines = ['---', 'tags: [merge, vlm-merging]', 'library_name: transformers',
              'pipeline_tag: image-text-to-text']
     if hub: lines += ['base_model:']+[f'- {json.dumps(h)}' for h in hub]+['base_model_relation: merge']
@@ -63,7 +69,8 @@ def _sources(
 )->str:                 # Rows of a Markdown table
     "The models, their revisions and their licences"
     shown = lambda c: c.source if c.revision else Path(c.source).name
-    rows = [(who, shown(c), c.revision or 'a local folder', licence(c)) for who, c in plan.sides.items()]
+    rows = [(who, shown(o), o.revision or 'a local folder', licence(o))
+            for who, c in plan.sides.items() for o in origins(c)]
     return '\n'.join(f"| {' | '.join(map(in_markdown, row))} |" for row in rows)
 
 # %% ../../nbs/merging/09_card.ipynb #c020

@@ -28,16 +28,14 @@ def unlike_sizes(
     "Stop on another width or depth"
     mine, theirs, findings = paired.mine, paired.theirs, []
     fix = f"Take the {who} of the size that the VLM was built on."
-    cross = mine.cross if not theirs.cross else ()  # Two VLMs may both have them
-    depth = len(mine.layers)-len(cross)
+    depth, other = (len(d.layers)-len(d.cross) for d in (mine, theirs))
     if mine.width!=theirs.width:
         findings.append(Finding('stop', f"Hidden size {mine.width} in the VLM, {theirs.width} in the {who}.",
                                 fix))
-    if depth!=len(theirs.layers):
-        aside = f" ({len(cross)} cross-attention layers not counted)" if cross else ''
-        findings.append(Finding('stop', f"{depth} layers in the VLM{aside}, "
-                                        f"{len(theirs.layers)} in the {who}.",
-                                fix))
+    if depth!=other:
+        cross = f" ({len(mine.cross)} cross-attention layers not counted)" if mine.cross else ''
+        findings.append(Finding('stop', f"{depth} layers in the VLM{cross}, "
+                                        f"{other} in the {who}.", fix))
     return findings
 
 # %% ../../nbs/merging/03_checks.ipynb #c017
@@ -67,7 +65,8 @@ def unlike_parts(
     who:str,            # `LLM` or `base`
 )->list[Finding]:
     "Stop on parts of the decoder that only one of the two has"
-    lonely, inside = list(paired.lonely), {n for r in paired.theirs.layers.values() for n in r.values()}
+    theirs, lonely = paired.theirs, list(paired.lonely)
+    inside = {n for i, r in theirs.layers.items() if i not in theirs.cross for n in r.values()}
     strange = [n for n in paired.unused if n in inside and not n.endswith('inv_freq')]
     findings, fused = [], any(_part_of(n)=='fused' for n in (*lonely, *strange))
     for part, (word, fix) in _PARTS.items():
@@ -291,7 +290,7 @@ def unlike_origin(
 )->list[Finding]:
     "Warn of strangers and of other number types"
     findings, cosine = [], kinship(vlm, other, paired)
-    if who=='LLM' and cosine>1-1e-12:
+    if who=='LLM' and cosine>1-1e-12 and not other.adapters:
         findings.append(Finding('warn',
                                 'The sampled numbers of both are the same: one is a copy of the other.',
                                 'A merge of the two changes nothing; check the names.'))

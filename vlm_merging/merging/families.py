@@ -175,8 +175,9 @@ def _pair_layers(
     "Pair what stands in numbered layers"
     family = FAMILIES.get(str(vlm.config.get('model_type')), Family(''))
     pairs, kept, lonely, partly = [], {}, [], set()
-    cross = () if theirs.cross else mine.cross      # Two VLMs may both have them
-    ranks = dict(zip((i for i in mine.layers if i not in cross), theirs.layers))
+    both = bool(mine.cross and theirs.cross)        # Then their cross-attention layers are pairs, too
+    cross, aside = ((), ()) if both else (mine.cross, theirs.cross)
+    ranks = dict(zip((i for i in mine.layers if i not in cross), (i for i in theirs.layers if i not in aside)))
     words = {rest.split('.')[0] for rests in theirs.layers.values() for rest in rests}
     for i, rests in mine.layers.items():
         if i in cross: kept |= dict.fromkeys(rests.values(),

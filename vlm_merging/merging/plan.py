@@ -8,8 +8,10 @@ import math, re
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
+from ..checkpoints.adapted import named_alone, open_sides
 from ..checkpoints.headers import Checkpoint, readable
 from ..checkpoints.identity import same_weights
+from ..checkpoints.low_rank import thin_bytes
 from ..checkpoints.writer import side_files
 from ..checkpoints.texts import name_in_line
 from .checks import check
@@ -19,7 +21,8 @@ from .methods import METHODS, Method
 from .recipe import BESIDE, Recipe, knobs_at, knobs_of, recipe_of, why_kept
 
 # %% auto #0
-__all__ = ['ROW_BYTES', 'Work', 'work_of', 'Plan', 'one_twice', 'side_findings', 'pair_beside', 'plan', 'whole_shape', 'describe']
+__all__ = ['ROW_BYTES', 'Work', 'work_of', 'Plan', 'why_untouched', 'beside_language', 'one_twice', 'side_findings',
+           'pair_beside', 'plan', 'whole_shape', 'describe']
 
 # %% ../../nbs/merging/08_plan.ipynb #c009
 @dataclass(frozen=True)
@@ -76,6 +79,13 @@ class Plan:
         return dict(zip(self.recipe.models, (self.vlm, self.llm, *self.more, self.base)))
 
     @property
+    def baked(self)->tuple:
+        "`Work` of what stays the VLM's, but has an adapter on it: it is not copied, but written as W + ΔW"
+        alike = ((n, self.vlm.tensors[n]) for n in self.kept)
+        return tuple(Work(Pair(n, (), None, '', n), (e,), (), (), {}) for n,
+                     e in alike if hasattr(e, 'deltas'))
+
+    @property
     def stops(self)->list:
         "The findings that forbid the merge"
         return [f for f in self.findings if f.level=='stop']
@@ -94,6 +104,31 @@ class Plan:
     def __repr__(self): return describe(self)
 
 # %% ../../nbs/merging/08_plan.ipynb #c018
+def why_untouched(
+    mine,               # `Entry` of the VLM
+    donors:list,        # Of each donor, open, its `Pair`
+)->str:                 # Reason; '' if it can be merged
+    "Why a tensor stays as it is because of an adapter"
+    theirs = [(c, p.entries(c.tensors)) for c, p in donors]
+    if all(named_alone(c) and es==(mine,) for c, es in theirs): return 'the adapter leaves it as it is'
+    fewer = any(e.shape[:1]<mine.shape[:1] for _, es in theirs for e in es)
+    cut = donors[0][1].common and hasattr(mine, 'deltas') and fewer
+    return 'it has rows of its own, to which the adapter adds' if cut else ''
+
+def beside_language(
+    llm:Checkpoint,     # The donor
+    paired:Pairing|None, # With the VLM
+)->list[Finding]:
+    "Warn where an adapter as the donor changes what is not merged"
+    if not named_alone(llm) or paired is None: return []
+    inside = {n for p in paired.pairs for n in p.llm}
+    out = [n for n in llm.adapters[-1].changed if n not in inside]
+    if not out: return []
+    return [Finding('warn', f"The adapter also changes {len(out)} tensors beside the language model, such as "
+                            f"{name_in_line(out[0])}: they stay the VLM's.",
+                    'To take them in, name VLM+ADAPTER as the VLM.')]
+
+# %% ../../nbs/merging/08_plan.ipynb #c019
 def _sort_pairs(
     recipe:Recipe,      # What to do
     sides:tuple,        # The open VLM, LLM, base (or None) and further LLMs
@@ -109,16 +144,17 @@ def _sort_pairs(
     others += [(name_in_line(c.source), of) for c, of in zip(more, of_more)]
     for p in paired.pairs:
         reason = why_kept(recipe, p, paired.depth)
+        donors = [(llm, p), *((c, of.get(p.vlm)) for c, of in zip(more, of_more))]
         lacks = next((who for who, of in others if p.vlm not in of), None)
         if not reason and lacks: reason = f'no partner in {lacks}'
+        if not reason: reason = why_untouched(vlm.tensors[p.vlm], donors)
         if reason: kept[p.vlm] = reason; continue
         first = p.module in ('embedding', *BESIDE)      # Before the layers, so a curve begins there
         knobs = knobs_at(recipe, 0 if first else p.layer, paired.depth)
-        partners = [(c, of[p.vlm]) for c, of in zip(more, of_more)]
-        works.append(work_of(p, vlm, llm, base, of_base.get(p.vlm), knobs, partners))
+        works.append(work_of(p, vlm, llm, base, of_base.get(p.vlm), knobs, donors[1:]))
     return works, kept
 
-# %% ../../nbs/merging/08_plan.ipynb #c021
+# %% ../../nbs/merging/08_plan.ipynb #c022
 def one_twice(
     vlm:Checkpoint,     # The VLM
     llm:Checkpoint,     # The LLM
@@ -135,7 +171,7 @@ def one_twice(
         found.append(Finding('warn', f'{one} and {other} are the same files, so {means}.', fix))
     return found
 
-# %% ../../nbs/merging/08_plan.ipynb #c024
+# %% ../../nbs/merging/08_plan.ipynb #c025
 def side_findings(
     vlm:Checkpoint,     # The VLM
 )->list[Finding]:
@@ -146,7 +182,7 @@ def side_findings(
         return [Finding('stop', f'{what}.', fix)]
     return []
 
-# %% ../../nbs/merging/08_plan.ipynb #c026
+# %% ../../nbs/merging/08_plan.ipynb #c027
 def _check_each(
     vlm:Checkpoint,     # The VLM
     llms:list,          # The LLMs
@@ -158,7 +194,7 @@ def _check_each(
            for c, some in zip(llms, found) for f in some if f not in shared]
     return paired, sorted(shared+own, key=lambda f: f.level!='stop')
 
-# %% ../../nbs/merging/08_plan.ipynb #c029
+# %% ../../nbs/merging/08_plan.ipynb #c030
 _PROJECTOR = re.compile(r"projector|projection|connector|merger|aligner|resampler|abstractor|perceiver"
                         r"|qformer|query_tokens|image_newline|\bmlp1\b|embed_vision")
 _SCALE = re.compile(r'dtype|dropout|initializer|_name_or_path|transformers_version|architectures|model_type')
@@ -205,7 +241,7 @@ def pair_beside(
     order = {n: i for i, n in enumerate(vlm.tensors)}
     return replace(paired, pairs=tuple(sorted(pairs, key=lambda p: order[p.vlm])), kept=kept)
 
-# %% ../../nbs/merging/08_plan.ipynb #c032
+# %% ../../nbs/merging/08_plan.ipynb #c033
 def _left_beside(
     recipe:Recipe,      # What was asked for
     works:list,         # What is merged
@@ -219,7 +255,7 @@ def _left_beside(
                     f'Leave {p} out of `modules`, or name a VLM that is built alike.')
             for p, why in whys.items()]
 
-# %% ../../nbs/merging/08_plan.ipynb #c034
+# %% ../../nbs/merging/08_plan.ipynb #c035
 def plan(
     vlm:Recipe|str|Path, # A recipe or a plan; or the VLM: folder, hub id (with optional @revision), lab/vlm
     llm:str|Path|list|None=None, # The LLM: a folder, a hub id, or lab/llm; or a list of several
@@ -236,10 +272,11 @@ def plan(
     "Look before merging: open, check, sort; nothing is written"
     recipe = recipe_of(vlm, llm, base, method=method, layers=layers, modules=modules, embeddings=embeddings,
                        seed=seed, as_run=as_run, **knobs)
-    mine, third, *theirs = (Checkpoint.open(o) if o else None
-                            for o in (recipe.vlm, recipe.base, *recipe.llms))
+    mine, theirs, third = open_sides(recipe.vlm, recipe.llms, recipe.base,
+                                     'base' in METHODS[recipe.method].fills)
     (paired, *others), findings = _check_each(mine, theirs)
-    findings = findings+one_twice(mine, theirs[0], third, theirs[1:])
+    findings = findings+one_twice(mine, theirs[0], third if recipe.base else None, theirs[1:])
+    for c, pairs in zip(theirs, (paired, *others)): findings += beside_language(c, pairs)
     if third:
         with_base, more = check(mine, third, 'base')
         findings = sorted(dict.fromkeys(findings+more), key=lambda f: f.level!='stop')
@@ -258,7 +295,32 @@ def plan(
     return Plan(recipe, mine, theirs[0], third, tuple(works), kept, (*side_findings(mine), *findings),
                 tuple(theirs[1:]))
 
-# %% ../../nbs/merging/08_plan.ipynb #c038
+# %% ../../nbs/merging/08_plan.ipynb #c039
+def _donor_words(
+    plan:Plan,          # From `plan`
+)->list[str]:           # Lines
+    "What an adapter means as a donor of this merge"
+    under, alone = 'base' if plan.recipe.base else 'VLM', [*map(named_alone, (plan.llm, *plan.more))]
+    if not any(alone): return []
+    if plan.more:
+        return [f"  {who} is the {under} + ΔW of the adapter"
+                for who, is_one in zip([w for w in plan.sides if w.startswith('llm')], alone) if is_one]
+    way = ('so the merge is the VLM + (1 - weight)·ΔW' if plan.recipe.method=='linear' and under=='VLM' else
+           "and the VLM stands for the base: its own task vector is zero, the donor's is ΔW"
+           if plan.base and under=='VLM' else f"so its task vector is ΔW, as seen from the {under}")
+    return [f"  the donor is the {under} + ΔW of the adapter, {way}"]
+
+# %% ../../nbs/merging/08_plan.ipynb #c040
+def _size_words(checkpoint):
+    "What kind of model it is, and how large; of an adapter, what it changes"
+    tops = checkpoint.adapters
+    kind = name_in_line(checkpoint.config.get('model_type', '?'), 40)
+    model = (f"{kind}, {len(checkpoint.tensors)} tensors, "
+             f"{readable(checkpoint.nbytes)} in {len(checkpoint.files)} file(s)")
+    on = [f"{o.kind} that changes {len(o.changed)} tensors" for o in tops]
+    return on[-1] if named_alone(checkpoint) else ', with a '.join([model, *on])
+
+# %% ../../nbs/merging/08_plan.ipynb #c041
 def _asked(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
@@ -272,13 +334,11 @@ def _asked(
     for who, c in plan.sides.items():
         idle = who.split()[0] not in METHODS[recipe.method].fills
         commit = f'@{c.revision}' if c.revision and '@' not in c.source else ''
-        lines.append(f"  {who:<{wide}} {name_in_line(c.source)}{commit}  "
-                     f"{name_in_line(c.config.get('model_type', '?'), 40)}, "
-                     f"{len(c.tensors)} tensors, {readable(c.nbytes)} in {len(c.files)} file(s)"
+        lines.append(f"  {who:<{wide}} {name_in_line(c.source)}{commit}  {_size_words(c)}"
                      + f'; {recipe.method} makes no use of it'*idle)
-    return lines
+    return lines+_donor_words(plan)
 
-# %% ../../nbs/merging/08_plan.ipynb #c040
+# %% ../../nbs/merging/08_plan.ipynb #c043
 def _gathered(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
@@ -294,7 +354,7 @@ def _gathered(
     return [f"  {what:<7}{n:>5} tensors {readable(size):>8}  {name_in_line(why)}  "
             f"({name_in_line(example, 240)})" for (what, why), (n, size, example) in groups.items()]
 
-# %% ../../nbs/merging/08_plan.ipynb #c042
+# %% ../../nbs/merging/08_plan.ipynb #c045
 def whole_shape(
     shape:tuple,        # Of a tensor
 )->tuple:               # (rows, columns), or (numbers,)
@@ -302,14 +362,17 @@ def whole_shape(
     if len(shape)<4: return tuple(shape[-2:]) or (1,)
     return shape[0], math.prod(shape[1:])
 
-# %% ../../nbs/merging/08_plan.ipynb #c044
+# %% ../../nbs/merging/08_plan.ipynb #c047
 ROW_BYTES = 64          # Of memory for each number of what a method has as a whole: a row, or a matrix
 
 def _memory(
     plan:Plan,          # From `plan`
 )->str:
     "What a merge takes of memory"
+    works = (*plan.merged, *plan.baked)
     usual, shapes = 'some 0.3 GB of memory', [w.vlm[0].shape for w in plan.merged]
+    thin = max((thin_bytes(e) for w in works for es in (w.vlm, w.llm, w.base, *w.more) for e in es), default=0)
+    if thin>1e7: usual += f' and {readable(thin)} in each thread for the factors of the adapter'
     method = METHODS[plan.recipe.method]
     at_once = [whole_shape(shape) if method.whole else shape[-1:] for shape in shapes]
     longest = max(at_once, key=math.prod)
@@ -318,7 +381,7 @@ def _memory(
     what = ' x '.join(map(str, longest)) if longest[1:] else f'a row of {longest[0]}'
     return f'{usual}, and {readable(size)} more in each thread for {what} numbers'
 
-# %% ../../nbs/merging/08_plan.ipynb #c046
+# %% ../../nbs/merging/08_plan.ipynb #c049
 def describe(
     plan:Plan,          # From `plan`
 )->str:                 # Several lines

@@ -180,7 +180,8 @@ def _checked(
     if len(llms)==1: options['llm'], = llms
     for name, value in options.items(): _check_type(name, value)
     method, modules = options['method'], options['modules']
-    if 'base' in METHODS[method].fills and not options['base'] and not is_adapter(path_of(options['llm'])):
+    if 'base' in METHODS[method].fills and not options['base'] and not all(
+            is_adapter(path_of(one)) for one in llms):
         raise ValueError(f"{method} works with task vectors and needs `base`: "
                          f"the model that both were trained from.")
     knobs = {k: _plain(v) for k, v in options['knobs'].items()}

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pkgutil import resolve_name
 import polars as pl
+from ..checkpoints.adapted import open_sides
 from ..checkpoints.texts import in_markdown, name_in_line, one_line
 from ..checkpoints.decoder import more_than_language
 from ..merging.checks import check
@@ -185,7 +186,7 @@ def diagnose(
     if llm is None: raise ValueError('The LLM is missing. Name a VLM and an LLM, or give a recipe.')
     if isinstance(llm, (list, tuple)):
         raise ValueError(f'diagnose looks at one LLM at a time, and here are {len(llm)}: name one.')
-    vlm, llm, base = checkpoint_of(vlm), checkpoint_of(llm), checkpoint_of(base) if base is not None else None
+    vlm, llm, base = open_sides(vlm, llm, base)
     how = dict(workers=workers, progress=progress)
     paired, findings = check(vlm, llm)
     findings = findings+one_twice(vlm, llm, base)

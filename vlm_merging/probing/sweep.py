@@ -15,7 +15,7 @@ import polars as pl
 from ..asking.fingerprints import describe_items
 from ..asking.jobs import carry_out
 from ..asking.replies import reply_table
-from ..checkpoints.headers import Checkpoint
+from ..checkpoints.adapted import open_sides
 from ..benchmarks.items import Item, row_of
 from ..comparing.compare import on_a_screen, verdict_markdown
 from ..comparing.findings import names_in_line, sweep_verdict
@@ -244,11 +244,12 @@ def _trade_wanted(gain, keep, penalty):
 def _ask_all(recipe, tries, items, asking, out, ray, progress):
     "The replies of all mixtures, kept in a folder if one is named"
     from vlm_merging.asking.fingerprints import weights_hash
-    from vlm_merging.checkpoints.headers import Checkpoint
     if out is None: return pl.concat([ask_mixture(recipe, t, items, asking) for t in tries])
     names = {f'mixture-{sha256(json.dumps(t).encode()).hexdigest()[:16]}':t for t in tries}
     from vlm_merging.merging.recipe import Recipe
-    hashes = {who:weights_hash(Checkpoint.open(name)) for who, name in Recipe(**recipe).models.items()}
+    whole = Recipe(**recipe)
+    vlm, llms, base = open_sides(whole.vlm, whole.llms, whole.base)
+    hashes = {who:weights_hash(c) for who, c in zip(whole.models, (vlm, *llms, base)) if c is not None}
     named = ('vlm', 'llm', 'base')
     about = dict(what='sweep', recipe={k:v for k, v in recipe.items() if k not in named}, weights=hashes,
                  # These change no reply
@@ -302,7 +303,7 @@ def sweep(
     for t in tries:     # Each is checked now
         Recipe(**recipe|dict(knobs=recipe['knobs']|{'weight':t['weight']}, layers=t['layers'],
                              modules=t['modules']))
-    vlm, base, *llms = (w and Checkpoint.open(w) for w in (whole.vlm, whole.base, *whole.llms))
+    vlm, llms, base = open_sides(whole.vlm, whole.llms, whole.base)
     for f in one_twice(vlm, llms[0], base, llms[1:]):
         warnings.warn(f'{f.what} {f.fix}', stacklevel=2)
     if ray and out is None: raise ValueError('A sweep on Ray needs a folder for its replies: out=.')
