@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 import torch
 from tqdm.auto import tqdm
 from .. import __version__
@@ -17,11 +18,12 @@ from ..checkpoints.identity import fingerprints
 from ..checkpoints.blocks import BLOCK, BLOCK_GPU, Blocks, Source, faulty, keep_heap, opened
 from ..checkpoints.disk import replace_text
 from ..checkpoints.places import path_of
+from ..checkpoints.relayout import index_name, new_names
 from vlm_merging.checkpoints.writer import (JOURNAL, Shard, copy_sides, drafting, journal_of, missing_room,
     side_files, usable_target)
 from .card import model_card, provenance
 from .coins import name_rng
-from .layout import OutShard, index_name, index_text, out_shards, runs
+from .layout import OutShard, index_text, out_shards, runs
 from .methods import METHODS, Method, blockwise
 from .plan import Plan, Work, plan
 from .recipe import Recipe, recipe_of
@@ -159,12 +161,13 @@ def write_shards(
     device:str,         # Where to compute
     allow_nonfinite:bool, # Merge tensors with NaN or Inf too?
     progress:bool|None, # Show a bar? None: only on a terminal
+    names:dict|None=None, # Stored name -> its name in the output; None: all stay
 )->None:
     "Write all weight files of the merged model into the draft, and their index"
     keep_heap()
-    shards = out_shards(p.vlm)
+    shards = out_shards(p.vlm, names)
     known, stopped = journal_of(draft/JOURNAL), threading.Event()
-    if p.vlm.index: replace_text(draft/index_name(p.vlm), index_text(p, shards))
+    if p.vlm.index: replace_text(draft/index_name(p.vlm), index_text(p, shards, names))
     bar = tqdm(total=p.writes, unit='B', unit_scale=True, unit_divisor=1000, desc='merging',
                disable=None if progress is None else not progress)
     hands = _Hands(p, device, allow_nonfinite, stopped, bar.update)
@@ -248,6 +251,7 @@ def merge(
     device:str='cpu',   # Where to compute: cpu, cuda, cuda:1
     sha256:bool=False,  # Put full hashes of the inputs into recipe.json? Costs more than the merge
     allow_nonfinite:bool=False, # Merge tensors with NaN or Inf too?
+    layout:Literal['hub', 'transformers']|None=None, # Names of the output, see `relayout`; None: the VLM's
     progress:bool|None=None, # Show a bar? None: only on a terminal
     **knobs,            # Of the method, such as weight=0.9; a list is a curve over depth
 )->Path:                # The folder
@@ -259,14 +263,17 @@ def merge(
     _refuse_device(device)
     p = plan(recipe)
     _refuse(p, out)
+    names = new_names(p.vlm, layout) if layout else None
     inputs = {who: fingerprints(c, sha256) for who, c in p.sides.items()}
     need_room(out.parent, p, out.with_name(f'.{out.name}.draft'))
     texts = {'recipe.json': json.dumps(provenance(p, inputs), indent=1)+'\n',
              'README.md': model_card(p, out.name)}
     written = {who: {f: c.stamps[f] for f in inputs[who]} for who, c in p.sides.items()}
-    key, strict = (draft_key(p, [inputs, written], device, lax) for lax in (allow_nonfinite, False))
+    same = [inputs, written, *filter(None, [layout])]
+    key, strict = (draft_key(p, same, device, lax) for lax in (allow_nonfinite, False))
     with drafting(out, key, overwrite, (strict,), p.writes) as draft:
-        write_shards(p, draft, workers or min(4, os.cpu_count() or 1), device, allow_nonfinite, progress)
+        workers = workers or min(4, os.cpu_count() or 1)
+        write_shards(p, draft, workers, device, allow_nonfinite, progress, names)
         copy_sides(p.vlm.path, draft)
         for name, text in texts.items(): replace_text(draft/name, text)
         for c in p.sides.values(): refuse_changed(c)    # Since `plan` opened them, before any hash was taken
