@@ -7,7 +7,7 @@ from transformers.utils import logging
 from every_vlm import class_of, opens, random_model, stored, vlm_config
 from vlm_merging.checkpoints.headers import Checkpoint
 from vlm_merging.checkpoints.relayout import relayout
-from vlm_merging.lab.tiny import make_trio, make_vlm
+from vlm_merging.lab.tiny import make_llm, make_trio, make_vlm
 from vlm_merging.merging.merge import merge
 
 torch.set_num_threads(1)
@@ -70,7 +70,7 @@ def test_the_layout_of_the_hub_is_what_servers_want_and_gives_the_same_logits(ll
 BROKEN = {
     'doubled': lambda n: n.replace('language_model.', 'language_model.language_model.'),
     'thrice, and wrapped': lambda n: 'module.model.'+n.replace('language_model.', 'language_model.'*3),
-    'memory': lambda n: 'model.'+n.replace('language_model.model.', 'language_model.model.'),
+    'a word in front': lambda n: 'model.'+n,
     'as an LLM alone': lambda n: n.replace('language_model.model.', 'model.').replace('language_model.', ''),
     'tower doubled': lambda n: n.replace('vision_tower.', 'vision_tower.vision_tower.vision_model.')}
 
@@ -87,9 +87,9 @@ def test_broken_names_are_mended(how, llava, tmp_path):
 
 
 def moe(folder, layers=2):
-    config = AutoConfig.for_model('qwen3_moe', vocab_size=64, hidden_size=32, intermediate_size=48, head_dim=8,
-                                  moe_intermediate_size=24, num_hidden_layers=layers, num_attention_heads=4,
-                                  num_key_value_heads=2, num_experts=4, num_experts_per_tok=2)
+    config = AutoConfig.for_model('qwen3_moe', vocab_size=64, hidden_size=32, intermediate_size=48,
+                                  head_dim=8, moe_intermediate_size=24, num_hidden_layers=layers,
+                                  num_attention_heads=4, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 
@@ -132,7 +132,8 @@ def test_what_cannot_be_rewritten_is_refused_in_words(why, llava, tmp_path):
 
 
 def test_bin_files_and_a_merged_folder(tmp_path):
-    vlm, llm, _ = make_trio('llava', tmp_path/'trio', container='bin', shards=2)
+    vlm = make_vlm('llava', tmp_path/'vlm', container='bin', shards=2)
+    llm = make_llm('llava', tmp_path/'llm', container='bin')
     out = merge(vlm, llm, out=tmp_path/'merged', weight=.5, progress=False)
     hub = rewritten(out, 'hub', tmp_path/'hub')
     assert (hub/'recipe.json').read_bytes()==(out/'recipe.json').read_bytes()

@@ -13,7 +13,7 @@ from .headers import FLOATS, Checkpoint
 from .texts import name_in_line
 
 # %% auto #0
-__all__ = ['LAYOUTS', 'WRAPPERS', 'empty_model', 'in_memory', 'Move', 'to_hub', 'bare_name', 'Change', 'rewriting']
+__all__ = ['LAYOUTS', 'STEM_WORDS', 'empty_model', 'in_memory', 'Move', 'to_hub', 'bare_name', 'Change', 'rewriting']
 
 # %% ../../nbs/checkpoints/11_names.ipynb #c010
 LAYOUTS = 'hub', 'transformers'
@@ -134,13 +134,13 @@ def to_hub(
     return _moves(placed, model, renamings)
 
 # %% ../../nbs/checkpoints/11_names.ipynb #c026
-WRAPPERS = {'model', 'language_model', 'base_model', 'module', '_orig_mod', '_fsdp_wrapped_module'}
+STEM_WORDS = {'model', 'language_model', 'base_model', 'module', '_orig_mod', '_fsdp_wrapped_module'}
 
 def bare_name(
     name:str,           # As stored
 )->str:
     "A name without the words that only say where it was kept"
-    words = [w for w in name.split('.') if w not in WRAPPERS]
+    words = [w for w in name.split('.') if w not in STEM_WORDS]
     return '.'.join(w for i, w in enumerate(words)
                     if not i or w!='vision_model' and (w!=words[i-1] or w.isdigit()))
 

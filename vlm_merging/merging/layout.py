@@ -5,6 +5,7 @@
 # %% ../../nbs/merging/10_layout.ipynb #c005
 from __future__ import annotations
 from dataclasses import dataclass, replace
+from ..checkpoints.blocks import other_rows
 from ..checkpoints.headers import Checkpoint, read_header
 from ..checkpoints.model_files import read_json
 from ..checkpoints.relayout import file_header, new_index, safetensors_name
@@ -62,14 +63,16 @@ def runs(
     "The byte ranges that are copied, joined where they touch"
     ranges = []
     for e, to in places:
-        merged = works[e.name].vlm[0].nbytes if e.name in works else 0
-        at, to, n = e.start+merged, to+merged, e.nbytes-merged
-        if not n: continue
-        last = ranges[-1] if ranges else None
-        touches = last and last[0]==e.file and last[1]+last[3]==at and last[2]+last[3]==to
-        if touches and last[3]+n<=COPY_BYTES: ranges[-1] = (*last[:3], last[3]+n)
-        else: ranges += [(e.file, at+i, to+i, min(COPY_BYTES, n-i)) for i in range(0, n, COPY_BYTES)]
+        for first, n in other_rows(works[e.name].vlm[0], e.nbytes) if e.name in works else [(0, e.nbytes)]:
+            if n: _add_range(ranges, e.file, e.start+first, to+first, n)
     return ranges
+
+def _add_range(ranges, file, at, to, n):
+    "Lengthen the last range, or begin another"
+    last = ranges[-1] if ranges else None
+    touches = last and last[0]==file and last[1]+last[3]==at and last[2]+last[3]==to
+    if touches and last[3]+n<=COPY_BYTES: ranges[-1] = (*last[:3], last[3]+n)
+    else: ranges += [(file, at+i, to+i, min(COPY_BYTES, n-i)) for i in range(0, n, COPY_BYTES)]
 
 # %% ../../nbs/merging/10_layout.ipynb #c023
 def index_text(

@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 from .. import __version__
 from ..checkpoints.headers import FLOATS, readable, refuse_changed
 from ..checkpoints.identity import fingerprints
-from ..checkpoints.blocks import BLOCK, BLOCK_GPU, Blocks, Source, faulty, keep_heap, opened
+from vlm_merging.checkpoints.blocks import (BLOCK, BLOCK_GPU, Blocks, Source, faulty, keep_heap, opened,
+    write_rows)
 from ..checkpoints.disk import replace_text
 from ..checkpoints.places import path_of
 from ..checkpoints.relayout import index_name, new_names
@@ -111,7 +112,8 @@ class _Hands:
         recipe, method = self.plan.recipe, METHODS[self.plan.recipe.method]
         dtype = torch.float16 if recipe.as_run else torch.float32
         with opened(e for entries in work.sides(method) for e in entries) as files:
-            merge_one(work, method, files, lambda data, at: shard.write(data, to+at), recipe.seed,
+            write = write_rows(work.vlm[0], lambda data, at: shard.write(data, to+at))
+            merge_one(work, method, files, write, recipe.seed,
                       self.device, dtype, self.allow_nonfinite, self.stopped, self.advance)
         shard.done(f'merge {to}+{work.vlm[0].nbytes}', work.vlm[0].nbytes)
 
@@ -243,7 +245,7 @@ def merge(
     method:str|None=None, # Merge method, by its name: how two tensors become one; default: linear
     layers:str|list|None=None, # Where: all, 6-31, 0-5,8, 6-; default: all
     modules:str|list|None=None, # Which parts: all, or some of attention,mlp,norm; default: all
-    embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the row?
+    embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the token?
     seed:int|None=None, # Of the coin flips; default: 0
     as_run:bool|None=None, # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
     overwrite:bool=False, # Replace `out` if an earlier merge made it?

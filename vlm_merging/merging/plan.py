@@ -11,14 +11,15 @@ from ..checkpoints.headers import Checkpoint, readable
 from ..checkpoints.identity import same_weights
 from ..checkpoints.writer import side_files
 from ..checkpoints.texts import name_in_line
-from .checks import check
+from ..checkpoints.vocabulary import paired_rows, picked_rows, row_numbers
+from .checks import check, tokens
 from .families import Pair, Pairing
 from .folders import Finding
 from .methods import METHODS, Method
 from .recipe import Recipe, knobs_at, recipe_of, why_kept
 
 # %% auto #0
-__all__ = ['ROW_BYTES', 'Work', 'work_of', 'Plan', 'one_twice', 'side_findings', 'plan', 'describe']
+__all__ = ['ROW_BYTES', 'Work', 'work_of', 'Plan', 'token_words', 'one_twice', 'side_findings', 'plan', 'describe']
 
 # %% ../../nbs/merging/08_plan.ipynb #c009
 @dataclass(frozen=True)
@@ -36,7 +37,13 @@ class Work:
         "What goes into the method: of the VLM, the LLM and the base, as far as it takes them"
         return [getattr(self, who) for who in ('vlm', 'llm', 'base') if who in method.fills]
 
-# %% ../../nbs/merging/08_plan.ipynb #c011
+# %% ../../nbs/merging/08_plan.ipynb #c012
+def _rows_by_word(sides, words):
+    "Of tables with a row a token, the rows of common strings"
+    sizes = [es[0].shape[0] for es in sides if es]
+    columns = iter([*zip(*paired_rows(words, sizes))] or [()]*len(sizes))
+    return [(picked_rows(es[0], [*next(columns)]),) if es else () for es in sides]
+
 def work_of(
     pair:Pair,          # Names, layer and module
     vlm:Checkpoint,     # The VLM
@@ -44,16 +51,18 @@ def work_of(
     base:Checkpoint|None=None, # If it takes part
     of_base:Pair|None=None, # Its partner in the base
     knobs:dict|None=None, # As set at this layer
+    words:list|None=None, # Of each side: token number -> string; None: rows are paired by number
 )->Work:                # Embedding and head: the rows that all have
     "The byte ranges of a pair"
     sides = [(vlm.tensors[pair.vlm],), pair.entries(llm.tensors),
              of_base.entries(base.tensors) if base else ()]
-    if pair.common:
+    if pair.common and words: sides = _rows_by_word(sides, words)
+    elif pair.common:
         rows = min(es[0].shape[0] for es in sides if es)
         sides = [tuple(e.rows(rows) for e in es) for es in sides]
     return Work(pair, *sides, knobs or {})
 
-# %% ../../nbs/merging/08_plan.ipynb #c015
+# %% ../../nbs/merging/08_plan.ipynb #c016
 @dataclass(frozen=True, repr=False)
 class Plan:
     "What a recipe would do, known before it is done"
@@ -87,12 +96,35 @@ class Plan:
 
     def __repr__(self): return describe(self)
 
-# %% ../../nbs/merging/08_plan.ipynb #c018
+# %% ../../nbs/merging/08_plan.ipynb #c019
+def token_words(
+    recipe:Recipe,      # What to do
+    sides:tuple,        # The open VLM, LLM and base, if there is one
+)->tuple[list|None, list]: # Of each side that takes part token number -> string, if known; findings
+    "The words by which rows of embeddings are paired, if they are merged and each side says them"
+    if not recipe.embeddings: return None, []
+    fills = METHODS[recipe.method].fills
+    sides = [c for c, who in zip(sides, ('vlm', 'llm', 'base')) if c and who in fills]
+    words = [tokens(c) for c in sides]
+    if all(words): return words, []
+    lacks = ' and '.join(name_in_line(c.source or c.path, 200) for c, w in zip(sides, words) if not w)
+    return None, [Finding('warn', f'There is no tokenizer.json in {lacks}, so rows of embeddings are paired '
+                                  f'by number.',
+                          'Where a number stands for two words, their mean is neither: put that file there, '
+                          'or leave `embeddings` out.')]
+
+def _has_tokens(pair, vlm, embedding):
+    "Is this a table with a row a token?"
+    rows = vlm.tensors[embedding].shape[:1] if embedding else ()
+    return pair.common and (pair.module=='head' or pair.key=='embedding'
+                            or vlm.tensors[pair.vlm].shape[:1]==rows)
+
 def _sort_pairs(
     recipe:Recipe,      # What to do
     sides:tuple,        # The open VLM, LLM and base, if there is one
     paired:Pairing,     # VLM and LLM
     of_base:dict,       # Name in the VLM -> `Pair` with the base
+    words:list|None=None, # From `token_words`
 )->tuple[list, dict]:   # `Work`, and the names that stay with their reasons
     "What a recipe merges, and what it keeps"
     vlm, llm, base = sides
@@ -103,10 +135,13 @@ def _sort_pairs(
         if not reason and with_base and p.vlm not in of_base: reason = 'no partner in the base'
         if reason: kept[p.vlm] = reason; continue
         knobs = knobs_at(recipe, 0 if p.module=='embedding' else p.layer, paired.depth)
-        works.append(work_of(p, vlm, llm, base if with_base else None, of_base.get(p.vlm), knobs))
+        work = work_of(p, vlm, llm, base if with_base else None, of_base.get(p.vlm), knobs,
+                       words if _has_tokens(p, vlm, paired.mine.embedding) else None)
+        if words and p.common and not work.vlm[0].numel: kept[p.vlm] = 'no token in common'; continue
+        works.append(work)
     return works, kept
 
-# %% ../../nbs/merging/08_plan.ipynb #c021
+# %% ../../nbs/merging/08_plan.ipynb #c022
 def one_twice(
     vlm:Checkpoint,     # The VLM
     llm:Checkpoint,     # The LLM
@@ -121,7 +156,7 @@ def one_twice(
         found.append(Finding('warn', f'{one} and {other} are the same files, so {means}.', fix))
     return found
 
-# %% ../../nbs/merging/08_plan.ipynb #c024
+# %% ../../nbs/merging/08_plan.ipynb #c025
 def side_findings(
     vlm:Checkpoint,     # The VLM
 )->list[Finding]:
@@ -132,7 +167,7 @@ def side_findings(
         return [Finding('stop', f'{what}.', fix)]
     return []
 
-# %% ../../nbs/merging/08_plan.ipynb #c026
+# %% ../../nbs/merging/08_plan.ipynb #c027
 def plan(
     vlm:Recipe|str|Path, # A recipe or a plan; or the VLM: folder, hub id (with optional @revision), lab/vlm
     llm:str|Path|None=None, # The LLM: a folder, a hub id, or lab/llm
@@ -141,7 +176,7 @@ def plan(
     method:str|None=None, # Merge method, by its name: how two tensors become one; default: linear
     layers:str|list|None=None, # Where: all, 6-31, 0-5,8, 6-; default: all
     modules:str|list|None=None, # Which parts: all, or some of attention,mlp,norm; default: all
-    embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the row?
+    embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the token?
     seed:int|None=None, # Of the coin flips; default: 0
     as_run:bool|None=None, # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
     **knobs,            # Of the method, such as weight=0.9; a list is a curve over depth
@@ -159,12 +194,14 @@ def plan(
     if paired is None or any(f.level=='stop' for f in findings):
         return Plan(recipe, *sides, (), {}, (*side_findings(mine), *findings))
     of_base = {p.vlm: p for p in with_base.pairs} if third else {}
-    works, kept = _sort_pairs(recipe, sides, paired, of_base)
+    words, more = token_words(recipe, sides)
+    findings += more
+    works, kept = _sort_pairs(recipe, sides, paired, of_base, words)
     if not works:
         findings.insert(0, Finding('stop', 'Nothing is left to merge.', 'Widen `layers` or `modules`.'))
     return Plan(recipe, *sides, tuple(works), kept, (*side_findings(mine), *findings))
 
-# %% ../../nbs/merging/08_plan.ipynb #c030
+# %% ../../nbs/merging/08_plan.ipynb #c031
 def _asked(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
@@ -183,7 +220,7 @@ def _asked(
                      f"{len(c.tensors)} tensors, {readable(c.nbytes)} in {len(c.files)} file(s){idle}")
     return lines
 
-# %% ../../nbs/merging/08_plan.ipynb #c032
+# %% ../../nbs/merging/08_plan.ipynb #c033
 def _gathered(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
@@ -199,7 +236,20 @@ def _gathered(
     return [f"  {what:<7}{n:>5} tensors {readable(size):>8}  {name_in_line(why)}  "
             f"({name_in_line(example, 240)})" for (what, why), (n, size, example) in groups.items()]
 
-# %% ../../nbs/merging/08_plan.ipynb #c034
+# %% ../../nbs/merging/08_plan.ipynb #c035
+def _row_lines(plan):
+    "How many rows of embedding and head are merged, stay, or have their partner elsewhere"
+    lines = []
+    for w in plan.merged:
+        if not w.pair.common: continue
+        rows, partners = row_numbers(w.vlm[0]), row_numbers(w.llm[0])
+        apart = sum(i!=j for i, j in zip(rows, partners))
+        more = f', {apart} of them with another row of the LLM' if apart else ''
+        stay = plan.vlm.tensors[w.pair.vlm].shape[0]-len(rows)
+        lines.append(f"  rows    {len(rows)} merged{more}, {stay} kept  ({name_in_line(w.pair.vlm, 240)})")
+    return lines
+
+# %% ../../nbs/merging/08_plan.ipynb #c038
 ROW_BYTES = 64          # Of memory for each number of a row, while a method has the row as a whole
 
 def _memory(
@@ -211,11 +261,12 @@ def _memory(
     if not METHODS[plan.recipe.method].rows or longest*ROW_BYTES<1e8: return f'{usual} at any size of model'
     return f'{usual}, and {readable(longest*ROW_BYTES)} more in each thread for a row of {longest} numbers'
 
-# %% ../../nbs/merging/08_plan.ipynb #c036
+# %% ../../nbs/merging/08_plan.ipynb #c040
 def describe(
     plan:Plan,          # From `plan`
 )->str:                 # Several lines
     "A plan in words"
     cost = [f"  reads {readable(plan.reads)}, writes {readable(plan.writes)}; "
             f"takes {_memory(plan)}"] if plan.merged else []
-    return '\n'.join([*_asked(plan), *_gathered(plan), *cost, *(f'  {f}' for f in plan.findings)])
+    return '\n'.join([*_asked(plan), *_gathered(plan), *_row_lines(plan), *cost,
+                      *(f'  {f}' for f in plan.findings)])
