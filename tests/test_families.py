@@ -307,7 +307,8 @@ def rows_merged(v, l, own=()):
     "The rows both have are mixed, the others stay, and so do those of words that only the VLM has"
     n = min(len(v), len(l))
     out = torch.cat([line('', v[:n].float(), l[:n].float()).to(v.dtype), v[n:]])
-    out[[*own]] = v[[*own]]
+    own = [i for i in own if i<len(v)]
+    out[own] = v[own]
     return out
 
 

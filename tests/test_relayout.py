@@ -87,9 +87,10 @@ def test_broken_names_are_mended(how, llava, tmp_path):
 
 
 def moe(folder, layers=2):
-    config = AutoConfig.for_model('qwen3_moe', vocab_size=64, hidden_size=32, intermediate_size=48,
-                                  head_dim=8, moe_intermediate_size=24, num_hidden_layers=layers,
-                                  num_attention_heads=4, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2)
+    config = AutoConfig.for_model(
+        'qwen3_moe', vocab_size=64, hidden_size=32, intermediate_size=48, moe_intermediate_size=24,
+        head_dim=8, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2, num_experts=4,
+        num_experts_per_tok=2)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     return folder
 

@@ -8,8 +8,8 @@ import errno, math, os, re, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from .places import from_hub, path_of
-from .model_files import (JSON_LIMIT, changed_files, named_files, parsed_json,
-    read_json, take_stamps, unread_weights, weight_candidates, weight_files)
+from .model_files import (JSON_LIMIT, changed_files, named_files,
+    no_download, parsed_json, read_json, take_stamps, unread_weights, weight_candidates, weight_files)
 from .disk import InputChanged, reading, unreadable
 from .texts import name_in_line, one_line
 
@@ -104,14 +104,11 @@ def read_header(
             n = int.from_bytes(f.read(8), 'little')
             if size<8 or not n or n>min(HEADER_LIMIT, size-8):
                 f.seek(0)
-                begin = f.read(12)
+                begin = f.read(64)
                 pickled = begin[:2] in (b'\x80\x02', b'PK')
                 if pickled: raise ValueError('it is a pickle, not safetensors')
-                if begin==b'version http':
-                    raise ValueError('it is a pointer of git-lfs, and not the file that it points to')
-                if size and not any(begin):
-                    raise ValueError('it begins with zeros: its download is not complete')
-                raise ValueError('its header does not fit in the file')
+                cut = ': its download is not complete'*(begin[8:9]==b'{' and n<=HEADER_LIMIT)
+                raise ValueError(no_download(begin) or f'its header does not fit in the file{cut}')
             table = parsed_json(f.read(n).decode('utf-8'))
         if not isinstance(table, dict): raise ValueError('its header is not an object')
         meta = table.pop('__metadata__', {})
@@ -160,6 +157,13 @@ def _bin_entry(name, tensor, path, records):
                          f"Download it again.")
     return entry
 
+def _refuse_no_archive(path):
+    "Raise ValueError with its name for a file that is a pointer, a page or a broken download"
+    with reading(path), open(path, 'rb') as f: begin = f.read(64)
+    cut = begin[:4]==b'PK\3\4' and not zipfile.is_zipfile(path)
+    if why := 'it was cut off: its download is not complete' if cut else no_download(begin):
+        raise ValueError(f"{path} cannot be used: {why}. Download it again.") from None
+
 def read_bin(
     path:Path,          # A file made by `torch.save` (1.6 or later)
 )->dict:                # Entries by name
@@ -171,6 +175,7 @@ def read_bin(
         with FakeTensorMode(): table = torch.load(path, weights_only=True, map_location='cpu')
     except Exception as e:  # the unpickler fails in many ways, all of which mean the same
         if isinstance(e, OSError) and e.errno!=errno.EINVAL: raise unreadable(e, path) from None
+        _refuse_no_archive(path)
         why = one_line(re.sub(r'\x1b\[\d*m', '', str(e).partition('\n')[0]), 120) or type(e).__name__
         raise ValueError(f"{path} cannot be used: it is not a plain file of tensors ({why}). "
                          f"Only files that `torch.load(weights_only=True)` accepts are read.") from None
