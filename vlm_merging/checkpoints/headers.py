@@ -68,11 +68,12 @@ def _checked_entry(name, claim, path, origin):
     if not isinstance(claim, dict): raise ValueError(f"{name[:80]!r} has no record")
     known = 'dtype', 'shape', 'data_offsets'
     dtype, shape, where = map(claim.get, known)
-    if odd := claim.keys()-{*known}:
+    if len(claim)>3 and (odd := claim.keys()-{*known}):
         raise ValueError(f"{name[:80]!r} has the unknown field {min(odd)[:40]!r}")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"{name[:80]!r} has the unknown type {str(dtype)[:40]!r}")
-    whole = lambda xs: isinstance(xs, list) and all(type(x) is int and 0<=x<2**63 for x in xs)
+    whole = lambda xs: isinstance(xs, list) and {*map(type, xs)}<={int} and (
+        not xs or 0<=min(xs) and max(xs)<2**63)
     if not whole(shape) or len(shape)>32:
         raise ValueError(f"the shape of {name[:80]!r} is not a list of sizes")
     if not whole(where) or len(where)!=2: raise ValueError(f"{name[:80]!r} has no pair of offsets")

@@ -129,12 +129,13 @@ def _sort_pairs(
     "What a recipe merges, and what it keeps"
     vlm, llm, base = sides
     with_base = 'base' in METHODS[recipe.method].fills
-    works, kept = [], dict(paired.kept)
+    works, kept, known = [], dict(paired.kept), {}       # Knobs by layer
     for p in paired.pairs:
         reason = why_kept(recipe, p, paired.depth)
         if not reason and with_base and p.vlm not in of_base: reason = 'no partner in the base'
         if reason: kept[p.vlm] = reason; continue
-        knobs = knobs_at(recipe, 0 if p.module=='embedding' else p.layer, paired.depth)
+        at = 0 if p.module=='embedding' else p.layer
+        knobs = known[at] = known.get(at) or knobs_at(recipe, at, paired.depth)
         work = work_of(p, vlm, llm, base if with_base else None, of_base.get(p.vlm), knobs,
                        words if _has_tokens(p, vlm, paired.mine.embedding) else None)
         if words and p.common and not work.vlm[0].numel: kept[p.vlm] = 'no token in common'; continue
