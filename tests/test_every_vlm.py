@@ -38,7 +38,8 @@ def test_what_is_named_otherwise_is_merged_once_it_is_rewritten(kind, tmp_path):
                 for n in ('vlm', 'llm_in'))
     p = plan(tmp_path/'vlm_memory', tmp_path/'llm', weight=.7)
     out = stored(merge(p, out=tmp_path/'out', progress=False))
-    for n in vlm: assert torch.equal(out[n], vlm[n] if torch.equal(vlm[n], llm[n]) else line(vlm[n], llm[n], 0))
+    for n, v in vlm.items():
+        assert torch.equal(out[n], v if torch.equal(v, llm[n]) else line(v, llm[n], 0))
 
 
 @pytest.mark.parametrize('kind', [k for k in VLMS if k not in ALONE])

@@ -2,10 +2,10 @@
 
     python tests/bench/planning.py [--layers 56] [--experts 128] [--runs 3] [--profile]
 
-makes, as files with headers and holes (no numbers, no room on the disk), an LLM of Qwen3-30B-A3B's shapes with
-every expert in matrices of its own, and two VLMs over it: one with experts apart, one with them stacked in
-blocks. 56 layers of 128 experts are some 22,000 tensors. Printed are seconds of processor time, the least of
-some runs, beside the floor: reading and parsing the JSON of all headers.
+makes, as files with headers and holes (no numbers, no room on the disk), an LLM of Qwen3-30B-A3B's shapes
+with every expert in matrices of its own, and two VLMs over it: one with experts apart, one with them stacked
+in blocks. 56 layers of 128 experts are some 22,000 tensors. Printed are seconds of processor time, the least
+of some runs, beside the floor: reading and parsing the JSON of all headers.
 """
 import argparse, cProfile, json, pstats, sys, tempfile, time
 from pathlib import Path
@@ -26,7 +26,8 @@ def language_model(layers, experts, stem, head, stacked):
         made |= {f'{s}self_attn.{x}_norm.weight': (HEAD,) for x in 'qk'}
         made |= {f'{s}self_attn.{x}_proj.weight': (n*HEAD, HIDDEN)
                  for x, n in (('q', HEADS), ('k', KV), ('v', KV))}
-        made |= {f'{s}self_attn.o_proj.weight': (HIDDEN, HEADS*HEAD), f'{s}mlp.gate.weight': (experts, HIDDEN)}
+        made |= {f'{s}self_attn.o_proj.weight': (HIDDEN, HEADS*HEAD),
+                 f'{s}mlp.gate.weight': (experts, HIDDEN)}
         if stacked:
             made |= {f'{s}mlp.experts.gate_up_proj': (experts, 2*INNER, HIDDEN),
                      f'{s}mlp.experts.down_proj': (experts, HIDDEN, INNER)}
@@ -96,8 +97,8 @@ if __name__=='__main__':
         llm = write(Path(room)/'llm', language_model(args.layers, args.experts, 'model.', '', False), text)
         for name, stacked in (('apart', False), ('stacked', True)):
             tensors = language_model(args.layers, args.experts, 'model.language_model.', '', stacked)|tower()
-            vlm = write(Path(room)/name, tensors,
-                        dict(model_type='qwen3_vl_moe', text_config=text|dict(model_type='qwen3_vl_moe_text')))
+            inner = text|dict(model_type='qwen3_vl_moe_text')
+            vlm = write(Path(room)/name, tensors, dict(model_type='qwen3_vl_moe', text_config=inner))
             made = plan(vlm, llm)
             assert not made.stops, made
             least = seconds(lambda: floor((vlm, llm)), args.runs)
