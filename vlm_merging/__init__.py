@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 # The face: module -> the names that it lends
 _NAMES = {
     'checkpoints.headers': 'Checkpoint',
+    'checkpoints.relayout': 'relayout',
     'merging.families': 'FAMILIES Family pair_names',
     'merging.methods': ('METHODS Scale Share merge_method linear slerp task_arithmetic ties dare_linear '
                         'dare_ties breadcrumbs della sce'),

@@ -1,4 +1,4 @@
-"""Merging from the shell: `plan`, `merge`, `inspect` and `methods`."""
+"""Merging from the shell: `plan`, `merge`, `relayout`, `inspect` and `methods`."""
 from __future__ import annotations
 import json, sys, time
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ WHO = 'merging.recipe:Recipe vlm llm base'
 WHAT = 'merging.recipe:Recipe method'
 WHERE = 'merging.recipe:Recipe layers modules embeddings'
 HOW = 'merging.recipe:Recipe seed as_run'
-OUTPUT = 'merging.merge:merge out overwrite workers device sha256 allow_nonfinite'
+OUTPUT = 'merging.merge:merge out layout overwrite workers device sha256 allow_nonfinite'
 TYPED_ONLY = 'cli.merging_commands:asked_recipe'
 RECIPE = dict(shows=dict(who=(WHO, f'{TYPED_ONLY} recipe'), what=(WHAT, KNOBS),
                          where=(WHERE, f'{TYPED_ONLY} layer_swap'), how=HOW),
@@ -98,6 +98,17 @@ def merge_command(
     size = sum(p.stat().st_size for p in out.rglob('*') if p.is_file())
     print(f'{name_in_line(out, 4000)}: {readable(size)} in {time.time()-start:.1f} s. '
           f'Open it with AutoModelForImageTextToText.from_pretrained.')
+    return 0
+
+@command(shows=dict(options='checkpoints.relayout:relayout'), places='folder', needs='folder to out',
+         example='vlm-merging relayout merged --to hub --out served')
+def relayout_command(
+    **given,            # Option -> value, as typed
+)->int:                 # Exit code
+    "Copy a checkpoint under the names of another layout, bit for bit"
+    from vlm_merging.checkpoints.relayout import relayout
+    out = relayout(given.pop('folder'), **given)
+    print(f'{name_in_line(out, 4000)}: the same numbers under the names of the layout {given["to"]}.')
     return 0
 
 @command(example='vlm-merging inspect lab/vlm')

@@ -11,8 +11,8 @@ from ..checkpoints.blocks import sample
 from ..checkpoints.headers import FLOATS, Checkpoint
 from ..checkpoints.model_files import read_json
 from ..checkpoints.texts import name_in_line, quoted
-from ..checkpoints.decoder import more_than_language, nested, text_config
-from .families import Pairing, pair_names
+from ..checkpoints.decoder import LAYER, more_than_language, nested, text_config
+from .families import Pairing, module_of, pair_names
 from .folders import Finding, folder_findings
 
 # %% auto #0
@@ -68,6 +68,12 @@ def unlike_parts(
     theirs, lonely = paired.theirs, list(paired.lonely)
     inside = {n for i, r in theirs.layers.items() if i not in theirs.cross for n in r.values()}
     strange = [n for n in paired.unused if n in inside and not n.endswith('inv_freq')]
+    attend = [next((n for n in names if (m := LAYER.fullmatch(n)) and module_of(m['rest'])=='attention'), '')
+              for names in (lonely, strange)]
+    if all(attend) and not any(p.module=='attention' and p.layer is not None for p in paired.pairs):
+        return [Finding('stop', f"VLM and {who} name their layers otherwise: {attend[0]}, {attend[1]}.",
+                        f"Rewrite both with `vlm-merging relayout FOLDER --to transformers` and merge these, "
+                        f"or pick {_an(who)} of the same architecture.")]
     findings, fused = [], any(_part_of(n)=='fused' for n in (*lonely, *strange))
     for part, (word, fix) in _PARTS.items():
         if fused and part in ('bias', 'other'): continue   # the other side of the same fact

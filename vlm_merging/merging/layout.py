@@ -4,14 +4,15 @@
 
 # %% ../../nbs/merging/10_layout.ipynb #c005
 from __future__ import annotations
-import json, re
-from dataclasses import dataclass
-from ..checkpoints.headers import Checkpoint
+from dataclasses import dataclass, replace
+from ..checkpoints.blocks import other_rows
+from ..checkpoints.headers import Checkpoint, read_header
 from ..checkpoints.model_files import read_json
+from ..checkpoints.relayout import file_header, new_index, safetensors_name
 from .plan import Plan
 
 # %% auto #0
-__all__ = ['COPY_BYTES', 'OutShard', 'out_shard', 'out_shards', 'runs', 'index_name', 'index_text']
+__all__ = ['COPY_BYTES', 'OutShard', 'out_shard', 'out_shards', 'runs', 'index_text']
 
 # %% ../../nbs/merging/10_layout.ipynb #c010
 @dataclass(frozen=True)
@@ -23,48 +24,36 @@ class OutShard:
     size:int            # Bytes in all
 
 # %% ../../nbs/merging/10_layout.ipynb #c012
-def _new_header(
-    entries:list,       # `Entry` of each tensor, in order
-)->tuple[bytes, list]:  # The header, and the first byte of each tensor behind it
-    "What a safetensors file of these tensors begins with"
-    table, starts, at = {'__metadata__': {'format': 'pt'}}, [], 0
-    for e in entries:
-        table[e.name] = dict(dtype=e.dtype, shape=list(e.shape), data_offsets=[at, at+e.nbytes])
-        starts.append(at)
-        at += e.nbytes
-    raw = json.dumps(table, separators=(',', ':')).encode()
-    raw += b' '*(-len(raw)%8)
-    return len(raw).to_bytes(8, 'little')+raw, starts
-
-# %% ../../nbs/merging/10_layout.ipynb #c015
 def out_shard(
     vlm:Checkpoint,     # The VLM
     file:str,           # One of its weight files
     entries:list,       # `Entry` of each tensor in it
+    names:dict|None=None, # Stored name -> its name in the output, from `new_names`; None: all stay
 )->OutShard:
     "The output file that belongs to one file of the VLM"
     entries = sorted(entries, key=lambda e: (e.start, e.nbytes))
-    if file.endswith('.safetensors'):
+    if file.endswith('.safetensors') and not names:
         with open(vlm.path/file, 'rb') as f:
             n = int.from_bytes(f.read(8), 'little')
             f.seek(0)
             return OutShard(file, f.read(8+n), tuple((e, e.start) for e in entries),
                             (vlm.path/file).stat().st_size)
-    header, starts = _new_header(entries)
+    meta = read_header(vlm.path/file)[1] if file.endswith('.safetensors') else None
+    header, starts = file_header([replace(e, name=(names or {}).get(e.name, e.name)) for e in entries], meta)
     places = tuple((e, len(header)+at) for e, at in zip(entries, starts))
-    return OutShard(re.sub(r'^pytorch_model', 'model', file)[:-3]+'safetensors', header, places,
-                    len(header)+sum(e.nbytes for e in entries))
+    return OutShard(safetensors_name(file), header, places, len(header)+sum(e.nbytes for e in entries))
 
-# %% ../../nbs/merging/10_layout.ipynb #c018
+# %% ../../nbs/merging/10_layout.ipynb #c015
 def out_shards(
     vlm:Checkpoint,     # The VLM
+    names:dict|None=None, # Stored name -> its name in the output; None: all stay
 )->list:                # Of `OutShard`, in the order of its files
     "The output files; every tensor is looked at once, however many files there are"
     inside = {file: [] for file in vlm.files}
     for e in vlm.tensors.values(): inside[e.file.name].append(e)
-    return [out_shard(vlm, file, entries) for file, entries in inside.items()]
+    return [out_shard(vlm, file, entries, names) for file, entries in inside.items()]
 
-# %% ../../nbs/merging/10_layout.ipynb #c022
+# %% ../../nbs/merging/10_layout.ipynb #c019
 COPY_BYTES = 1<<28             # Longest run of copied bytes in one piece
 
 def runs(
@@ -74,30 +63,24 @@ def runs(
     "The byte ranges that are copied, joined where they touch"
     ranges = []
     for e, to in places:
-        merged = works[e.name].vlm[0].nbytes if e.name in works else 0
-        at, to, n = e.start+merged, to+merged, e.nbytes-merged
-        if not n: continue
-        last = ranges[-1] if ranges else None
-        touches = last and last[0]==e.file and last[1]+last[3]==at and last[2]+last[3]==to
-        if touches and last[3]+n<=COPY_BYTES: ranges[-1] = (*last[:3], last[3]+n)
-        else: ranges += [(e.file, at+i, to+i, min(COPY_BYTES, n-i)) for i in range(0, n, COPY_BYTES)]
+        for first, n in other_rows(works[e.name].vlm[0], e.nbytes) if e.name in works else [(0, e.nbytes)]:
+            if n: _add_range(ranges, e.file, e.start+first, to+first, n)
     return ranges
 
-# %% ../../nbs/merging/10_layout.ipynb #c026
-def index_name(
-    vlm:Checkpoint,     # The VLM
-)->str:                 # File name
-    "What the index of the merged model is called: config.json may name it"
-    return vlm.index if vlm.index.endswith('.safetensors.index.json') else 'model.safetensors.index.json'
+def _add_range(ranges, file, at, to, n):
+    "Lengthen the last range, or begin another"
+    last = ranges[-1] if ranges else None
+    touches = last and last[0]==file and last[1]+last[3]==at and last[2]+last[3]==to
+    if touches and last[3]+n<=COPY_BYTES: ranges[-1] = (*last[:3], last[3]+n)
+    else: ranges += [(file, at+i, to+i, min(COPY_BYTES, n-i)) for i in range(0, n, COPY_BYTES)]
 
-# %% ../../nbs/merging/10_layout.ipynb #c028
+# %% ../../nbs/merging/10_layout.ipynb #c023
 def index_text(
     p:Plan,             # From `plan`
     shards,             # `OutShard` of each output file
+    names:dict|None=None, # Stored name -> its name in the output; None: all stay
 )->str:
     "The index of the merged model: the VLM's own, with the names of the output files"
-    if own := p.vlm.index.endswith('.safetensors.index.json') and p.vlm.path/p.vlm.index:
+    if own := not names and p.vlm.index.endswith('.safetensors.index.json') and p.vlm.path/p.vlm.index:
         if isinstance(read_json(own).get('metadata'), dict): return own.read_text(encoding='utf-8')
-    table = {e.name: s.name for s in shards for e, _ in s.places}
-    return json.dumps(dict(metadata={'total_size': p.vlm.nbytes}, weight_map=dict(sorted(table.items()))),
-                      indent=2)+'\n'
+    return new_index(p.vlm, {(names or {}).get(e.name, e.name): s.name for s in shards for e, _ in s.places})

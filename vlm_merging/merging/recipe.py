@@ -209,7 +209,7 @@ class Recipe:
                         # LLMs `weight` has one number for each model, the VLM's first
     layers:str='all'    # Where: all, 6-31, 0-5,8, 6-
     modules:str='all'   # Which parts: all, or some of attention,mlp,norm
-    embeddings:bool=False # Merge token embeddings and output head too, as far as both have the row?
+    embeddings:bool=False # Merge token embeddings and output head too, as far as both have the token?
     seed:int=0          # Of the coin flips
     as_run:bool=False   # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
 
@@ -272,7 +272,7 @@ def recipe_of(
     method:str|None=None, # Merge method, by its name: how two tensors become one; default: linear
     layers:str|list|None=None, # Where: all, 6-31, 0-5,8, 6-; default: all
     modules:str|list|None=None, # Which parts: all, or some of attention,mlp,norm; default: all
-    embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the row?
+    embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the token?
     seed:int|None=None, # Of the coin flips; default: 0
     as_run:bool|None=None, # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
     **knobs,            # Of the method, such as weight=0.9; a list is a curve, or one for each model
