@@ -8,9 +8,9 @@ import errno, math, os, re, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from .places import from_hub, path_of
-from .model_files import (JSON_LIMIT, changed_files, is_adapter, named_files,
-                                                 parsed_json,
-    read_json, take_stamps, unread_weights, weight_candidates, weight_files)
+from .model_files import (
+    JSON_LIMIT, changed_files, is_adapter, named_files, no_download, parsed_json, read_json, take_stamps,
+    unread_weights, weight_candidates, weight_files)
 from .disk import InputChanged, reading, unreadable
 from .texts import name_in_line, one_line
 
@@ -69,11 +69,12 @@ def _checked_entry(name, claim, path, origin):
     if not isinstance(claim, dict): raise ValueError(f"{name[:80]!r} has no record")
     known = 'dtype', 'shape', 'data_offsets'
     dtype, shape, where = map(claim.get, known)
-    if odd := claim.keys()-{*known}:
+    if len(claim)>3 and (odd := claim.keys()-{*known}):
         raise ValueError(f"{name[:80]!r} has the unknown field {min(odd)[:40]!r}")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"{name[:80]!r} has the unknown type {str(dtype)[:40]!r}")
-    whole = lambda xs: isinstance(xs, list) and all(type(x) is int and 0<=x<2**63 for x in xs)
+    whole = lambda xs: isinstance(xs, list) and {*map(type, xs)}<={int} and (
+        not xs or 0<=min(xs) and max(xs)<2**63)
     if not whole(shape) or len(shape)>32:
         raise ValueError(f"the shape of {name[:80]!r} is not a list of sizes")
     if not whole(where) or len(where)!=2: raise ValueError(f"{name[:80]!r} has no pair of offsets")
@@ -105,14 +106,11 @@ def read_header(
             n = int.from_bytes(f.read(8), 'little')
             if size<8 or not n or n>min(HEADER_LIMIT, size-8):
                 f.seek(0)
-                begin = f.read(12)
+                begin = f.read(64)
                 pickled = begin[:2] in (b'\x80\x02', b'PK')
                 if pickled: raise ValueError('it is a pickle, not safetensors')
-                if begin==b'version http':
-                    raise ValueError('it is a pointer of git-lfs, and not the file that it points to')
-                if size and not any(begin):
-                    raise ValueError('it begins with zeros: its download is not complete')
-                raise ValueError('its header does not fit in the file')
+                cut = ': its download is not complete'*(begin[8:9]==b'{' and n<=HEADER_LIMIT)
+                raise ValueError(no_download(begin) or f'its header does not fit in the file{cut}')
             table = parsed_json(f.read(n).decode('utf-8'))
         if not isinstance(table, dict): raise ValueError('its header is not an object')
         meta = table.pop('__metadata__', {})
@@ -161,6 +159,13 @@ def _bin_entry(name, tensor, path, records):
                          f"Download it again.")
     return entry
 
+def _refuse_no_archive(path):
+    "Raise ValueError with its name for a file that is a pointer, a page or a broken download"
+    with reading(path), open(path, 'rb') as f: begin = f.read(64)
+    cut = begin[:4]==b'PK\3\4' and not zipfile.is_zipfile(path)
+    if why := 'it was cut off: its download is not complete' if cut else no_download(begin):
+        raise ValueError(f"{path} cannot be used: {why}. Download it again.") from None
+
 def read_bin(
     path:Path,          # A file made by `torch.save` (1.6 or later)
 )->dict:                # Entries by name
@@ -172,6 +177,7 @@ def read_bin(
         with FakeTensorMode(): table = torch.load(path, weights_only=True, map_location='cpu')
     except Exception as e:  # the unpickler fails in many ways, all of which mean the same
         if isinstance(e, OSError) and e.errno!=errno.EINVAL: raise unreadable(e, path) from None
+        _refuse_no_archive(path)
         why = one_line(re.sub(r'\x1b\[\d*m', '', str(e).partition('\n')[0]), 120) or type(e).__name__
         raise ValueError(f"{path} cannot be used: it is not a plain file of tensors ({why}). "
                          f"Only files that `torch.load(weights_only=True)` accepts are read.") from None

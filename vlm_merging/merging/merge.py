@@ -9,19 +9,22 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 import torch
 from tqdm.auto import tqdm
 from .. import __version__
 from ..checkpoints.headers import FLOATS, readable, refuse_changed
 from ..checkpoints.identity import deciding_files, fingerprints
-from ..checkpoints.blocks import BLOCK, BLOCK_GPU, Blocks, Source, faulty, keep_heap, opened
+from vlm_merging.checkpoints.blocks import (BLOCK, BLOCK_GPU, Blocks, Source, faulty, keep_heap, opened,
+    write_rows)
 from ..checkpoints.disk import replace_text
 from ..checkpoints.places import path_of
+from ..checkpoints.relayout import index_name, new_names
 from vlm_merging.checkpoints.writer import (JOURNAL, Shard, copy_sides, drafting, journal_of, missing_room,
     side_files, usable_target)
 from .card import model_card, provenance
 from .coins import name_rng
-from .layout import OutShard, index_name, index_text, out_shards, runs
+from .layout import OutShard, index_text, out_shards, runs
 from .methods import METHODS, Method, blockwise
 from .plan import Plan, Work, plan, whole_shape
 from .recipe import Recipe, recipe_of
@@ -97,7 +100,7 @@ def merge_one(
         if advance: advance(len(data))
 
 # %% ../../nbs/merging/11_merge.ipynb #c021
-_AS_IT_IS = Method('as it is', lambda vlm: vlm, ('vlm',), {}, None, False, 'W + ΔW, not merged with anything')
+_AS_IT_IS = Method('as it is', lambda vlm: vlm, ('vlm',), {}, None, about='W + ΔW, not merged with anything')
 
 @dataclass
 class _Hands:
@@ -116,7 +119,8 @@ class _Hands:
         recipe, method = self.plan.recipe, METHODS[self.plan.recipe.method] if work.llm else _AS_IT_IS
         dtype = torch.float16 if recipe.as_run and work.llm else torch.float32
         with opened(e for entries in work.sides(method) for e in entries) as files:
-            merge_one(work, method, files, lambda data, at: shard.write(data, to+at), recipe.seed,
+            write = write_rows(work.vlm[0], lambda data, at: shard.write(data, to+at))
+            merge_one(work, method, files, write, recipe.seed,
                       self.device, dtype, self.allow_nonfinite, self.stopped, self.advance)
         shard.done(f'merge {to}+{work.vlm[0].nbytes}', work.vlm[0].nbytes)
 
@@ -166,12 +170,13 @@ def write_shards(
     device:str,         # Where to compute
     allow_nonfinite:bool, # Merge tensors with NaN or Inf too?
     progress:bool|None, # Show a bar? None: only on a terminal
+    names:dict|None=None, # Stored name -> its name in the output; None: all stay
 )->None:
     "Write all weight files of the merged model into the draft, and their index"
     keep_heap()
-    shards = out_shards(p.vlm)
+    shards = out_shards(p.vlm, names)
     known, stopped = journal_of(draft/JOURNAL), threading.Event()
-    if p.vlm.index: replace_text(draft/index_name(p.vlm), index_text(p, shards))
+    if p.vlm.index: replace_text(draft/index_name(p.vlm), index_text(p, shards, names))
     bar = tqdm(total=p.writes, unit='B', unit_scale=True, unit_divisor=1000, desc='merging',
                disable=None if progress is None else not progress)
     hands = _Hands(p, device, allow_nonfinite, stopped, bar.update)
@@ -247,7 +252,7 @@ def merge(
     method:str|None=None, # Merge method, by its name: how two tensors become one; default: linear
     layers:str|list|None=None, # Where: all, 6-31, 0-5,8, 6-; default: all
     modules:str|list|None=None, # Which parts: all, or some of attention,mlp,norm; default: all
-    embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the row?
+    embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the token?
     seed:int|None=None, # Of the coin flips; default: 0
     as_run:bool|None=None, # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
     overwrite:bool=False, # Replace `out` if an earlier merge made it?
@@ -255,6 +260,7 @@ def merge(
     device:str='cpu',   # Where to compute: cpu, cuda, cuda:1
     sha256:bool=False,  # Put full hashes of the inputs into recipe.json? Costs more than the merge
     allow_nonfinite:bool=False, # Merge tensors with NaN or Inf too?
+    layout:Literal['hub', 'transformers']|None=None, # Names of the output, see `relayout`; None: the VLM's
     progress:bool|None=None, # Show a bar? None: only on a terminal
     **knobs,            # Of the method, such as weight=0.9; a list is a curve, or one for each model
 )->Path:                # The folder
@@ -266,14 +272,17 @@ def merge(
     _refuse_device(device)
     p = plan(recipe)
     _refuse(p, out)
+    names = new_names(p.vlm, layout) if layout else None
     inputs = {who: fingerprints(c, sha256) for who, c in p.sides.items()}
     need_room(out.parent, p, out.with_name(f'.{out.name}.draft'))
     texts = {'recipe.json': json.dumps(provenance(p, inputs), indent=1)+'\n',
              'README.md': model_card(p, out.name)}
     written = {who: {f: s for f, (_, s) in deciding_files(c).items()} for who, c in p.sides.items()}
-    key, strict = (draft_key(p, [inputs, written], device, lax) for lax in (allow_nonfinite, False))
+    same = [inputs, written, *filter(None, [layout])]
+    key, strict = (draft_key(p, same, device, lax) for lax in (allow_nonfinite, False))
     with drafting(out, key, overwrite, (strict,), p.writes) as draft:
-        write_shards(p, draft, workers or min(4, os.cpu_count() or 1), device, allow_nonfinite, progress)
+        workers = workers or min(4, os.cpu_count() or 1)
+        write_shards(p, draft, workers, device, allow_nonfinite, progress, names)
         copy_sides(p.vlm.path, draft)
         for name, text in texts.items(): replace_text(draft/name, text)
         for c in p.sides.values(): refuse_changed(c)    # Since `plan` opened them, before any hash was taken

@@ -14,15 +14,16 @@ from ..checkpoints.identity import same_weights
 from ..checkpoints.low_rank import thin_bytes
 from ..checkpoints.writer import side_files
 from ..checkpoints.texts import name_in_line
-from .checks import check
+from ..checkpoints.vocabulary import paired_rows, picked_rows, row_numbers
+from .checks import check, tokens
 from .families import Pair, Pairing
 from .folders import Finding
 from .methods import METHODS, Method
 from .recipe import BESIDE, Recipe, knobs_at, knobs_of, recipe_of, why_kept
 
 # %% auto #0
-__all__ = ['ROW_BYTES', 'Work', 'work_of', 'Plan', 'why_untouched', 'beside_language', 'one_twice', 'side_findings',
-           'pair_beside', 'plan', 'whole_shape', 'describe']
+__all__ = ['ROW_BYTES', 'Work', 'work_of', 'Plan', 'why_untouched', 'beside_language', 'token_words', 'one_twice',
+           'side_findings', 'pair_beside', 'plan', 'whole_shape', 'describe']
 
 # %% ../../nbs/merging/08_plan.ipynb #c009
 @dataclass(frozen=True)
@@ -42,7 +43,13 @@ class Work:
         given = dict(vlm=[self.vlm], llm=[self.llm, *self.more], base=[self.base])
         return [entries for who, some in given.items() if who in method.fills for entries in some]
 
-# %% ../../nbs/merging/08_plan.ipynb #c011
+# %% ../../nbs/merging/08_plan.ipynb #c012
+def _rows_by_word(sides, words):
+    "Of tables with a row a token, the rows of common strings"
+    sizes = [es[0].shape[0] for es in sides if es]
+    columns = iter([*zip(*paired_rows(words, sizes))] or [()]*len(sizes))
+    return [(picked_rows(es[0], [*next(columns)]),) if es else () for es in sides]
+
 def work_of(
     pair:Pair,          # Names, layer and module
     vlm:Checkpoint,     # The VLM
@@ -51,16 +58,18 @@ def work_of(
     of_base:Pair|None=None, # Its partner in the base
     knobs:dict|None=None, # As set at this layer
     more:tuple=(),      # Of further LLMs: each with its partner, `(Checkpoint, Pair)`
+    words:list|None=None, # Of each side: token number -> string; None: rows are paired by number
 )->Work:                # Embedding and head: the rows that all have
     "The byte ranges of a pair"
     sides = [(vlm.tensors[pair.vlm],), pair.entries(llm.tensors),
              of_base.entries(base.tensors) if base else (), *(p.entries(c.tensors) for c, p in more)]
-    if pair.common:
+    if pair.common and words: sides = _rows_by_word(sides, words)
+    elif pair.common:
         rows = min(es[0].shape[0] for es in sides if es)
         sides = [tuple(e.rows(rows) for e in es) for es in sides]
     return Work(pair, *sides[:3], knobs or {}, tuple(sides[3:]))
 
-# %% ../../nbs/merging/08_plan.ipynb #c015
+# %% ../../nbs/merging/08_plan.ipynb #c016
 @dataclass(frozen=True, repr=False)
 class Plan:
     "What a recipe would do, known before it is done"
@@ -103,17 +112,15 @@ class Plan:
 
     def __repr__(self): return describe(self)
 
-# %% ../../nbs/merging/08_plan.ipynb #c018
+# %% ../../nbs/merging/08_plan.ipynb #c019
 def why_untouched(
     mine,               # `Entry` of the VLM
     donors:list,        # Of each donor, open, its `Pair`
 )->str:                 # Reason; '' if it can be merged
     "Why a tensor stays as it is because of an adapter"
     theirs = [(c, p.entries(c.tensors)) for c, p in donors]
-    if all(named_alone(c) and es==(mine,) for c, es in theirs): return 'the adapter leaves it as it is'
-    fewer = any(e.shape[:1]<mine.shape[:1] for _, es in theirs for e in es)
-    cut = donors[0][1].common and hasattr(mine, 'deltas') and fewer
-    return 'it has rows of its own, to which the adapter adds' if cut else ''
+    alone = all(named_alone(c) and es==(mine,) for c, es in theirs)
+    return 'the adapter leaves it as it is' if alone else ''
 
 def beside_language(
     llm:Checkpoint,     # The donor
@@ -128,18 +135,41 @@ def beside_language(
                             f"{name_in_line(out[0])}: they stay the VLM's.",
                     'To take them in, name VLM+ADAPTER as the VLM.')]
 
-# %% ../../nbs/merging/08_plan.ipynb #c019
+# %% ../../nbs/merging/08_plan.ipynb #c020
+def token_words(
+    recipe:Recipe,      # What to do
+    sides:tuple,        # The open VLM, LLM, base (or None) and further LLMs
+)->tuple[list|None, list]: # Of each side that takes part token number -> string, if known; findings
+    "The words by which rows of embeddings are paired, if they are merged and each side says them"
+    if not recipe.embeddings: return None, []
+    vlm, llm, base, *more = sides
+    sides = [vlm, llm, *([base] if base and 'base' in METHODS[recipe.method].fills else []), *more]
+    words = [tokens(c) for c in sides]
+    if all(words): return words, []
+    lacks = ' and '.join(name_in_line(c.source or c.path, 200) for c, w in zip(sides, words) if not w)
+    return None, [Finding('warn', f'There is no tokenizer.json in {lacks}, so rows of embeddings are paired '
+                                  f'by number.',
+                          'Where a number stands for two words, their mean is neither: put that file there, '
+                          'or leave `embeddings` out.')]
+
+def _has_tokens(pair, vlm, embedding):
+    "Is this a table with a row a token?"
+    rows = vlm.tensors[embedding].shape[:1] if embedding else ()
+    return pair.common and (pair.module=='head' or pair.key=='embedding'
+                            or vlm.tensors[pair.vlm].shape[:1]==rows)
+
 def _sort_pairs(
     recipe:Recipe,      # What to do
     sides:tuple,        # The open VLM, LLM, base (or None) and further LLMs
     paired:Pairing,     # VLM and LLM
     of_base:dict,       # Name in the VLM -> `Pair` with the base
     of_more:tuple=(),   # The same with each further LLM
+    words:list|None=None, # From `token_words`
 )->tuple[list, dict]:   # `Work`, and the names that stay with their reasons
     "What a recipe merges, and what it keeps"
     vlm, llm, base, *more = sides
     if 'base' not in METHODS[recipe.method].fills: base = None
-    works, kept = [], dict(paired.kept)
+    works, kept, known = [], dict(paired.kept), {}       # Knobs by layer
     others = [('the base', of_base)]*(base is not None)
     others += [(name_in_line(c.source), of) for c, of in zip(more, of_more)]
     for p in paired.pairs:
@@ -149,12 +179,19 @@ def _sort_pairs(
         if not reason and lacks: reason = f'no partner in {lacks}'
         if not reason: reason = why_untouched(vlm.tensors[p.vlm], donors)
         if reason: kept[p.vlm] = reason; continue
-        first = p.module in ('embedding', *BESIDE)      # Before the layers, so a curve begins there
-        knobs = knobs_at(recipe, 0 if first else p.layer, paired.depth)
-        works.append(work_of(p, vlm, llm, base, of_base.get(p.vlm), knobs, donors[1:]))
+        at = 0 if p.module in ('embedding', *BESIDE) else p.layer   # Before the layers a curve begins
+        knobs = known[at] = known.get(at) or knobs_at(recipe, at, paired.depth)
+        work = work_of(p, vlm, llm, base, of_base.get(p.vlm), knobs, donors[1:],
+                       words if _has_tokens(p, vlm, paired.mine.embedding) else None)
+        mine, some = vlm.tensors[p.vlm], work.vlm[0]
+        if words and p.common and not some.numel: reason = 'no token in common'
+        if hasattr(mine, 'deltas') and some.shape!=mine.shape:
+            reason = 'it has rows of its own, to which the adapter adds'
+        if reason: kept[p.vlm] = reason
+        else: works.append(work)
     return works, kept
 
-# %% ../../nbs/merging/08_plan.ipynb #c022
+# %% ../../nbs/merging/08_plan.ipynb #c023
 def one_twice(
     vlm:Checkpoint,     # The VLM
     llm:Checkpoint,     # The LLM
@@ -171,7 +208,7 @@ def one_twice(
         found.append(Finding('warn', f'{one} and {other} are the same files, so {means}.', fix))
     return found
 
-# %% ../../nbs/merging/08_plan.ipynb #c025
+# %% ../../nbs/merging/08_plan.ipynb #c026
 def side_findings(
     vlm:Checkpoint,     # The VLM
 )->list[Finding]:
@@ -182,7 +219,7 @@ def side_findings(
         return [Finding('stop', f'{what}.', fix)]
     return []
 
-# %% ../../nbs/merging/08_plan.ipynb #c027
+# %% ../../nbs/merging/08_plan.ipynb #c028
 def _check_each(
     vlm:Checkpoint,     # The VLM
     llms:list,          # The LLMs
@@ -194,7 +231,7 @@ def _check_each(
            for c, some in zip(llms, found) for f in some if f not in shared]
     return paired, sorted(shared+own, key=lambda f: f.level!='stop')
 
-# %% ../../nbs/merging/08_plan.ipynb #c030
+# %% ../../nbs/merging/08_plan.ipynb #c031
 _PROJECTOR = re.compile(r"projector|projection|connector|merger|aligner|resampler|abstractor|perceiver"
                         r"|qformer|query_tokens|image_newline|\bmlp1\b|embed_vision")
 _SCALE = re.compile(r'dtype|dropout|initializer|_name_or_path|transformers_version|architectures|model_type')
@@ -241,7 +278,7 @@ def pair_beside(
     order = {n: i for i, n in enumerate(vlm.tensors)}
     return replace(paired, pairs=tuple(sorted(pairs, key=lambda p: order[p.vlm])), kept=kept)
 
-# %% ../../nbs/merging/08_plan.ipynb #c033
+# %% ../../nbs/merging/08_plan.ipynb #c034
 def _left_beside(
     recipe:Recipe,      # What was asked for
     works:list,         # What is merged
@@ -255,7 +292,7 @@ def _left_beside(
                     f'Leave {p} out of `modules`, or name a VLM that is built alike.')
             for p, why in whys.items()]
 
-# %% ../../nbs/merging/08_plan.ipynb #c035
+# %% ../../nbs/merging/08_plan.ipynb #c036
 def plan(
     vlm:Recipe|str|Path, # A recipe or a plan; or the VLM: folder, hub id (with optional @revision), lab/vlm
     llm:str|Path|list|None=None, # The LLM: a folder, a hub id, or lab/llm; or a list of several
@@ -264,7 +301,7 @@ def plan(
     method:str|None=None, # Merge method, by its name: how two tensors become one; default: linear
     layers:str|list|None=None, # Where: all, 6-31, 0-5,8, 6-; default: all
     modules:str|list|None=None, # Which parts: all, or some of attention,mlp,norm; default: all
-    embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the row?
+    embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the token?
     seed:int|None=None, # Of the coin flips; default: 0
     as_run:bool|None=None, # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
     **knobs,            # Of the method, such as weight=0.9; a list is a curve, or one for each model
@@ -288,14 +325,16 @@ def plan(
             if third: with_base = pair_beside(mine, third, with_base, recipe.parts)
         by_name = [{p.vlm: p for p in o.pairs} for o in ([with_base] if third else [])+others]
         of_base = by_name.pop(0) if third else {}
-        works, kept = _sort_pairs(recipe, (mine, theirs[0], third, *theirs[1:]), paired, of_base, by_name)
+        sides = mine, theirs[0], third, *theirs[1:]
+        words, unsaid = token_words(recipe, sides)
+        works, kept = _sort_pairs(recipe, sides, paired, of_base, by_name, words)
         nothing = Finding('stop', 'Nothing is left to merge.', 'Widen `layers` or `modules`.')
-        findings += _left_beside(recipe, works, kept)
+        findings += unsaid+_left_beside(recipe, works, kept)
         if not works: findings.insert(0, nothing)
     return Plan(recipe, mine, theirs[0], third, tuple(works), kept, (*side_findings(mine), *findings),
                 tuple(theirs[1:]))
 
-# %% ../../nbs/merging/08_plan.ipynb #c039
+# %% ../../nbs/merging/08_plan.ipynb #c040
 def _donor_words(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
@@ -310,7 +349,7 @@ def _donor_words(
            if plan.base and under=='VLM' else f"so its task vector is ΔW, as seen from the {under}")
     return [f"  the donor is the {under} + ΔW of the adapter, {way}"]
 
-# %% ../../nbs/merging/08_plan.ipynb #c040
+# %% ../../nbs/merging/08_plan.ipynb #c041
 def _size_words(checkpoint):
     "What kind of model it is, and how large; of an adapter, what it changes"
     tops = checkpoint.adapters
@@ -320,7 +359,7 @@ def _size_words(checkpoint):
     on = [f"{o.kind} that changes {len(o.changed)} tensors" for o in tops]
     return on[-1] if named_alone(checkpoint) else ', with a '.join([model, *on])
 
-# %% ../../nbs/merging/08_plan.ipynb #c041
+# %% ../../nbs/merging/08_plan.ipynb #c042
 def _asked(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
@@ -338,7 +377,7 @@ def _asked(
                      + f'; {recipe.method} makes no use of it'*idle)
     return lines+_donor_words(plan)
 
-# %% ../../nbs/merging/08_plan.ipynb #c043
+# %% ../../nbs/merging/08_plan.ipynb #c044
 def _gathered(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
@@ -354,7 +393,7 @@ def _gathered(
     return [f"  {what:<7}{n:>5} tensors {readable(size):>8}  {name_in_line(why)}  "
             f"({name_in_line(example, 240)})" for (what, why), (n, size, example) in groups.items()]
 
-# %% ../../nbs/merging/08_plan.ipynb #c045
+# %% ../../nbs/merging/08_plan.ipynb #c046
 def whole_shape(
     shape:tuple,        # Of a tensor
 )->tuple:               # (rows, columns), or (numbers,)
@@ -362,7 +401,20 @@ def whole_shape(
     if len(shape)<4: return tuple(shape[-2:]) or (1,)
     return shape[0], math.prod(shape[1:])
 
-# %% ../../nbs/merging/08_plan.ipynb #c047
+# %% ../../nbs/merging/08_plan.ipynb #c048
+def _row_lines(plan):
+    "How many rows of embedding and head are merged, stay, or have their partner elsewhere"
+    lines = []
+    for w in plan.merged:
+        if not w.pair.common: continue
+        rows, partners = row_numbers(w.vlm[0]), row_numbers(w.llm[0])
+        apart = sum(i!=j for i, j in zip(rows, partners))
+        more = f', {apart} of them with another row of the LLM' if apart else ''
+        stay = plan.vlm.tensors[w.pair.vlm].shape[0]-len(rows)
+        lines.append(f"  rows    {len(rows)} merged{more}, {stay} kept  ({name_in_line(w.pair.vlm, 240)})")
+    return lines
+
+# %% ../../nbs/merging/08_plan.ipynb #c051
 ROW_BYTES = 64          # Of memory for each number of what a method has as a whole: a row, or a matrix
 
 def _memory(
@@ -371,7 +423,8 @@ def _memory(
     "What a merge takes of memory"
     works = (*plan.merged, *plan.baked)
     usual, shapes = 'some 0.3 GB of memory', [w.vlm[0].shape for w in plan.merged]
-    thin = max((thin_bytes(e) for w in works for es in (w.vlm, w.llm, w.base, *w.more) for e in es), default=0)
+    each = (es for w in works for es in (w.vlm, w.llm, w.base, *w.more))
+    thin = max((thin_bytes(e) for es in each for e in es), default=0)
     if thin>1e7: usual += f' and {readable(thin)} in each thread for the factors of the adapter'
     method = METHODS[plan.recipe.method]
     at_once = [whole_shape(shape) if method.whole else shape[-1:] for shape in shapes]
@@ -381,11 +434,12 @@ def _memory(
     what = ' x '.join(map(str, longest)) if longest[1:] else f'a row of {longest[0]}'
     return f'{usual}, and {readable(size)} more in each thread for {what} numbers'
 
-# %% ../../nbs/merging/08_plan.ipynb #c049
+# %% ../../nbs/merging/08_plan.ipynb #c053
 def describe(
     plan:Plan,          # From `plan`
 )->str:                 # Several lines
     "A plan in words"
     cost = [f"  reads {readable(plan.reads)}, writes {readable(plan.writes)}; "
             f"takes {_memory(plan)}"] if plan.merged else []
-    return '\n'.join([*_asked(plan), *_gathered(plan), *cost, *(f'  {f}' for f in plan.findings)])
+    return '\n'.join([*_asked(plan), *_gathered(plan), *_row_lines(plan), *cost,
+                      *(f'  {f}' for f in plan.findings)])
