@@ -6,7 +6,7 @@
 from __future__ import annotations
 import torch
 from ..checkpoints.blocks import BLOCK, Blocks, Source
-from ..merging.plan import Work
+from ..merging.work import Work
 from ..merging.coins import name_rng
 
 # %% auto #0

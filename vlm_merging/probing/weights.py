@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ..checkpoints.adapted import open_side, open_sides
 from ..checkpoints.headers import DTYPES, Checkpoint, refuse_changed
 from ..checkpoints.blocks import Source, faulty, keep_heap, opened
-from ..merging.plan import Work, work_of
+from ..merging.work import Work, work_of
 from ..merging.families import Pair
 from ..merging.checks import check
 from .subspaces import SUBSPACE_SUMS, overlap_of
