@@ -11,7 +11,8 @@ from PIL import Image
 
 from vlm_merging.benchmarks.items import Item, Picture
 from vlm_merging.asking.connection import bare_address, repeats_key, way_to
-from vlm_merging.asking.endpoint import Endpoint, data_url, pause
+from vlm_merging.asking.endpoint import Endpoint, pause
+from vlm_merging.asking.wire import data_url
 from vlm_merging.asking.ask import ask
 from vlm_merging.asking.replies import replies, report
 from vlm_merging.scoring.score import score
