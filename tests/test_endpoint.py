@@ -86,7 +86,8 @@ def server(): yield from begin_server()
 @pytest.fixture
 def tiny(server, monkeypatch):
     monkeypatch.delenv('OPENAI_API_KEY', raising=False)
-    return Endpoint(f'http://127.0.0.1:{server.server_port}', 'tiny', patience=.01, tries=4, timeout=5)
+    return Endpoint(f'http://127.0.0.1:{server.server_port}', 'tiny', patience=.01, tries=4, timeout=5,
+                    trust_prompt=True)
 
 def cut(h): h.close_connection = True; h.connection.close()
 def half(h):

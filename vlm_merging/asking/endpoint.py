@@ -23,7 +23,8 @@ from .wire import prompt_of, read_reply, wire_messages
 from .same_prompt import check_prompts, samples_of_kinds, without_check
 
 # %% auto #0
-__all__ = ['NUMBERS', 'UNSENT', 'Endpoint', 'weights_of', 'endpoint_settings', 'served_by', 'in_flight', 'prompts_checked']
+__all__ = ['NUMBERS', 'UNSENT', 'HEARD', 'Endpoint', 'weights_of', 'endpoint_settings', 'served_by', 'in_flight',
+           'prompts_checked']
 
 # %% ../../nbs/asking/11_endpoint.ipynb #c009
 NUMBERS = dict(concurrency=(1, 10_000, True), tries=(1, 1000, True), max_tokens=(1, inf, True),
@@ -130,7 +131,7 @@ def _nobody(endpoint, way, trouble, heard=False):
     if way: return (f'{endpoint.url} cannot be reached{way} ({why}). Start that proxy, or name the server in '
                     f'NO_PROXY if it can be reached without.')
     if heard: return (f'{endpoint.url} answered before and cannot be reached any more ({why}). '
-                      f'Start it again; the same goes on with what is missing.')
+                      f'Its log may say why it ended. Start it again; the same goes on with what is missing.')
     return f'{endpoint.url} cannot be reached ({why}). Start the server, or correct the address.'
 
 def _moved(endpoint, answer):
@@ -197,12 +198,13 @@ async def _refused(endpoint, client, way, status, words):
     return why, status>=500 or status in (408, 409, 425, 429)
 
 # %% ../../nbs/asking/11_endpoint.ipynb #c037
+HEARD = set()           # Addresses that have answered since Python was started
+
 @dataclass
 class _Talk:
     "What is known of a server by now"
     client:httpx2.AsyncClient # Asks
     way:str              # '', or ' through the proxy ...'
-    heard:bool=False     # Has it said anything yet?
     model:str|None=None  # Name under which it replies
     prompts:dict|None=None # id of an item -> what the server tells of its prompt, if somebody wants to know
 
@@ -230,7 +232,7 @@ async def _try(endpoint, talk, item, payload, last):
     try:
         answer, body = await answer_to(talk.client, 'POST', f'{endpoint.url}/chat/completions',
                                        endpoint.timeout, payload)
-        talk.heard = True
+        HEARD.add(endpoint.url)
         if answer.has_redirect_location: raise _Stop(_moved(endpoint, answer))
         if answer.is_success:
             if talk.prompts is not None: talk.prompts[id(item)] = prompt_of(body)
@@ -244,13 +246,14 @@ async def _try(endpoint, talk, item, payload, last):
         return Reply(item.id, '', error=f'The server refuses{talk.way} with {why}'), None
     except TimeoutError: return f'nothing whole came within {endpoint.timeout:g} s', None
     except ValueError as e:
-        talk.heard = True
+        HEARD.add(endpoint.url)
         return str(e), None
     except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as e:
-        if last or not talk.heard: raise _Stop(_nobody(endpoint, talk.way, e, talk.heard)) from None
+        heard = endpoint.url in HEARD
+        if last or not heard: raise _Stop(_nobody(endpoint, talk.way, e, heard)) from None
         return f'the connection was refused ({type(e).__name__})', None
     except (httpx2.HTTPError, OSError) as e:
-        talk.heard = True
+        HEARD.add(endpoint.url)
         return f'the connection was lost ({server_words(str(e), key, 120) or type(e).__name__})', None
 
 async def _patiently(endpoint, talk, item):
@@ -288,10 +291,10 @@ def in_flight(
 # %% ../../nbs/asking/11_endpoint.ipynb #c051
 def _prompts_seen(endpoint, items):
     "What a server tells of the prompts of some items, and why it tells nothing of others"
-    seen, why = {}, None
+    seen = {}
     short = replace(endpoint, max_tokens=endpoint.max_tokens and 1, sample='', tries=min(endpoint.tries, 2))
     for wish in (dict(return_token_ids=True), {}):
-        left = [i for i in items if id(i) not in seen]
+        left, why = [i for i in items if id(i) not in seen], None
         for reply in in_flight(replace(short, extra=endpoint.extra|wish), left, seen):
             why = reply.error or why
     return [seen.get(id(i), (None, None)) for i in items], why
@@ -305,7 +308,8 @@ def _folder(name):
 def _other_folder(endpoint):
     "A sentence, if a server says that it serves another folder than the one that is named"
     if not (named := _folder(endpoint.weights)): return None
-    told = _served(endpoint).get(endpoint.model)
+    try: told = _served(endpoint).get(endpoint.model)
+    except ValueError: told = None                              # It has no list
     there = _folder(told if told and os.path.isabs(told) else endpoint.model)
     if not there or same_place(named, there): return None
     try: theirs = weights_hash(Checkpoint.open(there))

@@ -18,7 +18,7 @@ LOADED = 'benchmarks.load:load what=benchmark split n seed folder=data'
 QUESTIONS = 'cli.asking_commands:questions_of benchmark', LOADED
 OPENED = 'asking.opening:open_model dtype device trust_remote_code'
 ASKED_HOW = 'asking.models:LocalModel batch_size max_new_tokens temperature system'
-SERVED = 'asking.endpoint:Endpoint base_url=endpoint weights=serves'
+SERVED = 'asking.endpoint:Endpoint base_url=endpoint weights=serves processor trust_prompt'
 SAMPLED = 'asking.ask:ask samples repeat'
 AS_SERVED = SERVED+' concurrency=batch_size max_tokens=max_new_tokens temperature system'
 
@@ -68,8 +68,9 @@ def asker_of(
         return Endpoint(model=model, **taken(given, AS_SERVED))
     if not given.get('model'):
         raise ValueError('--model is missing. Name a folder or hub id, or a server with --endpoint.')
-    if 'serves' in given:
-        raise ValueError('--serves goes with --endpoint: a folder says itself what its weights are.')
+    for name in ('serves', 'processor', 'trust_prompt'):
+        if name in given:
+            raise ValueError(f"--{name.replace('_', '-')} goes with --endpoint: a folder says itself what it is.")
     from vlm_merging.asking.opening import open_model
     quiet_libraries()
     return open_model(given['model'], **taken(given, OPENED, ASKED_HOW))
@@ -251,6 +252,7 @@ def compare_command(
 )->int:                 # Exit code: 4 if some questions have no reply
     "Compare two runs item by item, and say in words what the numbers allow to say"
     import polars as pl
+    from vlm_merging.asking.same_prompt import unlike_prompts
     from vlm_merging.comparing.compare import compare
     from vlm_merging.comparing.findings import verdict
     ready_to_write(out, TABLES, before, after)
@@ -259,6 +261,7 @@ def compare_command(
     protocol, items = given.get('protocol', 'offline'), given.get('items')
     a, b = (read_scores(p, protocol, left, items) for p in (before, after))
     for sentence in left: tell(sentence)
+    for sentence in unlike_prompts(before, after): tell(sentence)
     if same_place(before, after): tell(f'{before} is compared with itself, so nothing can differ.')
     runs = [t['run'].unique().to_list() if 'run' in t.columns else [] for t in (a, b)]
     if runs[0]==runs[1]!=[]:                # Told apart by where they lie
