@@ -98,10 +98,13 @@ def merge_command(
           f'Open it with AutoModelForImageTextToText.from_pretrained.')
     return 0
 
-@command(example='vlm-merging inspect lab/vlm')
+@command(shows=dict(options='merging.ways_out:what_would_stop engine=for'),
+         choices={'for':'merging.ways_out:ENGINES'},
+         example='vlm-merging inspect lab/vlm\nvlm-merging inspect merged --for vllm')
 def inspect_command(
     folder:str,         # A folder or hub id
-)->int:                 # Exit code
+    **given,            # Option -> value, as typed
+)->int:                 # Exit code: 3 if the engine would be stopped
     "Say what a checkpoint holds, and its recipe if it was merged here"
     from vlm_merging.checkpoints.headers import Checkpoint, folder_summary, read_json
     if (path_of(folder)/'run.json').is_file():
@@ -110,7 +113,14 @@ def inspect_command(
     print(folder_summary(opened))
     if (opened.path/'recipe.json').is_file():
         print('merged with', json.dumps(read_json(opened.path/'recipe.json').get('recipe')))
-    return 0
+    if 'for' not in given:
+        from vlm_merging.merging.folders import taken_for_text
+        for finding in taken_for_text(opened): print(f'  {finding}')
+        return 0
+    from vlm_merging.merging.ways_out import what_would_stop
+    found = what_would_stop(opened, given['for'])
+    print(*found or [f"Nothing is known that would stop {given['for']}."], sep='\n')
+    return 3 if any(f.level=='stop' for f in found) else 0
 
 @command(example='vlm-merging methods ties')
 def methods_command(

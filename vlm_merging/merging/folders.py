@@ -6,12 +6,13 @@
 from __future__ import annotations
 from dataclasses import dataclass
 from ..checkpoints.texts import name_in_line
+from ..checkpoints.chat_formats import content_format, template_of
 from ..checkpoints.decoder import find_decoder
 from ..checkpoints.headers import FLOATS, Checkpoint
 from ..checkpoints.model_files import QUANTIZER_FILES
 
 # %% auto #0
-__all__ = ['Finding', 'quantized', 'called_quantized', 'left_over', 'folder_findings']
+__all__ = ['Finding', 'quantized', 'called_quantized', 'left_over', 'taken_for_text', 'folder_findings']
 
 # %% ../../nbs/merging/02_folders.ipynb #c009
 @dataclass(frozen=True)
@@ -91,7 +92,19 @@ def left_over(
                                 'It is left out of the merged folder: copy it there if the model needs it.'))
     return findings
 
-# %% ../../nbs/merging/02_folders.ipynb #c022
+# %% ../../nbs/merging/02_folders.ipynb #c023
+def taken_for_text(
+    checkpoint:Checkpoint, # A VLM
+)->list[Finding]:
+    "Warn of a chat template that knows pictures, and that vLLM takes for one of plain texts"
+    try: template = template_of(checkpoint.path)
+    except ValueError as e: return [Finding('warn', str(e), 'Copy it from the model it was made of.')]
+    if not template or 'image' not in template or content_format(template)=='openai': return []
+    return [Finding('warn', "vLLM takes the chat template for one of plain texts, for it has no loop over "
+                            "message['content'] itself, and puts pictures where it likes.",
+                    'Serve it with --chat-template-content-format openai, or write that loop.')]
+
+# %% ../../nbs/merging/02_folders.ipynb #c025
 def folder_findings(
     checkpoint:Checkpoint, # An open checkpoint
     who:str,            # `VLM`, `LLM` or `base`, for the message
@@ -99,4 +112,5 @@ def folder_findings(
     "All that speaks against one model, whatever it is merged with"
     codes = quantized(checkpoint, who)
     if any(f.level=='stop' for f in codes): return codes
-    return codes+called_quantized(checkpoint, who)+left_over(checkpoint, who)
+    engines = taken_for_text(checkpoint) if who=='VLM' else []
+    return codes+called_quantized(checkpoint, who)+left_over(checkpoint, who)+engines
