@@ -1,4 +1,4 @@
-"An engine of its own for one run: a server that is started and stopped, or vLLM in the process, by a stand-in with its calls"
+"An engine for one run: a server that is started and stopped, or vLLM in the process, by a stand-in"
 import json, os, sys, textwrap, types
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,7 +46,8 @@ def test_a_server_is_started_asked_and_stopped_and_gone_on_with(tmp_path, call):
         main()''')
     (tmp_path/'q.csv').write_text('question,answer\n'+''.join(f'{p} plus {p} ?,{n}\n' for n, p in enumerate(
         ('top-left', 'top-right', 'bottom-left'))))
-    argv = ['ask', LAB, '--engine', vllm, '--benchmark', 'lab', '-n', 10, '--max-new-tokens', 16, '--engine-args',
+    argv = ['ask', LAB, '--engine', vllm, '--benchmark', 'lab', '-n', 10, '--max-new-tokens', 16,
+            '--engine-args',
             '--max-model-len 96', '--dtype', 'float32']
     code, shown, told = call(*argv, '--out', tmp_path/'far')
     assert code==0, told
@@ -56,7 +57,8 @@ def test_a_server_is_started_asked_and_stopped_and_gone_on_with(tmp_path, call):
     assert 'a fake vLLM' in Path(f"{tmp_path/'far'}.engine.log").read_text()
     how = json.loads((tmp_path/'far'/'run.json').read_text())['sessions'][0]['how']
     assert how['engine']['program']=='vllm' and how['prompt']['outcome']=='same'
-    assert call('ask', LAB, '--device', 'cpu', '--benchmark', 'lab', '-n', 10, '--max-new-tokens', 16, '--out',
+    assert call('ask', LAB, '--device', 'cpu', '--benchmark', 'lab', '-n', 10, '--max-new-tokens', 16,
+                '--out',
                 tmp_path/'near')[0]==0
     far, near = (replies(tmp_path/o)['prediction'].to_list() for o in ('far', 'near'))
     assert far==near and unlike_prompts(tmp_path/'near', tmp_path/'far')==[]
@@ -145,7 +147,8 @@ def test_vllm_in_the_process_has_the_same_records_and_goes_on(vllm, tmp_path, sy
     with open_engine(LAB, 'vllm', max_new_tokens=16, batch_size=5, system=system) as model:
         table = ask(model, items, out=tmp_path/'run')
     first, second = vllm.made
-    assert first.settings['tensor_parallel_size']==8 and sum(second.calls)-6<12  # Those that were there are not asked
+    # Those that were there are not asked
+    assert first.settings['tensor_parallel_size']==8 and sum(second.calls)-6<12
     near = ask(open_model(LAB, device='cpu', max_new_tokens=16, system=system), [i for i in items
                if 'cyan' not in i.question], out=tmp_path/'near')
     far = {i:p.strip() for i, p in table.select('index', 'prediction').iter_rows()}
@@ -175,7 +178,8 @@ def test_vllm_that_is_not_there_or_cannot_open(vllm, tmp_path, monkeypatch, call
     with pytest.raises(ValueError, match='cannot be opened by vLLM 0.0.*head_dim=16'):
         with open_engine(LAB, 'vllm'): pass
     monkeypatch.setitem(sys.modules, 'vllm', None)
-    code, _, told = call('ask', LAB, '--engine', 'vllm', '--benchmark', 'lab', '-n', 3, '--out', tmp_path/'run')
+    code, _, told = call('ask', LAB, '--engine', 'vllm', '--benchmark', 'lab', '-n', 3, '--out',
+                         tmp_path/'run')
     assert code==3 and 'vlm_merging[vllm]' in told
 
 def test_each_sample_of_vllm_has_a_seed_of_its_own():

@@ -12,7 +12,6 @@ from vlm_merging.asking.models import prompt_inputs
 from vlm_merging.asking.opening import open_processor
 from vlm_merging.asking.same_prompt import prompt_record, unlike_prompts
 from vlm_merging.benchmarks.items import Item, Picture
-from vlm_merging.benchmarks.pictures import parts_of
 from vlm_merging.lab.tiny import make_vlm
 from vlm_merging.lab.trio import lab_folder, questions
 
@@ -136,7 +135,8 @@ def test_a_wrong_template_of_as_many_tokens_is_not_seen_by_their_number_and_that
 def test_another_tokenizer_is_caught(serving, tmp_path, tells):
     folder = copied(tmp_path)
     tokenizer = json.loads((folder/'tokenizer.json').read_text())
-    tokenizer['pre_tokenizer'] = dict(type='Split', pattern=dict(Regex='.'), behavior='Isolated', invert=False)
+    tokenizer['pre_tokenizer'] = dict(type='Split', pattern=dict(Regex='.'), behavior='Isolated',
+                                      invert=False)
     (folder/'tokenizer.json').write_text(json.dumps(tokenizer))
     _, far = serving(folder, tells)
     with pytest.raises(ValueError, match='tokens: "<bos> <image> x 16 question.*the server saw'):
@@ -212,16 +212,19 @@ def test_a_server_that_dies_at_the_first_picture_is_no_wrong_address(serving, tm
             self.send(500, dict(error='Engine core died'))
             self.server.socket.close()
     server.RequestHandlerClass = Dies
-    with pytest.raises(ValueError, match='answered before and cannot be reached any more.*Its log may say why'):
+    with pytest.raises(ValueError, match='answered before and cannot be reached any more.*Its log may say '
+                                         'why'):
         ask(far, every_kind(), out=tmp_path/'run')
 
 def test_white_space_at_the_ends_of_replies_changes_no_verdict():
     from vlm_merging.asking.replies import reply_table
     from vlm_merging.benchmarks.items import row_of
     from vlm_merging.scoring.score import PROTOCOLS, score
-    items = [*every_kind(), Item('n', 'How much is 3 + 4?', '7'), Item('c', 'Which?', 'B', choices=('a', 'b', 'c')),
+    items = [*every_kind(), Item('n', 'How much is 3 + 4?', '7'),
+             Item('c', 'Which?', 'B', choices=('a', 'b', 'c')),
              Item('y', 'Is it red?', 'yes'), Item('f', 'Solve.', r'\frac{1}{2}')]
-    said = ['7', 'B', '(B)', 'yes', 'Yes.', 'The answer is 7.', r'So it is \boxed{\frac{1}{2}}', 'red', '3 + 4 = 7', '',
+    said = ['7', 'B', '(B)', 'yes', 'Yes.', 'The answer is 7.', r'So it is \boxed{\frac{1}{2}}', 'red',
+            '3 + 4 = 7', '',
             '<think>3 + 4</think>7', 'Answer: B\nbecause', '**7**', '0.5']
     for protocol in [p for p in PROTOCOLS if p!='judge']:
         def verdicts(*ends):

@@ -71,7 +71,8 @@ def test_the_same_replies_from_afar(endpoint, local, tmp_path):
     config = json.loads((tmp_path/'far'/'run.json').read_text())
     assert config['about']['weights']==local.weights
     prompt = config['sessions'][0]['how']['prompt']
-    assert (prompt['outcome'], prompt['by'])==('same', 'number of tokens') and unlike_prompts(tmp_path/'near', tmp_path/'far')==[]
+    assert (prompt['outcome'], prompt['by'])==('same', 'number of tokens')
+    assert unlike_prompts(tmp_path/'near', tmp_path/'far')==[]
 
 def test_several_pictures_none_and_a_limit(endpoint, local):
     item = asked(1)[0]

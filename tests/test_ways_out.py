@@ -5,13 +5,14 @@ from pathlib import Path
 import pytest
 
 from vlm_merging.checkpoints.chat_formats import content_format, template_of
-from vlm_merging.checkpoints.headers import Checkpoint
 from vlm_merging.lab.trio import lab_folder
 from vlm_merging.merging.plan import plan
 from vlm_merging.merging.ways_out import what_would_stop
 
-DETOUR = ("<bos>{% for m in messages %}{% set parts = m.content %}{% for p in parts if p.type=='image' %} <image>"
-          "{% endfor %}{{ m.role }}{% for p in parts if p.type=='text' %} {{ p.text }}{% endfor %}{% endfor %}")
+DETOUR = ("<bos>{% for m in messages %}{% set parts = m.content %}{% for p in parts if p.type=='image' %} "
+          "<image>"
+          "{% endfor %}{{ m.role }}{% for p in parts if p.type=='text' %} {{ p.text }}{% endfor %}{% endfor "
+          "%}")
 
 def mend_names(folder):
     "The names of the hub, and heads of 32: what vLLM 0.32 was seen to serve"
@@ -47,7 +48,8 @@ def without(*names):
 def heads(size):
     def spoil(folder):
         text = json.loads((folder/'config.json').read_text())['text_config']
-        edit(folder, text_config=text|dict(num_attention_heads=64//size, num_key_value_heads=64//size, head_dim=size))
+        edit(folder, text_config=text|dict(num_attention_heads=64//size, num_key_value_heads=64//size,
+                                           head_dim=size))
     return spoil
 
 WRONG = {'heads':(heads(16), 'warn', 'A head has 16 numbers'),
@@ -57,7 +59,8 @@ WRONG = {'heads':(heads(16), 'warn', 'A head has 16 numbers'),
                           'none of the classes.*Did you mean LlavaForConditionalGeneration'),
          'no template':(without('chat_template.jinja'), 'stop', 'no chat template'),
          'a detour':(lambda f: (f/'chat_template.jinja').write_text(DETOUR), 'warn', 'one of plain texts'),
-         'no processor':(without('preprocessor_config.json', 'processor_config.json'), 'stop', 'no processor of'),
+         'no processor':(without('preprocessor_config.json', 'processor_config.json'), 'stop',
+                         'no processor of'),
          'no tokenizer':(without('tokenizer.json'), 'stop', 'There is no tokenizer'),
          'no code':(lambda f: edit(f, auto_map=dict(AutoModel='a.B')), 'stop', 'code of its own')}
 
@@ -97,7 +100,8 @@ def test_a_plan_warns_of_a_template_by_a_detour_and_a_hostile_one_is_a_finding(t
     made = plan(good, 'lab/llm')
     assert any('plain texts' in str(f) for f in made.findings)
     assert 'plain texts' in call('inspect', good)[1]
-    for bad in ('{% for', '{'*200_000, '{{ '+'('*50_000, "{% for image in "+'a['*20_000, b'\xff\xfe image', 'x'*(1<<21)):
+    for bad in ('{% for', '{'*200_000, '{{ '+'('*50_000, "{% for image in "+'a['*20_000, b'\xff\xfe image',
+                'x'*(1<<21)):
         (good/'chat_template.jinja').write_bytes(bad if isinstance(bad, bytes) else bad.encode())
         made = plan(good, 'lab/llm')
         assert all(f.level in ('warn', 'stop') for f in made.findings)
@@ -106,8 +110,10 @@ def test_a_plan_warns_of_a_template_by_a_detour_and_a_hostile_one_is_a_finding(t
 def test_templates_of_the_hub_are_taken_as_vllm_takes_them():
     "Compared once with vLLM 0.32 itself, by hand"
     loops = {"{% for m in messages %}{% for p in m['content'] %}{% endfor %}{% endfor %}":'openai',
-             '{% set xs = messages %}{% for q in xs %}{% for p in q.content if p.type %}{% endfor %}{% endfor %}':'openai',
-             '{% macro r(x) %}{% for p in x %}{% endfor %}{% endmacro %}{% for m in messages %}{{ r(x=m["content"]) }}'
+             '{% set xs = messages %}{% for q in xs %}{% for p in q.content if p.type %}{% endfor %}{% '
+             'endfor %}':'openai',
+             '{% macro r(x) %}{% for p in x %}{% endfor %}{% endmacro %}{% for m in messages %}{{ '
+             'r(x=m["content"]) }}'
              '{% endfor %}':'openai',
              '{% for p in messages[0].content %}{% endfor %}':'string',
              '{% for m in messages %}{% for i, p in m.content %}{% endfor %}{% endfor %}':'string',

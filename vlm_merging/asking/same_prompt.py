@@ -92,7 +92,8 @@ def why_other(
         return ('A picture is another number of tokens there. Serve it with the preprocessor_config.json of '
                 'this folder, and without settings of pictures of its own.')
     if len((mine&theirs)-Counter())<len(mine)/2:
-        return 'The server has another tokenizer, or another model. Serve this folder, or name the one served.'
+        return ('The server has another tokenizer, or another model. Serve this folder, or name the one '
+                'that is served.')
     return ('The server writes the conversation in another way. Serve it with the chat template of this '
             'folder, or name the folder that is served.')
 
@@ -154,5 +155,6 @@ def unlike_prompts(
     if all(records.values()) and {r['outcome'] for r in records.values()}=={'not checked'}: return []
     why = {'other':'the server built other prompts than the processor of the model',
            'not checked':'it was not checked that the server builds the prompts of the processor'}
-    return [f'{out} was asked through a server, and {why[record["outcome"]]}, so what differs may come of that.'
+    return [f'{out} was asked through a server, and {why[record["outcome"]]}, so what differs may come of '
+            f'that.'
             for out, record in records.items() if record and record.get('outcome') in why]

@@ -20,7 +20,7 @@ TEMPLATE_LIMIT = 1<<20  # Bytes of a chat template
 def template_of(
     folder:Path,        # A checkpoint folder
 )->str|None:            # None: it has none
-    "The chat template of a folder, as transformers would find it; raise ValueError if its file cannot be read"
+    "The chat template of a folder, as transformers would find it; raise ValueError if it cannot be read"
     plain = folder/'chat_template.jinja'
     if plain.is_file():
         with reading(plain): raw = plain.read_bytes()[:TEMPLATE_LIMIT+1]

@@ -72,7 +72,8 @@ def asker_of(
         raise ValueError('--model is missing. Name a folder or hub id, or a server with --endpoint.')
     for name in ('serves', 'processor', 'trust_prompt'): # To an engine of its own only the last belongs
         if name in given:
-            raise ValueError(f"--{name.replace('_', '-')} goes with --endpoint: a folder says itself what it is.")
+            raise ValueError(f"--{name.replace('_', '-')} goes with --endpoint: a folder says itself what "
+                             f"it is.")
     from vlm_merging.asking.opening import open_model
     quiet_libraries()
     return open_model(given['model'], **taken(given, OPENED, ASKED_HOW))

@@ -35,15 +35,16 @@ def names_that_stop(
 
 # %% ../../nbs/merging/15_ways_out.ipynb #c013
 VLLM_SEES = set('''
-Aria Bagel Bee Blip2 Cohere2Vision Cosmos3 Ernie4_5_VLMoe Exaone4_5 Gemma3 Gemma3n Gemma4 Glm4v Glm4vMoe GlmOcr
-Granite4Vision Idefics3 InternS1 InternS1Pro InternVL Isaac KananaV Keye KeyeVL1_5 KimiVL KimiK25 Lfm2Vl LightOnOCR
-Llama4 Llava LlavaNext LlavaNextVideo LlavaOnevision LlavaOnevision2 Mistral3 Molmo2 OpenCUA PaddleOCRVL PaliGemma
-Pixtral QianfanOCR Qwen2VL Qwen2_5Omni Qwen2_5_VL Qwen3OmniMoe Qwen3VL Qwen3VLMoe Qwen3_5 Qwen3_5Moe Qwen4Exp SmolVLM
-Step3VL StepVL'''.split()) # Each with ForConditionalGeneration behind it
+Aria Bagel Bee Blip2 Cohere2Vision Cosmos3 Ernie4_5_VLMoe Exaone4_5 Gemma3 Gemma3n Gemma4 Glm4v
+Glm4vMoe GlmOcr Granite4Vision Idefics3 InternS1 InternS1Pro InternVL Isaac KananaV Keye KeyeVL1_5
+KimiVL KimiK25 Lfm2Vl LightOnOCR Llama4 Llava LlavaNext LlavaNextVideo LlavaOnevision
+LlavaOnevision2 Mistral3 Molmo2 OpenCUA PaddleOCRVL PaliGemma Pixtral QianfanOCR Qwen2VL Qwen2_5Omni
+Qwen2_5_VL Qwen3OmniMoe Qwen3VL Qwen3VLMoe Qwen3_5 Qwen3_5Moe Qwen4Exp SmolVLM Step3VL StepVL'''.split()) # Each with ForConditionalGeneration behind it
 VLLM_OTHERS = set('''
-DeepseekVLV2ForCausalLM DeepseekOCRForCausalLM Dots3NoteForCausalLM DotsOCRForCausalLM GLM4VForCausalLM H2OVLChatModel
-InternVLChatModel Llama_Nemotron_Nano_VL MiniCPMO MiniCPMV MolmoForCausalLM Moondream3ForCausalLM NVLM_D Ovis Ovis2_5
-Phi3VForCausalLM Phi4MMForCausalLM SkyworkR1VChatModel'''.split())
+DeepseekVLV2ForCausalLM DeepseekOCRForCausalLM Dots3NoteForCausalLM DotsOCRForCausalLM
+GLM4VForCausalLM H2OVLChatModel InternVLChatModel Llama_Nemotron_Nano_VL MiniCPMO MiniCPMV
+MolmoForCausalLM Moondream3ForCausalLM NVLM_D Ovis Ovis2_5 Phi3VForCausalLM Phi4MMForCausalLM
+SkyworkR1VChatModel'''.split())
 
 def known_to_vllm(
     architecture:str,   # As in config.json
@@ -96,11 +97,13 @@ def _files(checkpoint, engine):
             out.append(Finding('stop', f'There is no {what}: none of {", ".join(names)} is in the folder.',
                                'Copy it from the model it was made of.'))
     if checkpoint.config.get('auto_map') and not [*folder.glob('*.py')]:
-        out.append(Finding('stop', 'config.json names code of its own (auto_map), which is not in the folder.',
+        out.append(Finding('stop', 'config.json names code of its own (auto_map), which is not in the '
+                                   'folder.',
                            'Copy the .py files from the model it was made of.'))
     if engine=='gguf' and not (folder/'tokenizer.model').is_file():
         out.append(Finding('warn', 'There is no tokenizer.model. The converter of llama.cpp knows tokenizers '
-                                   'without one by what they do to a test text, so one of your own is refused.',
+                                   'without one by what they do to a test text, so one of your own is '
+                                   'refused.',
                            'Try it; the tokenizer of a published model is mostly known.'))
     return out
 
