@@ -197,3 +197,18 @@ def test_each_sample_of_vllm_has_a_seed_of_its_own():
 def test_without_vllm_transformers_serves():
     command = server_command(Checkpoint.open(LAB), 8000)
     assert 'serve' in command and command[command.index('--port')+1]=='8000'
+
+def test_the_lines_of_the_page_run_as_they_stand(tmp_path, call, monkeypatch):
+    import re, shlex, shutil
+    for needed in ('fastapi', 'uvicorn'): pytest.importorskip(needed)
+    page = json.loads((Path(__file__).parents[1]/'nbs'/'guide'/'serving.ipynb').read_text(encoding='utf-8'))
+    text = '\n'.join(''.join(c['source']) for c in page['cells'] if c['cell_type']=='markdown')
+    lines = re.search(r'```sh\n(.*?)```', text, re.S)[1].strip().split('\n')
+    monkeypatch.chdir(tmp_path)
+    found = shutil.which
+    monkeypatch.setattr('shutil.which', lambda name, *more: None if name=='vllm' else found(name, *more))
+    said = {}
+    for line in lines:
+        code, said[line], told = call(*shlex.split(line)[1:])
+        assert code==0, f'{line}: {told}'
+    assert len(lines)==5 and 'No item was scored differently' in said[lines[-1]]

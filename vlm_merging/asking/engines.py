@@ -21,8 +21,8 @@ from .same_prompt import check_prompts, samples_of_kinds
 from .wire import wire_messages
 
 # %% auto #0
-__all__ = ['STARTS', 'ENDS', 'LOT', 'server_command', 'running_server', 'Started', 'InProcess', 'in_lots', 'vllm_prompts',
-           'open_engine']
+__all__ = ['UP_WITHIN', 'DOWN_WITHIN', 'LOT', 'server_command', 'running_server', 'Started', 'InProcess', 'in_lots',
+           'vllm_prompts', 'open_engine']
 
 # %% ../../nbs/asking/16_engines.ipynb #c009
 def _transformers_serve():
@@ -51,7 +51,7 @@ def server_command(
     return [*([found] if found else _transformers_serve()), 'serve', *where, *flags, *words]
 
 # %% ../../nbs/asking/16_engines.ipynb #c013
-STARTS, ENDS = 1800., 20. # Seconds until a server answers, and until it has ended, at most
+UP_WITHIN, DOWN_WITHIN = 1800., 20. # Seconds until a server answers, and until it has ended, at most
 
 def _free_port():
     with socket.socket() as s:
@@ -64,7 +64,7 @@ def _last_words(log, n=400):
 
 def _until_it_answers(running, port, log):
     "Wait for a server; raise ValueError if it ends, or does not answer"
-    end, open_ = time.monotonic()+STARTS, urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    end, open_ = time.monotonic()+UP_WITHIN, urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while True:
         try:
             with open_.open(f'http://127.0.0.1:{port}/health', timeout=5): return
@@ -74,12 +74,12 @@ def _until_it_answers(running, port, log):
                              f'words in '
                              f'{log}: {_last_words(log)}')
         if time.monotonic()>end:
-            raise ValueError(f'The server did not answer within {STARTS:g} s; see {log}.')
+            raise ValueError(f'The server did not answer within {UP_WITHIN:g} s; see {log}.')
         time.sleep(.2)
 
 def _stop(running):
     "End a server and all that it started"
-    for sign, seconds in ((signal.SIGTERM, ENDS), (signal.SIGKILL, None)):
+    for sign, seconds in ((signal.SIGTERM, DOWN_WITHIN), (signal.SIGKILL, None)):
         try: os.killpg(running.pid, sign)
         except ProcessLookupError: pass
         try: return running.wait(seconds)

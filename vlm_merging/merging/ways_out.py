@@ -34,12 +34,13 @@ def names_that_stop(
     return [Finding('stop', f'{name} {why}', RELAYOUT) for name, why in told if name]
 
 # %% ../../nbs/merging/15_ways_out.ipynb #c013
+# Each with ForConditionalGeneration behind it
 VLLM_SEES = set('''
 Aria Bagel Bee Blip2 Cohere2Vision Cosmos3 Ernie4_5_VLMoe Exaone4_5 Gemma3 Gemma3n Gemma4 Glm4v
 Glm4vMoe GlmOcr Granite4Vision Idefics3 InternS1 InternS1Pro InternVL Isaac KananaV Keye KeyeVL1_5
 KimiVL KimiK25 Lfm2Vl LightOnOCR Llama4 Llava LlavaNext LlavaNextVideo LlavaOnevision
 LlavaOnevision2 Mistral3 Molmo2 OpenCUA PaddleOCRVL PaliGemma Pixtral QianfanOCR Qwen2VL Qwen2_5Omni
-Qwen2_5_VL Qwen3OmniMoe Qwen3VL Qwen3VLMoe Qwen3_5 Qwen3_5Moe Qwen4Exp SmolVLM Step3VL StepVL'''.split()) # Each with ForConditionalGeneration behind it
+Qwen2_5_VL Qwen3OmniMoe Qwen3VL Qwen3VLMoe Qwen3_5 Qwen3_5Moe Qwen4Exp SmolVLM Step3VL StepVL'''.split())
 VLLM_OTHERS = set('''
 DeepseekVLV2ForCausalLM DeepseekOCRForCausalLM Dots3NoteForCausalLM DotsOCRForCausalLM
 GLM4VForCausalLM H2OVLChatModel InternVLChatModel Llama_Nemotron_Nano_VL MiniCPMO MiniCPMV
