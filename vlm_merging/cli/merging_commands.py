@@ -111,12 +111,16 @@ def relayout_command(
     print(f'{name_in_line(out, 4000)}: the same numbers under the names of the layout {given["to"]}.')
     return 0
 
-@command(example='vlm-merging inspect lab/vlm')
+@command(shows=dict(options='merging.ways_out:what_would_stop engine=for'),
+         choices={'for':'merging.ways_out:ENGINES'},
+         example='vlm-merging inspect lab/vlm\nvlm-merging inspect merged --for vllm')
 def inspect_command(
     folder:str,         # A folder or hub id; of a LoRA adapter too, or MODEL+ADAPTER
-)->int:                 # Exit code
+    **given,            # Option -> value, as typed
+)->int:                 # Exit code: 3 if the engine would be stopped
     "Say what a checkpoint or an adapter holds, and its recipe if it was merged here"
     from vlm_merging.checkpoints.adapted import open_any, side_summary
+    from vlm_merging.checkpoints.headers import Checkpoint
     from vlm_merging.checkpoints.model_files import read_json
     if (path_of(folder)/'run.json').is_file():
         raise ValueError(f'{folder} is a run, with replies. See it with {PROGRAM} score {folder}.')
@@ -124,7 +128,17 @@ def inspect_command(
     print(side_summary(opened))
     if (opened.path/'recipe.json').is_file():
         print('merged with', json.dumps(read_json(opened.path/'recipe.json').get('recipe')))
-    return 0
+    if not isinstance(opened, Checkpoint):
+        if 'for' in given: raise ValueError(f'{folder} is an adapter, which no engine opens by itself. Name a model.')
+        return 0
+    if 'for' not in given:
+        from vlm_merging.merging.folders import taken_for_text
+        for finding in taken_for_text(opened): print(f'  {finding}')
+        return 0
+    from vlm_merging.merging.ways_out import what_would_stop
+    found = what_would_stop(opened, given['for'])
+    print(*found or [f"Nothing is known that would stop {given['for']}."], sep='\n')
+    return 3 if any(f.level=='stop' for f in found) else 0
 
 @command(example='vlm-merging methods ties')
 def methods_command(
