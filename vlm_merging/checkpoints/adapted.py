@@ -276,7 +276,7 @@ def open_side(
 def open_sides(
     vlm, llm, base=None, # As a recipe names them, or open; `llm` may be a list of several
     needs_base:bool=False, # Does the method take a base?
-)->tuple:               # Three open checkpoints, the second a list where `llm` is; the last None without a base
+)->tuple:               # Three open checkpoints; a list where `llm` is one, None where there is no base
     "Open the models of a merge"
     mine, third = open_side(vlm), open_side(base) if base is not None else None
     several = isinstance(llm, (list, tuple))

@@ -129,7 +129,8 @@ def inspect_command(
     if (opened.path/'recipe.json').is_file():
         print('merged with', json.dumps(read_json(opened.path/'recipe.json').get('recipe')))
     if not isinstance(opened, Checkpoint):
-        if 'for' in given: raise ValueError(f'{folder} is an adapter, which no engine opens by itself. Name a model.')
+        if 'for' in given:
+            raise ValueError(f'{folder} is an adapter, which no engine opens by itself. Name a model.')
         return 0
     if 'for' not in given:
         from vlm_merging.merging.folders import taken_for_text

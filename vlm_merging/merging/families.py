@@ -177,7 +177,8 @@ def _pair_layers(
     pairs, kept, lonely, partly = [], {}, [], set()
     both = bool(mine.cross and theirs.cross)        # Then their cross-attention layers are pairs, too
     cross, aside = ((), ()) if both else (mine.cross, theirs.cross)
-    ranks = dict(zip((i for i in mine.layers if i not in cross), (i for i in theirs.layers if i not in aside)))
+    others = (i for i in theirs.layers if i not in aside)
+    ranks = dict(zip((i for i in mine.layers if i not in cross), others))
     words = {rest.split('.')[0] for rests in theirs.layers.values() for rest in rests}
     for i, rests in mine.layers.items():
         if i in cross: kept |= dict.fromkeys(rests.values(),

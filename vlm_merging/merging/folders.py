@@ -6,13 +6,14 @@
 from __future__ import annotations
 from dataclasses import dataclass
 from ..checkpoints.texts import name_in_line
+from ..checkpoints.chat_formats import content_format, template_of
 from ..checkpoints.decoder import find_decoder
 from ..checkpoints.adapted import named_alone
 from ..checkpoints.headers import FLOATS, Checkpoint
 from ..checkpoints.model_files import QUANTIZER_FILES
 
 # %% auto #0
-__all__ = ['Finding', 'quantized', 'called_quantized', 'left_over', 'not_taken', 'folder_findings']
+__all__ = ['Finding', 'quantized', 'called_quantized', 'left_over', 'taken_for_text', 'not_taken', 'folder_findings']
 
 # %% ../../nbs/merging/03_folders.ipynb #c009
 @dataclass(frozen=True)
@@ -92,7 +93,19 @@ def left_over(
                                 'It is left out of the merged folder: copy it there if the model needs it.'))
     return findings
 
-# %% ../../nbs/merging/03_folders.ipynb #c022a
+# %% ../../nbs/merging/03_folders.ipynb #c023
+def taken_for_text(
+    checkpoint:Checkpoint, # A VLM
+)->list[Finding]:
+    "Warn of a chat template that knows pictures, and that vLLM takes for one of plain texts"
+    try: template = template_of(checkpoint.path)
+    except ValueError as e: return [Finding('warn', str(e), 'Copy it from the model it was made of.')]
+    if not template or 'image' not in template or content_format(template)=='openai': return []
+    return [Finding('warn', "vLLM takes the chat template for one of plain texts, for it has no loop over "
+                            "message['content'] itself, and puts pictures where it likes.",
+                    'Serve it with --chat-template-content-format openai, or write that loop.')]
+
+# %% ../../nbs/merging/03_folders.ipynb #c025
 def not_taken(
     checkpoint:Checkpoint, # An open checkpoint
 )->list[Finding]:
@@ -107,7 +120,7 @@ def not_taken(
                                         f"cannot be taken in: {why}.", 'The rest of it is.'))
     return findings
 
-# %% ../../nbs/merging/03_folders.ipynb #c022
+# %% ../../nbs/merging/03_folders.ipynb #c026
 def folder_findings(
     checkpoint:Checkpoint, # An open checkpoint
     who:str,            # `VLM`, `LLM` or `base`, for the message
@@ -116,4 +129,5 @@ def folder_findings(
     codes, tops = quantized(checkpoint, who), not_taken(checkpoint)
     if any(f.level=='stop' for f in codes): return codes
     if named_alone(checkpoint): return tops        # Of the folder under it, the VLM or the base, all is said
-    return codes+called_quantized(checkpoint, who)+left_over(checkpoint, who)+tops
+    engines = taken_for_text(checkpoint) if who=='VLM' else []
+    return codes+called_quantized(checkpoint, who)+left_over(checkpoint, who)+engines+tops
