@@ -2788,8 +2788,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'vlm_merging/probing/weights.py'),
                                              'vlm_merging.probing.weights.by_module': ( 'probing/weights.html#by_module',
                                                                                         'vlm_merging/probing/weights.py'),
-                                             'vlm_merging.probing.weights.checkpoint_of': ( 'probing/weights.html#checkpoint_of',
-                                                                                            'vlm_merging/probing/weights.py'),
                                              'vlm_merging.probing.weights.dots': ( 'probing/weights.html#dots',
                                                                                    'vlm_merging/probing/weights.py'),
                                              'vlm_merging.probing.weights.left_out': ( 'probing/weights.html#left_out',

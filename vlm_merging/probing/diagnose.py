@@ -7,13 +7,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pkgutil import resolve_name
 import polars as pl
-from ..checkpoints.adapted import open_sides
+from ..checkpoints.adapted import open_side, open_sides
 from ..checkpoints.texts import in_markdown, name_in_line, one_line
 from ..checkpoints.decoder import more_than_language
 from ..merging.checks import check
 from ..merging.plan import one_twice
 from ..merging.recipe import Recipe
-from .weights import (by_layer, by_module, checkpoint_of, left_out, lineage, weight_stats,
+from .weights import (by_layer, by_module, left_out, lineage, weight_stats,
                                          weights_by_layer)
 from .reasons import (LEVELS, THRESHOLDS, Reason, from_findings, from_weights,
                                          nearest_reasons)
@@ -163,7 +163,7 @@ def _with_base(vlm, llm, base, candidates, how):
     "The base to use, the table of candidates, and remarks on both"
     if not candidates: return base, None, []
     name = lambda c: str(c.source or c.path)
-    these = [*([base] if base is not None else []), *map(checkpoint_of, candidates)]
+    these = [*([base] if base is not None else []), *map(open_side, candidates)]
     kin = lineage(vlm, llm, these, **how)
     reasons = nearest_reasons(kin, name(base) if base is not None else '')
     apart = kin.drop_nulls('far').filter(pl.col('cosine').fill_null(0)>=THRESHOLDS['between'].value)
