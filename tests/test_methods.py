@@ -355,22 +355,22 @@ def test_a_method_of_ones_own(methods, trio, tmp_path):
         vlm:torch.Tensor,     # Any shape
         llm:torch.Tensor,     # Same shape
         *,
-        gain:Scale=1.,        # Factor of the LLM where it wins
+        boost:Scale=1.,        # Factor of the LLM where it wins
     )->torch.Tensor:
         "Whichever is larger"
-        return torch.where(vlm.abs()>=llm.abs(), vlm, gain*llm)
+        return torch.where(vlm.abs()>=llm.abs(), vlm, boost*llm)
 
-    assert (methods['louder'].fills, list(methods['louder'].knobs))==(('vlm', 'llm'), ['gain'])
-    assert methods['louder'].knobs['gain'].about=='Factor of the LLM where it wins'
-    assert torch.equal(louder(vec(1., -3.), vec(2., 2.), gain=.5), vec(1., -3.))
-    out = merge(Recipe(trio.vlm, trio.llm, method='louder', knobs=dict(gain=.5), layers='1-'),
+    assert (methods['louder'].fills, list(methods['louder'].knobs))==(('vlm', 'llm'), ['boost'])
+    assert methods['louder'].knobs['boost'].about=='Factor of the LLM where it wins'
+    assert torch.equal(louder(vec(1., -3.), vec(2., 2.), boost=.5), vec(1., -3.))
+    out = merge(Recipe(trio.vlm, trio.llm, method='louder', knobs=dict(boost=.5), layers='1-'),
                 out=tmp_path/'out')
     vlm, llm, done = (load_file(f/'model.safetensors') for f in (trio.vlm, trio.llm, out))
     for n in llm:
         v, l, d = vlm['language_model.'+n], llm[n], done['language_model.'+n]
         inside = 'layers.' in n and 'layers.0.' not in n or n=='model.norm.weight'
         assert torch.equal(d, torch.where(v.abs()>=l.abs(), v, (.5*l.float()).bfloat16()) if inside else v), n
-    with pytest.raises(ValueError, match='from 0 to 3'): Recipe('v', 'l', method='louder', knobs=dict(gain=9))
+    with pytest.raises(ValueError, match='from 0 to 3'): Recipe('v', 'l', method='louder', knobs=dict(boost=9))
 
 
 def test_a_method_of_ones_own_may_look_first(methods, trio, tmp_path, monkeypatch):

@@ -76,7 +76,12 @@ ORACLES = dict(
     sce=lambda n, t, b: b+selected(t-b))
 
 
-@pytest.mark.parametrize('method', [m.name for m in METHODS.values() if m.several])
+OF_MATRICES = {'iso_c', 'wudi', 'neuron_fusion'}       # Have their oracles in test_matrices
+
+def test_no_method_of_several_is_without_an_oracle():
+    assert {m.name for m in METHODS.values() if m.several}=={*ORACLES}|OF_MATRICES
+
+@pytest.mark.parametrize('method', ORACLES)
 def test_two_llms_by_every_method(method, models, tmp_path, monkeypatch):
     knobs = {} if method=='sce' else dict(weight=WEIGHT)
     monkeypatch.setattr(room, 'BLOCK', 256)
@@ -185,7 +190,7 @@ def test_the_recipe_and_the_shell_make_the_same_bytes(models, tmp_path, call):
 
 
 def test_in_memory_as_on_disk(models, tmp_path):
-    from tests.test_mixing import assert_same, opened
+    from test_mixing import assert_same, opened
     from vlm_merging.asking.models import LocalModel
     from vlm_merging.probing.mixing import Mixer
     recipe = Recipe(models.vlm, [models.llm, models.other], models.base, 'ties', dict(weight=WEIGHT))
@@ -315,7 +320,7 @@ def test_cross_attention_layers_of_two_vlms_are_merged(tmp_path):
     assert all(n==m for n, (m,) in merged.items()) and any('cross_attn.q_proj' in n for n in merged)
 
 def test_a_tower_is_not_mixed_in_memory(seers):
-    from tests.test_mixing import opened
+    from test_mixing import opened
     from vlm_merging.asking.models import LocalModel
     from vlm_merging.probing.mixing import Mixer
     mixer = Mixer(LocalModel(opened(seers.vlm), None, 'pico'), Recipe(seers.vlm, seers.other))

@@ -16,9 +16,9 @@ Share = Annotated[float, 0., 1.]  # A part of a whole
 Scale = Annotated[float, 0., 3.]  # A factor; more than 1 goes beyond the model it multiplies
 FILLED = ('vlm', 'llm', 'base', 'rng', 'seen')
 _TAKEN = {*FILLED, *('allow_nonfinite as_run batch_size benchmark by chart data device dtype embeddings help '
-    'items knobs layer_swap layers max_new_tokens method model modules n name out overwrite processor '
-    'progress quiet ray recipe sample score seed sha256 split system temperature top_p trust_remote_code '
-    'weights where workers').split()}
+    'gain items keep knobs layer_swap layers layout max_new_tokens method model modules n name out overwrite '
+    'penalty processor progress quiet ray recipe sample score seed sha256 split system temperature top_p '
+    'trust_remote_code weights where workers').split()}
 
 @dataclass(frozen=True)
 class Knob:
