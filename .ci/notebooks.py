@@ -1,5 +1,5 @@
 """Run every notebook once, each in a process of its own: do its cells pass, and give what it stores?
-`python .ci/notebooks.py` runs all, `python .ci/notebooks.py nbs/merging/07_recipe.ipynb` one;
+`python .ci/notebooks.py` runs all, `python .ci/notebooks.py nbs/merging/09_recipe.ipynb` one;
 `--save` keeps the fresh outputs."""
 import difflib, json, math, multiprocessing, re, shutil, sys, tempfile, time
 from pathlib import Path

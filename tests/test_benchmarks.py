@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vlm_merging.asking.ask import ask
-from vlm_merging.asking.endpoint import wire_messages
+from vlm_merging.asking.wire import wire_messages
 from vlm_merging.asking.fingerprints import reply_key
 from vlm_merging.asking.opening import open_model
 from vlm_merging.asking.models import Reply, sent_parts, written

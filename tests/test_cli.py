@@ -293,7 +293,8 @@ def test_what_stands_before_the_options_is_as_in_python(who, trio, tmp_path):
 @pytest.mark.parametrize('command', ['plan', 'merge'])
 def test_3_refused(command, argv, said, who, tmp_path, call):
     out = ['--out', tmp_path/'out'] if command=='merge' else []
-    code, printed, err = call(command, *who, *out, *argv)
+    given = who[:2] if '--llm' in argv else who             # Two of them would be two LLMs
+    code, printed, err = call(command, *given, *out, *argv)
     assert code==3 and not printed and said in err
     assert err.startswith('vlm-merging: ') and err.count('\n')==1
     assert not list(tmp_path.iterdir())
@@ -301,9 +302,9 @@ def test_3_refused(command, argv, said, who, tmp_path, call):
 
 def test_3_what_does_not_fit(who, tmp_path, call):
     other = make_trio('llava_onevision', tmp_path/'other')
-    code, out, err = call('plan', *who, '--llm', other.llm)
+    code, out, err = call('plan', *who[:2], '--llm', other.llm)
     assert code==3 and 'stop: ' in out and 'biases' in out
-    code, out, err = call('merge', *who, '--llm', other.llm, '--out', tmp_path/'out')
+    code, out, err = call('merge', *who[:2], '--llm', other.llm, '--out', tmp_path/'out')
     assert code==3 and not out and 'biases' in err and not (tmp_path/'out').exists()
     for missing in ('--vlm', '--llm'):
         given = [x for name, folder in zip(who[::2], who[1::2]) if name!=missing for x in (name, folder)]
@@ -322,10 +323,10 @@ def test_3_a_number_that_is_none(who, trio, tmp_path, call):
     held = load_file(llm/'model.safetensors')
     held['model.norm.weight'][3] = float('nan')
     save_file(held, llm/'model.safetensors', metadata={'format':'pt'})
-    code, _, err = call('merge', *who, '--llm', llm, '--out', tmp_path/'out')
+    code, _, err = call('merge', *who[:2], '--llm', llm, '--out', tmp_path/'out')
     assert code==3 and 'model.norm.weight' in err
     assert {x.name for x in tmp_path.iterdir()}<={'llm', '.out.draft', '.out.lock'}
-    assert call('merge', *who, '--llm', llm, '--out', tmp_path/'out', '--allow-nonfinite')[0]==0
+    assert call('merge', *who[:2], '--llm', llm, '--out', tmp_path/'out', '--allow-nonfinite')[0]==0
 
 
 @pytest.mark.parametrize('fault,code,said', [

@@ -11,7 +11,8 @@ from PIL import Image
 
 from vlm_merging.benchmarks.items import Item, Picture
 from vlm_merging.asking.connection import bare_address, repeats_key, way_to
-from vlm_merging.asking.endpoint import Endpoint, data_url, pause
+from vlm_merging.asking.endpoint import Endpoint, pause
+from vlm_merging.asking.wire import data_url
 from vlm_merging.asking.ask import ask
 from vlm_merging.asking.replies import replies, report
 from vlm_merging.scoring.score import score
@@ -85,7 +86,8 @@ def server(): yield from begin_server()
 @pytest.fixture
 def tiny(server, monkeypatch):
     monkeypatch.delenv('OPENAI_API_KEY', raising=False)
-    return Endpoint(f'http://127.0.0.1:{server.server_port}', 'tiny', patience=.01, tries=4, timeout=5)
+    return Endpoint(f'http://127.0.0.1:{server.server_port}', 'tiny', patience=.01, tries=4, timeout=5,
+                    trust_prompt=True)
 
 def cut(h): h.close_connection = True; h.connection.close()
 def half(h):

@@ -4,7 +4,9 @@ from pathlib import Path
 import pytest, torch
 from safetensors.torch import save_file
 from transformers.utils import logging
-from every_vlm import ALONE, VLMS, judged, line, stored, ties
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as LLMS
+from every_vlm import ALONE, VLMS, judged, line, make, stored, ties, vlm_config
+from vlm_merging.checkpoints.relayout import relayout
 from vlm_merging.lab.tiny import make_llm, make_vlm
 from vlm_merging.merging.merge import merge
 from vlm_merging.merging.plan import plan
@@ -14,6 +16,30 @@ logging.disable_progress_bar()
 logging.set_verbosity_error()
 TABLE = Path(__file__).parent.parent/'nbs'/'guide'/'every_vlm.csv'
 LEFT = {'inkling_mm_model'}     # Its files name and order the experts' rows otherwise than those of its LLM
+
+
+@pytest.mark.parametrize('kind', ALONE)
+def test_what_is_said_to_have_no_llm_has_none(kind):
+    "No class of transformers opens its text part as an LLM, but the VLM's own"
+    config = vlm_config(kind)
+    text = config.get_text_config(decoder=True)
+    if ALONE[kind]=='encoder and decoder': assert config.is_encoder_decoder
+    elif ALONE[kind]=='a language model itself': assert VLMS[kind].endswith('ForCausalLM') or not hasattr(
+        config, 'vision_config')
+    else: assert LLMS.get(text.model_type) in (None, LLMS.get(kind))
+
+
+@pytest.mark.parametrize('kind', LEFT)
+def test_what_is_named_otherwise_is_merged_once_it_is_rewritten(kind, tmp_path):
+    make(kind, tmp_path)
+    said, = plan(tmp_path/'vlm', tmp_path/'llm').stops
+    assert 'name their layers otherwise' in said.what and '--to transformers' in said.fix
+    vlm, llm = (stored(relayout(tmp_path/n, to='transformers', out=tmp_path/f'{n}_memory', progress=False))
+                for n in ('vlm', 'llm_in'))
+    p = plan(tmp_path/'vlm_memory', tmp_path/'llm', weight=.7)
+    out = stored(merge(p, out=tmp_path/'out', progress=False))
+    for n, v in vlm.items():
+        assert torch.equal(out[n], v if torch.equal(v, llm[n]) else line(v, llm[n], 0))
 
 
 @pytest.mark.parametrize('kind', [k for k in VLMS if k not in ALONE])

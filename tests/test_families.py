@@ -1,11 +1,12 @@
 "A merge of files is the merge of the models, in every family and every layout, and the result still sees"
-import json, re
+import json, re, shutil
 import pytest, torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.utils import logging
 from vlm_merging.checkpoints.headers import Checkpoint
 from vlm_merging.checkpoints.decoder import find_decoder
+from vlm_merging.merging.checks import tokens
 from vlm_merging.merging.merge import merge
 from vlm_merging.merging.plan import plan
 from vlm_merging.merging.coins import drop, name_rng
@@ -302,10 +303,19 @@ def test_a_vlm_as_people_save_it(kind, how, tmp_path):
 
 # --- Embeddings, if asked for
 
-def rows_merged(v, l):
-    "The rows both have are mixed, the others stay"
+def rows_merged(v, l, own=()):
+    "The rows both have are mixed, the others stay, and so do those of words that only the VLM has"
     n = min(len(v), len(l))
-    return torch.cat([line('', v[:n].float(), l[:n].float()).to(v.dtype), v[n:]])
+    out = torch.cat([line('', v[:n].float(), l[:n].float()).to(v.dtype), v[n:]])
+    own = [i for i in own if i<len(v)]
+    out[own] = v[own]
+    return out
+
+
+def own_words(vlm, llm):
+    "Numbers of the tokens that only the VLM has"
+    mine, theirs = (tokens(Checkpoint.open(f)) or {} for f in (vlm, llm))
+    return [i for i, s in mine.items() if theirs.get(i)!=s]
 
 
 @pytest.mark.parametrize('llm_tied', [False, True], ids=['llm_untied', 'llm_tied'])
@@ -318,10 +328,10 @@ def test_embeddings_merge_the_common_rows(vlm_tied, llm_tied, vocab, tmp_path):
     out = merge(Recipe(vlm, llm, knobs=dict(weight=.7), embeddings=True), out=tmp_path/'out')
     v, l, m = map(weights, (vlm, llm, out))
     name, head = 'model.embed_tokens.weight', 'lm_head.weight'
-    stem = 'language_model.'
-    assert same(m[stem+name], rows_merged(v[stem+name], l[name]))
+    stem, own = 'language_model.', own_words(vlm, llm)
+    assert same(m[stem+name], rows_merged(v[stem+name], l[name], own))
     assert (stem+head in v)==(not vlm_tied) and (head in l)==(not llm_tied)
-    if not vlm_tied: assert same(m[stem+head], rows_merged(v[stem+head], l[name if llm_tied else head]))
+    if not vlm_tied: assert same(m[stem+head], rows_merged(v[stem+head], l[name if llm_tied else head], own))
     inner = in_text()
     check_files(out, vlm, lambda n: inner(n) or n in (stem+name, stem+head))
     assert said(opened(out), 'llava').isfinite().all()
@@ -336,7 +346,7 @@ def test_embeddings_in_every_family(kind, tmp_path):
     with torch.no_grad():
         for what in ('get_input_embeddings',) if tied else ('get_input_embeddings', 'get_output_embeddings'):
             mine, theirs = (getattr(m, what)().weight for m in (vlm, llm))
-            mine.copy_(rows_merged(mine, theirs))
+            mine.copy_(rows_merged(mine, theirs, own_words(trio.vlm, trio.llm)))
     same_models(opened(out), mix(vlm, llm))
 
 
@@ -362,6 +372,84 @@ def test_embeddings_with_a_base_of_fewer_rows(tmp_path):
         mine = v['language_model.'+n]
         x, y, z = (t[:80].float() for t in (mine, l[n], b[n]))
         assert same(m['language_model.'+n], torch.cat([(z+.7*(x-z)+.2*(y-z)).bfloat16(), mine[80:]]))
+
+
+def spoken(folder, words):
+    "Give a folder a tokenizer.json: token number -> string"
+    added = [dict(id=i, content=s) for i, s in words.items() if s.startswith('<')]
+    vocab = {s: i for i, s in words.items() if not s.startswith('<')}
+    text = json.dumps(dict(model=dict(type='BPE', vocab=vocab, merges=[]), added_tokens=added))
+    (folder/'tokenizer.json').write_text(text)
+
+
+METHODS_OF_ROWS = {
+    'linear': dict(weight=.7), 'slerp': dict(weight=.7), 'ties': dict(density=.4),
+    'dare_linear': dict(density=.5)}
+
+
+@pytest.mark.parametrize('method', METHODS_OF_ROWS)
+@pytest.mark.parametrize('shards', [1, 2])
+def test_embeddings_are_paired_by_the_strings_of_their_tokens(method, shards, tmp_path):
+    "It is the merge of an LLM whose rows were put where the VLM has the word; other rows stay the VLM's"
+    base = make_llm('llava', tmp_path/'base')
+    llm = make_llm('llava', tmp_path/'llm', near=base, seed=1)
+    vlm = make_vlm('llava', tmp_path/'vlm', near=base, seed=2, shards=shards)
+    words = {i: f'w{i}' for i in range(90)}                 # 104 rows in the VLM, 96 in the others
+    spoken(vlm, words|{90: '<image>', 91: '<pad>'})
+    spoken(llm, words|{3: 'w70', 70: 'w3', 90: '<tool>', 95: '<pad>'})
+    spoken(base, words|{5: 'other', 91: '<pad>'})
+    pairs = {i: (i, i) for i in range(96) if i not in (90, 91, 95)}|{3: (70, 3), 70: (3, 70), 91: (95, 91)}
+    if method in ('ties', 'dare_linear'): pairs.pop(5)
+    pairs = dict(sorted(pairs.items()))
+    how = dict(method=method, embeddings=True, **METHODS_OF_ROWS[method])
+    if method in ('ties', 'dare_linear'): how['base'] = base
+    p = plan(vlm, llm, **how)
+    lines = [l.split('(')[0].strip() for l in str(p).splitlines() if l.startswith('  rows')]
+    assert lines==[f'rows    {len(pairs)} merged, 3 of them with another row of the LLM, '
+                   f'{104-len(pairs)} kept']*2
+    out = merge(vlm, llm, out=tmp_path/'out', progress=False, **how)
+    rows, at = [*pairs], dict(vlm=[*pairs], llm=[j for j, _ in pairs.values()],
+                              base=[k for _, k in pairs.values()])
+    small = {}
+    for who, folder in dict(vlm=vlm, llm=llm, base=base).items():   # The same rows from the first on
+        shutil.copytree(folder, tmp_path/f'small_{who}')
+        (tmp_path/f'small_{who}'/'tokenizer.json').unlink()
+        for f in (tmp_path/f'small_{who}').glob('*.safetensors'):
+            held = load_file(f)
+            held |= {n: x[at[who]].contiguous() for n, x in held.items()
+                     if 'embed_tokens' in n or 'lm_head' in n}
+            save_file(held, f)
+        small[who] = tmp_path/f'small_{who}'
+    if 'base' in how: how['base'] = small['base']
+    want, v, m = weights(merge(small['vlm'], small['llm'], out=tmp_path/'want', progress=False, **how)), \
+        weights(vlm), weights(out)
+    for n in v:
+        if 'embed_tokens' in n or 'lm_head' in n:
+            assert same(m[n][rows], want[n])
+            rest = [i for i in range(104) if i not in pairs]
+            assert same(m[n][rest], v[n][rest])
+        else: assert same(m[n], want[n])
+
+
+def test_equal_tokenizers_and_none_merge_the_same_rows(tmp_path):
+    trio = make_trio('llava', tmp_path/'trio')
+    how = dict(weight=.7, embeddings=True, progress=False)
+    for folder in trio[:2]: (folder/'tokenizer.json').unlink()
+    bare = merge(*trio[:2], out=tmp_path/'bare', **how)
+    assert [f for f in plan(*trio[:2], embeddings=True).findings if 'paired by number' in f.what]
+    for folder in trio[:2]: spoken(folder, {i: f'w{i}' for i in range(90)})
+    assert not [f for f in plan(*trio[:2], embeddings=True).findings if 'by number' in f.what]
+    assert not [f for f in plan(*trio[:2]).findings if 'by number' in f.what]
+    known = merge(*trio[:2], out=tmp_path/'known', **how)
+    for f in bare.glob('*.safetensors'): assert f.read_bytes()==(known/f.name).read_bytes()
+
+
+def test_embeddings_without_a_common_token_stay(tmp_path):
+    trio = make_trio('llava', tmp_path/'trio')
+    spoken(trio.vlm, {i: f'v{i}' for i in range(104)})
+    spoken(trio.llm, {i: f'l{i}' for i in range(96)})
+    p = plan(*trio[:2], embeddings=True)
+    assert [n for n, why in p.kept.items() if why=='no token in common']
 
 
 # --- The plan tells the whole truth

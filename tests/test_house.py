@@ -13,7 +13,7 @@ HOUSES = 'lab checkpoints merging benchmarks asking scoring comparing probing ch
 NEVER_TORCH = 'benchmarks scoring comparing charts'.split()  # Houses which never import it, not even later
 NO_TORCH = [*NEVER_TORCH, 'checkpoints', 'asking', 'widgets', 'cli']  # Houses which import without it
 # A plan waits for nothing
-NO_TORCH_ROOMS = [f'merging.{o}' for o in 'families checks largest coins methods recipe plan'.split()]
+NO_TORCH_ROOMS = [f'merging.{o}' for o in 'knobs families checks largest coins methods recipe plan'.split()]
 
 def cells(path): return [''.join(o['source']) for o in json.loads(path.read_text(encoding='utf-8'))['cells']
                          if o['cell_type']=='code']
@@ -89,7 +89,7 @@ def test_a_room_imports_by_name_and_only_what_is_required(module):
     asked = [o for key in about['DEFAULT'] if key.endswith('requirements') and key!='dev_requirements'
              for o in about['DEFAULT'][key].split('\n') if o]
     required = {re.split(r'[<>=!~ ;\[]', o)[0].replace('-', '_') for o in asked}
-    required = {'PIL' if o=='pillow' else o for o in required} | {'IPython', package}
+    required = {dict(pillow='PIL', pyyaml='yaml').get(o, o) for o in required} | {'IPython', package}
     unasked = {o.split('.')[0] for o, _ in names} - required - sys.stdlib_module_names
     assert not unasked, f'{module} imports {unasked}, which settings.ini does not require'
 

@@ -7,7 +7,7 @@ import polars as pl
 import pytest
 from PIL import Image, ImageOps
 from vlm_merging.asking.ask import ask
-from vlm_merging.asking.endpoint import data_url
+from vlm_merging.asking.wire import data_url
 from vlm_merging.asking.folder import read_lines
 from vlm_merging.asking.models import Reply, decode_picture, picture_size
 from vlm_merging.asking.opening import open_model

@@ -1,7 +1,8 @@
 "Masks and reads on every pico family, against models that were edited by hand"
 import copy
 import pytest, torch
-from vlm_merging.probing.layers import stream_writer, wrapped_attention, find_part, decoder_layers
+from vlm_merging.probing.layers import (stream_writer, wrapped_attention, find_part, decoder_layers,
+                                        image_positions)
 from vlm_merging.probing.masks import PARTS, WAYS, Mask, applied, masked, masks, means
 from vlm_merging.lab.tiny import KINDS, ask_inputs, llm_config, vlm_config
 
@@ -540,7 +541,7 @@ def untie(model):
 @pytest.mark.parametrize('kind', KINDS)
 def test_reads_add_up(kind):
     "Parts sum to layers, lenses end in the model's own words, shares are what eager attention weights say"
-    from vlm_merging.probing.lens import (attention_mass, image_positions, logit_lens, patched,
+    from vlm_merging.probing.lens import (attention_mass, logit_lens, patched,
                                           read_states, residual_norms)
     model, eager = vlm(kind), vlm(kind, how='eager')
     inputs = padded(model, kind)

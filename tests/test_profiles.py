@@ -5,7 +5,7 @@ import numpy as np, polars as pl, pytest
 from vlm_merging.comparing.pairs import difference, sign_flip
 from vlm_merging.probing.profile import mask_differences, flip_chance, profile_change, profile_table
 from vlm_merging.comparing.layer_findings import change_verdict, layers_said, profile_verdict
-from vlm_merging.probing.depth import depth_table
+from vlm_merging.probing.depth import Plateau, depth_table, plateau_table
 
 def probe(cost, n=60, model='m', measure='likelihood', seed=0, noise=.3, **more):
     "A probe table: `cost` is what masking each layer costs, nats (or the share of items lost)"
@@ -241,3 +241,27 @@ def test_tags_may_have_any_name_but_those_of_the_table():
 def test_every_item_lost_is_as_sure_as_can_be():
     rng = np.random.default_rng(0)
     for n in range(13, 40): assert flip_chance(-rng.uniform(1, 10, (n, 1)))[0]==2.**(1-n)
+
+
+def test_a_plateau_is_of_one_model_and_needs_every_kind():
+    "Rows of windows, of other ways and of few items do not count; where one kind is open, so is the whole"
+    def rows(model, lows, where='see', tag='kind', how='blind', last=3):
+        return [dict(model=model, measure='answer', benchmark='b', tag=tag, where=where, layer=l,
+                     layers=f'{l}-{last}' if l<last else str(l), part='layer', how=how, heads='', n=50,
+                     clusters=50, before=1., after=1., change=low and low+.01, low=low,
+                     high=low and low+.02, p=.1, p_holm=1., lost=0) for l, low in enumerate(lows)]
+    lows = [-.5, -.05, -.015, -.01]
+    both = pl.DataFrame([*rows('v', lows, 'all', 'all'), *rows('v', lows),
+                         *rows('v', [-.5, -.2, -.1, -.01], 'think'),
+                         *rows('v', lows, how='skip'), *rows('v', lows[:2], last=1), *rows('w', lows)])
+    table = plateau_table(both)
+    found = {(r['model'], r['where']): (r['needed'], r['start']) for r in table.to_dicts()}
+    assert found=={('v', 'all'): (1, 2), ('v', 'see'): (1, 2), ('v', 'think'): (2, 3), ('w', 'see'): (1, 2)}
+    assert Plateau(table).layers=='3-' and Plateau(table.filter(model='w')).layers=='2-'
+    few = plateau_table(pl.DataFrame([*rows('v', lows), *rows('v', [None]*4, 'think')],
+                                     infer_schema_length=None))
+    assert Plateau(few).start is None and 'cannot be told' in repr(Plateau(few))
+    assert not plateau_table(both.filter(how='skip')).height
+    whole = both.filter(pl.col('layers').str.ends_with('3'), model='v', how='blind')
+    words = profile_verdict(whole, None, table)
+    assert 'blind from a layer on' in words and 'from layer 3 on the picture is not needed' in words

@@ -109,13 +109,13 @@ def test_both_ways_agree(kind, tiny, monkeypatch):
     items = words(5, blind=() if kind=='paligemma' else (4,))  # Without a picture PaliGemma reads both ways
     several = [Mask(0), Mask(1, 'mlp', 'zero'), Mask(1, 'attention', 'uniform'),
                Mask((2, 3), 'head', 'skip', (1,)), Mask(3, 'mlp'),
-               Mask(3, 'attention'), Mask((1, 3), 'layer', 'constant')]
+               Mask(3, 'attention'), Mask((1, 3), 'layer', 'constant'), Mask((1, 2, 3), how='blind')]
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
         short, long = (effects(asker, items, several, ('likelihood', 'answer'), length, reuse=r)
                        for r in (True, False))
     equal(short, long)
-    assert short.height==5*7*2 and clean(asker.model)
+    assert short.height==5*8*2 and clean(asker.model)
     changed = short.filter(measure='answer').select(pl.col('reply_before')!=pl.col('reply_after')).to_series()
     assert 0<changed.sum()<len(changed)
     assert set(cut)==({True} if kind!='mllama' else set())  # Only mllama begins changed replies afresh

@@ -9,6 +9,7 @@ for needed in ('torch', 'fastapi', 'uvicorn'):
 from vlm_merging.benchmarks.items import Item, Picture
 from vlm_merging.asking.endpoint import Endpoint
 from vlm_merging.asking.ask import ask
+from vlm_merging.asking.same_prompt import unlike_prompts
 from vlm_merging.lab.trio import lab_folder, questions
 from vlm_merging.merging.merge import merge
 from vlm_merging.asking.opening import open_model
@@ -67,7 +68,11 @@ def test_the_same_replies_from_afar(endpoint, local, tmp_path):
     assert far['finish'].to_list()==near['finish'].to_list()
     right = sum(a==p.split()[-1] for a, p in far.select('answer', 'prediction').iter_rows() if p.split())
     assert right>=12
-    assert json.loads((tmp_path/'far'/'run.json').read_text())['about']['weights']==local.weights
+    config = json.loads((tmp_path/'far'/'run.json').read_text())
+    assert config['about']['weights']==local.weights
+    prompt = config['sessions'][0]['how']['prompt']
+    assert (prompt['outcome'], prompt['by'])==('same', 'number of tokens')
+    assert unlike_prompts(tmp_path/'near', tmp_path/'far')==[]
 
 def test_several_pictures_none_and_a_limit(endpoint, local):
     item = asked(1)[0]

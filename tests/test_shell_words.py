@@ -53,10 +53,9 @@ def test_the_knobs_are_those_of_the_methods():
             assert p.bounds==(() if k.choices else (k.low, k.high))
             if k.choices and k.choices!=(True, False): assert p.choices==k.choices
 
-def test_a_method_that_was_entered_brings_its_own_options(monkeypatch, capsys):
+def test_a_method_that_was_entered_brings_its_own_options(capsys):
     from vlm_merging.merging.methods import Share, merge_method
-    monkeypatch.setattr('vlm_merging.merging.methods.METHODS', dict(METHODS))
-    import vlm_merging.merging.methods as room
+    import vlm_merging.merging.knobs as room
     source = dict(METHODS)
     def halves(vlm, llm, *, tilt:Share=.5): return tilt*vlm+(1-tilt)*llm
     try:
@@ -236,7 +235,7 @@ demo --out HERE
 PYTHON = re.compile(r"""\b[a-z]\w*_\w+\b|`(?!hf |vlm-merging |-|`)[^`]*`"""
                     r"""|\b\w+=(?:True|False|None|\w*\.?\d|')"""
                     r"""|\b[a-z_]+\([^)\n]*['=]|\b(?:None|True|False|int|float|Traceback|Errno)\b""")
-KNOWN = r'vlm_merging|save_pretrained|from_pretrained|auto_map|dare_\w+|task_arithmetic|model_type'
+KNOWN = '|'.join(['vlm_merging', 'save_pretrained', 'from_pretrained', 'auto_map', 'model_type', *METHODS])
 
 @pytest.mark.parametrize('line', REFUSED.strip().splitlines())
 def test_a_refusal_speaks_as_the_shell_does(line, call, tmp_path, monkeypatch):

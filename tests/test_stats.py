@@ -9,7 +9,7 @@ from vlm_merging.comparing.pairs import (
 from vlm_merging.comparing.compare import compare
 from vlm_merging.comparing.statistics import typed_table, interval, values_in_tag, resampled, wilson
 from vlm_merging.comparing.summary import by_length, summarize, worst_case
-from vlm_merging.comparing.findings import p_said, points, verdict
+from vlm_merging.comparing.findings import accuracy_said, p_said, points, power_said, verdict
 from vlm_merging.asking.replies import NO_REPLY
 from vlm_merging.scoring.score import score
 
@@ -578,5 +578,24 @@ def test_two_samples_tell_how_many_items_each_side_has():
     assert 'are in both' not in compare(a, others, unpaired=True).verdict
 
 def test_a_change_takes_as_many_items_that_differ():
-    from vlm_merging.comparing.findings import power_said
     with pytest.raises(ValueError, match='give a discordance of 0.2 or more'): power_said(1000, .2, .1)
+
+def test_few_items_asked_again_tell_no_noise():
+    "Nor do samples that a few items have more of than the others"
+    def asked_twice(run, items, again):
+        rows = [dict(benchmark='B', split='t', run=run, index=str(i), sample=s, correct=i%2==0,
+                     prediction='x', outcome='answered', picked='x')
+                for i in range(items) for s in '12'[:1+(i<again)]]
+        return pl.DataFrame(rows)
+    few, many = (compare(asked_twice('a', 100, k), asked_twice('b', 100, k)).verdict for k in (2, 40))
+    assert 'Only 2 items asked again: too few to tell the noise of asking' in few
+    assert 'lies within this noise of asking' in many
+    assert 'pass@2 50.0% (of 2)' in accuracy_said(asked_twice('a', 100, 2))
+    assert 'standard deviation' not in accuracy_said(asked_twice('a', 100, 2))
+
+def test_rows_that_are_left_out_of_an_accuracy_are_told():
+    both = pl.concat([table([True]*5), table([False]*2)])
+    assert '4 rows have the index of another' in accuracy_said(both)
+
+def test_power_promises_no_change_larger_than_what_differs():
+    assert 'no change can be seen' in power_said(12) and 'no change can be seen' in power_said(10, .01, .02)

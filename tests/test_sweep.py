@@ -120,6 +120,25 @@ def test_mixtures_are_named_once():
     assert [m['run'] for m in mixtures([.5, .5, .7], ['all', '2-'])]==['weight 0.5', 'weight 0.7',
         'weight 0.5, layers 2-', 'weight 0.7, layers 2-']
 
+def test_a_wanted_gain_is_chosen_on_half_of_the_items(tmp_path):
+    "Against the VLM as it is; the folder holds replies, whatever is wanted of them"
+    items = load('lab', n=40, split='dev')
+    how = dict(weights=[.5, .9], layers=['all', '6-'], items=items, out=tmp_path/'run', **HOW)
+    plain = sweep(LAB/'vlm', LAB/'llm', by='category', **how)
+    tried = sweep(LAB/'vlm', LAB/'llm', gain='reasoning', keep='perception', penalty=3, **how)
+    parts = list((tmp_path/'run'/'parts').iterdir())
+    assert len(parts)==5 and tried.table.equals(plain.table)                # One more: the VLM as it is
+    assert tried.held.table.filter(half='choose').height==4
+    assert tried.held.trade.penalty==3 and tried.verdict.startswith('By gain in reasoning less 3 times')
+    assert (tried.best is None)==(tried.held.chosen is None)
+    if tried.best: assert Recipe(LAB/'vlm', LAB/'llm', layers=tried.best['layers'])
+    times = [p.stat().st_mtime_ns for p in parts]
+    again = sweep(LAB/'vlm', LAB/'llm', gain='perception', keep='reasoning', **how)
+    assert times==[p.stat().st_mtime_ns for p in parts] and again.held.trade.gain=='perception'
+    vlm = {r.id: r.text for r in open_model(LAB/'vlm', **HOW).many(items)}
+    rows = pl.concat([pl.read_parquet(p) for p in parts]).filter(run='the VLM')
+    assert dict(rows.select('index', 'prediction').iter_rows())==vlm
+
 def test_ranges_that_read_alike_are_two_mixtures_and_a_folder_can_grow(tmp_path):
     items, how = load('lab', n=7, split='dev'), dict(out=tmp_path/'run', **HOW)
     both = sweep(LAB/'vlm', LAB/'llm', weights=[.2], items=items, layers=['0,7', '0-7'], **how).table

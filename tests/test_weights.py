@@ -429,3 +429,19 @@ def test_thresholds_are_documented():
     found = diagnose(*LAB)
     assert isinstance(found, Diagnosis) and all(r.source for r in found.reasons)
     with pytest.raises(AttributeError): found.verdict = 'good'
+
+def test_a_donor_that_hardly_moved_is_told(tmp_path):
+    "Rank one in a few rows, and most numbers still the base's"
+    base, llm = load_file(lab_folder()/'base'/'model.safetensors'), {}
+    for name, x in base.items():
+        llm[name] = x.clone()
+        if x.ndim==2 and 'layers' in name: llm[name][:4] += .05*x.float().std()
+    shutil.copytree(lab_folder()/'base', tmp_path/'llm')
+    save_file(llm, tmp_path/'llm'/'model.safetensors', metadata={'format': 'pt'})
+    found = diagnose('lab/vlm', tmp_path/'llm', 'lab/base', subspace=4, progress=False)
+    said = [r.what for r in found.reasons if 'to the last bit' in r.what]
+    assert len(said)==1 and "of the LLM's numbers are the base's" in said[0] and '2606.18521' in str(found)
+    whole = found.modules.row(0, named=True)
+    assert whole['leading_llm']>.9>.6>whole['leading_vlm']>0 and whole['moved_share_llm']<.2
+    assert 'leading_llm' in str(found) and not any('to the last bit' in r.what for r in diagnose(
+        'lab/vlm', 'lab/llm', 'lab/base', progress=False).reasons)

@@ -174,7 +174,14 @@ def _ask_missing(model, todo, done, failed, lines, bar):
     for place, (_, row, n) in todo.items(): failed[place] = row|dict(row=n, error='The asker gave no reply.')
 
 # %% ../../nbs/asking/07_ask.ipynb #c042
-def _go_on(model, items, rows, out, run, about, progress):
+def _looked_ahead(model, todo, out, config):
+    "Let a model that wants to see what it will be asked look at it, and write down what it says"
+    if not todo or not hasattr(model, 'beforehand'): return
+    record = model.beforehand([item for item, *_ in todo.values()])
+    *before, now = config['sessions']
+    write_config(out, config|dict(sessions=[*before, now|dict(how=now['how']|dict(prompt=record))]))
+
+def _go_on(model, items, rows, out, run, about, progress, config=None):
     "Ask for the replies that `out` lacks; gives those that there are by place, and failures"
     stored = {(place_of(r), r.get('key')):r for r in run_lines(out, 'replies.jsonl')[0]}
     done, todo, failed = _sorted_out(items, rows, run, about, stored)
@@ -184,6 +191,7 @@ def _go_on(model, items, rows, out, run, about, progress):
         warnings.warn(f"{out} goes on with {len(done)} {what} of weights that nobody named: if others are "
                       f"asked by now, choose another folder, and name what is asked with `weights`.",
                       stacklevel=3)
+    _looked_ahead(model, todo, out, config)
     lines = Lines(out/'replies.jsonl')
     try:
         for place, row in done.items():
@@ -226,10 +234,10 @@ def ask(
     with nothing_left(out), sole(out):
         config = settle(out, dict(run=run, about=about))
         _refuse_fewer(out, {place_of(row) for _, row in wanted})
-        write_config(out, with_session(out, config, getattr(model, 'how', {})))
+        write_config(out, config := with_session(out, config, getattr(model, 'how', {})))
         mend(out/'replies.jsonl')
         one = _drawing(model, FIRST) if samples>1 else model
-        done, failed = _go_on(one, items, wanted, out, run, about, progress)
+        done, failed = _go_on(one, items, wanted, out, run, about, progress, config)
     if failed and not done: raise ValueError(_hopeless(failed))
     if failed or getattr(items, 'left', ()): warnings.warn(report(out), stacklevel=2)
     each = sorted(wanted, key=lambda o: o[0])                     # The replies to a question together

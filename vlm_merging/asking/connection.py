@@ -4,7 +4,7 @@
 
 # %% ../../nbs/asking/08_connection.ipynb #c005
 from __future__ import annotations
-import asyncio, base64, html, ipaddress, os, re, queue, socket, threading
+import asyncio, base64, email.utils, html, ipaddress, os, random, re, queue, socket, threading, time
 from contextlib import contextmanager, suppress
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from urllib.parse import unquote, urlsplit
@@ -13,8 +13,9 @@ import httpx2
 from ..checkpoints.texts import one_line
 
 # %% auto #0
-__all__ = ['SECRET', 'PIECE', 'KNOCK', 'LARGEST', 'REFUSAL', 'bare_address', 'usable_key', 'repeats_key', 'server_words',
-           'on_this_machine', 'proxy_for', 'way_to', 'in_own_loop', 'next_of', 'client_of', 'answer_to']
+__all__ = ['SECRET', 'PIECE', 'KNOCK', 'LARGEST', 'REFUSAL', 'LONGEST', 'bare_address', 'usable_key', 'repeats_key',
+           'server_words', 'on_this_machine', 'proxy_for', 'way_to', 'in_own_loop', 'next_of', 'client_of', 'answer_to',
+           'pause']
 
 # %% ../../nbs/asking/08_connection.ipynb #c009
 def bare_address(
@@ -209,3 +210,20 @@ async def answer_to(
             if answer.is_success: raise
             return answer, b''
         finally: await answer.aclose()
+
+# %% ../../nbs/asking/08_connection.ipynb #c046
+LONGEST = 120.          # Seconds of a pause, at most
+
+def pause(
+    tries:int,          # How many have failed, from 1
+    patience:float,     # Seconds of the first pause
+    retry_after:str|None=None, # The header of this name: seconds, or a date
+)->float:               # Seconds
+    "How long to wait before the next try"
+    if retry_after:
+        try: asked = float(retry_after)
+        except ValueError:
+            try: asked = email.utils.parsedate_to_datetime(retry_after).timestamp()-time.time()
+            except (ValueError, OverflowError, OSError): asked = -1.
+        if 0<=asked<float('inf'): return min(asked, LONGEST)
+    return min(patience*2**(tries-1), LONGEST)*random.uniform(.5, 1.5)

@@ -8,6 +8,7 @@ import hashlib, json
 from itertools import groupby
 from ..checkpoints.blocks import fill
 from ..checkpoints.headers import Checkpoint, refuse_changed
+from ..checkpoints.identity import fingerprint
 from ..checkpoints.model_files import read_json
 from ..benchmarks.items import Item
 from ..benchmarks.pictures import marks_in
@@ -63,6 +64,9 @@ def weights_hash(
     for p in filter(_is_side, [*sorted(folder.iterdir()), *sorted(folder.glob('custom_generate/*.py'))]):
         with open(p, 'rb') as f: side = hashlib.file_digest(f, 'sha256').hexdigest()
         whole.update(f'{p.name} {side}\n'.encode())
+    for o in checkpoint.adapters:
+        tops = [fingerprint(o.path/f, full) for f in o.files]
+        whole.update(json.dumps(tops, sort_keys=True).encode())
     if (folder/'recipe.json').is_file():
         recipe = read_json(folder/'recipe.json')
         whole.update(json.dumps([recipe.get('recipe'), recipe.get('inputs')], sort_keys=True).encode())

@@ -7,13 +7,16 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from .fingerprints import own_numbers, weights_hash
 from .models import LocalModel
-from ..checkpoints.headers import Checkpoint
+from ..checkpoints.headers import SIDE, Checkpoint, local_model
+from ..checkpoints.model_files import read_json
+from ..checkpoints.places import from_hub
 from ..checkpoints.texts import check_number, did_you_mean
 
 # %% auto #0
-__all__ = ['OPENING_WORDS', 'COLDEST', 'check_settings', 'open_model', 'as_model', 'check_pictures']
+__all__ = ['OPENING_WORDS', 'COLDEST', 'check_settings', 'open_model', 'open_processor', 'as_model', 'check_pictures']
 
 # %% ../../nbs/asking/04_opening.ipynb #c010
 def _device_and_dtype(device, dtype):
@@ -92,6 +95,16 @@ def check_settings(
             raise ValueError(f'system is {value!r}; it is a text.')
 
 # %% ../../nbs/asking/04_opening.ipynb #c022
+def _ready(opened):
+    "A `LocalModel` whose tokenizer can pad; raise ValueError if it has no chat template"
+    if not (opened.processor.chat_template or opened.tokenizer.chat_template):
+        raise ValueError(f"{opened.name} has no chat template, so how it wants to be asked is not known. "
+                         f"Copy chat_template.jinja from the model it was made of.")
+    opened.tokenizer.padding_side = 'left'
+    if opened.tokenizer.pad_token is None: opened.tokenizer.pad_token = opened.tokenizer.eos_token
+    return opened
+
+# %% ../../nbs/asking/04_opening.ipynb #c025
 def open_model(
     where:str|Path,      # Folder, hub id or lab/vlm of a VLM, or of a text model
     dtype:str|None=None, # 'bfloat16', 'float16' or 'float32'; default: bfloat16 on a GPU, float32 on a CPU
@@ -109,15 +122,31 @@ def open_model(
     except (RuntimeError, AssertionError, NotImplementedError) as e:
         raise ValueError(f"{where} cannot be brought to the device {device!r}: "
                          f"{' '.join(str(e).split()).partition('. ')[0][:160]}.") from e
-    opened = LocalModel(model, processor, weights_hash(checkpoint), str(where), **asking)
-    if not (processor.chat_template or opened.tokenizer.chat_template):
-        raise ValueError(f"{where} has no chat template, so how it wants to be asked is not known. "
-                         f"Copy chat_template.jinja from the model it was made of.")
-    opened.tokenizer.padding_side = 'left'
-    if opened.tokenizer.pad_token is None: opened.tokenizer.pad_token = opened.tokenizer.eos_token
-    return opened
+    return _ready(LocalModel(model, processor, weights_hash(checkpoint), str(where), **asking))
 
-# %% ../../nbs/asking/04_opening.ipynb #c032
+# %% ../../nbs/asking/04_opening.ipynb #c035
+def open_processor(
+    where:str|Path,      # Folder, hub id or lab/vlm; the weights need not be there
+    trust_remote_code:bool=False, # Run code that the checkpoint brings along?
+    system:str|None=None, # System message
+)->LocalModel:           # Writes prompts; has no model
+    "Open what stands beside the weights; raise ValueError with one sentence if it cannot be"
+    import torch
+    folder, (name, _, revision) = local_model(where), str(where).partition('@')
+    if not folder and not re.fullmatch(r'\w[\w\-.]*/[\w\-.]+', name):
+        raise ValueError(f'{name[:200]!r} is no folder, and no hub id such as owner/name, so there is no '
+                         f'processor in it.')
+    folder = folder or from_hub(name, SIDE, revision or None)
+    if not (folder/'config.json').is_file(): raise ValueError(f'{where} has no config.json.')
+    _, _, reads = _opener(read_json(folder/'config.json'), where, trust_remote_code)
+    try: processor = reads.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as e: # of any tokenizer, or for want of a package
+        raise ValueError(f"The processor of {where} cannot be opened: "
+                         f"{' '.join(str(e).split())[:300]}") from e
+    nobody = SimpleNamespace(device='cpu', dtype=torch.float32)
+    return _ready(LocalModel(nobody, processor, '', str(where), system=system))
+
+# %% ../../nbs/asking/04_opening.ipynb #c039
 def as_model(
     model,               # A folder or hub id; or what can be asked already
     **asking,            # For a model that is opened here, as in `open_model`
@@ -133,7 +162,7 @@ def as_model(
                          f"open_model(folder, {next(iter(asking))}=...).")
     return model
 
-# %% ../../nbs/asking/04_opening.ipynb #c035
+# %% ../../nbs/asking/04_opening.ipynb #c042
 def check_pictures(
     model,               # A folder or hub id; or what can be asked already
     items,               # `Item`s

@@ -9,7 +9,7 @@ import altair as alt
 import polars as pl
 from .pages import (
     COLOURS, GRID, INK, colour_and_shape, drawn_name, drawn_names, in_order, rows_to_draw, titled)
-from ..comparing.layer_findings import MEASURES, MEASURE_NAMES
+from ..comparing.layer_findings import MEASURES, MEASURE_NAMES, from_here_on
 from ..probing.profile import PROFILE_COLUMNS, matters
 
 # %% auto #0
@@ -89,7 +89,8 @@ def _single_layers(table, heads):
     if lost:
         raise ValueError(f"The table has no column {' and no column '.join(lost)}. "
                          f"Give one as profile_table makes it.")
-    single = table.filter(pl.col('layers')==pl.col('layer').cast(pl.String))
+    one = pl.col('layers')==pl.col('layer').cast(pl.String)
+    single = table.filter(one | from_here_on())
     if not heads: single = single.filter(heads='')
     if table.height and not single.height:
         raise ValueError('There is nothing to draw along the layers: every mask of this table is '
@@ -122,7 +123,8 @@ def of_layers(
     least, most = min(size.values()), max(size.values())
     kept = sorted(size, key=lambda l: -size[l])[:len(COLOURS)]
     words = [chosen['model']] if 'model' in chosen else []
-    words += [f"masked by {chosen['how']}", MEASURE_NAMES[chosen['measure']],
+    way = 'blind from a layer on' if chosen.get('how')=='blind' else f"masked by {chosen['how']}"
+    words += [way, MEASURE_NAMES[chosen['measure']],
               f'{most} items each' if least==most else f'{least} to {most} items each']
     if len(kept)<len(size): words.append(f'the {len(kept)} largest of {len(size)} kinds')
     by = 100 if chosen['measure']=='answer' else 1

@@ -6,13 +6,16 @@
 from __future__ import annotations
 import ctypes, math
 import numpy as np
+from bisect import bisect
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from .disk import InputChanged, read_at, reading
 from .headers import DTYPES, FLOATS, Entry
 
 # %% auto #0
-__all__ = ['BLOCK', 'BLOCK_GPU', 'fill', 'Turned', 'Source', 'opened', 'Blocks', 'faulty', 'keep_heap', 'sample']
+__all__ = ['BLOCK', 'BLOCK_GPU', 'fill', 'files_of', 'Turned', 'Rows', 'write_rows', 'other_rows', 'Source', 'opened', 'Blocks',
+           'faulty', 'keep_heap', 'sample']
 
 # %% ../../nbs/checkpoints/06_blocks.ipynb #c012
 def fill(
@@ -30,6 +33,12 @@ def fill(
         view, at = view[n:], at+n
 
 # %% ../../nbs/checkpoints/06_blocks.ipynb #c016
+def files_of(
+    entry,              # `Entry`, or what is made of several
+)->set:                 # Paths
+    "The files in which the numbers of a tensor lie"
+    return getattr(entry, 'files', {entry.file})
+
 @dataclass(frozen=True)
 class Turned:
     "Matrices of one width, stacked by rows and turned on their side; some rows of what comes of it"
@@ -49,24 +58,85 @@ class Turned:
     def dtype(self): return self.entries[0].dtype
     @property
     def file(self): return self.entries[0].file
+    @property
+    def files(self): return {f for e in self.entries for f in files_of(e)}
 
     def stored(self,
         files:dict,     # Open file descriptors by path
     ):                  # Tensor (numel,) of the stored type
         "The numbers, row after row"
         import torch
-        kind, parts = getattr(torch, FLOATS[self.dtype]), []
-        for e in self.entries:
-            raw = bytearray(e.nbytes)
-            fill(memoryview(raw), files[e.file], e.start, e.file)
-            parts.append(torch.frombuffer(raw, dtype=getattr(torch, FLOATS[e.dtype])).view(e.shape).to(kind))
+        exact = any(hasattr(e, 'reader') for e in self.entries)     # Something was added in float32
+        kind = torch.float32 if exact else getattr(torch, FLOATS[self.dtype])
+        parts = [Source((e,), files, dtype=kind).read(0, e.numel).view(e.shape) for e in self.entries]
         return torch.cat(parts).T[self.first:self.first+self.n].flatten()
 
+    def reader(self,
+        files:dict,     # Open file descriptors by path
+    ):                  # Function of two numbers, i and j, that gives the numbers i..j
+        "Read and turn once; hand out pieces"
+        numbers = self.stored(files)
+        return lambda i, j: numbers[i:j]
+
 # %% ../../nbs/checkpoints/06_blocks.ipynb #c018
+@dataclass(frozen=True)
+class Rows:
+    "Some rows of a matrix, in the order wanted"
+    entry:Entry         # The whole matrix
+    runs:tuple          # Of `(first row, how many)`
+
+    @property
+    def cuts(self)->tuple: return tuple(self.entry.cut(*run) for run in self.runs)
+    @property
+    def cuts_at(self)->tuple: return tuple(cut.start-self.entry.start for cut in self.cuts)
+    @property
+    def entries(self)->tuple: return self.entry,
+    @property
+    def files(self)->set: return files_of(self.entry)
+    @property
+    def shape(self): return sum(n for _, n in self.runs), *self.entry.shape[1:]
+    @property
+    def numel(self): return math.prod(self.shape)
+    @property
+    def nbytes(self): return self.numel*DTYPES[self.dtype]//8
+    @property
+    def name(self): return self.entry.name
+    @property
+    def dtype(self): return self.entry.dtype
+    @property
+    def file(self): return self.entry.file
+
+# %% ../../nbs/checkpoints/06_blocks.ipynb #c019
+def write_rows(
+    entry,              # `Entry`, whose rows are the first of its matrix, or `Rows`
+    write,              # Called with `(buffer, first byte)`, counted from the start of the matrix
+):                      # The same, with bytes counted over the rows
+    "Put what was made of some rows where these stand"
+    if not isinstance(entry, Rows): return write
+    starts, places = [0, *accumulate(cut.nbytes for cut in entry.cuts)], entry.cuts_at
+    def scattered(data, at):
+        data, i = memoryview(data), bisect(starts, at)-1
+        while len(data):
+            n = min(len(data), starts[i+1]-at)
+            write(data[:n], places[i]+at-starts[i])
+            data, at, i = data[n:], at+n, i+1
+    return scattered
+
+def other_rows(
+    entry,              # `Entry`, whose rows are the first of its matrix, or `Rows`
+    size:int,           # Bytes of the matrix
+)->list:                # Of `(first byte, how many)`, counted from the start of the matrix
+    "The bytes of a matrix that are not among some of its rows"
+    if not isinstance(entry, Rows): return [(entry.nbytes, size-entry.nbytes)]
+    taken = sorted((at, at+cut.nbytes) for at, cut in zip(entry.cuts_at, entry.cuts))
+    ends = [0, *(end for _, end in taken)]
+    return [(a, b-a) for a, b in zip(ends, [*(at for at, _ in taken), size])]
+
+# %% ../../nbs/checkpoints/06_blocks.ipynb #c022
 class Source:
     "Reads a tensor, or several stacked by rows, in blocks of numbers"
     def __init__(self,
-        entries:tuple,      # `Entry` of each part, or `Turned`
+        entries:tuple,      # `Entry` of each part, `Turned`, `Rows`, or whatever has a `reader`
         files:dict,         # Open file descriptors by path
         device:str='cpu',   # Where blocks are wanted
         dtype=None,         # Type to compute in, of torch; None: float32
@@ -75,10 +145,11 @@ class Source:
         import torch
         self.files, self.device, self.dtype = files, device, dtype or torch.float32
         self.room, self.parts, begin = bytearray() if room is None else room, [], 0
-        self.turned = None, None            # The last part that was turned, and its numbers
-        for e in entries:
+        self.last = None, None      # The last part that is made of others, and what reads it
+        for e in (part for e in entries for part in getattr(e, 'cuts', (e,))):
             self.parts.append((begin, begin+e.numel, DTYPES[e.dtype]//8, getattr(torch, FLOATS[e.dtype]), e))
             begin += e.numel
+        self.begins = [part[0] for part in self.parts]
 
     def put(self,
         i:int,              # First number, counted over all parts
@@ -87,12 +158,14 @@ class Source:
     )->None:
         "Put the numbers i..j into `out`"
         import torch
-        for begin, end, width, stored, e in self.parts:
+        for k in range(max(bisect(self.begins, i)-1, 0), len(self.parts)):
+            begin, end, width, stored, e = self.parts[k]
+            if begin>=j: break
             a, b = max(i, begin), min(j, end)
             if a>=b: continue
-            if isinstance(e, Turned):
-                if self.turned[0] is not e: self.turned = e, e.stored(self.files)
-                out[a-i:b-i].copy_(self.turned[1][a-begin:b-begin])
+            if hasattr(e, 'reader'):
+                if self.last[0] is not e: self.last = e, e.reader(self.files)
+                out[a-i:b-i].copy_(self.last[1](a-begin, b-begin))
                 continue
             if len(self.room)<(b-a)*width: self.room = bytearray((b-a)*width)
             fill(memoryview(self.room)[:(b-a)*width], self.files[e.file], e.start+(a-begin)*width, e.file)
@@ -108,33 +181,37 @@ class Source:
         self.put(i, j, out)
         return out
 
-# %% ../../nbs/checkpoints/06_blocks.ipynb #c020
+# %% ../../nbs/checkpoints/06_blocks.ipynb #c024
 @contextmanager
 def opened(
-    entries,            # `Entry` or `Turned` of each tensor that will be read
+    entries,            # `Entry`, `Turned` or `Rows` of each tensor that will be read
 ):                      # Open file descriptors by path
     "The files in which some tensors lie, open while the block runs"
     with ExitStack() as stack:
         yield {file: stack.enter_context(open(file, 'rb', buffering=0)).fileno()
-               for file in {part.file for e in entries for part in getattr(e, 'entries', (e,))}}
+               for file in {file for e in entries for file in files_of(e)}}
 
-# %% ../../nbs/checkpoints/06_blocks.ipynb #c029
+# %% ../../nbs/checkpoints/06_blocks.ipynb #c033
 BLOCK = 1<<17           # Numbers per block; a multiple of 4, so that coin flips do not depend on it
 BLOCK_GPU = 1<<24       # A GPU wants more at once
 
 class Blocks:
     "The blocks of the models' tensors side by side; can be gone through again and again"
     def __init__(self,
-        sources,            # A `Source` for each model
+        sources,            # A `Source` for each model; those in a tuple give a tuple of blocks
         n:int,              # Numbers in the tensor
         step:int,           # Numbers per block
         columns:int|None=None, # Numbers per row, if blocks shall come as rows
     ):
         self.sources, self.n, self.step, self.columns = sources, n, step, columns
 
-    def _at(self, i, j):
-        block = tuple(s.read(i, min(j, self.n)) for s in self.sources)
-        return tuple(t.view(-1, self.columns) for t in block) if self.columns else block
+    def _at(self, i, j, sources=None):
+        return tuple(self._at(i, j, s) if isinstance(s, tuple) else self._read(s, i, j)
+                     for s in sources or self.sources)
+
+    def _read(self, source, i, j):
+        block = source.read(i, min(j, self.n))
+        return block.view(-1, self.columns) if self.columns else block
 
     def __iter__(self): return (self._at(i, i+self.step) for i in range(0, self.n, self.step))
 
@@ -147,7 +224,7 @@ class Blocks:
         size = max(size//whole, 1)*whole
         return (self._at(i, i+size) for i in range(0, self.n, max(self.n//pieces//whole*whole, size)))
 
-# %% ../../nbs/checkpoints/06_blocks.ipynb #c036
+# %% ../../nbs/checkpoints/06_blocks.ipynb #c040
 def faulty(
     entries,            # `Entry` of each tensor to look at
     files:dict,         # Open file descriptors by path
@@ -159,7 +236,7 @@ def faulty(
         blocks = (source.read(i, min(i+BLOCK, e.numel)) for i in range(0, e.numel, BLOCK))
         if not all(x.isfinite().all() for x in blocks): return e
 
-# %% ../../nbs/checkpoints/06_blocks.ipynb #c039
+# %% ../../nbs/checkpoints/06_blocks.ipynb #c043
 def keep_heap()->None:
     "Ask glibc to keep the memory of freed blocks: taking it anew for each costs up to half of the time"
     trim, mmap = -1, -3         # numbers of options in glibc's malloc.h
@@ -168,7 +245,7 @@ def keep_heap()->None:
     if hasattr(libc, 'mallopt'):
         for option, size in ((trim, 1<<27), (mmap, 1<<25)): libc.mallopt(option, size)
 
-# %% ../../nbs/checkpoints/06_blocks.ipynb #c043
+# %% ../../nbs/checkpoints/06_blocks.ipynb #c047
 def sample(
     checkpoint,         # An open `Checkpoint`
     name:str,           # Of a tensor of floats
@@ -178,6 +255,8 @@ def sample(
     e = checkpoint.tensors[name]
     width = e.nbytes//max(e.numel, 1)
     n = min(n, e.numel)
+    if hasattr(e, 'reader'):
+        with opened((e,)) as files: return e.reader(files)((e.numel-n)//2, (e.numel-n)//2+n).double().numpy()
     with reading(e.file), open(e.file, 'rb') as f:
         f.seek(e.start+(e.numel-n)//2*width)
         raw = f.read(n*width)

@@ -8,14 +8,15 @@ import errno, math, os, re, zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from .places import from_hub, path_of
-from .model_files import (JSON_LIMIT, changed_files, named_files, parsed_json,
-    read_json, take_stamps, unread_weights, weight_candidates, weight_files)
+from .model_files import (
+    JSON_LIMIT, changed_files, is_adapter, named_files, no_download, parsed_json, read_json, take_stamps,
+    unread_weights, weight_candidates, weight_files)
 from .disk import InputChanged, reading, unreadable
 from .texts import name_in_line, one_line
 
 # %% auto #0
-__all__ = ['DTYPES', 'FLOATS', 'HEADER_LIMIT', 'SIDE', 'Entry', 'read_header', 'read_bin', 'local_model', 'fetch', 'Checkpoint',
-           'refuse_changed', 'readable', 'folder_summary']
+__all__ = ['DTYPES', 'FLOATS', 'HEADER_LIMIT', 'SIDE', 'Entry', 'read_header', 'read_bin', 'local_model', 'fetch', 'located',
+           'IsAdapter', 'Checkpoint', 'refuse_changed', 'readable', 'folder_summary']
 
 # %% ../../nbs/checkpoints/05_headers.ipynb #c012
 DTYPES = dict(F64=64, F32=32, F16=16, BF16=16, I64=64, I32=32, I16=16, I8=8,
@@ -68,11 +69,12 @@ def _checked_entry(name, claim, path, origin):
     if not isinstance(claim, dict): raise ValueError(f"{name[:80]!r} has no record")
     known = 'dtype', 'shape', 'data_offsets'
     dtype, shape, where = map(claim.get, known)
-    if odd := claim.keys()-{*known}:
+    if len(claim)>3 and (odd := claim.keys()-{*known}):
         raise ValueError(f"{name[:80]!r} has the unknown field {min(odd)[:40]!r}")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"{name[:80]!r} has the unknown type {str(dtype)[:40]!r}")
-    whole = lambda xs: isinstance(xs, list) and all(type(x) is int and 0<=x<2**63 for x in xs)
+    whole = lambda xs: isinstance(xs, list) and {*map(type, xs)}<={int} and (
+        not xs or 0<=min(xs) and max(xs)<2**63)
     if not whole(shape) or len(shape)>32:
         raise ValueError(f"the shape of {name[:80]!r} is not a list of sizes")
     if not whole(where) or len(where)!=2: raise ValueError(f"{name[:80]!r} has no pair of offsets")
@@ -104,14 +106,11 @@ def read_header(
             n = int.from_bytes(f.read(8), 'little')
             if size<8 or not n or n>min(HEADER_LIMIT, size-8):
                 f.seek(0)
-                begin = f.read(12)
+                begin = f.read(64)
                 pickled = begin[:2] in (b'\x80\x02', b'PK')
                 if pickled: raise ValueError('it is a pickle, not safetensors')
-                if begin==b'version http':
-                    raise ValueError('it is a pointer of git-lfs, and not the file that it points to')
-                if size and not any(begin):
-                    raise ValueError('it begins with zeros: its download is not complete')
-                raise ValueError('its header does not fit in the file')
+                cut = ': its download is not complete'*(begin[8:9]==b'{' and n<=HEADER_LIMIT)
+                raise ValueError(no_download(begin) or f'its header does not fit in the file{cut}')
             table = parsed_json(f.read(n).decode('utf-8'))
         if not isinstance(table, dict): raise ValueError('its header is not an object')
         meta = table.pop('__metadata__', {})
@@ -160,6 +159,13 @@ def _bin_entry(name, tensor, path, records):
                          f"Download it again.")
     return entry
 
+def _refuse_no_archive(path):
+    "Raise ValueError with its name for a file that is a pointer, a page or a broken download"
+    with reading(path), open(path, 'rb') as f: begin = f.read(64)
+    cut = begin[:4]==b'PK\3\4' and not zipfile.is_zipfile(path)
+    if why := 'it was cut off: its download is not complete' if cut else no_download(begin):
+        raise ValueError(f"{path} cannot be used: {why}. Download it again.") from None
+
 def read_bin(
     path:Path,          # A file made by `torch.save` (1.6 or later)
 )->dict:                # Entries by name
@@ -171,6 +177,7 @@ def read_bin(
         with FakeTensorMode(): table = torch.load(path, weights_only=True, map_location='cpu')
     except Exception as e:  # the unpickler fails in many ways, all of which mean the same
         if isinstance(e, OSError) and e.errno!=errno.EINVAL: raise unreadable(e, path) from None
+        _refuse_no_archive(path)
         why = one_line(re.sub(r'\x1b\[\d*m', '', str(e).partition('\n')[0]), 120) or type(e).__name__
         raise ValueError(f"{path} cannot be used: it is not a plain file of tensors ({why}). "
                          f"Only files that `torch.load(weights_only=True)` accepts are read.") from None
@@ -213,12 +220,14 @@ def fetch(
         if sharded and not (folder/first).exists(): continue
         files = named_files(folder/first)[0] if sharded else [first]
         folder = from_hub(name, [*SIDE, *files], revision)
-        if all((folder/f).exists() for f in files): break
-    return folder
+        if all((folder/f).exists() for f in files): return folder
+    return from_hub(name, [*SIDE, 'adapter_model.safetensors'], revision) if is_adapter(folder) else folder
 
 # %% ../../nbs/checkpoints/05_headers.ipynb #c045
-def _located(where):
-    "The folder that a name means, and the commit if it came from the hub"
+def located(
+    where:str,          # Folder, hub id with optional `@revision`, or a model of the lab
+)->tuple[Path, str]:    # The folder, and the commit if it came from the hub
+    "The folder that a name means"
     if inside := local_model(where): return inside, ''
     where = where.rstrip('/')
     name, _, asked = where.partition('@')
@@ -248,6 +257,9 @@ def _tensors_of(folder, files, table):
     return tensors
 
 # %% ../../nbs/checkpoints/05_headers.ipynb #c052
+class IsAdapter(ValueError):
+    "A folder holds an adapter where a model was asked for"
+
 @dataclass(frozen=True)
 class Checkpoint:
     "A folder of weights: names, shapes and places, but no numbers"
@@ -260,13 +272,18 @@ class Checkpoint:
     index:str=''        # Name of the index of the weight files, if there is one
     unread:tuple=()     # Names of other weight files, which are not the model
     stamps:dict = field(default_factory=dict, repr=False, compare=False) # From `take_stamps`
+    adapters:tuple=()   # `OnTop` of each adapter that was added to these weights
 
     @classmethod
     def open(cls,
         where:str|Path,    # Folder, hub id with optional `@revision`, or `lab/vlm`, `lab/llm`, `lab/base`
     )->Checkpoint:
         "Read the headers of every weight file; raise ValueError with one sentence if anything is wrong"
-        folder, revision = _located(str(where))
+        folder, revision = located(str(where))
+        if is_adapter(folder):
+            raise IsAdapter(f"{folder} is an adapter, and no model. Name it as `llm`, or on top of a model "
+                            f"as "
+                            f"MODEL+ADAPTER.")
         if not (folder/'config.json').is_file():
             raise ValueError(f"{folder} has no config.json. Name a folder saved by `save_pretrained`.")
         stamps, config = take_stamps(folder), read_json(folder/'config.json')
@@ -279,14 +296,20 @@ class Checkpoint:
         "Bytes of all tensors"
         return sum(e.nbytes for e in self.tensors.values())
 
+    @property
+    def folders(self)->list:
+        "All folders that it is made of, without links in what leads to them"
+        return [o.path.resolve() for o in (self, *self.adapters)]
+
 # %% ../../nbs/checkpoints/05_headers.ipynb #c054
 def refuse_changed(
     checkpoint:Checkpoint, # An open checkpoint
 )->None:
     "Raise ValueError if a file of its folder was written to, replaced, added or removed since it was opened"
-    if changed := changed_files(checkpoint.path, checkpoint.stamps):
-        raise InputChanged(f"{checkpoint.path/changed[0]} changed while it was read. "
-                           f"Start again once nothing writes to that folder.")
+    for o in (checkpoint, *checkpoint.adapters):
+        if changed := changed_files(o.path, o.stamps):
+            raise InputChanged(f"{o.path/changed[0]} changed while it was read. "
+                               f"Start again once nothing writes to that folder.")
 
 # %% ../../nbs/checkpoints/05_headers.ipynb #c062
 def readable(

@@ -10,7 +10,7 @@ from .disk import reading
 from .headers import HEADER_LIMIT, Checkpoint
 
 # %% auto #0
-__all__ = ['fingerprint', 'fingerprints', 'same_weights']
+__all__ = ['fingerprint', 'deciding_files', 'fingerprints', 'same_weights']
 
 # %% ../../nbs/checkpoints/08_identity.ipynb #c010
 def fingerprint(
@@ -34,12 +34,22 @@ def fingerprint(
     return fingerprint
 
 # %% ../../nbs/checkpoints/08_identity.ipynb #c015
+def deciding_files(
+    checkpoint:Checkpoint, # An open checkpoint
+)->dict:                # File name, of an adapter with a `+` before it -> path, and its stamp
+    "All files that decide a merge; what lies under an adapter that was named alone is named elsewhere"
+    own = {f: (checkpoint.path/f, checkpoint.stamps.get(f)) for f in ('config.json', *checkpoint.files)}
+    for o in checkpoint.adapters:
+        label = f'+{o.path.name}/' if not o.alone else ''
+        own = ({} if o.alone else own)|{label+f: (o.path/f, o.stamps.get(f)) for f in o.files}
+    return own
+
 def fingerprints(
     checkpoint:Checkpoint, # An open checkpoint
     full:bool=False,    # Hash every byte?
 )->dict:                # File name -> fingerprint, config.json included
     "The fingerprint of all files that decide a merge"
-    return {f:fingerprint(checkpoint.path/f, full) for f in ('config.json', *checkpoint.files)}
+    return {f: fingerprint(path, full) for f, (path, _) in deciding_files(checkpoint).items()}
 
 # %% ../../nbs/checkpoints/08_identity.ipynb #c018
 def same_weights(
@@ -47,5 +57,7 @@ def same_weights(
     other:Checkpoint,   # Another, perhaps
 )->bool:                # Copies are files of their own
     "Are the weights of two checkpoints the same files?"
-    def files(c): return {(s.st_dev, s.st_ino) for s in (os.stat(c.path/f) for f in c.files)}
+    def files(c):
+        stats = (os.stat(path) for f, (path, _) in deciding_files(c).items() if f!='config.json')
+        return {(s.st_dev, s.st_ino) for s in stats}
     return files(one)==files(other)

@@ -10,8 +10,8 @@ from .disk import reading
 
 # %% auto #0
 __all__ = ['JSON_LIMIT', 'MOST_PARTS', 'WEIGHT_FILES', 'ADAPTER', 'QUANTIZER_FILES', 'TICK', 'unique_names', 'parsed_json',
-           'read_json', 'named_files', 'weight_candidates', 'weight_files', 'unread_weights', 'take_stamps',
-           'changed_files']
+           'no_download', 'read_json', 'named_files', 'weight_candidates', 'is_adapter', 'weight_files',
+           'unread_weights', 'take_stamps', 'changed_files']
 
 # %% ../../nbs/checkpoints/03_model_files.ipynb #c012
 JSON_LIMIT = 1<<26      # Bytes of a JSON file or pickle
@@ -35,6 +35,21 @@ def parsed_json(
     return json.loads(text, object_pairs_hook=unique_names)
 
 # %% ../../nbs/checkpoints/03_model_files.ipynb #c018
+def no_download(
+    begin:bytes,        # The first bytes of a file, some sixty
+)->str:                 # '' if they do not tell
+    "What a file is that should have been a model's"
+    text = begin.lstrip(b'\xef\xbb\xbf \t\r\n')
+    if text.startswith(b'version https://git-lfs'):
+        return 'it is a pointer of git-lfs, and not the file that it points to'
+    if re.match(rb'<(!doctype|html|head|body|\?xml)', text, re.I):
+        return 'it is a web page, such as of an error or a login, and not the file'
+    if begin and not any(begin): return 'it begins with zeros: its download is not complete'
+    if text and all(32<=b<127 or b in b'\t\r\n' for b in text):
+        return f"it is a text that begins with {ascii(text[:40].decode('ascii'))}"
+    return ''
+
+# %% ../../nbs/checkpoints/03_model_files.ipynb #c020
 def read_json(
     path:Path,          # A JSON file that should hold an object
     limit:int=JSON_LIMIT, # Larger files are refused, in bytes
@@ -48,11 +63,13 @@ def read_json(
             json.dumps(table, ensure_ascii=False).encode()   # half characters are refused
         if not isinstance(table, dict): raise ValueError('it holds no object')
     except (ValueError, RecursionError) as e:
-        raise ValueError(f"{path} cannot be read as JSON: {str(e)[:200] or type(e).__name__}. "
+        begin = path.read_bytes()[:64] if isinstance(e, json.JSONDecodeError) else b''
+        why = '' if begin.lstrip()[:1] in (b'{', b'[') else no_download(begin)
+        raise ValueError(f"{path} cannot be read as JSON: {why or str(e)[:200] or type(e).__name__}. "
                          f"Download it again.") from None
     return table
 
-# %% ../../nbs/checkpoints/03_model_files.ipynb #c022
+# %% ../../nbs/checkpoints/03_model_files.ipynb #c024
 def named_files(
     index:Path,         # An index of shards
 )->tuple[list, dict]:   # File names, sorted, and the table `name of a tensor -> file`
@@ -68,7 +85,7 @@ def named_files(
                              f"Do not trust this checkpoint.")
     return files, table
 
-# %% ../../nbs/checkpoints/03_model_files.ipynb #c026
+# %% ../../nbs/checkpoints/03_model_files.ipynb #c028
 WEIGHT_FILES = ('model.safetensors', 'model.safetensors.index.json',
                 'pytorch_model.bin', 'pytorch_model.bin.index.json')   # The first that is there counts
 
@@ -84,33 +101,49 @@ def weight_candidates(
                          f"safetensors file of its own folder. Mend that entry, or take it out.")
     return named,
 
-# %% ../../nbs/checkpoints/03_model_files.ipynb #c029
+# %% ../../nbs/checkpoints/03_model_files.ipynb #c031
 ADAPTER = 'adapter_config.json'     # With it, and peft installed, transformers adds an adapter
 QUANTIZER_FILES = ('quantize_config.json', 'quant_config.json', 'hf_quant_config.json') # Servers act on these
+
+def is_adapter(
+    folder:Path,        # Any folder
+)->bool:                # False too where full weights lie beside it
+    "Does a folder hold an adapter, and no model?"
+    return (folder/ADAPTER).is_file() and not any((folder/n).is_file() for n in WEIGHT_FILES)
 
 def _refuse_doubtful(folder):
     "Raise ValueError if what transformers makes of the weights of a folder is not what their files hold"
     if (folder/ADAPTER).is_file():
         raise ValueError(f"{folder} holds an adapter ({ADAPTER}) beside full weights: transformers adds it "
-                         f"to them where peft is installed, and does not elsewhere. Merge it into the "
-                         f"weights, or take {ADAPTER} out of the folder.")
+                         f"to them where peft is installed, and does not elsewhere. Move {ADAPTER} and its "
+                         f"weights into a folder of their own; merge them in as MODEL+ADAPTER, or not.")
     part = r'shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors'
     if parts := [n for n in os.listdir(folder) if re.fullmatch(part, n, re.ASCII)]:
         raise ValueError(f"{folder} holds parts of a distributed checkpoint ({min(parts)}), which "
                          f"transformers takes for the model. Open it there, and save it with "
                          f"`save_pretrained`.")
 
+_UNFINISHED = '.incomplete', '.part', '.partial', '.crdownload', '.aria2', '.download'
+
+def _unfinished(folder, *names):
+    "A sentence about a download that was begun, with a blank before it; '' if nothing tells of one"
+    if link := next((n for n in names if os.path.lexists(folder/n)), None):
+        return f" {link} is a link to a file that is not there: the download was not finished."
+    places = folder, folder/'.cache'/'huggingface'/'download', folder.parent.parent/'blobs'
+    begun = [p for place in places if place.is_dir() for p in sorted(place.iterdir())
+             if p.name.endswith(_UNFINISHED) and not p.is_dir()]
+    return f" A download that was not finished lies there ({begun[0].name[:80]})." if begun else ''
+
 def _no_weights(folder, wanted):
     "Raise ValueError: there is no file that counts"
     if len(wanted)==1:
         raise ValueError(f"config.json in {folder} names {wanted[0]} as `transformers_weights`, "
-                         f"which is missing. Download it again, or take that entry out.")
-    adapter = ('It looks like an adapter: merge it into its base model first. '
-               if (folder/ADAPTER).exists() else '')
-    raise ValueError(f"{folder} holds no weights: neither {' nor '.join(wanted)} is there. "
-                     f"{adapter}Name a folder saved by `save_pretrained`.")
+                         f"which is missing.{_unfinished(folder, *wanted)} Download it again, or take that "
+                         f"entry out.")
+    raise ValueError(f"{folder} holds no weights: neither {' nor '.join(wanted)} is there."
+                     f"{_unfinished(folder, *wanted)} Name a folder saved by `save_pretrained`.")
 
-# %% ../../nbs/checkpoints/03_model_files.ipynb #c030
+# %% ../../nbs/checkpoints/03_model_files.ipynb #c032
 def weight_files(
     folder:Path,        # A checkpoint folder
     config:dict,        # Its config.json
@@ -122,11 +155,13 @@ def weight_files(
     _refuse_doubtful(folder)
     if not first.endswith('.index.json'): return [first], None, ''
     files, table = named_files(folder/first)
-    if gone := next((f for f in files if not (folder/f).is_file()), None):
-        raise ValueError(f"{folder/first} names {gone}, which is missing. Download it again.")
+    if gone := [f for f in files if not (folder/f).is_file()]:
+        more = f' and {len(gone)-1} more, which are' if gone[1:] else ', which is'
+        raise ValueError(f"{folder/first} names {gone[0]}{more} missing.{_unfinished(folder, *gone)} "
+                         f"Download it again.")
     return files, table, first
 
-# %% ../../nbs/checkpoints/03_model_files.ipynb #c034
+# %% ../../nbs/checkpoints/03_model_files.ipynb #c038
 def unread_weights(
     folder:Path,        # A checkpoint folder
     files:list, index:str='', # From `weight_files`
@@ -135,7 +170,7 @@ def unread_weights(
     weights = r'.*\.safetensors(\.index\.json)?|pytorch_model.*\.bin(\.index\.json)?'
     return sorted(n for n in os.listdir(folder) if re.fullmatch(weights, n) and n not in (*files, index))
 
-# %% ../../nbs/checkpoints/03_model_files.ipynb #c038
+# %% ../../nbs/checkpoints/03_model_files.ipynb #c042
 TICK = 1e7              # Nanoseconds between two ticks of a clock of files, at most
 
 def _stamps_now(folder):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 # %% auto #0
 __all__ = ['PLAIN', 'STACKS', 'Part', 'plain_name', 'layer_parts', 'held_parts', 'find_rows']
@@ -32,6 +33,7 @@ PLAIN = tuple((re.compile(was), now) for was, now in (
     (r'^attention\.wo\.', 'self_attn.o_proj.'), (r'^attention_norm\.', 'input_layernorm.'),
     (r'^ffn_norm\.', 'post_attention_layernorm.')))
 
+@lru_cache(maxsize=1<<16)   # Layer after layer has the same names
 def plain_name(
     name:str,           # Behind the layer number, as stored
 )->str:
@@ -59,6 +61,7 @@ def _wqkv(end, rows, heads):
             parts.append(Part(f'self_attn.{x}_proj{end}', g*n, n, first+to))
     return tuple(parts)
 
+@lru_cache(maxsize=1<<16)
 def _fused(name, shape, heads):
     "The parts of one matrix or bias; None if its rows cannot be told apart"
     if m := re.fullmatch(r'(.*\b)qkv_proj(\.\w+)', name): return heads and _qkv(*m.groups(), shape[0], heads)

@@ -6,6 +6,7 @@
 #     agreement -> where two graders differ, TABLE, ROWS   one run, two verdicts on each reply
 from __future__ import annotations
 import os, shlex, sys, warnings
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 from vlm_merging.checkpoints.places import path_of, same_place
@@ -18,8 +19,9 @@ LOADED = 'benchmarks.load:load what=benchmark split n seed folder=data'
 QUESTIONS = 'cli.asking_commands:questions_of benchmark', LOADED
 OPENED = 'asking.opening:open_model dtype device trust_remote_code'
 ASKED_HOW = 'asking.models:LocalModel batch_size max_new_tokens temperature seed=sampling_seed system'
-SERVED = 'asking.endpoint:Endpoint base_url=endpoint weights=serves'
+SERVED = 'asking.endpoint:Endpoint base_url=endpoint weights=serves processor trust_prompt'
 SAMPLED = 'asking.ask:ask samples repeat'
+ENGINED = 'asking.engines:open_engine engine engine_args'
 AS_SERVED = SERVED+' concurrency=batch_size max_tokens=max_new_tokens temperature seed=sampling_seed system'
 
 def tell(
@@ -68,11 +70,34 @@ def asker_of(
         return Endpoint(model=model, **taken(given, AS_SERVED))
     if not given.get('model'):
         raise ValueError('--model is missing. Name a folder or hub id, or a server with --endpoint.')
-    if 'serves' in given:
-        raise ValueError('--serves goes with --endpoint: a folder says itself what its weights are.')
+    for name in ('serves', 'processor', 'trust_prompt'): # To an engine of its own only the last belongs
+        if name in given:
+            raise ValueError(f"--{name.replace('_', '-')} goes with --endpoint: a folder says itself what "
+                             f"it is.")
     from vlm_merging.asking.opening import open_model
     quiet_libraries()
     return open_model(given['model'], **taken(given, OPENED, ASKED_HOW))
+
+@contextmanager
+def engine_of(
+    given:dict,         # Option -> value, as typed
+    items,              # Questions, of which some may have pictures
+    log,                # Where a server that is started leaves its log
+):
+    "Who is asked, for as long as the block runs: an engine of its own, or what `asker_of` gives"
+    if 'engine' not in given:
+        if 'engine_args' in given: raise ValueError('--engine-args goes with --engine.')
+        yield asker_of(given)
+        return
+    for name in ('endpoint', 'serves', 'processor'):
+        if name in given: raise ValueError(f'--{name} and --engine do not go together: one server is enough.')
+    if not given.get('model'): raise ValueError('--model is missing. Name the folder or hub id to open.')
+    from vlm_merging.asking.engines import open_engine
+    from vlm_merging.asking.opening import check_pictures
+    check_pictures(given['model'], items)
+    quiet_libraries()
+    wanted = taken(given, 'asking.engines:open_engine engine engine_args trust_prompt', OPENED, ASKED_HOW)
+    with open_engine(given['model'], log=log, **wanted) as model: yield model
 
 def questions_of(
     given:dict,         # Option -> value, as typed
@@ -134,10 +159,11 @@ def power_command(
         else: print(*power_sentences(questions_of(given, (what,)), **assumed), sep='\n')
     return 0
 
-@command(shows=dict(who=(OPENED, SERVED), what=QUESTIONS, how=(ASKED_HOW, SAMPLED),
+@command(shows=dict(who=(OPENED, ENGINED, SERVED), what=QUESTIONS, how=(ASKED_HOW, SAMPLED),
                     output='asking.ask:ask out'),
          places='model', needs='benchmark out', spaced='benchmark', was=dict(weights='serves'),
          example='vlm-merging ask --model lab/vlm --benchmark lab -n 100 --out runs/vlm\n'
+                 'vlm-merging ask merged --engine server --benchmark mine.csv --out runs/engine\n'
                  'vlm-merging ask --endpoint http://127.0.0.1:8000/v1 --benchmark mine.csv --out runs/served')
 def ask_command(
     *,
@@ -150,10 +176,9 @@ def ask_command(
     from vlm_merging.asking.replies import report, unique_rows
     out = folder_wanted(given)
     items = questions_of(given, given['benchmark'])
-    model = asker_of(given|dict(model=model))
-    for sentence in power_sentences(items): tell(sentence)
     several = taken(given, SAMPLED)
-    with warnings.catch_warnings():
+    with engine_of(given|dict(model=model), items, f'{out}.engine.log') as model, warnings.catch_warnings():
+        for sentence in power_sentences(items): tell(sentence)
         warnings.filterwarnings('ignore', r'\d+ of \d+ items have a reply') # `report` says the same
         replies = ask(model, items, out, run, **several)
     print(report(out))
@@ -252,6 +277,7 @@ def compare_command(
 )->int:                 # Exit code: 4 if some questions have no reply
     "Compare two runs item by item, and say in words what the numbers allow to say"
     import polars as pl
+    from vlm_merging.asking.same_prompt import unlike_prompts
     from vlm_merging.comparing.compare import compare
     from vlm_merging.comparing.findings import verdict
     ready_to_write(out, TABLES, before, after)
@@ -260,6 +286,7 @@ def compare_command(
     protocol, items = given.get('protocol', 'offline'), given.get('items')
     a, b = (read_scores(p, protocol, left, items) for p in (before, after))
     for sentence in left: tell(sentence)
+    for sentence in unlike_prompts(before, after): tell(sentence)
     if same_place(before, after): tell(f'{before} is compared with itself, so nothing can differ.')
     runs = [t['run'].unique().to_list() if 'run' in t.columns else [] for t in (a, b)]
     if runs[0]==runs[1]!=[]:                # Told apart by where they lie

@@ -1,4 +1,4 @@
-"""Merging from the shell: `plan`, `merge`, `inspect` and `methods`."""
+"""Merging from the shell: `plan`, `merge`, `relayout`, `inspect` and `methods`."""
 from __future__ import annotations
 import json, sys, time
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ WHO = 'merging.recipe:Recipe vlm llm base'
 WHAT = 'merging.recipe:Recipe method'
 WHERE = 'merging.recipe:Recipe layers modules embeddings'
 HOW = 'merging.recipe:Recipe seed as_run'
-OUTPUT = 'merging.merge:merge out overwrite workers device sha256 allow_nonfinite'
+OUTPUT = 'merging.merge:merge out layout overwrite workers device sha256 allow_nonfinite'
 TYPED_ONLY = 'cli.merging_commands:asked_recipe'
 RECIPE = dict(shows=dict(who=(WHO, f'{TYPED_ONLY} recipe'), what=(WHAT, KNOBS),
                          where=(WHERE, f'{TYPED_ONLY} layer_swap'), how=HOW),
@@ -23,14 +23,15 @@ RECIPE = dict(shows=dict(who=(WHO, f'{TYPED_ONLY} recipe'), what=(WHAT, KNOBS),
 
 def asked_recipe(
     *,
-    recipe:Path|None=None, # A recipe file, or a merged folder; options given here override it
+    recipe:Path|None=None, # A recipe file, a merged folder, or a YAML file of mergekit; options given here
+                        # override it
     layer_swap:int|None=None, # The paper's layer swapping: layers up to this one stay the VLM's, the rest is
                         # mixed linearly
     **given,            # Option -> value, of `plan` or `merge`
 ):
     "The recipe that a command line describes; raise ValueError if it describes none"
     from vlm_merging.merging.recipe import Recipe
-    fields = Recipe.read(recipe).dict() if recipe else {}
+    fields = Recipe.read(recipe, given.get('vlm')).dict() if recipe else {}
     before = fields.get('method', 'linear')
     if layer_swap is not None:
         if given.get('method', 'linear')!='linear' or 'layers' in given:
@@ -75,7 +76,8 @@ def plan_command(
 
 @command(**RECIPE|dict(shows=RECIPE['shows']|dict(output=OUTPUT)), needs='out',
          example='vlm-merging merge --vlm lab/vlm --llm lab/llm --weight 0.6 --out merged\n'
-                 'vlm-merging merge --recipe merged --weight 0.5 --out other')
+                 'vlm-merging merge --recipe merged --weight 0.5 --out other\n'
+                 'vlm-merging merge --vlm VLM --llm MATH --llm CODE --weight 0.8,0.1,0.1 --out three')
 def merge_command(
     *,
     quiet:bool=False,   # No progress bar (there is none anyway where the output is not a terminal)
@@ -98,19 +100,46 @@ def merge_command(
           f'Open it with AutoModelForImageTextToText.from_pretrained.')
     return 0
 
-@command(example='vlm-merging inspect lab/vlm')
-def inspect_command(
-    folder:str,         # A folder or hub id
+@command(shows=dict(options='checkpoints.relayout:relayout'), places='folder', needs='folder to out',
+         example='vlm-merging relayout merged --to hub --out served')
+def relayout_command(
+    **given,            # Option -> value, as typed
 )->int:                 # Exit code
-    "Say what a checkpoint holds, and its recipe if it was merged here"
-    from vlm_merging.checkpoints.headers import Checkpoint, folder_summary, read_json
+    "Copy a checkpoint under the names of another layout, bit for bit"
+    from vlm_merging.checkpoints.relayout import relayout
+    out = relayout(given.pop('folder'), **given)
+    print(f'{name_in_line(out, 4000)}: the same numbers under the names of the layout {given["to"]}.')
+    return 0
+
+@command(shows=dict(options='merging.ways_out:what_would_stop engine=for'),
+         choices={'for':'merging.ways_out:ENGINES'},
+         example='vlm-merging inspect lab/vlm\nvlm-merging inspect merged --for vllm')
+def inspect_command(
+    folder:str,         # A folder or hub id; of a LoRA adapter too, or MODEL+ADAPTER
+    **given,            # Option -> value, as typed
+)->int:                 # Exit code: 3 if the engine would be stopped
+    "Say what a checkpoint or an adapter holds, and its recipe if it was merged here"
+    from vlm_merging.checkpoints.adapted import open_any, side_summary
+    from vlm_merging.checkpoints.headers import Checkpoint
+    from vlm_merging.checkpoints.model_files import read_json
     if (path_of(folder)/'run.json').is_file():
         raise ValueError(f'{folder} is a run, with replies. See it with {PROGRAM} score {folder}.')
-    opened = Checkpoint.open(folder)
-    print(folder_summary(opened))
+    opened = open_any(folder)
+    print(side_summary(opened))
     if (opened.path/'recipe.json').is_file():
         print('merged with', json.dumps(read_json(opened.path/'recipe.json').get('recipe')))
-    return 0
+    if not isinstance(opened, Checkpoint):
+        if 'for' in given:
+            raise ValueError(f'{folder} is an adapter, which no engine opens by itself. Name a model.')
+        return 0
+    if 'for' not in given:
+        from vlm_merging.merging.folders import taken_for_text
+        for finding in taken_for_text(opened): print(f'  {finding}')
+        return 0
+    from vlm_merging.merging.ways_out import what_would_stop
+    found = what_would_stop(opened, given['for'])
+    print(*found or [f"Nothing is known that would stop {given['for']}."], sep='\n')
+    return 3 if any(f.level=='stop' for f in found) else 0
 
 @command(example='vlm-merging methods ties')
 def methods_command(

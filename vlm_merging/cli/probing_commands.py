@@ -2,8 +2,10 @@
 #     diagnose -> a verdict with reasons, TABLE, PAGE      no model is loaded
 #     profile  -> OUT/parts/*.parquet                      each part at once; goes on where it was
 #                 OUT/profile.parquet, depth.parquet       what each mask costs, and how deep
+#                 (plateau.parquet with --how blind)       from where on the picture is not needed
 #                 (change.parquet with --against)          what the merge changed
 #     sweep    -> OUT/parts/*.parquet, OUT/sweep.parquet   replies and scores; no model is written
+#                 (held_out.parquet with --gain, --keep)   chosen on one half, reported on the other
 from __future__ import annotations
 from pathlib import Path
 from vlm_merging.cli.asking_commands import (OPENED, QUESTIONS, folder_wanted, questions_of, quiet_libraries,
@@ -17,7 +19,7 @@ PAIR = 'probing.diagnose:diagnose vlm llm base'
 LOOKED_AT = 'probing.diagnose:diagnose candidates subspace'
 BATCHES = 'asking.models:LocalModel batch_size max_new_tokens'
 PROBED = 'probing.probe:probe_folder how parts layers target ray other'
-TRIED = 'probing.sweep:sweep weights layers modules'
+TRIED = 'probing.sweep:sweep weights layers modules gain keep penalty'
 SPREAD = 'probing.probe:probe_folder ray'
 MIXED = 'probing.sweep:sweep vlm llm base method'
 
@@ -133,13 +135,15 @@ def probe_tables(
     out:Path,           # Folder of the probe
     by:tuple[str, ...], # Tags
     models:tuple[str, ...], # One or two, before and after
-)->dict:                # profile, depth and, of two models, change
+)->dict:                # profile, depth; plateau, where there is one; and, of two models, change
     "Write what a probe says as tables, and print it in words"
     from vlm_merging.probing.profile import profile_change, profile_table
     from vlm_merging.comparing.layer_findings import change_verdict, profile_verdict
-    from vlm_merging.probing.depth import depth_table
+    from vlm_merging.probing.depth import depth_table, plateau_table
     tables = dict(profile=profile_table(rows, by), depth=depth_table(rows, by))
-    print(profile_verdict(tables['profile'], tables['depth']))
+    plateaus = plateau_table(tables['profile'])
+    if plateaus.height: tables['plateau'] = plateaus
+    print(profile_verdict(tables['profile'], tables['depth'], plateaus))
     if len(models)>1:
         tables['change'] = profile_change(rows, *models, by)
         print(change_verdict(tables['change'], tables['profile']))
@@ -180,6 +184,7 @@ def sweep_command(
     "Try the weights of a merge in memory, and say whether the best differs from the rest"
     out = folder_wanted(dict(out=out))
     ready_to_write(chart, PAGES)
+    if isinstance(given['llm'], list): raise ValueError('A sweep from here tries one number: name one --llm.')
     if unclear := decimal_comma(','.join(given['weights'])): raise ValueError(f'--weights: {unclear}')
     try: weights = [float(w) for w in given['weights']]
     except ValueError:
@@ -196,6 +201,7 @@ def sweep_command(
     table = tried.table
     print('\n'.join([*tried.lines, tried.verdict]))
     write_table(table, out/'sweep.parquet')
+    if tried.held is not None: write_table(tried.held.table, out/'held_out.parquet')
     save_page(lambda: sweep_charts(table, given.get('method', 'linear')), chart)
     return 4 if items.left else 0
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent
-METHOD_MODULE = 'merging.methods'
+METHOD_MODULES = 'merging.methods', 'merging.matrices'  # The first holds the table of all
 LISTS = {'tuple', 'list', 'Iterable', 'Sequence'} # Annotations of parameters that take several values
 REQUIRED = '(required)' # Default of a parameter that has none
 
@@ -155,18 +155,18 @@ def parameters_of(
 
 @lru_cache
 def _methods_written():
-    source, made = module_text(METHOD_MODULE), {}
-    for node in source.tree.body:
+    made = {}
+    for module, node in [(m, node) for m in METHOD_MODULES for node in module_text(m).tree.body]:
         marks = [ast.unparse(o).partition('(')[0] for o in getattr(node, 'decorator_list', ())]
         if 'merge_method' not in marks: continue
-        known = parameters_of(f'{METHOD_MODULE}:{node.name}')
+        known = parameters_of(f'{module}:{node.name}')
         made[node.name] = ast.get_docstring(node), {a.arg:known[a.arg] for a in node.args.kwonlyargs}
     return made
 
 def methods_read()->dict: # Method -> what it does, and its knobs: name -> `Parameter`
     "The merge methods and their knobs: those written in this package, and those that were entered since"
     made = dict(_methods_written())
-    entered = getattr(sys.modules.get(f'{PACKAGE.name}.{METHOD_MODULE}'), 'METHODS', {})
+    entered = getattr(sys.modules.get(f'{PACKAGE.name}.{METHOD_MODULES[0]}'), 'METHODS', {})
     for name in entered.keys()-made.keys():
         knobs = [Parameter(k.name, (), k.default, k.choices, () if k.choices else (k.low, k.high), k.about)
                  for k in entered[name].knobs.values()]

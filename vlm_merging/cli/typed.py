@@ -53,7 +53,7 @@ def _typed_place(text):
     except ValueError as e: raise argparse.ArgumentTypeError(str(e)) from None
 
 class Split(argparse.Action):
-    "Words with commas between them; what was typed in several words is one list"
+    "Words with commas between them; what was typed in several words, or with several flags, is one list"
     def __call__(self, parser, namespace, values, option_string=None):
         typed = [values] if isinstance(values, str) else values
         words = [w.strip() for t in typed for w in _pieces(t) if w.strip()]
@@ -61,7 +61,15 @@ class Split(argparse.Action):
         if odd: parser.error(f'argument {option_string}: {unknown(odd[0], self.known)}')
         if self.known and not words:
             parser.error(f"argument {option_string}: it is empty. There are: {', '.join(self.known)}.")
+        words = [*getattr(namespace, self.dest, ()), *words]
         setattr(namespace, self.dest, tuple(dict.fromkeys(words)))
+
+class OneOrMore(argparse.Action):
+    "A word; typed with several flags, a list in which order and repetition count"
+    def __call__(self, parser, namespace, values, option_string=None):
+        before = getattr(namespace, self.dest, None)
+        several = before if isinstance(before, list) else [before]
+        setattr(namespace, self.dest, values if before is None else [*several, values])
 
 def _pieces(text):
     "At its commas, unless it is a file that has some in its name"
@@ -75,6 +83,7 @@ def value_kind(
     p, words = option.parameter, dict(nargs='+') if spaced else {}
     if p.kinds==('knob',) or p.default is True: return dict(type=knob_value)
     if p.kinds==('bool',): return dict(action='store_true')
+    if p.several and 'str' in p.kinds: return dict(action=OneOrMore)
     if p.several: return words|dict(action=type('Split', (Split,), dict(known=p.choices)))
     if p.choices: return words|dict(type=_word(p.choices))
     for kind in (int, float):

@@ -4,12 +4,13 @@
 
 # %% ../../nbs/comparing/06_compare.ipynb #c005
 from __future__ import annotations
-import textwrap
+import textwrap, warnings
 from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 import polars as pl
 from ..checkpoints.texts import in_markdown
+from ..asking.same_prompt import unlike_prompts
 from ..scoring.score import score, table_at
 from .statistics import RESAMPLES
 from .pairs import comparison_table, unpaired_table
@@ -116,4 +117,6 @@ def compare(
 )->Comparison:          # Shows its verdict; `.table` has the numbers, `.chart()` draws them
     "Compare two runs on the same questions, item by item, and say what may be said"
     tables = _named_apart(*(_scores(run, protocol) for run in (a, b)), (a, b))
+    if all(isinstance(run, (str, Path)) for run in (a, b)):
+        for sentence in unlike_prompts(a, b): warnings.warn(sentence, stacklevel=2)
     return Comparison((unpaired_table if unpaired else comparison_table)(*tables, by, resamples, seed))

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import polars as pl
 from ..checkpoints.texts import check_number, name_in_line
 from ..scoring.floor import FLOORS, floor_said
-from .samples import flip_rows, verdict_flips
+from .samples import ENOUGH, flip_rows, verdict_flips
 from .summary import summarize
 from .pairs import COMPARISON_COLUMNS, detectable, items_needed
 
@@ -145,7 +145,11 @@ def _guessing_said(row):
 
 # %% ../../nbs/comparing/05_findings.ipynb #c046
 def _noise_said(row):
-    if row.get('noise') is None: return []
+    if row.get('noise') is None:
+        again = max((row.get('asked_again_'+s) or 0 for s in 'ab'))
+        few = (f'Only {again} item{"s"*(again!=1)} asked again: too few to tell the noise of asking; '
+               f'{ENOUGH} would do.')
+        return [few]*bool(again)
     def of(s):
         f, low, high = (row[f'{c}_{s}'] for c in ('flips', 'flips_low', 'flips_high'))
         return (f"{row['run_'+s]} flips {f:.1%} of its verdicts (95% {low:.1%} to {high:.1%}, "
@@ -154,6 +158,7 @@ def _noise_said(row):
     other = ' (the other run is taken to flip as much)'*(len(known)<2)
     n, within = row['n'], abs(row['difference'])<=row['noise']
     verdict = 'lies within this noise of asking' if within else 'is larger than this noise of asking'
+    if not within and row['p']>=.05: verdict += ', but not than that of the choice of items'
     return [f"Asked again, {' and '.join(map(of, known))}. One model asked twice would differ from itself "
             f"by up to "
             f"{points(row['noise'], False)} points on {n} items{other}: this change {verdict}."]
@@ -223,11 +228,12 @@ def power_said(
         raise ValueError(f'discordance is {discordance:g}, but a change of {change:g} takes runs that '
                          f'differ on as many of the items: give a discordance of {change:g} or more.')
     seen, of = detectable(n, discordance), f' of {name_in_line(name)}'*bool(name)
+    if seen and seen>discordance: seen = None                  # As many items must differ
     what = f'a change of {points(seen, False)} points can be seen' if seen else 'no change can be seen'
     need = items_needed(change, discordance)
-    return (f"With {n} items{of} {what} in a comparison (80% power, if the runs differ on {discordance:.0%} "
-            f"of "
-            f"them); {points(change, False)} points take about {round(need, -2):,.0f}.")
+    need = max(10, round(need, -2 if need>1000 else -1))
+    return (f"With {n} items{of} {what} in a comparison (80% power, if the runs differ on "
+            f"{discordance:.0%} of them); {points(change, False)} points take about {need:,.0f}.")
 
 # %% ../../nbs/comparing/05_findings.ipynb #c069
 def _share_said(a, silent):
@@ -286,11 +292,15 @@ def accuracy_said(
         more = [k for k in what if k.startswith('pass@')]
         more += [k for k in ('majority', 'answered', 'loop', 'cut-off', 'worst case') if k in what]
         more += [k for k in ('undecided', 'unknown tags') if k in what and what[k]['value']]
-        beside = '' if where else ', '.join(f"{k} {what[k]['value']:.1%}" for k in more)
+        whole = what.get('accuracy', {}).get('n')
+        def of(k): return f" (of {what[k]['n']})"*(k.startswith('pass@') and what[k]['n']!=whole)
+        beside = '' if where else ', '.join(f"{k} {what[k]['value']:.1%}{of(k)}" for k in more)
         name = f"  {' '.join(where)}" if where else f'{benchmark}, {run}'
         parts = (_share_said(what.get('accuracy'), what.get('no reply')), beside, _floor_of(what, not where))
         out.append(f'{name}: '+'; '.join(filter(None, parts)))
         out += _several_said(what)
+    if lost := scores.height-some.height:
+        out.append(f'{lost} rows have the index of another, and are left out of all of this.')
     return '\n'.join(out)
 
 # %% ../../nbs/comparing/05_findings.ipynb #c081

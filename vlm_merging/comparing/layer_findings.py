@@ -11,13 +11,15 @@ from ..checkpoints.texts import ranges_said
 from .findings import CATEGORY_NAMES, names_in_line, points
 
 # %% auto #0
-__all__ = ['MEASURES', 'MEASURE_NAMES', 'NEGLIGIBLE', 'PLACE', 'HURT_WORDS', 'CHANGE_WORDS', 'size_said', 'layers_said',
-           'place_layers', 'unseen_said', 'profile_verdict', 'change_verdict']
+__all__ = ['MEASURES', 'MEASURE_NAMES', 'NEGLIGIBLE', 'TOLERATED', 'PLACE', 'HURT_WORDS', 'CHANGE_WORDS', 'size_said',
+           'layers_said', 'from_here_on', 'place_layers', 'unseen_said', 'plateau_said', 'profile_verdict',
+           'change_verdict']
 
 # %% ../../nbs/comparing/07_layer_findings.ipynb #c009
 MEASURES = {'likelihood':'nats', 'answer':'points'}
 MEASURE_NAMES = {'likelihood':'log-probability of the right answer', 'answer':'score of the reply'}
 NEGLIGIBLE = dict(likelihood=.01, answer=0.)            # Changes up to this are told apart, however sure
+TOLERATED = dict(likelihood=.05, answer=.02)            # Losses up to this count as none for a plateau
 PLACE = ('model', 'measure', 'benchmark')               # One profile of a table that holds several
 
 def size_said(
@@ -37,13 +39,24 @@ def layers_said(
     "`layers 0-2, 5`"
     return f"layer{'s'*(len(layers:=set(layers))>1)} {ranges_said(layers)}"
 
+def _from_here(rows):
+    "Do all these masks reach from their layer to the same last one, and make it blind?"
+    return all(r.get('how')=='blind' for r in rows) and len({r['layers'].split('-')[-1] for r in rows})==1
+
 def _masks_said(rows):
-    whole = all(r['layers']==str(r['layer']) and not r['heads'] for r in rows)
+    whole = all(r['layers']==str(r['layer']) and not r['heads'] for r in rows) or _from_here(rows)
     if whole: return layers_said(r['layer'] for r in rows)
     named = ', '.join('layer '+r['layers']+(' head '+r['heads'] if r['heads'] else '') for r in rows[:6])
     return f"{len(rows)} of them ({named}{', ...' if rows[6:] else ''})"
 
-# %% ../../nbs/comparing/07_layer_findings.ipynb #c020
+# %% ../../nbs/comparing/07_layer_findings.ipynb #c019
+def from_here_on()->pl.Expr: # Of the rows of `profile_table`
+    "Is it blind from its layer to the last one?"
+    last = pl.col('layers').str.split('-').list.last().cast(pl.Int64, strict=False)
+    blind = pl.col('how')=='blind'
+    return (blind & (last==last.filter(blind).max())).fill_null(False)
+
+# %% ../../nbs/comparing/07_layer_findings.ipynb #c023
 HURT_WORDS = ('matters', 'matter', 'masking {} helps', 'masking {} helps', 'an effect')
 # One, several that hurt; the same that help; what is not shown
 
@@ -51,13 +64,15 @@ def _hurt_said(hurt, measure, words):
     hurt = sorted(hurt, key=lambda r: r['change'])
     worst, total = hurt[0], sum(r['change'] for r in hurt)
     few = next(i for i in range(1, len(hurt)+1) if sum(r['change'] for r in hurt[:i])<=.9*total+1e-12)
-    where = worst['layers']+(f", head {worst['heads']}" if worst['heads'] else '')
+    nested = _from_here(hurt)               # Each holds the next: their losses are no sum
+    where = str(worst['layer']) if nested else worst['layers']
+    where += f", head {worst['heads']}" if worst['heads'] else ''
     low, high = (size_said(worst[c], measure, False) for c in ('low', 'high'))
     return (f"{_masks_said(hurt)} {words[len(hurt)>1]}"+(f", most at {where}" if hurt[1:] else '')
             +f" ({size_said(worst['change'], measure)}, 95% {low} to {high})"
-            +(f", nine tenths of it at {_masks_said(hurt[:few])}" if few<len(hurt) else ''))
+            +(f", nine tenths of it at {_masks_said(hurt[:few])}" if few<len(hurt) and not nested else ''))
 
-# %% ../../nbs/comparing/07_layer_findings.ipynb #c023
+# %% ../../nbs/comparing/07_layer_findings.ipynb #c026
 def place_layers(
     rows:list[dict],    # Of one kind of question, part and way of masking
     measure:str,        # Of `MEASURES`
@@ -76,7 +91,7 @@ def place_layers(
     if tiny: out.append(f'{tiny} of {len(tested)} change less than {least}')
     return '; '.join(out)+(f'; {rest} of {len(tested)} show{"s"*(rest==1)} nothing' if rest else '')
 
-# %% ../../nbs/comparing/07_layer_findings.ipynb #c029
+# %% ../../nbs/comparing/07_layer_findings.ipynb #c032
 def unseen_said(
     rows:pl.DataFrame,  # Of `profile_table`: the masks of one place
     measure:str,        # Of `MEASURES`
@@ -96,11 +111,11 @@ def unseen_said(
             f"and below {most} for the one that varies most; "
             f"a mask that shows nothing may still matter.")
 
-# %% ../../nbs/comparing/07_layer_findings.ipynb #c033
+# %% ../../nbs/comparing/07_layer_findings.ipynb #c036
 def _kind_said(tag, where):
     return '' if tag=='all' else f'{CATEGORY_NAMES.get(where, where)}: '
 
-# %% ../../nbs/comparing/07_layer_findings.ipynb #c035
+# %% ../../nbs/comparing/07_layer_findings.ipynb #c038
 def _depth_said(depth):
     a, b, centre, low, high = (depth[c] for c in ('where', 'versus', 'centre', 'low', 'high'))
     ends = f'95% {low:.1f} to {high:.1f}'
@@ -111,7 +126,27 @@ def _depth_said(depth):
     low, high = sorted((abs(low), abs(high)))
     return f'    {a} lies deeper than {b} by {abs(centre):.1f} layers (95% {low:.1f} to {high:.1f}).'
 
-# %% ../../nbs/comparing/07_layer_findings.ipynb #c037
+# %% ../../nbs/comparing/07_layer_findings.ipynb #c041
+def plateau_said(
+    row:dict,           # Of `plateau_table`
+)->str:
+    "From which layer on the picture is not needed, and what cannot be told"
+    name, measure = CATEGORY_NAMES.get(row['where'], row['where']), row['measure']
+    start, needed, unit = row['start'], row['needed'], MEASURES[row['measure']]
+    def size(x): return size_said(x, measure, False)
+    least = f"{size(row['loss'])} {unit}"
+    late = '' if needed is None else f' Blind from layer {needed} on it surely loses more than {least}.'
+    if start is None:
+        return (f'    {name}: from which layer on the picture is not needed cannot be told: blind in the '
+                f'last layer alone, a loss of {least} is not ruled out.{late}')
+    between = (f' Whether layer{"s" if start-needed>2 else ""} '
+               f'{ranges_said(range(needed+1, start))} still need{"s"*(start-needed==2)} it cannot be told.'
+               if needed is not None and start-needed>1 else '')
+    return (f'    {name}: from layer {start} on the picture is not needed: blind from there the change is '
+            f'{size_said(row["change"], measure)} (95% {size(row["low"])} to {size(row["high"])}), where '
+            f'{least} count as nothing.{late}{between}')
+
+# %% ../../nbs/comparing/07_layer_findings.ipynb #c043
 _PROFILE = (*PLACE, 'tag', 'where', 'layer', 'layers', 'part', 'how', 'heads', 'n', 'clusters',
             'before', 'change', 'low', 'high', 'p', 'p_holm', 'lost')
 
@@ -122,30 +157,33 @@ def _checked_profile(table):
                          f"Give the table that `profile_table` returns.")
     if not table.height: raise ValueError('The profile is empty: there is nothing to say.')
 
-# %% ../../nbs/comparing/07_layer_findings.ipynb #c040
+# %% ../../nbs/comparing/07_layer_findings.ipynb #c046
 def _split_rows(part):
     "The rows of the values of a tag if there are any, else those of all items"
     kinds = part.filter(~pl.col('tag').is_in(['all', 'split']))
     return kinds if kinds.height else part.filter(tag='all')
 
-# %% ../../nbs/comparing/07_layer_findings.ipynb #c042
+# %% ../../nbs/comparing/07_layer_findings.ipynb #c048
 def _mask_lines(shown, measure, depths, words=HURT_WORDS):
     for (how, name), masks in shown.group_by('how', 'part', maintain_order=True):
+        masked = 'blind from a layer on' if _from_here(masks.to_dicts()) else f'{name} by {how}'
         for (tag, where), rows in masks.group_by('tag', 'where', maintain_order=True):
             layers = place_layers(rows.to_dicts(), measure, words)
-            yield f'- {name} by {how}, {_kind_said(tag, where)}{layers}.'
+            yield f'- {masked}, {_kind_said(tag, where)}{layers}.'
         for d in [] if depths is None else depths.filter(part=name, how=how).drop_nulls('centre').to_dicts():
             few = masks.filter(tag=d['tag'])['where'].n_unique()<4   # Pairs of more are left to the table
             if d['tag'] in shown['tag'] and (d['versus'] is None or few): yield _depth_said(d)
 
-# %% ../../nbs/comparing/07_layer_findings.ipynb #c044
+# %% ../../nbs/comparing/07_layer_findings.ipynb #c050
 def profile_verdict(
     table:pl.DataFrame, # From `profile_table`
     depths:pl.DataFrame|None=None, # From `depth_table`, of the same probe
+    plateaus:pl.DataFrame|None=None, # From `plateau_table`, of the same table
 )->str:                 # Lines
     "A profile in words: what matters for what, how deep, and what cannot be said"
     _checked_profile(table)
-    out, table, depths = [], names_in_line(table), None if depths is None else names_in_line(depths)
+    table, depths, plateaus = (None if t is None else names_in_line(t) for t in (table, depths, plateaus))
+    out = []
     for (model, measure, benchmark), part in table.group_by(PLACE, maintain_order=True):
         shown, whole = _split_rows(part), part.filter(tag='all')
         level, here = whole['before'].drop_nulls(), dict(model=model, measure=measure, benchmark=benchmark)
@@ -153,6 +191,8 @@ def profile_verdict(
         start = f" ({size_said(level[0], measure, False)}{unit} with nothing masked)" if len(level) else ''
         out.append(f"{model} on {benchmark}, {whole['n'].max()} items, {MEASURE_NAMES[measure]}{start}")
         out += _mask_lines(shown, measure, None if depths is None else depths.filter(**here))
+        if plateaus is not None:
+            out += map(plateau_said, plateaus.filter(pl.col('tag').is_in([*shown['tag']]), **here).to_dicts())
         for (tag, where), rows in shown.group_by('tag', 'where', maintain_order=True):
             if unseen := unseen_said(rows, measure): out.append(f'  {_kind_said(tag, where)}{unseen}')
         gone = whole['lost'].sum()
@@ -160,7 +200,7 @@ def profile_verdict(
         out.append(f"  Left out: {gone} of {gone+whole['n'].sum()} scores, which are missing or not finite.")
     return '\n'.join(out)
 
-# %% ../../nbs/comparing/07_layer_findings.ipynb #c050
+# %% ../../nbs/comparing/07_layer_findings.ipynb #c056
 CHANGE_WORDS = ('costs more than before', 'cost more than before',
                 '{} costs less than before', '{} cost less than before', 'a difference')
 
@@ -174,7 +214,7 @@ def _level_said(before, after, measure):
                     'does the model say it in other words now? Then only the score of the reply tells.')
     return out+'.'
 
-# %% ../../nbs/comparing/07_layer_findings.ipynb #c052
+# %% ../../nbs/comparing/07_layer_findings.ipynb #c058
 def change_verdict(
     change:pl.DataFrame, # From `profile_change`
     table:pl.DataFrame|None=None, # From `profile_table`, of both models: how they do when nothing is masked

@@ -10,8 +10,8 @@ from ..asking.replies import NO_REPLY
 from .statistics import RESAMPLES, Z, by_item, interval, summed, typed_table
 
 # %% auto #0
-__all__ = ['NOISE_COLUMNS', 'pass_at', 'per_item', 'verdict_flips', 'share_row', 'flip_rows', 'sample_rows', 'heard', 'item_rows',
-           'noise_of']
+__all__ = ['NOISE_COLUMNS', 'ENOUGH', 'pass_at', 'per_item', 'verdict_flips', 'share_row', 'flip_rows', 'sample_rows', 'heard',
+           'item_rows', 'noise_of']
 
 # %% ../../nbs/comparing/02_samples.ipynb #c013
 def pass_at(
@@ -113,7 +113,9 @@ def sample_rows(
     note = f"; ties in {ties} item{'s'*(ties!=1)}" if ties else ''
     if items['majority'].null_count()<items.height:
         yield share_row('majority', items, 'majority', resamples, seed, note)
-    whole = known.filter(pl.len().over(_PLACE)==items['samples'].max())
+    usual = items['samples'].mode().min()
+    if usual<2: return
+    whole = known.filter(pl.len().over(_PLACE)==usual)
     each = whole.group_by('sample').agg(pl.col('value').mean())['value']
     yield dict(what='spread', value=each.std(), n=len(each), method='standard deviation between samples')
 
@@ -143,17 +145,20 @@ def item_rows(
 NOISE_COLUMNS = dict(noise=pl.Float64)|{f'{c}_{s}':t for s in 'ab' for c, t in dict(
     flips=pl.Float64, flips_low=pl.Float64, flips_high=pl.Float64, asked_again=pl.Int64).items()}
 
+ENOUGH = 20             # Items asked again, below which their flips tell nothing of the others
+
 def noise_of(
     again:dict,         # 'a' and 'b' -> `verdict_flips` of that run, of one benchmark
     weight:dict,        # 'a' and 'b' -> mean of 1/replies over its items; 1: one reply each
     n:int,              # Items that both runs have
-)->dict:                # `NOISE_COLUMNS`, those that are known; empty: no item has several replies
+)->dict:                # `NOISE_COLUMNS`, those that are known; `noise` is None if few items were asked again
     "How far apart two runs of the same model would be, with 95%, and the flips of each run"
     known = {s:items['flips'].mean() for s, items in again.items() if items.height}
     if not known or not n: return {}
-    out, usual = {}, sum(known.values())/len(known)
+    out, usual = dict(noise=None), sum(known.values())/len(known)
     for s in known:
         low, high, _ = interval(summed(again[s], 'flips'))
         out |= {f'flips_{s}':known[s], f'flips_low_{s}':low, f'flips_high_{s}':high,
                 f'asked_again_{s}':again[s].height}
+    if max(out[f'asked_again_{s}'] for s in known)<ENOUGH: return out
     return out|dict(noise=Z*sum((known.get(s, usual)/2*weight[s] for s in 'ab'))**.5/n**.5)

@@ -34,11 +34,11 @@ def ids(
 
 # %% ../../nbs/lab/05_training.ipynb #c013
 TEMPLATE = """<bos>{% for m in messages %}\
-{% set parts = [{'type':'text','text':m.content}] if m.content is string else m.content %}\
-{% for p in parts if p.type=='image' %} <image>{% endfor %}\
-{{ {'system':'', 'user':' question', 'assistant':' answer'}[m.role] }}\
-{% for p in parts if p.type=='text' %} {{ p.text }}{% endfor %}{{ ' <eos>' if m.role=='assistant' else '' }}\
-{% endfor %}{{ ' answer' if add_generation_prompt else '' }}"""
+{% set role = {'system':'', 'user':' question', 'assistant':' answer'}[m.role] %}\
+{% if m.content is string %}{{ role }} {{ m.content }}{% else %}\
+{% for p in m.content if p.type=='image' %} <image>{% endfor %}{{ role }}\
+{% for p in m.content if p.type=='text' %} {{ p.text }}{% endfor %}{% endif %}\
+{{ ' <eos>' if m.role=='assistant' else '' }}{% endfor %}{{ ' answer' if add_generation_prompt else '' }}"""
 
 def make_tokenizer()->PreTrainedTokenizerFast:
     "One token per word, padded on the left"

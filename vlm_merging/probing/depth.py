@@ -4,14 +4,15 @@
 
 # %% ../../nbs/probing/11_depth.ipynb #c005
 from __future__ import annotations
+from dataclasses import dataclass
 import numpy as np
 import polars as pl
-from ..comparing.layer_findings import PLACE
+from ..comparing.layer_findings import PLACE, TOLERATED, from_here_on, plateau_said
 from ..comparing.statistics import FEW, RESAMPLES, places, tag_names
 from .profile import cluster_sums, drawn_counts, read_probe, score_grid
 
 # %% auto #0
-__all__ = ['DEPTHS', 'depth_table']
+__all__ = ['DEPTHS', 'PLATEAUS', 'depth_table', 'plateau_table', 'Plateau']
 
 # %% ../../nbs/probing/11_depth.ipynb #c014
 def _moments(kept, cost, layer, at):
@@ -80,3 +81,65 @@ def depth_table(
             about = dict(zip(PLACE, key))|dict(part=name, how=how)
             out += _depth_rows(about, items, cost, own['layer'].to_numpy(), by, resamples, seed)
     return pl.DataFrame(out, schema=DEPTHS)
+
+# %% ../../nbs/probing/11_depth.ipynb #c028
+PLATEAUS = (dict.fromkeys((*PLACE, 'tag', 'where'), pl.String)
+            |dict.fromkeys(('n', 'needed', 'start'), pl.Int64)
+            |dict.fromkeys(('change', 'low', 'high', 'loss'), pl.Float64))
+
+def _ends(rows, loss):
+    "The last layer that is surely needed, and the row from which on the picture surely is not; None: neither"
+    needed = start = None
+    for r in rows:
+        if r['high'] is None or r['high']>=-loss: break
+        needed = r['layer']
+    for r in reversed(rows):
+        if r['low'] is None or r['low']<=-loss: break
+        start = r
+    return needed, start
+
+# %% ../../nbs/probing/11_depth.ipynb #c030
+def plateau_table(
+    table:pl.DataFrame, # From `profile_table`, with masks of the way 'blind'
+    loss:float|None=None, # Loss that counts as nothing, nats or 0..1; None: `TOLERATED` of each measure
+)->pl.DataFrame:        # `PLATEAUS`: `start` with its `change`; null: cannot be told. Empty: no such masks
+    "From which layer on each kind of question no longer needs the picture"
+    out = []
+    for key, rows in table.filter(from_here_on()).group_by(*PLACE, 'tag', 'where', maintain_order=True):
+        about = dict(zip((*PLACE, 'tag', 'where'), key))
+        least = TOLERATED[about['measure']] if loss is None else loss
+        needed, start = _ends(rows.sort('layer').to_dicts(), least)
+        row = about|dict(n=rows['n'].max(), needed=needed, loss=least)
+        if start: row |= dict(start=start['layer'])|{c:start[c] for c in ('change', 'low', 'high')}
+        out.append(row)
+    return pl.DataFrame(out, schema=PLATEAUS)
+
+# %% ../../nbs/probing/11_depth.ipynb #c034
+@dataclass(frozen=True, repr=False, eq=False)
+class Plateau:
+    "From which layer on the picture is no longer needed"
+    table:pl.DataFrame   # From `plateau_table`; what counts is its first model, measure and benchmark
+
+    @property
+    def kinds(self)->pl.DataFrame:
+        "The rows that count: those of the values of a tag, if there are any"
+        if not self.table.height:
+            raise ValueError("This profile has no mask that makes blind up to the last layer. "
+                             "Make one with how='blind'.")
+        rows = self.table.filter(**{c:self.table[c][0] for c in PLACE})
+        kinds = rows.filter(~pl.col('tag').is_in(['all', 'split']))
+        return kinds if kinds.height else rows.filter(tag='all')
+
+    @property
+    def start(self)->int|None:
+        "The first layer behind which no kind needs the picture. None: cannot be told"
+        return None if self.kinds['start'].null_count() else self.kinds['start'].max()
+
+    @property
+    def layers(self)->str:
+        "`5-`, as a recipe names layers; raise ValueError if it cannot be told"
+        if self.start is not None: return f'{self.start}-'
+        raise ValueError('Where the picture is no longer needed cannot be told, so there are no layers to '
+                         'name. Ask more items, or allow a larger loss.')
+
+    def __repr__(self): return '\n'.join(plateau_said(r).strip() for r in self.kinds.to_dicts())

@@ -7,12 +7,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pkgutil import resolve_name
 import polars as pl
+from ..checkpoints.adapted import open_side, open_sides
 from ..checkpoints.texts import in_markdown, name_in_line, one_line
 from ..checkpoints.decoder import more_than_language
 from ..merging.checks import check
 from ..merging.plan import one_twice
 from ..merging.recipe import Recipe
-from .weights import (by_layer, by_module, checkpoint_of, left_out, lineage, weight_stats,
+from .weights import (by_layer, by_module, left_out, lineage, weight_stats,
                                          weights_by_layer)
 from .reasons import (LEVELS, THRESHOLDS, Reason, from_findings, from_weights,
                                          nearest_reasons)
@@ -70,7 +71,7 @@ def _verdict_lines(
 
 # %% ../../nbs/probing/04_diagnose.ipynb #c017
 DIAGNOSIS_COLUMNS = ('apart', 'relative_vlm', 'relative_llm', 'cosine', 'agreement', 'top1_vlm', 'top1_llm',
-                     'top1', 'overlap', 'chance')
+                     'top1', 'overlap', 'chance', 'leading_vlm', 'leading_llm')
 
 def _as_markdown(
     d:Diagnosis,        # A diagnosis
@@ -126,7 +127,7 @@ def _as_text(
         lines += table_lines(d.modules.filter(part='all'), ('module', *DIAGNOSIS_COLUMNS))
         if 'rank' in d.stats.columns:
             lines.append(f"  Subspaces of rank {d.stats['rank'].max()}: overlap of the leading directions, "
-                         f"beside that of chance.")
+                         f"beside that of chance, and the share of each task vector's energy in them.")
         lines += ['', 'By layer:']+table_lines(d.layers, ('layer', *DIAGNOSIS_COLUMNS))
     if d.lineage is not None:
         lines += ['', 'Candidate bases, the nearest first:']
@@ -162,7 +163,7 @@ def _with_base(vlm, llm, base, candidates, how):
     "The base to use, the table of candidates, and remarks on both"
     if not candidates: return base, None, []
     name = lambda c: str(c.source or c.path)
-    these = [*([base] if base is not None else []), *map(checkpoint_of, candidates)]
+    these = [*([base] if base is not None else []), *map(open_side, candidates)]
     kin = lineage(vlm, llm, these, **how)
     reasons = nearest_reasons(kin, name(base) if base is not None else '')
     apart = kin.drop_nulls('far').filter(pl.col('cosine').fill_null(0)>=THRESHOLDS['between'].value)
@@ -183,7 +184,9 @@ def diagnose(
     "Say before a merge whether anything speaks against it"
     if isinstance(vlm, Recipe): vlm, llm, base = vlm.vlm, llm or vlm.llm, base or vlm.base
     if llm is None: raise ValueError('The LLM is missing. Name a VLM and an LLM, or give a recipe.')
-    vlm, llm, base = checkpoint_of(vlm), checkpoint_of(llm), checkpoint_of(base) if base is not None else None
+    if isinstance(llm, (list, tuple)):
+        raise ValueError(f'diagnose looks at one LLM at a time, and here are {len(llm)}: name one.')
+    vlm, llm, base = open_sides(vlm, llm, base)
     how = dict(workers=workers, progress=progress)
     paired, findings = check(vlm, llm)
     findings = findings+one_twice(vlm, llm, base)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 from ..asking.models import LocalModel, end_tokens
-from .layers import decoder_layers
+from .layers import decoder_layers, image_positions
 from .masks import Mask, applied
 from .replay import Record
 
@@ -87,6 +87,7 @@ class Branch:
     values:list          # The same
     seen:Tensor          # (rows, columns): which columns count
     place:Tensor         # (..., rows, 1): position of the last column
+    pictures:Tensor      # (rows, columns): which columns are pieces of a picture
 
 def cut_branch(
     model, mask:Mask,   # An open model; under which mask it replied
@@ -108,7 +109,8 @@ def cut_branch(
     place = last[:, None] if place is None else place[..., rows if place.shape[-2]>1 else 0*rows, last][...,
         None]
     replies = {r:[*ids[r][:n], int(best[r, n])] for r, n in far.items()}
-    return Branch(mask, replies, keys, values, seen[rows].gather(1, columns)*inside, place)
+    pictures = image_positions(model, unmasked.inputs)[rows].gather(1, columns)&inside
+    return Branch(mask, replies, keys, values, seen[rows].gather(1, columns)*inside, place, pictures)
 
 # %% ../../nbs/probing/08_drafts.ipynb #c040
 def pad_left(
@@ -131,6 +133,7 @@ def continue_branches(
     for j in range(len(decoder_layers(model))):
         cache.update(pad_left([b.keys[j] for b in branches], 2), pad_left([b.values[j] for b in branches], 2),
                      j)
+    cache.pictures = pad_left([b.pictures for b in branches], 1)
     seen, place = pad_left([b.seen for b in branches], 1), torch.cat([b.place for b in branches], -2)
     replies = [row for b in branches for row in b.replies.values()]
     def is_open(row): return row[-1] not in stops and len(row)<asker.max_new_tokens

@@ -14,7 +14,8 @@ from ..checkpoints.decoder import OTHER
 # %% auto #0
 __all__ = ['MODULE_NAMES', 'bare_model', 'decoder_layers', 'find_part', 'stream_writer', 'output_projection', 'head_count',
            'wrapped_forward', 'main_output', 'entering_stream', 'row_mask', 'dispatch_attention', 'wrapped_attention',
-           'swapped_parameters', 'replaceable_parameters', 'constant_parameters', 'partner_layers', 'donor_parameters']
+           'picture_ids', 'image_positions', 'picture_keys', 'swapped_parameters', 'replaceable_parameters',
+           'constant_parameters', 'partner_layers', 'donor_parameters']
 
 # %% ../../nbs/probing/05_layers.ipynb #c013
 def bare_model(
@@ -159,7 +160,7 @@ def wrapped_attention(
     "Put a function around the attention function of a module; raise ValueError if it calls none"
     config, ran = getattr(module, 'config', None), []
     trouble = (f"{type(module).__name__} does not call an attention function of transformers, "
-               f"so it cannot be made uniform or read. Take skip or mean.")
+               f"so it cannot be made uniform or blind, or read. Take skip or mean.")
     if config is None: raise ValueError(trouble)
     function, name = _attention_function(module)
     if not function: raise ValueError(trouble)
@@ -181,6 +182,58 @@ def wrapped_attention(
         finally: module.config = config
 
 # %% ../../nbs/probing/05_layers.ipynb #c045
+def picture_ids(
+    model,              # An open model
+)->list[int]:           # Numbers of tokens; empty: its configuration names none
+    "The tokens that stand for a piece of a picture or of a video"
+    config = bare_model(model).config
+    names = [f'{what}_token_{n}' for what in ('image', 'video') for n in ('id', 'index')]
+    return sorted({t for n in names if isinstance(t:=getattr(config, n, None), int)})
+
+def image_positions(
+    model,              # An open model
+    inputs:dict,        # Given to `model(**inputs)`; with `input_ids`
+)->Tensor:              # Boolean, (batch, positions)
+    "Which tokens stand for a picture"
+    ids = inputs['input_ids']
+    return torch.isin(ids, ids.new_tensor(picture_ids(model)))
+
+# %% ../../nbs/probing/05_layers.ipynb #c048
+def _columns_before(cache, past):
+    "What an earlier pass noted of the columns of a cache; raise ValueError if it noted nothing"
+    known = getattr(cache, 'pictures', None)
+    if known is None or known.shape[1]<past:
+        raise ValueError("The cache was filled before the mask began, so nothing tells where its pictures "
+                         "are. Begin with the whole prompt.")
+    return known[:, :past]
+
+@contextmanager
+def picture_keys(
+    model,              # From `from_pretrained`
+):                      # Yields a dict; while the model runs, `at` is (rows, columns): is it a picture?
+    "Note during each pass which columns of keys are pictures, for as long as the `with` block lasts"
+    seen = {}
+    def before(_, args, given):
+        ids, cache = given.get('input_ids', args[0] if args else None), given.get('past_key_values')
+        if ids is None: return
+        at = image_positions(model, dict(input_ids=ids))
+        past = 0 if cache is None else cache.get_seq_length()
+        if given.get('pixel_values') is not None and not at.any():
+            raise ValueError(f"{type(model).__name__} was given a picture, and none of its tokens is marked "
+                             f"as one, so it cannot be hidden. Take skip or mean.")
+        seen['at'] = torch.cat([_columns_before(cache, past), at], 1) if past else at
+        if cache is not None: cache.pictures = seen['at']
+    def behind(_, args, out):
+        cache = getattr(out, 'past_key_values', None)
+        if seen and cache is not None: cache.pictures = seen['at']
+        seen.clear()
+    hooks = [model.register_forward_pre_hook(before, with_kwargs=True),
+             model.register_forward_hook(behind, always_call=True)]
+    try: yield seen
+    finally:
+        for h in hooks: h.remove()
+
+# %% ../../nbs/probing/05_layers.ipynb #c052
 @contextmanager
 def swapped_parameters(
     layer:nn.Module,    # Of `decoder_layers`
@@ -196,7 +249,7 @@ def swapped_parameters(
         yield
     finally: put_in(before)
 
-# %% ../../nbs/probing/05_layers.ipynb #c048
+# %% ../../nbs/probing/05_layers.ipynb #c055
 def replaceable_parameters(
     layer:nn.Module, part:str, # Of `decoder_layers`; 'layer', 'attention' or 'mlp'
     where:str,          # For messages
@@ -213,7 +266,7 @@ def replaceable_parameters(
                          f"skip or mean.")
     return own
 
-# %% ../../nbs/probing/05_layers.ipynb #c052
+# %% ../../nbs/probing/05_layers.ipynb #c059
 def constant_parameters(
     layer:nn.Module, part:str, # Of `decoder_layers`; 'layer', 'attention' or 'mlp'
     where:str,          # For messages
@@ -229,7 +282,7 @@ def constant_parameters(
         elif name.endswith('bias') and 'norm' not in owner: values[name] = torch.zeros_like(p.data)
     return values
 
-# %% ../../nbs/probing/05_layers.ipynb #c056
+# %% ../../nbs/probing/05_layers.ipynb #c063
 def partner_layers(
     model,              # Whose layers are masked
     other,              # Whose parameters come in
@@ -244,7 +297,7 @@ def partner_layers(
                          f"different sizes of model. Pass a model of the same size.")
     return {i:theirs[j] for i, j in zip(own, new)}
 
-# %% ../../nbs/probing/05_layers.ipynb #c058
+# %% ../../nbs/probing/05_layers.ipynb #c065
 def donor_parameters(
     layer:nn.Module,    # Of `decoder_layers`
     donor:nn.Module|None, # Its partner in the other model

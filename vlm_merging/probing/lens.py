@@ -9,26 +9,14 @@ from functools import partial
 import polars as pl
 import torch
 from torch import Tensor, nn
-from .layers import (bare_model, decoder_layers, entering_stream, find_part, main_output,
-    stream_writer, wrapped_attention, wrapped_forward)
+from .layers import (bare_model, decoder_layers, entering_stream, find_part,
+    image_positions, main_output, stream_writer, wrapped_attention, wrapped_forward)
 from .masks import attend_uniformly, named_layers
 
 # %% auto #0
-__all__ = ['image_positions', 'unpadded', 'last_positions', 'read_states', 'residual_norms', 'logit_lens', 'attention_mass',
-           'patched']
+__all__ = ['unpadded', 'last_positions', 'read_states', 'residual_norms', 'logit_lens', 'attention_mass', 'patched']
 
-# %% ../../nbs/probing/15_lens.ipynb #c014
-def image_positions(
-    model,              # An open model
-    inputs:dict,        # Given to `model(**inputs)`; with `input_ids`
-)->Tensor:              # Boolean, (batch, positions)
-    "Which tokens stand for a picture; mllama has only a marker there and sees it elsewhere"
-    config, ids, names = bare_model(model).config, inputs['input_ids'], ('image_token_id',
-        'image_token_index')
-    token = next((t for k in names if isinstance(t:=getattr(config, k, None), int)), None)
-    return torch.zeros_like(ids, dtype=torch.bool) if token is None else ids==token
-
-# %% ../../nbs/probing/15_lens.ipynb #c017
+# %% ../../nbs/probing/15_lens.ipynb #c016
 def unpadded(
     inputs:dict,        # With `input_ids`, and `attention_mask` if there is padding
 )->Tensor:              # Boolean, (batch, positions)
@@ -43,7 +31,7 @@ def last_positions(
     mask = unpadded(inputs).int()
     return mask.shape[1]-1-mask.flip(1).argmax(1)
 
-# %% ../../nbs/probing/15_lens.ipynb #c021
+# %% ../../nbs/probing/15_lens.ipynb #c020
 def _site(layer, part, where):
     "The module at whose output a part is read and patched"
     if part not in ('layer', 'attention', 'mlp'): raise ValueError(f"No part {part!r} here. There are: "
@@ -52,7 +40,7 @@ def _site(layer, part, where):
     if module is None: raise ValueError(f"{where} has no {part} that is a module of its own. Take the layer.")
     return module
 
-# %% ../../nbs/probing/15_lens.ipynb #c023
+# %% ../../nbs/probing/15_lens.ipynb #c022
 def read_states(
     model,              # An open model
     inputs:dict,        # Given to `model(**inputs)`
@@ -72,14 +60,14 @@ def read_states(
         model(**inputs)
     return states
 
-# %% ../../nbs/probing/15_lens.ipynb #c028
+# %% ../../nbs/probing/15_lens.ipynb #c027
 def _gate(layer, part, text_rows):
     "What the cross-attention layers of mllama multiply their parts by; 1 elsewhere"
     g = getattr(layer, 'cross_attn_attn_gate' if part=='attention' else 'cross_attn_mlp_gate', None)
     if g is None: return 1
     return g.tanh()*(1 if part=='attention' or text_rows is None else text_rows[:, 0])
 
-# %% ../../nbs/probing/15_lens.ipynb #c030
+# %% ../../nbs/probing/15_lens.ipynb #c029
 _ORDER = dict(stream=0, attention=1, mlp=2, whole=3)
 
 def residual_norms(
@@ -113,7 +101,7 @@ def residual_norms(
         model(**inputs)
     return pl.DataFrame(sorted(rows, key=lambda r: (r['layer'], _ORDER[r['what']], r['kind']!='text')))
 
-# %% ../../nbs/probing/15_lens.ipynb #c035
+# %% ../../nbs/probing/15_lens.ipynb #c034
 _NORMS = ('norm', 'final_layernorm', 'ln_f', 'final_norm')    # Names of the norm behind the last layer
 
 def _reading_head(model):
@@ -130,7 +118,7 @@ def _reading_head(model):
         return (cap*(logits/cap).tanh() if cap else logits).log_softmax(-1)
     return read
 
-# %% ../../nbs/probing/15_lens.ipynb #c038
+# %% ../../nbs/probing/15_lens.ipynb #c037
 def _checked_tokens(tokens, rows):
     "Token ids as (rows, n); raise ValueError if they are something else"
     ids = torch.as_tensor([tokens] if isinstance(tokens, int) else tokens)
@@ -140,7 +128,7 @@ def _checked_tokens(tokens, rows):
                          f"Give token ids: (n,), or one row for each.")
     return ids
 
-# %% ../../nbs/probing/15_lens.ipynb #c040
+# %% ../../nbs/probing/15_lens.ipynb #c039
 def logit_lens(
     model,              # An open model
     inputs:dict,        # Given to `model(**inputs)`
@@ -174,7 +162,7 @@ def logit_lens(
                      for t in own]
     return pl.DataFrame(rows)
 
-# %% ../../nbs/probing/15_lens.ipynb #c045
+# %% ../../nbs/probing/15_lens.ipynb #c044
 def _shares(shown, asked, function, module, query, key, value, *args, **kwargs):
     "For each head: share of the attention on what is shown, and what an even gaze would have"
     kwargs['dropout'] = 0.
@@ -184,7 +172,7 @@ def _shares(shown, asked, function, module, query, key, value, *args, **kwargs):
         return do(function, module, query, key, marks, *args, **kwargs)[0][..., 0][at].float().mean(0)
     return share(lambda f, *a, **k: f(*a, **k)), share(partial(attend_uniformly, None, ()))
 
-# %% ../../nbs/probing/15_lens.ipynb #c048
+# %% ../../nbs/probing/15_lens.ipynb #c047
 def attention_mass(
     model,              # An open model
     inputs:dict,        # Given to `model(**inputs)`
@@ -219,7 +207,7 @@ def attention_mass(
         model(**inputs)
     return pl.DataFrame(rows)
 
-# %% ../../nbs/probing/15_lens.ipynb #c053
+# %% ../../nbs/probing/15_lens.ipynb #c052
 def _places(positions):
     "Positions as a list, or as true and false for each row; raise ValueError if they are something else"
     if positions is None: return None
@@ -231,7 +219,7 @@ def _places(positions):
         where = where.bool()
     return where
 
-# %% ../../nbs/probing/15_lens.ipynb #c055
+# %% ../../nbs/probing/15_lens.ipynb #c054
 def _at(where, h):
     "Which (batch, positions) of a state are meant"
     at = torch.zeros(h.shape[:2], dtype=torch.bool, device=h.device)
@@ -240,7 +228,7 @@ def _at(where, h):
     else: at[:, where] = True
     return at
 
-# %% ../../nbs/probing/15_lens.ipynb #c057
+# %% ../../nbs/probing/15_lens.ipynb #c056
 @contextmanager
 def patched(
     model,              # An open model

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 from ..checkpoints.texts import quoted, ranges_said
 from ..merging.recipe import layer_set
 from .layers import (bare_model, constant_parameters, decoder_layers, donor_parameters,
-    entering_stream, find_part, head_count, main_output, output_projection, partner_layers, row_mask,
-    stream_writer, swapped_parameters, wrapped_attention, wrapped_forward)
+    entering_stream, find_part, head_count, main_output, output_projection, partner_layers, picture_keys,
+    picture_ids, row_mask, stream_writer, swapped_parameters, wrapped_attention, wrapped_forward)
 
 # %% auto #0
 __all__ = ['PARTS', 'WAYS', 'MOST_LAYERS', 'Mask', 'named_layers', 'masks', 'replace_output', 'replace_head_outputs',
-           'attend_uniformly', 'mask_changes', 'applied', 'masked', 'means']
+           'attend_uniformly', 'attend_blindly', 'mask_changes', 'applied', 'masked', 'means']
 
 # %% ../../nbs/probing/06_masks.ipynb #c013
 PARTS = ('layer', 'attention', 'mlp', 'head')
-WAYS = ('skip', 'zero', 'mean', 'uniform', 'constant', 'weights')
+WAYS = ('skip', 'zero', 'mean', 'uniform', 'constant', 'weights', 'blind')
 
 MOST_LAYERS = 100_000   # Beyond, a range was mistyped
 
@@ -57,6 +57,8 @@ class Mask:
         if self.part=='head' and self.how in ('constant', 'weights'):
             raise ValueError(f"{self.how} replaces whole matrices, and heads share some. "
                              f"Mask the attention, or take skip, mean or uniform for a head.")
+        if self.how=='blind' and self.part!='layer':
+            raise ValueError(f"part is {self.part!r}, and blind is a way for whole layers. Leave part out.")
 
     @property
     def where(self)->str:
@@ -85,7 +87,7 @@ def named_layers(
 def masks(
     model,              # An open model
     parts=('layer',),   # What is masked: layer, attention, mlp, head
-    how=('skip',),      # In which ways: skip, zero, mean, uniform, constant, weights
+    how=('skip',),      # In which ways: skip, zero, mean, uniform, constant, weights, blind
     layers='all',       # A number, numbers, or a text such as '0-5,8'
     heads=None,         # Head numbers for part 'head'; None: all
 )->list[Mask]:          # One per layer, part and way, and for heads one per head; in the order of layers
@@ -93,11 +95,15 @@ def masks(
     parts, how = ((v,) if isinstance(v, str) else v for v in (parts, how))
     if heads is None and 'head' in parts: heads = range(head_count(model))
     if isinstance(heads, int): heads = [heads]
-    own = {part:[(j,) for j in heads] if part=='head' else [()] for part in parts}
-    return [Mask((i,), part, way, h) for i in named_layers(layers, len(decoder_layers(model)))
-            for part in parts for way in how for h in own[part]]
+    own, depth = {part:[(j,) for j in heads] if part=='head' else [()] for part in parts}, \
+        len(decoder_layers(model))
+    def of_layer(i):
+        yield from (Mask((i,), part, way, h) for part in parts for way in how if way!='blind'
+                    for h in own[part])
+        if 'blind' in how: yield Mask(range(i, depth), how='blind')
+    return [m for i in named_layers(layers, depth) for m in of_layer(i)]
 
-# %% ../../nbs/probing/06_masks.ipynb #c025
+# %% ../../nbs/probing/06_masks.ipynb #c027
 def replace_output(
     rows,               # Slice or list of batch rows; None: all
     value,              # 'skip', 'zero', or the mean: (hidden,)
@@ -113,7 +119,7 @@ def replace_output(
     new = new.expand_as(h) if rows is None else torch.where(row_mask(h, rows), new, h)
     return (new, *out[1:]) if isinstance(out, tuple) else new
 
-# %% ../../nbs/probing/06_masks.ipynb #c029
+# %% ../../nbs/probing/06_masks.ipynb #c031
 def replace_head_outputs(
     rows,               # Slice or list of batch rows; None: all
     value,              # The mean: (heads, head_dim), or 0
@@ -125,7 +131,7 @@ def replace_head_outputs(
     which = torch.tensor([i in heads for i in range(n)], device=h.device)[:, None]
     return forward(torch.where(row_mask(h, rows)&which, torch.as_tensor(value).to(h), h).flatten(-2))
 
-# %% ../../nbs/probing/06_masks.ipynb #c033
+# %% ../../nbs/probing/06_masks.ipynb #c035
 def attend_uniformly(
     rows,               # Slice or list of batch rows; None: all
     heads:tuple,        # Head numbers; () for all
@@ -141,7 +147,39 @@ def attend_uniformly(
     if heads: which[:] = torch.tensor([i in heads for i in range(len(which))])
     return function(module, query.masked_fill(row_mask(query, rows)&which[:, None, None], 0), *args, **kwargs)
 
-# %% ../../nbs/probing/06_masks.ipynb #c039
+# %% ../../nbs/probing/06_masks.ipynb #c041
+def _key_mask(module, mask, query, wide):
+    "The mask of an attention, written out; raise ValueError if it cannot hide single keys"
+    if mask is None and module.config._attn_implementation.endswith('eager'):
+        return query.new_zeros(1, 1, query.shape[-2], wide)
+    if mask is None:
+        ahead = query.shape[-2]>1 and getattr(module, 'is_causal', True)
+        seen = torch.ones(query.shape[-2], wide, dtype=torch.bool, device=query.device)
+        return (seen.tril(wide-query.shape[-2]) if ahead else seen)[None, None]
+    if torch.is_tensor(mask) and mask.dim()==4: return mask[..., :wide]
+    raise ValueError(f"{type(module).__name__} takes no mask of single keys, so no picture can be hidden. "
+                     f"Open the model with attn_implementation='sdpa' or 'eager'.")
+
+# %% ../../nbs/probing/06_masks.ipynb #c044
+def attend_blindly(
+    rows,               # Slice or list of batch rows; None: all
+    seen:dict,          # From `picture_keys`
+    function, module:nn.Module, # Attention function, and the attention
+    query:Tensor, key:Tensor, value:Tensor, # (batch, heads, positions, head_dim)
+    mask=None, *args, **kwargs, # Which keys are visible; scaling and so on
+):
+    "Attention in which the keys of pictures are hidden from all that is no picture"
+    if 'at' not in seen:
+        raise ValueError("This model does not pass its tokens through its own forward, so nothing tells "
+                         "where its pictures are. Take skip or mean.")
+    at, wide = seen['at'].to(query.device), key.shape[-2]
+    columns = nn.functional.pad(at, (0, max(0, wide-at.shape[1])))[:, -wide:]   # A static cache has room left
+    hidden = columns[:, None, None] & ~at[:, -query.shape[-2]:][:, None, :, None] & row_mask(query, rows)
+    mask = _key_mask(module, mask, query, wide)
+    lowest = False if mask.dtype==torch.bool else torch.finfo(mask.dtype).min
+    return function(module, query, key, value, mask.masked_fill(hidden, lowest), *args, **kwargs)
+
+# %% ../../nbs/probing/06_masks.ipynb #c049
 def _check_parts(layer, mask, name, where):
     "Raise ValueError if a layer lacks what the mask needs"
     part = mask.part
@@ -154,16 +192,44 @@ def _check_parts(layer, mask, name, where):
     if part=='head' and output_projection(layer) is None:
         raise ValueError(f"{where} of {name} has no heads before an output projection. Mask its attention.")
 
-# %% ../../nbs/probing/06_masks.ipynb #c041
+# %% ../../nbs/probing/06_masks.ipynb #c052
+def _check_sight(model, layers):
+    "Raise ValueError if pictures cannot be hidden from these layers"
+    name, all_layers = type(model).__name__, decoder_layers(model)
+    if any(hasattr(layer, 'cross_attn') for layer in all_layers): return
+    if not picture_ids(model):
+        raise ValueError(f"{name} does not say which of its tokens are a picture, so none can be hidden. "
+                         f"Take skip or mean.")
+    if getattr(model.config, 'is_encoder_decoder', False):
+        raise ValueError(f"{name} looks at its picture in an encoder, behind which it cannot be hidden. "
+                         f"Take skip or mean.")
+    for i in layers:
+        attention = find_part(all_layers[i], 'attention')
+        if attention is None or attention is getattr(all_layers[i], 'linear_attn', None):
+            raise ValueError(f"layer {i} of {name} is recurrent: what it saw lies in its state, and no "
+                             f"picture can be hidden there. Take skip or mean.")
+
+# %% ../../nbs/probing/06_masks.ipynb #c055
+def _made_blind(model, layer, rows, seen):
+    "The change that makes a layer blind, if it looks at all"
+    across = any(hasattr(o, 'cross_attn') for o in decoder_layers(model))
+    if hasattr(layer, 'cross_attn'):
+        yield wrapped_forward(layer, partial(replace_output, rows, 'skip', True))
+    elif not across:
+        yield wrapped_attention(find_part(layer, 'attention'), partial(attend_blindly, rows, seen))
+
+# %% ../../nbs/probing/06_masks.ipynb #c057
 def mask_changes(
     model, mask:Mask,   # From `from_pretrained`; what is masked
     i:int,              # One of its layers
     means, donors:dict, # From `means`, or None; from `partner_layers`, or empty
     rows,               # Slice or list of batch rows; None: all
+    seen:dict|None=None, # For way 'blind': from `picture_keys`
 ):                      # Yields context managers
     "The changes that make up a mask at one layer"
     layer, where, part, how = decoder_layers(model)[i], f'layer {i}', mask.part, mask.how
     _check_parts(layer, mask, type(model).__name__, where)
+    if how=='blind': yield from _made_blind(model, layer, rows, seen)
     if how=='constant': yield swapped_parameters(layer, constant_parameters(layer, part, where))
     if how=='weights': yield swapped_parameters(layer, donor_parameters(layer, donors.get(i), part, where))
     if how=='uniform' and part in ('layer', 'mlp'):
@@ -183,7 +249,7 @@ def mask_changes(
         module = layer if part=='layer' else stream_writer(layer, part)
         yield wrapped_forward(module, partial(replace_output, rows, value, part=='layer'))
 
-# %% ../../nbs/probing/06_masks.ipynb #c044
+# %% ../../nbs/probing/06_masks.ipynb #c060
 def _check_fit(model, mask, means, other, rows):
     "Raise ValueError if a mask does not fit a model, or lacks what its way needs"
     named_layers(mask.layers, len(decoder_layers(model)))
@@ -193,11 +259,12 @@ def _check_fit(model, mask, means, other, rows):
         raise ValueError("The way 'mean' needs `means`: what `means(model, batches)` returns.")
     if mask.how=='weights' and other is None: raise ValueError("The way 'weights' needs `other`: a model in "
                                                                "memory.")
+    if mask.how=='blind': _check_sight(model, mask.layers)
     if rows is not None and not mask.rides:
         raise ValueError(f"{mask.how} of {mask.part} swaps parameters, which all rows of a batch share. "
                          f"Leave `rows` out.")
 
-# %% ../../nbs/probing/06_masks.ipynb #c046
+# %% ../../nbs/probing/06_masks.ipynb #c062
 @contextmanager
 def applied(
     model,              # An open model
@@ -211,17 +278,18 @@ def applied(
     _check_fit(bare, mask, means, other, rows)
     donors = partner_layers(bare, other) if mask.how=='weights' else {}
     with ExitStack() as stack:
+        seen = stack.enter_context(picture_keys(bare)) if mask.how=='blind' else None
         for i in mask.layers:
-            for change in mask_changes(bare, mask, i, means, donors, rows): stack.enter_context(change)
+            for change in mask_changes(bare, mask, i, means, donors, rows, seen): stack.enter_context(change)
         yield model
 
-# %% ../../nbs/probing/06_masks.ipynb #c048
+# %% ../../nbs/probing/06_masks.ipynb #c064
 @contextmanager
 def masked(
     model,              # An open model
     layer,              # A number, numbers, or a text such as '0-5,8'
     part:str='layer',   # What is masked: layer, attention, mlp, head
-    how:str='skip',     # In which way: skip, zero, mean, uniform, constant, weights
+    how:str='skip',     # In which way: skip, zero, mean, uniform, constant, weights, blind
     heads=None,         # For part 'head': a number or numbers
     means=None,         # For way 'mean': from `means`
     other=None,         # For way 'weights': the open model whose parameters come in
@@ -231,7 +299,7 @@ def masked(
     mask = Mask(named_layers(layer, len(decoder_layers(model))), part, how, () if heads is None else heads)
     with applied(model, mask, means, other, rows): yield model
 
-# %% ../../nbs/probing/06_masks.ipynb #c062
+# %% ../../nbs/probing/06_masks.ipynb #c078
 class _Sums:
     "Sums over all positions that are not padding"
     def __init__(self): self.total, self.count, self.mask = {}, {}, None
@@ -247,7 +315,7 @@ class _Sums:
         total = torch.einsum('bt...,bt->...', h, at).cpu()
         self.total[key], self.count[key] = self.total.get(key, 0)+total, self.count.get(key, 0)+int(at.sum())
 
-# %% ../../nbs/probing/06_masks.ipynb #c065
+# %% ../../nbs/probing/06_masks.ipynb #c081
 def means(
     model,              # An open model
     batches,            # Inputs, each given to `model(**batch)`

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 from ..asking.fingerprints import weights_hash
 from ..asking.models import LocalModel
-from ..checkpoints.blocks import Source, opened
+from ..checkpoints.blocks import Rows, Source, opened
 from ..checkpoints.headers import FLOATS, refuse_changed
 from ..checkpoints.decoder import LAYER
+from ..checkpoints.vocabulary import row_numbers
 from ..merging.merge import merged_blocks
 from ..merging.methods import METHODS, Method
-from ..merging.plan import Plan, Work, plan, side_findings
-from ..merging.recipe import Recipe
+from ..merging.plan import Plan, plan, side_findings
+from ..merging.work import Work
+from ..merging.recipe import BESIDE, Recipe
 
 # %% auto #0
 __all__ = ['open_parameter', 'read_tensors', 'HeldTensor', 'keep_numbers', 'mixed_numbers', 'Mixer']
@@ -34,8 +36,9 @@ def open_parameter(
                                                           else work.pair.key)
         else: parameter = model.get_decoder().layers[int(m['i'])].get_parameter(m['rest'])
     except AttributeError: pass
-    if parameter is not None and parameter.dim() and entry.shape: parameter = parameter[:entry.shape[0]]
-    if parameter is None or tuple(parameter.shape)!=entry.shape:
+    whole = entry.entry if isinstance(entry, Rows) else entry
+    if parameter is not None and parameter.dim() and entry.shape: parameter = parameter[:whole.shape[0]]
+    if parameter is None or tuple(parameter.shape)!=whole.shape:
         raise LookupError(f"{work.pair.vlm} has no counterpart in the open model, which is built in another "
                           f"way than its file. Merge to disk instead.")
     return parameter
@@ -47,8 +50,8 @@ def read_tensors(
 )->Tensor:              # Flat, of the stored type
     "Read tensors whole"
     with opened(entries) as files:
-        return torch.cat([Source((e,), files, device, getattr(torch, FLOATS[e.dtype])).read(0, e.numel)
-                          for e in entries])
+        kind = lambda e: torch.float32 if hasattr(e, 'reader') else getattr(torch, FLOATS[e.dtype])
+        return torch.cat([Source((e,), files, device, kind(e)).read(0, e.numel) for e in entries])
 
 # %% ../../nbs/probing/12_mixing.ipynb #c018
 class HeldTensor:
@@ -64,7 +67,11 @@ class HeldTensor:
         "The numbers i..j"
         return self.numbers[i:j].to(torch.float32, copy=True)
 
-# %% ../../nbs/probing/12_mixing.ipynb #c021
+# %% ../../nbs/probing/12_mixing.ipynb #c022
+def _rows_at(work):
+    "Where the rows that are mixed stand in the parameter"
+    return row_numbers(work.vlm[0]) if isinstance(work.vlm[0], Rows) else ...
+
 def keep_numbers(
     model, works:list,  # From `from_pretrained`; `Work` of all pairs
     method:Method,      # From `METHODS`
@@ -75,13 +82,13 @@ def keep_numbers(
         place = open_parameter(model, w).detach()
         for es in w.sides(method):
             if es not in numbers: numbers[es] = read_tensors(es, place.device)
-        if not torch.equal(place.flatten(), numbers[w.vlm].to(place.dtype)):
+        if not torch.equal(place[_rows_at(w)].flatten(), numbers[w.vlm].to(place.dtype)):
             raise LookupError(f"{w.pair.vlm} was rearranged when the model was opened, or is not "
                               f"the model of the recipe. Merge to disk instead.")
         places[w.pair.vlm] = place
     return numbers, places
 
-# %% ../../nbs/probing/12_mixing.ipynb #c026
+# %% ../../nbs/probing/12_mixing.ipynb #c027
 def mixed_numbers(
     work:Work,          # With the knobs as they are set here
     recipe:Recipe,      # Method and seed
@@ -92,7 +99,7 @@ def mixed_numbers(
     def source(entries): return HeldTensor(numbers[entries])
     return torch.cat(list(merged_blocks(work, METHODS[recipe.method], source, recipe.seed, device)))
 
-# %% ../../nbs/probing/12_mixing.ipynb #c029
+# %% ../../nbs/probing/12_mixing.ipynb #c030
 def _planned(
     recipe:Recipe,      # What is asked for
 )->Plan:
@@ -102,7 +109,7 @@ def _planned(
     if stops: raise ValueError(' '.join(f'{f.what} {f.fix}' for f in stops))
     return planned
 
-# %% ../../nbs/probing/12_mixing.ipynb #c033
+# %% ../../nbs/probing/12_mixing.ipynb #c034
 class Mixer:
     "A VLM in memory whose language model is mixed with an LLM's as often as one likes"
     def __init__(self,
@@ -129,12 +136,14 @@ class Mixer:
                                 for f in ('vlm', 'llm', 'base', 'method')):
             raise ValueError('Only knobs, layers, modules, embeddings and seed can change in memory. '
                              'Open another one for other models or methods.')
+        if {*recipe.parts} & {*BESIDE}:
+            raise LookupError('In memory only the language model is mixed. Merge to disk instead.')
         for c in self.sides.values(): refuse_changed(c)
         self.restore()
         for w in _planned(recipe).merged:
             place = self.places[w.pair.vlm]
             mixed = mixed_numbers(w, recipe, self.numbers, place.device.type)
-            with torch.no_grad(): place.copy_(mixed.view(place.shape))
+            with torch.no_grad(): place[_rows_at(w)] = mixed.view(w.vlm[0].shape).to(place.dtype)
         about = {k:v for k, v in recipe.dict().items() if k not in ('vlm', 'llm', 'base')} | self.others
         return replace(self.asker, weights=f'{self.asker.weights} {about}')
 
@@ -143,5 +152,5 @@ class Mixer:
         with torch.no_grad():
             for w in self.works:
                 place = self.places[w.pair.vlm]
-                place.copy_(self.numbers[w.vlm].view(place.shape))
+                place[_rows_at(w)] = self.numbers[w.vlm].view(w.vlm[0].shape).to(place.dtype)
         return self.asker

@@ -19,7 +19,7 @@ from ..benchmarks.items import right_answer, row_of
 from ..benchmarks.questions import as_items, shown_items
 from ..comparing.compare import on_a_screen, verdict_markdown
 from ..comparing.layer_findings import change_verdict, profile_verdict
-from .depth import depth_table
+from .depth import Plateau, depth_table, plateau_table
 from .profile import profile_change, profile_table
 from ..scoring.score import score as offline_score
 
@@ -110,7 +110,7 @@ def profile_rows(
     target:Callable|str|None=None, # Item -> text to measure; 'reply': the model's own; None: the right answer
     other=None,         # For the way 'weights': the model whose parameters come in, as for models
     parts=None,         # What is masked: layer, attention, mlp, head; default: all but head
-    how=None,           # In which ways: skip, zero, mean, uniform, constant, weights; default: skip
+    how=None,           # In which ways: skip, zero, mean, uniform, constant, weights, blind; default: skip
     layers=None,        # Which: 'all', a range such as '0-5,8', or layer numbers; default: all
     **asking,           # For models that are opened here: max_new_tokens, batch_size, dtype, device
 )->pl.DataFrame:        # What `Profile`, `profile_table` and `profile_change` read
@@ -174,6 +174,11 @@ class Profile:
         "How deep the cost of masking lies"
         return depth_table(self.rows, self.by)
 
+    @property
+    def plateau(self)->Plateau:
+        "From which layer on the picture is no longer needed: of masks by 'blind'"
+        return Plateau(plateau_table(self.table))
+
     @cached_property
     def change(self)->pl.DataFrame|None:
         "Of two models: where masking costs the second more than the first. None: there are not two"
@@ -182,7 +187,7 @@ class Profile:
     @cached_property
     def verdict(self)->str:
         "What all of this allows to say"
-        words = profile_verdict(self.table, self.depths)
+        words = profile_verdict(self.table, self.depths, plateau_table(self.table))
         return words if self.change is None else f'{words}\n{change_verdict(self.change, self.table)}'
 
     def chart(self, **how): # As for `profile_chart`, or of two models for `before_after_chart`
@@ -278,7 +283,7 @@ def probe_folder(
     items,              # `Item`s, a table file, or the name of a benchmark
     out:str|Path,       # Folder; made if it is not there, gone on with if it is
     parts=('layer', 'attention', 'mlp'), # What is masked: layer, attention, mlp, head
-    how=('skip',),      # In which ways: skip, zero, mean, uniform, constant, weights
+    how=('skip',),      # In which ways: skip, zero, mean, uniform, constant, weights, blind
     layers='all',       # Which: 'all', a range such as '0-5,8', or layer numbers
     measures=('likelihood',), # 'likelihood', 'answer' or both
     other:str|Path|None=None, # For the way 'weights': the model whose parameters come in

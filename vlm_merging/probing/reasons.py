@@ -53,6 +53,9 @@ THRESHOLDS = dict(
         'a few special tokens are normal. Ours'),
     uneven=Threshold(5., 'the longer task vector divided by the shorter, whole model: said above',
         'unequal lengths harm merges: DisTaC, arXiv 2508.01148; the factor is ours (lab: 4.1)'),
+    sparse=Threshold(.5, 'share of a model\'s numbers that are still the base\'s: said above',
+        'checkpoints trained by reinforcement differ from their base in few entries: arXiv 2606.18521; the '
+        'threshold is ours'),
     nearer=Threshold(.9,
         'distance of another candidate base, as a share of that of the base given: said below', 'ours'))
 
@@ -154,7 +157,25 @@ def _directions(whole, layers, moved):
                        f"the VLM learned. No gain is to be expected.", 'chance')
     return reasons
 
-# %% ../../nbs/probing/03_reasons.ipynb #c033
+# %% ../../nbs/probing/03_reasons.ipynb #c034
+def _sparse(whole, layers):
+    "What it says if one of the models left most of the base as it was"
+    reasons = []
+    for who in ('VLM', 'LLM'):
+        key = f'moved_share_{who.lower()}'
+        if not 0<whole[key]<1-THRESHOLDS['sparse'].value: continue
+        still, shares = layers.filter(pl.col(key)==0)['layer'].to_list(), layers[key]
+        where = (f"nothing moved in layers {ranges_said(still)}" if still else
+                 f"from layer to layer {shares.min():.1%} to {shares.max():.1%} moved")
+        lead = whole.get(f'leading_{who.lower()}')
+        rank = '' if lead is None else (f" Of its energy, {lead:.0%} lies in the leading directions of each "
+                                        f"matrix.")
+        what = (f"{1-whole[key]:.1%} of the {who}'s numbers are the base's, to the last bit; {where}.{rank} "
+                f"A density above {whole[key]:.2g} trims nothing that moved.")
+        reasons.append(by_threshold('', what, 'sparse'))
+    return reasons
+
+# %% ../../nbs/probing/03_reasons.ipynb #c037
 def from_weights(
     stats:pl.DataFrame, # From `weight_stats`
     has_base:bool,      # With a base?
@@ -165,10 +186,10 @@ def from_weights(
     if whole['apart']==0:
         return [_by_files(LEVELS[2], 'The language models are identical: a merge changes nothing.')]
     moved = [(w, whole[f'relative_{w.lower()}']) for w in ('VLM', 'LLM')] if has_base else []
-    reasons = _distances(whole, layers, moved)
+    reasons = _distances(whole, layers, moved)+(_sparse(whole, layers) if has_base else [])
     return reasons+_directions(whole, layers, moved) if moved and whole['cosine'] is not None else reasons
 
-# %% ../../nbs/probing/03_reasons.ipynb #c037
+# %% ../../nbs/probing/03_reasons.ipynb #c041
 def nearest_reasons(
     kin:pl.DataFrame,   # From `lineage`
     base:str,           # The base given; '' for none

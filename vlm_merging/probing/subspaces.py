@@ -6,11 +6,11 @@
 from __future__ import annotations
 import torch
 from ..checkpoints.blocks import BLOCK, Blocks, Source
-from ..merging.plan import Work
+from ..merging.work import Work
 from ..merging.coins import name_rng
 
 # %% auto #0
-__all__ = ['POWER', 'EXTRA', 'FLAT', 'leading_subspaces', 'overlap_of']
+__all__ = ['POWER', 'EXTRA', 'FLAT', 'SUBSPACE_SUMS', 'leading_subspaces', 'overlap_of']
 
 # %% ../../nbs/probing/01_subspaces.ipynb #c011
 def _in_common(
@@ -64,18 +64,21 @@ def leading_subspaces(
 
 # %% ../../nbs/probing/01_subspaces.ipynb #c025
 FLAT = 1e-5             # Singular values below this share of the first count as zero
+# What can be added up over tensors; `ranked` is the energy of the task vectors of matrices that have a rank
+SUBSPACE_SUMS = 'shared', 'by_chance', 'lead_vlm2', 'lead_llm2', 'ranked_vlm2', 'ranked_llm2'
 
 def overlap_of(
     work:Work,          # A pair with base
     files:dict,         # Open file descriptors by path
     rank:int,           # Directions wanted
-)->dict:                # rank as used, and sums that can be added up: shared directions, and those of chance
+)->dict:                # rank as used, and sums that can be added up: directions shared, by chance; energy
     "How much the leading subspaces of the two task vectors have in common; empty for what is no matrix"
     if len(work.vlm[0].shape)!=2 or work.pair.module not in ('attention', 'mlp'): return {}
     spaces = leading_subspaces(work, files, rank)
     r = min(int((s>FLAT*s[0]).sum()) if s[0]>0 else 0 for _, _, s in spaces)
     if not r: return {}
-    (u, v, _), (x, y, _) = spaces
+    (u, v, s), (x, y, t) = spaces
     out, inn = work.vlm[0].shape
     return dict(rank=r, shared=(_in_common(u[:, :r], x[:, :r])+_in_common(v[:, :r], y[:, :r]))/2,
-                by_chance=r*r*(1/out+1/inn)/2)
+                by_chance=r*r*(1/out+1/inn)/2, lead_vlm2=float(s[:r].square().sum()),
+                lead_llm2=float(t[:r].square().sum()))

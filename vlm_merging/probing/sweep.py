@@ -15,10 +15,11 @@ import polars as pl
 from ..asking.fingerprints import describe_items
 from ..asking.jobs import carry_out
 from ..asking.replies import reply_table
-from ..checkpoints.headers import Checkpoint
+from ..checkpoints.adapted import open_sides
 from ..benchmarks.items import Item, row_of
 from ..comparing.compare import on_a_screen, verdict_markdown
 from ..comparing.findings import names_in_line, sweep_verdict
+from ..comparing.held_out import HeldOut, Trade, held_out, kinds_of
 from ..comparing.pairs import comparison_table, holm
 from ..comparing.statistics import RESAMPLES, interval, summed
 from ..comparing.summary import summarize
@@ -26,8 +27,8 @@ from .probe import asked_items
 from ..scoring.score import score as offline_score
 
 # %% auto #0
-__all__ = ['mixtures', 'open_mixer', 'ask_mixture', 'neighbour_agreement', 'score_mixture', 'against_best', 'sweep_table',
-           'Sweep', 'sweep']
+__all__ = ['UNMIXED', 'mixtures', 'open_mixer', 'ask_mixture', 'neighbour_agreement', 'score_mixture', 'against_best',
+           'sweep_table', 'Sweep', 'sweep']
 
 # %% ../../nbs/probing/14_sweep.ipynb #c012
 def mixtures(
@@ -47,7 +48,10 @@ def mixtures(
         tries.append(dict(run=f'weight {w}{where}', weight=json.loads(w), layers=l, modules=m))
     return tries
 
-# %% ../../nbs/probing/14_sweep.ipynb #c016
+# %% ../../nbs/probing/14_sweep.ipynb #c015
+UNMIXED = dict(run='the VLM', weight=None, layers='all', modules='all')   # As of `mixtures`
+
+# %% ../../nbs/probing/14_sweep.ipynb #c018
 @lru_cache(maxsize=1)
 def open_mixer(
     recipe:str,         # As JSON
@@ -60,7 +64,7 @@ def open_mixer(
     recipe = Recipe(**json.loads(recipe))
     return Mixer(open_model(recipe.vlm, **json.loads(asking)), recipe)
 
-# %% ../../nbs/probing/14_sweep.ipynb #c018
+# %% ../../nbs/probing/14_sweep.ipynb #c020
 def ask_mixture(
     recipe:dict,        # Names the models and the method
     how:dict,           # From `mixtures`
@@ -69,14 +73,15 @@ def ask_mixture(
     weights:dict|None=None, # Hashes by role that the models must have
 )->pl.DataFrame:        # A reply table with `weight`, `layers`, `modules`
     "Ask one mixture every question; raise ValueError if one cannot be asked"
+    from vlm_merging.merging.recipe import Recipe
     mixer = open_mixer(json.dumps(recipe, sort_keys=True), json.dumps(asking, sort_keys=True))
     now = mixer.others|dict(vlm=mixer.asker.weights)
     for who in weights or ():
         if now[who]!=weights[who]:
-            raise ValueError(f"{recipe[who]} is not what it was when this sweep began. "
+            raise ValueError(f"{Recipe(**recipe).models[who]} is not what it was when this sweep began. "
                              f"Start it anew, into another folder.")
-    asker = mixer.mix(knobs=recipe['knobs']|{'weight':how['weight']}, layers=how['layers'],
-                      modules=how['modules'])
+    mixed = dict(knobs=recipe['knobs']|{'weight':how['weight']}, layers=how['layers'], modules=how['modules'])
+    asker = mixer.restore() if how['weight'] is None else mixer.mix(**mixed)
     replies = {r.id:r for r in asker.many(items)}
     if bad := [r for r in replies.values() if r.error]:
         raise ValueError(f'{len(bad)} of {len(items)} questions cannot be asked, '
@@ -87,7 +92,7 @@ def ask_mixture(
     return reply_table(rows).with_columns(weight=pl.lit(weight, pl.Float64), layers=pl.lit(how['layers']),
                                           modules=pl.lit(how['modules']))
 
-# %% ../../nbs/probing/14_sweep.ipynb #c022
+# %% ../../nbs/probing/14_sweep.ipynb #c024
 def neighbour_agreement(
     replies:pl.DataFrame, # Of `ask_mixture`, several
 )->pl.DataFrame:        # One row an item and run; `value`: share of neighbouring weights with the same reply
@@ -101,7 +106,7 @@ def neighbour_agreement(
     mean = (pl.col('n0')+pl.col('n1'))/2
     return both.with_columns(value=mean).drop('n0', 'n1', 'reply').drop_nulls('value')
 
-# %% ../../nbs/probing/14_sweep.ipynb #c026
+# %% ../../nbs/probing/14_sweep.ipynb #c028
 def score_mixture(
     replies:pl.DataFrame, # Of all mixtures
     items:list[Item],   # What was asked
@@ -116,7 +121,7 @@ def score_mixture(
     return replies.with_columns(values, correct=values>=.5, outcome=pl.lit('answered'),
                                 length=pl.col('prediction').str.len_chars(), protocol=pl.lit('own'))
 
-# %% ../../nbs/probing/14_sweep.ipynb #c029
+# %% ../../nbs/probing/14_sweep.ipynb #c031
 def against_best(
     scores:pl.DataFrame, # Of one benchmark, all mixtures
     resamples:int=RESAMPLES, # Of each test
@@ -130,7 +135,7 @@ def against_best(
     ps = holm(ps+[1.]*(len(others)*(len(others)-1)//2))     # Of all pairs
     return {best:(True, None)}|{r:(False, p) for r, p in zip(others, ps)}
 
-# %% ../../nbs/probing/14_sweep.ipynb #c033
+# %% ../../nbs/probing/14_sweep.ipynb #c035
 def _agreement_rows(scores, resamples):
     "Rows of `summarize` for the quantity 'agreement'"
     for (run, name), part in neighbour_agreement(scores).group_by('run', 'benchmark', maintain_order=True):
@@ -141,7 +146,7 @@ def _agreement_rows(scores, resamples):
                    value=part['value'].mean(),
                    low=low, high=high, n=part.height, clusters=part['cluster'].n_unique(), method=method)
 
-# %% ../../nbs/probing/14_sweep.ipynb #c036
+# %% ../../nbs/probing/14_sweep.ipynb #c038
 def _marks(scores, table, resamples):
     "(benchmark, quantity, run) -> (is it the best?, corrected p against the best or None)"
     marks = {(name or 'unnamed', 'accuracy', r):m
@@ -153,7 +158,7 @@ def _marks(scores, table, resamples):
         marks |= {(name, 'agreement', r['run']):(r['value']==top, None) for r in part.to_dicts()}
     return marks
 
-# %% ../../nbs/probing/14_sweep.ipynb #c037
+# %% ../../nbs/probing/14_sweep.ipynb #c039
 def sweep_table(
     scores:pl.DataFrame, # Of `score_mixture`
     by=(),              # Tags to split by
@@ -170,27 +175,29 @@ def sweep_table(
                                p_best=pl.Series([m[1] for m in mark], dtype=pl.Float64))
     return table.join(tried, on='run', how='left', maintain_order='left')
 
-# %% ../../nbs/probing/14_sweep.ipynb #c041
+# %% ../../nbs/probing/14_sweep.ipynb #c043
 @dataclass(frozen=True, repr=False, eq=False)
 class Sweep:
     "What the weights of a merge are worth: a table, words and a picture"
     table:pl.DataFrame   # From `sweep_table`: one row a mixture, quantity and place
     tries:list           # From `mixtures`: what was tried
+    held:HeldOut|None=None # Of a wanted gain: what half of the items chose, and the other half says
 
     DRAWN_BY = 'vlm_merging.charts.score_charts:weights_chart'
 
     @cached_property
     def verdict(self)->str:
         "What it allows to say"
-        return sweep_verdict(self.table)
+        return '\n'.join([*[repr(self.held)]*(self.held is not None), sweep_verdict(self.table)])
 
     @property
     def best(self)->dict|None:
         "The best mixture as words for `merge`, of several benchmarks on the first. None: there is none"
+        by_run = {t['run']:{k:v for k, v in t.items() if k!='run'} for t in self.tries}
+        if self.held is not None: return by_run.get(self.held.chosen)
         marked = self.table.filter(tag='all', best=True).drop_nulls('value')
         right = marked.filter(what='accuracy')
         runs = (right if right.height else marked)['run']
-        by_run = {t['run']:{k:v for k, v in t.items() if k!='run'} for t in self.tries}
         return by_run[runs[0]] if len(runs) else None
 
     def chart(self,
@@ -214,7 +221,7 @@ class Sweep:
     def _repr_markdown_(self):
         return verdict_markdown('\n'.join([self.verdict, *(f'- {o}' for o in self.lines)]))
 
-# %% ../../nbs/probing/14_sweep.ipynb #c044
+# %% ../../nbs/probing/14_sweep.ipynb #c046
 def _split_words(method, words):
     "Knobs of the method, and arguments of `open_model`; raise ValueError if nobody knows a word"
     from vlm_merging.asking.opening import OPENING_WORDS, check_settings
@@ -224,29 +231,41 @@ def _split_words(method, words):
     check_settings(asking, (*OPENING_WORDS, *own))
     return {w:v for w, v in words.items() if w in own}, asking
 
-# %% ../../nbs/probing/14_sweep.ipynb #c047
+# %% ../../nbs/probing/14_sweep.ipynb #c049
+def _trade_wanted(gain, keep, penalty):
+    "What is to be gained and kept; None: nothing is said of it"
+    if gain is None and keep is None: return None
+    if gain is None or keep is None:
+        raise ValueError('gain and keep go together: name a kind of question to gain in, and one that is '
+                         'not to lose.')
+    return Trade(gain, keep, penalty)
+
+# %% ../../nbs/probing/14_sweep.ipynb #c052
 def _ask_all(recipe, tries, items, asking, out, ray, progress):
     "The replies of all mixtures, kept in a folder if one is named"
     from vlm_merging.asking.fingerprints import weights_hash
-    from vlm_merging.checkpoints.headers import Checkpoint
     if out is None: return pl.concat([ask_mixture(recipe, t, items, asking) for t in tries])
     names = {f'mixture-{sha256(json.dumps(t).encode()).hexdigest()[:16]}':t for t in tries}
-    models = ('vlm', 'llm', 'base')
-    hashes = {who:weights_hash(Checkpoint.open(recipe[who])) for who in models if recipe[who]}
-    about = dict(what='sweep', recipe={k:v for k, v in recipe.items() if k not in models}, weights=hashes,
+    from vlm_merging.merging.recipe import Recipe
+    whole = Recipe(**recipe)
+    vlm, llms, base = open_sides(whole.vlm, whole.llms, whole.base)
+    hashes = {who:weights_hash(c) for who, c in zip(whole.models, (vlm, *llms, base)) if c is not None}
+    named = ('vlm', 'llm', 'base')
+    about = dict(what='sweep', recipe={k:v for k, v in recipe.items() if k not in named}, weights=hashes,
                  # These change no reply
                  asking={k:v for k, v in asking.items() if k not in ('batch_size', 'device')},
                  questions=describe_items(items))
     jobs = {name:(recipe, t, items, asking, hashes) for name, t in names.items()}
     return carry_out(ask_mixture, jobs, out, about, ray, progress)
 
-# %% ../../nbs/probing/14_sweep.ipynb #c050
+# %% ../../nbs/probing/14_sweep.ipynb #c055
 def sweep(
     vlm,                # Folder, hub id or name of the lab; or a whole `Recipe`, whose weight is looked for
-    llm=None,           # Folder, hub id or name of the lab
+    llm=None,           # Folder, hub id or name of the lab; or a list of several
     base=None,          # The same; for methods with task vectors
     *,
-    weights:Iterable,   # To try: shares of the VLM, or what else the method's knob `weight` means
+    weights:Iterable,   # To try: shares of the VLM, or what else the method's knob `weight` means; with
+                        # several LLMs each is a list of one number for each model
     items,              # To choose on, not those to report: `Item`s, a table file, or the name of a benchmark
     score:Callable|None=None, # Item and reply -> 0..1 or None; None: the offline protocol of `scoring`
     method:str|None=None, # Merge method that has a knob `weight`; default: linear
@@ -254,6 +273,9 @@ def sweep(
     layers=None,        # In which layers: a text such as '6-31', or several: each is tried; default: all
     modules=None,       # In which parts: all, or some of attention,mlp,norm, or several texts; default: all
     by=(),              # Tags to split by
+    gain:str|None=None, # Choose by the gain in this kind of question (a value of a tag, such as reasoning)
+    keep:str|None=None, # less the loss in this kind (such as perception), on half of the items
+    penalty:float=1.,   # Points of gain that one point lost in `keep` costs
     out:str|Path|None=None, # Folder for the replies, gone on with if it is there; None: nothing is kept
     ray:str|None=None,  # 'local', 'auto' or the address of a cluster; needs `out`
     progress:bool|None=None, # Show a bar? None: only on a terminal
@@ -262,22 +284,31 @@ def sweep(
     "Try the weights of a merge in memory; raise ValueError if it cannot be done"
     from vlm_merging.merging.plan import one_twice
     from vlm_merging.merging.recipe import Recipe, recipe_of
-    items = asked_items(items)
+    items, trade = asked_items(items), _trade_wanted(gain, keep, penalty)
+    if trade:           # Known before anything is asked
+        by = (by,) if isinstance(by, str) else tuple(by) or ('category',)
+        kinds_of([[i.tags.get(t) for t in by] for i in items], by, trade)
     own, asking = _split_words(vlm.method if isinstance(vlm, Recipe) else method or 'linear', more)
     own = (knobs or {})|own
     if 'weight' in own:
         raise ValueError('The knob weight is what is tried: give it as `weights`, and leave it out of knobs.')
+    if isinstance(llm, (list, tuple)) and llm[1:]:      # One number for each model; the first for now
+        weights = list(weights)
+        own['weight'] = next(iter(weights), None)
     whole = recipe_of(vlm, llm, base, method=method, **own)
     tries = mixtures(weights, whole.layers if layers is None else layers,
                      whole.modules if modules is None else modules)
     recipe = whole.dict()|dict(layers='all', modules='all')
-    recipe['knobs'] = {k:v for k, v in recipe['knobs'].items() if k!='weight'}
+    recipe['knobs'] = {k:v for k, v in recipe['knobs'].items() if k!='weight' or whole.llms[1:]}
     for t in tries:     # Each is checked now
         Recipe(**recipe|dict(knobs=recipe['knobs']|{'weight':t['weight']}, layers=t['layers'],
                              modules=t['modules']))
-    for f in one_twice(*(Checkpoint.open(w) for w in (whole.vlm, whole.llm, whole.base) if w)):
+    vlm, llms, base = open_sides(whole.vlm, whole.llms, whole.base)
+    for f in one_twice(vlm, llms[0], base, llms[1:]):
         warnings.warn(f'{f.what} {f.fix}', stacklevel=2)
     if ray and out is None: raise ValueError('A sweep on Ray needs a folder for its replies: out=.')
-    try: replies = _ask_all(recipe, tries, items, asking, out, ray, progress)
+    try: replies = _ask_all(recipe, tries+[UNMIXED]*bool(trade), items, asking, out, ray, progress)
     finally: open_mixer.cache_clear()
-    return Sweep(sweep_table(score_mixture(replies, items, score), by), tries)
+    scores = score_mixture(replies, items, score)
+    held = held_out(scores, UNMIXED['run'], trade, by) if trade else None
+    return Sweep(sweep_table(scores.filter(pl.col('run')!=UNMIXED['run']), by), tries, held)

@@ -10,26 +10,20 @@ import numpy as np
 import polars as pl
 import torch
 from tqdm.auto import tqdm
+from ..checkpoints.adapted import open_side, open_sides
 from ..checkpoints.headers import DTYPES, Checkpoint, refuse_changed
 from ..checkpoints.blocks import Source, faulty, keep_heap, opened
-from ..merging.plan import Work, work_of
+from ..merging.work import Work, work_of
 from ..merging.families import Pair
 from ..merging.checks import check
-from .subspaces import overlap_of
+from .subspaces import SUBSPACE_SUMS, overlap_of
 
 # %% auto #0
-__all__ = ['SAMPLE', 'STEP', 'PRODUCTS_AT_ONCE', 'TOPS', 'WEIGHT_METRICS', 'TENSOR_COLUMNS', 'checkpoint_of', 'paired_work',
-           'left_out', 'dots', 'step_of', 'top_energy', 'sums_of', 'measured', 'part_of', 'weight_stats', 'by_layer',
-           'by_module', 'long', 'weights_by_layer', 'lineage']
+__all__ = ['SAMPLE', 'STEP', 'PRODUCTS_AT_ONCE', 'TOPS', 'WEIGHT_METRICS', 'TENSOR_COLUMNS', 'paired_work', 'left_out', 'dots',
+           'step_of', 'top_energy', 'sums_of', 'measured', 'part_of', 'weight_stats', 'by_layer', 'by_module', 'long',
+           'weights_by_layer', 'lineage']
 
 # %% ../../nbs/probing/02_weights.ipynb #c010
-def checkpoint_of(
-    model,              # Folder, hub id, `lab/vlm` or an open `Checkpoint`
-)->Checkpoint:
-    "The checkpoint behind a name"
-    return model if isinstance(model, Checkpoint) else Checkpoint.open(model)
-
-# %% ../../nbs/probing/02_weights.ipynb #c012
 def paired_work(
     vlm:Checkpoint,     # The VLM
     llm:Checkpoint,     # The LLM
@@ -49,22 +43,22 @@ def paired_work(
         works.append(work_of(p, vlm, llm, base, of_base.get(p.vlm)))
     return works, out, paired.unused
 
-# %% ../../nbs/probing/02_weights.ipynb #c015
+# %% ../../nbs/probing/02_weights.ipynb #c013
 def left_out(
     vlm,                # Folder, hub id or `Checkpoint`
     llm,                # The same of the LLM
     base=None,          # The same of the base
 )->pl.DataFrame:        # side, reason, tensors, numbers, example
     "What is not compared, and why"
-    vlm, llm = checkpoint_of(vlm), checkpoint_of(llm)
-    _, *outs = paired_work(vlm, llm, checkpoint_of(base) if base is not None else None)
+    vlm, llm, base = open_sides(vlm, llm, base)
+    _, *outs = paired_work(vlm, llm, base)
     rows = [dict(side=side, reason=why, tensors=1, numbers=c.tensors[name].numel, example=name)
             for side, c, out in zip(('vlm', 'llm'), (vlm, llm), outs) for name, why in out.items()]
     schema = dict(side=pl.String, reason=pl.String, tensors=pl.Int64, numbers=pl.Int64, example=pl.String)
     return pl.DataFrame(rows, schema=schema).group_by('side', 'reason', maintain_order=True).agg(
         pl.col('tensors', 'numbers').sum(), pl.col('example').first())
 
-# %% ../../nbs/probing/02_weights.ipynb #c022
+# %% ../../nbs/probing/02_weights.ipynb #c020
 SAMPLE = 1<<17          # Numbers of a tensor that are looked at one by one, at most; at least half of it
 STEP = 1<<18            # Numbers of a block
 PRODUCTS_AT_ONCE = 1<<12 # Numbers whose products are added up in float32
@@ -78,7 +72,7 @@ def dots(
     runs = lambda a: a.reshape(*a.shape[:-1], -1, PRODUCTS_AT_ONCE)
     return np.matmul(runs(x)[..., None, :], runs(y)[..., None]).sum((-1, -2, -3), dtype=np.float64)
 
-# %% ../../nbs/probing/02_weights.ipynb #c026
+# %% ../../nbs/probing/02_weights.ipynb #c024
 def step_of(
     n:int,              # Numbers in a tensor
     columns:int,        # Numbers in a row
@@ -88,7 +82,7 @@ def step_of(
     while math.gcd(step, columns)>1: step += 1
     return step
 
-# %% ../../nbs/probing/02_weights.ipynb #c029
+# %% ../../nbs/probing/02_weights.ipynb #c027
 def top_energy(
     x:np.ndarray,       # Entries, flat
 )->list[float]:         # For each of `TOPS`; 0 if all are zero
@@ -101,7 +95,7 @@ def top_energy(
         shares.insert(0, energy(sizes)/total if total>0 else 0.)
     return shares
 
-# %% ../../nbs/probing/02_weights.ipynb #c034
+# %% ../../nbs/probing/02_weights.ipynb #c032
 def _swept(sides, files, n, columns):
     "Sums of squares of the sides, the product (without base: the distance), and the numbers looked at"
     wide, base = max(DTYPES[e.dtype]//8 for es in sides for e in es), len(sides)==3   # bytes of a number
@@ -127,7 +121,7 @@ def _swept(sides, files, n, columns):
             got += part.shape[1]
     return sums, cross, seen[:, :got]
 
-# %% ../../nbs/probing/02_weights.ipynb #c037
+# %% ../../nbs/probing/02_weights.ipynb #c035
 def sums_of(
     work:Work,          # A pair, with or without base
     files:dict,         # Open file descriptors by path
@@ -154,7 +148,7 @@ def sums_of(
         total |= dict(both=np.count_nonzero(both)*scale, same=np.count_nonzero(alike)*scale)
     return total
 
-# %% ../../nbs/probing/02_weights.ipynb #c041
+# %% ../../nbs/probing/02_weights.ipynb #c039
 WEIGHT_METRICS = dict(
     norm_vlm='length of the VLM\'s task vector', norm_llm='length of the LLM\'s task vector',
     norm='length of LLM - VLM',
@@ -168,10 +162,11 @@ WEIGHT_METRICS = dict(
     top1_vlm='energy of the VLM\'s task vector in its top 1%', top10_vlm='... in its top 10%',
     top1_llm='energy of the LLM\'s task vector in its top 1%', top10_llm='... in its top 10%',
     top1='energy of LLM - VLM in its top 1%', top10='... in its top 10%',
-    overlap='overlap of the leading subspaces, 0..1', chance='the same of random subspaces')
+    overlap='overlap of the leading subspaces, 0..1', chance='the same of random subspaces',
+    leading_vlm='energy of the VLM\'s task vector in its leading subspace', leading_llm='the same of the LLM')
 TENSOR_COLUMNS = ('name', 'llm', 'layer', 'module', 'part')
 
-# %% ../../nbs/probing/02_weights.ipynb #c043
+# %% ../../nbs/probing/02_weights.ipynb #c041
 def _share(a, b): return pl.when(b>0).then(a/b)
 def _length(a, b): return _share(a, b).sqrt()
 
@@ -196,9 +191,10 @@ def _formulas(
     if 'shared' in has:
         formulas |= dict(overlap=_share(c('shared'), c('rank')).clip(0, 1))
         formulas |= dict(chance=_share(c('by_chance'), c('rank')))
+        formulas |= {f'leading_{w}':_share(c(f'lead_{w}2'), c(f'ranked_{w}2')).clip(0, 1) for w in both}
     return formulas
 
-# %% ../../nbs/probing/02_weights.ipynb #c046
+# %% ../../nbs/probing/02_weights.ipynb #c044
 def measured(
     sums:pl.DataFrame,  # Columns of sums, in rows to be measured
 )->pl.DataFrame:        # The measures put before the sums; null where nothing can be measured
@@ -208,7 +204,7 @@ def measured(
     front = [k for k in (*TENSOR_COLUMNS, 'n', 'rank') if k in sums.columns]
     return sums.with_columns(**named).select(*front, *named, *[k for k in sums.columns if k not in front])
 
-# %% ../../nbs/probing/02_weights.ipynb #c051
+# %% ../../nbs/probing/02_weights.ipynb #c049
 def part_of(
     pair:Pair,          # A tensor and its partner
 )->str:                 # `q_proj`, `down_proj`, `input_layernorm` ...
@@ -216,13 +212,15 @@ def part_of(
     words = [w for w in pair.key.split('.') if w not in ('weight', 'bias')]
     return words[-1]
 
-# %% ../../nbs/probing/02_weights.ipynb #c054
+# %% ../../nbs/probing/02_weights.ipynb #c052
 def _rows_of(works, subspace, workers, bar):
     "One row a tensor, in the order of `works`, by several threads"
     def row(w):
         entries, p = (*w.vlm, *w.llm, *w.base), w.pair
         with opened(entries) as files:
-            sums = sums_of(w, files)|(overlap_of(w, files, subspace) if subspace else {})
+            sums = sums_of(w, files)
+            shared = overlap_of(w, files, subspace) if subspace else {}
+        sums |= shared|({f'ranked_{o}2':sums[f'{o}2'] for o in ('vlm', 'llm')} if shared else {})
         bar.update(sum(e.nbytes for e in entries))
         return dict(name=p.vlm, llm=' + '.join(p.llm), layer=p.layer, module=p.module, part=part_of(p),
                     n=w.vlm[0].numel)|sums
@@ -233,7 +231,7 @@ def _rows_of(works, subspace, workers, bar):
         pool.shutdown(wait=True, cancel_futures=True)
         bar.close()
 
-# %% ../../nbs/probing/02_weights.ipynb #c057
+# %% ../../nbs/probing/02_weights.ipynb #c055
 def weight_stats(
     vlm,                # Folder, hub id, `lab/vlm` or open `Checkpoint`
     llm,                # The same of the LLM
@@ -248,7 +246,7 @@ def weight_stats(
         raise ValueError(f"subspace is {subspace!r}; it is a rank: a whole number, 0 for none.")
     if subspace and base is None:
         raise ValueError('Subspaces are those of task vectors. Name the base, or leave subspace at 0.')
-    vlm, llm, base = checkpoint_of(vlm), checkpoint_of(llm), checkpoint_of(base) if base is not None else None
+    vlm, llm, base = open_sides(vlm, llm, base)
     works, *_ = paired_work(vlm, llm, base)
     keep_heap()
     total = sum(e.nbytes for w in works for e in (*w.vlm, *w.llm, *w.base))
@@ -258,17 +256,16 @@ def weight_stats(
     for c in filter(None, (vlm, llm, base)): refuse_changed(c)
     schema = dict(name=pl.String, llm=pl.String, layer=pl.Int64, module=pl.String, part=pl.String, n=pl.Int64)
     schema |= {k:pl.Float64 for k in rows[0] if k not in schema}
-    if subspace: schema |= dict(rank=pl.Int64, shared=pl.Float64, by_chance=pl.Float64)
+    if subspace: schema |= dict(rank=pl.Int64)|dict.fromkeys(SUBSPACE_SUMS, pl.Float64)
     return measured(pl.DataFrame(rows, schema=schema))
 
-# %% ../../nbs/probing/02_weights.ipynb #c063
+# %% ../../nbs/probing/02_weights.ipynb #c061
 def _added(stats, by):
     "Sums of the tensors of each group"
-    drop = [*TENSOR_COLUMNS, *WEIGHT_METRICS]
-    numbers = [k for k in stats.columns if k not in drop]
+    numbers = [k for k in stats.columns if k not in (*TENSOR_COLUMNS, *WEIGHT_METRICS)]
     return stats.group_by(by, maintain_order=True).agg(pl.col(numbers).sum())
 
-# %% ../../nbs/probing/02_weights.ipynb #c065
+# %% ../../nbs/probing/02_weights.ipynb #c063
 def by_layer(
     stats:pl.DataFrame, # From `weight_stats`
     module:str|None=None, # A module or a part (`attention`, `q_proj`); None: all of the layer
@@ -282,7 +279,7 @@ def by_layer(
         inside = inside.filter((pl.col('module')==module)|(pl.col('part')==module))
     return measured(_added(inside, ['layer']).with_columns(module=pl.lit(module or 'all'))).sort('layer')
 
-# %% ../../nbs/probing/02_weights.ipynb #c068
+# %% ../../nbs/probing/02_weights.ipynb #c066
 def by_module(
     stats:pl.DataFrame, # From `weight_stats`
 )->pl.DataFrame:        # module, part (`all`: the module as a whole), n, measures, sums
@@ -298,7 +295,7 @@ def by_module(
     place = pl.col('module').replace_strict(order, range(len(order)), default=9)
     return measured(pl.concat(tables, how='diagonal')).sort(place, maintain_order=True)
 
-# %% ../../nbs/probing/02_weights.ipynb #c071
+# %% ../../nbs/probing/02_weights.ipynb #c069
 def long(
     *tables:pl.DataFrame, # From `by_layer` (or `by_module`: layer is null then)
 )->pl.DataFrame:        # layer, module, what (a key of `WEIGHT_METRICS`), value
@@ -313,7 +310,7 @@ def long(
                       .unpivot(index=['layer', 'module'], variable_name='what', value_name='value'))
     return pl.concat(parts).drop_nulls('value').select('layer', 'module', 'what', 'value')
 
-# %% ../../nbs/probing/02_weights.ipynb #c072
+# %% ../../nbs/probing/02_weights.ipynb #c070
 def weights_by_layer(
     stats:pl.DataFrame, # From `weight_stats`
 )->pl.DataFrame:        # layer, module, what, value: all modules together, and each of them
@@ -324,7 +321,7 @@ def weights_by_layer(
     modules = stats.drop_nulls('layer')['module'].unique(maintain_order=True).to_list()
     return long(by_layer(stats), *(by_layer(stats, m) for m in modules))
 
-# %% ../../nbs/probing/02_weights.ipynb #c080
+# %% ../../nbs/probing/02_weights.ipynb #c078
 def lineage(
     vlm,                # Folder, hub id or `Checkpoint`
     llm,                # The same of the LLM
@@ -334,7 +331,7 @@ def lineage(
     progress:bool|None=None, # As in `weight_stats`
 )->pl.DataFrame:        # candidate, far (the larger of:) relative_vlm, relative_llm; cosine, why_not
     "The candidates, the nearest to both models first; one that does not fit stands last, with the reason"
-    vlm, llm, rows, how = checkpoint_of(vlm), checkpoint_of(llm), [], dict(workers=workers, progress=progress)
+    vlm, llm, rows, how = open_side(vlm), open_side(llm), [], dict(workers=workers, progress=progress)
     for c in candidates:
         name, why = str(c.source or c.path) if isinstance(c, Checkpoint) else str(c), None
         try: whole = by_module(weight_stats(vlm, llm, c, **how)).row(0, named=True)

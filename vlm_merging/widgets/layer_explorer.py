@@ -14,7 +14,7 @@ from ..benchmarks.load import load
 from ..charts.layer_charts import PART_NAMES, PICKED
 from ..charts.maps import layers_page
 from ..comparing.findings import p_said
-from ..comparing.layer_findings import MEASURES
+from ..comparing.layer_findings import MEASURES, from_here_on
 from ..comparing.pairs import matched
 from ..lab.trio import lab_folder
 from ..probing.probe import asked_items, means_of, profile_rows
@@ -81,7 +81,8 @@ def figures_html(
 )->Markup:
     "What masking that layer costs, in figures"
     tags = [t for t in profile['tag'].unique(maintain_order=True) if t not in ('all', 'split')]
-    rows = profile.filter(pl.col('layers')==str(layer), pl.col('tag')==(tags or ['all'])[0],
+    here = (pl.col('layers')==str(layer)) | from_here_on() & (pl.col('layer')==layer)
+    rows = profile.filter(here, pl.col('tag')==(tags or ['all'])[0],
                           pl.col('heads')=='').drop_nulls('change')
     rows = rows.sort(pl.col('part').replace_strict({p:i for i, p in enumerate(MASKED)}, default=9),
                      maintain_order=True)
@@ -89,13 +90,14 @@ def figures_html(
                       [_figure_cells(r) for r in rows.head(24).to_dicts()])
 
 # %% ../../nbs/widgets/04_layer_explorer.ipynb #c021
-def _what_is_masked(layer, part):
+def _what_is_masked(layer, part, how):
     "A mask in words, as they stand behind a comma"
+    if how=='blind': return f'blind from layer {layer} on'
     of = '' if part=='layer' else f'the {PART_NAMES.get(part, part)} of '
     return f'with {of}layer {layer} masked'
 
 # %% ../../nbs/widgets/04_layer_explorer.ipynb #c024
-BY = ('skip', 'zero', 'mean', 'uniform', 'constant')             # Ways that need no second model
+BY = ('skip', 'zero', 'mean', 'uniform', 'constant', 'blind')    # Ways that need no second model
 
 class _MaskedModel:
     "One model, asked without a mask and with one after the other"
@@ -118,11 +120,12 @@ class _MaskedModel:
     def ask_masked(self, layer, part, how, step):
         from vlm_merging.probing.masks import masked
         self.scores.pop('masked', None)
-        what, replies = _what_is_masked(layer, part), {}
+        what, replies = _what_is_masked(layer, part, how), {}
         if how=='mean' and self.means is None:
             step('taking means')
             self.means = means_of(self.asker, self.items)
-        with masked(self.asker, layer, part, how, means=self.means if how=='mean' else None):
+        where = (f'{layer}-', 'layer') if how=='blind' else (layer, part)
+        with masked(self.asker, *where, how, means=self.means if how=='mean' else None):
             for _ in ask_rest(self.asker, self.items, replies, step, what): pass
         self.scores['masked'] = score_offline(self.items, replies, what)
 
@@ -247,8 +250,8 @@ class LayerExplorer(Working):
             self.runs.ask_masked(layer, part, how, step)
             unmasked, masked = self.scores['unmasked'], self.scores['masked']
             self.table, self.words = changes(unmasked, masked, by_category(self.items))
-            self.answers.value = str(_changed_replies(self.scores, self.items, _what_is_masked(layer, part),
-                                                      self.words))
+            what = _what_is_masked(layer, part, how)
+            self.answers.value = str(_changed_replies(self.scores, self.items, what, self.words))
         except (ValueError, LookupError):
             self.answers.value = ''
             raise

