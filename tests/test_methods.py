@@ -370,7 +370,8 @@ def test_a_method_of_ones_own(methods, trio, tmp_path):
         v, l, d = vlm['language_model.'+n], llm[n], done['language_model.'+n]
         inside = 'layers.' in n and 'layers.0.' not in n or n=='model.norm.weight'
         assert torch.equal(d, torch.where(v.abs()>=l.abs(), v, (.5*l.float()).bfloat16()) if inside else v), n
-    with pytest.raises(ValueError, match='from 0 to 3'): Recipe('v', 'l', method='louder', knobs=dict(boost=9))
+    with pytest.raises(ValueError, match='from 0 to 3'):
+        Recipe('v', 'l', method='louder', knobs=dict(boost=9))
 
 
 def test_a_method_of_ones_own_may_look_first(methods, trio, tmp_path, monkeypatch):
