@@ -106,3 +106,12 @@ def test_two_llms_one_of_which_has_no_say(method):
 def test_ip_merging_takes_one_llm_and_says_so():
     with pytest.raises(ValueError, match='ip_merging merges a VLM with one LLM.*iso_c'):
         plan('lab/vlm', ['lab/llm', 'lab/base'], 'lab/base', method='ip_merging')
+
+def test_iso_c_lifts_no_rounding_error():
+    "(W + ΔW) - W in float32 is not of the rank of ΔW; what rounding adds is no direction"
+    torch.manual_seed(0)
+    w = torch.randn(256, 256)*.02
+    delta = (torch.randn(256, 4)*1e-3)@(torch.randn(4, 256)*1e-3)
+    mean = torch.linalg.svdvals(delta.double())[:4].sum()/256
+    got = iso_c(w, w+delta, w)-w
+    assert (got.norm()/(mean*2)-1).abs()<.05                     # Four directions of one strength

@@ -77,7 +77,7 @@ def test_a_recipe_of_ours_takes_another_vlm(file, tmp_path):
         'cannot be read'),
     ('x: '+'9'*9000, 'cannot be read'), ('x: \x07', 'cannot be read'), ('null: 1', "'None' is not known"),
     ('merge_metod: ties', "Did you mean `merge_method`"), ('merge_method: [ties]', 'has no counterpart'),
-    (TASKS.replace('weight: 0.5', 'weight: .nan'), 'weight is nan'), (TASKS.replace('weight: 0.5, ', ''),
+    (TASKS.replace('weight: 0.5', 'weight: .nan'), '`weight` is nan'), (TASKS.replace('weight: 0.5, ', ''),
         '`weight` of lab/llm is missing'),
     (TASKS.replace('weight: 1', 'weight: yes'), '`weight` is True'), (TASKS.replace('weight: 1',
         'weight: []'), 'a number'),

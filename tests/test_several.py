@@ -347,3 +347,21 @@ def test_a_sweep_over_the_weights_of_several(tmp_path, call):
     code, _, err = call('sweep', lab/'vlm', '--llm', lab/'llm', '--llm', lab/'base', '--weights', '.5,.6',
                         '--benchmark', 'lab', '--out', tmp_path/'s')
     assert code==3 and 'tries one number: name one --llm' in err
+
+# What others found
+
+def test_words_that_change_begin_a_merge_anew(tmp_path):
+    "Which rows belong together is said by tokenizer.json, so a draft made with another is not continued"
+    out = merge('lab/vlm', 'lab/llm', out=tmp_path/'o', embeddings=True, weight=.5)
+    inputs = json.loads((out/'recipe.json').read_text())['inputs']
+    assert all('sha256' in inputs[who]['files']['tokenizer.json'] for who in ('vlm', 'llm'))
+    plain = merge('lab/vlm', 'lab/llm', out=tmp_path/'p', weight=.5)
+    assert 'tokenizer.json' not in json.loads((plain/'recipe.json').read_text())['inputs']['vlm']['files']
+
+def test_the_first_layer_of_a_tower_is_no_projector():
+    from vlm_merging.merging.towers import _beside
+    names = ['vision_tower.embeddings.patch_embeddings.projection.weight',
+             'multi_modal_projector.linear_1.weight',
+             'visual.patch_embed.proj.weight', 'visual.merger.mlp.0.weight']
+    parts = _beside(None, names)
+    assert [*parts['tower']]==[names[0], names[2]] and [*parts['projector']]==[names[1], names[3]]

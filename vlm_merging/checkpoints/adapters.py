@@ -42,6 +42,8 @@ def check_options(
         raise ValueError(f"{where} began as init_lora_weights={name_in_line(start, 40)!r}, which changes the "
                          f"model itself, too. Save it in peft with "
                          f"`path_initial_model_for_weight_conversion`.")
+    if not isinstance(config.get('target_parameters') or [], list):
+        raise ValueError(f"{where}: target_parameters is no list. Save the adapter again.")
     on = [k for k, v in config.items() if v and k not in IDLE and k!='bias']
     if on:
         raise ValueError(f"{where} sets {name_in_line(min(on), 60)}, which is not computed here. {REMEDY}")
@@ -203,7 +205,7 @@ def scale_of(
     r, alpha = (_by_pattern(patterns, name, config.get(usual, 8))
                 for patterns, usual in zip(adapter.patterns, ('r', 'lora_alpha')))
     check_number('r', r, 1, whole=True)
-    check_number('lora_alpha', alpha)
+    check_number('lora_alpha', alpha, -1e9, 1e9)
     n, rest = divmod(factors.a.shape[0], r)
     if rest or n>1 and not parameter:
         raise ValueError(f"{path} says rank {r}, but {name_in_line(name)} has rank {factors.a.shape[0]}. "

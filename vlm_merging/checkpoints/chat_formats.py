@@ -29,7 +29,7 @@ def template_of(
     for name in ('chat_template.json', 'processor_config.json', 'tokenizer_config.json'):
         found = read_json(folder/name).get('chat_template') if (folder/name).is_file() else None
         if isinstance(found, list):
-            found = {o.get('name'):o.get('template') for o in found if isinstance(o, dict)}
+            found = {str(o.get('name')):o.get('template') for o in found if isinstance(o, dict)}
         if isinstance(found, dict): found = found.get('default')
         if isinstance(found, str): return found
 
@@ -66,19 +66,33 @@ def _handed_on(tree, messages):
         names |= {name for name, value in given if _content_of(_bare(value), messages)}
     return names
 
+def _other_names(tree, name):
+    "A name, and those that are set to it, or to one of these"
+    given = {}
+    for o in tree.find_all(nodes.Assign):
+        source = _bare(o.node)
+        if isinstance(o.target, nodes.Name) and isinstance(source, nodes.Name):
+            given.setdefault(source.name, []).append(o.target.name)
+    known, ahead = {name}, [name]
+    while ahead:
+        new = {*given.get(ahead.pop(), ())}-known
+        known |= new
+        ahead += new
+    return known
+
+def _takes_parts(tree):
+    "Does a loop go through the parts of the content of a message?"
+    all_ = _other_names(tree, 'messages')
+    loops = [(_bare(o.iter), o.target) for o in tree.find_all(nodes.For)]
+    each = {target.name for over, target in loops if _named(over, all_) and isinstance(target, nodes.Name)}
+    content = {'content'}|_handed_on(tree, each)
+    return any(_content_of(over, each) or _named(over, content) for over, target in loops
+               if isinstance(target, nodes.Name))
+
 def content_format(
     template:str,       # A chat template
 )->str:                 # 'openai': it goes through the parts of a message; 'string': it wants one text
     "How vLLM 0.32 takes a chat template"
     if (tree := _parsed(template)) is None: return 'string'
-    all_, before = {'messages'}, set()
-    while all_!=before:
-        before = set(all_)
-        all_ |= {o.target.name for o in tree.find_all(nodes.Assign)
-                 if isinstance(o.target, nodes.Name) and _named(_bare(o.node), before)}
-    loops = [(_bare(o.iter), o.target) for o in tree.find_all(nodes.For)]
-    each = {target.name for over, target in loops if _named(over, all_) and isinstance(target, nodes.Name)}
-    content = {'content'}|_handed_on(tree, each)
-    parts = any(_content_of(over, each) or _named(over, content) for over, target in loops
-                if isinstance(target, nodes.Name))
-    return 'openai' if parts else 'string'
+    try: return 'openai' if _takes_parts(tree) else 'string'
+    except RecursionError: return 'string'          # Nested as no template is

@@ -39,8 +39,8 @@ def deciding_files(
 )->dict:                # File name, of an adapter with a `+` before it -> path, and its stamp
     "All files that decide a merge; what lies under an adapter that was named alone is named elsewhere"
     own = {f: (checkpoint.path/f, checkpoint.stamps.get(f)) for f in ('config.json', *checkpoint.files)}
-    for o in checkpoint.adapters:
-        label = f'+{o.path.name}/' if not o.alone else ''
+    for k, o in enumerate(checkpoint.adapters, 1):      # Two may lie in folders of one name
+        label = '+'*k+f'{o.path.name}/' if not o.alone else ''
         own = ({} if o.alone else own)|{label+f: (o.path/f, o.stamps.get(f)) for f in o.files}
     return own
 

@@ -161,6 +161,7 @@ def _write(checkpoint, files, draft, advance):
 # %% ../../nbs/checkpoints/16_relayout.ipynb #c029
 def _usable_place(checkpoint, out, files):
     "The place for a copy; raise ValueError if it is in the input, or the disk is too small"
+    if Path(out).exists(): raise ValueError(f'{out} is there already. Name another output.')
     out, here = usable_target(out), checkpoint.path.resolve()
     if out.is_relative_to(here) or here.is_relative_to(out):
         raise ValueError(f"{out} is, holds or lies in the folder that is rewritten. Choose another output.")

@@ -230,7 +230,8 @@ def tokens(
     if isinstance(vocab, dict): words = {i: s for s, i in vocab.items() if isinstance(i, int)}
     if isinstance(vocab, list): words = {i: e[0] for i, e in enumerate(vocab) if isinstance(e, list) and e}
     added = [t for t in added if isinstance(t, dict)] if isinstance(added, list) else []
-    return words | {t['id']: t.get('content') for t in added if isinstance(t.get('id'), int)}
+    return words | {t['id']: t['content'] for t in added
+                    if isinstance(t.get('id'), int) and isinstance(t.get('content'), str)}
 
 # %% ../../nbs/merging/04_checks.ipynb #c049
 def unlike_strings(
@@ -296,7 +297,7 @@ def unlike_origin(
 )->list[Finding]:
     "Warn of strangers and of other number types"
     findings, cosine = [], kinship(vlm, other, paired)
-    if who=='LLM' and cosine>1-1e-12 and not other.adapters:
+    if who=='LLM' and cosine>1-1e-12 and not (vlm.adapters or other.adapters):
         findings.append(Finding('warn',
                                 'The sampled numbers of both are the same: one is a copy of the other.',
                                 'A merge of the two changes nothing; check the names.'))

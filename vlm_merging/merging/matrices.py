@@ -17,14 +17,16 @@ __all__ = ['FAINT', 'Ridge', 'Rank', 'Sharpness', 'Whose', 'iso_c', 'wudi', 'ip_
 FAINT = 1e-5            # Singular values below this share of the first are rounding errors
 
 def _decomposed(
-    matrix:Tensor,      # (rows, columns)
+    matrix:Tensor,      # (rows, columns): a task vector, or a sum of such
+    base:Tensor,        # What it was taken from, whose rounding it holds
 )->tuple[Tensor, Tensor, Tensor]: # Left (rows, r), singular values (r,), right (r, columns); r may be 0
     "The singular value decomposition, without directions that are not there"
     import torch
     if not matrix.isfinite().all(): return (matrix.new_full((1, 1), float('nan')).expand(len(matrix), 1),
                                             matrix.new_ones(1), matrix.new_ones(1, matrix.shape[1]))
     left, s, right = torch.linalg.svd(matrix, full_matrices=False)
-    there = s>FAINT*s[0]
+    noise = torch.finfo(matrix.dtype).eps*base.square().mean().sqrt()*sum(n**.5 for n in matrix.shape)
+    there = s>torch.maximum(FAINT*s[0], noise)
     return left[:, there], s[there], right[there]
 
 # %% ../../nbs/merging/08_matrices.ipynb #c014
@@ -39,7 +41,7 @@ def iso_c(
     weights = factors(weight, llm_weight)
     total = weighted_sum(weights, task_vectors(vlm, llm, base))
     if total.ndim<2: return base+total/len(weights)
-    left, s, right = _decomposed(total)
+    left, s, right = _decomposed(total, base)
     return base+s.sum()/min(total.shape)*(left@right)
 
 # %% ../../nbs/merging/08_matrices.ipynb #c021
@@ -91,7 +93,7 @@ def ip_merging(
 )->Tensor:                # Same shape
     "Add the LLM's task vector as the VLM's directions can say it (Hu et al. 2025, arXiv:2510.14387)"
     if vlm.ndim<2: return vlm
-    (_, s, mine), (_, t, theirs) = _decomposed(vlm-base), _decomposed(llm-base)
+    (_, s, mine), (_, t, theirs) = _decomposed(vlm-base, base), _decomposed(llm-base, base)
     cosines = theirs[:round(rank)]@mine[:round(rank)].T         # (the LLM's, the VLM's)
     if not cosines.numel() or cosines.abs().max()<alike: return vlm.clone()
     mixed = (sharpness*cosines.abs()).softmax(1).mul_(cosines.sign())@mine[:round(rank)]

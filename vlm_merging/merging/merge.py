@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 from .. import __version__
 from ..checkpoints.headers import FLOATS, readable, refuse_changed
-from ..checkpoints.identity import deciding_files, fingerprints
+from ..checkpoints.identity import deciding_files, fingerprint, fingerprints
 from vlm_merging.checkpoints.blocks import (BLOCK, BLOCK_GPU, Blocks, Source, faulty, keep_heap, opened,
     write_rows)
 from ..checkpoints.disk import replace_text
@@ -275,6 +275,9 @@ def merge(
     _refuse(p, out)
     names = new_names(p.vlm, layout) if layout else None
     inputs = {who: fingerprints(c, sha256) for who, c in p.sides.items()}
+    for who, c in p.sides.items():
+        words = c.path/'tokenizer.json'         # Says which rows of the embeddings belong together
+        if recipe.embeddings and words.is_file(): inputs[who][words.name] = fingerprint(words, full=True)
     need_room(out.parent, p, out.with_name(f'.{out.name}.draft'))
     texts = {'recipe.json': json.dumps(provenance(p, inputs), indent=1)+'\n',
              'README.md': model_card(p, out.name)}

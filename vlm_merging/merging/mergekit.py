@@ -53,7 +53,8 @@ def read_yaml(
     return table
 
 # %% ../../nbs/merging/16_mergekit.ipynb #c015
-def _is_number(value): return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value)<=1e6
 
 def _setting(
     value,              # As YAML has it
@@ -130,6 +131,13 @@ def _vlm_among(
     raise ValueError(f"{what} be the VLM: {among}. Name the one that is as `vlm`.")
 
 # %% ../../nbs/merging/16_mergekit.ipynb #c025
+def _check_depth(name, layers):
+    "Raise ValueError if a slice has not all layers of the VLM: mergekit makes a smaller model of it"
+    try: depth = len(find_decoder((c := Checkpoint.open(name)).tensors, c.config).layers)
+    except ValueError: return           # Whatever is wrong with it, the plan says it
+    if layers!=f'0-{depth-1}':
+        raise ValueError(f'its slice has the layers {layers} of {depth}: only all layers are a mixture.')
+
 def _models_of(
     table:dict,         # The file
 )->tuple[dict, str]:    # Name -> its parameters, in order; and `layers`
@@ -141,8 +149,9 @@ def _models_of(
         entries = [o for o in sources if isinstance(o, dict)] if isinstance(sources, list) else []
         ranges = [o.get('layer_range') for o in entries]
         first = ranges[0] if ranges else None
-        plain = (isinstance(first, list) and len(first)==2 and first[0]==0 and _is_number(first[1])
-                 and first[1]>=1 and all(r==first for r in ranges) and 'models' not in table)
+        plain = (isinstance(first, list) and len(first)==2 and all(map(_is_number, first))
+                 and first[0]==0<first[1]==int(first[1]) and all(r==first for r in ranges)
+                 and 'models' not in table)
         if not plain:
             raise ValueError('its `slices` put a model together from layers of several. Only one slice with '
                              'the same layers of all models, from 0 on, is a mixture.')
@@ -151,9 +160,7 @@ def _models_of(
     if not isinstance(entries, list) or not entries: raise ValueError('`models` is missing.')
     return _named_models(entries), layers
 
-def _named_models(
-    entries:list,       # As they stand in the file
-)->dict:
+def _named_models(entries):
     "The parameters of each model by its name"
     models = {}
     for o in entries:
@@ -227,9 +234,7 @@ def _slerp_knobs(
 # %% ../../nbs/merging/16_mergekit.ipynb #c034
 def _flat(setting): return setting if isinstance(setting, list) else [setting]
 
-def _dropped(
-    asked:_Asked,       # The VLM first
-)->dict:
+def _dropped(asked):
     "Knobs that say what of a task vector is kept"
     method, rescale = asked.method, asked.yes('rescale', asked.method[:2]=='da' or asked.method=='della')
     if rescale and method in ('task_arithmetic', 'ties', 'breadcrumbs'):
@@ -326,6 +331,7 @@ def _fields_of(
     if len(models)<2: raise ValueError('it takes a VLM and an LLM, and here is one model beside the base.')
     seer = _vlm_among(list(models), vlm)
     models = {seer: models[seer]} | models
+    if layers!='all': _check_depth(seer, layers)
     asked = _Asked(method, models, table.get('parameters') or {})
     knobs = (_linear_knobs(asked) if method=='linear' else _slerp_knobs(asked, base) if method=='slerp'
              else _sce_knobs(asked) if method=='sce' else _task_vector_knobs(asked))

@@ -24,7 +24,7 @@ from .towers import left_beside, pair_beside
 from .work import Work, has_tokens, token_words, work_of
 
 # %% auto #0
-__all__ = ['ROW_BYTES', 'Plan', 'why_untouched', 'beside_language', 'one_twice', 'side_findings', 'plan', 'whole_shape',
+__all__ = ['ROW_BYTES', 'Plan', 'why_untouched', 'left_of_adapter', 'one_twice', 'side_findings', 'plan', 'whole_shape',
            'describe']
 
 # %% ../../nbs/merging/12_plan.ipynb #c009
@@ -80,18 +80,19 @@ def why_untouched(
     alone = all(named_alone(c) and es==(mine,) for c, es in theirs)
     return 'the adapter leaves it as it is' if alone else ''
 
-def beside_language(
+def left_of_adapter(
     llm:Checkpoint,     # The donor
-    paired:Pairing|None, # With the VLM
+    paired:Pairing,     # With the VLM
+    kept:dict,          # Name in the VLM -> reason
 )->list[Finding]:
-    "Warn where an adapter as the donor changes what is not merged"
-    if not named_alone(llm) or paired is None: return []
-    inside = {n for p in paired.pairs for n in p.llm}
-    out = [n for n in llm.adapters[-1].changed if n not in inside]
+    "Warn where an adapter as the donor changes what is not merged, though nobody asked for that"
+    if not named_alone(llm): return []
+    taken = {n for p in paired.pairs if not kept.get(p.vlm, '').endswith("stays the VLM's") for n in p.llm}
+    out = [n for n in llm.adapters[-1].changed if n not in taken]
     if not out: return []
-    return [Finding('warn', f"The adapter also changes {len(out)} tensors beside the language model, such as "
-                            f"{name_in_line(out[0])}: they stay the VLM's.",
-                    'To take them in, name VLM+ADAPTER as the VLM.')]
+    return [Finding('warn', f"What the adapter also changes is not merged: {len(out)} "
+                            f"tensor{'s'*(len(out)!=1)}, such as {name_in_line(out[0])}.",
+                    'To take it in, name VLM+ADAPTER as the VLM; of embeddings and head, set `embeddings`.')]
 
 # %% ../../nbs/merging/12_plan.ipynb #c013
 def _sort_pairs(
@@ -188,7 +189,6 @@ def plan(
                                      'base' in METHODS[recipe.method].fills)
     (paired, *others), findings = _check_each(mine, theirs)
     findings = findings+one_twice(mine, theirs[0], third if recipe.base else None, theirs[1:])
-    for c, pairs in zip(theirs, (paired, *others)): findings += beside_language(c, pairs)
     if third:
         with_base, more = check(mine, third, 'base')
         findings = sorted(dict.fromkeys(findings+more), key=lambda f: f.level!='stop')
@@ -205,6 +205,7 @@ def plan(
         works, kept = _sort_pairs(recipe, sides, paired, of_base, by_name, words)
         nothing = Finding('stop', 'Nothing is left to merge.', 'Widen `layers` or `modules`.')
         findings += unsaid+left_beside(recipe, works, kept)
+        for c, pairs in zip(theirs, (paired, *others)): findings += left_of_adapter(c, pairs, kept)
         if not works: findings.insert(0, nothing)
     return Plan(recipe, mine, theirs[0], third, tuple(works), kept, (*side_findings(mine), *findings),
                 tuple(theirs[1:]))
@@ -246,7 +247,8 @@ def _asked(
              + (', as the paper\'s script ran' if recipe.as_run else '')]
     wide = max(4, *map(len, plan.sides))
     for who, c in plan.sides.items():
-        idle = who.split()[0] not in METHODS[recipe.method].fills
+        under = who=='base' and any(map(named_alone, (plan.llm, *plan.more)))   # An adapter lies on it
+        idle = who.split()[0] not in METHODS[recipe.method].fills and not under
         commit = f'@{c.revision}' if c.revision and '@' not in c.source else ''
         lines.append(f"  {who:<{wide}} {name_in_line(c.source)}{commit}  {_size_words(c)}"
                      + f'; {recipe.method} makes no use of it'*idle)

@@ -28,7 +28,8 @@ def _beside(
     parts = {part: {} for part in BESIDE}
     for name in names:
         first = name.removeprefix('model.').split('.layer')[0].split('.block')[0]
-        parts['projector' if _PROJECTOR.search(first) else 'tower'][name.removeprefix('model.')] = name
+        between = _PROJECTOR.search(first) and 'patch_embed' not in first
+        parts['projector' if between else 'tower'][name.removeprefix('model.')] = name
     return parts
 
 def _unlike_vision(vlm, other):
