@@ -1,6 +1,5 @@
 "Blind layers: no word looks at the picture, in the prompt or while a reply is written; masks made by hand"
 from contextlib import ExitStack
-from types import SimpleNamespace
 
 import pytest, torch
 from torch import nn
