@@ -310,7 +310,9 @@ def test_a_splitter_that_is_none_is_refused(tmp_path, call):
     with pytest.raises(ValueError, match='thinking is 7'): score(frame, thinking=7)
     frame.write_parquet(tmp_path/'r.parquet')
     assert call('score', tmp_path/'r.parquet', '--thinking', 'none')[0]==0
-    assert call('score', tmp_path/'r.parquet', '--thinking', 'thinc')[0]==2
+    code, out, err = call('score', tmp_path/'r.parquet', '--thinking', 'thinc')
+    assert code==3 and '--thinking is' in err and 'Did you mean think?' in err
+    assert call('score', tmp_path/'r.parquet', '--thinking', '<thinc>')[0]==0
 
 def test_a_judge_sees_what_was_said(tmp_path):
     asked = []

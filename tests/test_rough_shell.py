@@ -91,7 +91,8 @@ program()'''
 ASKED = '--benchmark lab -n 4 --max-new-tokens 2'
 WORK = {'plan': ('merging.plan', 'check', 'plan lab/vlm lab/llm'),
         'merge': ('merging.merge', 'merge_one', 'merge lab/vlm lab/llm --out OUT'),
-        'inspect': ('checkpoints.headers', 'folder_summary', 'inspect lab/vlm'),
+        'inspect': ('checkpoints.adapted', 'side_summary', 'inspect lab/vlm'),
+        'relayout': ('checkpoints.relayout', 'drafting', 'relayout lab/vlm --to hub --out OUT'),
         'methods': ('cli.merging_commands', 'methods_read', 'methods'),
         'diagnose': ('probing.diagnose', 'weight_stats', 'diagnose lab/vlm lab/llm'),
         'prepare': ('benchmarks.prepare', 'pattern_of', 'prepare MathVista'),

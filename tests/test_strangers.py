@@ -373,7 +373,7 @@ def test_the_hub_reads_of_a_card_what_was_meant():
     import yaml
     from types import SimpleNamespace as Plan
     from vlm_merging.merging.card import _front
-    sides = {w:Plan(source=f'maker/{w}\nlicense: mit', revision='a'*40) for w in ('vlm', 'llm')}
+    sides = {w:Plan(source=f'maker/{w}\nlicense: mit', revision='a'*40, adapters=()) for w in ('vlm', 'llm')}
     front = yaml.safe_load(_front(Plan(sides=sides)).strip('-\n'))
     assert 'license' not in front and front['base_model']==[c.source for c in sides.values()]
 

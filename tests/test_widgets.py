@@ -7,7 +7,7 @@ from PIL import Image
 from vlm_merging.widgets import panels as panels
 from vlm_merging.benchmarks.items import Item, Picture
 from vlm_merging.lab.trio import lab_folder
-from vlm_merging.merging.methods import METHODS, Knob
+from vlm_merging.merging.knobs import METHODS, Knob
 from vlm_merging.asking.models import Reply
 from vlm_merging.asking.opening import open_model
 from vlm_merging.widgets.panels import (

@@ -59,7 +59,7 @@ def _free_port():
         return s.getsockname()[1]
 
 def _last_words(log, n=400):
-    text = log.read_text(errors='replace').strip()
+    text = log.read_text(encoding='utf-8', errors='replace').strip()
     return one_line(text[-n:], n) if text else 'nothing'
 
 def _until_it_answers(running, port, log):
@@ -93,7 +93,7 @@ def running_server(
 ):
     "A server that answers, for as long as the block runs"
     log.parent.mkdir(parents=True, exist_ok=True)
-    with open(log, 'a') as out:
+    with open(log, 'a', encoding='utf-8') as out:
         running = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL,
                                    start_new_session=True)
     try:
