@@ -8,14 +8,14 @@ import importlib.util, json, os, shlex, shutil, signal, socket, subprocess, sys,
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from ..benchmarks.items import Item, as_item
+from ..benchmarks.items import Item
 from ..checkpoints.decoder import nested
 from ..checkpoints.headers import Checkpoint
 from ..checkpoints.places import path_of
 from ..checkpoints.texts import error_words, one_line
 from .endpoint import Endpoint
 from .fingerprints import draw_seed, weights_hash
-from .models import Reply, text_of_reply
+from .models import LocalModel, Reply
 from .opening import check_settings, open_processor
 from .same_prompt import check_prompts, samples_of_kinds
 from .wire import wire_messages
@@ -146,14 +146,7 @@ class InProcess:
                     **draws if self.temperature else {})
     def many(self, items): return in_lots(self, items)
     def beforehand(self, items)->dict: return vllm_prompts(self, items)
-
-    def __call__(self,
-        question:Item|str, # An `Item`, or the text of a question
-        *images,        # Pictures that go with a text
-    )->str:
-        "Ask one question; raise ValueError if it cannot be answered"
-        item = as_item(question, *images)
-        return text_of_reply(next(self.many([item])), item, self.name, self.sees)
+    __call__ = LocalModel.__call__       # One question, by way of `many`
 
 # %% ../../nbs/asking/16_engines.ipynb #c021
 def _asked(asker, items, **other):

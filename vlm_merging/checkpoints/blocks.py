@@ -90,8 +90,6 @@ class Rows:
     @property
     def cuts_at(self)->tuple: return tuple(cut.start-self.entry.start for cut in self.cuts)
     @property
-    def entries(self)->tuple: return self.entry,
-    @property
     def files(self)->set: return files_of(self.entry)
     @property
     def shape(self): return sum(n for _, n in self.runs), *self.entry.shape[1:]

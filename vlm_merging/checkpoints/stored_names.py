@@ -5,7 +5,6 @@
 # %% ../../nbs/checkpoints/13_stored_names.ipynb #c005
 from __future__ import annotations
 import re
-from functools import cached_property
 from .decoder import EMBEDDING, HEAD, LAYER, OTHER, TEXT, find_decoder, text_config
 from .headers import Checkpoint
 from .parts import held_parts, layer_parts
@@ -23,7 +22,7 @@ class Places:
     def __init__(self,
         checkpoint:Checkpoint, # An open checkpoint
     ):
-        self.checkpoint, self.tensors = checkpoint, checkpoint.tensors
+        self.checkpoint, self.tensors, self.known = checkpoint, checkpoint.tensors, {}  # Parts of layers seen
         try: self.decoder = find_decoder(self.tensors, checkpoint.config)
         except ValueError: self.decoder = None
 
@@ -74,8 +73,6 @@ def _parts_held(self, i):
         self.known[i] = held_parts(layer_parts(shapes, self.decoder.width, heads))
     return self.known[i]
 
-Places.known = cached_property(lambda self: {})
-Places.known.__set_name__(Places, 'known')
 def _lies_aside(self, i, stored):
     "Are the matrices of a block of a layer stored as (input, output)? None: that cannot be told"
     return next((p.turned for places in self.held(i).values() for p, rest in places

@@ -90,8 +90,9 @@ def left_of_adapter(
     taken = {n for p in paired.pairs if not kept.get(p.vlm, '').endswith("stays the VLM's") for n in p.llm}
     out = [n for n in llm.adapters[-1].changed if n not in taken]
     if not out: return []
-    return [Finding('warn', f"What the adapter also changes is not merged: {len(out)} "
-                            f"tensor{'s'*(len(out)!=1)}, such as {name_in_line(out[0])}.",
+    return [Finding('warn', f"The adapter also changes {len(out)} tensor{'s'*(len(out)!=1)} "
+                            f"beside the language model's layers, such as {name_in_line(out[0])}: "
+                            f"that is not merged.",
                     'To take it in, name VLM+ADAPTER as the VLM; of embeddings and head, set `embeddings`.')]
 
 # %% ../../nbs/merging/12_plan.ipynb #c013
