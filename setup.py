@@ -13,6 +13,7 @@ def lines(key): return [o.strip() for o in about[key].splitlines() if o.strip()]
 pythons = [f'Programming Language :: Python :: 3.{n}' for n in range(11, 15)]
 extras = {key.removesuffix('_requirements'): lines(key) for key in about
           if key.endswith('_requirements') and key!='dev_requirements'}
+together = sum([o for name, o in extras.items() if name!='vllm'], [])  # vLLM wants an environment of its own
 readme = here/'README.md'
 
 setup(
@@ -32,7 +33,7 @@ setup(
     package_data={about['lib_name']: ['data/**', '*/templates/*']},
     include_package_data=False,
     install_requires=lines('requirements'),
-    extras_require={**extras, 'dev': [*lines('dev_requirements'), *sum(extras.values(), [])]},
+    extras_require={**extras, 'dev': [*lines('dev_requirements'), *together]},
     entry_points={'console_scripts': lines('console_scripts'),
                   'nbdev': [f"{about['lib_name']}={about['lib_name']}._modidx:d"]},
     zip_safe=False,

@@ -30,14 +30,13 @@ def test_pyproject_agrees_with_settings():
     said = tomllib.loads((project/'pyproject.toml').read_text(encoding='utf-8'))['project']
     assert (said['name'], said['requires-python'])==(package, '>=' + about['min_python'])
 
-def test_every_requirement_has_a_tested_version():
-    def name(o): return re.split(r'[<>=!~ ;\[]', o)[0].lower().replace('-', '_')
-    tested = [o for o in (project/'constraints.txt').read_text().splitlines() if o and o[0]!='#']
-    assert all(re.fullmatch(r'[\w.-]+==[\w.]+', o) for o in tested)
-    assert {name(o) for key in ('requirements', 'serving_requirements', 'xlsx_requirements',
-                                'dev_requirements')
-            for o in lines(key)} <= {name(o) for o in tested}
-    assert {o for o in lines('dev_requirements') if '==' in o} <= set(tested)
+def name(o): return re.split(r'[<>=!~ ;\[]', o)[0].lower().replace('-', '_')
+
+TESTED = [o for o in (project/'constraints.txt').read_text().splitlines() if o and o[0]!='#']
+
+def test_tested_versions_are_exact():
+    assert all(re.fullmatch(r'[\w.-]+==[\w.]+', o) for o in TESTED)
+    assert {o for o in lines('dev_requirements') if '==' in o} <= set(TESTED)
 
 def test_importing_the_package_is_light():
     heavy = '{"torch", "transformers", "polars"}'
@@ -62,6 +61,9 @@ def test_the_wheel_asks_for_what_settings_require(built):
     def plain(o): return o.replace(' ', '').lower().replace('-', '_')
     needs = {plain(o) for o in meta.get_all('Requires-Dist') if 'extra==' not in plain(o)}
     assert needs=={plain(o) for o in lines('requirements')}
+    installed = [o for o in meta.get_all('Requires-Dist') if 'extra' not in o or re.search('[\'"]dev\\b', o)]
+    untested = {name(o) for o in installed} - {name(o) for o in TESTED}
+    assert not untested, f'the README installs {untested}, which have no tested version in constraints.txt'
     assert (meta['Name'], meta['Version'])==(package, about['version'])
     assert plain(*lines('console_scripts')) in plain(commands)
     source = project/package
