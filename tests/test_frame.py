@@ -2,9 +2,11 @@
 import ast, re, shutil, subprocess, sys, tomllib, zipfile
 from configparser import ConfigParser
 from email import message_from_string
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.specifiers import SpecifierSet
 
 project = Path(__file__).resolve().parent.parent
 config = ConfigParser(delimiters='=', interpolation=None)
@@ -13,6 +15,10 @@ about = config['DEFAULT']
 package = about['lib_name']
 
 def lines(key): return {o.strip() for o in about[key].splitlines() if o.strip()}
+
+def has(distribution):
+    try: return metadata.version(distribution)
+    except metadata.PackageNotFoundError: return None
 
 def python(*args, **kw):
     done = subprocess.run([sys.executable, *map(str, args)], capture_output=True, text=True, **kw)
@@ -37,6 +43,12 @@ TESTED = [o for o in (project/'constraints.txt').read_text().splitlines() if o a
 def test_tested_versions_are_exact():
     assert all(re.fullmatch(r'[\w.-]+==[\w.]+', o) for o in TESTED)
     assert {o for o in lines('dev_requirements') if '==' in o} <= set(TESTED)
+
+def test_tested_versions_run_on_the_oldest_python_that_the_readme_names():
+    oldest, there = f"{about['min_python']}.0", {o.split('==')[0] for o in TESTED}
+    asked = {o: metadata.metadata(o).get('Requires-Python') for o in there if has(o)}
+    assert len(asked)>.9*len(there)
+    assert not {o: asks for o, asks in asked.items() if asks and oldest not in SpecifierSet(asks)}
 
 def test_importing_the_package_is_light():
     heavy = '{"torch", "transformers", "polars"}'
