@@ -22,28 +22,6 @@ from .texts import name_in_line
 __all__ = ['Fitting', 'OnTop', 'with_adapter', 'open_side', 'open_sides', 'named_alone', 'origins', 'pinned', 'open_any',
            'side_summary']
 
-# %% ../../nbs/checkpoints/14_adapted.ipynb #c010
-def _votes(
-    adapter:Adapter,    # Opened
-    places:Places,      # Of the model
-):
-    "Are the matrices of this model stored as (input, output)? Asked of the first that is not square"
-    for fs in adapter.factors.values():
-        stored = places.stored(f'{fs[0].name}.weight')
-        shape = places.tensors[stored].shape if stored else ()
-        out, width = fs[0].b.shape[0], fs[0].a.shape[1]
-        if fs[0].table or out==width or shape not in ((out, width), (width, out)): continue
-        return shape!=(out, width)
-    return bool(adapter.config.get('fan_in_fan_out'))
-
-def _unfit(factors, adapter, stored, shape):
-    "A sentence for a product that does not fit onto its matrix"
-    made = (factors.b.shape[0], factors.a.shape[1])
-    if factors.table: made = made[::-1]
-    return (f"{adapter.path}: {name_in_line(factors.name)} adds {made}, but {name_in_line(stored)} is "
-            f"{shape}. "
-            f"Take the model that the adapter was trained on.")
-
 # %% ../../nbs/checkpoints/14_adapted.ipynb #c013
 @dataclass
 class Fitting:
@@ -61,8 +39,7 @@ class Fitting:
         "Note a delta; raise ValueError for DoRA where the rows do not lie in one piece"
         if delta.magnitude and delta.turned:
             raise ValueError(f"{self.adapter.path} is DoRA on {name_in_line(stored)}, which is stored by "
-                             f"columns or "
-                             f"is an embedding: that is not computed here. {REMEDY}")
+                             f"columns or is an embedding: that is not computed here. {REMEDY}")
         self.deltas.setdefault(stored, []).append(delta)
 
     def leave(self,
@@ -75,7 +52,34 @@ class Fitting:
                              f"Take the model that the adapter was trained on.")
         self.left.append((name, why))
 
-# %% ../../nbs/checkpoints/14_adapted.ipynb #c015
+# %% ../../nbs/checkpoints/14_adapted.ipynb #c017
+def _votes(
+    adapter:Adapter,    # Opened
+    places:Places,      # Of the model
+):
+    "Are the matrices of this model stored as (input, output)? Asked of the first that is not square"
+    for fs in adapter.factors.values():
+        stored = places.stored(f'{fs[0].name}.weight')
+        shape = places.tensors[stored].shape if stored else ()
+        out, width = fs[0].b.shape[0], fs[0].a.shape[1]
+        if fs[0].table or out==width or shape not in ((out, width), (width, out)): continue
+        return shape!=(out, width)
+    return bool(adapter.config.get('fan_in_fan_out'))
+
+# %% ../../nbs/checkpoints/14_adapted.ipynb #c022
+def _unfit(
+    factors:Factors,    # A pair of a module
+    adapter:Adapter,    # Opened, for the message
+    stored:str,         # The matrix that was found for it
+    shape:tuple,        # Of that matrix
+)->str:
+    "A sentence for a product that does not fit onto its matrix"
+    made = (factors.b.shape[0], factors.a.shape[1])
+    if factors.table: made = made[::-1]
+    return (f"{adapter.path}: {name_in_line(factors.name)} adds {made}, but {name_in_line(stored)} is "
+            f"{shape}. Take the model that the adapter was trained on.")
+
+# %% ../../nbs/checkpoints/14_adapted.ipynb #c023
 def _fit_matrix(
     fit:Fitting,        # Adapter and model
     f:Factors,          # A pair of a module
@@ -88,12 +92,12 @@ def _fit_matrix(
     s, n = scale_of(fit.adapter, f, 'weight'*any(f'{f.name}.weight'.endswith(f'.{p}') for p in parameters))
     turned = f.table or shape==(width, out) and (out!=width or aside)
     if shape!=((width, out) if turned else (out, width)) or n>1:
-        if f.table and shape and shape[1:]==(out,): return fit.leave(f.name, f'its {width} rows do not fit '
-                                                                             f'{shape[0]}')
+        if f.table and shape and shape[1:]==(out,):
+            return fit.leave(f.name, f'its {width} rows do not fit {shape[0]}')
         raise ValueError(_unfit(f, fit.adapter, stored, shape))
     fit.add(stored, Delta(f.a, f.b, s, rows=shape[0], cols=shape[1], turned=turned, magnitude=f.magnitude))
 
-# %% ../../nbs/checkpoints/14_adapted.ipynb #c017
+# %% ../../nbs/checkpoints/14_adapted.ipynb #c028
 def _fit_parts(
     fit:Fitting,        # Adapter and model
     f:Factors,          # A pair of a module
@@ -119,7 +123,7 @@ def _fit_parts(
             **where, **stack))
     return True
 
-# %% ../../nbs/checkpoints/14_adapted.ipynb #c020
+# %% ../../nbs/checkpoints/14_adapted.ipynb #c033
 def _fit_block(
     fit:Fitting,        # Adapter and model
     f:Factors,          # A pair of the module
@@ -133,18 +137,17 @@ def _fit_block(
         if shape[1:] in ((out, width), (width, out)): fits.append((parameter, stored, shape))
     if len(fits)!=1 or out==width and fit.places.on_its_side(i, fits[0][1])!=False:
         raise ValueError(f"{fit.adapter.path}: {name_in_line(f.name)} adds ({out}, {width}) to each expert, "
-                         f"and of "
-                         f"which block, or which way round, cannot be told. {REMEDY}")
+                         f"and of which block, or which way round, cannot be told. {REMEDY}")
     (parameter, stored, shape), = fits
     scale, n = scale_of(fit.adapter, f, parameter)
-    if n!=shape[0]: raise ValueError(f"{fit.adapter.path}: {name_in_line(f.name)} has factors for {n} "
-                                     f"experts, but "
-                                     f"{name_in_line(stored)} has {shape[0]}. Take the model it was trained "
-                                     f"on.")
+    if n!=shape[0]:
+        raise ValueError(f"{fit.adapter.path}: {name_in_line(f.name)} has factors for {n} experts, but "
+                         f"{name_in_line(stored)} has {shape[0]}. Take the model it was trained on.")
     for e in range(n):
         fit.add(stored, Delta(f.a, f.b, scale, rows=shape[1], cols=shape[2], index=e, expert=e, experts=n,
                               turned=shape[1:]!=(out, width)))
 
+# %% ../../nbs/checkpoints/14_adapted.ipynb #c035
 def _fit_experts(
     fit:Fitting,        # Adapter and model
     f:Factors,          # A pair of the module
@@ -164,7 +167,7 @@ def _fit_experts(
                               experts=n):
                 return fit.leave(f.name, f'the layer has no {rest}.{e}.{x}_proj')
 
-# %% ../../nbs/checkpoints/14_adapted.ipynb #c022
+# %% ../../nbs/checkpoints/14_adapted.ipynb #c040
 def _fit_module(
     fit:Fitting,        # Adapter and model
     fs:list,            # All `Factors` of one module
@@ -178,11 +181,10 @@ def _fit_module(
         tied = f'{name}.weight'.endswith(HEAD) and places.decoder and not places.decoder.head
         return fit.leave(name, 'the embedding is the head here' if tied else 'there is no such matrix')
     i, rest = layer
-    if i not in places.decoder.layers: return fit.leave(name, f'there are {len(places.decoder.layers)} '
-                                                              f'layers')
+    there = places.decoder.layers
+    if i not in there: return fit.leave(name, f'there are {len(there)} layers')
     module = rest.removesuffix('.weight')
-    blocks = {k.removeprefix(f'{module}.').removesuffix('.weight'): n for k,
-              n in places.decoder.layers[i].items()
+    blocks = {k.removeprefix(f'{module}.').removesuffix('.weight'): n for k, n in there[i].items()
               if k.startswith(f'{module}.') and len(places.tensors[n].shape)==3}
     for f in fs:
         if fit.adapter.config.get('target_parameters') and module.endswith('experts'):
@@ -191,7 +193,7 @@ def _fit_module(
         elif len(fs)>1 or not _fit_parts(fit, f, i, rest, scale_of(fit.adapter, f)[0]):
             fit.leave(name, 'there is no such matrix')
 
-# %% ../../nbs/checkpoints/14_adapted.ipynb #c023
+# %% ../../nbs/checkpoints/14_adapted.ipynb #c042
 def _fit_whole(
     fit:Fitting,        # Adapter and model
     name:str,           # Of a tensor that was trained as a whole
@@ -202,12 +204,12 @@ def _fit_whole(
     if stored is None: return fit.leave(name.rpartition('.')[0], 'there is no such tensor')
     shape = fit.places.tensors[stored].shape
     if shape==entry.shape: fit.whole[stored] = entry
-    elif fit.places.layer(name): raise ValueError(f"{fit.adapter.path}: {name_in_line(name)} is "
-                                                  f"{entry.shape}, but "
-                                                  f"{shape} in the model. Take the model it was trained on.")
+    elif fit.places.layer(name):
+        raise ValueError(f"{fit.adapter.path}: {name_in_line(name)} is {entry.shape}, but {shape} in the "
+                         f"model. Take the model it was trained on.")
     else: fit.left.append((name, f'it is {entry.shape} there, and {shape} in the model'))
 
-# %% ../../nbs/checkpoints/14_adapted.ipynb #c024
+# %% ../../nbs/checkpoints/14_adapted.ipynb #c046
 @dataclass(frozen=True)
 class OnTop:
     "An adapter that was put on a checkpoint"
@@ -224,6 +226,7 @@ class OnTop:
     stamps = property(lambda self: self.adapter.stamps)
     kind = property(lambda self: 'DoRA' if self.adapter.config.get('use_dora') else 'LoRA')
 
+# %% ../../nbs/checkpoints/14_adapted.ipynb #c048
 def with_adapter(
     under:Checkpoint,   # An open checkpoint
     adapter:Adapter,    # What is put on it
@@ -238,19 +241,17 @@ def with_adapter(
     if not changed:
         name, why = fit.left[0]
         raise ValueError(f"{adapter.path} changes nothing in {name_in_line(under.source)}: of "
-                         f"{name_in_line(name)}, "
-                         f"{why}. Take the model that the adapter was trained on.")
+                         f"{name_in_line(name)}, {why}. Take the model that the adapter was trained on.")
     tensors = dict(under.tensors)
     for n in changed:
         e = tensors[n]
         tensors[n] = Adapted(getattr(e, 'place', e), fit.whole.get(n, e), tuple(fit.deltas.get(n, ())))
     top = OnTop(adapter, under, changed, tuple(fit.left), alone)
     source = adapter.source if alone else f'{under.source}+{adapter.source}'
-    return replace(under, tensors=tensors, source=source, revision=adapter.revision if alone
-                   else under.revision,
-                   adapters=(*under.adapters, top))
+    revision = adapter.revision if alone else under.revision
+    return replace(under, tensors=tensors, source=source, revision=revision, adapters=(*under.adapters, top))
 
-# %% ../../nbs/checkpoints/14_adapted.ipynb #c031
+# %% ../../nbs/checkpoints/14_adapted.ipynb #c055
 def _halves(
     where:str,          # As somebody named it
 )->tuple|None:          # Model and adapter; None: it is one name
@@ -261,6 +262,7 @@ def _halves(
     here = [c for c in cuts if os.path.isdir(path_of(c[1]))]
     return (here or cuts or [None])[0]
 
+# %% ../../nbs/checkpoints/14_adapted.ipynb #c058
 def open_side(
     where,              # Folder, hub id, lab model, MODEL+ADAPTER, or open; with `under` an adapter, too
     under:Checkpoint|None=None, # What an adapter that is named alone is put on
@@ -273,6 +275,7 @@ def open_side(
         if under is None: raise
         return with_adapter(under, Adapter.open(where), alone=True)
 
+# %% ../../nbs/checkpoints/14_adapted.ipynb #c061
 def open_sides(
     vlm, llm, base=None, # As a recipe names them, or open; `llm` may be a list of several
     needs_base:bool=False, # Does the method take a base?
@@ -284,13 +287,14 @@ def open_sides(
     implied = needs_base and third is None and all(map(named_alone, theirs))
     return mine, theirs if several else theirs[0], mine if implied else third
 
+# %% ../../nbs/checkpoints/14_adapted.ipynb #c062
 def named_alone(
     checkpoint:Checkpoint, # An open checkpoint
 )->bool:
     "Is it an adapter that was named without a model?"
     return bool(checkpoint.adapters) and checkpoint.adapters[-1].alone
 
-# %% ../../nbs/checkpoints/14_adapted.ipynb #c034
+# %% ../../nbs/checkpoints/14_adapted.ipynb #c065
 def origins(
     checkpoint:Checkpoint, # An open checkpoint
 )->list:                # Each has `path`, `source` and `revision`
@@ -299,6 +303,7 @@ def origins(
     top = checkpoint.adapters[-1]
     return ([] if top.alone else origins(top.under))+[top]
 
+# %% ../../nbs/checkpoints/14_adapted.ipynb #c068
 def pinned(
     checkpoint:Checkpoint, # An open checkpoint
 )->str:
@@ -306,7 +311,7 @@ def pinned(
     return '+'.join(f"{o.source.split('@')[0]}@{o.revision}" if o.revision else o.source
                     for o in origins(checkpoint))
 
-# %% ../../nbs/checkpoints/14_adapted.ipynb #c037
+# %% ../../nbs/checkpoints/14_adapted.ipynb #c072
 def open_any(
     where:str|Path,     # Folder, hub id, model of the lab, adapter, or MODEL+ADAPTER
 )->Checkpoint|Adapter:
@@ -314,6 +319,7 @@ def open_any(
     try: return open_side(where)
     except IsAdapter: return Adapter.open(where)
 
+# %% ../../nbs/checkpoints/14_adapted.ipynb #c073
 def side_summary(
     opened:Checkpoint|Adapter, # From `open_any`
 )->str:                 # Several lines

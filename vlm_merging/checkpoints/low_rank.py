@@ -42,19 +42,27 @@ class Delta:
         moved = dict(begin=self.begin+off) if self.turned else dict(first=self.first+off)
         return replace(self, row=lo-first, rows=hi-lo, index=0, **moved)
 
-# %% ../../nbs/checkpoints/12_low_rank.ipynb #c013
-def _held(entry, files):
+# %% ../../nbs/checkpoints/12_low_rank.ipynb #c015
+def _held(
+    entry:Entry,        # A factor
+    files:dict,         # Open file descriptors by path
+):                      # Tensor of its shape, float32
     "A factor in float32; raise ValueError if it holds NaN or Inf"
     x = Source((entry,), files).read(0, entry.numel).view(entry.shape)
     if x.isfinite().all(): return x
     raise ValueError(f"{entry.name} in {entry.file} holds NaN or Inf. Take a sound copy of the adapter.")
 
-def _thin(delta, files):
+# %% ../../nbs/checkpoints/12_low_rank.ipynb #c017
+def _thin(
+    delta:Delta,        # Of one expert, or of a plain matrix
+    files:dict,         # Open file descriptors by path
+)->tuple:               # (rank, input) and (output, rank)
     "The two factors of one expert: (rank, input) and (output, rank)"
     a, b, n = _held(delta.a, files), _held(delta.b, files), delta.experts
     if n==1: return a, b
     return a.view(n, -1, a.shape[1])[delta.expert], b.view(b.shape[0], -1, n)[..., delta.expert]
 
+# %% ../../nbs/checkpoints/12_low_rank.ipynb #c020
 def _product(
     delta:Delta,        # Where it goes
     thin:tuple,         # Its factors
@@ -68,7 +76,7 @@ def _product(
         return part.T*delta.scale
     return b[delta.first+lo:delta.first+hi]@a[:, delta.begin:delta.begin+delta.cols]*delta.scale
 
-# %% ../../nbs/checkpoints/12_low_rank.ipynb #c015
+# %% ../../nbs/checkpoints/12_low_rank.ipynb #c023
 STEP_ROWS = 64          # Rows multiplied at once, at least; a rest of less than 16 joins the step before
 
 class _Reader:
@@ -92,8 +100,11 @@ class _Reader:
             at += n
         return out
 
-# %% ../../nbs/checkpoints/12_low_rank.ipynb #c017
-def _go_to(self, at):
+# %% ../../nbs/checkpoints/12_low_rank.ipynb #c025
+def _go_to(
+    self:_Reader,       # Of one tensor
+    at:int,             # Number of a number in it
+)->None:
     "Make the step that holds a number the present one"
     import torch
     index, row = divmod(at//self.cols, self.rows)
@@ -117,7 +128,7 @@ def _go_to(self, at):
 
 _Reader._go_to = _go_to
 
-# %% ../../nbs/checkpoints/12_low_rank.ipynb #c019
+# %% ../../nbs/checkpoints/12_low_rank.ipynb #c028
 @dataclass(frozen=True)
 class Adapted:
     "A tensor of a checkpoint and what an adapter adds to it; read and cut like an `Entry`"
@@ -125,20 +136,14 @@ class Adapted:
     numbers:object      # `Entry` or `Adapted` of the same shape: what is added to
     deltas:tuple=()     # Of `Delta`
 
-    @property
-    def name(self): return self.place.name
-    @property
-    def dtype(self): return self.place.dtype
-    @property
-    def shape(self): return self.place.shape
-    @property
-    def file(self): return self.place.file
-    @property
-    def start(self): return self.place.start
-    @property
-    def numel(self): return self.place.numel
-    @property
-    def nbytes(self): return self.place.nbytes
+    name = property(lambda self: self.place.name)
+    dtype = property(lambda self: self.place.dtype)
+    shape = property(lambda self: self.place.shape)
+    file = property(lambda self: self.place.file)
+    start = property(lambda self: self.place.start)
+    numel = property(lambda self: self.place.numel)
+    nbytes = property(lambda self: self.place.nbytes)
+
     @property
     def files(self):
         "All files in which its numbers lie"
@@ -164,7 +169,7 @@ class Adapted:
         if self.deltas: return _Reader(self, files)
         return Source((self.numbers,), files).read
 
-# %% ../../nbs/checkpoints/12_low_rank.ipynb #c027
+# %% ../../nbs/checkpoints/12_low_rank.ipynb #c037
 def thin_bytes(
     entry,              # `Entry` or `Adapted`
 )->int:

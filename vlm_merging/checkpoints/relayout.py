@@ -23,7 +23,7 @@ from vlm_merging.checkpoints.writer import (JOURNAL, Shard, copy_sides, drafting
 __all__ = ['file_header', 'safetensors_name', 'index_name', 'new_names', 'NewFile', 'new_files', 'new_index', 'write_change',
            'relayout']
 
-# %% ../../nbs/checkpoints/16_relayout.ipynb #c010
+# %% ../../nbs/checkpoints/16_relayout.ipynb #c013
 def file_header(
     entries:list,       # `Entry` of each tensor, in order
     meta:dict|None=None, # Free text of the file; None: as transformers writes it
@@ -38,7 +38,7 @@ def file_header(
     raw += b' '*(-len(raw)%8)
     return len(raw).to_bytes(8, 'little')+raw, starts
 
-# %% ../../nbs/checkpoints/16_relayout.ipynb #c012
+# %% ../../nbs/checkpoints/16_relayout.ipynb #c016
 def safetensors_name(
     file:str,           # Name of a weight file
 )->str:
@@ -46,6 +46,7 @@ def safetensors_name(
     if file.endswith('.safetensors'): return file
     return re.sub(r'^pytorch_model', 'model', file)[:-3]+'safetensors'
 
+# %% ../../nbs/checkpoints/16_relayout.ipynb #c017
 def index_name(
     checkpoint:Checkpoint, # An open checkpoint
 )->str:                 # File name
@@ -53,7 +54,7 @@ def index_name(
     own = checkpoint.index
     return own if own.endswith('.safetensors.index.json') else 'model.safetensors.index.json'
 
-# %% ../../nbs/checkpoints/16_relayout.ipynb #c015
+# %% ../../nbs/checkpoints/16_relayout.ipynb #c020
 def new_names(
     checkpoint:Checkpoint, # An open checkpoint
     to:str,             # The layout: hub or transformers
@@ -65,7 +66,7 @@ def new_names(
                          f"Merge without `layout`, and rewrite the result with `vlm-merging relayout`.")
     return {c.takes[0]: n for c in changes for n in c.gives}
 
-# %% ../../nbs/checkpoints/16_relayout.ipynb #c018
+# %% ../../nbs/checkpoints/16_relayout.ipynb #c024
 @dataclass(frozen=True)
 class NewFile:
     "A file of the folder in its new layout"
@@ -74,6 +75,7 @@ class NewFile:
     places:tuple        # Of `(Change, {new name: first byte})`
     size:int            # Bytes in all
 
+# %% ../../nbs/checkpoints/16_relayout.ipynb #c025
 def new_files(
     checkpoint:Checkpoint, # An open checkpoint
     changes:list,       # From `rewriting`
@@ -87,17 +89,22 @@ def new_files(
     return [_new_file(checkpoint, file, sorted(found, key=lambda f: (f[0].start, f[0].nbytes)))
             for file, found in inside.items() if found]
 
-def _new_file(checkpoint, file, found):
+# %% ../../nbs/checkpoints/16_relayout.ipynb #c027
+def _new_file(
+    checkpoint:Checkpoint, # An open checkpoint
+    file:str,           # The old file
+    found:list,         # Of (first `Entry`, `Change`), in the order in which they lie there
+)->NewFile:
     "One file, of the changes whose first tensors lie in it"
     entries = [Entry(n, first.dtype, shape, first.file, 0)
                for first, c in found for n, shape in c.gives.items()]
     meta = read_header(checkpoint.path/file)[1] if file.endswith('.safetensors') else None
     header, starts = file_header(entries, meta)
     at = dict(zip((e.name for e in entries), (len(header)+s for s in starts)))
-    return NewFile(safetensors_name(file), header, tuple((c, {n: at[n] for n in c.gives}) for _, c in found),
-                   len(header)+sum(e.nbytes for e in entries))
+    places = tuple((c, {n: at[n] for n in c.gives}) for _, c in found)
+    return NewFile(safetensors_name(file), header, places, len(header)+sum(e.nbytes for e in entries))
 
-# %% ../../nbs/checkpoints/16_relayout.ipynb #c021
+# %% ../../nbs/checkpoints/16_relayout.ipynb #c030
 def new_index(
     checkpoint:Checkpoint, # An open checkpoint, with an index
     table:dict,         # Name of a tensor -> file
@@ -108,7 +115,7 @@ def new_index(
     meta = meta if isinstance(meta, dict) else {'total_size': checkpoint.nbytes}
     return json.dumps(dict(metadata=meta, weight_map=dict(sorted(table.items()))), indent=2)+'\n'
 
-# %% ../../nbs/checkpoints/16_relayout.ipynb #c025
+# %% ../../nbs/checkpoints/16_relayout.ipynb #c034
 def _numbers(entry, fd):
     "A stored tensor, in memory"
     import torch
@@ -118,6 +125,7 @@ def _numbers(entry, fd):
     if not raw: return torch.empty(entry.shape, dtype=kind)
     return torch.frombuffer(raw, dtype=kind).view(entry.shape)
 
+# %% ../../nbs/checkpoints/16_relayout.ipynb #c036
 def write_change(
     shard:Shard,        # The output file, open
     change,             # From `rewriting`
@@ -137,8 +145,13 @@ def write_change(
                 shard.write(made[n].contiguous().flatten().view(torch.uint8).numpy(), to)
     return sum(e.nbytes for e in entries)
 
-# %% ../../nbs/checkpoints/16_relayout.ipynb #c027
-def _write(checkpoint, files, draft, advance):
+# %% ../../nbs/checkpoints/16_relayout.ipynb #c038
+def _write(
+    checkpoint:Checkpoint, # An open checkpoint
+    files:list,         # Of `NewFile`
+    draft:Path,         # The folder before it appears
+    advance,            # Is told how many bytes are done
+)->None:
     "Write all files into a draft, and their index"
     known = journal_of(draft/JOURNAL)
     if checkpoint.index:
@@ -158,8 +171,12 @@ def _write(checkpoint, files, draft, advance):
             whole = True
         finally: shard.close(whole)
 
-# %% ../../nbs/checkpoints/16_relayout.ipynb #c029
-def _usable_place(checkpoint, out, files):
+# %% ../../nbs/checkpoints/16_relayout.ipynb #c041
+def _usable_place(
+    checkpoint:Checkpoint, # An open checkpoint
+    out:Path,           # As named
+    files:list,         # Of `NewFile`
+)->tuple:               # The folder, and bytes that it will hold
     "The place for a copy; raise ValueError if it is in the input, or the disk is too small"
     if Path(out).exists(): raise ValueError(f'{out} is there already. Name another output.')
     out, here = usable_target(out), checkpoint.path.resolve()
@@ -171,6 +188,7 @@ def _usable_place(checkpoint, out, files):
                          f"Make room or choose another output.")
     return out, size
 
+# %% ../../nbs/checkpoints/16_relayout.ipynb #c044
 def relayout(
     folder:str|Path,    # A checkpoint: a folder, a hub id, lab/vlm
     *,

@@ -15,11 +15,9 @@ from .recipe import BESIDE, Recipe
 # %% auto #0
 __all__ = ['pair_beside', 'left_beside']
 
-# %% ../../nbs/merging/10_towers.ipynb #c008
+# %% ../../nbs/merging/10_towers.ipynb #c011
 _PROJECTOR = re.compile(r"projector|projection|connector|merger|aligner|resampler|abstractor|perceiver"
                         r"|qformer|query_tokens|image_newline|\bmlp1\b|embed_vision")
-_SCALE = re.compile(r'dtype|dropout|initializer|_name_or_path|transformers_version|architectures|model_type')
-
 def _beside(
     checkpoint:Checkpoint, # A VLM, or not
     names,              # Of its tensors that have no partner in the language model
@@ -32,7 +30,12 @@ def _beside(
         parts['projector' if between else 'tower'][name.removeprefix('model.')] = name
     return parts
 
-def _unlike_vision(vlm, other):
+# %% ../../nbs/merging/10_towers.ipynb #c014
+_SCALE = re.compile(r'dtype|dropout|initializer|_name_or_path|transformers_version|architectures|model_type')
+
+def _unlike_vision(
+    vlm:Checkpoint, other:Checkpoint, # Two VLMs
+)->str:
     "The first setting of the two towers that differs, in words; '' if none does"
     one, two = (c.config.get('vision_config') for c in (vlm, other))
     if not isinstance(one, dict) or not isinstance(two, dict): return ''
@@ -41,6 +44,7 @@ def _unlike_vision(vlm, other):
     k = min(apart)
     return f' ({k} {name_in_line(one[k], 40)} here, {name_in_line(two[k], 40)} there)'
 
+# %% ../../nbs/merging/10_towers.ipynb #c017
 def pair_beside(
     vlm:Checkpoint, other:Checkpoint, # The VLM, and the second VLM or the base
     paired:Pairing,     # Of their language models
@@ -63,7 +67,7 @@ def pair_beside(
     order = {n: i for i, n in enumerate(vlm.tensors)}
     return replace(paired, pairs=tuple(sorted(pairs, key=lambda p: order[p.vlm])), kept=kept)
 
-# %% ../../nbs/merging/10_towers.ipynb #c012
+# %% ../../nbs/merging/10_towers.ipynb #c022
 def left_beside(
     recipe:Recipe,      # What was asked for
     works:list,         # What is merged
