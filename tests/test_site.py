@@ -1,5 +1,5 @@
 "The site as a reader meets it: every page in a browser at two widths; README and guide are in step"
-import ast, functools, importlib.util, json, os, re, subprocess, sys, threading
+import ast, csv, functools, importlib.util, json, os, re, subprocess, sys, threading
 from configparser import ConfigParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_all_that_is_installed_is_told():
     page = (project/'nbs/guide/install.ipynb').read_text(encoding='utf-8')
     assert extras==set(re.findall(r'`vlm_merging\[(\w+)\]`', page))
 
-@pytest.mark.parametrize('name', ['methods', 'families', 'benchmarks', 'protocols'])
+@pytest.mark.parametrize('name', ['methods', 'families', 'donors', 'benchmarks', 'protocols'])
 def test_the_tables_of_the_guide_are_those_of_the_code(name, monkeypatch):
     monkeypatch.chdir(project/'nbs/guide')          # Where the notebook finds its data
     cells = json.loads((project/f'nbs/guide/{name}.ipynb').read_text(encoding='utf-8'))['cells']
@@ -58,6 +58,23 @@ def test_the_tables_of_the_guide_are_those_of_the_code(name, monkeypatch):
                 assert text==value.data, (f'A table of nbs/guide/{name}.ipynb is old. '
                                           'Run the notebook and keep its outputs.')
     assert seen>1
+
+def test_what_is_said_of_donors_is_well_formed():
+    models, pairs = (list(csv.DictReader(open(project/f'nbs/guide/{name}.csv', encoding='utf-8')))
+                     for name in ('donors', 'donor_pairs'))
+    assert len({m['id'] for m in models})==len(models)>40
+    assert {m for p in pairs for m in (p['vlm'], p['llm'])}<={m['id'] for m in models}
+    assert len({(p['vlm'], p['llm']) for p in pairs})==len(pairs)
+    kinds = {m['id']: m['what'] for m in models}
+    assert {(kinds[p['vlm']], kinds[p['llm']]) for p in pairs}=={('vlm', 'llm')}
+    numbers = [c for c in models[0] if c.endswith('_size') or c.startswith('num_') or c=='rope_theta']
+    for m in models:
+        assert None not in m and all(re.fullmatch(r'[1-9]\d*|', m[c]) for c in numbers), m['id']
+        assert m['tie_word_embeddings'] in ('true', 'false', '') and re.fullmatch(r'[\w.-]+/[\w.-]+', m['id'])
+        assert re.fullmatch(r'https://\S+|', m['source'])
+        assert m['seen'] in ('its own config', 'config of a copy or fine-tune', 'card', 'not found')
+        known = any(m[c] for c in ('model_type', 'base', 'licence', *numbers))
+        assert bool(m['source'])==known==(m['seen']!='not found'), f"{m['id']}: what is known has a page"
 
 def test_the_index_lists_every_room():
     index = (project/'nbs/index.ipynb').read_text(encoding='utf-8')
