@@ -225,7 +225,7 @@ class Sweep:
 def _split_words(method, words):
     "Knobs of the method, and arguments of `open_model`; raise ValueError if nobody knows a word"
     from vlm_merging.asking.opening import OPENING_WORDS, check_settings
-    from vlm_merging.merging.recipe import method_named
+    from vlm_merging.merging.knobs import method_named
     own = method_named(method).knobs
     asking = {w:v for w, v in words.items() if w not in own}
     check_settings(asking, (*OPENING_WORDS, *own))
