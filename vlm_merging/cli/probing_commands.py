@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from vlm_merging.cli.asking_commands import (OPENED, QUESTIONS, folder_wanted, questions_of, quiet_libraries,
                                              tell)
-from vlm_merging.cli.commands import KNOBS, command, knobs_shown, taken
+from vlm_merging.cli.commands import KNOBS, PROGRAM, command, knobs_shown, taken
 from vlm_merging.cli.merging_commands import WHAT, WHO
 from vlm_merging.cli.files import PAGES, TABLES, ready_to_write, write_table
 from vlm_merging.cli.typed import decimal_comma, knob_value, unknown
@@ -189,7 +189,8 @@ def sweep_command(
     try: weights = [float(w) for w in given['weights']]
     except ValueError:
         raise ValueError(f"--weights is {','.join(given['weights'])!r}; "
-                         f"it is numbers with commas between, such as 0.7,0.8,0.9.") from None
+                         f"it is numbers with commas between, such as 0.7,0.8,0.9 (what auto is, "
+                         f"{PROGRAM} plan says).") from None
     knobs = sweep_knobs(knobs, given)
     from vlm_merging.benchmarks.questions import shown_items
     items = shown_items(questions_of(given, given['benchmark']))

@@ -142,7 +142,7 @@ def not_as_recorded(
         name = {'vlm': 'VLM'}.get(who, who.replace('llm', 'LLM'))
         found.append(Finding('warn', f'The {name} is not what it was when this recipe was carried out: '
                                      f'{odd[0]}{more} is another file now.',
-                             'The merge will be another one, too. To repeat it, put back what it was made of.'))
+                             'So will the merge be. To repeat it, put back what it was made of.'))
     return found
 
 def _one_file(was, now):

@@ -16,8 +16,9 @@ from .knobs import AUTO, METHODS
 from .recipe import Recipe
 
 # %% auto #0
-__all__ = ['STEP', 'PRODUCTS_AT_ONCE', 'RULES', 'dots', 'side_by_side', 'refuse_unmeasured', 'squared_lengths', 'equal_lengths',
-           'inverse_lengths', 'squared_shares', 'chosen_knobs', 'Chosen', 'choose_weights', 'with_weights']
+__all__ = ['STEP', 'PRODUCTS_AT_ONCE', 'LENGTH_RULES', 'dots', 'read_together', 'refuse_unmeasured', 'squared_lengths',
+           'equal_lengths', 'inverse_lengths', 'squared_shares', 'chosen_knobs', 'Chosen', 'choose_weights',
+           'with_weights']
 
 # %% ../../nbs/merging/12_lengths.ipynb #c011
 STEP = 1<<18            # Numbers of a block
@@ -32,7 +33,7 @@ def dots(
     return np.matmul(runs(x)[..., None, :], runs(y)[..., None]).sum((-1, -2, -3), dtype=np.float64)
 
 # %% ../../nbs/merging/12_lengths.ipynb #c015
-def side_by_side(
+def read_together(
     sides:list,         # Of each model the entries of one tensor
     files:dict,         # Open file descriptors by path
     n:int,              # Numbers in the tensor
@@ -69,7 +70,7 @@ def squared_lengths(
     "Squares of the lengths of the task vectors, which can be added up over tensors"
     sums = np.zeros(len(sides)-1)
     with np.errstate(over='ignore', invalid='ignore'):      # Looked at afterwards
-        for _, _, x in side_by_side(sides, files, sum(e.numel for e in sides[0])):
+        for _, _, x in read_together(sides, files, sum(e.numel for e in sides[0])):
             x[:-1] -= x[-1]
             sums += dots(x[:-1], x[:-1])
     refuse_unmeasured(sums, sides, files)
@@ -98,16 +99,16 @@ def squared_shares(
     return [x*x/total for x in lengths]
 
 # %% ../../nbs/merging/12_lengths.ipynb #c028
-RULES = dict(zip(AUTO, (equal_lengths, inverse_lengths, squared_shares)))
+LENGTH_RULES = dict(zip(AUTO, (equal_lengths, inverse_lengths, squared_shares)))
 
 # %% ../../nbs/merging/12_lengths.ipynb #c031
 def chosen_knobs(
     method:str,         # A key of `METHODS`
-    word:str,           # A key of `RULES`
+    word:str,           # A key of `LENGTH_RULES`
     lengths:list,       # Of each task vector, the VLM's first; above 0
 )->dict:                # `weight`, and `llm_weight` where the method has it
     "What a rule sets in a recipe"
-    knobs, weights = METHODS[method].knobs, RULES[word](lengths)
+    knobs, weights = METHODS[method].knobs, LENGTH_RULES[word](lengths)
     shares = knobs['weight'].high==1
     weights = [float(f'{w/(sum(weights) if shares else 1):.6g}') for w in weights]
     if len(lengths)>2:
@@ -119,7 +120,7 @@ def chosen_knobs(
 @dataclass(frozen=True)
 class Chosen:
     "Weights that were had from lengths"
-    word:str            # A key of `RULES`
+    word:str            # A key of `LENGTH_RULES`
     lengths:dict        # Of each task vector, by the role of its model
     knobs:dict          # As they stand in the recipe
     tensors:int         # How many were measured
@@ -129,14 +130,14 @@ class Chosen:
     @property
     def rule(self)->str:
         "Its name and formula"
-        return RULES[self.word].__doc__+', divided by their sum'*(self.shares and self.word=='auto')
+        return LENGTH_RULES[self.word].__doc__+', divided by their sum'*(self.shares and self.word=='auto')
 
     def __str__(self):
         weights = [w for v in self.knobs.values() for w in (v if isinstance(v, list) else [v])]
         if len(weights)==1: weights += [1-weights[0]]
-        each = ', '.join(f'{who} {x:.4g} -> {w:.4g}' for (who, x), w in zip(self.lengths.items(), weights))
-        return (f"{self.word}, {self.rule}; lengths of the task vectors in {self.tensors} tensors "
-                f"and what they weigh: {each}")
+        each = ', '.join(f'{who} {x:.4g} weighs {w:.4g}' for (who, x), w in zip(self.lengths.items(), weights))
+        return (f"{self.word}, {self.rule}; lengths of the task vectors in {self.tensors} tensors: "
+                f"{each}")
 
 # %% ../../nbs/merging/12_lengths.ipynb #c038
 def _measured(
@@ -160,7 +161,7 @@ def _measured(
         bar.close()
 
 def choose_weights(
-    recipe:Recipe,      # Its `weight` is a key of `RULES`
+    recipe:Recipe,      # Its `weight` is a key of `LENGTH_RULES`
     works:list,         # `Work` of what it merges
     base:Checkpoint,    # The open base
     of_base:dict,       # Name in the VLM -> `Pair` with the base

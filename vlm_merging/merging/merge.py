@@ -26,7 +26,7 @@ from .coins import name_rng
 from .layout import OutShard, index_text, out_shards, runs
 from .methods import METHODS, Method, blockwise
 from .plan import Plan, plan, whole_shape
-from .recipe import Layout, Recipe
+from .recipe import LayoutName, Recipe
 from .work import Work
 
 # %% auto #0
@@ -255,7 +255,7 @@ def merge(
     embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the token?
     seed:int|None=None, # Of the coin flips; default: 0
     as_run:bool|None=None, # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
-    layout:Layout|None=None, # Names of the output, see `relayout`; None: the VLM's
+    layout:LayoutName|None=None, # Names of the output, see `relayout`; None: the VLM's
     overwrite:bool=False, # Replace `out` if an earlier merge made it?
     workers:int|None=None, # Threads, each with one tensor at a time; default: up to 4, one per core
     device:str='cpu',   # Where to compute: cpu, cuda, cuda:1

@@ -20,7 +20,7 @@ from .families import Pair, Pairing
 from .folders import Finding, not_as_recorded
 from .lengths import Chosen, with_weights
 from .methods import METHODS
-from .recipe import BESIDE, Layout, Recipe, knobs_at, knobs_of, recipe_of, why_kept
+from .recipe import BESIDE, LayoutName, Recipe, knobs_at, knobs_of, recipe_of, why_kept
 from .towers import left_beside, pair_beside
 from .work import Work, has_tokens, token_words, work_of
 
@@ -183,7 +183,7 @@ def plan(
     embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the token?
     seed:int|None=None, # Of the coin flips; default: 0
     as_run:bool|None=None, # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
-    layout:Layout|None=None, # Names of the output, see `relayout`; None: the VLM's
+    layout:LayoutName|None=None, # Names of the output, see `relayout`; None: the VLM's
     **knobs,            # Of the method, such as weight=0.9; a list is a curve, or one for each model
 )->Plan:
     "Look before merging: open, check, sort; nothing is written"
@@ -217,7 +217,8 @@ def plan(
         for c, pairs in zip(theirs, (paired, *others)): findings += left_of_adapter(c, pairs, kept)
         if not works: findings.insert(0, nothing)
     made = Plan(recipe, mine, theirs[0], third, tuple(works), kept, (), tuple(theirs[1:]), chosen)
-    return replace(made, findings=(*side_findings(mine), *findings, *not_as_recorded(recipe.inputs, made.sides)))
+    others = not_as_recorded(recipe.inputs, made.sides)
+    return replace(made, findings=(*side_findings(mine), *findings, *others))
 
 # %% ../../nbs/merging/13_plan.ipynb #c028
 def _donor_words(

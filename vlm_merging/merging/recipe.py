@@ -20,8 +20,8 @@ from .knobs import at_depth, check_auto, check_weights, method_named
 from .methods import METHODS
 
 # %% auto #0
-__all__ = ['MODULES', 'BESIDE', 'AS_RUN', 'Layout', 'layer_ranges', 'layer_set', 'Recipe', 'recipe_of', 'why_kept', 'knobs_of',
-           'knobs_at']
+__all__ = ['MODULES', 'BESIDE', 'AS_RUN', 'LayoutName', 'layer_ranges', 'layer_set', 'Recipe', 'recipe_of', 'why_kept',
+           'knobs_of', 'knobs_at']
 
 # %% ../../nbs/merging/09_recipe.ipynb #c013
 MODULES = ('attention', 'mlp', 'norm')
@@ -111,7 +111,7 @@ def _check_as_run(
             raise ValueError(f"as_run sets `{name}={value!r}`; leave it out or turn as_run off.")
 
 # %% ../../nbs/merging/09_recipe.ipynb #c030
-Layout = Literal['hub', 'transformers']
+LayoutName = Literal['hub', 'transformers']
 _TYPES = dict(knobs=(dict, "a table such as {'weight': 0.9}"), layers=(str, 'text'), modules=(str, 'text'),
               embeddings=(bool, 'true or false'), seed=(int, 'a whole number'),
               as_run=(bool, 'true or false'))
@@ -127,8 +127,8 @@ def _check_type(
             raise ValueError(f"{name} is {value!r}; name a folder or a hub id.")
     elif name=='method': method_named(value)
     elif name=='layout':
-        if value not in (None, *get_args(Layout)):
-            raise ValueError(f"layout is {value!r}; it is {' or '.join(get_args(Layout))}.")
+        if value not in (None, *get_args(LayoutName)):
+            raise ValueError(f"layout is {value!r}; it is {' or '.join(get_args(LayoutName))}.")
     elif name!='inputs':
         kind, word = _TYPES[name]
         if isinstance(value, str) and len(value)>_LONGEST:
@@ -205,7 +205,7 @@ class Recipe:
     embeddings:bool=False # Merge token embeddings and output head too, as far as both have the token?
     seed:int=0          # Of the coin flips
     as_run:bool=False   # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
-    layout:Layout|None=None # Names of the output, see `relayout`; None: the VLM's
+    layout:LayoutName|None=None # Names of the output, see `relayout`; None: the VLM's
     inputs:dict|None=field(default=None, compare=False) # Where it was carried out before: the files by role
 
     def __post_init__(self):
@@ -270,7 +270,7 @@ def recipe_of(
     embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the token?
     seed:int|None=None, # Of the coin flips; default: 0
     as_run:bool|None=None, # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
-    layout:Layout|None=None, # Names of the output, see `relayout`; None: the VLM's
+    layout:LayoutName|None=None, # Names of the output, see `relayout`; None: the VLM's
     **knobs,            # Of the method, such as weight=0.9; a list is a curve, or one for each model
 )->Recipe:
     "A recipe from its ingredients; or a recipe as it is, with some knobs turned"

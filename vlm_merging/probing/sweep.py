@@ -41,6 +41,9 @@ def mixtures(
         raise ValueError(f'weights is {weights!r}; give several to try, such as [.5, .7, .9].')
     weights = list(dict.fromkeys(json.dumps(w) for w in weights))               # Each once
     if not weights: raise ValueError('There is no weight to try. Give some, such as [.5, .7, .9].')
+    if words := [w for w in map(json.loads, weights) if isinstance(w, str)]:
+        raise ValueError(f'{words[0]!r} is no weight to try. plan(..., weight={words[0]!r}) says which '
+                         f'number that is: try it among others.')
     def some(x): return [x] if isinstance(x, str) else list(x)
     tries = []
     for l, m, w in ((l, m, w) for l in some(layers) for m in some(modules) for w in weights):

@@ -16,7 +16,7 @@ from ..checkpoints.blocks import keep_heap, opened
 from ..merging.work import Work, work_of
 from ..merging.families import Pair
 from ..merging.checks import check
-from ..merging.lengths import dots, refuse_unmeasured, side_by_side
+from ..merging.lengths import dots, refuse_unmeasured, read_together
 from .subspaces import SUBSPACE_SUMS, overlap_of
 
 # %% auto #0
@@ -90,7 +90,7 @@ def _swept(sides, files, n, columns):
     base, step, seen = len(sides)==3, step_of(n, columns), []
     sums, cross = np.zeros(len(sides)), 0.
     with np.errstate(over='ignore', invalid='ignore'):      # looked at afterwards
-        for at, k, x in side_by_side(sides, files, n):
+        for at, k, x in read_together(sides, files, n):
             if base: x[:2] -= x[2]
             sums += dots(x, x)
             if base: cross += dots(x[0], x[1])
