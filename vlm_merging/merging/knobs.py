@@ -79,6 +79,7 @@ class Method:
     rows:bool=False       # Must blocks be whole rows?
     whole:bool=False      # Does the formula need whole tensors?
     several:bool=False    # Can it take several LLMs?
+    own:bool=False        # Does it change nothing where the VLM has no task vector of its own?
 
     def __repr__(self):
         return f"Method({self.name!r}{''.join(f', {k.name}={k.default!r}' for k in self.knobs.values())})"
@@ -86,7 +87,7 @@ class Method:
 def _method_of(
     fn:Callable,          # The formula
     look:Callable|None=None, # Its first pass
-    **needs,              # `rows`, `whole` and `several`, as in `Method`
+    **needs,              # `rows`, `whole`, `several` and `own`, as in `Method`
 )->Method:
     "Read a method from its signature and the comments in it"
     parameters = inspect.signature(fn).parameters
@@ -109,9 +110,10 @@ def merge_method(
     rows:bool=False,      # Does the formula need whole rows?
     whole:bool=False,     # Does the formula need whole tensors?
     several:bool=False,   # Can `llm` be a tuple of several, and `weight` one for each model?
+    own:bool=False,       # Does it change nothing where the VLM has no task vector of its own?
 )->Callable:              # The formula; called on whole tensors, it now takes that first look itself
     "Enter a function into `METHODS`; its signature says all there is to know"
-    needs = dict(look=look, rows=rows, whole=whole, several=several)
+    needs = dict(look=look, rows=rows, whole=whole, several=several, own=own)
     if fn is None: return functools.partial(merge_method, **needs)
     origin, old = (lambda f: (f.__module__, f.__qualname__)), METHODS.get(fn.__name__)
     def body(f): return f.__qualname__, f.__code__.co_code, f.__code__.co_names, f.__doc__, f.__kwdefaults__

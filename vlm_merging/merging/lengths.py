@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from ..checkpoints.blocks import Source, faulty, keep_heap, opened
 from ..checkpoints.headers import DTYPES, Checkpoint
+from ..checkpoints.identity import same_weights
 from ..checkpoints.texts import name_in_line
 from .folders import Finding
 from .knobs import AUTO, METHODS
@@ -18,7 +19,7 @@ from .recipe import Recipe
 # %% auto #0
 __all__ = ['STEP', 'PRODUCTS_AT_ONCE', 'LENGTH_RULES', 'dots', 'read_together', 'refuse_unmeasured', 'squared_lengths',
            'equal_lengths', 'inverse_lengths', 'squared_shares', 'chosen_knobs', 'Chosen', 'choose_weights',
-           'with_weights']
+           'without_direction', 'with_weights']
 
 # %% ../../nbs/merging/12_lengths.ipynb #c011
 STEP = 1<<18            # Numbers of a block
@@ -181,6 +182,17 @@ def choose_weights(
                   METHODS[recipe.method].knobs['weight'].high==1)
 
 # %% ../../nbs/merging/12_lengths.ipynb #c041
+def without_direction(
+    recipe:Recipe,      # What is asked for
+    vlm:Checkpoint, base:Checkpoint|None, # Opened
+)->list[Finding]:
+    "Stop where a method needs a task vector of the VLM's own, and the VLM is the base"
+    if not METHODS[recipe.method].own or base is None: return []
+    if base is not vlm and not same_weights(vlm, base): return []
+    return [Finding('stop', f"{recipe.method} lets in what lies along the VLM's own task vector, and the VLM "
+                            f"stands for the base here: it has none.",
+                    'Name the LLM that it was built on as `base`.')]
+
 def with_weights(
     recipe:Recipe, works:list, base:Checkpoint, of_base:dict, # As `choose_weights` takes them
 )->tuple:               # The recipe with numbers; `Chosen`, or None if nothing can be; then a `Finding`

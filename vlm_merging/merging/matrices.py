@@ -83,7 +83,7 @@ def wudi(
 Rank = Annotated[float, 1., 4096.]
 Sharpness = Annotated[float, 0., 1000.]
 
-@merge_method(whole=True)
+@merge_method(whole=True, own=True)
 def ip_merging(
     vlm:Tensor, llm:Tensor, base:Tensor, # (rows, columns) or (columns,), the same for all
     *,

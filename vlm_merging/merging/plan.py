@@ -18,9 +18,10 @@ from ..checkpoints.vocabulary import row_numbers
 from .checks import check
 from .families import Pair, Pairing
 from .folders import Finding, not_as_recorded
-from .lengths import Chosen, with_weights
+from .lengths import Chosen, with_weights, without_direction
 from .methods import METHODS
-from .recipe import BESIDE, LayoutName, Recipe, knobs_at, knobs_of, recipe_of, why_kept
+from vlm_merging.merging.recipe import (BESIDE, LayoutName, Recipe, knobs_at, knobs_of,
+    recipe_of, why_kept)
 from .towers import left_beside, pair_beside
 from .work import Work, has_tokens, token_words, work_of
 
@@ -179,7 +180,7 @@ def plan(
     *,
     method:str|None=None, # Merge method, by its name: how two tensors become one; default: linear
     layers:str|list|None=None, # Where: all, 6-31, 0-5,8, 6-; default: all
-    modules:str|list|None=None, # Which parts: all, or some of attention,mlp,norm; default: all
+    modules:str|list|None=None, # Which parts: all, or some of attention,mlp,norm; of a VLM tower,projector
     embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the token?
     seed:int|None=None, # Of the coin flips; default: 0
     as_run:bool|None=None, # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
@@ -197,6 +198,7 @@ def plan(
     if third:
         with_base, more = check(mine, third, 'base')
         findings = sorted(dict.fromkeys(findings+more), key=lambda f: f.level!='stop')
+    findings = without_direction(recipe, mine, third)+findings
     works, kept = (), {}
     if not any(f.level=='stop' for f in findings):
         if {*recipe.parts} & {*BESIDE}:
