@@ -61,9 +61,9 @@ def test_what_cannot_be_chosen_is_said(moved):
     for word, llm in ('base itself', 'lab/base'), ('holds NaN or Inf', moved(1, True)):
         made = plan('lab/vlm', llm, 'lab/base', weight='auto')
         assert word in str(made.stops[-1]) and not made.merged and not made.chosen
-    for how, said in (dict(base=None, weight='auto'), 'needs `base`'), (dict(weight='most'), 'auto:metagpt'), (
-            dict(method='ties', weight='auto', llm_weight=1.), 'as well'), (
-            dict(method='sce', weight='auto'), 'no knob'):
+    for how, said in [(dict(base=None, weight='auto'), 'needs `base`'), (dict(weight='most'), 'auto:metagpt'),
+                      (dict(method='ties', weight='auto', llm_weight=1.), 'as well'),
+                      (dict(method='sce', weight='auto'), 'no knob')]:
         with pytest.raises(ValueError, match=said): Recipe('lab/vlm', 'lab/llm', **{'base': 'lab/base'}|{
             k: v for k, v in how.items() if k in ('base', 'method')}, knobs={
             k: v for k, v in how.items() if k.endswith('weight')})
@@ -106,3 +106,32 @@ def test_damaged_fingerprints_are_no_obstacle(tmp_path):
     for inputs in 7, {'llm': 3}, {'llm': {'files': []}}, {'vlm': {'source': 'lab/vlm', 'files': {'x': 1}}}:
         (tmp_path/'r.json').write_text(json.dumps(told|dict(inputs=inputs)))
         assert plan(Recipe.read(tmp_path/'r.json')).merged
+
+def test_the_layout_is_part_of_the_recipe(tmp_path):
+    out = merge('lab/vlm', 'lab/llm', layout='transformers', out=tmp_path/'out', progress=False)
+    assert Recipe.read(out).layout=='transformers'
+    assert '"layout": "transformers"' in (out/'README.md').read_text()
+    assert main(['merge', '--recipe', str(out), '--out', str(tmp_path/'again'), '--quiet'])==0
+    assert (tmp_path/'again/model.safetensors').read_bytes()==(out/'model.safetensors').read_bytes()
+    with pytest.raises(ValueError, match='hub or transformers'): plan('lab/vlm', 'lab/llm', layout='gguf')
+
+def test_what_a_recipe_sets_can_be_taken_back(tmp_path, capsys):
+    Recipe('lab/vlm', 'lab/llm', embeddings=True, as_run=True).write(tmp_path/'r.json')
+    for words, said in ((), True), (('--no-embeddings', '--no-as-run'), False):
+        assert main(['plan', '--recipe', str(tmp_path/'r.json'), *words])==0
+        out = capsys.readouterr().out
+        assert ('with embeddings' in out)==("as the paper's script" in out)==said
+
+def test_a_third_name_is_the_base_and_one_that_is_idle_is_told(tmp_path, capsys):
+    assert main(['merge', *LAB, '--out', str(tmp_path/'a'), '--quiet'])==0
+    assert 'linear makes no use of the base, lab/base' in capsys.readouterr().err
+    assert main(['merge', *LAB, '--method', 'ties', '--out', str(tmp_path/'b'), '--quiet'])==0
+    assert 'no use' not in capsys.readouterr().err
+
+def test_the_card_says_what_stays():
+    from vlm_merging.merging.card import model_card
+    def card(**how): return model_card(plan('lab/vlm', 'lab/llm', **how), 'm')
+    assert '(vision, projector, embeddings, output head, and what else' in card()
+    assert '(vision, projector, and what else' in card(embeddings=True)
+    assert '(vision, embeddings, output head, and' in model_card(
+        plan('lab/vlm', 'lab/vlm', modules='all,projector'), 'm')

@@ -19,7 +19,7 @@ OUTPUT = 'merging.merge:merge out overwrite workers device sha256 allow_nonfinit
 TYPED_ONLY = 'cli.merging_commands:asked_recipe'
 RECIPE = dict(shows=dict(who=(WHO, f'{TYPED_ONLY} recipe'), what=(WHAT, KNOBS),
                          where=(WHERE, f'{TYPED_ONLY} layer_swap'), how=HOW),
-              places='vlm llm base', choices=dict(method=KNOBS))
+              places='vlm llm base', choices=dict(method=KNOBS), undone='embeddings as_run')
 
 def asked_recipe(
     *,
@@ -93,6 +93,9 @@ def merge_command(
     with as_typed(given): planned = plan(wanted)
     for f in planned.findings:
         if f.level=='warn': print(told_finding(f, 'merge'), file=sys.stderr)
+    if 'base' in given and planned.idle_base:
+        print(f'warn: {wanted.method} makes no use of the base, {name_in_line(wanted.base)}. A second LLM '
+              f'has an --llm of its own.', file=sys.stderr)
     from vlm_merging.merging.merge import merge     # With torch, which takes seconds
     how = taken(given, OUTPUT)
     out = merge(planned, out=Path(how.pop('out')), progress=False if quiet else None, **how)

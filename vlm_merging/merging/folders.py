@@ -12,10 +12,11 @@ from ..checkpoints.adapted import named_alone
 from ..checkpoints.headers import FLOATS, Checkpoint
 from ..checkpoints.identity import deciding_files, fingerprint
 from ..checkpoints.model_files import QUANTIZER_FILES
+from ..checkpoints.writer import side_files
 
 # %% auto #0
-__all__ = ['Finding', 'quantized', 'called_quantized', 'left_over', 'taken_for_text', 'not_taken', 'not_as_recorded',
-           'folder_findings']
+__all__ = ['Finding', 'quantized', 'called_quantized', 'left_over', 'taken_for_text', 'not_taken', 'side_findings',
+           'not_as_recorded', 'folder_findings']
 
 # %% ../../nbs/merging/03_folders.ipynb #c009
 @dataclass(frozen=True)
@@ -123,6 +124,17 @@ def not_taken(
     return findings
 
 # %% ../../nbs/merging/03_folders.ipynb #c027
+def side_findings(
+    vlm:Checkpoint,     # The VLM
+)->list[Finding]:
+    "Stop on a file that could not travel with the merged model"
+    try: side_files(vlm.path)
+    except ValueError as e:
+        what, _, fix = str(e).rpartition('. ')
+        return [Finding('stop', f'{what}.', fix)]
+    return []
+
+# %% ../../nbs/merging/03_folders.ipynb #c029
 def not_as_recorded(
     inputs:dict|None,   # Role -> `source` and `files`, as recipe.json of a merged folder has them
     sides:dict,         # Role -> open checkpoint
@@ -149,7 +161,7 @@ def _one_file(was, now):
     "Do two fingerprints belong to one file?"
     return isinstance(was, dict) and now is not None and all(was.get(k)==now[k] for k in ('size', 'samples'))
 
-# %% ../../nbs/merging/03_folders.ipynb #c028
+# %% ../../nbs/merging/03_folders.ipynb #c030
 def folder_findings(
     checkpoint:Checkpoint, # An open checkpoint
     who:str,            # `VLM`, `LLM` or `base`, for the message

@@ -136,9 +136,9 @@ class Chosen:
     def __str__(self):
         weights = [w for v in self.knobs.values() for w in (v if isinstance(v, list) else [v])]
         if len(weights)==1: weights += [1-weights[0]]
-        each = ', '.join(f'{who} {x:.4g} weighs {w:.4g}' for (who, x), w in zip(self.lengths.items(), weights))
-        return (f"{self.word}, {self.rule}; lengths of the task vectors in {self.tensors} tensors: "
-                f"{each}")
+        sides = zip(self.lengths.items(), weights)
+        each = ', '.join(f'{who} {x:.4g} weighs {w:.4g}' for (who, x), w in sides)
+        return f"{self.word}, {self.rule}; lengths in {self.tensors} tensors: {each}"
 
 # %% ../../nbs/merging/12_lengths.ipynb #c038
 def _measured(

@@ -4,55 +4,19 @@
 
 # %% ../../nbs/merging/17_mergekit.ipynb #c005
 from __future__ import annotations
+import warnings
 from pathlib import Path
 from ..checkpoints.decoder import find_decoder, more_than_language
-from ..checkpoints.disk import reading
-from ..checkpoints.headers import Checkpoint, local_model
+from ..checkpoints.headers import FLOATS, Checkpoint, local_model
 from ..checkpoints.places import same_place
-from ..checkpoints.texts import did_you_mean, one_line
+from ..checkpoints.texts import did_you_mean
+from ..checkpoints.yaml_files import read_yaml
 from .recipe import Recipe
 
 # %% auto #0
-__all__ = ['YAML_LIMIT', 'read_yaml', 'mergekit_recipe']
-
-# %% ../../nbs/merging/17_mergekit.ipynb #c010
-YAML_LIMIT = 1<<16      # Bytes; the files on model cards have one or two thousand
-
-def _plain_yaml(
-    text:str,           # Of anybody
-):                      # Tables, lists, texts, numbers
-    "A value in YAML; raise YAMLError if it holds references, or a name that stands twice"
-    import yaml
-    class Loader(yaml.SafeLoader):
-        def compose_node(self, parent, index):
-            if self.check_event(yaml.AliasEvent): raise yaml.YAMLError('it holds references')
-            return super().compose_node(parent, index)
-        def construct_mapping(self, node, deep=False):
-            names = [str(key.value) for key, _ in node.value]
-            twice = next((n for n in names if names.count(n)>1), None)
-            if twice: raise yaml.YAMLError(f'{twice[:80]!r} stands twice in it')
-            return super().construct_mapping(node, deep)
-    return yaml.load(text, Loader)
+__all__ = ['mergekit_recipe']
 
 # %% ../../nbs/merging/17_mergekit.ipynb #c011
-def read_yaml(
-    path:Path,          # A file that should hold a table
-)->dict:
-    "A table from a YAML file, or one sentence about what is wrong with it"
-    import yaml
-    try:
-        if path.stat().st_size>YAML_LIMIT: raise ValueError('it is too large')
-        with reading(path): text = path.read_bytes().decode('utf-8')
-        table = _plain_yaml(text)
-        if not isinstance(table, dict): raise ValueError('it holds no table')
-    except (ValueError, RecursionError, yaml.YAMLError) as e:
-        mark, what = getattr(e, 'problem_mark', None), getattr(e, 'problem', None) or e
-        line = f'line {mark.line+1}: ' if mark else ''
-        raise ValueError(f"{path} cannot be read as YAML: {line}{one_line(what, 160) or type(e).__name__}. "
-                         f"Mend it.") from None
-    return table
-
-# %% ../../nbs/merging/17_mergekit.ipynb #c015
 def _is_number(value):
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value)<=1e6
 
@@ -78,7 +42,7 @@ def _yes(
     if isinstance(value, (bool, int, float)) and value in (0, 1): return bool(value)
     raise ValueError(f"`{key}` is {repr(value)[:80]}; it is true or false.")
 
-# %% ../../nbs/merging/17_mergekit.ipynb #c018
+# %% ../../nbs/merging/17_mergekit.ipynb #c014
 def _along(
     formula,            # Of as many numbers as there are settings
     *settings,          # Numbers, or curves of one length
@@ -105,7 +69,7 @@ def _shares(
     if sums[0]==0: raise ValueError('The weights add up to 0. Give others.')
     return [_along(lambda w: w/sums[0], w) for w in weights]
 
-# %% ../../nbs/merging/17_mergekit.ipynb #c022
+# %% ../../nbs/merging/17_mergekit.ipynb #c018
 def _sees(
     name:str,           # As the file names a model
 )->bool:                # No, if it does not lie here
@@ -130,7 +94,7 @@ def _vlm_among(
     what = 'more than one of its models can' if found else 'none of its models lies here and can'
     raise ValueError(f"{what} be the VLM: {among}. Name the one that is as `vlm`.")
 
-# %% ../../nbs/merging/17_mergekit.ipynb #c025
+# %% ../../nbs/merging/17_mergekit.ipynb #c021
 def _check_depth(name, layers):
     "Raise ValueError if a slice has not all layers of the VLM: mergekit makes a smaller model of it"
     try: depth = len(find_decoder((c := Checkpoint.open(name)).tensors, c.config).layers)
@@ -174,7 +138,7 @@ def _named_models(entries):
         models[name] = settings
     return models
 
-# %% ../../nbs/merging/17_mergekit.ipynb #c029
+# %% ../../nbs/merging/17_mergekit.ipynb #c025
 _EACH = dict(linear='weight', slerp='', task_arithmetic='weight', ties='weight density', sce='',
              dare_linear='weight density', dare_ties='weight density', breadcrumbs='weight density gamma',
              della='weight density epsilon')
@@ -212,7 +176,7 @@ class _Asked:
         "A yes or no that stands once for all"
         return _yes(self.once.get(key, usual), key)
 
-# %% ../../nbs/merging/17_mergekit.ipynb #c031
+# %% ../../nbs/merging/17_mergekit.ipynb #c027
 def _linear_knobs(
     asked:_Asked,       # The VLM first
 )->dict:
@@ -231,7 +195,7 @@ def _slerp_knobs(
     t = _setting(asked.once['t'], 't')
     return dict(weight=_along(lambda x: 1-x, t) if base==next(iter(asked.models)) else t)
 
-# %% ../../nbs/merging/17_mergekit.ipynb #c034
+# %% ../../nbs/merging/17_mergekit.ipynb #c030
 def _flat(setting): return setting if isinstance(setting, list) else [setting]
 
 def _dropped(asked):
@@ -259,7 +223,7 @@ def _dropped(asked):
         knobs |= dict(outliers=gamma)
     return knobs
 
-# %% ../../nbs/merging/17_mergekit.ipynb #c035
+# %% ../../nbs/merging/17_mergekit.ipynb #c031
 def _task_vector_knobs(
     asked:_Asked,       # The VLM first
 )->dict:
@@ -287,7 +251,7 @@ def _sce_knobs(
                          'of sce here one of all. Set it to 1, or write `density` yourself.')
     return dict(density=1.)
 
-# %% ../../nbs/merging/17_mergekit.ipynb #c038
+# %% ../../nbs/merging/17_mergekit.ipynb #c034
 _KEYS = 'merge_method models slices base_model parameters dtype out_dtype'.split()
 _TYPES_KNOWN = 'float32', 'float16', 'bfloat16', None
 _NOT_READ = dict(tokenizer_source='The tokenizer stays the VLM\'s: leave it out.',
@@ -314,7 +278,21 @@ def _refuse_keys(
     if not isinstance(table.get('parameters') or {}, dict): raise ValueError('`parameters` is no table.')
     if not isinstance(table.get('base_model') or '', str): raise ValueError('`base_model` is no name.')
 
-# %% ../../nbs/merging/17_mergekit.ipynb #c039
+# %% ../../nbs/merging/17_mergekit.ipynb #c036
+def _say_types(
+    table:dict,         # The file
+    vlm:str,            # The VLM, as the file names it
+)->None:
+    "Warn of a type to write in that is not the VLM's"
+    key = 'out_dtype' if table.get('out_dtype') else 'dtype'
+    try: entries = Checkpoint.open(vlm).tensors.values() if table.get(key) and local_model(vlm) else ()
+    except ValueError: return           # Whatever is wrong with it, the plan says it
+    own = sorted({FLOATS[e.dtype] for e in entries if e.dtype in FLOATS})
+    if own and own!=[table[key]]:
+        warnings.warn(f"`{key}` is {table[key]}, and the merged numbers are stored as the VLM's are: "
+                      f"{', '.join(own)}.", stacklevel=2)
+
+# %% ../../nbs/merging/17_mergekit.ipynb #c037
 def _fields_of(
     table:dict,         # The file
     vlm:str|None,       # Which model is the VLM, as the user says it
@@ -332,6 +310,7 @@ def _fields_of(
     seer = _vlm_among(list(models), vlm)
     models = {seer: models[seer]} | models
     if layers!='all': _check_depth(seer, layers)
+    _say_types(table, seer)
     asked = _Asked(method, models, table.get('parameters') or {})
     knobs = (_linear_knobs(asked) if method=='linear' else _slerp_knobs(asked, base) if method=='slerp'
              else _sce_knobs(asked) if method=='sce' else _task_vector_knobs(asked))

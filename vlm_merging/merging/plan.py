@@ -12,12 +12,11 @@ from ..checkpoints.adapted import named_alone, open_sides
 from ..checkpoints.headers import Checkpoint, readable
 from ..checkpoints.identity import same_weights
 from ..checkpoints.low_rank import thin_bytes
-from ..checkpoints.writer import side_files
 from ..checkpoints.texts import name_in_line
 from ..checkpoints.vocabulary import row_numbers
 from .checks import check
 from .families import Pair, Pairing
-from .folders import Finding, not_as_recorded
+from .folders import Finding, not_as_recorded, side_findings
 from .lengths import Chosen, with_weights, without_direction
 from .methods import METHODS
 from vlm_merging.merging.recipe import (BESIDE, LayoutName, Recipe, knobs_at, knobs_of,
@@ -26,8 +25,7 @@ from .towers import left_beside, pair_beside
 from .work import Work, has_tokens, token_words, work_of
 
 # %% auto #0
-__all__ = ['ROW_BYTES', 'Plan', 'why_untouched', 'left_of_adapter', 'one_twice', 'side_findings', 'plan', 'whole_shape',
-           'describe']
+__all__ = ['ROW_BYTES', 'Plan', 'why_untouched', 'left_of_adapter', 'one_twice', 'plan', 'whole_shape', 'describe']
 
 # %% ../../nbs/merging/13_plan.ipynb #c009
 @dataclass(frozen=True, repr=False)
@@ -59,6 +57,13 @@ class Plan:
     def stops(self)->list:
         "The findings that forbid the merge"
         return [f for f in self.findings if f.level=='stop']
+
+    @property
+    def idle_base(self)->bool:
+        "Is there a base that nothing is made of?"
+        under = any(map(named_alone, (self.llm, *self.more)))   # An adapter lies on it
+        takes = 'base' in METHODS[self.recipe.method].fills
+        return self.recipe.base is not None and not (takes or under or self.chosen)
 
     @property
     def writes(self)->int:
@@ -150,17 +155,6 @@ def one_twice(
     return found
 
 # %% ../../nbs/merging/13_plan.ipynb #c019
-def side_findings(
-    vlm:Checkpoint,     # The VLM
-)->list[Finding]:
-    "Stop on a file that could not travel with the merged model"
-    try: side_files(vlm.path)
-    except ValueError as e:
-        what, _, fix = str(e).rpartition('. ')
-        return [Finding('stop', f'{what}.', fix)]
-    return []
-
-# %% ../../nbs/merging/13_plan.ipynb #c021
 def _check_each(
     vlm:Checkpoint,     # The VLM
     llms:list,          # The LLMs
@@ -172,7 +166,7 @@ def _check_each(
            for c, some in zip(llms, found) for f in some if f not in shared]
     return paired, sorted(shared+own, key=lambda f: f.level!='stop')
 
-# %% ../../nbs/merging/13_plan.ipynb #c024
+# %% ../../nbs/merging/13_plan.ipynb #c022
 def plan(
     vlm:Recipe|str|Path, # A recipe or a plan; or the VLM: folder, hub id (with optional @revision), lab/vlm
     llm:str|Path|list|None=None, # The LLM: a folder, a hub id, or lab/llm; or a list of several
@@ -222,7 +216,7 @@ def plan(
     others = not_as_recorded(recipe.inputs, made.sides)
     return replace(made, findings=(*side_findings(mine), *findings, *others))
 
-# %% ../../nbs/merging/13_plan.ipynb #c028
+# %% ../../nbs/merging/13_plan.ipynb #c026
 def _donor_words(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
@@ -237,7 +231,7 @@ def _donor_words(
            if plan.base and under=='VLM' else f"so its task vector is ΔW, as seen from the {under}")
     return [f"  the donor is the {under} + ΔW of the adapter, {way}"]
 
-# %% ../../nbs/merging/13_plan.ipynb #c029
+# %% ../../nbs/merging/13_plan.ipynb #c027
 def _size_words(checkpoint):
     "What kind of model it is, and how large; of an adapter, what it changes"
     tops = checkpoint.adapters
@@ -249,7 +243,7 @@ def _size_words(checkpoint):
           + (f', trained on {name_in_line(of(o))}' if isinstance(of(o), str) and of(o) else '') for o in tops]
     return on[-1] if named_alone(checkpoint) else ', with a '.join([model, *on])
 
-# %% ../../nbs/merging/13_plan.ipynb #c030
+# %% ../../nbs/merging/13_plan.ipynb #c028
 def _knob_words(recipe):
     "All knobs as text; a list of numbers is a curve over depth, unless it has a number for each model"
     several = bool(recipe.llms[1:])
@@ -258,7 +252,7 @@ def _knob_words(recipe):
         return isinstance(v, list) and any(isinstance(x, list) for x in flat)
     return [f'{k}={v}'+' (a curve over depth)'*curved(k, v) for k, v in knobs_of(recipe).items()]
 
-# %% ../../nbs/merging/13_plan.ipynb #c032
+# %% ../../nbs/merging/13_plan.ipynb #c030
 def _asked(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
@@ -272,14 +266,13 @@ def _asked(
     if plan.chosen: lines.append(f'  weight {plan.chosen}')
     wide = max(4, *map(len, plan.sides))
     for who, c in plan.sides.items():
-        under = who=='base' and any(map(named_alone, (plan.llm, *plan.more)))   # An adapter lies on it
-        idle = who.split()[0] not in METHODS[recipe.method].fills and not (under or plan.chosen)
+        idle = who=='base' and plan.idle_base
         commit = f'@{c.revision}' if c.revision and '@' not in c.source else ''
         lines.append(f"  {who:<{wide}} {name_in_line(c.source)}{commit}  {_size_words(c)}"
                      + f'; {recipe.method} makes no use of it'*idle)
     return lines+_donor_words(plan)
 
-# %% ../../nbs/merging/13_plan.ipynb #c034
+# %% ../../nbs/merging/13_plan.ipynb #c032
 def _gathered(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
@@ -295,7 +288,7 @@ def _gathered(
     return [f"  {what:<7}{n:>5} tensors {readable(size):>8}  {name_in_line(why)}  "
             f"({name_in_line(example, 240)})" for (what, why), (n, size, example) in groups.items()]
 
-# %% ../../nbs/merging/13_plan.ipynb #c036
+# %% ../../nbs/merging/13_plan.ipynb #c034
 def whole_shape(
     shape:tuple,        # Of a tensor
 )->tuple:               # (rows, columns), or (numbers,)
@@ -303,7 +296,7 @@ def whole_shape(
     if len(shape)<4: return tuple(shape[-2:]) or (1,)
     return shape[0], math.prod(shape[1:])
 
-# %% ../../nbs/merging/13_plan.ipynb #c038
+# %% ../../nbs/merging/13_plan.ipynb #c036
 def _row_lines(plan):
     "How many rows of embedding and head are merged, stay, or have their partner elsewhere"
     lines = []
@@ -316,7 +309,7 @@ def _row_lines(plan):
         lines.append(f"  rows    {len(rows)} merged{more}, {stay} kept  ({name_in_line(w.pair.vlm, 240)})")
     return lines
 
-# %% ../../nbs/merging/13_plan.ipynb #c041
+# %% ../../nbs/merging/13_plan.ipynb #c039
 ROW_BYTES = 64          # Of memory for each number of what a method has as a whole: a row, or a matrix
 
 def _memory(
@@ -336,7 +329,7 @@ def _memory(
     what = ' x '.join(map(str, longest)) if longest[1:] else f'a row of {longest[0]}'
     return f'{usual}, and {readable(size)} more in each thread for {what} numbers'
 
-# %% ../../nbs/merging/13_plan.ipynb #c043
+# %% ../../nbs/merging/13_plan.ipynb #c041
 def describe(
     plan:Plan,          # From `plan`
 )->str:                 # Several lines

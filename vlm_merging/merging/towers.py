@@ -76,7 +76,7 @@ def left_beside(
     whys = {p: next((why for why in kept.values() if why.startswith((f'no {p} ', f'the {p} '))), '')
             for p in lost}
     return [Finding('warn', f"The {p} stays the VLM's{': '*bool(why)}{why}.",
-                    f'Rewrite both with `vlm-merging relayout FOLDER --to transformers`, and merge these.'
+                    'Rewrite both with `vlm-merging relayout FOLDER --to transformers`, and merge these.'
                     if 'has other names' in why else
                     f'Leave {p} out of `modules`, or name a VLM that is built alike.')
             for p, why in whys.items()]
