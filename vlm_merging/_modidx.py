@@ -2689,6 +2689,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'vlm_merging/probing/probe.py'),
                                            'vlm_merging.probing.probe.profile_rows': ( 'probing/probe.html#profile_rows',
                                                                                        'vlm_merging/probing/probe.py'),
+                                           'vlm_merging.probing.probe.refuse_idle_parts': ( 'probing/probe.html#refuse_idle_parts',
+                                                                                            'vlm_merging/probing/probe.py'),
                                            'vlm_merging.probing.probe.score_reply': ( 'probing/probe.html#score_reply',
                                                                                       'vlm_merging/probing/probe.py')},
             'vlm_merging.probing.profile': { 'vlm_merging.probing.profile._check_values': ( 'probing/profile.html#_check_values',

@@ -110,6 +110,8 @@ def profile_command(
         raise ValueError(f"--measure: {unknown(odd[0], (*MEASURES, 'both'))}")
     if ('weights' in given.get('how', ()))!=('other' in given):
         raise ValueError('--how weights and --other go together: the layers of OTHER are put in.')
+    from vlm_merging.probing.probe import refuse_idle_parts
+    refuse_idle_parts(given.get('parts'), given.get('how', ()))
     from vlm_merging.probing.weights import weights_by_layer
     from vlm_merging.scoring.score import table_at
     models = named_models(model, against)
