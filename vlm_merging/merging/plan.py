@@ -174,7 +174,7 @@ def plan(
     *,
     method:str|None=None, # Merge method, by its name: how two tensors become one; default: linear
     layers:str|list|None=None, # Where: all, 6-31, 0-5,8, 6-; default: all
-    modules:str|list|None=None, # Which parts: all, or some of attention,mlp,norm; of a VLM tower,projector
+    modules:str|list|None=None, # Which parts: all, or attention,mlp,norm,tower,projector; default: all
     embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the token?
     seed:int|None=None, # Of the coin flips; default: 0
     as_run:bool|None=None, # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT

@@ -201,7 +201,7 @@ class Recipe:
     knobs:dict=field(default_factory=dict) # Of the method; a list is a curve over depth, and with several
                         # LLMs `weight` has one number for each model, the VLM's first
     layers:str='all'    # Where: all, 6-31, 0-5,8, 6-
-    modules:str='all'   # Which parts: all, or some of attention,mlp,norm; of a VLM tower,projector
+    modules:str='all'   # Which parts: all, or attention,mlp,norm,tower,projector
     embeddings:bool=False # Merge token embeddings and output head too, as far as both have the token?
     seed:int=0          # Of the coin flips
     as_run:bool=False   # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
@@ -266,7 +266,7 @@ def recipe_of(
     *,
     method:str|None=None, # Merge method, by its name: how two tensors become one; default: linear
     layers:str|list|None=None, # Where: all, 6-31, 0-5,8, 6-; default: all
-    modules:str|list|None=None, # Which parts: all, or some of attention,mlp,norm; of a VLM tower,projector
+    modules:str|list|None=None, # Which parts: all, or attention,mlp,norm,tower,projector; default: all
     embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the token?
     seed:int|None=None, # Of the coin flips; default: 0
     as_run:bool|None=None, # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
