@@ -279,11 +279,13 @@ class Checkpoint:
         where:str|Path,    # Folder, hub id with optional `@revision`, or `lab/vlm`, `lab/llm`, `lab/base`
     )->Checkpoint:
         "Read the headers of every weight file; raise ValueError with one sentence if anything is wrong"
+        if '+' in str(where) and not os.path.isdir(path_of(where)):
+            raise ValueError(f'{where} is a model with an adapter on it, or is not there. Merges and inspect '
+                             f'take that; for all else, merge the adapter into its model first.')
         folder, revision = located(str(where))
         if is_adapter(folder):
-            raise IsAdapter(f"{folder} is an adapter, and no model. Name it as `llm`, or on top of a model "
-                            f"as "
-                            f"MODEL+ADAPTER.")
+            raise IsAdapter(f"{folder} is an adapter, and no model. In a merge it can be the `llm`, or lie "
+                            f"on a model as MODEL+ADAPTER; for all else, merge it into its model first.")
         if not (folder/'config.json').is_file():
             raise ValueError(f"{folder} has no config.json. Name a folder saved by `save_pretrained`.")
         stamps, config = take_stamps(folder), read_json(folder/'config.json')

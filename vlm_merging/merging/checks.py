@@ -221,10 +221,13 @@ def unlike_settings(
 def tokens(
     checkpoint:Checkpoint, # An open checkpoint
 )->dict|None:           # id -> string; None if there is no tokenizer.json
-    "The vocabulary as its tokenizer.json gives it"
-    path = checkpoint.path/'tokenizer.json'
-    if not path.is_file(): return None
-    tokenizer = read_json(path)
+    "The vocabulary as its tokenizer.json gives it, which is read once"
+    known, path = vars(checkpoint), checkpoint.path/'tokenizer.json'
+    if '_tokens' not in known: known['_tokens'] = _vocabulary(read_json(path)) if path.is_file() else None
+    return known['_tokens']
+
+def _vocabulary(tokenizer):
+    "id -> string, of what tokenizer.json holds"
     model, added = tokenizer.get('model'), tokenizer.get('added_tokens')
     vocab, words = model.get('vocab') if isinstance(model, dict) else None, {}
     if isinstance(vocab, dict): words = {i: s for s, i in vocab.items() if isinstance(i, int)}

@@ -17,7 +17,8 @@ from ..comparing.summary import summarize
 from ..lab.trio import lab_folder
 from ..merging.methods import METHODS
 from ..merging.plan import plan
-from ..merging.recipe import MODULES, Recipe, method_named
+from ..merging.knobs import method_named
+from ..merging.recipe import MODULES, Recipe
 from ..probing.probe import asked_items
 from .panels import (
     FAINT_STYLE, LAB_ASKING, Worker, Working, ask_rest, asked_html, by_category, changes, filled,
