@@ -2326,6 +2326,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'vlm_merging/merging/work.py'),
                                           'vlm_merging.merging.work._rows_by_word': ( 'merging/work.html#_rows_by_word',
                                                                                       'vlm_merging/merging/work.py'),
+                                          'vlm_merging.merging.work.computed_in': ( 'merging/work.html#computed_in',
+                                                                                    'vlm_merging/merging/work.py'),
                                           'vlm_merging.merging.work.has_tokens': ( 'merging/work.html#has_tokens',
                                                                                    'vlm_merging/merging/work.py'),
                                           'vlm_merging.merging.work.token_words': ( 'merging/work.html#token_words',

@@ -28,7 +28,7 @@ from .layout import OutShard, index_text, out_shards, runs
 from .methods import METHODS, Method, blockwise
 from .plan import Plan, plan, whole_shape
 from .recipe import Recipe, recipe_of
-from .work import Work
+from .work import Work, computed_in
 
 # %% auto #0
 __all__ = ['merged_blocks', 'merge_one', 'write_shards', 'draft_key', 'need_room', 'merge']
@@ -118,7 +118,7 @@ class _Hands:
     def merge(self, shard, work, to):
         "Merge a tensor into its place"
         recipe, method = self.plan.recipe, METHODS[self.plan.recipe.method] if work.llm else _AS_IT_IS
-        dtype = torch.float16 if recipe.as_run and work.llm else torch.float32
+        dtype = torch.float16 if recipe.as_run and work.llm else getattr(torch, computed_in(work, method))
         with opened(e for entries in work.sides(method) for e in entries) as files:
             write = write_rows(work.vlm[0], lambda data, at: shard.write(data, to+at))
             merge_one(work, method, files, write, recipe.seed,

@@ -319,7 +319,9 @@ def knobs_at(
     "All knobs of the method, as they are set at one layer"
     def at(value): return at_depth(value, depth-1 if layer is None else layer, depth)
     each = {'weight'} if recipe.llms[1:] else {}    # One for each model
-    return {k: tuple(map(at, v)) if k in each else at(v) for k, v in knobs_of(recipe).items()}
+    knobs = {k: tuple(map(at, v)) if k in each else at(v) for k, v in knobs_of(recipe).items()}
+    if recipe.as_run and recipe.method=='linear': knobs['weight'] = knobs['weight'], 1-knobs['weight']
+    return knobs
 
 # %% ../../nbs/merging/09_recipe.ipynb #c061
 _MERGEKIT = 'vlm_merging.merging.mergekit:mergekit_recipe'  # A room behind this one
