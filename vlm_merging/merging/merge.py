@@ -44,6 +44,7 @@ def merged_blocks(
     "Merge one tensor block by block"
     entry = work.vlm[0]
     step, columns = (BLOCK if device=='cpu' else BLOCK_GPU), None
+    if computed_in(work, method)!='float32': step *= 2      # As many bytes
     if method.rows:
         columns = entry.shape[-1] if entry.shape else 1
         step = max(1, step//columns)*columns
@@ -93,7 +94,7 @@ def merge_one(
     at = 0
     for block in merged_blocks(work, method, lambda es: Source(es, files, device, dtype), seed, device):
         if stopped is not None and stopped.is_set(): raise KeyboardInterrupt
-        sound = allow_nonfinite or block.sum(dtype=torch.float32).isfinite() or block.isfinite().all()
+        sound = allow_nonfinite or math.isfinite(block.sum()) or block.isfinite().all()
         if not sound: _refuse_nonfinite(work, method, files, block)
         data = memoryview(block.cpu().view(torch.uint8).numpy())
         write(data, at)
