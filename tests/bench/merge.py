@@ -242,6 +242,7 @@ def report(args, where):
     for _ in range(args.runs):
         for job in jobs:
             got.setdefault(job, []).append(measured(job, where, args.dir/'vlm_merging_bench_out', args))
+            print(f'  {job}:', ' '.join(f'{x:.2f}' for x in got[job][-1]), file=sys.stderr, flush=True)
     print(f"{'job':<14}{'user s':>8}{'sys s':>8}{'CPU s':>8}{'wall s':>8}{'peak MiB':>10}  CPU, wall / floor")
     for job, rows in got.items():
         user, system, wall, mem = map(statistics.median, zip(*rows))

@@ -46,6 +46,7 @@ def layer_ranges(
 
 # %% ../../nbs/merging/09_recipe.ipynb #c016
 @lru_cache
+@lru_cache(99)          # Asked for once a tensor
 def layer_set(
     text:str,           # As for `layer_ranges`
     depth:int,          # Number of layers
@@ -163,6 +164,7 @@ def _as_text(name, value):
     return ranges_said(value, ',') if numbers and min(value)>=0 else value
 
 # %% ../../nbs/merging/09_recipe.ipynb #c036
+@lru_cache(99)
 def _parts_of(
     modules:str,        # As a recipe has them
 )->tuple:
