@@ -67,9 +67,8 @@ HEADER_LIMIT = 1<<24    # Bytes of a safetensors header; 100 000 tensors fit, an
 _WHOLE = {int}          # Not bool, which is an int, too
 
 def _are_sizes(xs):
-    "Is this a list of whole numbers that a file can have?"
-    return isinstance(xs, list) and _WHOLE.issuperset(map(type, xs)) and (
-        not xs or min(xs)>=0 and max(xs)<2**63)
+    "Are these whole numbers that a file can have?"
+    return _WHOLE.issuperset(map(type, xs)) and (not xs or min(xs)>=0 and max(xs)<2**63)
 
 def _checked_entry(name, claim, path, origin):
     "One line of a header as `(Entry, end)`, counted from `origin`; raise ValueError if it cannot be true"
@@ -80,9 +79,11 @@ def _checked_entry(name, claim, path, origin):
         raise ValueError(f"{name[:80]!r} has the unknown field {min(odd)[:40]!r}")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"{name[:80]!r} has the unknown type {str(dtype)[:40]!r}")
-    if not _are_sizes(shape) or len(shape)>32:
-        raise ValueError(f"the shape of {name[:80]!r} is not a list of sizes")
-    if not _are_sizes(where) or len(where)!=2: raise ValueError(f"{name[:80]!r} has no pair of offsets")
+    lists = isinstance(shape, list) and isinstance(where, list)
+    if not lists or len(shape)>32 or len(where)!=2 or not _are_sizes(shape+where):
+        if not isinstance(shape, list) or len(shape)>32 or not _are_sizes(shape):
+            raise ValueError(f"the shape of {name[:80]!r} is not a list of sizes")
+        raise ValueError(f"{name[:80]!r} has no pair of offsets")
     bits = math.prod(shape)*DTYPES[dtype]
     if bits%8 or where[1]-where[0]!=bits//8:
         raise ValueError(f"{name[:80]!r} claims {where[1]-where[0]} bytes, "

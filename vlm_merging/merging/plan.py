@@ -108,6 +108,7 @@ def _sort_pairs(
     vlm, llm, base, *more = sides
     if 'base' not in METHODS[recipe.method].fills: base = None
     works, kept, known = [], dict(paired.kept), {}       # Knobs by layer
+    adapters = all(map(named_alone, (llm, *more)))
     others = [('the base', of_base)]*(base is not None)
     others += [(name_in_line(c.source), of) for c, of in zip(more, of_more)]
     for p in paired.pairs:
@@ -115,7 +116,7 @@ def _sort_pairs(
         donors = [(llm, p), *((c, of.get(p.vlm)) for c, of in zip(more, of_more))]
         lacks = next((who for who, of in others if p.vlm not in of), None)
         if not reason and lacks: reason = f'no partner in {lacks}'
-        if not reason: reason = why_untouched(vlm.tensors[p.vlm], donors)
+        if not reason and adapters: reason = why_untouched(vlm.tensors[p.vlm], donors)
         if reason: kept[p.vlm] = reason; continue
         at = 0 if p.module in ('embedding', *BESIDE) else p.layer   # Before the layers a curve begins
         knobs = known[at] = known.get(at) or knobs_at(recipe, at, paired.depth)
