@@ -38,7 +38,8 @@ def shapes(size):
     made = {'model.embed_tokens.weight': (vocab, hidden)}
     for i in range(layers):
         s = f'model.layers.{i}.'
-        made |= {s+f'self_attn.{p}_proj.weight': (n, hidden) for p, n in zip('qkvo', (hidden, kv, kv, hidden))}
+        made |= {s+f'self_attn.{p}_proj.weight': (n, hidden)
+                 for p, n in zip('qkvo', (hidden, kv, kv, hidden))}
         made |= {s+'mlp.gate_proj.weight': (mlp, hidden), s+'mlp.up_proj.weight': (mlp, hidden),
                  s+'mlp.down_proj.weight': (hidden, mlp)}
         made |= {s+f'{n}_layernorm.weight': (hidden,) for n in ('input', 'post_attention')}
@@ -219,7 +220,11 @@ def main():
     for hidden in ('--job', '--inputs', '--out'): p.add_argument(hidden, help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.job:
-        where, out = Path(args.inputs), Path(args.out)
+        where, out = Path(args.inputs), Path(args.out or '')
+        if args.job == 'make':
+            for name, which, prefix in (('base', 0, ''), ('llm', 1, ''), ('vlm', 2, 'language_model.')):
+                make(where/name, args.size, which, prefix)
+            return
         read_in_window()
         if args.job.startswith('floor'): floor(args.job.partition('_')[2], where, out)
         else: ours(args.job, where, out, args.device)
@@ -227,8 +232,9 @@ def main():
     where = args.dir/'vlm_merging_bench'
     shutil.rmtree(where, ignore_errors=True)
     try:
-        for name, which, prefix in (('base', 0, ''), ('llm', 1, ''), ('vlm', 2, 'language_model.')):
-            make(where/name, args.size, which, prefix)
+        # apart: a child begins with the peak memory of its parent, so this process does without torch
+        subprocess.run([sys.executable, __file__, '--job', 'make', '--inputs', str(where), '--size', args.size],
+                       check=True)
         for i in range(1, LLMS): (where/f'llm{i}').symlink_to('llm')
         report(args, where)
     finally: shutil.rmtree(where)
