@@ -233,8 +233,8 @@ def main():
     shutil.rmtree(where, ignore_errors=True)
     try:
         # apart: a child begins with the peak memory of its parent, so this process does without torch
-        subprocess.run([sys.executable, __file__, '--job', 'make', '--inputs', str(where), '--size', args.size],
-                       check=True)
+        subprocess.run([sys.executable, __file__, '--job', 'make', '--inputs', str(where),
+                        '--size', args.size], check=True)
         for i in range(1, LLMS): (where/f'llm{i}').symlink_to('llm')
         report(args, where)
     finally: shutil.rmtree(where)
