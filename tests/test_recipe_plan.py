@@ -37,7 +37,7 @@ def changed(merged, vlm):
     return {n.removeprefix(STEM) for n in two if not torch.equal(one[n], two[n])}
 
 
-def line(v, l, weight): return (weight*v.float() + (1-weight)*l.float()).to(v.dtype)
+def line(v, l, weight): return l.float().lerp(v.float(), weight).to(v.dtype)
 
 
 # --- A recipe or its ingredients

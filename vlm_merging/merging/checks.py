@@ -107,6 +107,7 @@ def unlike_shapes(
     "Stop on the first pair that is not of one shape, or that holds no floating-point numbers"
     for p in paired.pairs:
         x, ys = vlm.tensors[p.vlm], p.entries(other.tensors)
+        if len(ys)==1 and x.shape==ys[0].shape and x.dtype in FLOATS and ys[0].dtype in FLOATS: continue
         odd = next((e for e in (x, *ys) if e.dtype not in FLOATS), None)
         if odd:
             return [Finding('stop', f"{odd.name} is stored as {odd.dtype}, which cannot be merged.",
@@ -285,7 +286,7 @@ def kinship(
            if len(p.llm)==1 and not p.parts and p.module in ('attention', 'mlp')
            and vlm.tensors[p.vlm].shape==other.tensors[p.llm[0]].shape
            and len(vlm.tensors[p.vlm].shape)==2
-           and {vlm.tensors[p.vlm].dtype, other.tensors[p.llm[0]].dtype}<=FLOATS.keys()]
+           and vlm.tensors[p.vlm].dtype in FLOATS and other.tensors[p.llm[0]].dtype in FLOATS]
     picked = fit[::max(1, len(fit)//matrices)][:matrices]
     if not picked: return float('nan')
     a, b = (np.nan_to_num(np.concatenate(xs), posinf=0, neginf=0)

@@ -80,6 +80,7 @@ class Method:
     whole:bool=False      # Does the formula need whole tensors?
     several:bool=False    # Can it take several LLMs?
     own:bool=False        # Does it change nothing where the VLM has no task vector of its own?
+    as_stored:bool=False  # With one LLM, is it as exact in 16 bits as in float32, rounded?
 
     def __repr__(self):
         return f"Method({self.name!r}{''.join(f', {k.name}={k.default!r}' for k in self.knobs.values())})"
@@ -87,7 +88,7 @@ class Method:
 def _method_of(
     fn:Callable,          # The formula
     look:Callable|None=None, # Its first pass
-    **needs,              # `rows`, `whole`, `several` and `own`, as in `Method`
+    **needs,              # `rows`, `whole`, `several`, `own` and `as_stored`, as in `Method`
 )->Method:
     "Read a method from its signature and the comments in it"
     parameters = inspect.signature(fn).parameters
@@ -111,9 +112,10 @@ def merge_method(
     whole:bool=False,     # Does the formula need whole tensors?
     several:bool=False,   # Can `llm` be a tuple of several, and `weight` one for each model?
     own:bool=False,       # Does it change nothing where the VLM has no task vector of its own?
+    as_stored:bool=False, # With one LLM, is the formula as exact in 16 bits as in float32, rounded?
 )->Callable:              # The formula; called on whole tensors, it now takes that first look itself
     "Enter a function into `METHODS`; its signature says all there is to know"
-    needs = dict(look=look, rows=rows, whole=whole, several=several, own=own)
+    needs = dict(look=look, rows=rows, whole=whole, several=several, own=own, as_stored=as_stored)
     if fn is None: return functools.partial(merge_method, **needs)
     origin, old = (lambda f: (f.__module__, f.__qualname__)), METHODS.get(fn.__name__)
     def body(f): return f.__qualname__, f.__code__.co_code, f.__code__.co_names, f.__doc__, f.__kwdefaults__

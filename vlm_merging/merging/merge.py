@@ -26,8 +26,8 @@ from .coins import name_rng
 from .layout import OutShard, index_text, out_shards, runs
 from .methods import METHODS, Method, blockwise
 from .plan import Plan, plan, whole_shape
-from .recipe import LayoutName, Recipe
-from .work import Work
+from .recipe import LayoutName, Recipe, recipe_of
+from .work import Work, computed_in
 
 # %% auto #0
 __all__ = ['merged_blocks', 'merge_one', 'write_shards', 'draft_key', 'need_room', 'merge']
@@ -43,6 +43,7 @@ def merged_blocks(
     "Merge one tensor block by block"
     entry = work.vlm[0]
     step, columns = (BLOCK if device=='cpu' else BLOCK_GPU), None
+    if computed_in(work, method)!='float32': step *= 4      # No copies in float32: as many bytes in all
     if method.rows:
         columns = entry.shape[-1] if entry.shape else 1
         step = max(1, step//columns)*columns
@@ -92,7 +93,7 @@ def merge_one(
     at = 0
     for block in merged_blocks(work, method, lambda es: Source(es, files, device, dtype), seed, device):
         if stopped is not None and stopped.is_set(): raise KeyboardInterrupt
-        sound = allow_nonfinite or block.sum(dtype=torch.float32).isfinite() or block.isfinite().all()
+        sound = allow_nonfinite or math.isfinite(block.sum()) or block.isfinite().all()
         if not sound: _refuse_nonfinite(work, method, files, block)
         data = memoryview(block.cpu().view(torch.uint8).numpy())
         write(data, at)
@@ -117,7 +118,7 @@ class _Hands:
     def merge(self, shard, work, to):
         "Merge a tensor into its place"
         recipe, method = self.plan.recipe, METHODS[self.plan.recipe.method] if work.llm else _AS_IT_IS
-        dtype = torch.float16 if recipe.as_run and work.llm else torch.float32
+        dtype = torch.float16 if recipe.as_run and work.llm else getattr(torch, computed_in(work, method))
         with opened(e for entries in work.sides(method) for e in entries) as files:
             write = write_rows(work.vlm[0], lambda data, at: shard.write(data, to+at))
             merge_one(work, method, files, write, recipe.seed,

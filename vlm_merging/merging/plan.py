@@ -4,7 +4,8 @@
 
 # %% ../../nbs/merging/13_plan.ipynb #c005
 from __future__ import annotations
-import math
+import gc, math
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -25,7 +26,7 @@ from .towers import left_beside, pair_beside
 from .work import Work, has_tokens, token_words, work_of
 
 # %% auto #0
-__all__ = ['ROW_BYTES', 'Plan', 'why_untouched', 'left_of_adapter', 'one_twice', 'plan', 'whole_shape', 'describe']
+__all__ = ['ROW_BYTES', 'Plan', 'why_untouched', 'left_of_adapter', 'one_twice', 'unswept', 'plan', 'whole_shape', 'describe']
 
 # %% ../../nbs/merging/13_plan.ipynb #c009
 @dataclass(frozen=True, repr=False)
@@ -84,8 +85,7 @@ def why_untouched(
     donors:list,        # Of each donor, open, its `Pair`
 )->str:                 # Reason; '' if it can be merged
     "Why a tensor stays as it is because of an adapter"
-    theirs = [(c, p.entries(c.tensors)) for c, p in donors]
-    alone = all(named_alone(c) and es==(mine,) for c, es in theirs)
+    alone = all(named_alone(c) and p.entries(c.tensors)==(mine,) for c, p in donors)
     return 'the adapter leaves it as it is' if alone else ''
 
 def left_of_adapter(
@@ -116,6 +116,7 @@ def _sort_pairs(
     vlm, llm, base, *more = sides
     if 'base' not in METHODS[recipe.method].fills: base = None
     works, kept, known = [], dict(paired.kept), {}       # Knobs by layer
+    adapters = all(map(named_alone, (llm, *more)))
     others = [('the base', of_base)]*(base is not None)
     others += [(name_in_line(c.source), of) for c, of in zip(more, of_more)]
     for p in paired.pairs:
@@ -123,7 +124,7 @@ def _sort_pairs(
         donors = [(llm, p), *((c, of.get(p.vlm)) for c, of in zip(more, of_more))]
         lacks = next((who for who, of in others if p.vlm not in of), None)
         if not reason and lacks: reason = f'no partner in {lacks}'
-        if not reason: reason = why_untouched(vlm.tensors[p.vlm], donors)
+        if not reason and adapters: reason = why_untouched(vlm.tensors[p.vlm], donors)
         if reason: kept[p.vlm] = reason; continue
         at = 0 if p.module in ('embedding', *BESIDE) else p.layer   # Before the layers a curve begins
         knobs = known[at] = known.get(at) or knobs_at(recipe, at, paired.depth)
@@ -167,6 +168,17 @@ def _check_each(
     return paired, sorted(shared+own, key=lambda f: f.level!='stop')
 
 # %% ../../nbs/merging/13_plan.ipynb #c022
+@contextmanager
+def unswept():
+    "Look for no garbage while the block, or the function, runs"
+    was = gc.isenabled()
+    gc.disable()
+    try: yield
+    finally:
+        if was: gc.enable()
+
+# %% ../../nbs/merging/13_plan.ipynb #c025
+@unswept()
 def plan(
     vlm:Recipe|str|Path, # A recipe or a plan; or the VLM: folder, hub id (with optional @revision), lab/vlm
     llm:str|Path|list|None=None, # The LLM: a folder, a hub id, or lab/llm; or a list of several
@@ -216,7 +228,7 @@ def plan(
     others = not_as_recorded(recipe.inputs, made.sides)
     return replace(made, findings=(*side_findings(mine), *findings, *others))
 
-# %% ../../nbs/merging/13_plan.ipynb #c026
+# %% ../../nbs/merging/13_plan.ipynb #c029
 def _donor_words(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
@@ -231,7 +243,7 @@ def _donor_words(
            if plan.base and under=='VLM' else f"so its task vector is ΔW, as seen from the {under}")
     return [f"  the donor is the {under} + ΔW of the adapter, {way}"]
 
-# %% ../../nbs/merging/13_plan.ipynb #c027
+# %% ../../nbs/merging/13_plan.ipynb #c030
 def _size_words(checkpoint):
     "What kind of model it is, and how large; of an adapter, what it changes"
     tops = checkpoint.adapters
@@ -243,7 +255,7 @@ def _size_words(checkpoint):
           + (f', trained on {name_in_line(of(o))}' if isinstance(of(o), str) and of(o) else '') for o in tops]
     return on[-1] if named_alone(checkpoint) else ', with a '.join([model, *on])
 
-# %% ../../nbs/merging/13_plan.ipynb #c028
+# %% ../../nbs/merging/13_plan.ipynb #c031
 def _knob_words(recipe):
     "All knobs as text; a list of numbers is a curve over depth, unless it has a number for each model"
     several = bool(recipe.llms[1:])
@@ -252,7 +264,7 @@ def _knob_words(recipe):
         return isinstance(v, list) and any(isinstance(x, list) for x in flat)
     return [f'{k}={v}'+' (a curve over depth)'*curved(k, v) for k, v in knobs_of(recipe).items()]
 
-# %% ../../nbs/merging/13_plan.ipynb #c030
+# %% ../../nbs/merging/13_plan.ipynb #c033
 def _asked(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
@@ -272,7 +284,7 @@ def _asked(
                      + f'; {recipe.method} makes no use of it'*idle)
     return lines+_donor_words(plan)
 
-# %% ../../nbs/merging/13_plan.ipynb #c032
+# %% ../../nbs/merging/13_plan.ipynb #c035
 def _gathered(
     plan:Plan,          # From `plan`
 )->list[str]:           # Lines
@@ -288,7 +300,7 @@ def _gathered(
     return [f"  {what:<7}{n:>5} tensors {readable(size):>8}  {name_in_line(why)}  "
             f"({name_in_line(example, 240)})" for (what, why), (n, size, example) in groups.items()]
 
-# %% ../../nbs/merging/13_plan.ipynb #c034
+# %% ../../nbs/merging/13_plan.ipynb #c037
 def whole_shape(
     shape:tuple,        # Of a tensor
 )->tuple:               # (rows, columns), or (numbers,)
@@ -296,7 +308,7 @@ def whole_shape(
     if len(shape)<4: return tuple(shape[-2:]) or (1,)
     return shape[0], math.prod(shape[1:])
 
-# %% ../../nbs/merging/13_plan.ipynb #c036
+# %% ../../nbs/merging/13_plan.ipynb #c039
 def _row_lines(plan):
     "How many rows of embedding and head are merged, stay, or have their partner elsewhere"
     lines = []
@@ -309,7 +321,7 @@ def _row_lines(plan):
         lines.append(f"  rows    {len(rows)} merged{more}, {stay} kept  ({name_in_line(w.pair.vlm, 240)})")
     return lines
 
-# %% ../../nbs/merging/13_plan.ipynb #c039
+# %% ../../nbs/merging/13_plan.ipynb #c042
 ROW_BYTES = 64          # Of memory for each number of what a method has as a whole: a row, or a matrix
 
 def _memory(
@@ -329,7 +341,7 @@ def _memory(
     what = ' x '.join(map(str, longest)) if longest[1:] else f'a row of {longest[0]}'
     return f'{usual}, and {readable(size)} more in each thread for {what} numbers'
 
-# %% ../../nbs/merging/13_plan.ipynb #c041
+# %% ../../nbs/merging/13_plan.ipynb #c044
 def describe(
     plan:Plan,          # From `plan`
 )->str:                 # Several lines

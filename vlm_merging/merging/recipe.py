@@ -47,6 +47,7 @@ def layer_ranges(
 
 # %% ../../nbs/merging/09_recipe.ipynb #c016
 @lru_cache
+@lru_cache(99)          # Asked for once a tensor
 def layer_set(
     text:str,           # As for `layer_ranges`
     depth:int,          # Number of layers
@@ -153,6 +154,7 @@ def _as_text(name, value):
     return ranges_said(value, ',') if numbers and min(value)>=0 else value
 
 # %% ../../nbs/merging/09_recipe.ipynb #c035
+@lru_cache(99)
 def _parts_of(
     modules:str,        # As a recipe has them
 )->tuple:
@@ -315,7 +317,9 @@ def knobs_at(
     "All knobs of the method, as they are set at one layer"
     def at(value): return at_depth(value, depth-1 if layer is None else layer, depth)
     each = {'weight'} if recipe.llms[1:] else {}    # One for each model
-    return {k: tuple(map(at, v)) if k in each else at(v) for k, v in knobs_of(recipe).items()}
+    knobs = {k: tuple(map(at, v)) if k in each else at(v) for k, v in knobs_of(recipe).items()}
+    if recipe.as_run and recipe.method=='linear': knobs['weight'] = knobs['weight'], 1-knobs['weight']
+    return knobs
 
 # %% ../../nbs/merging/09_recipe.ipynb #c060
 _MERGEKIT = 'vlm_merging.merging.mergekit:mergekit_recipe'  # A room behind this one
