@@ -400,3 +400,24 @@ def test_the_lines_of_the_page_run_as_they_stand(tmp_path, call, monkeypatch):
         code, said[line], told = call(*shlex.split(line)[1:])
         assert code==0, f'{line}: {told}'
     assert len(lines)==5 and 'No item was scored differently' in said[lines[-1]]
+
+def test_the_table_of_the_page_is_what_the_script_writes(tmp_path, monkeypatch):
+    import csv, importlib.util
+    from dataclasses import replace
+    here = Path(__file__).parent
+    spec = importlib.util.spec_from_file_location('engines_by_hand', here/'bench'/'engines.py')
+    bench = importlib.util.module_from_spec(spec)
+    monkeypatch.setattr(sys, 'path', [*sys.path])
+    monkeypatch.setattr(os, 'environ', {**os.environ})
+    spec.loader.exec_module(bench)
+    with open(bench.TABLE) as f: rows = [*csv.DictReader(f)]
+    assert [*rows[0]]==bench.COLUMNS and {r['engine'] for r in rows}=={*bench.ENGINES.values()}
+    drawn = bench.items_of(60)
+    assert {len(i.images) for i in drawn}=={0, 1, 2} and any(i.choices for i in drawn)
+    some = drawn[:4]
+    replied = dict(zip((i.id for i in some), ('red', 'top-left', 'red', 'red')))
+    for way, changed in (('here', {}), ('server', {some[0].id:' red\n', some[1].id:'top-right'})):
+        ask(lambda i: (replied|changed)[i.id], some, out=tmp_path/'runs'/f'vlm-{way}', run='r')
+    row, told = bench.compared(tmp_path, 'vlm', 'server', {i.id:i for i in some}, LAB, 1.)
+    assert [*row]==bench.COLUMNS and (row['equal'], row['replies'])==(3, 4)
+    assert len(told)==1 and "'top-left' and 'top-right', logits apart by" in told[0] and float(row['gaps'])
