@@ -28,7 +28,7 @@ class Builds(BaseHTTPRequestHandler):
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
         wish = asked.get('return_token_ids')
-        if wish and self.server.tells!='ids': return self.send(422, dict(detail='return_token_ids: what?'))
+        if wish and self.server.tells in ('number', 'nothing'): return self.send(422, dict(detail='return_token_ids: what?'))
         system = [m['content'] for m in asked['messages'] if m['role']=='system']
         content = asked['messages'][-1]['content']
         parts = [content] if isinstance(content, str) else [
@@ -36,23 +36,27 @@ class Builds(BaseHTTPRequestHandler):
                 p['image_url']['url'].partition(',')[2])) for p in content]
         item = Item('1', ''.join(p if isinstance(p, str) else '' for p in parts) or ' ',
                     images=tuple(p for p in parts if not isinstance(p, str)))
-        asker = replace(self.server.asker, system=system[0] if system else None)
+        asker = replace(self.server.asker, system=self.server.before or (system[0] if system else None))
         with self.server.lock:
             ids = prompt_inputs(asker, [item], [[p.open() for p in item.images]])['input_ids'][0].tolist()
             self.server.asked.append(asked)
         choice = dict(index=0, finish_reason='stop', message=dict(role='assistant', content=f' {len(ids)}\n'))
-        told = dict(usage=dict(prompt_tokens=len(ids))) if self.server.tells in ('ids', 'number') else {}
-        if wish: told['prompt_token_ids'] = ids
+        counts = self.server.tells in ('ids', 'number', 'number in silence')
+        told = dict(usage=dict(prompt_tokens=len(ids))) if counts else {}
+        if wish and self.server.tells=='ids': told['prompt_token_ids'] = ids
         self.send(200, dict(model='tiny', choices=[choice])|told)
     def log_message(self, *_): pass
 
 @pytest.fixture
 def serving():
-    "Start a server with the processor of a folder: what it tells is 'ids', 'number' or 'nothing'"
+    """Start a server with the processor of a folder: what it tells is 'ids', 'number' or 'nothing', and the last
+    two refuse to be asked for ids; 'number in silence' and 'silence' do not, as a proxy that drops what it does
+    not know"""
     begun = []
     def start(folder, tells, root=None, **how):
         s = ThreadingHTTPServer(('127.0.0.1', 0), Builds)
         s.asker, s.tells, s.root, s.asked, s.lock = open_processor(folder), tells, root, [], threading.Lock()
+        s.before = None                                         # What its owner says before every question
         s.thread = threading.Thread(target=s.serve_forever, kwargs=dict(poll_interval=.01), daemon=True)
         s.thread.start()
         begun.append(s)

@@ -35,7 +35,8 @@ def copied(tmp_path, template=None):
 
 def record_of(out): return json.loads((out/'run.json').read_text())['sessions'][-1]['how']['prompt']
 
-@pytest.mark.parametrize('tells,by', [('ids', 'token ids'), ('number', 'number of tokens')])
+@pytest.mark.parametrize('tells,by', [('ids', 'token ids'), ('number', 'number of tokens'),
+                                      ('number in silence', 'number of tokens')])
 @pytest.mark.parametrize('system', [None, 'scene'])
 def test_the_right_server_passes_and_the_run_says_how_it_was_looked_at(serving, tmp_path, tells, by, system):
     server, far = serving(LAB, tells, system=system)
@@ -51,8 +52,9 @@ def test_the_right_server_passes_and_the_run_says_how_it_was_looked_at(serving, 
     ask(far, every_kind(), out=tmp_path/'run')                  # Nothing is missing, so nobody is asked
     assert len(server.asked)==asked and prompt_record(tmp_path/'run')['outcome']=='same'
 
-def test_a_server_that_tells_nothing_is_said_to_be_unchecked(serving, tmp_path):
-    _, far = serving(LAB, 'nothing')
+@pytest.mark.parametrize('tells', ['nothing', 'silence'])
+def test_a_server_that_tells_nothing_is_said_to_be_unchecked(serving, tmp_path, tells):
+    _, far = serving(LAB, tells)
     with pytest.warns(UserWarning, match='was not checked: the server tells nothing of its prompts'):
         ask(far, every_kind(), out=tmp_path/'run')
     assert record_of(tmp_path/'run')['outcome']=='not checked'
@@ -164,6 +166,44 @@ def test_a_server_that_dies_at_the_first_picture_is_no_wrong_address(serving, tm
     with pytest.raises(ValueError, match='answered before and cannot be reached any more.*Its log may say '
                                          'why'):
         ask(far, every_kind(), out=tmp_path/'run')
+
+class Turns(Builds):
+    "Two servers behind one address, of which one has the wrong template"
+    def do_POST(self):
+        self.server.asker = self.server.askers[len(self.server.asked)%2]
+        super().do_POST()
+
+@pytest.mark.parametrize('tells', ['ids', 'number'])
+def test_words_that_a_proxy_puts_in_front_are_caught(serving, tmp_path, tells):
+    server, far = serving(LAB, tells)
+    server.before = 'scene'
+    with pytest.raises(ValueError, match='conversation in another way|does not say which'):
+        ask(far, every_kind(), out=tmp_path/'run')
+
+def test_one_wrong_server_of_two_behind_an_address_is_caught(serving, tmp_path):
+    from vlm_merging.asking.opening import open_processor
+    server, far = serving(LAB, 'ids', concurrency=1)
+    server.askers = server.asker, open_processor(copied(tmp_path, BEHIND))
+    server.RequestHandlerClass = Turns
+    with pytest.raises(ValueError, match='in another order'): ask(far, every_kind(), out=tmp_path/'run')
+
+class Streams(Builds):
+    "A server that answers in events whether one likes it or not"
+    def send(self, status, body):
+        if 'choices' not in body: return super().send(status, body)
+        data = b''.join(f'data: {o}\n\n'.encode() for o in (json.dumps(body), '[DONE]'))
+        self.send_response(status)
+        for k, v in {'Content-Type':'text/event-stream', 'Content-Length':str(len(data))}.items():
+            self.send_header(k, v)
+        self.end_headers()
+        self.wfile.write(data)
+
+def test_a_server_that_only_streams_is_told_as_one(serving, tmp_path):
+    server, far = serving(LAB, 'ids', tries=1)
+    server.RequestHandlerClass = Streams
+    with pytest.warns(UserWarning, match='was not checked: none of the tried questions was answered.*streams'):
+        with pytest.raises(ValueError, match='All 12 questions failed: .*streams its reply'):
+            ask(far, every_kind(), out=tmp_path/'run')
 
 def test_white_space_at_the_ends_of_replies_changes_no_verdict():
     from vlm_merging.asking.replies import reply_table
