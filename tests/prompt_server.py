@@ -28,15 +28,16 @@ class Builds(BaseHTTPRequestHandler):
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
         wish = asked.get('return_token_ids')
-        if wish and self.server.tells in ('number', 'nothing'): return self.send(422, dict(detail='return_token_ids: what?'))
+        if wish and self.server.tells in ('number', 'nothing'):
+            return self.send(422, dict(detail='return_token_ids: what?'))
         system = [m['content'] for m in asked['messages'] if m['role']=='system']
         content = asked['messages'][-1]['content']
         parts = [content] if isinstance(content, str) else [
-            p['text'] if p['type']=='text' else Picture(b64decode(
-                p['image_url']['url'].partition(',')[2])) for p in content]
+            p['text'] if p['type']=='text' else
+            Picture(b64decode(p['image_url']['url'].partition(',')[2])) for p in content]
         item = Item('1', ''.join(p if isinstance(p, str) else '' for p in parts) or ' ',
                     images=tuple(p for p in parts if not isinstance(p, str)))
-        asker = replace(self.server.asker, system=self.server.before or (system[0] if system else None))
+        asker = replace(self.server.asker, system=self.server.before or next(iter(system), None))
         with self.server.lock:
             ids = prompt_inputs(asker, [item], [[p.open() for p in item.images]])['input_ids'][0].tolist()
             self.server.asked.append(asked)
@@ -49,14 +50,14 @@ class Builds(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def serving():
-    """Start a server with the processor of a folder: what it tells is 'ids', 'number' or 'nothing', and the last
-    two refuse to be asked for ids; 'number in silence' and 'silence' do not, as a proxy that drops what it does
-    not know"""
+    """Start a server with the processor of a folder: what it tells is 'ids', 'number' or 'nothing', and the
+    last two refuse to be asked for ids; 'number in silence' and 'silence' do not, as a proxy that drops what
+    it does not know"""
     begun = []
     def start(folder, tells, root=None, **how):
         s = ThreadingHTTPServer(('127.0.0.1', 0), Builds)
         s.asker, s.tells, s.root, s.asked, s.lock = open_processor(folder), tells, root, [], threading.Lock()
-        s.before = None                                         # What its owner says before every question
+        s.before = None                                         # What its owner says before each question
         s.thread = threading.Thread(target=s.serve_forever, kwargs=dict(poll_interval=.01), daemon=True)
         s.thread.start()
         begun.append(s)

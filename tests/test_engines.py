@@ -281,9 +281,9 @@ def test_words_are_settings_by_the_parser_of_vllm(vllm, call, tmp_path):
             '--allowed-local-media-path "a b" --dtype float16 --model another'
     with open_engine(LAB, 'vllm', typed, max_new_tokens=4) as model: pass
     settings = vllm.made[0].settings
-    assert settings==dict(tensor_parallel_size=8, enable_prefix_caching=False, enforce_eager=True, dtype='float16',
-                          limit_mm_per_prompt=dict(image=4), allowed_local_media_path='a b',
-                          trust_remote_code=False)
+    assert settings==dict(tensor_parallel_size=8, enable_prefix_caching=False, enforce_eager=True,
+                          dtype='float16', limit_mm_per_prompt=dict(image=4), trust_remote_code=False,
+                          allowed_local_media_path='a b')
     assert model.about['dtype']=='float16'
     for typed, why in (('--nonsense 1', 'unrecognized arguments: --nonsense 1'), ('8', 'unrecognized'),
                        ('-tp many', "invalid int value: 'many'"), ('--help', 'unrecognized arguments')):

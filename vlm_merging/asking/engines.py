@@ -295,5 +295,5 @@ def open_engine(
     folder = str(checkpoint.path.resolve())
     with running_server(command, port, log):
         yield Started(f'http://127.0.0.1:{port}/v1', folder, weights=checkpoint.path,
-                      processor=checkpoint.path, trust_prompt=trust_prompt, engine=told,
+                      processor=str(where), trust_prompt=trust_prompt, engine=told,
                       **_for_server(asking))

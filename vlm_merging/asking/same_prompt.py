@@ -153,12 +153,12 @@ def prompts_said(
 )->str:                 # A line; '' where there is nothing to say, or it was said as a warning
     "What was found out about the prompts of a run"
     if not record: return ''
-    n, trusted = len(record.get('asked', ())), ', and is trusted'*bool(record.get('trusted'))
+    n, trusted = len(record.get('asked', ())), ', and it is trusted'*bool(record.get('trusted'))
     if record['outcome']=='same':
-        return (f"The server builds the prompts that the processor of {record['against']} builds: "
+        return (f"Its prompts are those that the processor of {record['against']} builds: "
                 f"{n} question{'s'*(n!=1)} compared {BY[record['by']]}.")
-    if record['outcome']=='other': return f'The server builds other prompts than the processor{trusted}.'
-    return f'That the server builds the prompts of the processor was not checked{trusted}.' if trusted else ''
+    if record['outcome']=='other': return f'Its prompts are other ones than the processor builds{trusted}.'
+    return f'Its prompts were not checked{trusted}.' if trusted else ''
 
 # %% ../../nbs/asking/10_same_prompt.ipynb #c030
 def unlike_prompts(
