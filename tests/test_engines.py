@@ -150,7 +150,7 @@ def test_words_reach_the_engine_whole(tmp_path):
     ('--x "{\\"a\\": 1}"', ['--x', '{"a": 1}']), ("--x {\"it's\": 1}", ['--x', '{"it\'s": 1}']),
     ('--x '+'['*5000, ['--x', '['*5000])])
 def test_a_text_is_taken_apart_as_a_shell_does_and_json_is_whole(typed, words):
-    assert engines.words_of(typed)==words
+    assert engines.engine_words(typed)==words
 
 def test_an_open_quote_is_a_sentence(tmp_path, call):
     code, _, told = call('ask', LAB, '--engine', 'server', '--engine-args', "--x 'y", '--benchmark', 'lab',

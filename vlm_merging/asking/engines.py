@@ -21,7 +21,7 @@ from .same_prompt import check_prompts, samples_of_kinds
 from .wire import wire_messages
 
 # %% auto #0
-__all__ = ['UP_WITHIN', 'DOWN_WITHIN', 'HELD', 'LOT', 'words_of', 'server_command', 'running_server', 'Started', 'InProcess',
+__all__ = ['UP_WITHIN', 'DOWN_WITHIN', 'HELD', 'LOT', 'engine_words', 'server_command', 'running_server', 'Started', 'InProcess',
            'in_lots', 'vllm_prompts', 'open_engine']
 
 # %% ../../nbs/asking/16_engines.ipynb #c011
@@ -31,7 +31,7 @@ def _quoted(text):
     except ValueError: return True
     return False
 
-def words_of(
+def engine_words(
     text:str,           # As typed: '--tensor-parallel-size 8 --limit-mm-per-prompt {"image": 4}'
 )->list[str]:
     "The words of a text as a shell takes them apart, JSON left whole; raise ValueError if a quote is open"
@@ -282,7 +282,7 @@ def open_engine(
 ):                      # Gives what `ask` asks
     "A model in another engine, for as long as the block runs; raise ValueError if it cannot be"
     check_settings(asking, ())
-    checkpoint, words = Checkpoint.open(where), words_of(engine_args)
+    checkpoint, words = Checkpoint.open(where), engine_words(engine_args)
     if engine=='vllm':
         yield replace(_open_vllm(checkpoint, where, words, dtype, trust_remote_code, asking),
                       trust_prompt=trust_prompt)

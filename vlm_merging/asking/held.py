@@ -8,7 +8,7 @@ import os, re, shlex, signal, subprocess, sys, time
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['STILL_THERE', 'LOOK', 'end_group', 'sole_writer', 'hold']
+__all__ = ['STILL_THERE', 'LOOK_EVERY', 'end_group', 'sole_writer', 'hold']
 
 # %% ../../nbs/asking/17_held.ipynb #c009
 def end_group(
@@ -45,7 +45,7 @@ def sole_writer(
             f'{f" (kill -- -{known[-1]})" if known else ""}, and run the same again.')
 
 # %% ../../nbs/asking/17_held.ipynb #c017
-LOOK = .2               # Seconds between two looks
+LOOK_EVERY = .2         # Seconds between two looks
 
 def hold(
     parent:int,         # Process that must be there
@@ -64,7 +64,7 @@ def hold(
         print(f'{command[0]} cannot be run: {e.strerror}.', flush=True)
         return 127
     print(f'[process {server.pid}] {shlex.quote(command[0])}', flush=True)
-    while server.poll() is None and not told and os.getppid()==parent: time.sleep(LOOK)
+    while server.poll() is None and not told and os.getppid()==parent: time.sleep(LOOK_EVERY)
     code = end_group(server, seconds)
     return 0 if told else code if code>=0 else 128-code
 
