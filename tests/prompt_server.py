@@ -4,8 +4,6 @@ from base64 import b64decode
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import pytest
-
 from vlm_merging.asking.endpoint import Endpoint
 from vlm_merging.asking.models import prompt_inputs
 from vlm_merging.asking.opening import open_processor
@@ -48,8 +46,7 @@ class Builds(BaseHTTPRequestHandler):
         self.send(200, dict(model='tiny', choices=[choice])|told)
     def log_message(self, *_): pass
 
-@pytest.fixture
-def serving():
+def begin_serving():
     """Start a server with the processor of a folder: what it tells is 'ids', 'number' or 'nothing', and the
     last two refuse to be asked for ids; 'number in silence' and 'silence' do not, as a proxy that drops what
     it does not know"""

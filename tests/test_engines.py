@@ -5,7 +5,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from prompt_server import Builds, serving # noqa: F401
 from vlm_merging.asking import engines
 from vlm_merging.asking.ask import ask
 from vlm_merging.asking.engines import InProcess, open_engine, running_server, server_command
@@ -401,7 +400,6 @@ def test_the_lines_of_the_page_run_as_they_stand(tmp_path, call, monkeypatch):
 
 def test_the_table_of_the_page_is_what_the_script_writes(tmp_path, monkeypatch):
     import csv, importlib.util
-    from dataclasses import replace
     here = Path(__file__).parent
     spec = importlib.util.spec_from_file_location('engines_by_hand', here/'bench'/'engines.py')
     bench = importlib.util.module_from_spec(spec)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from prompt_server import LAB, Builds, serving # noqa: F401
+from prompt_server import LAB, Builds
 from vlm_merging.asking.ask import ask
 from vlm_merging.asking.connection import server_words
 from vlm_merging.asking.same_prompt import prompt_record, unlike_prompts
