@@ -37,6 +37,12 @@ def call(capsys):
         return code, *capsys.readouterr()
     return run
 
+@pytest.fixture
+def serving():
+    "Starts a server that builds prompts with the processor of a folder"
+    from prompt_server import begin_serving
+    yield from begin_serving()
+
 @pytest.fixture(scope='module')
 def playing():
     "Playwright, or a reason to skip"

@@ -174,6 +174,7 @@ def ask_command(
     "Ask a model every question, and keep each reply at once; a run that was stopped goes on where it was"
     from vlm_merging.asking.ask import ask, in_samples
     from vlm_merging.asking.replies import report, unique_rows
+    from vlm_merging.asking.same_prompt import prompt_record, prompts_said
     out = folder_wanted(given)
     items = questions_of(given, given['benchmark'])
     several = taken(given, SAMPLED)
@@ -181,7 +182,7 @@ def ask_command(
         for sentence in power_sentences(items): tell(sentence)
         warnings.filterwarnings('ignore', r'\d+ of \d+ items have a reply') # `report` says the same
         replies = ask(model, items, out, run, **several)
-    print(report(out))
+    print(*filter(None, (report(out), prompts_said(prompt_record(out)))), sep='\n')
     if several: print_flips(replies)
     line = shlex.join(['Next:', as_called(), 'score', str(out), '--out', f'{out}.parquet'])
     print(name_in_line(line, 9000))
