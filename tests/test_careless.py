@@ -51,7 +51,8 @@ def test_replies_to_a_table_as_it_was_do_not_count(tmp_path, end):
             return item.question
         with pytest.warns(UserWarning, match='2 of 6 items have a reply'): ask(breaks, edited, out, 'r')
         assert '4 failed' in run_report(out) and whole_run(out)['error'].count()==4
-    assert run_report(out).startswith('2 of 6 items') and '4 replies are to other questions' in run_report(out)
+    said = run_report(out)
+    assert said.startswith('2 of 6 items') and '4 replies are to other questions' in said
     assert replies(out)['prediction'].to_list()==['What is 0-0?', 'What is 1-1?']
     with pytest.warns(UserWarning, match='2 of 6 items'): assert score(out)['correct'].count()==2
     assert len(read_lines(out/'replies.jsonl')[0])==8                    # The old ones stay where they are

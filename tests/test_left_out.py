@@ -141,7 +141,8 @@ def test_a_second_table_that_was_stopped_is_not_done(tmp_path):
         if item.id=='3': raise KeyboardInterrupt
         return 'x'
     with pytest.raises(KeyboardInterrupt): quiet(ask, stops, b, tmp_path/'run', 'r')
-    assert run_report(tmp_path/'run').startswith('11 of 16') and '5 were not asked yet' in run_report(tmp_path/'run')
+    said = run_report(tmp_path/'run')
+    assert said.startswith('11 of 16') and '5 were not asked yet' in said
 
 def test_a_part_is_the_same_with_and_without_its_pictures(tmp_path):
     many = [dict(id=str(n), question='?', answer='1', image='red.png') for n in range(60)]

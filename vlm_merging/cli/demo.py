@@ -138,7 +138,8 @@ def facts(
     w, many = f.recipe.knobs['weight'], f.about.compared.filter(tag='all')['n'][0]
     gains = f.about.compared.filter(tag='category').sort('where').to_dicts()
     how = f"chosen on {f.about.tried['n'].max()} other questions" if f.picked else 'as given'
-    lines = [f'merged: {w:g} of the VLM and {1-w:g} of the LLM ({how}); asked {many} questions about pictures']
+    lines = [f'merged: {w:g} of the VLM and {1-w:g} of the LLM ({how}); '
+             f'asked {many} questions about pictures']
     for name in MODELS:
         shares = f.sums.filter(tag='category', run=name, what='accuracy').sort('where').to_dicts()
         lines.append(f'{name:<7} '+'   '.join(f"{r['where']} {share_said(r)}" for r in shares))
@@ -167,13 +168,14 @@ def demo_page(
         f.about, title='What a merge did', yours=YOURS,
         lead=f'A tiny vision-language model (VLM) and a tiny reasoning model (LLM) became one: {w:g} of the '
              f'weights of the first, {1-w:g} of the second. Nothing was trained.',
-        right_note='They are of the test split, whose pictures no model was trained on. LLM: put into the VLM as '
-                   'it is, which is the weight 0.',
-        moved=dict(chart=drawn_chart(moved, 'moved', 500), said=f'{f.weights.verdict} (how sure: {f.weights.sure})'),
+        right_note='They are of the test split, whose pictures no model was trained on. LLM: put into the '
+                   'VLM as it is, which is the weight 0.',
+        moved=dict(chart=drawn_chart(moved, 'moved', 500),
+                   said=f'{f.weights.verdict} (how sure: {f.weights.sure})'),
         notes=[f'The weight, {w:g}, was taken {chosen}; it was not chosen on the questions that are reported'
                +', if you did not choose it after looking at this page'*(not f.picked)+'.',
-               'It is one trio of one tiny world. It shows that the tools work and what they can tell, and nothing '
-               'about your models: merging can hurt.'])
+               'It is one trio of one tiny world. It shows that the tools work and what they can tell, and '
+               'nothing about your models: merging can hurt.'])
 
 def demo(
     out:str|Path=DEMO,  # Folder that shall appear; one of this default name is replaced if a demo made it

@@ -1,4 +1,4 @@
-"""The pieces of a report: shares in words, drawings, tables, and questions with their pictures and replies."""
+"""The pieces of a report: shares in words, drawings, tables, and questions with pictures and replies."""
 # A page can be opened from a disk, mailed, and read on a phone or in the dark. It has no scripts and loads
 # nothing: charts are drawn into it as SVG (some 30 kB each; the scripts that would draw them in a browser
 # are 0.9 MB), pictures of questions are PNG within it. A chart is drawn wide and narrow, since a shrunken
@@ -10,6 +10,7 @@ from vlm_merging.checkpoints.texts import name_in_line, ranges_said, visible
 
 NARROWER = 300          # By how many pixels a chart is narrower on a phone
 SLIM_LABELS = 110       # Pixels that a label beside it may take there
+OVER_ALL = 'all', 'split' # Tags that are no kinds of questions
 FEW_PLACES = 4          # Kinds of questions that stand side by side, at most
 
 # Numbers in words
@@ -18,17 +19,15 @@ def share_said(
     row:dict,           # Of `summarize`: a share
 )->str:
     "`39.5% (95% 34.4 to 44.9)`"
-    low, high = (row[k] for k in ('low', 'high'))
-    ends = '' if low is None else f' (95% {100*low:.1f} to {100*high:.1f})'
-    return f"{row['value']:.1%}{ends}"
+    return f"{row['value']:.1%} (95% {100*row['low']:.1f} to {100*row['high']:.1f})"
 
 def two_lines(
     row:dict|None,      # As for `share_said`; None: there is none
 )->tuple:               # The share, and the ends of its interval below
     "A share as a cell of a table"
     if row is None: return '', ''
-    share, _, ends = share_said(row).partition(' (95% ')
-    return share, ends.rstrip(')')
+    ends = '' if row['low'] is None else f"{100*row['low']:.1f}–{100*row['high']:.1f}"
+    return f"{row['value']:.1%}", ends
 
 def gain_said(
     row:dict,           # Of `compare`
@@ -45,7 +44,7 @@ def needed_layers(
     import polars as pl
     from vlm_merging.probing.profile import matters
     same = {c:profile[c][0] for c in ('measure', 'how', 'part')}
-    tags = [t for t in profile['tag'].unique(maintain_order=True) if t not in ('all', 'split')]
+    tags = [t for t in profile['tag'].unique(maintain_order=True) if t not in OVER_ALL]
     rows = profile.filter(pl.col('layers')==pl.col('layer').cast(pl.String), tag=(tags or ['all'])[0], **same)
     models = profile['model'].unique(maintain_order=True)
     def said(kind, model):
@@ -72,7 +71,7 @@ def main_places(
 )->list[dict]:          # Rows, at most `FEW_PLACES`, one a place
     "The kinds of questions that a page begins with: those of the first tag if they are few, else all"
     rows = {place_key(r):r for r in table.to_dicts() if r['n']}.values()
-    tags = [t for t in dict.fromkeys(r['tag'] for r in rows) if t not in ('all', 'split')]
+    tags = [t for t in dict.fromkeys(r['tag'] for r in rows) if t not in OVER_ALL]
     kinds = [r for r in rows if tags and r['tag']==tags[0]]
     some = kinds if 1<len(kinds)<=FEW_PLACES else [r for r in rows if r['tag']=='all']
     return some[:FEW_PLACES]
@@ -140,21 +139,20 @@ def verdict_parts(
 
 # Questions and replies
 
-OUTCOMES = {'Won':(6, 'right only in the second run, or more often'), 'Lost':(6, 'right only in the first'),
-            'Both wrong':(3, 'wrong in both'), 'Both right':(2, 'right in both')} # Shown at most, and what it is
+OUTCOMES = {'Won':6, 'Lost':6, 'Both wrong':3, 'Both right':2} # Questions of each that are shown, at most
 
 def shown_rows(
     pairs,              # From `matched`
     tags:list[str],     # The first of them spreads the choice
 )->list[tuple]:         # Outcome, how many came out so, and the rows that are shown
-    "For each outcome some questions: the first of each kind, then the second; the prettiest would be advertising"
+    "Of each outcome the first questions, kind by kind: the prettiest ones would be advertising"
     import polars as pl
     gain = pl.col('value_b')-pl.col('value')
-    rules = dict(zip(OUTCOMES, (gain>0, gain<0, (gain==0) & ~pl.col('correct'), (gain==0) & pl.col('correct'))))
-    for name, rule in rules.items():
+    rules = gain>0, gain<0, (gain==0) & ~pl.col('correct'), (gain==0) & pl.col('correct')
+    for name, rule in zip(OUTCOMES, rules):
         rows = pairs.filter(rule, state='paired')
         turn = pl.int_range(pl.len()).over(tags[:1]) if tags else pl.int_range(pl.len())
-        some = rows.sort(turn, maintain_order=True).head(OUTCOMES[name][0])
+        some = rows.sort(turn, maintain_order=True).head(OUTCOMES[name])
         if rows.height: yield name, rows.height, some.to_dicts()
 
 def question_parts(
@@ -171,4 +169,5 @@ def question_parts(
         read = f"read as {name_in_line(picked)}"+f' ({name_in_line(why)})'*bool(why)
         return visible(text), row['correct'], read if picked and picked!=text.strip() else ''
     return dict(pictures=pictures, ask=visible(row.get('question') or row['index']), kind=name_in_line(kind),
-                answer=name_in_line(row.get('answer') or ''), replies=[(name_in_line(m), *said(r)) for m, r in replies])
+                answer=name_in_line(row.get('answer') or ''),
+                replies=[(name_in_line(m), *said(r)) for m, r in replies])

@@ -29,6 +29,12 @@ class Reported:
     made:dict=field(default_factory=dict) # How it was made: name -> text
     unlike:list=field(default_factory=list) # Sentences: how the runs were asked otherwise
 
+def place_of_question(
+    row:dict,           # Of a run or a table
+)->tuple:               # (benchmark, split, id), as comparisons name them
+    "Which question a row is of"
+    return row.get('benchmark') or 'unnamed', row.get('split') or 'all', str(row['index'])
+
 # What lies in the folders of runs, probes and sweeps
 
 def run_config(run):
@@ -81,7 +87,8 @@ def probe_tables_at(
     profile, change = (read_part(path/f'{name}.parquet') for name in ('profile', 'change'))
     if profile is not None: return profile, change
     first = weights_of_run(configs[0]) or ' '
-    rows = [f for p in sorted(parts, key=lambda p: first[:8] not in p.stem) if (f := read_part(p)) is not None]
+    parts.sort(key=lambda p: first[:8] not in p.stem)       # Before and after
+    rows = [f for p in parts if (f := read_part(p)) is not None]
     if not rows: raise ValueError(f'{path} holds nothing yet. Let the probe end first.')
     rows = pl.concat(rows, how='diagonal_relaxed')
     found = Profile(rows, [t for t in tags if t in rows.columns])
@@ -102,11 +109,11 @@ def sweep_table_at(
     parts = [f for p in sorted((path/'parts').glob('*.parquet')) if (f := read_part(p)) is not None]
     if not parts: raise ValueError(f'{path} holds nothing yet. Let the sweep end first.')
     replies = pl.concat(parts, how='diagonal_relaxed')
-    places = replies.select('benchmark', 'split', 'index').unique().rows()
-    shared = len(asked & {(b or 'unnamed', s or 'all', i) for b, s, i in places})
+    places = replies.select('benchmark', 'split', 'index').unique().to_dicts()
+    shared = len(asked & {*map(place_of_question, places)})
     if shared:
-        warnings.warn(f'{shared} questions on which weights were tried are among those reported, so the weight '
-                      f'may fit them by luck. Report others, or choose on others.', stacklevel=3)
+        warnings.warn(f'{shared} questions on which weights were tried are among those reported, so the '
+                      f'weight may fit them by luck. Report others, or choose on others.', stacklevel=3)
     tried = read_part(path/'sweep.parquet')
     if tried is None:
         scored = score_mixture(replies.sort('weight', maintain_order=True), [], None)
@@ -156,7 +163,7 @@ def questions_at(
 
 def pictures_of(
     shown:list[dict],   # Rows of `matched`
-    items,              # Questions: a table, the name of a benchmark, `Item`s; None: found by their benchmarks
+    items,              # As for `report`
     run,                # The first run
 )->dict:                # (benchmark, split, id) -> pictures, or a sentence why there are none
     "The pictures of some questions, where they are those that were asked"
@@ -174,13 +181,13 @@ def pictures_of(
         known = found
     by = {(i.benchmark or 'unnamed', i.split or 'all', str(i.id)):i for i in known}
     lines = run_lines(path_of(run), ASKED_LAST)[0] if config else ()
-    keys = {(r.get('benchmark') or 'unnamed', r.get('split') or 'all', str(r['index'])):r.get('key') for r in lines}
+    keys = {place_of_question(r):r.get('key') for r in lines}
     def seen(place):
         if (item := by.get(place)) is None: return 'no picture is known'
         try: same = place not in keys or keys[place]==reply_key(item, config['about'])
         except ValueError as e: return str(e)
         return item.images[:PICTURES] if same else 'question or picture are others by now than those asked'
-    out = {p:seen(p) for p in ((r['benchmark'], r['split'], r['index']) for r in shown)}
+    out = {p:seen(p) for p in map(place_of_question, shown)}
     lost = [p for p, o in out.items() if isinstance(o, str)]
     if lost:
         more = next((f' {why[b]}' for b, *_ in lost if b in why), '')
@@ -191,7 +198,7 @@ def pictures_of(
 
 def gathered(
     a, b,               # Runs, as for `report`
-    by, probe, sweep, items, protocol, # As for `report`
+    by, probe, sweep, items, protocol, # The same
 )->Reported:
     "All that a page is made of; raise ValueError if it does not belong together"
     import polars as pl
@@ -219,16 +226,17 @@ def gathered(
     pictures = pictures_of([r for *_, rows in shown for r in rows], items, a)
     profile, change = probe_tables_at(probe, configs, tags) if probe is not None else (None, None)
     asked = {*pairs.select('benchmark', 'split', 'index').iter_rows()}
-    tried, method, others = (None, 'linear', None) if sweep is None else sweep_table_at(sweep, configs, tags,
-                                                                                        asked)
+    tried, method, others = None, 'linear', None
+    if sweep is not None: tried, method, others = sweep_table_at(sweep, configs, tags, asked)
     recipe = recipe_of_run(configs[1])
     weight = recipe.get('knobs', {}).get('weight')
     unlike = unlike_settings(configs, [*map(name_in_line, runs)])
     if all(isinstance(run, (str, Path)) for run in (a, b)): unlike += unlike_prompts(a, b)
     for sentence in unlike: warnings.warn(sentence, stacklevel=3)
-    how = {name_in_line(r):dict(asked=c.get('about'), versions=(c.get('sessions') or [{}])[-1].get('versions'))
-           for r, c in zip(runs, configs) if c}
+    def last(config): return (config.get('sessions') or [{}])[-1].get('versions')
+    how = {name_in_line(r):dict(asked=c.get('about'), versions=last(c)) for r, c in zip(runs, configs) if c}
     made = {'The recipe of the merge':json.dumps(without_places(recipe), indent=1)} if recipe else {}
-    made['How the runs were asked, and versions'] = json.dumps(how|dict(scored=protocol, here=versions()), indent=1)
+    made['How the runs were asked, and versions'] = json.dumps(how|dict(scored=protocol, here=versions()),
+                                                               indent=1)
     return Reported(scores, compared, tags, shown, pictures, profile, change, tried, method, others,
                     weight if isinstance(weight, (int, float)) else None, made, unlike)
