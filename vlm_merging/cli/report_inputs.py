@@ -55,7 +55,7 @@ def work_folder(
     config = run_config(path)
     if config.get('what')!=what or not (path/'parts').is_dir():
         why = 'is not there' if not path.exists() else f'is no folder of a {what}'
-        raise ValueError(f'{path} {why}. `{verb}` writes one, into what it calls out.')
+        raise ValueError(f'{path} {why}. Name the folder that {verb} wrote.')
     return path, config
 
 def check_same_models(
@@ -146,7 +146,7 @@ def unlike_settings(
     if not all(abouts): return []
     return [f'{k} was {json.dumps(a)} for {names[0]} and {json.dumps(b)} for {names[-1]}.'
             for k in dict.fromkeys(k for o in abouts for k in o)
-            if (a := abouts[0].get(k))!=(b := abouts[-1].get(k)) and k not in ('weights', 'own')]
+            if (a := abouts[0].get(k))!=(b := abouts[-1].get(k)) and k not in ('weights', 'own', 'ask')]
 
 # Pictures
 
