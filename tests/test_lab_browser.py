@@ -18,7 +18,8 @@ merging''', '''merging.wait()
 layers = LayerExplorer(pause=.1)
 layers''', '''layers.wait()
 replies = merging.browse()
-replies''', '''print('the kernel is', 'free')''']
+replies''', '''from vlm_merging import weights_chart
+weights_chart(merging.table, 'category')''', '''print('the kernel is', 'free')''']
 SETTINGS = {'apputils-extension/notification':dict(fetchNews='false', checkForUpdates=False),
             'notebook-extension/tracker':dict(windowingMode='none', autoStartDefaultKernel=True),
             'docmanager-extension/plugin':dict(autosave=False)}

@@ -209,10 +209,12 @@ def gathered(
     from vlm_merging.comparing.pairs import matched
     from vlm_merging.scoring.score import score
     def scored(run):
-        if not isinstance(run, pl.DataFrame): return read_scores(run, protocol, None, as_named(items))
+        if not isinstance(run, pl.DataFrame): return read_scores(run, protocol, left, as_named(items))
         return run if 'correct' in run.columns else score(run, protocol)
     def as_named(items): return items if isinstance(items, (str, Path)) else None
+    left = []
     scores, configs = [*map(scored, (a, b))], [run_config(a), run_config(b)]
+    for sentence in left: warnings.warn(sentence, stacklevel=3)
     if all('run' in t.columns for t in scores) and scores[0]['run'][0]==scores[1]['run'][0]:
         scores = [t.with_columns(run=pl.lit(name if isinstance(r, pl.DataFrame) else str(r)))
                   for t, r, name in zip(scores, (a, b), ('before', 'after'))]
