@@ -26,7 +26,7 @@ from .panels import (
 from .reply_browser import ReplyBrowser
 
 # %% auto #0
-__all__ = ['SHELL', 'knob_control', 'MergeControls', 'plan_lines', 'moved', 'MergeExplorer']
+__all__ = ['SHELL', 'LAB_KNOBS', 'knob_control', 'MergeControls', 'plan_lines', 'moved', 'MergeExplorer']
 
 # %% ../../nbs/widgets/03_merge_explorer.ipynb #c010
 _WIDE = dict(style=dict(description_width='84px'), layout=dict(width='360px'))
@@ -81,8 +81,9 @@ class MergeControls:
         last:int,           # The last layer
         method:str,         # A key of `METHODS`
         changed:Callable,   # Called with what changed
+        opens:dict={},      # Method -> knobs and the values they open with; others: those of the signature
     ):
-        self.models, self.changed, self.knobs = models, changed, {}
+        self.models, self.changed, self.knobs, self.opens = models, changed, {}, opens
         self.method = W.Dropdown(options=list(METHODS), value=method, description='method', **_WIDE)
         self.knob_box, self.about, self.modules = W.VBox(), W.HTML(), _module_boxes(MODULES)
         self.layers = W.IntRangeSlider(value=(0, last), min=0, max=last, description='layers', **_WIDE)
@@ -96,6 +97,7 @@ class MergeControls:
         "Controls for the knobs of the method that is chosen"
         method = METHODS[self.method.value]
         self.knobs = {n:knob_control(k) for n, k in method.knobs.items()}
+        for name, value in self.opens.get(method.name, {}).items(): self.knobs[name].value = value
         for control in self.knobs.values(): control.observe(self.changed, 'value')
         self.about.value = str(lines_html([method.about], FAINT_STYLE))
         self.knob_box.children = [*_knob_rows(method, self.knobs), *[self.seed]*('rng' in method.fills)]
@@ -279,6 +281,8 @@ def _attributes_of(part, names):
     "Properties that read attributes of a part"
     return (property(lambda self, name=name: getattr(getattr(self, part), name)) for name in names.split())
 
+LAB_KNOBS = dict(linear=dict(weight=.6)) # Where the lab is good; its models want less of the VLM than others
+
 class MergeExplorer(Working):
     "Turn the knobs of a merge: the plan, the weights, a question, the scores"
     def __init__(self,
@@ -291,12 +295,13 @@ class MergeExplorer(Working):
         **asking,           # Arguments of `open_model`: batch_size, max_new_tokens, dtype, device
     ):
         method_named(method)
+        lab = vlm is None
         models, self.items, asking = _or_the_lab(vlm, llm, base, items, asking)
         self.model = _OneModel(models, asking)
         self.runs = _Runs(self.items, self.model)
         self.table, self.change, self.words = None, None, []
         self.controls = MergeControls(models, _last_layer(models), method,
-                                      lambda change: self.worker.ask(self._work))
+                                      lambda change: self.worker.ask(self._work), LAB_KNOBS if lab else {})
         self.page = _MergePage(self.items, self.controls.rows)
         self.question.observe(lambda change: self._show_answers(), 'value')
         self.worker = Worker(say_in(self.status), pause)
