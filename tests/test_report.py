@@ -1,5 +1,5 @@
-"""The page of two runs: its numbers are those of the replies, its pictures those that were asked, what does not
-belong together is refused, and nothing is half written"""
+"""The page of two runs: its numbers are those of the replies, its pictures those that were asked,
+what does not belong together is refused, and nothing is half written"""
 import json, shutil, warnings
 from pathlib import Path
 
@@ -17,7 +17,8 @@ ASKED = '--benchmark lab --max-new-tokens 24 --batch-size 24'
 def work(tmp_path_factory):
     "A merge of the lab, both runs, a probe and a sweep, as the shell makes them"
     out = tmp_path_factory.mktemp('work')
-    for line in ('merge lab/vlm lab/llm --weight 0.6 --out OUT/merged', f'ask lab/vlm {ASKED} -n {N} --out OUT/a',
+    for line in ('merge lab/vlm lab/llm --weight 0.6 --out OUT/merged',
+                 f'ask lab/vlm {ASKED} -n {N} --out OUT/a',
                  f'ask OUT/merged {ASKED} -n {N} --out OUT/b',
                  f'profile lab/vlm --against OUT/merged {ASKED} --split dev -n 16 --parts layer --layers 0-1 '
                  f'--measure answer --out OUT/probe',
@@ -39,9 +40,11 @@ def page(work):
 def test_everything_is_on_the_page(page, work):
     text = Tags(page).text
     for head in ('Is that more than chance?', 'Right answers', 'Along the weight', 'Questions and replies',
-                 'Length of replies', 'Which layers matter', 'What this shows, and what not', 'How it was made'):
+                 'Length of replies', 'Which layers matter', 'What this shows, and what not',
+                 'How it was made'):
         assert head in text
-    for line in compare(work/'a', work/'b', 'category').verdict.splitlines(): assert line.strip('- ') in text
+    said = compare(work/'a', work/'b', 'category').verdict
+    for line in said.splitlines(): assert line.strip('- ') in text
     assert 'was taken, 0.6' in text and 'rest of this page is of other questions' in text
     assert '"weight": 0.6' in text and '"max_new_tokens": 24' in text
 
@@ -82,8 +85,9 @@ def test_a_probe_and_a_sweep_from_python_have_no_tables_yet(page, work, tmp_path
 
 def table(name, n=12, right=1, **more):
     "Scores of a run that answers every `right`-th question rightly"
-    rows = [dict(benchmark='mine', split='test', run=name, index=str(i), question=f'Which {i}?', answer=str(i),
-                 prediction=str(i if i%right==0 else -1), category='even' if i%2==0 else 'odd') for i in range(n)]
+    same = dict(benchmark='mine', split='test', run=name)
+    rows = [same|dict(index=str(i), question=f'Which {i}?', answer=str(i), category=('even', 'odd')[i%2],
+                      prediction=str(i if i%right==0 else -1)) for i in range(n)]
     return pl.DataFrame(rows).with_columns(**more)
 
 def quietly(*args, **more):
@@ -104,11 +108,13 @@ def test_many_kinds_and_several_benchmarks(tmp_path):
                         table(name, 6, right, benchmark=pl.lit('other'), category=pl.lit(None, pl.String))])
              for name, right in (('x', 3), ('y', 2))]
     text = quietly(*kinds, tmp_path/'a.html')
-    assert 'mine, kind 8' in text and text.count('<dd class="big">')==3 and '46 questions of mine, other' in text
+    assert 'mine, kind 8' in text and text.count('<dd class="big">')==3
+    assert '46 questions of mine, other' in text
 
 def test_scores_without_words_or_length(tmp_path):
     rows = [dict(benchmark='m', index=str(i), run='x', correct=i%2==0) for i in range(8)]
-    text = quietly(pl.DataFrame(rows), pl.DataFrame([r|dict(run='y', correct=True) for r in rows]), tmp_path/'a.html')
+    after = [r|dict(run='y', correct=True) for r in rows]
+    text = quietly(pl.DataFrame(rows), pl.DataFrame(after), tmp_path/'a.html')
     assert 'Length of replies' not in text and 'Won: 4 of 8' in text
 
 def test_long_texts_are_folded(tmp_path):
@@ -132,6 +138,9 @@ def drawn(tmp_path):
             ask(lambda item: said or item.answer, tmp_path/'mine.csv', tmp_path/name, name)
     return tmp_path
 
+def words_for(drawn):
+    return 'report', drawn/'a', drawn/'b', '--items', drawn/'mine.csv', '--out', drawn/'p.html'
+
 def test_pictures_of_a_table_of_ones_own_are_found_where_it_is_named(drawn, call):
     line = f'report {drawn}/a {drawn}/b --out {drawn}/p.html'
     code, out, err = call(*line.split())
@@ -143,7 +152,7 @@ def test_pictures_of_a_table_of_ones_own_are_found_where_it_is_named(drawn, call
 def test_another_picture_than_the_one_that_was_asked_is_not_shown(drawn, call):
     Image.new('RGB', (20, 10), (9, 9, 9)).save(drawn/'3.png')
     (drawn/'4.png').write_bytes(b'no picture')
-    code, out, err = call('report', drawn/'a', drawn/'b', '--items', drawn/'mine.csv', '--out', drawn/'p.html')
+    code, out, err = call(*words_for(drawn))
     text = (drawn/'p.html').read_text(encoding='utf-8')
     assert code==0 and text.count('<img')==4 and text.count('others by now than those asked')==2
     assert '2 of 6 questions that are shown' in err
@@ -153,13 +162,14 @@ def test_what_has_no_reply_is_told_by_the_exit_code(drawn, call):
     (drawn/'b'/'replies.jsonl').write_text('\n'.join(lines[:-1])+'\n')
     lost = {k:v for k, v in json.loads(lines[-1]).items() if k!='prediction'}
     (drawn/'b'/'failures.jsonl').write_text(json.dumps(lost|dict(error='It broke.'))+'\n')
-    code, out, err = call('report', drawn/'a', drawn/'b', '--items', drawn/'mine.csv', '--out', drawn/'p.html')
+    code, out, err = call(*words_for(drawn))
     assert code==4 and '5 of 6 items have a reply' in err and (drawn/'p.html').is_file()
 
 def test_runs_that_were_asked_otherwise_say_so(work, tmp_path, call):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
-        assert call('ask', work/'merged', *ASKED.replace('24 ', '3 ').split(), '-n', N, '--out', tmp_path/'b')[0]==0
+        words = ASKED.replace('24 ', '3 ').split()
+        assert call('ask', work/'merged', *words, '-n', N, '--out', tmp_path/'b')[0]==0
     code, out, err = call('report', work/'a', tmp_path/'b', '--out', tmp_path/'p.html')
     assert code==0 and 'max_new_tokens was 24 for a and 3 for b.' in err
     assert 'max_new_tokens was 24 for a' in Tags((tmp_path/'p.html').read_text(encoding='utf-8')).text
@@ -187,22 +197,24 @@ def test_what_is_refused(work, tmp_path, call, monkeypatch):
     for line, said in ((f'{a} nowhere --out p.html', 'nowhere is not there'),
                        (f'{a} x.csv --out p.html', 'share no item'),
                        ('none.csv none.csv --out p.html', 'nothing to report'),
-                       (f'{a} {b} --probe nowhere --out p.html', 'nowhere is not there. Name the folder that profile wrote'),
+                       (f'{a} {b} --probe nowhere --out p.html', 'nowhere is not there. Name the folder'),
                        (f'{a} {b} --probe {work}/sweep --out p.html', 'no folder of a probe'),
                        (f'{a} {b} --sweep {work}/probe --out p.html', 'no folder of a sweep'),
                        (f'dev dev2 --probe {work}/probe --out p.html', 'masked other models'),
                        (f'dev dev2 --sweep {work}/sweep --out p.html', 'mixed into other models'),
                        (f'{a} {b} --items nowhere.csv --out p.html', 'nowhere.csv is not there'),
-                       (f'{a} {b} --out p.txt', 'written as .html'), (f'{a} {b} --out there', 'written as .html'),
+                       (f'{a} {b} --out p.txt', 'written as .html'),
+                       (f'{a} {b} --out there', 'written as .html'),
                        (f'{a} {b} --out no/p.html', 'no folder'),
                        (f'{a} {b} --out mine.html', 'is no report: it is left as it is')):
         code, out, err = call('report', *line.split())
         assert code==3 and said in err and 'Traceback' not in err and not out, (line, err)
     assert not Path('p.html').exists() and Path('mine.html').read_text()=='<p>mine'
 
-@pytest.mark.parametrize('fault,code', [(KeyboardInterrupt(), 130), (ValueError('No.'), 3)], ids=['ctrl-c', 'no'])
+@pytest.mark.parametrize('fault,code', [(KeyboardInterrupt(), 130), (ValueError('No.'), 3)],
+                         ids=['ctrl-c', 'no'])
 def test_nothing_is_half_written(fault, code, drawn, call, monkeypatch):
-    words = 'report', drawn/'a', drawn/'b', '--items', drawn/'mine.csv', '--out', drawn/'p.html'
+    words = words_for(drawn)
     def fails(found): raise fault
     before = {*drawn.iterdir()}
     with monkeypatch.context() as m:
@@ -214,7 +226,7 @@ def test_nothing_is_half_written(fault, code, drawn, call, monkeypatch):
     assert call(*words)[0]==code and (drawn/'p.html').read_bytes()==first, 'the earlier page is gone'
 
 def test_a_report_is_written_anew(drawn, call):
-    words = 'report', drawn/'a', drawn/'b', '--items', drawn/'mine.csv', '--out', drawn/'p.html'
+    words = words_for(drawn)
     assert call(*words)[0]==0==call(*words)[0]
 
 # Text of strangers, and a real browser without network
@@ -223,8 +235,9 @@ BAD = ['</script><script>window.fired=1</script>', '<img src=x onerror="window.f
        '<!--', '{{ 7*7 }}', '\x1b[31mred\u202e']
 
 def test_text_of_strangers_is_text(browser, tmp_path):
-    bad = [t.with_columns(question=pl.lit(BAD[k])+pl.col('question'), prediction=pl.lit(BAD[1])+pl.col('prediction'),
-                          category=pl.lit(BAD[0])+pl.col('category'), run=pl.lit(''.join(BAD)+n),
+    bad = [t.with_columns(question=pl.lit(BAD[k])+pl.col('question'),
+                          prediction=pl.lit(BAD[1])+pl.col('prediction'), category=pl.lit(BAD[0])+pl.col('category'),
+                          run=pl.lit(''.join(BAD)+n),
                           benchmark=pl.lit(BAD[3]+BAD[0]))
            for k, (n, t) in enumerate((('a', table('x', right=3)), ('b', table('y', right=2))))]
     text = quietly(*(score(t) for t in bad), tmp_path/'a.html')

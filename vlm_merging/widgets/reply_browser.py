@@ -13,8 +13,8 @@ from ..comparing.pairs import matched, one_run
 from ..comparing.statistics import values_in_tag
 from ..scoring.score import COLUMNS_LEFT_OUT, SCORE_COLUMNS
 from .panels import (
-    FAINT_STYLE, Shown, asked_html, filled, lines_html, literal_text, picture_html, reply_text, say_in, side_by_side,
-    status_line, table_html, verdict_html)
+    FAINT_STYLE, Shown, asked_html, filled, lines_html, literal_text, picture_html, reply_text, say_in,
+    side_by_side, status_line, table_html, verdict_html)
 
 # %% auto #0
 __all__ = ['VERDICT_FILTERS', 'FILTER_WORDS', 'reply_rows', 'tag_values', 'chosen_rows', 'reply_html', 'ReplyBrowser']
