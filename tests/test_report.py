@@ -236,8 +236,8 @@ BAD = ['</script><script>window.fired=1</script>', '<img src=x onerror="window.f
 
 def test_text_of_strangers_is_text(browser, tmp_path):
     bad = [t.with_columns(question=pl.lit(BAD[k])+pl.col('question'),
-                          prediction=pl.lit(BAD[1])+pl.col('prediction'), category=pl.lit(BAD[0])+pl.col('category'),
-                          run=pl.lit(''.join(BAD)+n),
+                          prediction=pl.lit(BAD[1])+pl.col('prediction'),
+                          category=pl.lit(BAD[0])+pl.col('category'), run=pl.lit(''.join(BAD)+n),
                           benchmark=pl.lit(BAD[3]+BAD[0]))
            for k, (n, t) in enumerate((('a', table('x', right=3)), ('b', table('y', right=2))))]
     text = quietly(*(score(t) for t in bad), tmp_path/'a.html')

@@ -174,8 +174,8 @@ def demo_page(
                    said=f'{f.weights.verdict} (how sure: {f.weights.sure})'),
         notes=[f'The weight, {w:g}, was taken {chosen}; it was not chosen on the questions that are reported'
                +', if you did not choose it after looking at this page'*(not f.picked)+'.',
-               'It is one trio, VLM, LLM and base, of one tiny world. It shows that the tools work and what they can tell, and '
-               'nothing about your models: merging can hurt.'])
+               'It is one trio, VLM, LLM and base, of one tiny world. It shows that the tools work and what '
+               'they can tell, and nothing about your models: merging can hurt.'])
 
 def demo(
     out:str|Path=DEMO,  # Folder that shall appear; one of this default name is replaced if a demo made it
