@@ -20,13 +20,13 @@ from ..merging.plan import plan
 from ..merging.recipe import MODULES, Recipe, method_named
 from ..probing.probe import asked_items
 from .panels import (
-    FAINT_STYLE, LAB_ASKING, Worker, Working, ask_rest, asked_html, by_category, changes, filled,
+    FAINT_STYLE, LAB_ASKING, LAB_KNOBS, Worker, Working, ask_rest, asked_html, by_category, changes, filled,
     lines_html, literal_text, picture_html, quietly, reply_text, say_in, score_offline, side_by_side,
     status_line, still, table_html, verdict_html)
 from .reply_browser import ReplyBrowser
 
 # %% auto #0
-__all__ = ['SHELL', 'LAB_KNOBS', 'knob_control', 'MergeControls', 'plan_lines', 'moved', 'MergeExplorer']
+__all__ = ['SHELL', 'knob_control', 'MergeControls', 'plan_lines', 'moved', 'MergeExplorer']
 
 # %% ../../nbs/widgets/03_merge_explorer.ipynb #c010
 _WIDE = dict(style=dict(description_width='84px'), layout=dict(width='360px'))
@@ -78,8 +78,7 @@ class MergeControls:
     "Controls for a method, its knobs, the layers and the modules; each change calls `changed`"
     def __init__(self,
         models:dict,        # vlm, llm, base: folder or hub id
-        last:int,           # The last layer
-        method:str,         # A key of `METHODS`
+        last:int, method:str, # The last layer; a key of `METHODS`
         changed:Callable,   # Called with what changed
         opens:dict={},      # Method -> knobs and the values they open with; others: those of the signature
     ):
@@ -281,8 +280,6 @@ def _attributes_of(part, names):
     "Properties that read attributes of a part"
     return (property(lambda self, name=name: getattr(getattr(self, part), name)) for name in names.split())
 
-LAB_KNOBS = dict(linear=dict(weight=.6)) # Where the lab is good; its models want less of the VLM than others
-
 class MergeExplorer(Working):
     "Turn the knobs of a merge: the plan, the weights, a question, the scores"
     def __init__(self,
@@ -295,13 +292,12 @@ class MergeExplorer(Working):
         **asking,           # Arguments of `open_model`: batch_size, max_new_tokens, dtype, device
     ):
         method_named(method)
-        lab = vlm is None
         models, self.items, asking = _or_the_lab(vlm, llm, base, items, asking)
         self.model = _OneModel(models, asking)
         self.runs = _Runs(self.items, self.model)
         self.table, self.change, self.words = None, None, []
         self.controls = MergeControls(models, _last_layer(models), method,
-                                      lambda change: self.worker.ask(self._work), LAB_KNOBS if lab else {})
+                                      lambda change: self.worker.ask(self._work), LAB_KNOBS if vlm is None else {})
         self.page = _MergePage(self.items, self.controls.rows)
         self.question.observe(lambda change: self._show_answers(), 'value')
         self.worker = Worker(say_in(self.status), pause)
