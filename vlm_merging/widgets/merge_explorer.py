@@ -297,7 +297,7 @@ class MergeExplorer(Working):
         self.runs = _Runs(self.items, self.model)
         self.table, self.change, self.words = None, None, []
         self.controls = MergeControls(models, _last_layer(models), method,
-                                      lambda change: self.worker.ask(self._work), LAB_KNOBS if vlm is None else {})
+                                      lambda change: self.worker.ask(self._work), {} if vlm else LAB_KNOBS)
         self.page = _MergePage(self.items, self.controls.rows)
         self.question.observe(lambda change: self._show_answers(), 'value')
         self.worker = Worker(say_in(self.status), pause)
