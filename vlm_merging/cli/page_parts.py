@@ -54,7 +54,11 @@ def needed_layers(
 
 # Rows of tables
 
-def place_key(row): return tuple(row[c] for c in ('benchmark', 'tag', 'where'))
+def place_key(
+    row:dict,           # Of `summarize` or `compare`
+)->tuple:
+    "What tells one kind of questions from another"
+    return tuple(row[c] for c in ('benchmark', 'tag', 'where'))
 
 def place_said(
     row:dict,           # Of `summarize` or `compare`

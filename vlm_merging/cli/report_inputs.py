@@ -37,14 +37,20 @@ def place_of_question(
 
 # What lies in the folders of runs, probes and sweeps
 
-def run_config(run):
+def run_config(
+    run,                # Folder, path of a table, or a table
+)->dict:
     "What the run.json of a folder holds; empty: it is a table"
     from vlm_merging.asking.folder import config_at
     if not isinstance(run, (str, Path)): return {}
     path = path_of(run)/'run.json'
     return config_at(path) if path.is_file() else {}
 
-def weights_of_run(config): return (config.get('about') or {}).get('weights')
+def weights_of_run(
+    config:dict,        # From `run_config`
+)->str|None:            # None: nobody knows
+    "The hash of the weights that were asked"
+    return (config.get('about') or {}).get('weights')
 
 def work_folder(
     folder,             # Of a probe or a sweep
@@ -120,7 +126,9 @@ def sweep_table_at(
         tried = sweep_table(scored, [t for t in tags if t in scored.columns])
     return tried, config.get('recipe', {}).get('method', 'linear'), not shared
 
-def recipe_of_run(config)->dict:
+def recipe_of_run(
+    config:dict,        # From `run_config`
+)->dict:                # Empty: there is none
     "The recipe of the merged model that a run asked, if its folder is still there and is what was asked"
     from vlm_merging.asking.fingerprints import weights_hash
     from vlm_merging.checkpoints.headers import Checkpoint
@@ -132,12 +140,14 @@ def recipe_of_run(config)->dict:
     except (ValueError, OSError, AttributeError): return {}
     return recipe if isinstance(recipe, dict) else {}
 
-def without_places(recipe:dict)->dict: # A recipe as a dict
+def without_places(
+    recipe:dict,        # As a dict
+)->dict:
     "A recipe that names models, not where they lie on this machine"
     def named(value): return [*map(named, value)] if isinstance(value, list) else value and Path(value).name
     return {k:named(v) if k in ('vlm', 'llm', 'base') else v for k, v in recipe.items()}
 
-def unlike_settings(
+def asked_unlike(
     configs:list[dict], # Of the runs
     names:list[str],    # Of the runs
 )->list[str]:           # Sentences
@@ -151,7 +161,8 @@ def unlike_settings(
 # Pictures
 
 def questions_at(
-    benchmark:str, split:str, # As a run names them
+    benchmark:str,      # As a run names it
+    split:str,          # The same
     ids:list[str],      # Of the questions that are shown
 ):                      # Items; raise ValueError or LookupError if they cannot be found
     "The questions of a prepared benchmark, or of the lab"
@@ -197,8 +208,8 @@ def pictures_of(
     return out
 
 def gathered(
-    a, b,               # Runs, as for `report`
-    by, probe, sweep, items, protocol, # The same
+    a, b,               # The runs, as for `report`
+    by, probe, sweep, items, protocol, # As for `report`
 )->Reported:
     "All that a page is made of; raise ValueError if it does not belong together"
     import polars as pl
@@ -232,7 +243,7 @@ def gathered(
     if sweep is not None: tried, method, others = sweep_table_at(sweep, configs, tags, asked)
     recipe = recipe_of_run(configs[1])
     weight = recipe.get('knobs', {}).get('weight')
-    unlike = unlike_settings(configs, [*map(name_in_line, runs)])
+    unlike = asked_unlike(configs, [*map(name_in_line, runs)])
     if all(isinstance(run, (str, Path)) for run in (a, b)): unlike += unlike_prompts(a, b)
     for sentence in unlike: warnings.warn(sentence, stacklevel=3)
     def last(config): return (config.get('sessions') or [{}])[-1].get('versions')
