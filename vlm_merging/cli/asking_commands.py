@@ -173,16 +173,16 @@ def ask_command(
 )->int:                 # Exit code: 4 if some items failed
     "Ask a model every question, and keep each reply at once; a run that was stopped goes on where it was"
     from vlm_merging.asking.ask import ask, in_samples
-    from vlm_merging.asking.replies import report, unique_rows
+    from vlm_merging.asking.replies import run_report, unique_rows
     from vlm_merging.asking.same_prompt import prompt_record, prompts_said
     out = folder_wanted(given)
     items = questions_of(given, given['benchmark'])
     several = taken(given, SAMPLED)
     with engine_of(given|dict(model=model), items, f'{out}.engine.log') as model, warnings.catch_warnings():
         for sentence in power_sentences(items): tell(sentence)
-        warnings.filterwarnings('ignore', r'\d+ of \d+ items have a reply') # `report` says the same
+        warnings.filterwarnings('ignore', r'\d+ of \d+ items have a reply') # `run_report` says the same
         replies = ask(model, items, out, run, **several)
-    print(*filter(None, (report(out), prompts_said(prompt_record(out)))), sep='\n')
+    print(*filter(None, (run_report(out), prompts_said(prompt_record(out)))), sep='\n')
     if several: print_flips(replies)
     line = shlex.join(['Next:', as_called(), 'score', str(out), '--out', f'{out}.parquet'])
     print(name_in_line(line, 9000))

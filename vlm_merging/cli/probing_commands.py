@@ -209,23 +209,30 @@ def sweep_command(
     save_page(lambda: sweep_charts(table, given.get('method', 'linear')), chart)
     return 4 if items.left else 0
 
+def sweep_parts(
+    table,              # From `sweep`
+    method:str,         # Of the merges
+    what:str='accuracy', # Which quantity
+)->list[tuple]:         # Rows of one benchmark and place, and what the axis is called
+    "A sweep in parts of which each can be drawn along the weight"
+    import polars as pl
+    def place(layers, modules):
+        return ''.join(f', {k} {v}' for k, v in (('layers', layers), ('modules', modules)) if v!='all')
+    where = pl.Series([place(*p) for p in table.select('layers', 'modules').rows()], dtype=pl.String)
+    named = table.with_columns(benchmark=pl.col('benchmark')+where).drop_nulls(['value', 'weight'])
+    axis = f"weight of {method}: factor of the VLM's task vector"
+    if method in ('linear', 'slerp'): axis = 'share of the VLM (1: the VLM as it was)'
+    return [(part, axis) for _, part in named.filter(what=what).group_by('benchmark', maintain_order=True)]
+
 def sweep_charts(
     table,              # From `sweep`
     method:str,         # Of the merges
 ):
     "Accuracy along the weight, or agreement where nobody knows the answers; one chart a benchmark and tag"
-    import polars as pl
     from vlm_merging.charts.pages import together
     from vlm_merging.charts.score_charts import weights_chart
-    def place(layers, modules):
-        return ''.join(f', {k} {v}' for k, v in (('layers', layers), ('modules', modules)) if v!='all')
-    where = pl.Series([place(*p) for p in table.select('layers', 'modules').rows()], dtype=pl.String)
-    named = table.with_columns(benchmark=pl.col('benchmark')+where).drop_nulls(['value', 'weight'])
-    drawn = named.filter(what='accuracy')
-    if not drawn.height: drawn = named.filter(what='agreement')
-    if not drawn.height:
+    parts = sweep_parts(table, method) or sweep_parts(table, method, 'agreement')
+    if not parts:
         raise ValueError('There is nothing to draw: no answer is known, and no weight has two neighbours.')
-    axis = f"weight of {method}: factor of the VLM's task vector"
-    if method in ('linear', 'slerp'): axis = 'share of the VLM (1: the VLM as it was)'
     return together(*(weights_chart(part, tag=tag, what=part['what'][0], axis=axis)
-                      for (tag, _), part in drawn.group_by('tag', 'benchmark', maintain_order=True)))
+                      for part, axis in parts for tag in part['tag'].unique(maintain_order=True)))

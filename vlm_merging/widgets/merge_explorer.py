@@ -21,7 +21,7 @@ from ..merging.knobs import method_named
 from ..merging.recipe import MODULES, Recipe
 from ..probing.probe import asked_items
 from .panels import (
-    FAINT_STYLE, LAB_ASKING, Worker, Working, ask_rest, asked_html, by_category, changes, filled,
+    FAINT_STYLE, LAB_ASKING, LAB_KNOBS, Worker, Working, ask_rest, asked_html, by_category, changes, filled,
     lines_html, literal_text, picture_html, quietly, reply_text, say_in, score_offline, side_by_side,
     status_line, still, table_html, verdict_html)
 from .reply_browser import ReplyBrowser
@@ -79,11 +79,11 @@ class MergeControls:
     "Controls for a method, its knobs, the layers and the modules; each change calls `changed`"
     def __init__(self,
         models:dict,        # vlm, llm, base: folder or hub id
-        last:int,           # The last layer
-        method:str,         # A key of `METHODS`
+        last:int, method:str, # The last layer; a key of `METHODS`
         changed:Callable,   # Called with what changed
+        opens:dict={},      # Method -> knobs and the values they open with; others: those of the signature
     ):
-        self.models, self.changed, self.knobs = models, changed, {}
+        self.models, self.changed, self.knobs, self.opens = models, changed, {}, opens
         self.method = W.Dropdown(options=list(METHODS), value=method, description='method', **_WIDE)
         self.knob_box, self.about, self.modules = W.VBox(), W.HTML(), _module_boxes(MODULES)
         self.layers = W.IntRangeSlider(value=(0, last), min=0, max=last, description='layers', **_WIDE)
@@ -97,6 +97,7 @@ class MergeControls:
         "Controls for the knobs of the method that is chosen"
         method = METHODS[self.method.value]
         self.knobs = {n:knob_control(k) for n, k in method.knobs.items()}
+        for name, value in self.opens.get(method.name, {}).items(): self.knobs[name].value = value
         for control in self.knobs.values(): control.observe(self.changed, 'value')
         self.about.value = str(lines_html([method.about], FAINT_STYLE))
         self.knob_box.children = [*_knob_rows(method, self.knobs), *[self.seed]*('rng' in method.fills)]
@@ -297,7 +298,7 @@ class MergeExplorer(Working):
         self.runs = _Runs(self.items, self.model)
         self.table, self.change, self.words = None, None, []
         self.controls = MergeControls(models, _last_layer(models), method,
-                                      lambda change: self.worker.ask(self._work))
+                                      lambda change: self.worker.ask(self._work), {} if vlm else LAB_KNOBS)
         self.page = _MergePage(self.items, self.controls.rows)
         self.question.observe(lambda change: self._show_answers(), 'value')
         self.worker = Worker(say_in(self.status), pause)
