@@ -274,15 +274,26 @@ def _date(text):
         month = _MONTHS.index(month[:3].lower())+1
     return int(year), int(month), int(day)
 
+_PLACE_SIDE = re.compile(r'(?:(?:.{1,60}? (?:is|are|sits|stands|lies) )?(?:on|to|at|in) (?:the )?)?(left|right|top|bottom|front|back|middle'
+                         r'|center|centre)(?:[- ]?hand)?(?: side)?(?: of .{1,60})?', re.I)
+
+_KIND_ASKED = re.compile(r'\b(?:what|which) (?:colou?r|kind|type|sort|shape|material)s?\b', re.I)
+
 def same_text(
     answer:str, gold:str, # As picked from a reply; as published
+    question:str='',     # As asked: behind `What colour`, its noun may follow the gold answer
 )->str|None:             # In what they agree; None: they do not
     "Compare two short texts without case, punctuation, articles and plural"
     if (day:=_date(gold)) and (of:=_date(answer)): return 'same date' if of==day else None
     if _SIGN_OR_TWO.fullmatch(gold) and {*_MATTERS.findall(gold)}!={*_MATTERS.findall(answer)}: return None
     def word(w): return w[:3] if w[:3] in _MONTHS_AND_DAYS and len(w)>3 else w         # `July` and `Jul`
     def words(t): return [word(w) for w in plain_words(t).split() if w not in _SMALL_WORDS]
-    if words(gold) and words(answer)==words(gold): return 'same words'
+    side, of = (_PLACE_SIDE.fullmatch(t.strip(' .')) for t in (answer, gold))
+    if side and of and not re.search(r'\bof\b', gold): return 'same side' if side[1].lower()==of[1].lower() else None
+    said, asked = words(answer), words(gold)
+    if asked and asked in (said, [w for w in said if w!='one']): return 'same words'
+    if asked and asked==said[:-1] and _KIND_ASKED.search(question) and said[-1] in words(question) \
+            and f'{gold} {said[-1]}'.lower() not in question.lower(): return 'same words'
     thing, of = (re.sub('[色색]$', '', t.strip(' "\'')) for t in (answer, gold))
     if not eastern(gold) or not of or not thing.endswith(of): return None
     return 'same thing' if thing==of or thing[-len(of)-1] in _BEFORE_A_THING else None

@@ -77,7 +77,7 @@ def _equal(answer, gold, row, algebra):
     asked, listed = _asked_of(row), row.get('answer_type')=='list'
     how = same(answer, gold, row.get('precision'), exact='exact' in asked.lower() or 'in terms of' in asked)
     if how and 'thousands or millions' in how and not _IN_GROUPS.search(asked): how = None
-    if not how and answer_kind(gold)=='text': how = same_text(answer, gold)
+    if not how and answer_kind(gold)=='text': how = same_text(answer, gold, asked)
     if not how and listed: how = same_items(answer, gold)
     if how or not answer or not beyond(gold): return how
     equal = algebra.same(answer, gold)

@@ -46,7 +46,7 @@ def in_plain_lines(
 )->str:
     "A reply without the name of its speaker, the border of a quotation, tabs and double spaces"
     text = _SPEAKER.sub('', text)
-    if text[:1]=='>' and text[1:2]!='=':
+    if text[:1]=='>' and not re.match(r'>(?:=|\d)', text):
         if all(line.startswith('>') for line in text.split('\n') if line.strip()): text = _QUOTE.sub('', text)
     return _GAP.sub(' ', text)
 
