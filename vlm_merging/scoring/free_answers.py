@@ -28,7 +28,7 @@ def answer_kind(
     "What kind of thing to look for in a reply"
     g = plain_spelling(gold)
     if coordinates(g) or bracket_interval(g): return 'coordinates'
-    if re.fullmatch(r'\d{4}-\d\d-\d\d', g): return 'text'              # A date
+    if re.fullmatch(r'\d{4}-\d\d-\d\d(?: [\d:.]+)?', g): return 'text'          # A date
     if range_ends(g): return 'range'
     if bounds(g, True): return 'bound'
     if things(g, True): return 'things'
@@ -145,6 +145,12 @@ def _list_in(s, gold):
     lists = re.findall(r'(?:-?\d[\d.]*(?:\s*(?:,|;|and|or|,\s*and)\s*))+-?\d[\d.]*|\[[^\[\]]*\]', s)
     return lists[-1] if lists else None
 
+def _in_words_of(gold, word):
+    "Yes as true, or true as yes, as the gold answer has it"
+    pairs = ('true', 'yes'), ('false', 'no')
+    wants_true = gold.strip().lower() in ('true', 'false')
+    return next((t if wants_true else y for t, y in pairs if word in (t, y)), word)
+
 def _yes_or_no_in(s, gold):
     "Yes, no, true or false"
     s = re.sub(r'\b(?:yes\W*(?:or|/)\W*no|true\W*(?:or|/)\W*false)\b', ' ', s, flags=re.I)
@@ -152,7 +158,7 @@ def _yes_or_no_in(s, gold):
                lambda m: 'false' if m[1].lower()=='true' else 'true', s, flags=re.I)
     words = re.findall(r'\b(?:yes|no|true|false)\b(?! (?:evidence|information|way|one|doubt))', s.lower())
     word = (words[0] if s.lower().startswith(words[0]) else words[-1]) if words else None
-    return dict(true='yes', false='no').get(word, word) if gold.strip().lower() in ('yes', 'no') else word
+    return word and _in_words_of(gold, word)
 
 # %% ../../nbs/scoring/13_free_answers.ipynb #c030
 _LAST_OF_KIND = {'bound':_bound_in, 'things':_things_in, 'coordinates':_coordinates_in, 'range':_range_in, 'ratio':_ratio_in, 'list':_list_in,
@@ -267,11 +273,10 @@ def pick_value(
     "The number, formula, list or coordinates that a reply gives as its answer"
     kind = answer_kind(gold)
     if kind=='yes or no' and torn(reply): return Pick('', 'none', 'yes and no')
-    if gold.strip().lower() in ('yes', 'no') and (said:=outright(reply, question)):
-        return Pick(said, 'pattern', 'said outright')
+    if kind=='yes or no' and (said:=outright(reply, question)):
+        return Pick(_in_words_of(gold, said), 'pattern', 'said outright')
     if kind=='yes or no' and not _SAYS_SO.search(reply) and (told:=stated(reply, question)):
-        told = told if gold.strip().lower() in ('yes', 'no') else str(told=='yes')
-        return Pick(told, 'pattern', f'a statement that means {told}')
+        return Pick(_in_words_of(gold, told), 'pattern', f'a statement that means {told}')
     passages = list(finals(reply, question))
     word_for_word = passages and bare(plain_spelling(passages[0].text))==bare(plain_spelling(gold))
     if word_for_word: return passages[0]

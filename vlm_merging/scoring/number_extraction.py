@@ -240,6 +240,7 @@ _SHARE = re.compile(r'(?<!and )\b(?:half a dozen|a dozen|(?:a |(?:(?<=^)|(?<=\bi
 
 def _in_digits(sentence):
     "A sentence without numbers, with those of `half`, `a quarter` and `a dozen`"
+    if re.search(r'\d', sentence): return sentence
     return _SHARE.sub(lambda m: next(v for k, v in _SHARES.items() if k in m[0].lower()), sentence)
 
 _NAMED_END = re.compile(r'(?:^|[\s$(,;:])(?<!= )([a-zA-Z]) ?= ?-?[\d.][\d.,/]*\W*$')

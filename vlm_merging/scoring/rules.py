@@ -218,10 +218,12 @@ def _vqa_spelling(text):
 # %% ../../nbs/scoring/17_rules.ipynb #c072
 def vqa(
     reply:str, gold:str, # Of a model; a JSON list of the answers of several people
+    lenient:bool=False, # Keep an article that is all there is?
     **_,                # What other rules need
 )->Mark:
     "VQA accuracy: the mean of min(1, matches/3) over all ways to leave one person out (TextVQA)"
-    a, of = _vqa_spelling(reply), [_vqa_spelling(g) for g in accepted_answers(gold)]
+    def spelled(text): return _vqa_spelling(text) or lenient*text.lower().strip(' .')
+    a, of = spelled(reply), [spelled(g) for g in accepted_answers(gold)]
     if len(of)<2: return _official(a==of[0], a, 'the only gold answer')
     hits = of.count(a)
     left = [hits-(g==a) for g in of]

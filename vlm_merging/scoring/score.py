@@ -11,6 +11,7 @@ import polars as pl
 from .algebra import Algebra, beyond
 from .equality import same
 from ..benchmarks.cells import text_of
+from ..benchmarks.own_rows import option_at
 from ..benchmarks.items import LETTERS, ROW_KEYS, options_of
 from vlm_merging.scoring.rules import (
     Mark, accepted_answers, anls, contains, dynamath_strict, final_passage, mathverse_strict,
@@ -23,7 +24,7 @@ from .passages import before_next_question, finals
 from .statements import outright, stated, torn
 from .free_answers import answer_kind, pick_text, pick_value
 from .choices import (
-    _BadRow, asked_options, gold_letters, looks_like_a_letter, wants_letter)
+    _BadRow, asked_options, gold_letters, looks_like_a_letter, option_keys, wants_letter)
 from .options import pick_option
 from .floor import FLOORS, floor_columns, rule_of_row
 from ..asking.formats import VERDICT
@@ -42,7 +43,9 @@ def _right_letter(row, choices):
     if many>len(LETTERS): raise _BadRow(f'there are {many} options, and letters for {len(LETTERS)}')
     gold = row.get('answer_option') or gold_letters(row['answer'], choices)
     if not choices or gold and gold[-1]<=LETTERS[many-1] and choices[LETTERS.index(gold[-1])]: return gold
-    return Mark(None, '', 'none', f"the gold answer {row['answer'][:40]!r} is none of the {many} choices")
+    if (text:=row['answer'].strip()) in (keys:=option_keys(row.get('choices'))): return LETTERS[keys.index(text)]
+    counted = '; if the numbers count from 0, put them into a column answer_index'*text.isdecimal()
+    return Mark(None, '', 'none', f"the gold answer {text[:40]!r} is none of the {many} choices{counted}")
 
 def _by_letter(row, reply, choices):
     "Score a multiple-choice question; None: nothing says which options there are"
@@ -246,6 +249,10 @@ def _options_as_text(row):
 _INPUTS = ('question', 'question_for_eval', 'choices', 'answer', 'answer_option', 'question_type',
            'answer_type', 'precision', 'unit', 'prediction', 'finish', 'metric', 'category', 'error')
 
+def _shortest_time(column):
+    "A column of dates or times as text, without the parts that are zero"
+    return column.str.replace(r'\.0+$', '').str.replace(r' 00:00:00$', '').str.replace(r'(\d\d:\d\d):00$', '$1')
+
 def _typed(frame, name):
     "A column in its type; one that is missing is null"
     kind, column = frame.schema.get(name), pl.col(name)
@@ -254,6 +261,7 @@ def _typed(frame, name):
     if kind.is_nested() or kind in (pl.Binary, pl.Object, pl.Duration):
         if name in ('choices', 'category'): return column
         raise ValueError(f"Column {name} holds {kind}, where one text a row is needed.")
+    if kind.is_temporal(): return _shortest_time(column.cast(pl.String))
     if not kind.is_float(): return column.cast(pl.String)
     whole = column.cast(pl.Int64, strict=False).cast(pl.String)
     return pl.when(column==column.round()).then(whole).otherwise(column.cast(pl.String))
@@ -267,6 +275,9 @@ def typed_replies(
         shown = ' '.join(str(frame).split())[:60]
         raise ValueError(f"{type(frame).__name__} {shown!r} is no table. "
                          f"Give the folder of a run, a file, or a polars frame.")
+    if 'answer_index' in frame.columns and not {'answer_option', 'answer'}<={*frame.columns}:
+        at = _typed(frame, 'answer_index').map_elements(option_at, pl.String, skip_nulls=True)
+        frame = frame.with_columns(*(at.alias(c) for c in ('answer', 'answer_option') if c not in frame.columns))
     missing = [c for c in ('prediction', 'answer') if c not in frame.columns]
     if missing:
         raise ValueError(f"The table has no column {' and no column '.join(missing)}; "
