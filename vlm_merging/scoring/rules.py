@@ -15,7 +15,7 @@ from .spelling import plain_spelling
 from .numbers import work
 
 # %% auto #0
-__all__ = ['Mark', 'option_strict', 'python_number', 'mathvista_strict', 'mathvision_strict', 'mathverse_strict',
+__all__ = ['Mark', 'option_strict', 'python_number', 'mathvista_strict', 'mathvision_strict', 'mathverse_strict', 'mmmu_open',
            'dynamath_strict', 'mm_math', 'accepted_answers', 'relaxed', 'anls', 'vqa', 'contains', 'yesno', 'same_text',
            'same_items', 'final_passage']
 
@@ -92,6 +92,38 @@ def mathverse_strict(
 )->Mark:
     "Equal as text"
     return _official(1, reply.strip()) if reply.strip()==gold.strip() else _NOTHING
+
+# %% ../../nbs/scoring/17_rules.ipynb #rc92cf
+_KEYS = ('could be ', 'so ', 'is ', 'thus ', 'therefore ', 'final ', 'answer ', 'result ')
+_ITS_NUMBERS = re.compile(r'-?\b\d{1,3}(?:,\d{3})+\b|-?\d+(?:\.\d+)?e[+-]?\d+|-?(?:\d+\.\d+|\.\d+|\d+\b)(?!e[+-]?\d)(?![,\d])')
+
+def _key_parts(reply):
+    "The end of each line behind the words that announce an answer; the whole reply, if there is none"
+    text, parts = reply.strip().strip('.').lower(), []
+    for line in text.split('\n'):
+        keys = (*_KEYS, '=') if line is text.split('\n')[-1] else _KEYS
+        ends = [line.rpartition(key)[2].strip() for key in keys if key in line]
+        parts += [min(filter(None, ends), key=len)] if any(ends) else []
+    return [p for p in parts if p not in ":,.!?;'"] or [text]
+
+def _normal(text):
+    "A number with two decimals, or a text in lower case; one letter only with a space beside it"
+    x = python_number(text.strip().replace(',', ''))
+    if x is not None: return [round(x, 2)]
+    text = text.strip().lower()
+    return [f' {text}', f'{text} '] if len(text)==1 else [text]
+
+def mmmu_open(
+    reply:str, gold:str, # Of a model; one answer or a JSON list
+    **_,                # What other rules need
+)->Mark:
+    "Part of the end of a line, or one of its numbers (MMMU)"
+    parts = _key_parts(reply)
+    said = [o for p in (*parts, *(n for p in parts for n in _ITS_NUMBERS.findall(p))) for o in _normal(p)]
+    texts, numbers = ([o for o in said if isinstance(o, kind)] for kind in (str, float))
+    def hits(g): return g in numbers if isinstance(g, float) else any(g in text for text in texts)
+    right = any(hits(g) for accepted in accepted_answers(gold) for g in _normal(accepted))
+    return _official(right, parts[-1][:100])
 
 # %% ../../nbs/scoring/17_rules.ipynb #c035
 def _short_answer(reply):
@@ -258,10 +290,8 @@ def yesno(
 _BEFORE_A_THING = '的のたるいな个個只隻条條张張座棵辆輛朵本匹 '    # What describes or counts it ends in these
 _SMALL_WORDS = ('a', 'an', 'the', 'at', 'in', 'on')
 _SIGN_OR_TWO, _MATTERS = re.compile(r'\W*(?:[A-Za-z]|\d+)\W*'), re.compile(r"[!|'+<>]")     # `n!` is not n
-_MONTHS_AND_DAYS = ('jan feb mar apr jun jul aug sep oct nov dec '
-                    'mon tue wed thu fri sat sun').split()
-
 _MONTHS = 'jan feb mar apr may jun jul aug sep oct nov dec'.split()
+_MONTHS_AND_DAYS = (*_MONTHS, *'mon tue wed thu fri sat sun'.split())
 _DAY = re.compile(r'(?P<y>\d{4})-(?P<m>\d{1,2})-(?P<d>\d{1,2})|(?P<name>[a-z]{3,9})\.? (?P<d2>\d{1,2})(?:st'
                   r'|nd|rd|th)?,? (?P<y2>\d{4})'
                   r'|(?P<d3>\d{1,2})(?:st|nd|rd|th)?(?: of)? (?P<name3>[a-z]{3,9})\.?,? (?P<y3>\d{4})', re.I)

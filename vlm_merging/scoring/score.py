@@ -15,7 +15,7 @@ from ..benchmarks.own_rows import option_at
 from ..benchmarks.items import LETTERS, ROW_KEYS, options_of
 from vlm_merging.scoring.rules import (
     Mark, accepted_answers, anls, contains, dynamath_strict, final_passage, mathverse_strict,
-    mathvision_strict, mathvista_strict, mm_math, option_strict, python_number, relaxed, same_items,
+    mathvision_strict, mathvista_strict, mm_math, mmmu_open, option_strict, python_number, relaxed, same_items,
     same_text, vqa, yesno)
 from .wrappers import readable_part, thinking_name, thoughts_marked, unknown_tags
 from .languages import asked_group, in_english
@@ -30,8 +30,10 @@ from .floor import FLOORS, floor_columns, rule_of_row
 from ..asking.formats import VERDICT
 from ..asking.replies import NO_REPLY
 from ..asking.reading import table_at
+from .forms import bare
 from .numbers import Late, limit, number
 from .quantities import asked_unit, other_unit, unit_of
+from .spelling import plain_spelling
 
 # %% auto #0
 __all__ = ['RULES', 'PROTOCOLS', 'SCORE_COLUMNS', 'COLUMNS_LEFT_OUT', 'score_row', 'typed_replies', 'score']
@@ -92,7 +94,8 @@ def _by_value(row, reply, algebra):
     gold = _whole_gold(row)
     p = pick_value(reply, row['question'], gold, row.get('answer_type')=='integer')
     how = _equal(p.text, gold, row, algebra)
-    why = '; '.join(filter(None, (p.reason, how, looks_like_a_letter(row) and _LETTERLIKE)))
+    part = p.reason=='the whole reply' and bare(plain_spelling(p.text))!=bare(plain_spelling(reply))
+    why = '; '.join(filter(None, (p.reason+', a part of it'*part, how, looks_like_a_letter(row) and _LETTERLIKE)))
     return Mark(float(how not in (None, _UNDECIDED)), p.text, p.tier, why)
 
 # %% ../../nbs/scoring/19_score.ipynb #c018
@@ -115,7 +118,9 @@ def _strict_option(rule):
         letter, kind = _right_letter(row, choices) if wants_letter(row) else '', row.get('answer_type')
         if isinstance(letter, Mark): return letter
         if letter: return option_strict(reply, letter, choices)
-        return rule(reply=reply, gold=row['answer'], answer_type='text' if wants_letter(row) else kind)
+        golds = accepted_answers(row['answer']) if kind=='any of' and rule is not mmmu_open else [row['answer']]
+        kind = 'text' if wants_letter(row) or kind=='any of' else kind
+        return max((rule(reply=reply, gold=g, answer_type=kind) for g in golds), key=lambda m: m.value)
     return scored
 
 def _plain(rule):
@@ -125,7 +130,7 @@ def _plain(rule):
 
 # %% ../../nbs/scoring/19_score.ipynb #c023
 RULES = dict(mathvista=_strict_option(mathvista_strict), mathvision=_strict_option(mathvision_strict),
-             mmstar=_strict_option(mathverse_strict), answer=_strict_option(mathverse_strict),
+             mmstar=_strict_option(mathverse_strict), mmmu=_strict_option(mmmu_open), answer=_strict_option(mathverse_strict),
              mathverse=_plain(mathverse_strict), dynamath=_plain(dynamath_strict), mm_math=_plain(mm_math),
              relaxed=_plain(relaxed), anls=_plain(anls), vqa=_plain(vqa),
              contains=_plain(contains), yesno=_plain(yesno))
