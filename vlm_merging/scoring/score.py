@@ -294,7 +294,7 @@ def typed_replies(
     return frame.select(_typed(frame, name) for name in dict.fromkeys((*ROW_KEYS, *_INPUTS)))
 
 # %% ../../nbs/scoring/19_score.ipynb #c059
-COLUMNS_LEFT_OUT = ('question_for_eval', 'choices', 'answer_option', 'question_type', 'answer_type',
+COLUMNS_LEFT_OUT = ('question_for_eval', 'choices', 'answer_option', 'answer_index', 'question_type', 'answer_type',
                     'precision', 'unit', 'finish', 'metric', 'key', 'error', 'query', 'seconds',
                     'reasoning_content')
 
