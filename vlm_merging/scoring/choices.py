@@ -75,6 +75,7 @@ _OTHER_SPELLING = re.compile(r'(?:(?:option|choice|answer) ?:? ?)?\(?([A-Za-z])[
 _TRUE_FOR_YES = dict(true='yes', false='no', yes='true', no='false')
 _PURE_LETTERS = re.compile(r'(?:[\s(),;.&\[\]"\']|and|[A-Z](?![A-Za-z]))+')
 
+@lru_cache(maxsize=4096)
 def gold_letters(
     gold:str,           # As published: `C`, `(C)`, `A and C`, or the text of an option
     choices:tuple=(),   # Texts in letter order
@@ -127,4 +128,7 @@ def asked_options(
     choices = choices_of(row.get('choices'))
     if not choices and wants_letter(row):
         choices = options_in(row.get('question') or '') or options_in(row.get('question_for_eval') or '')
-    return tuple(map(in_english, choices))
+    return _all_in_english(choices)
+
+@lru_cache(maxsize=4096)
+def _all_in_english(choices): return tuple(map(in_english, choices))

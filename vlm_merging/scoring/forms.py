@@ -150,6 +150,10 @@ def list_parts(
     text:str,           # As `plain_spelling` gives it
 )->list[str]:           # One part if it is not a list
     "The parts of a list: between commas, semicolons, `and` or `or`"
+    return list(_parts_of(text))
+
+@lru_cache(maxsize=1024)
+def _parts_of(text):
     inner = text[1:-1] if text[:1]+text[-1:]=='[]' else text
     if _FIGURES.fullmatch(inner) and ', ' not in inner: inner = _THOUSANDS.sub('', inner)
     parts = [unlabelled(part.removeprefix('both ')) for part in split_top(_AND.sub(';', inner), ',;') if part]
@@ -233,6 +237,7 @@ _SPACES_AND_QUOTES = re.compile(r'''(?<!\d)[\s"]|(?<=\d)\s(?!\d)|(?<![\w)])'|'''
                                 r'''(?<=[A-Za-z]{2})'|(?<=[A-Za-z])'(?=[A-Za-z])''')
 _GAP_OF_DIGITS = re.compile(r'\s+(?=\d)')
 
+@lru_cache(maxsize=4096)        # Every rule asks for those of the two answers
 def bare(
     text:str,           # As `plain_spelling` gives it
 )->str:

@@ -5,6 +5,7 @@
 # %% ../../nbs/scoring/13_free_answers.ipynb #c005
 from __future__ import annotations
 import re
+from functools import lru_cache
 from .spelling import plain_spelling
 from .numbers import FUNCTIONS
 from .quantities import quantity
@@ -22,6 +23,7 @@ __all__ = ['answer_kind', 'formulas_in', 'pick_text', 'pick_value']
 # %% ../../nbs/scoring/13_free_answers.ipynb #c008
 _YES = ('yes', 'no', 'true', 'false')
 
+@lru_cache(maxsize=4096)        # The same gold answers come with every run
 def answer_kind(
     gold:str,           # As published
 )->str:                 # number, bound, things, ratio, coordinates, relation, formula, list, range, yes or no, text

@@ -24,12 +24,11 @@ _PLACES = {word:i for i, words in enumerate(('first 가 ㄱ 甲 ア', 'second �
                                              'fourth 라 ㄹ 丁 エ', 'fifth 마 ㅁ 戊 オ',
                                             'sixth 바 ㅂ 己 カ')) for word in words.split()}
 _WORDS = dict(zip('one two three four five six'.split(), '123456'))
-_LABELS = re.compile(r'\b(?:option|choice)s? (?:number |no\.? ?|# '
-                     r'?)?\(?([1-9]|(?:one|two|three|four|five|six)\b(?! of\b))\)?(?![\d.,/%]*\d)|\b(first'
-                     r'|second|third|fourth|fifth|sixth|last) '
-                     r'(?:option|choice|answer)\b'
-                     r'|([①-⑳])|([ⓐ-ⓩⒶ-Ⓩ])|\(([가나다라마바ㄱㄴㄷㄹㅁㅂ甲乙丙丁戊アイウエオカ])\)|(?<=The answer is '
-                     r')([가나다라마바ㄱㄴㄷㄹㅁㅂ甲乙丙丁戊アイウエオカ])(?!\w)', re.I)
+_SIGN = '[가나다라마바ㄱㄴㄷㄹㅁㅂ甲乙丙丁戊アイウエオカ]'
+_LABELS = re.compile(r'\b(?:option|choice)s? (?:number |no\.? ?|# ?)?\(?([1-9]|(?:one|two|three|four|five|six)\b'
+                     r'(?! of\b))\)?(?![\d.,/%]*\d)'
+                     r'|\b(first|second|third|fourth|fifth|sixth|last) (?:option|choice|answer)\b|([①-⑳])'
+                     rf'|([ⓐ-ⓩⒶ-Ⓩ])|\(({_SIGN})\)|(?<=The answer is )({_SIGN})(?!\w)', re.I)
 
 def letters_for_labels(
     text:str,           # A reply
@@ -39,10 +38,9 @@ def letters_for_labels(
     def letter(m):
         number, place, circle, round_letter, *syllables = m.groups()
         if round_letter: return f'({chr((ord(round_letter)-ord("Ⓐ"))%26+65)})'
-        at = (int(_WORDS.get(number.lower(), number))-1 if number
-              else ord(circle)-ord('①') if circle else len(letters)-1 if place
-              and place.lower()=='last'
-              else _PLACES[(place or syllables[0] or syllables[1]).lower()])
+        if place and place.lower()=='last': at = len(letters)-1
+        else: at = (int(_WORDS.get(number.lower(), number))-1 if number else ord(circle)-ord('①') if circle
+                    else _PLACES[(place or syllables[0] or syllables[1]).lower()])
         return f'option ({letters[at]})' if at<len(letters) else m[0]
     return _LABELS.sub(letter, text)
 
@@ -82,8 +80,9 @@ _DOWN = (r"(?:,? (?i:which|that))?(?i: (?:is|are|was|were|would be|seems?|looks?
          r"both| all)? (?:not\b(?! only)|incorrect|wrong|false|too\b|out\b|impossible|unlikely|"
          r"invalid|inaccurate|unsuitable|ruled|eliminated|excluded|the wrong|a distractor|less\b)"
          r"| (?:is|are|was|were|does|do|did|can|could|would)n't\b| (?:does|do|did|could|would) not\b| "
-         r"cannot\b| can't\b| can be (?:ruled|eliminated|excluded|discarded)| fails?\b| contradicts?\b| "
-         r"lacks?\b)")
+         r"cannot\b| can't\b| can be (?:ruled|eliminated|excluded|discarded)| fails?\b| contradicts?\b| lacks?\b)")
+_MAY_TURN = re.compile("not|n't|never|but|than|over|instead|unlike|except|rul|elimin|exclu|reject|discard|wrong|false|too|out|im"
+                       "possible|incorrect|inval|inaccu|unsuit|less|distract|fail|contradict|lack")  # One is in each
 
 @lru_cache
 def _turned_down(letters):
@@ -97,7 +96,7 @@ def undenied(
     letters:str,        # Those that stand for an option, such as `ABCD`
 )->str:
     "A text without letters that are named only to be turned down"
-    return _turned_down(letters).sub('', text)
+    return _turned_down(letters).sub('', text) if _MAY_TURN.search(text.lower()) else text
 
 def turned_down(
     text:str,           # A sentence
@@ -221,7 +220,6 @@ def letter_in(
 # %% ../../nbs/scoring/15_letters.ipynb #e040
 _TICK = re.compile(r'✓|✔|✅|(?<!in)(?<!not )\b(?:correct|right|true|yes)\b', re.I)
 _CROSS = re.compile(r'✗|✘|❌|\b(?:incorrect|wrong|false|not|no)\b', re.I)
-
 _TASK = re.compile(r'(?m)^\s*[-*+]? *\[([ xX✓])\] +(.*)$')       # `- [x] B. 15`, as Markdown ticks
 
 def _gone_through(reply, letter):

@@ -6,6 +6,8 @@
 from __future__ import annotations
 import math, re
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 from .spelling import plain_spelling
 from .numbers import FUNCTIONS, SPELLED, leading_value, number, work
 from .quantities import quantity
@@ -104,6 +106,7 @@ _COUNTS_EAST = re.compile(r'몇|几|幾|多少|いくつ|何[個人台本枚匹�
 _NAME = re.compile(r'\b(?:value of|[Ss]olve for|[Ff]ind|[Dd]etermine|[Cc]alculate|[Ww]hat is) \$?([a-hj-z])\$?'
                    r'(?=\s*(?:[?.,;:]|$|(?:if|when|in|such|given|so|to|from)\b))')
 
+@lru_cache(maxsize=4096)        # Every run asks the same questions
 def _asked(question):
     "Read a question; an empty one asks for nothing"
     how_many = re.search(r'how many (?:\w+ )??(\w{3,}?)s?\b(?= |$)', question, re.I)
@@ -131,8 +134,7 @@ _DENIED = re.compile(r"(?:\bnot|n't)(?: equal(?: to)?)? *$|\bcompared (?:to|with
 _CHANGED = re.compile(r' ?(?:and a (?:half|quarter|third)|squared|cubed|factorial|square roots?'
                       r'|less than \d|is (?:wrong|incorrect))\b|\)?_\d', re.I)         # `5 squared` is not 5
 
-@dataclass(frozen=True)
-class _Candidate:
+class _Candidate(NamedTuple):
     "A number in a sentence"
     text:str             # With what follows
     at:int               # Where it begins

@@ -283,6 +283,8 @@ def _takes_all_back(reply, choices):
     return not any(re.search(r'\b(?:none|unknown|not|neither|cannot)\b', c, re.I) for c in choices)
 
 # %% ../../nbs/scoring/16_options.ipynb #c064
+_MAY_LABEL = re.compile('option|choice|first a|second a|third a|fourth a|fifth a|sixth a|last a')
+
 def pick_option(
     reply:str,          # Of a model
     choices:tuple,      # Texts in letter order
@@ -291,7 +293,9 @@ def pick_option(
     "The option that a reply chooses"
     if not reply: return Pick('', 'none', 'an empty reply')
     letters = LETTERS[:len(choices) or 5]
-    reply = corrected(letters_for_labels(small_article(reply) if 'I' in letters else reply, letters), letters)
+    if 'I' in letters: reply = small_article(reply)
+    if not reply.isascii() or _MAY_LABEL.search(reply.lower()): reply = letters_for_labels(reply, letters)
+    reply = corrected(reply, letters)
     if _takes_all_back(reply, choices): return Pick('', 'none', 'it says that no option is right')
     reply = without_lists(reply, letters)
     passages = list(finals(reply, question))
