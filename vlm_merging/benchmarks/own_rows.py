@@ -44,7 +44,8 @@ def option_at(
     return LETTERS[int(index)] if index and index.strip().isdecimal() and int(index)<len(LETTERS) else index
 
 # %% ../../nbs/benchmarks/11_own_rows.ipynb #c013
-OWN_COLUMNS = ('question', 'answer', 'choices', 'options', 'index', 'id', 'group', 'answer_option', 'answer_index',
+OWN_COLUMNS = ('question', 'answer', 'choices', 'options', 'index', 'id', 'group', 'answer_option',
+               'answer_index',
                'question_type', 'answer_type', 'precision', 'unit', 'split', 'metric', 'question_for_eval',
                *IMAGES, *LETTERS)
 

@@ -12,7 +12,8 @@ from typing import Literal
 from vlm_merging.checkpoints.places import path_of, same_place
 from vlm_merging.checkpoints.texts import name_in_line
 from vlm_merging.cli.commands import as_called, command, taken
-from vlm_merging.cli.files import PAGES, TABLES, read_scores, read_table, ready_to_write, with_run, write_table
+from vlm_merging.cli.files import (
+    PAGES, TABLES, read_scores, read_table, ready_to_write, with_run, write_table)
 
 FETCHED = 'benchmarks.prepare:prepare name=names split folder=data source=from revision'
 LOADED = 'benchmarks.load:load what=benchmark split n seed folder=data'

@@ -76,7 +76,8 @@ def _scored(frame, protocol, thinking='general'):
     if 'correct' in frame.columns: return frame
     scores = score(frame, protocol, thinking)
     if 'choices' not in frame.columns: return scores
-    return scores.with_columns(choices=pl.Series([*map(text_of, frame['choices'].to_list())], dtype=pl.String))
+    return scores.with_columns(choices=pl.Series([*map(text_of, frame['choices'].to_list())],
+                                                 dtype=pl.String))
 
 # %% ../../nbs/comparing/08_agreement.ipynb #c018
 def _with_column(frame, protocol, verdict, thinking='general'):
@@ -187,7 +188,8 @@ def agreement_said(
     return '\n'.join([*lines, *[f"Left out: {'; '.join(notes)}."]*bool(notes)])
 
 # %% ../../nbs/comparing/08_agreement.ipynb #c035
-_SHOWN = ('benchmark', 'split', 'run', 'index', 'question', 'choices', 'answer', 'prediction', 'picked', 'their_answer',
+_SHOWN = ('benchmark', 'split', 'run', 'index', 'question', 'choices', 'answer', 'prediction', 'picked',
+          'their_answer',
           'ours', 'theirs', 'tier', 'outcome', 'reason', 'their_reason')
 
 def differing(

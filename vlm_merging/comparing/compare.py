@@ -27,7 +27,8 @@ def _scores(run, protocol, thinking='general'):
         if tables and run: return run
         raise ValueError(f"{type(run).__name__} is no run. Give its folder, a table of replies or of scores, "
                          f"or a list of score tables.")
-    return run if 'correct' in run.columns or 'prediction' not in run.columns else score(run, protocol, thinking)
+    return run if 'correct' in run.columns or 'prediction' not in run.columns else score(run, protocol,
+                                                                                         thinking)
 
 # %% ../../nbs/comparing/06_compare.ipynb #c015
 def _named_apart(a, b, paths):

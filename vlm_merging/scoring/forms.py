@@ -27,7 +27,7 @@ def split_top(
     return [*parts, text[at:].strip()]
 
 # %% ../../nbs/scoring/04_forms.ipynb #c011
-_IN_BRACKETS = re.compile(r'[\[(].*,.*[\])]')
+_IN_BRACKETS = re.compile(r'[\[(].*[,;].*[\])]')
 
 def brackets(
     text:str,           # As `plain_spelling` gives it
@@ -55,7 +55,8 @@ def coordinates(
         if c in '([': opened.append(i)
         elif c in ')]' and opened:
             at = opened.pop()
-            parts = brackets(text[at:i+1]) if ',' in text[at:i] and text[i+1:i+3].strip()[:1]!='=' else None
+            separated = ',' in text[at:i] or ';' in text[at:i]
+            parts = brackets(text[at:i+1]) if separated and text[i+1:i+3].strip()[:1]!='=' else None
             if not parts or not _mathematical(parts[2:]): continue
             if out and text[last:at].strip()=='U': out[-1] += ' U '+text[at:i+1]
             else: out.append(text[at:i+1])
@@ -181,8 +182,10 @@ def both_signs(
 # %% ../../nbs/scoring/04_forms.ipynb #rab4af
 _WORDS_OF_ONE = '|'.join([*ONES, *TENS])
 _HOW_MANY = rf'-?\d[\d,]*(?:\.\d+)?|\b(?:{_WORDS_OF_ONE})\b'
-_BOUND_WORDS = {'>=':'>=|at least|no(?:t| )(?: )?(?:less|fewer) than', '<=':'<=|at most|no(?:t| )(?: )?more than|up to',
-                '>':'>|(?:more|greater|larger|higher) than|over|above', '<':'<|(?:less|fewer|smaller|lower) than|under|below'}
+_BOUND_WORDS = {'>=':'>=|at least|no(?:t| )(?: )?(?:less|fewer) than',
+                '<=':'<=|at most|no(?:t| )(?: )?more than|up to',
+                '>':'>|(?:more|greater|larger|higher) than|over|above',
+                '<':'<|(?:less|fewer|smaller|lower) than|under|below'}
 _BOUND = re.compile('(?:'+'|'.join(f'({words})' for words in _BOUND_WORDS.values())+rf') ?[$]?({_HOW_MANY})'
                     rf'|({_HOW_MANY}) ?(?:(\+|or more)|(or (?:less|fewer)))(?! ?\w)', re.I)
 _BOUND_ALONE = re.compile(rf'(?:{_BOUND.pattern})(?: ?%| [a-z]+)?', re.I)
@@ -198,7 +201,8 @@ def bounds(
     "Every `more than 5` and `<=5` of a text, with signs for the words"
     if whole and not _BOUND_ALONE.fullmatch(text): return []
     found = [m.groups() for m in _BOUND.finditer(text)]
-    signs = [[sign for sign, said in zip((*_BOUND_WORDS, '', '', '>=', '<='), g) if said and sign][0] for g in found]
+    signs = [[sign for sign, said in zip((*_BOUND_WORDS, '', '', '>=', '<='),
+                                         g) if said and sign][0] for g in found]
     return [(sign, _worth(g[4] or g[5])) for sign, g in zip(signs, found)]
 
 # %% ../../nbs/scoring/04_forms.ipynb #r84bdf
@@ -212,7 +216,8 @@ def things(
     "What `3 apples and 2 pears` counts"
     if whole and not _THINGS_ALONE.fullmatch(text): return []
     found = [(_worth(count), name.lower().rstrip('s')) for count, name in _THING.findall(text)]
-    return [] if len(found)<2 or any(unit_of(name) for _, name in found) else sorted(found, key=lambda f: f[1])
+    return [] if len(found)<2 or any(unit_of(name) for _, name in found) else sorted(found,
+                                                                                     key=lambda f: f[1])
 
 # %% ../../nbs/scoring/04_forms.ipynb #c046
 _PROSE = re.compile(r'^[nN]/[aA]$|\b(?:[iI][stnf]|[aA][snt]|[sS]o|[oO][fnr]|[tT]o|[bB][ey]|[wW]e|[uU]p'

@@ -26,7 +26,7 @@ _YES = ('yes', 'no', 'true', 'false')
 @lru_cache(maxsize=4096)        # The same gold answers come with every run
 def answer_kind(
     gold:str,           # As published
-)->str:                 # number, bound, things, ratio, coordinates, relation, formula, list, range, yes or no, text
+)->str:                 # number, ratio, coordinates, ...: a key of `_LAST_OF_KIND`, number or text
     "What kind of thing to look for in a reply"
     g = plain_spelling(gold)
     if coordinates(g) or bracket_interval(g): return 'coordinates'
@@ -163,7 +163,8 @@ def _yes_or_no_in(s, gold):
     return word and _in_words_of(gold, word)
 
 # %% ../../nbs/scoring/13_free_answers.ipynb #c030
-_LAST_OF_KIND = {'bound':_bound_in, 'things':_things_in, 'coordinates':_coordinates_in, 'range':_range_in, 'ratio':_ratio_in, 'list':_list_in,
+_LAST_OF_KIND = {'bound':_bound_in, 'things':_things_in, 'coordinates':_coordinates_in, 'range':_range_in,
+                 'ratio':_ratio_in, 'list':_list_in,
                  'formula':_formula_in, 'relation':_relation_in, 'yes or no':_yes_or_no_in}
 
 # %% ../../nbs/scoring/13_free_answers.ipynb #c034

@@ -25,8 +25,8 @@ _PLACES = {word:i for i, words in enumerate(('first 가 ㄱ 甲 ア', 'second �
                                             'sixth 바 ㅂ 己 カ')) for word in words.split()}
 _WORDS = dict(zip('one two three four five six'.split(), '123456'))
 _SIGN = '[가나다라마바ㄱㄴㄷㄹㅁㅂ甲乙丙丁戊アイウエオカ]'
-_LABELS = re.compile(r'\b(?:option|choice)s? (?:number |no\.? ?|# ?)?\(?([1-9]|(?:one|two|three|four|five|six)\b'
-                     r'(?! of\b))\)?(?![\d.,/%]*\d)'
+_LABELS = re.compile(r'\b(?:option|choice)s? (?:number |no\.? ?|# ?)?\(?([1-9]|(?:one|two|three|four|five'
+                     r'|six)\b(?! of\b))\)?(?![\d.,/%]*\d)'
                      r'|\b(first|second|third|fourth|fifth|sixth|last) (?:option|choice|answer)\b|([①-⑳])'
                      rf'|([ⓐ-ⓩⒶ-Ⓩ])|\(({_SIGN})\)|(?<=The answer is )({_SIGN})(?!\w)', re.I)
 
@@ -80,16 +80,17 @@ _DOWN = (r"(?:,? (?i:which|that))?(?i: (?:is|are|was|were|would be|seems?|looks?
          r"both| all)? (?:not\b(?! only)|incorrect|wrong|false|too\b|out\b|impossible|unlikely|"
          r"invalid|inaccurate|unsuitable|ruled|eliminated|excluded|the wrong|a distractor|less\b)"
          r"| (?:is|are|was|were|does|do|did|can|could|would)n't\b| (?:does|do|did|could|would) not\b| "
-         r"cannot\b| can't\b| can be (?:ruled|eliminated|excluded|discarded)| fails?\b| contradicts?\b| lacks?\b)")
-_MAY_TURN = re.compile("not|n't|never|but|than|over|instead|unlike|except|rul|elimin|exclu|reject|discard|wrong|false|too|out|im"
-                       "possible|incorrect|inval|inaccu|unsuit|less|distract|fail|contradict|lack")  # One is in each
+         r"cannot\b| can't\b| can be (?:ruled|eliminated|excluded|discarded)| (?:fail|contradict|lack)s?\b)")
+_MAY_TURN = re.compile("not|n't|never|but|than|over|instead|unlike|except|rul|elim|excl|reject|discard|wrong"
+                       "|less|false|too|out|impos|incor|inval|inacc|unsuit|distr|fail|contradict|lack")
 
 @lru_cache
 def _turned_down(letters):
     "What names letters only to turn them down"
     one = rf'\(?[{letters}]\)?'
     many = rf"{one}(?:(?:,? and |,? or |, |/)(?:option |choice )?{one})*(?![\w'’])"
-    return re.compile(rf'\b{_NO_TO}{many}(?:,? but\b)?|(?<![\w]){many}(?: \([^()]*\))?{_DOWN}')
+    aside = rf'\b(?i:not|rather than|instead of) (?:the |an? )[a-z ]{{1,30}}\((?:option )?[{letters}]\)'
+    return re.compile(rf'\b{_NO_TO}{many}(?:,? but\b)?|{aside}|(?<![\w]){many}(?: \([^()]*\))?{_DOWN}')
 
 def undenied(
     text:str,           # A passage
@@ -166,7 +167,7 @@ def _in_its_place(text, letter):
     "A letter at the beginning with a sign behind it, else the last one behind `option` or `answer is`"
     for rule in (rf'^[\W]*({letter})\s*(?:[):\]]|\.(?!\d*[A-Z]\.))', rf'^\(({letter})\)',
                  rf'^({letter})\s*[-–—]\s', rf'^({letter}) \(',
-                 r'\b(?i:option|choice|answer|letter)s?\b'
+                 r'\b(?i:option|opci[óo]n|opzione|opção|choice|answer|letter)s?\b'
                  r'(?:[ ,]*(?:is|would be|should be|must be|letter|option|choice))*'
                  rf'[ :("\'\[]*({letter})(?![\w\'’])(?!\s+(?:is|are|has|was)\b.*\b(?:incorrect|wrong))'):
         if letters:=re.findall(rule, text): return letters[-1]

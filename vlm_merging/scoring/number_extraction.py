@@ -103,8 +103,8 @@ class _Asked:
 _OF_YEAR = re.compile(r'\b(?:which|what|what is the) year\b|(?:^|[.:\n] *)when\b(?! [a-z] )',
                       re.I)
 _COUNTS_EAST = re.compile(r'몇|几|幾|多少|いくつ|何[個人台本枚匹名つ]|개수')
-_NAME = re.compile(r'\b(?:value of|[Ss]olve for|[Ff]ind|[Dd]etermine|[Cc]alculate|[Ww]hat is) \$?([a-hj-z])\$?'
-                   r'(?=\s*(?:[?.,;:]|$|(?:if|when|in|such|given|so|to|from)\b))')
+_NAME = re.compile(r'\b(?:value of|[Ss]olve for|[Ff]ind|[Dd]etermine|[Cc]alculate|[Ww]hat is) '
+                   r'\$?([a-hj-z])\$?(?=\s*(?:[?.,;:]|$|(?:if|when|in|such|given|so|to|from)\b))')
 
 @lru_cache(maxsize=4096)        # Every run asks the same questions
 def _asked(question):
@@ -198,7 +198,9 @@ def _right_end(sentence):
 # %% ../../nbs/scoring/11_number_extraction.ipynb #c052
 _CLAUSE_END = re.compile(r',? (?:and|but|while|whereas)(?: only)? |[;,] ')
 
-def _name_words(text): return {w.lower().rstrip('s') for w in re.findall(r'[A-Za-z]+|\d+', text)}
+_SMALL = frozenset('i are wa were the there a an in on of how many what which and it'.split())
+
+def _name_words(text): return {w.lower().rstrip('s') for w in re.findall(r'[A-Za-z]+|\d+', text)}-_SMALL
 
 def _of_the_named(candidates, sentence, question):
     "The candidates in the clause that names most of what the question names, if there is just one"
@@ -235,15 +237,20 @@ _WHOLE = re.compile(r'\W*(?:\d[\d,]*(?:\.0+(?!\d))?(?!\.?\d)|\d[\d.]* (?:thou|m|
 
 _OF_ONE = re.compile(r'(?=[^=]*[\d|+*/^-])([-+*/^|().\d\s]*(?<![a-z])[a-z](?![a-z])[-+*/^'
                      r'|().\d\s]*)=[^=]*$')  # `2x = 5`
-_SHARES = {'half a dozen':'6', 'a dozen':'12', 'half':'1/2', 'a third':'1/3', 'a quarter':'1/4', 'a fourth':'1/4',
+_SHARES = {'half a dozen':'6', 'a dozen':'12', 'half':'1/2', 'a third':'1/3', 'a quarter':'1/4',
+           'a fourth':'1/4',
            'a fifth':'1/5', 'a tenth':'1/10'}
-_SHARE = re.compile(r'(?<!and )\b(?:half a dozen|a dozen|(?:a |(?:(?<=^)|(?<=\bis )|(?<=about )|(?<=exactly ))(?=half))half'
-                    r'|a (?:third|quarter|fourth|fifth|tenth))\b(?!-)(?: of (?:an?|the|all|it|them)\b| an?\b)?', re.I)
+_SHARE = re.compile(r'(?<!and )\b(?:half a dozen|a dozen|(?:a |(?:(?<=^)|(?<=\bis )|(?<=about )'
+                    r'|(?<=exactly ))(?=half))half|a (?:third|quarter|fourth|fifth|tenth))\b(?!-)'
+                    r'(?: of (?:an?|the|all|it|them)\b| an?\b)?', re.I)
 
 def _in_digits(sentence):
     "A sentence without numbers, with those of `half`, `a quarter` and `a dozen`"
     if re.search(r'\d', sentence): return sentence
     return _SHARE.sub(lambda m: next(v for k, v in _SHARES.items() if k in m[0].lower()), sentence)
+
+_ASKS_SHARE = re.compile(r'\b(?:fraction|probability|proportion|share|part of)\b', re.I)
+_OUT_OF = re.compile(r'\b(\d+) out of (?:the )?(\d+)\b')
 
 _NAMED_END = re.compile(r'(?:^|[\s$(,;:])(?<!= )([a-zA-Z]) ?= ?-?[\d.][\d.,/]*\W*$')
 
@@ -265,6 +272,7 @@ def pick_number(
 )->str|None:            # None: none, or a range
     "The number that a sentence gives as its answer"
     sentence = _answering_part(_plain_sentence(sentence))
+    if ' out of ' in sentence and _ASKS_SHARE.search(question): sentence = _OUT_OF.sub(r'\1/\2', sentence)
     if (of:=_OF_ONE.match(sentence)) and _without_spaces(of[1]) not in _without_spaces(question): return None
     asked = _asked(question)
     if not (sentence:=_of_name(sentence, asked.name)): return None

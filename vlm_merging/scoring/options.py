@@ -125,7 +125,8 @@ def option_in(
     as_spelled = [i for i, c in enumerate(choices) if c and bare(plain_spelling(c))==said]
     if len(as_spelled)==1: return as_spelled[0]
     choices = _texts(choices)
-    if any(limits:=[bounds(plain_spelling(c), True) for c in choices]) and (read:=bounds(plain_spelling(passage))):
+    if any(limits:=[bounds(plain_spelling(c),
+                           True) for c in choices]) and (read:=bounds(plain_spelling(passage))):
         return limits.index(read[-1:]) if limits.count(read[-1:])==1 else None
     if not any(_SUPPOSED.search(c) for c in choices): passage = _SUPPOSED.sub(' ', passage)
     if (i:=_sequence_option(passage, choices)) is not None: return i
@@ -237,7 +238,7 @@ def _denied_options(reply, choices):
     return denied
 
 def _marked_option(reply, passages, choices, letters):
-    "The option whose text the surest passage gives; a mere mention counts for nothing where it is denied elsewhere"
+    "The option whose text the surest passage gives; not one that is denied elsewhere, if only named"
     for p in passages:
         if (i:=option_in(p.text, choices)) is not None:
             if p.tier=='fallback' and i in _denied_options(reply, choices): continue

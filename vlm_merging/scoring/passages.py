@@ -97,8 +97,8 @@ _MARKER = re.compile(_NAMED+_TO_WHAT+_VERB+r'[ *:]*|'+_VERBLESS+'|'+_ELSEWHERE, 
 _EITHER = re.compile(r'\W*yes\W*(?:or|/)\W*no\b', re.I)          # `The answer is yes or no.` asks
 _HEADING = re.compile(r'(?:^|\n)[ #*_]*(?:(?:the )?(?:final|short) )?answer[ *_:]*\n\s*', re.I)
 
-_MAY_BEGIN = re.compile('answer|option|choice|correct|right|best|final|result|respuesta|antwort|réponse|risposta'
-                        '|resposta|ответ')
+_MAY_BEGIN = re.compile('answer|option|choice|correct|right|best|final|result|respuesta|antwort|réponse'
+                        '|risposta|resposta|ответ')
 
 def _marks(text, small):
     "Every marker of a text, in its order; `small` is the text in lower case, in which they are found sooner"

@@ -95,16 +95,17 @@ def mathverse_strict(
 
 # %% ../../nbs/scoring/17_rules.ipynb #rc92cf
 _KEYS = ('could be ', 'so ', 'is ', 'thus ', 'therefore ', 'final ', 'answer ', 'result ')
-_ITS_NUMBERS = re.compile(r'-?\b\d{1,3}(?:,\d{3})+\b|-?\d+(?:\.\d+)?e[+-]?\d+|-?(?:\d+\.\d+|\.\d+|\d+\b)(?!e[+-]?\d)(?![,\d])')
+_ITS_NUMBERS = re.compile(r'-?\b\d{1,3}(?:,\d{3})+\b|-?\d+(?:\.\d+)?e[+-]?\d+'
+                          r'|-?(?:\d+\.\d+|\.\d+|\d+\b)(?!e[+-]?\d)(?![,\d])')
 
 def _key_parts(reply):
     "The end of each line behind the words that announce an answer; the whole reply, if there is none"
-    text, parts = reply.strip().strip('.').lower(), []
-    for line in text.split('\n'):
-        keys = (*_KEYS, '=') if line is text.split('\n')[-1] else _KEYS
+    lines, parts = reply.strip().strip('.').lower().split('\n'), []
+    for n, line in enumerate(lines, 1):
+        keys = (*_KEYS, '=') if n==len(lines) else _KEYS
         ends = [line.rpartition(key)[2].strip() for key in keys if key in line]
         parts += [min(filter(None, ends), key=len)] if any(ends) else []
-    return [p for p in parts if p not in ":,.!?;'"] or [text]
+    return [p for p in parts if p not in ":,.!?;'"] or ['\n'.join(lines)]
 
 def _normal(text):
     "A number with two decimals, or a text in lower case; one letter only with a space beside it"
@@ -306,9 +307,9 @@ def _date(text):
         month = _MONTHS.index(month[:3].lower())+1
     return int(year), int(month), int(day)
 
-_PLACE_SIDE = re.compile(r'(?:(?:.{1,60}? (?:is|are|sits|stands|lies) )?(?:on|to|at|in) (?:the )?)?(left|right|top|bottom|front|back|middle'
-                         r'|center|centre)(?:[- ]?hand)?(?: side)?(?: of .{1,60})?', re.I)
-
+_PLACE_SIDE = re.compile(r'(?:(?:.{1,60}? (?:is|are|sits|stands|lies) )?(?:on|to|at|in) (?:the )?)?(left|right'
+                         r'|top|bottom|front|back|middle|center|centre)(?:[- ]?hand)?(?: side)?'
+                         r'(?: of .{1,60})?', re.I)
 _KIND_ASKED = re.compile(r'\b(?:what|which) (?:colou?r|kind|type|sort|shape|material)s?\b', re.I)
 
 def same_text(
@@ -321,7 +322,7 @@ def same_text(
     def word(w): return w[:3] if w[:3] in _MONTHS_AND_DAYS and len(w)>3 else w         # `July` and `Jul`
     def words(t): return [word(w) for w in plain_words(t).split() if w not in _SMALL_WORDS]
     side, of = (_PLACE_SIDE.fullmatch(t.strip(' .')) for t in (answer, gold))
-    if side and of and not re.search(r'\bof\b', gold): return 'same side' if side[1].lower()==of[1].lower() else None
+    if side and of and ' of ' not in gold: return 'same side'*(side[1].lower()==of[1].lower()) or None
     said, asked = words(answer), words(gold)
     if asked and asked in (said, [w for w in said if w!='one']): return 'same words'
     if asked and asked==said[:-1] and _KIND_ASKED.search(question) and said[-1] in words(question) \

@@ -15,7 +15,8 @@ from ..benchmarks.own_rows import option_at
 from ..benchmarks.items import LETTERS, ROW_KEYS, options_of
 from vlm_merging.scoring.rules import (
     Mark, accepted_answers, anls, contains, dynamath_strict, final_passage, mathverse_strict,
-    mathvision_strict, mathvista_strict, mm_math, mmmu_open, option_strict, python_number, relaxed, same_items,
+    mathvision_strict, mathvista_strict, mm_math, mmmu_open, option_strict, python_number, relaxed,
+                                       same_items,
     same_text, vqa, yesno)
 from .wrappers import readable_part, thinking_name, thoughts_marked, unknown_tags
 from .languages import asked_group, in_english
@@ -45,7 +46,8 @@ def _right_letter(row, choices):
     if many>len(LETTERS): raise _BadRow(f'there are {many} options, and letters for {len(LETTERS)}')
     gold = row.get('answer_option') or gold_letters(row['answer'], choices)
     if not choices or gold and gold[-1]<=LETTERS[many-1] and choices[LETTERS.index(gold[-1])]: return gold
-    if (text:=row['answer'].strip()) in (keys:=option_keys(row.get('choices'))): return LETTERS[keys.index(text)]
+    text, keys = row['answer'].strip(), option_keys(row.get('choices'))
+    if text in keys: return LETTERS[keys.index(text)]
     counted = '; if the numbers count from 0, put them into a column answer_index'*text.isdecimal()
     return Mark(None, '', 'none', f"the gold answer {text[:40]!r} is none of the {many} choices{counted}")
 
@@ -95,7 +97,8 @@ def _by_value(row, reply, algebra):
     p = pick_value(reply, row['question'], gold, row.get('answer_type')=='integer')
     how = _equal(p.text, gold, row, algebra)
     part = p.reason=='the whole reply' and bare(plain_spelling(p.text))!=bare(plain_spelling(reply))
-    why = '; '.join(filter(None, (p.reason+', a part of it'*part, how, looks_like_a_letter(row) and _LETTERLIKE)))
+    why = '; '.join(filter(None, (p.reason+', a part of it'*part, how,
+                                  looks_like_a_letter(row) and _LETTERLIKE)))
     return Mark(float(how not in (None, _UNDECIDED)), p.text, p.tier, why)
 
 # %% ../../nbs/scoring/19_score.ipynb #c018
@@ -118,8 +121,9 @@ def _strict_option(rule):
         letter, kind = _right_letter(row, choices) if wants_letter(row) else '', row.get('answer_type')
         if isinstance(letter, Mark): return letter
         if letter: return option_strict(reply, letter, choices)
-        golds = accepted_answers(row['answer']) if kind=='any of' and rule is not mmmu_open else [row['answer']]
-        kind = 'text' if wants_letter(row) or kind=='any of' else kind
+        several = kind=='any of' and rule is not mmmu_open
+        golds = accepted_answers(row['answer']) if several else [row['answer']]
+        kind = 'text' if wants_letter(row) or several else kind
         return max((rule(reply=reply, gold=g, answer_type=kind) for g in golds), key=lambda m: m.value)
     return scored
 
@@ -130,7 +134,8 @@ def _plain(rule):
 
 # %% ../../nbs/scoring/19_score.ipynb #c023
 RULES = dict(mathvista=_strict_option(mathvista_strict), mathvision=_strict_option(mathvision_strict),
-             mmstar=_strict_option(mathverse_strict), mmmu=_strict_option(mmmu_open), answer=_strict_option(mathverse_strict),
+             mmstar=_strict_option(mathverse_strict), mmmu=_strict_option(mmmu_open),
+             answer=_strict_option(mathverse_strict),
              mathverse=_plain(mathverse_strict), dynamath=_plain(dynamath_strict), mm_math=_plain(mm_math),
              relaxed=_plain(relaxed), anls=_plain(anls), vqa=_plain(vqa),
              contains=_plain(contains), yesno=_plain(yesno))
@@ -256,7 +261,8 @@ _INPUTS = ('question', 'question_for_eval', 'choices', 'answer', 'answer_option'
 
 def _shortest_time(column):
     "A column of dates or times as text, without the parts that are zero"
-    return column.str.replace(r'\.0+$', '').str.replace(r' 00:00:00$', '').str.replace(r'(\d\d:\d\d):00$', '$1')
+    return column.str.replace(r'\.0+$', '').str.replace(r' 00:00:00$', '').str.replace(r'(\d\d:\d\d):00$',
+                                                                                       '$1')
 
 def _typed(frame, name):
     "A column in its type; one that is missing is null"
@@ -282,7 +288,8 @@ def typed_replies(
                          f"Give the folder of a run, a file, or a polars frame.")
     if 'answer_index' in frame.columns and not {'answer_option', 'answer'}<={*frame.columns}:
         at = _typed(frame, 'answer_index').map_elements(option_at, pl.String, skip_nulls=True)
-        frame = frame.with_columns(*(at.alias(c) for c in ('answer', 'answer_option') if c not in frame.columns))
+        frame = frame.with_columns(*(at.alias(c) for c in ('answer',
+                                                           'answer_option') if c not in frame.columns))
     missing = [c for c in ('prediction', 'answer') if c not in frame.columns]
     if missing:
         raise ValueError(f"The table has no column {' and no column '.join(missing)}; "
@@ -294,7 +301,8 @@ def typed_replies(
     return frame.select(_typed(frame, name) for name in dict.fromkeys((*ROW_KEYS, *_INPUTS)))
 
 # %% ../../nbs/scoring/19_score.ipynb #c059
-COLUMNS_LEFT_OUT = ('question_for_eval', 'choices', 'answer_option', 'answer_index', 'question_type', 'answer_type',
+COLUMNS_LEFT_OUT = ('question_for_eval', 'choices', 'answer_option', 'answer_index', 'question_type',
+                    'answer_type',
                     'precision', 'unit', 'finish', 'metric', 'key', 'error', 'query', 'seconds',
                     'reasoning_content')
 

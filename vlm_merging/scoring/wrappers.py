@@ -248,7 +248,7 @@ def _without_tags(text):
     return _ROLE.sub('', ''.join([*out, text[at:], '}'*boxes]))
 
 # %% ../../nbs/scoring/07_wrappers.ipynb #c045
-_HINTS = '<', '◁', '[', 'oxed', '\\f', '\\bbox', '\x08', '\x0c', '\t'       # Seen sooner than a pattern is tried
+_HINTS = '<', '◁', '[', 'oxed', '\\f', '\\bbox', '\x08', '\x0c', '\t'     # Seen sooner than a pattern
 _MAY_HOLD = re.compile(r'[<◁]|\[[|/A-Z]|oxed|\\f|\\bbox|[\x08\x0c\t]')
 
 @lru_cache(maxsize=16)
