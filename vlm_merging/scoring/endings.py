@@ -104,9 +104,9 @@ CLOSINGS = (
     r".*도움이 (?:되|됐)\S*(?: ?(?:바랍|좋겠|기를|길)\S*)*|.*(?:궁금한|추가|다른|더 필요).*(?:말씀|물어|질문|알려)\S*(?: ?주세요)?",
     r".*(?:参考|お役|ご参考)に(?:なれ|立て|なり)\S*|.*(?:ご質問|ご不明|他に).*(?:ください|下さい).*")
 _CLOSING = re.compile(r'\W*(?:'+'|'.join(CLOSINGS)+r')\W*', re.I|re.S)
-_MAY_CLOSE = re.compile('let me know|feel free|hesitate|just ask|if you|should you|hope|anything|would you|do you'
-                        '|can i |happy to|glad to|welcome|have a |good luck|note that|disclaimer|verify|confidence'
-                        '|double-check|[^\\x00-\\x7f]')         # Each entry of `CLOSINGS` has one of these
+_MAY_CLOSE = re.compile('let me know|feel free|hesitate|just ask|if you|should you|hope|anything|would you'
+                        '|do you|can i |happy to|glad to|welcome|have a |good luck|note that|disclaimer'
+                        '|verify|confidence|double-check|[^\\x00-\\x7f]')   # One is in each of `CLOSINGS`
 _LAST_SENTENCE = re.compile(r'(?:\n+|(?<=[.!?。！？*)])\s+|(?<=[。！？]))(?=[^\n]*$)')
 _SMILES = re.compile('[\U0001f300-\U0001f5ff\U0001f600-\U0001f64f\U0001f680-\U0001f6ff'
                      '\U0001f900-\U0001faff\u263a\u2764]+\\s*$')

@@ -15,9 +15,9 @@ from .spelling import plain_spelling
 from .numbers import work
 
 # %% auto #0
-__all__ = ['Mark', 'option_strict', 'python_number', 'mathvista_strict', 'mathvision_strict', 'mathverse_strict', 'mmmu_open',
-           'dynamath_strict', 'mm_math', 'accepted_answers', 'relaxed', 'anls', 'vqa', 'contains', 'yesno', 'same_text',
-           'same_items', 'final_passage']
+__all__ = ['Mark', 'option_strict', 'python_number', 'mathvista_strict', 'mathvision_strict', 'mathverse_strict',
+           'dynamath_strict', 'mm_math', 'accepted_answers', 'mmmu_open', 'relaxed', 'anls', 'vqa', 'contains', 'yesno',
+           'same_text', 'same_items', 'final_passage']
 
 # %% ../../nbs/scoring/17_rules.ipynb #c009
 @dataclass(frozen=True)
@@ -93,39 +93,6 @@ def mathverse_strict(
     "Equal as text"
     return _official(1, reply.strip()) if reply.strip()==gold.strip() else _NOTHING
 
-# %% ../../nbs/scoring/17_rules.ipynb #rc92cf
-_KEYS = ('could be ', 'so ', 'is ', 'thus ', 'therefore ', 'final ', 'answer ', 'result ')
-_ITS_NUMBERS = re.compile(r'-?\b\d{1,3}(?:,\d{3})+\b|-?\d+(?:\.\d+)?e[+-]?\d+'
-                          r'|-?(?:\d+\.\d+|\.\d+|\d+\b)(?!e[+-]?\d)(?![,\d])')
-
-def _key_parts(reply):
-    "The end of each line behind the words that announce an answer; the whole reply, if there is none"
-    lines, parts = reply.strip().strip('.').lower().split('\n'), []
-    for n, line in enumerate(lines, 1):
-        keys = (*_KEYS, '=') if n==len(lines) else _KEYS
-        ends = [line.rpartition(key)[2].strip() for key in keys if key in line]
-        parts += [min(filter(None, ends), key=len)] if any(ends) else []
-    return [p for p in parts if p not in ":,.!?;'"] or ['\n'.join(lines)]
-
-def _normal(text):
-    "A number with two decimals, or a text in lower case; one letter only with a space beside it"
-    x = python_number(text.strip().replace(',', ''))
-    if x is not None: return [round(x, 2)]
-    text = text.strip().lower()
-    return [f' {text}', f'{text} '] if len(text)==1 else [text]
-
-def mmmu_open(
-    reply:str, gold:str, # Of a model; one answer or a JSON list
-    **_,                # What other rules need
-)->Mark:
-    "Part of the end of a line, or one of its numbers (MMMU)"
-    parts = _key_parts(reply)
-    said = [o for p in (*parts, *(n for p in parts for n in _ITS_NUMBERS.findall(p))) for o in _normal(p)]
-    texts, numbers = ([o for o in said if isinstance(o, kind)] for kind in (str, float))
-    def hits(g): return g in numbers if isinstance(g, float) else any(g in text for text in texts)
-    right = any(hits(g) for accepted in accepted_answers(gold) for g in _normal(accepted))
-    return _official(right, parts[-1][:100])
-
 # %% ../../nbs/scoring/17_rules.ipynb #c035
 def _short_answer(reply):
     "The field `short answer` as the reference of DynaMath reads it; None: no JSON object with this field"
@@ -194,6 +161,38 @@ def accepted_answers(
         except (ValueError, RecursionError): return [gold]
         if isinstance(read, list) and read: return [str(g) for g in read]
     return [gold]
+
+# %% ../../nbs/scoring/17_rules.ipynb #rc92cf
+_KEYS = ('could be ', 'so ', 'is ', 'thus ', 'therefore ', 'final ', 'answer ', 'result ')
+_ITS_NUMBERS = re.compile(r'-?\b\d{1,3}(?:,\d{3})+\b|-?\d+(?:\.\d+)?e[+-]?\d+'
+                          r'|-?(?:\d+\.\d+|\.\d+|\d+\b)(?!e[+-]?\d)(?![,\d])')
+
+def _key_parts(reply):
+    "The end of each line behind the words that announce an answer; the whole reply, if there is none"
+    lines, parts = reply.strip().strip('.').lower().split('\n'), []
+    for n, line in enumerate(lines, 1):
+        keys = (*_KEYS, '=') if n==len(lines) else _KEYS
+        ends = [line.rpartition(key)[2].strip() for key in keys if key in line]
+        parts += [min(filter(None, ends), key=len)] if any(ends) else []
+    return [p for p in parts if p not in ":,.!?;'"] or ['\n'.join(lines)]
+
+def _normal(text):
+    "A number with two decimals, or a text in lower case; one letter only with a space beside it"
+    if (x:=python_number(text.strip().replace(',', ''))) is not None: return [round(x, 2)]
+    small = text.strip().lower()
+    return [f' {small}', f'{small} '] if len(small)==1 else [small]
+
+def mmmu_open(
+    reply:str, gold:str, # Of a model; one answer or a JSON list
+    **_,                # What other rules need
+)->Mark:
+    "Part of the end of a line, or one of its numbers (MMMU)"
+    parts = _key_parts(reply)
+    said = [o for p in (*parts, *(n for p in parts for n in _ITS_NUMBERS.findall(p))) for o in _normal(p)]
+    texts, numbers = ([o for o in said if isinstance(o, kind)] for kind in (str, float))
+    def hits(g): return g in numbers if isinstance(g, float) else any(g in text for text in texts)
+    right = any(hits(g) for accepted in accepted_answers(gold) for g in _normal(accepted))
+    return _official(right, parts[-1][:100])
 
 # %% ../../nbs/scoring/17_rules.ipynb #c056
 def _chart_number(text, lenient=False):
@@ -307,8 +306,8 @@ def _date(text):
         month = _MONTHS.index(month[:3].lower())+1
     return int(year), int(month), int(day)
 
-_PLACE_SIDE = re.compile(r'(?:(?:.{1,60}? (?:is|are|sits|stands|lies) )?(?:on|to|at|in) (?:the )?)?(left|right'
-                         r'|top|bottom|front|back|middle|center|centre)(?:[- ]?hand)?(?: side)?'
+_PLACE_SIDE = re.compile(r'(?:(?:.{1,60}? (?:is|are|sits|stands|lies) )?(?:on|to|at|in) (?:the )?)?(left'
+                         r'|right|top|bottom|front|back|middle|center|centre)(?:[- ]?hand)?(?: side)?'
                          r'(?: of .{1,60})?', re.I)
 _KIND_ASKED = re.compile(r'\b(?:what|which) (?:colou?r|kind|type|sort|shape|material)s?\b', re.I)
 
