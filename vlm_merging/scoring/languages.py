@@ -63,7 +63,7 @@ _PIECE = re.compile(rf'({_AMOUNT}) ?([천千백百]?)([{_UNITS}]?)')
 _BELOW_ZERO = re.compile(rf'(?:零下|영하|氷点下|マイナス|마이너스) ?(?=[\d{_SIGNS}])')
 _MONTH = re.compile(rf'(?<![{_SIGNS}])([一二三四五六七八九十]{{1,2}})(?=月)')
 _PARTS = re.compile(rf'(?<![{_SIGNS}\d])(\d{{1,15}}|[{_SIGNS}]{{1,15}}) ?(?:分之|分の|분의)'
-                    rf' ?(\d{{1,15}}|[{_SIGNS}]{{1,15}})')
+                    rf' ?(\d{{1,15}}|[{_SIGNS}]{{1,15}})(?:(?<=\d)[이가은는을를])?')
 
 def _value(text):
     "A numeral or digits as digits"
