@@ -341,11 +341,9 @@ def check(
         alone.append(Finding('warn', 'Neither has anything beside a language model: two LLMs are merged, and '
                                      'what comes of it cannot see.', 'Name the VLM first, if you meant one.'))
     mine, theirs = (text_config(c.config, complete=True) for c in (vlm, other))
-    if not nested(vlm.config):
-        mine = mine | {'model_type': None}   # flat: the VLM's own, not the text model's
+    if not nested(vlm.config): mine = mine | {'model_type': None}  # flat: the VLM's own, not the text model's
     findings += unlike_heads(mine, theirs, who)
     if not findings:
-        findings = (unlike_ends(paired, who)+unlike_settings(mine, theirs,
-                                                             who)+unlike_words(vlm, other, paired, who)
-                 +unlike_origin(vlm, other, paired, who)+alone)
+        findings = (unlike_ends(paired, who) + unlike_settings(mine, theirs, who)
+                    + unlike_words(vlm, other, paired, who) + unlike_origin(vlm, other, paired, who) + alone)
     return paired, findings

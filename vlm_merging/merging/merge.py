@@ -26,7 +26,7 @@ from .coins import name_rng
 from .layout import OutShard, index_text, out_shards, runs
 from .methods import METHODS, Method, blockwise
 from .plan import Plan, plan, whole_shape
-from .recipe import LayoutName, Recipe, recipe_of
+from .recipe import LayoutName, Recipe
 from .work import Work, computed_in
 
 # %% auto #0

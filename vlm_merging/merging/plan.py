@@ -51,8 +51,8 @@ class Plan:
     def baked(self)->tuple:
         "`Work` of what stays the VLM's, but has an adapter on it: it is not copied, but written as W + ΔW"
         alike = ((n, self.vlm.tensors[n]) for n in self.kept)
-        return tuple(Work(Pair(n, (), None, '', n), (e,), (), (), {}) for n,
-                     e in alike if hasattr(e, 'deltas'))
+        return tuple(Work(Pair(n, (), None, '', n), (e,), (), (), {})
+                     for n, e in alike if hasattr(e, 'deltas'))
 
     @property
     def stops(self)->list:
@@ -219,14 +219,13 @@ def plan(
         nothing = Finding('stop', 'Nothing is left to merge.', 'Widen `layers` or `modules`.')
         if works and isinstance(recipe.knobs.get('weight'), str):
             recipe, chosen, nothing = with_weights(recipe, works, third, of_base)
-            works, kept = (_sort_pairs(recipe, sides, paired, of_base, by_name, words) if chosen else
-                           ((), {}))
+            works, kept = _sort_pairs(recipe, sides, paired, of_base, by_name, words) if chosen else ((), {})
         findings += unsaid+left_beside(recipe, works, kept)
         for c, pairs in zip(theirs, (paired, *others)): findings += left_of_adapter(c, pairs, kept)
         if not works: findings.insert(0, nothing)
     made = Plan(recipe, mine, theirs[0], third, tuple(works), kept, (), tuple(theirs[1:]), chosen)
-    others = not_as_recorded(recipe.inputs, made.sides)
-    return replace(made, findings=(*side_findings(mine), *findings, *others))
+    findings += not_as_recorded(recipe.inputs, made.sides)
+    return replace(made, findings=(*side_findings(mine), *findings))
 
 # %% ../../nbs/merging/13_plan.ipynb #c029
 def _donor_words(
@@ -334,8 +333,7 @@ def _memory(
     thin = max((thin_bytes(e) for es in each for e in es), default=0)
     if thin>1e7: usual += f' and {readable(thin)} in each thread for the factors of the adapter'
     method = METHODS[plan.recipe.method]
-    at_once = [whole_shape(shape) if method.whole else shape[-1:] for shape in shapes]
-    longest = max(at_once, key=math.prod)
+    longest = max((whole_shape(s) if method.whole else s[-1:] for s in shapes), key=math.prod)
     size = math.prod(longest)*ROW_BYTES*(3+len(plan.more))//3
     if not (method.rows or method.whole) or size<1e8: return f'{usual} at any size of model'
     what = ' x '.join(map(str, longest)) if longest[1:] else f'a row of {longest[0]}'

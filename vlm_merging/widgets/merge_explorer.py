@@ -37,10 +37,10 @@ def knob_control(
 )->W.Widget:
     "A slider, a box to tick or a list, with the bounds and the words of the signature"
     how = dict(value=knob.default, description=knob.name, tooltip=knob.about, **_WIDE)
-    if knob.choices==(True, False): return W.Checkbox(**how|dict(indent=True))
+    if knob.choices==(True, False): return W.Checkbox(**how, indent=True)
     if knob.choices: return W.Dropdown(options=knob.choices, **how)
-    return W.FloatSlider(min=knob.low, max=knob.high, step=.01 if knob.high<=1 else .05, readout_format='.2f',
-                         **how)
+    how |= dict(min=knob.low, max=knob.high, step=.01 if knob.high<=1 else .05)
+    return W.FloatSlider(readout_format='.2f', **how)
 
 # %% ../../nbs/widgets/03_merge_explorer.ipynb #c013
 def _knob_rows(method, controls):
@@ -56,8 +56,8 @@ _WORDS = dict(mlp='MLP')
 
 def _module_boxes(modules):
     "A box to tick for each kind of module"
-    return {m:W.Checkbox(True, description=_WORDS.get(m, m), indent=False, layout=dict(width='86px'))
-            for m in modules}
+    plain = dict(indent=False, layout=dict(width='86px'))
+    return {m:W.Checkbox(True, description=_WORDS.get(m, m), **plain) for m in modules}
 
 def _labelled_row(label, controls):
     "Controls behind one label"
@@ -68,10 +68,9 @@ def _labelled_row(label, controls):
 def _set_recipe(models, method, knobs, layers, depth, ticked, seed):
     "The `Recipe` of some settings; raise ValueError if they are none"
     if not ticked: raise ValueError('Nothing is left to merge. Tick attention, MLP or norm.')
-    first, last = layers
     return Recipe(**models, method=method, seed=seed,
                   knobs={n:round(v, 6) if isinstance(v, float) else v for n, v in knobs.items()},
-                  layers='all' if (first, last)==(0, depth-1) else f'{first}-{last}',
+                  layers='all' if tuple(layers)==(0, depth-1) else '{}-{}'.format(*layers),
                   modules='all' if len(ticked)==len(MODULES) else ','.join(ticked))
 
 # %% ../../nbs/widgets/03_merge_explorer.ipynb #c022
