@@ -74,8 +74,7 @@ class Plan:
     @property
     def reads(self)->int:
         "Bytes of tensors that go in, each counted once"
-        others = (es for w in self.merged for es in (w.llm, w.base, *w.more))
-        return self.vlm.nbytes+sum(e.nbytes for es in others for e in es)
+        return self.vlm.nbytes+sum(e.nbytes for w in self.merged for es in (w.llm, w.base, *w.more) for e in es)
 
     def __repr__(self): return describe(self)
 
