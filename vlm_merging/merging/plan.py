@@ -74,7 +74,7 @@ class Plan:
     @property
     def reads(self)->int:
         "Bytes of tensors that go in, each counted once"
-        return self.vlm.nbytes+sum(e.nbytes for w in self.merged for es in (w.llm, w.base, *w.more) for e in es)
+        return self.vlm.nbytes+sum(e.nbytes for w in self.merged for s in (w.llm, w.base, *w.more) for e in s)
 
     def __repr__(self): return describe(self)
 
