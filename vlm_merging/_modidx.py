@@ -1855,6 +1855,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'vlm_merging/lab/training.py'),
                                           'vlm_merging.lab.training.core': ('lab/training.html#core', 'vlm_merging/lab/training.py'),
                                           'vlm_merging.lab.training.exam': ('lab/training.html#exam', 'vlm_merging/lab/training.py'),
+                                          'vlm_merging.lab.training.kept': ('lab/training.html#kept', 'vlm_merging/lab/training.py'),
                                           'vlm_merging.lab.training.llama': ('lab/training.html#llama', 'vlm_merging/lab/training.py'),
                                           'vlm_merging.lab.training.make_base': ( 'lab/training.html#make_base',
                                                                                   'vlm_merging/lab/training.py'),
