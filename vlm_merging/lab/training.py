@@ -16,9 +16,9 @@ from .lessons import (ID, PATCH, PATCHES, SIZE, VOCAB, ids, lesson, make_process
 from .trio import TOPICS, accuracy, answer, draw_scene, questions, scene, words
 
 # %% auto #0
-__all__ = ['SEEN', 'WORKED_OUT', 'ROUNDS', 'HEAD', 'LOOK', 'EVERYTHING', 'LOOKED', 'STEPS', 'KEPT', 'ALIGN', 'VISUAL', 'CARD',
-           'STORIES', 'train', 'exam', 'sees', 'until', 'llama', 'make_base', 'core', 'kept', 'tune_llm', 'nearness',
-           'make_eye', 'tune_vlm', 'save_checkpoint', 'train_trio']
+__all__ = ['SEEN', 'WORKED_OUT', 'ROUNDS', 'HEAD_SIZE', 'LOOK', 'EVERYTHING', 'LOOKED', 'STEPS', 'KEPT', 'ALIGN', 'VISUAL',
+           'CARD', 'STORIES', 'train', 'exam', 'sees', 'until', 'llama', 'make_base', 'core', 'kept', 'tune_llm',
+           'nearness', 'make_eye', 'tune_vlm', 'save_checkpoint', 'train_trio']
 
 # %% ../../nbs/lab/06_training.ipynb #c010
 def train(
@@ -78,7 +78,7 @@ def until(
     raise ValueError(f'{what} did not pass its exam in {ROUNDS} rounds ({marks}). Try another seed.')
 
 # %% ../../nbs/lab/06_training.ipynb #c021
-HEAD = 32               # Numbers in an attention head
+HEAD_SIZE = 32          # Numbers in an attention head
 
 def llama(
     hidden:int=64,      # Width, a multiple of 32
@@ -86,8 +86,8 @@ def llama(
 )->LlamaConfig:
     "The shape of all three language models"
     return LlamaConfig(vocab_size=len(VOCAB), hidden_size=hidden, intermediate_size=hidden*11//4,
-        num_hidden_layers=layers, num_attention_heads=hidden//HEAD, num_key_value_heads=hidden//HEAD,
-        head_dim=HEAD, max_position_embeddings=256, initializer_range=.1, tie_word_embeddings=False,
+        num_hidden_layers=layers, num_attention_heads=hidden//HEAD_SIZE,
+        num_key_value_heads=hidden//HEAD_SIZE, head_dim=HEAD_SIZE, max_position_embeddings=256, initializer_range=.1, tie_word_embeddings=False,
         rms_norm_eps=1e-6,
         rope_parameters=dict(rope_type='default', rope_theta=100.),
         pad_token_id=0, bos_token_id=1, eos_token_id=2)
@@ -171,7 +171,7 @@ def nearness(
 def _with_eye(base):
     "The base inside a VLM whose eye has not learned anything"
     sight = CLIPVisionConfig(hidden_size=64, intermediate_size=176, num_hidden_layers=3,
-                             num_attention_heads=64//HEAD, image_size=SIZE, patch_size=PATCH,
+                             num_attention_heads=64//HEAD_SIZE, image_size=SIZE, patch_size=PATCH,
                              projection_dim=64)
     vlm = LlavaForConditionalGeneration(LlavaConfig(vision_config=sight, text_config=base.config,
         image_token_id=ID['<image>'], image_seq_length=PATCHES, vision_feature_layer=-1,
