@@ -87,8 +87,8 @@ def llama(
     "The shape of all three language models"
     return LlamaConfig(vocab_size=len(VOCAB), hidden_size=hidden, intermediate_size=hidden*11//4,
         num_hidden_layers=layers, num_attention_heads=hidden//HEAD_SIZE,
-        num_key_value_heads=hidden//HEAD_SIZE, head_dim=HEAD_SIZE, max_position_embeddings=256, initializer_range=.1, tie_word_embeddings=False,
-        rms_norm_eps=1e-6,
+        num_key_value_heads=hidden//HEAD_SIZE, head_dim=HEAD_SIZE, max_position_embeddings=256,
+        initializer_range=.1, tie_word_embeddings=False, rms_norm_eps=1e-6,
         rope_parameters=dict(rope_type='default', rope_theta=100.),
         pad_token_id=0, bos_token_id=1, eos_token_id=2)
 
