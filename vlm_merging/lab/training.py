@@ -16,9 +16,9 @@ from .lessons import (ID, PATCH, PATCHES, SIZE, VOCAB, ids, lesson, make_process
 from .trio import TOPICS, accuracy, answer, draw_scene, questions, scene, words
 
 # %% auto #0
-__all__ = ['SEEN', 'WORKED_OUT', 'ROUNDS', 'HEAD_SIZE', 'LOOK', 'EVERYTHING', 'LOOKED', 'STEPS', 'KEPT', 'ALIGN', 'VISUAL',
-           'CARD', 'STORIES', 'train', 'exam', 'sees', 'until', 'llama', 'make_base', 'core', 'kept', 'tune_llm',
-           'nearness', 'make_eye', 'tune_vlm', 'save_checkpoint', 'train_trio']
+__all__ = ['SEEN', 'WORKED_OUT', 'ROUNDS', 'HEAD_SIZE', 'LOOK', 'EVERYTHING', 'STEPS', 'KEPT', 'ALIGN', 'VISUAL', 'CARD',
+           'STORIES', 'train', 'exam', 'sees', 'until', 'llama', 'make_base', 'core', 'kept', 'tune_llm', 'nearness',
+           'make_eye', 'tune_vlm', 'save_checkpoint', 'train_trio']
 
 # %% ../../nbs/lab/06_training.ipynb #c010
 def train(
@@ -95,7 +95,6 @@ def llama(
 # %% ../../nbs/lab/06_training.ipynb #c024
 LOOK = dict(number=1, color=1.2, shape=1.2, where=1.6)
 EVERYTHING = dict(number=.2, color=.18, shape=.18, where=.14, plus=.07, sum=.1, minus=.07, more=.06)
-LOOKED = 90             # Percent in each topic of perception before it is asked to reason
 
 # %% ../../nbs/lab/06_training.ipynb #c027
 def make_base(
@@ -111,7 +110,7 @@ def make_base(
     def look(k):
         learn(LOOK, 300 if k else 500)
         return exam(base, reads, 200, SEEN)
-    until(lambda marks: min(marks.values())>=LOOKED, look, 'base, looking', say)
+    until(sees, look, 'base, looking', say)
     learn(EVERYTHING, 600, chain=.7)
     def again(k):       # The first exam is sat at once
         if k: learn(LOOK, 250, lr=1e-3)
