@@ -289,7 +289,7 @@ def test_odd_files(donor, tmp_path):
     save_file(names|{q: names[q].to(torch.int8)}, path); refused('stored as I8')
     path.rename(ad/'adapter_model.bin'); refused('is a pickle')
     (ad/'adapter_model.bin').unlink(); refused('Download it again')
-    with pytest.raises(ValueError, match='Name it as `llm`'): plan(ad, trio.llm)
+    with pytest.raises(ValueError, match='In a merge it can be the `llm`'): plan(ad, trio.llm)
     with pytest.raises(ValueError, match='is no adapter'): plan(f'{trio.vlm}+{trio.base}', trio.llm)
 
 

@@ -87,7 +87,7 @@ def test_what_cannot_be_saved_is_said(tmp_path):
 def test_the_renderer_for_offline_notebooks():
     try:
         show_offline()
-        assert alt.renderers.active=='jupyter'
+        assert alt.renderers.active=='live and still'
     finally: alt.renderers.enable('default')
 
 @pytest.mark.parametrize('made', [

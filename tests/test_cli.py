@@ -125,7 +125,7 @@ def options(command):
 
 
 KNOBS = {k for m in METHODS.values() for k in m.knobs}
-RECIPE = {f.name for f in fields(Recipe)} - {'knobs'}
+RECIPE = {f.name for f in fields(Recipe)} - {'knobs', 'inputs'}     # The second is what a recipe was made of
 
 
 def test_options_are_those_of_the_python_calls():
@@ -164,7 +164,7 @@ def test_a_word_means_one_thing():
     apart = {'out', 'chart'}  # Where the result appears: a folder, a table, a page, as the command makes it
     apart |= {'seed'}               # Of what the command leaves to chance: coin flips, or which questions
     apart |= {'weight', 'n', 'vlm', 'llm', 'base', 'method', 'layers', 'modules', 'model', 'protocol',
-              'split', 'by', 'device', 'data'} # Said in the words of the command
+              'split', 'by', 'device', 'data', 'items', 'thinking'} # Said in the words of the command
     said = {}
     for c in COMMANDS.values():
         for o in shell_options(c).values():
@@ -183,7 +183,7 @@ def test_a_knob_as_it_is_written(text, value):
 
 
 VALUES = dict(vlm='v', llm='l', base='b', method='ties', layers='1-', modules='mlp', embeddings=True, seed=7,
-              as_run=True)
+              as_run=True, layout='hub')
 
 
 @pytest.mark.parametrize('name', VALUES)

@@ -392,8 +392,8 @@ def test_a_source_or_a_run_that_cannot_be_read(tmp_path, capsys):
 def test_an_input_that_ends_early(tmp_path, out):
     "Truncated between the plan and the reading of it: in what is sampled, hashed, copied or merged"
     recipe, plans = write_trio(tmp_path), room.plan
-    def meanwhile(*args):
-        planned = plans(*args)
+    def meanwhile(*args, **how):
+        planned = plans(*args, **how)
         os.truncate(Path(recipe.llm)/'model.safetensors', 3000)
         return planned
     with patched(room, plan=meanwhile), pytest.raises(ValueError, match='became shorter|changed'):

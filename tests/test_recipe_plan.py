@@ -534,7 +534,7 @@ def test_a_recipe_comes_back_as_it_was(more, tmp_path):
     recipe = Recipe(Path('v'), 'l', **more)
     recipe.write(tmp_path/'r.json')
     assert Recipe.read(tmp_path/'r.json')==recipe
-    assert set(json.loads((tmp_path/'r.json').read_text()))=={f.name for f in fields(Recipe)}
+    assert set(json.loads((tmp_path/'r.json').read_text()))=={f.name for f in fields(Recipe)} - {'inputs'}
 
 
 WHO = '"vlm":"v","llm":"l"'

@@ -41,10 +41,10 @@ def computed_in(
     method:Method,      # From `METHODS`
 )->str:                 # A type of torch
     "In which type a tensor is mixed"
+    if not method.as_stored or work.more: return 'float32'
     parts = [part for es in work.sides(method) for e in es for part in getattr(e, 'cuts', (e,))]
     types = {'float32' if hasattr(part, 'reader') else FLOATS[part.dtype] for part in parts}
-    plain = method.as_stored and not work.more and types in ({'bfloat16'}, {'float16'})
-    return types.pop() if plain else 'float32'
+    return types.pop() if types in ({'bfloat16'}, {'float16'}) else 'float32'
 
 # %% ../../nbs/merging/11_work.ipynb #c013
 def _rows_by_word(sides, words):
