@@ -1,6 +1,7 @@
 """Build the site without Quarto: nbdev reads the notebooks, smalldocs draws the pages into `_docs/`.
 `python .ci/docs.py` builds it; `python .ci/docs.py readme` makes README.md from nbs/index.ipynb."""
 import ast, hashlib, json, os, re, shutil, sys, tempfile, warnings
+from configparser import ConfigParser
 from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
@@ -278,7 +279,10 @@ def draw(parts, work, pages):
     sidebar = config['website']['sidebar']
     sidebar['contents'] = [named(o) for o in sidebar['contents']]
     config['project']['output-dir'] = str(site)
-    config['website'].update({'title': 'vlm_merging', 'llms-txt': True})
+    about = ConfigParser(delimiters='=', interpolation=None)
+    about.read(project/'settings.ini', encoding='utf-8')
+    config['website'].update({'title': about['DEFAULT']['lib_name'], 'llms-txt': True,
+                              'description': about['DEFAULT']['description']})
     config['format']['html']['css'] = 'site.css'
     (pages/'_quarto.yml').write_text(yaml.safe_dump(config, sort_keys=False), encoding='utf-8')
     shutil.copy(here/'site.css', pages)
