@@ -1,5 +1,6 @@
 "What several test files need: one torch thread a process, no hub, the program, and a browser"
-import contextlib, os, shutil
+import contextlib, os, re, shutil
+from html.parser import HTMLParser
 import pytest
 
 # Before torch is imported
@@ -26,6 +27,41 @@ def walk(spec):
     if isinstance(spec, list):
         for v in spec: yield from walk(v)
 
+class Tags(HTMLParser):
+    "All tags of a page with their attributes, its tables as rows of cells, and its text outside of drawings"
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.tables, self.inside, self.text, self.cell = [], [], [], '', False
+        self.feed(text)
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag in ('svg', 'style'): self.inside.append(tag)
+        if tag=='table': self.tables.append([])
+        if tag=='tr': self.tables[-1].append([])
+        if tag in ('td', 'th'): self.cell = True; self.tables[-1][-1].append('')
+        if tag=='small' and self.cell: self.tables[-1][-1][-1] += ' '
+    def handle_endtag(self, tag):
+        if self.inside and self.inside[-1]==tag: self.inside.pop()
+        if tag in ('td', 'th'): self.cell = False
+    def handle_data(self, data):
+        if self.inside: return
+        self.text += data
+        if self.cell: self.tables[-1][-1][-1] += data
+
+def needs_nothing_else(text):
+    "A page loads nothing, runs nothing, and each part of a drawing has a name of its own"
+    tags = Tags(text).tags
+    for tag, attrs in tags:
+        assert tag not in ('script', 'iframe', 'object', 'embed', 'base')
+        for name in ('src', 'srcset', 'data', 'action', 'poster', 'background'):
+            assert attrs.get(name, 'data:').startswith('data:')
+        for name in ('href', 'xlink:href'):
+            assert attrs.get(name, '#')[0]=='#' or attrs[name].startswith('data:')
+        assert not [a for a in attrs if a.startswith('on')]
+    assert not re.search(r'@import|url\(\s*["\']?(?!#)', text)
+    ids = [attrs['id'] for _, attrs in tags if 'id' in attrs]
+    assert len(ids)==len(set(ids)) and {*re.findall(r'url\(#([\w-]+)\)', text)}<={*ids}
+
 @pytest.fixture
 def call(capsys):
     "Exit code, output and errors of the program, without a process; `SystemExit` is what argparse does"
@@ -36,6 +72,12 @@ def call(capsys):
         except SystemExit as e: code = e.code
         return code, *capsys.readouterr()
     return run
+
+@pytest.fixture
+def serving():
+    "Starts a server that builds prompts with the processor of a folder"
+    from prompt_server import begin_serving
+    yield from begin_serving()
 
 @pytest.fixture(scope='module')
 def playing():

@@ -258,7 +258,7 @@ def stored(folder):
     return {n: x for f in sorted(Path(folder).glob('*.safetensors')) for n, x in load_file(f).items()}
 
 
-def line(v, l, b): return .7*v + (1-.7)*l
+def line(v, l, b): return l.lerp(v, .7)
 
 
 def ties(v, l, b):

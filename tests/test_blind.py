@@ -6,13 +6,29 @@ from torch import nn
 from transformers import DynamicCache
 
 from test_probes import CLOSE, logits, padded, same_state, state, text_model, vlm
+from vlm_merging.cli.main import main
+from vlm_merging.comparing.layer_findings import plateau_said
 from vlm_merging.lab.tiny import KINDS, ask_inputs
 from vlm_merging.probing.layers import decoder_layers, picture_ids
 from vlm_merging.probing.masks import Mask, applied, masked, masks
+from vlm_merging.probing.probe import refuse_idle_parts
 from vlm_merging.probing.replay import teacher_forced
 
 LOOKS = [k for k in KINDS if k!='mllama']       # Its words look across at the picture
 
+
+def test_parts_are_not_named_in_vain(capsys, tmp_path):
+    "Blind is a way of whole layers"
+    words = ['profile', 'lab/vlm', '--benchmark', 'lab', '--out', str(tmp_path/'p'), '--parts', 'mlp']
+    assert main([*words, '--how', 'blind'])==3
+    assert '--parts is mlp, and the way blind takes whole layers' in capsys.readouterr().err
+    refuse_idle_parts(('mlp',), ('blind', 'skip'))
+    refuse_idle_parts('layer', 'blind')
+
+def test_a_picture_that_is_needed_to_the_end_is_told_so():
+    row = dict(where='where', measure='answer', loss=.02, needed=1, start=None, last=1)
+    assert 'needed up to the last layer' in plateau_said(row)
+    assert 'cannot be told' in plateau_said(row|dict(last=2))
 
 def hidden_by_hand(model, kind, inputs, first):
     "Logits where a mask of numbers, written cell by cell, replaces that of each layer from `first` on"

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from vlm_merging.asking.ask import ask
 from vlm_merging.asking.folder import read_lines
-from vlm_merging.asking.replies import replies, report, shortfall, whole_run
+from vlm_merging.asking.replies import replies, run_report, shortfall, whole_run
 from vlm_merging.benchmarks.items import BENCHMARKS, Benchmark, Item
 from vlm_merging.benchmarks.load import load
 from vlm_merging.benchmarks.pictures import Picture, encoded
@@ -44,14 +44,15 @@ def test_replies_to_a_table_as_it_was_do_not_count(tmp_path, end):
     edited = table(tmp_path, range(6), '-')
     if end=='stopped':
         with pytest.raises(KeyboardInterrupt): quiet(ask, stops(2), edited, out, 'r')
-        assert '4 were not asked yet' in report(out)
+        assert '4 were not asked yet' in run_report(out)
     else:
         def breaks(item):
             if int(item.id)>1: raise TimeoutError('gone')
             return item.question
         with pytest.warns(UserWarning, match='2 of 6 items have a reply'): ask(breaks, edited, out, 'r')
-        assert '4 failed' in report(out) and whole_run(out)['error'].count()==4
-    assert report(out).startswith('2 of 6 items') and '4 replies are to other questions' in report(out)
+        assert '4 failed' in run_report(out) and whole_run(out)['error'].count()==4
+    said = run_report(out)
+    assert said.startswith('2 of 6 items') and '4 replies are to other questions' in said
     assert replies(out)['prediction'].to_list()==['What is 0-0?', 'What is 1-1?']
     with pytest.warns(UserWarning, match='2 of 6 items'): assert score(out)['correct'].count()==2
     assert len(read_lines(out/'replies.jsonl')[0])==8                    # The old ones stay where they are
@@ -65,14 +66,14 @@ def test_ids_that_are_gone_do_not_count(tmp_path):
     ask(echo, table(tmp_path, range(6), '+'), out, 'r')
     moved = table(tmp_path, range(4, 10), '-')
     with pytest.raises(KeyboardInterrupt): quiet(ask, stops(2), moved, out, 'r')
-    assert report(out).startswith('2 of 6 items') and replies(out)['index'].to_list()==['4', '5']
+    assert run_report(out).startswith('2 of 6 items') and replies(out)['index'].to_list()==['4', '5']
 
 def test_a_part_and_then_more_of_a_table_are_one_run(tmp_path):
     path, out = table(tmp_path, range(60), '+'), tmp_path/'run'
     ask(echo, load(path, n=20), out, 'r')
     ask(echo, load(path, n=40), out, 'r')
     ask(echo, load(path, n=20), out, 'r')
-    assert report(out)=='40 of 40 items have a reply.'
+    assert run_report(out)=='40 of 40 items have a reply.'
 
 def test_a_question_whose_picture_is_gone_has_no_reply(tmp_path):
     out, picture = tmp_path/'run', tmp_path/'a.png'
@@ -88,7 +89,7 @@ def test_a_row_that_broke_since_has_no_reply(tmp_path):
     ask(echo, path, out, 'r')
     path.write_text(path.read_text().replace('What is 1+1?', ''))
     quiet(ask, echo, path, out, 'r')
-    assert report(out).startswith('2 of 3 items') and '`question` is empty' in report(out)
+    assert run_report(out).startswith('2 of 3 items') and '`question` is empty' in run_report(out)
 
 # ---- All failed ----
 
@@ -136,7 +137,7 @@ def test_a_run_json_of_another_kind_is_one_sentence(tmp_path, content):
     out = tmp_path/'run'
     ask(echo, [Item('1', '?')], out, 'r')
     (out/'run.json').write_bytes(content if isinstance(content, bytes) else content.encode())
-    for do in (report, replies, whole_run, score, lambda o: ask(echo, [Item('1', '?')], o, 'r')):
+    for do in (run_report, replies, whole_run, score, lambda o: ask(echo, [Item('1', '?')], o, 'r')):
         with pytest.raises(ValueError, match='run.json is damaged'): do(out)
 
 LINES = [dict(benchmark=['a'], index='1', prediction='x', error='e'),
@@ -153,9 +154,9 @@ def test_rows_of_other_kinds_are_damaged_lines(tmp_path):
         line = json.dumps(row)+'\n'
         (out/'replies.jsonl').write_text(line+kept[1]+'\n')
         for name in 'failures.jsonl', 'left_out.jsonl': (out/name).write_text(line)
-        assert '1 line of replies.jsonl cannot be read (1); what they held is asked again.' in report(out)
-        assert '1 line of failures.jsonl' in report(out) and '1 line of left_out.jsonl' in report(out)
-        assert quiet(score, out)['index'].to_list()==['2'] and report(out).startswith('1 of 2 items')
+        assert '1 line of replies.jsonl cannot be read (1); what they held is asked again.' in run_report(out)
+        assert '1 line of failures.jsonl' in run_report(out) and '1 line of left_out.jsonl' in run_report(out)
+        assert quiet(score, out)['index'].to_list()==['2'] and run_report(out).startswith('1 of 2 items')
         asked.clear()
         def notes(item): return asked.append(item.id) or 'x'
         assert quiet(ask, notes, [Item('1', '?'), Item('2', '?')], out, 'r').height==2
@@ -175,7 +176,7 @@ def test_a_folder_or_a_pipe_in_place_of_a_file_of_a_run(tmp_path, name, make):
     ask(echo, [Item('1', '?')], out, 'r')
     (out/name).unlink(missing_ok=True)
     make(out/name)
-    for job in (lambda: score(out), lambda: report(out), lambda: ask(echo, [Item('1', '?')], out, 'r')):
+    for job in (lambda: score(out), lambda: run_report(out), lambda: ask(echo, [Item('1', '?')], out, 'r')):
         with pytest.raises(ValueError, match=f'{name} is'): job()
 
 def test_half_a_character_in_the_name_of_a_tag_is_a_question_mark(tmp_path):
@@ -189,7 +190,7 @@ def test_an_asker_whose_errors_have_no_words_fails_one_item(tmp_path):
         if item.id=='1': raise Mute
         return 'x'
     assert quiet(ask, asker, [Item('1', '?'), Item('2', '?')], tmp_path/'run', 'r').height==1
-    assert '1 x Mute:' in report(tmp_path/'run')
+    assert '1 x Mute:' in run_report(tmp_path/'run')
 
 # ---- Items and pictures ----
 

@@ -14,7 +14,7 @@ from vlm_merging.asking.connection import bare_address, repeats_key, way_to
 from vlm_merging.asking.endpoint import Endpoint, pause
 from vlm_merging.asking.wire import data_url
 from vlm_merging.asking.ask import ask
-from vlm_merging.asking.replies import replies, report
+from vlm_merging.asking.replies import replies, run_report
 from vlm_merging.scoring.score import score
 
 def good(text, finish='stop', **message):
@@ -245,7 +245,7 @@ def test_through_the_loop_failures_are_asked_again(server, tiny, tmp_path):
     server.script |= {'3':[STUMBLES['500']]*9, '5':[STUMBLES['cut'], STUMBLES['429']]}
     items, tiny = [Item(f'{i}', f'{i}') for i in range(8)], replace(tiny, weights='w')
     with pytest.warns(UserWarning, match='7 of 8 items have a reply'): ask(tiny, items, out=tmp_path/'run')
-    assert 'No reply in 4 tries, the last time: status 500' in report(tmp_path/'run')
+    assert 'No reply in 4 tries, the last time: status 500' in run_report(tmp_path/'run')
     server.script.clear(); server.seen.clear()
     table = ask(tiny, items, out=tmp_path/'run')
     assert table['prediction'].to_list()==[f're: {i}' for i in range(8)] and list(server.seen)==['3']
@@ -502,7 +502,7 @@ def test_a_key_that_comes_back_is_neither_shown_nor_kept(server, tiny, tmp_path,
     assert server.seen['q'][0][2]['authorization']==f'Bearer {KEY}'
     shown += [str(w.message) for w in told]
     shown += [p.read_text() for p in (tmp_path/'run').rglob('*') if p.is_file()]
-    if (tmp_path/'run').exists(): shown.append(report(tmp_path/'run'))     # else: nothing was asked
+    if (tmp_path/'run').exists(): shown.append(run_report(tmp_path/'run'))     # else: nothing was asked
     text = ''.join(''.join(shown).split())
     for part in [KEY, *ECHOES.values()]: assert ''.join(part.split()) not in text
 
@@ -684,11 +684,11 @@ def test_each_sample_is_sent_with_a_seed_of_its_own_and_equal_replies_are_told(s
     ask(replace(warm, concurrency=1), items[::-1], tmp_path/'other', 'r', samples=2)
     again = {q:sorted(body['seed'] for _, body, _ in seen[2:]) for q, seen in server.seen.items()}
     assert again==seeds
-    assert 'each was answered in the same words each time' in report(tmp_path/'run')
+    assert 'each was answered in the same words each time' in run_report(tmp_path/'run')
 
 def test_without_a_seed_none_is_sent_and_a_server_at_temperature_0_may_be_asked_again(server, tiny, tmp_path):
     server.script['q'] = [(200, good('one')), (200, good('two'))]
     table = ask(tiny, [Item('1', 'q')], tmp_path/'run', 'r', repeat=1)
     assert table.select('sample', 'prediction').rows()==[('1', 'one'), ('repeat', 'two')]
     assert not any('seed' in body for _, body, _ in server.seen['q'])
-    assert '1 (100%) were not answered in the same words' in report(tmp_path/'run')
+    assert '1 (100%) were not answered in the same words' in run_report(tmp_path/'run')

@@ -9,7 +9,7 @@ from vlm_merging.asking import folder as room
 from vlm_merging.benchmarks.items import Item, Picture
 from vlm_merging.asking.ask import ask
 from vlm_merging.asking.folder import read_lines
-from vlm_merging.asking.replies import REPLY_COLUMNS, replies, report, reply_table
+from vlm_merging.asking.replies import REPLY_COLUMNS, replies, run_report, reply_table
 from vlm_merging.asking.models import Reply
 
 def items_of(n, **kw): return [Item(f'{i}', f'What is {i}+{i}?', f'{2*i}', **kw) for i in range(n)]
@@ -79,7 +79,7 @@ def test_a_damaged_line_in_the_middle_is_told_and_asked_again(tmp_path):
     lines = (out/'replies.jsonl').read_bytes().split(b'\n')
     lines[1], lines[3] = b'\0'*40, b'[1, 2]'
     (out/'replies.jsonl').write_bytes(b'\n'.join(lines))
-    assert '2 lines of replies.jsonl cannot be read (2, 4)' in report(out)
+    assert '2 lines of replies.jsonl cannot be read (2, 4)' in run_report(out)
     asker.asked.clear()
     assert ask(asker, items_of(5), out=out).height==5 and asker.asked==['1', '3']
 
@@ -146,7 +146,7 @@ def test_failures_are_told_kept_apart_and_asked_again(tmp_path):
     assert read_lines(out/'failures.jsonl')[0][1].items()>=noted.items()
     asker.bad.clear(); asker.asked.clear()
     assert ask(asker, items_of(6), out=out).height==6 and asker.asked==['2', '5']
-    assert report(out)=='6 of 6 items have a reply.' and (out/'failures.jsonl').read_text()==''
+    assert run_report(out)=='6 of 6 items have a reply.' and (out/'failures.jsonl').read_text()==''
 
 def test_failures_of_other_items_stay_noted(tmp_path):
     quiet(Canned(bad={'3'}), items_of(4), out=tmp_path/'run')
@@ -167,13 +167,13 @@ def test_an_empty_reply_is_a_reply_and_is_counted(tmp_path):
     out, count = tmp_path/'run', []
     def asker(item): count.append(1); return ' ' if item.id=='1' else 'x'
     ask(asker, items_of(3), out=out, run='r')
-    assert '1 of the replies is empty (1).' in report(out)
+    assert '1 of the replies is empty (1).' in run_report(out)
     ask(asker, items_of(3), out=out, run='r')
     assert len(count)==3
 
 def test_what_is_no_text_is_a_failure(tmp_path):
     assert quiet(lambda i: None if i.id=='1' else 'x', items_of(3), out=tmp_path/'run', run='r').height==2
-    assert 'returned NoneType where text is needed' in report(tmp_path/'run')
+    assert 'returned NoneType where text is needed' in run_report(tmp_path/'run')
 
 def test_a_picture_that_cannot_be_read_fails_alone(tmp_path):
     items = items_of(3)
@@ -191,9 +191,9 @@ def test_replies_in_any_order_and_askers_that_misbehave(tmp_path):
     table = quiet(Many(made), items_of(4), out=tmp_path/'a')
     assert table.select('index', 'prediction', 'finish', 'seconds').rows()==[('0', 'a', 'length', 2.),
         ('2', 'c', 'stop', 1.)]
-    assert '1 x It broke. (1)' in report(tmp_path/'a')
-    assert '1 x The asker gave no reply. (3)' in report(tmp_path/'a')
-    assert '1 of the replies is cut at the limit of new tokens (0)' in report(tmp_path/'a')
+    assert '1 x It broke. (1)' in run_report(tmp_path/'a')
+    assert '1 x The asker gave no reply. (3)' in run_report(tmp_path/'a')
+    assert '1 of the replies is cut at the limit of new tokens (0)' in run_report(tmp_path/'a')
     for twice in ([Reply('0', 'a'), Reply('0', 'b')], [Reply('9', 'x')]):
         with pytest.raises(LookupError, match='not asked, or was answered before'):
             ask(Many(twice), items_of(4), out=tmp_path/f'b{len(twice)}')

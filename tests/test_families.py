@@ -41,7 +41,7 @@ def pairs(vlm, *others):
     yield 'final_norm', *(d.norm.weight for d in (mine, *theirs))
 
 
-def line(name, v, l): return .7*v + (1-.7)*l
+def line(name, v, l): return l.lerp(v, .7)
 
 
 def ties(name, v, l, b):

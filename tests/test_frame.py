@@ -1,5 +1,5 @@
 "What is built installs, and what the README and settings.ini say is so"
-import ast, re, shutil, subprocess, sys, tomllib, zipfile
+import ast, re, shlex, shutil, subprocess, sys, tomllib, zipfile
 from configparser import ConfigParser
 from email import message_from_string
 from importlib import metadata
@@ -106,6 +106,21 @@ def test_the_commands_of_the_readme_exist(marker):
     for verb in re.findall(r'vlm-merging (\w+)', command):
         help = python('-m', package, verb, '--help')
         assert verb in help or 'usage' in help.lower()
+
+def test_every_later_command_of_the_readme_works_as_it_is_pasted(tmp_path, monkeypatch, call):
+    "One after the other in an empty folder; only fewer questions are asked here"
+    monkeypatch.chdir(tmp_path)
+    text = (project/'README.md').read_text(encoding='utf-8')
+    for marker in ('demo', 'test'): text = text.replace(block(marker), '')
+    blocks = re.findall(r'^```bash\n(.*?)^```', text, flags=re.M | re.S)
+    lines = [line for b in blocks for line in b.splitlines() if line.strip()]
+    assert len(lines)>9 and lines.pop(0)=='source .venv/bin/activate'
+    for line in lines:
+        program, *words = shlex.split(re.sub(r'-n \d+', '-n 16', line), comments=True)
+        assert program=='vlm-merging', line
+        code, out, err = call(*words)
+        assert code==0 and out, (line, err)
+    assert {'merged', 'runs', 'report.html', 'compare.html'}<={o.name for o in tmp_path.iterdir()}
 
 @pytest.mark.parametrize('page', sorted(o.name for o in project.glob('*.md')))
 def test_the_links_of_a_page_lead_somewhere(page):

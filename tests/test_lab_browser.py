@@ -18,7 +18,8 @@ merging''', '''merging.wait()
 layers = LayerExplorer(pause=.1)
 layers''', '''layers.wait()
 replies = merging.browse()
-replies''', '''print('the kernel is', 'free')''']
+replies''', '''from vlm_merging import scores_chart
+scores_chart(merging.table, 'category')''', '''print('the kernel is', 'free')''']
 SETTINGS = {'apputils-extension/notification':dict(fetchNews='false', checkForUpdates=False),
             'notebook-extension/tracker':dict(windowingMode='none', autoStartDefaultKernel=True),
             'docmanager-extension/plugin':dict(autosave=False)}
@@ -149,6 +150,13 @@ def test_all_three_are_drawn(lab):
     area(page, 1).locator('.vega-embed svg.marks').wait_for(timeout=WAIT)
     assert area(page, 1).locator('.vega-embed svg .mark-symbol path').count()>=48
     assert area(page, 2).locator('img').count()==1
+
+def test_a_chart_that_is_no_part_of_a_widget_is_drawn_without_network(lab):
+    page, seen = lab
+    drawn = page.locator('.jp-Cell').filter(has_text='scores_chart(').locator('.vega-embed svg.marks')
+    drawn.scroll_into_view_if_needed()
+    drawn.wait_for(timeout=WAIT)
+    assert drawn.locator('.mark-symbol path').count()>=6
 
 def test_a_weight_moves_by_keyboard_and_the_charts_follow(lab):
     page, seen = lab

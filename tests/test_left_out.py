@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 from PIL import Image
 from vlm_merging.asking.ask import ask
-from vlm_merging.asking.replies import replies, report, shortfall, whole_run
+from vlm_merging.asking.replies import replies, run_report, shortfall, whole_run
 from vlm_merging.asking.results import import_replies
 from vlm_merging.benchmarks.items import Item, Items
 from vlm_merging.benchmarks.load import load
@@ -43,7 +43,7 @@ def test_one_of_two_is_said_everywhere(tmp_path, call):
     assert str(items.left[0])=="mine.csv row 2: there is no image file 'rde.png'"
     with pytest.warns(UserWarning, match='(?s)1 of 2 items have a reply.*1 left out.*row 2: there is no'):
         ask(says('0'), path, tmp_path/'run', 'r')
-    assert report(tmp_path/'run').startswith(
+    assert run_report(tmp_path/'run').startswith(
         '1 of 2 items have a reply.\n1 left out, since it cannot be asked:\n  1 x mine.csv row 2')
     with pytest.warns(UserWarning, match='1 of 2 items have a reply'): scores = score(tmp_path/'run')
     assert scores['correct'].to_list()==[True, None] and scores['outcome'].to_list()==['answered', 'no reply']
@@ -86,7 +86,7 @@ def test_every_way_to_be_left_out_is_counted(tmp_path, kind):
     all_ = [dict.fromkeys(changed)|r for r in rows(5, **changed)]
     path = table(tmp_path, all_)
     assert run(path, tmp_path/'run').height==7
-    assert report(tmp_path/'run').startswith('7 of 8') and why in report(tmp_path/'run')
+    assert run_report(tmp_path/'run').startswith('7 of 8') and why in run_report(tmp_path/'run')
     scores = quiet(score, tmp_path/'run')
     assert scores.height==8 and (scores['outcome']=='no reply').sum()==1
     assert scores.n_unique(['benchmark', 'split', 'run', 'index'])==8
@@ -115,20 +115,20 @@ def test_a_row_function_may_raise_anything(tmp_path):
 
 def test_what_is_mended_is_not_left_out_any_more(tmp_path):
     run(table(tmp_path, typo(1, 4)), tmp_path/'run')
-    assert report(tmp_path/'run').startswith('6 of 8')
+    assert run_report(tmp_path/'run').startswith('6 of 8')
     run(table(tmp_path, typo(4)), tmp_path/'run')
-    assert report(tmp_path/'run').startswith('7 of 8')
+    assert run_report(tmp_path/'run').startswith('7 of 8')
     run(table(tmp_path, typo(4)[:4]+typo(4)[5:]), tmp_path/'run')          # The row is gone from the table
-    assert report(tmp_path/'run').splitlines()[0]=='7 of 7 items have a reply.'
+    assert run_report(tmp_path/'run').splitlines()[0]=='7 of 7 items have a reply.'
     run(table(tmp_path, ROWS), tmp_path/'run')
-    assert report(tmp_path/'run')=='8 of 8 items have a reply.' and shortfall(tmp_path/'run')==''
+    assert run_report(tmp_path/'run')=='8 of 8 items have a reply.' and shortfall(tmp_path/'run')==''
     assert whole_run(tmp_path/'run').equals(replies(tmp_path/'run'))
 
 def test_several_tables_in_one_run(tmp_path):
     a, b = table(tmp_path, typo(1), 'a.csv'), table(tmp_path, typo(2, 3), 'b.csv')
     run(a, tmp_path/'run')
     run(b, tmp_path/'run')                                       # The first one's rows stay noted
-    assert report(tmp_path/'run').startswith('13 of 16')
+    assert run_report(tmp_path/'run').startswith('13 of 16')
     both = load(a)+load(b)
     assert (len(both), len(both.left))==(13, 3)
     run(both, tmp_path/'both')
@@ -141,7 +141,8 @@ def test_a_second_table_that_was_stopped_is_not_done(tmp_path):
         if item.id=='3': raise KeyboardInterrupt
         return 'x'
     with pytest.raises(KeyboardInterrupt): quiet(ask, stops, b, tmp_path/'run', 'r')
-    assert report(tmp_path/'run').startswith('11 of 16') and '5 were not asked yet' in report(tmp_path/'run')
+    said = run_report(tmp_path/'run')
+    assert said.startswith('11 of 16') and '5 were not asked yet' in said
 
 def test_a_part_is_the_same_with_and_without_its_pictures(tmp_path):
     many = [dict(id=str(n), question='?', answer='1', image='red.png') for n in range(60)]
@@ -149,10 +150,10 @@ def test_a_part_is_the_same_with_and_without_its_pictures(tmp_path):
     torn = load(table(tmp_path, [r|dict(image='rde.png') if n%4==0 else r for n, r in enumerate(many)]), n=20)
     assert {i.id for i in torn}|{o.id for o in torn.left}=={i.id for i in whole} and 0<len(torn.left)<20
     run(torn, tmp_path/'run')
-    assert report(tmp_path/'run').startswith(f'{len(torn)} of 20 items')
+    assert run_report(tmp_path/'run').startswith(f'{len(torn)} of 20 items')
     run(tmp_path/'mine.csv', tmp_path/'run')                     # All of it, and then the part again
     run(torn, tmp_path/'run')
-    assert report(tmp_path/'run').startswith('45 of 60 items')
+    assert run_report(tmp_path/'run').startswith('45 of 60 items')
     none, seeds = table(tmp_path, [r|dict(image='rde.png') for r in many[:9]]+[many[9]], 'no.csv'), []
     for seed in range(20):
         try: seeds.append(len(load(none, n=1, seed=seed)))

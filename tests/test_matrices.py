@@ -36,6 +36,21 @@ def test_wudi_is_where_the_interference_is_least(shape):
     gradient = sum((tau-t)@t.T@t/t.square().sum() for t in ts)+ridge*tau
     assert gradient.norm()<1e-4*sum((t@t.T@t/t.square().sum()).norm() for t in ts)
 
+@pytest.mark.parametrize('ridge', [.01, 1e-4])
+@pytest.mark.parametrize('shape', [(96, 64), (64, 96), (64, 64), (20, 64)])
+def test_wudi_of_low_rank_is_that_of_float64(shape, ridge):
+    "As of LoRA: the ridge is far below the last digit that float32 has beside the first eigenvalue"
+    rng = torch.Generator().manual_seed(0)
+    vlm, llm = (torch.randn(shape[0], 3, generator=rng)@torch.randn(3, shape[1], generator=rng)
+                for _ in range(2))
+    units = [t.double()/t.double().norm() for t in (vlm, llm)]
+    gram = sum(u.T@u for u in units)
+    gram += ridge*gram.trace()/len(gram)*torch.eye(len(gram)).double()
+    pulled = sum(t.double().norm()*u@u.T@u for t, u in zip((vlm, llm), units))
+    want = torch.linalg.solve(gram, pulled.T).T
+    got = wudi(vlm, llm, torch.zeros(shape), ridge=ridge)
+    assert got.dtype==torch.float32 and (got-want).norm()<2e-6*want.norm()
+
 def test_wudi_weighs_each_side():
     vlm, llm, base = trio(6, 10)
     parts = wudi(vlm, llm, base, llm_weight=0.)+wudi(vlm, llm, base, weight=0.)-base
@@ -115,3 +130,9 @@ def test_iso_c_lifts_no_rounding_error():
     mean = torch.linalg.svdvals(delta.double())[:4].sum()/256
     got = iso_c(w, w+delta, w)-w
     assert (got.norm()/(mean*2)-1).abs()<.05                     # Four directions of one strength
+
+def test_ip_merging_stops_where_the_vlm_stands_for_the_base(tmp_path):
+    "Named twice, or under an adapter that was named alone, it has no direction of its own"
+    made = plan('lab/vlm', 'lab/llm', 'lab/vlm', method='ip_merging')
+    assert 'Name the LLM that it was built on as `base`' in str(made.stops[0]) and not made.merged
+    assert not plan('lab/vlm', 'lab/llm', 'lab/base', method='ip_merging').stops

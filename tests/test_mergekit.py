@@ -3,7 +3,7 @@ import pytest
 
 from vlm_merging import Recipe, plan
 from vlm_merging.cli.main import main
-from vlm_merging.merging.mergekit import YAML_LIMIT
+from vlm_merging.checkpoints.yaml_files import YAML_LIMIT
 
 SLERP = '''slices:
   - sources:

@@ -169,6 +169,23 @@ def test_weight_1_is_the_vlm_and_weight_0_the_llm(method):
     assert not torch.equal(method(v, l, weight=.5), v)
 
 
+@pytest.mark.parametrize('weight', [0., 1e-8, .1, 1/3, .49999, .5, .85, .9, 1.])
+@pytest.mark.parametrize('kind', [torch.bfloat16, torch.float16], ids=str)
+def test_linear_in_16_bits_is_that_of_float32_rounded_once(kind, weight):
+    "Every number of 16 bits with others, and with some of each odd kind; NaN is NaN, sizes that do not align"
+    every = torch.arange(-2**15, 2**15, dtype=torch.int32).to(torch.int16).view(kind)
+    shuffled = every[torch.randperm(len(every), generator=torch.Generator().manual_seed(0))]
+    size = torch.finfo(kind)
+    odd = [every[~every.isfinite()][::99], every[every.abs()<size.smallest_normal][::99],
+           every[every.abs()>size.max/2][::99], vec(0., -0., 1., -1.).to(kind)]    # some of each
+    for other in (shuffled, *(x.expand(len(every)).contiguous() for x in torch.cat(odd)[::4])):
+        for a, b in ((every[1:-1], other[1:-1]), (other[1:-1], every[1:-1])):
+            once, exact = linear(a, b, weight=weight), linear(a.float(), b.float(), weight=weight).to(kind)
+            assert once.dtype==kind and torch.equal(once.isnan(), exact.isnan())
+            same = once.view(torch.int16)==exact.view(torch.int16)
+            assert (same | once.isnan()).all()
+
+
 @pytest.mark.parametrize('method', [ties, dare_linear, dare_ties, breadcrumbs, della, sce],
                          ids=lambda m: m.__name__)
 def test_density_0_is_the_base(method):

@@ -37,7 +37,7 @@ def changed(merged, vlm):
     return {n.removeprefix(STEM) for n in two if not torch.equal(one[n], two[n])}
 
 
-def line(v, l, weight): return (weight*v.float() + (1-weight)*l.float()).to(v.dtype)
+def line(v, l, weight): return l.float().lerp(v.float(), weight).to(v.dtype)
 
 
 # --- A recipe or its ingredients
@@ -49,7 +49,8 @@ def comments(fn):
 
 def test_a_recipe_is_one_thing_in_all_signatures():
     "Name and comment of each ingredient; its default stands in Recipe, and verbs tell it in the comment"
-    usual = {f.name: f.default for f in fields(Recipe) if f.name not in ('vlm', 'knobs')} | {'llm': None}
+    usual = {f.name: f.default for f in fields(Recipe) if f.name not in ('vlm', 'knobs', 'inputs')}
+    usual |= {'llm': None}
     for verb in (recipe_of, plan, merge):
         parameters = inspect.signature(verb).parameters
         # Beside a recipe a default could not be told from what was asked for
@@ -59,7 +60,7 @@ def test_a_recipe_is_one_thing_in_all_signatures():
         assert beside==beside | comments(recipe_of)
         for k, default in usual.items():
             if k in ('llm', 'base'): continue
-            word = '' if default is False else f'; default: {default}'
+            word = '' if default is False or default is None else f'; default: {default}'
             assert beside[k]==fields_beside[k]+word, (verb, k)
 
 @pytest.mark.parametrize('more', [dict(), dict(weight=.4),

@@ -99,6 +99,7 @@ WORK = {'plan': ('merging.plan', 'check', 'plan lab/vlm lab/llm'),
         'ask': ('asking.models', '_generate', f'ask lab/vlm {ASKED} --out OUT'),
         'score': ('scoring.score', 'score', 'score TABLE'),
         'compare': ('comparing.compare', 'compare', 'compare TABLE TABLE'),
+        'report': ('cli.report', 'page', 'report TABLE TABLE --out OUT.html'),
         'agreement': ('comparing.agreement', 'agreement', 'agreement TABLE --with TABLE'),
         'profile': ('probing.probe', 'probe_part', f'profile lab/vlm {ASKED} --out OUT'),
         'sweep': ('probing.sweep', '_ask_all', f'sweep lab/vlm lab/llm --weights .5,.6 {ASKED} --out OUT')}

@@ -1,74 +1,23 @@
 "A server that builds another prompt than the processor is found out before anything is asked"
-import json, re, shutil, threading, warnings
+import json, re, shutil, warnings
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
+from prompt_server import LAB, Builds
 from vlm_merging.asking.ask import ask
 from vlm_merging.asking.connection import server_words
-from vlm_merging.asking.endpoint import Endpoint
-from vlm_merging.asking.models import prompt_inputs
-from vlm_merging.asking.opening import open_processor
 from vlm_merging.asking.same_prompt import prompt_record, unlike_prompts
 from vlm_merging.benchmarks.items import Item, Picture
 from vlm_merging.lab.tiny import make_vlm
 from vlm_merging.lab.trio import lab_folder, questions
 
-LAB = lab_folder()/'vlm'
 # Pictures behind the question, as vLLM built it out of a template that it took for one of plain texts
 BEHIND = ("<bos>{% for m in messages %}{{ {'system':'', 'user':' question', 'assistant':' answer'}[m.role] }}"
           "{% set parts = [{'type':'text','text':m.content}] if m.content is string else m.content %}"
           "{% for p in parts if p.type=='text' %} {{ p.text }}{% endfor %}"
           "{% for p in parts if p.type=='image' %} <image>{% endfor %}{% endfor %}"
           "{{ ' answer' if add_generation_prompt else '' }}")
-
-class Builds(BaseHTTPRequestHandler):
-    "A server that builds prompts as its own processor does, and replies with their length"
-    def send(self, status, body):
-        data = json.dumps(body).encode()
-        self.send_response(status)
-        self.send_header('Content-Length', str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-    def do_GET(self):
-        row = dict(id='tiny', object='model', root=self.server.root)
-        self.send(200, dict(object='list', data=[{k:v for k, v in row.items() if v}]))
-    def do_POST(self):
-        asked = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
-        wish = asked.get('return_token_ids')
-        if wish and self.server.tells!='ids': return self.send(422, dict(detail='return_token_ids: what?'))
-        system = [m['content'] for m in asked['messages'] if m['role']=='system']
-        content = asked['messages'][-1]['content']
-        parts = [content] if isinstance(content, str) else [
-            p['text'] if p['type']=='text' else Picture(__import__('base64').b64decode(
-                p['image_url']['url'].partition(',')[2])) for p in content]
-        item = Item('1', ''.join(p if isinstance(p, str) else '' for p in parts) or ' ',
-                    images=tuple(p for p in parts if not isinstance(p, str)))
-        asker = replace(self.server.asker, system=system[0] if system else None)
-        with self.server.lock:
-            ids = prompt_inputs(asker, [item], [[p.open() for p in item.images]])['input_ids'][0].tolist()
-            self.server.asked.append(asked)
-        choice = dict(index=0, finish_reason='stop', message=dict(role='assistant', content=f' {len(ids)}\n'))
-        told = dict(usage=dict(prompt_tokens=len(ids))) if self.server.tells in ('ids', 'number') else {}
-        if wish: told['prompt_token_ids'] = ids
-        self.send(200, dict(model='tiny', choices=[choice])|told)
-    def log_message(self, *_): pass
-
-@pytest.fixture
-def serving():
-    "Start a server with the processor of a folder: what it tells is 'ids', 'number' or 'nothing'"
-    begun = []
-    def start(folder, tells, root=None, **how):
-        s = ThreadingHTTPServer(('127.0.0.1', 0), Builds)
-        s.asker, s.tells, s.root, s.asked, s.lock = open_processor(folder), tells, root, [], threading.Lock()
-        s.thread = threading.Thread(target=s.serve_forever, kwargs=dict(poll_interval=.01), daemon=True)
-        s.thread.start()
-        begun.append(s)
-        usual = dict(processor=LAB, patience=.01, tries=2, timeout=30, max_tokens=8)
-        return s, Endpoint(f'http://127.0.0.1:{s.server_port}', 'tiny', **usual|how)
-    yield start
-    for s in begun: s.shutdown(); s.server_close(); s.thread.join()
 
 def every_kind():
     "Questions with a picture, without, with two, with pictures in their places, with options"
@@ -86,7 +35,8 @@ def copied(tmp_path, template=None):
 
 def record_of(out): return json.loads((out/'run.json').read_text())['sessions'][-1]['how']['prompt']
 
-@pytest.mark.parametrize('tells,by', [('ids', 'token ids'), ('number', 'number of tokens')])
+@pytest.mark.parametrize('tells,by', [('ids', 'token ids'), ('number', 'number of tokens'),
+                                      ('number in silence', 'number of tokens')])
 @pytest.mark.parametrize('system', [None, 'scene'])
 def test_the_right_server_passes_and_the_run_says_how_it_was_looked_at(serving, tmp_path, tells, by, system):
     server, far = serving(LAB, tells, system=system)
@@ -102,8 +52,9 @@ def test_the_right_server_passes_and_the_run_says_how_it_was_looked_at(serving, 
     ask(far, every_kind(), out=tmp_path/'run')                  # Nothing is missing, so nobody is asked
     assert len(server.asked)==asked and prompt_record(tmp_path/'run')['outcome']=='same'
 
-def test_a_server_that_tells_nothing_is_said_to_be_unchecked(serving, tmp_path):
-    _, far = serving(LAB, 'nothing')
+@pytest.mark.parametrize('tells', ['nothing', 'silence'])
+def test_a_server_that_tells_nothing_is_said_to_be_unchecked(serving, tmp_path, tells):
+    _, far = serving(LAB, tells)
     with pytest.warns(UserWarning, match='was not checked: the server tells nothing of its prompts'):
         ask(far, every_kind(), out=tmp_path/'run')
     assert record_of(tmp_path/'run')['outcome']=='not checked'
@@ -215,6 +166,44 @@ def test_a_server_that_dies_at_the_first_picture_is_no_wrong_address(serving, tm
     with pytest.raises(ValueError, match='answered before and cannot be reached any more.*Its log may say '
                                          'why'):
         ask(far, every_kind(), out=tmp_path/'run')
+
+class Turns(Builds):
+    "Two servers behind one address, of which one has the wrong template"
+    def do_POST(self):
+        self.server.asker = self.server.askers[len(self.server.asked)%2]
+        super().do_POST()
+
+@pytest.mark.parametrize('tells', ['ids', 'number'])
+def test_words_that_a_proxy_puts_in_front_are_caught(serving, tmp_path, tells):
+    server, far = serving(LAB, tells)
+    server.before = 'scene'
+    with pytest.raises(ValueError, match='conversation in another way|does not say which'):
+        ask(far, every_kind(), out=tmp_path/'run')
+
+def test_one_wrong_server_of_two_behind_an_address_is_caught(serving, tmp_path):
+    from vlm_merging.asking.opening import open_processor
+    server, far = serving(LAB, 'ids', concurrency=1)
+    server.askers = server.asker, open_processor(copied(tmp_path, BEHIND))
+    server.RequestHandlerClass = Turns
+    with pytest.raises(ValueError, match='in another order'): ask(far, every_kind(), out=tmp_path/'run')
+
+class Streams(Builds):
+    "A server that answers in events whether one likes it or not"
+    def send(self, status, body):
+        if 'choices' not in body: return super().send(status, body)
+        data = b''.join(f'data: {o}\n\n'.encode() for o in (json.dumps(body), '[DONE]'))
+        self.send_response(status)
+        for k, v in {'Content-Type':'text/event-stream', 'Content-Length':str(len(data))}.items():
+            self.send_header(k, v)
+        self.end_headers()
+        self.wfile.write(data)
+
+def test_a_server_that_only_streams_is_told_as_one(serving, tmp_path):
+    server, far = serving(LAB, 'ids', tries=1)
+    server.RequestHandlerClass = Streams
+    with pytest.warns(UserWarning, match='not checked: none of the tried questions was answered.*streams'):
+        with pytest.raises(ValueError, match='All 12 questions failed: .*streams its reply'):
+            ask(far, every_kind(), out=tmp_path/'run')
 
 def test_white_space_at_the_ends_of_replies_changes_no_verdict():
     from vlm_merging.asking.replies import reply_table

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np, polars as pl, pytest
 from vlm_merging.asking.ask import ask, in_samples
 from vlm_merging.asking.models import Reply
-from vlm_merging.asking.replies import replies, report, shortfall
+from vlm_merging.asking.replies import replies, run_report, shortfall
 from vlm_merging.asking.reading import table_at
 from vlm_merging.asking.results import import_replies
 from vlm_merging.benchmarks.items import Item, Picture
@@ -67,7 +67,7 @@ def test_a_kill_among_samples_loses_nothing(tmp_path):
         assert p.poll() is None
         time.sleep(.002)
     p.send_signal(signal.SIGKILL); p.wait()
-    assert 'were not asked yet' in report(out) and '60 replies' in report(out)
+    assert 'were not asked yet' in run_report(out) and '60 replies' in run_report(out)
     subprocess.run(command, check=True)
     assert replies(out).height==60 and len(asked.read_text().split())<=61
     assert shortfall(out)==''
@@ -75,7 +75,7 @@ def test_a_kill_among_samples_loses_nothing(tmp_path):
 def test_one_sample_that_fails_is_asked_again_and_its_item_has_the_others(tmp_path):
     model = Tosses(bad=['2'])
     table = quiet(model, items_of(3), tmp_path/'a', 'r', samples=2)
-    assert table.height==5 and '5 of 6 replies are there' in report(tmp_path/'a')
+    assert table.height==5 and '5 of 6 replies are there' in run_report(tmp_path/'a')
     scores = score(tmp_path/'a')
     sums = summarize(scores).filter(tag='all')
     assert sums.filter(what='accuracy')['n'].to_list()==[3]
@@ -118,7 +118,7 @@ def test_what_makes_no_sense_is_refused_first(tmp_path):
 
 def test_equal_replies_are_told(tmp_path):
     ask(lambda i: 'same', items_of(3), tmp_path/'a', 'r', samples=3)
-    assert 'each was answered in the same words each time' in report(tmp_path/'a')
+    assert 'each was answered in the same words each time' in run_report(tmp_path/'a')
 
 torch = pytest.importorskip('torch')
 from vlm_merging.asking.opening import open_model

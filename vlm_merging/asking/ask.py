@@ -22,7 +22,7 @@ from ..checkpoints.texts import check_number, one_line, error_words
 from .folder import (Lines, line_of, mend, nothing_left, settle, stored_config,
                                        with_session, write_config)
 from .replies import (ASKED_LAST, FIRST, LEFT_OUT, REPEAT, numbered, place_of, reply_table,
-                                         report, run_lines, unique_rows)
+                                         run_lines, run_report, unique_rows)
 
 # %% auto #0
 __all__ = ['REPLIED', 'NOTED', 'HOPELESS', 'one_by_one', 'in_samples', 'ask']
@@ -239,6 +239,6 @@ def ask(
         one = _drawing(model, FIRST) if samples>1 else model
         done, failed = _go_on(one, items, wanted, out, run, about, progress, config)
     if failed and not done: raise ValueError(_hopeless(failed))
-    if failed or getattr(items, 'left', ()): warnings.warn(report(out), stacklevel=2)
+    if failed or getattr(items, 'left', ()): warnings.warn(run_report(out), stacklevel=2)
     each = sorted(wanted, key=lambda o: o[0])                     # The replies to a question together
     return reply_table(numbered([done[p] for _, row in each if (p := place_of(row)) in done]))

@@ -236,8 +236,8 @@ async def _try(endpoint, talk, item, payload, last):
         HEARD.add(endpoint.url)
         if answer.has_redirect_location: raise _Stop(_moved(endpoint, answer))
         if answer.is_success:
-            if talk.prompts is not None: talk.prompts[id(item)] = prompt_of(body)
             text, finish, thoughts, model = read_reply(answer, body, key)
+            if talk.prompts is not None: talk.prompts[id(item)] = prompt_of(body)
             _same_model(endpoint, talk, model)
             took = round(time.perf_counter()-start, 4)
             return Reply(item.id, text, took, finish, reasoning_content=thoughts), None
@@ -343,7 +343,7 @@ def prompts_checked(
         raise ValueError(f"{endpoint.url} is asked something else than a model that is opened here. "
                          f"{record['differs']} To ask it all the same, pass trust_prompt=True.")
     if record['outcome']=='not checked' and not trust:
+        why, mend = record['why'].rstrip('.'), ' Name the folder or hub id of what is served as `processor`.'
         warnings.warn(f"Whether {endpoint.url} builds the prompts that the processor would build was not "
-                      f"checked: {record['why'].rstrip('.')}. Name the folder or hub id of what is served as "
-                      f"`processor`.", stacklevel=4)
+                      f"checked: {why}.{mend*(not why.startswith(('the server', 'none of')))}", stacklevel=4)
     return record|dict(trusted=True) if trust else record

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/asking/16_engines.ipynb #c005
 from __future__ import annotations
-import importlib.util, json, os, shlex, shutil, signal, socket, subprocess, sys, time, urllib.request
+import importlib.util, json, os, re, shlex, shutil, socket, subprocess, sys, time, urllib.request
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,16 +21,39 @@ from .same_prompt import check_prompts, samples_of_kinds
 from .wire import wire_messages
 
 # %% auto #0
-__all__ = ['UP_WITHIN', 'DOWN_WITHIN', 'LOT', 'server_command', 'running_server', 'Started', 'InProcess', 'in_lots',
-           'vllm_prompts', 'open_engine']
+__all__ = ['UP_WITHIN', 'DOWN_WITHIN', 'HELD', 'LOT', 'engine_words', 'server_command', 'running_server', 'Started', 'InProcess',
+           'in_lots', 'vllm_prompts', 'open_engine']
 
-# %% ../../nbs/asking/16_engines.ipynb #c009
+# %% ../../nbs/asking/16_engines.ipynb #c011
+def _quoted(text):
+    "Does a text end within quotes?"
+    try: shlex.split(text)
+    except ValueError: return True
+    return False
+
+def engine_words(
+    text:str,           # As typed: '--tensor-parallel-size 8 --limit-mm-per-prompt {"image": 4}'
+)->list[str]:
+    "The words of a text as a shell takes them apart, JSON left whole; raise ValueError if a quote is open"
+    out, at = '', 0
+    for m in re.finditer(r'(?:^|[\s=])(?=[{\[])', text):
+        if m.end()<at or _quoted(text[:m.end()]): continue
+        try: _, end = json.JSONDecoder().raw_decode(text, m.end())
+        except (ValueError, RecursionError): continue
+        out += text[at:m.end()]+shlex.quote(text[m.end():end])
+        at = end
+    try: return shlex.split(out+text[at:])
+    except ValueError as e: raise ValueError(f'engine_args is {one_line(text, 200)!r}: {e}. Write a quote '
+                                             f'that is meant as one twice, or take it out.') from None
+
+# %% ../../nbs/asking/16_engines.ipynb #c015
 def _transformers_serve():
     if missing := [n for n in ('fastapi', 'uvicorn') if not importlib.util.find_spec(n)]:
         raise ValueError(f"transformers serve needs {' and '.join(missing)}: pip install "
                          f"'vlm_merging[serving]'; or install vLLM, or name its program as engine.")
     return [sys.executable, '-c', 'from transformers.cli.transformers import main; main()']
 
+# %% ../../nbs/asking/16_engines.ipynb #c017
 def server_command(
     checkpoint:Checkpoint, # What is served
     port:int,           # On which
@@ -42,15 +65,14 @@ def server_command(
     found = shutil.which('vllm' if program=='server' else str(path_of(program)))
     if program!='server' and not found:
         raise ValueError(f'engine is {program!r}, which is no program. It is vllm, server, or the path of a '
-                         f'vllm '
-                         f'program, such as vllm-env/bin/vllm.')
+                         f'vllm program, such as vllm-env/bin/vllm.')
     flags = [w for k, v in how.items() if v not in (None, False) and not (found and k=='device')
              for w in (f"--{k.replace('_', '-')}", *([] if v is True else [str(v)]))]
     if found and nested(checkpoint.config): flags += ['--chat-template-content-format', 'openai']
     where = [str(checkpoint.path.resolve()), '--host', '127.0.0.1', '--port', str(port)]
     return [*([found] if found else _transformers_serve()), 'serve', *where, *flags, *words]
 
-# %% ../../nbs/asking/16_engines.ipynb #c013
+# %% ../../nbs/asking/16_engines.ipynb #c021
 UP_WITHIN, DOWN_WITHIN = 1800., 20. # Seconds until a server answers, and until it has ended, at most
 
 def _free_port():
@@ -58,6 +80,7 @@ def _free_port():
         s.bind(('127.0.0.1', 0))
         return s.getsockname()[1]
 
+# %% ../../nbs/asking/16_engines.ipynb #c023
 def _last_words(log, n=400):
     text = log.read_text(encoding='utf-8', errors='replace').strip()
     return one_line(text[-n:], n) if text else 'nothing'
@@ -66,24 +89,25 @@ def _until_it_answers(running, port, log):
     "Wait for a server; raise ValueError if it ends, or does not answer"
     end, open_ = time.monotonic()+UP_WITHIN, urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while True:
+        if running.poll() is not None:
+            raise ValueError(f'The server ended with {running.returncode} before it answered. Its last '
+                             f'words in {log}: {_last_words(log)}')
         try:
             with open_.open(f'http://127.0.0.1:{port}/health', timeout=5): return
         except OSError: pass
-        if running.poll() is not None:
-            raise ValueError(f'The server ended with {running.returncode} before it answered. Its last '
-                             f'words in '
-                             f'{log}: {_last_words(log)}')
         if time.monotonic()>end:
             raise ValueError(f'The server did not answer within {UP_WITHIN:g} s; see {log}.')
         time.sleep(.2)
 
-def _stop(running):
-    "End a server and all that it started"
-    for sign, seconds in ((signal.SIGTERM, DOWN_WITHIN), (signal.SIGKILL, None)):
-        try: os.killpg(running.pid, sign)
-        except ProcessLookupError: pass
-        try: return running.wait(seconds)
-        except subprocess.TimeoutExpired: pass
+# %% ../../nbs/asking/16_engines.ipynb #c024
+def _ended(running, log):
+    "A sentence about how a server ended; '' if it has not"
+    try: code = running.wait(1)
+    except subprocess.TimeoutExpired: return ''
+    return f' It ended with {code}. Its last words in {log}: {_last_words(log)}'
+
+# %% ../../nbs/asking/16_engines.ipynb #c026
+HELD = 'vlm_merging.asking.held' # Run as a file, so that it is there at once
 
 @contextmanager
 def running_server(
@@ -93,15 +117,28 @@ def running_server(
 ):
     "A server that answers, for as long as the block runs"
     log.parent.mkdir(parents=True, exist_ok=True)
+    held = [sys.executable, importlib.util.find_spec(HELD).origin, str(os.getpid()), str(log),
+            str(DOWN_WITHIN)]
     with open(log, 'a', encoding='utf-8') as out:
-        running = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL,
+        running = subprocess.Popen([*held, *command], stdout=out, stderr=out, stdin=subprocess.DEVNULL,
                                    start_new_session=True)
     try:
         _until_it_answers(running, port, log)
-        yield running
-    finally: _stop(running)
+        try: yield running
+        except ValueError as e:
+            if ended := _ended(running, log): raise ValueError(f'{e}{ended}') from None
+            raise
+    finally:
+        running.terminate()
+        running.wait()
 
-# %% ../../nbs/asking/16_engines.ipynb #c016
+# %% ../../nbs/asking/16_engines.ipynb #c034
+def _no_secrets(words):
+    "Words without what follows --api-key and its like"
+    secret = r'--[\w-]*(?:key|token|password)'
+    hidden = [re.sub(rf'({secret})=.*', r'\1=...', w) for w in words]
+    return ['...' if k and re.fullmatch(secret, hidden[k-1]) else w for k, w in enumerate(hidden)]
+
 @dataclass(frozen=True, repr=False)
 class Started(Endpoint):
     "A server that was started for a run"
@@ -110,12 +147,13 @@ class Started(Endpoint):
     @property
     def how(self)->dict: return super().how|dict(engine=self.engine)
 
+# %% ../../nbs/asking/16_engines.ipynb #c037
 def _for_server(asking):
     "Settings of a model that is opened here, as an `Endpoint` calls them"
     named = dict(batch_size='concurrency', max_new_tokens='max_tokens')
     return {named.get(k, k):v for k, v in asking.items()}
 
-# %% ../../nbs/asking/16_engines.ipynb #c020
+# %% ../../nbs/asking/16_engines.ipynb #c041
 LOT = 256               # Questions that are handed over at a time
 
 @dataclass(frozen=True, repr=False)
@@ -148,7 +186,7 @@ class InProcess:
     def beforehand(self, items)->dict: return vllm_prompts(self, items)
     __call__ = LocalModel.__call__       # One question, by way of `many`
 
-# %% ../../nbs/asking/16_engines.ipynb #c021
+# %% ../../nbs/asking/16_engines.ipynb #c043
 def _asked(asker, items, **other):
     "What vLLM returns for some items"
     def draws(item):
@@ -160,79 +198,81 @@ def _asked(asker, items, **other):
     return asker.llm.chat([wire_messages(i, asker.system) for i in items], [*map(draws, items)],
                           use_tqdm=False, **parts)
 
+# %% ../../nbs/asking/16_engines.ipynb #c049
+def _one_fails_alone(asker, items, **other):
+    "Yields items, each with what vLLM returns for it or the error, and its share of the seconds"
+    start = time.perf_counter()
+    try: answers = _asked(asker, items, **other)
+    except Exception as e: # of an engine: it must not stop the others
+        if len(items)>1:
+            for item in items: yield from _one_fails_alone(asker, [item], **other)
+            return
+        answers = [e]
+    each = round((time.perf_counter()-start)/len(items), 4)
+    for item, answer in zip(items, answers, strict=True): yield item, answer, each
+
 def in_lots(
     asker:InProcess,    # Who is asked
     items,              # What to ask
 ):                      # Yields a `Reply` for each
     "Ask many questions, a lot at a time"
     items = list(items)
-    lots = [items[k:k+asker.batch_size] for k in range(0, len(items), asker.batch_size)]
-    while lots:
-        lot, start = lots.pop(0), time.perf_counter()
-        try: answers = _asked(asker, lot)
-        except Exception as e: # of an engine: it must not stop the others
-            if len(lot)==1: yield Reply(lot[0].id, '', error=f'{type(e).__name__}: {error_words(e)}')
-            else: lots[:0] = [[item] for item in lot]
-            continue
-        each = round((time.perf_counter()-start)/len(lot), 4)
-        for item, answer in zip(lot, answers, strict=True):
-            said = answer.outputs[0]
-            yield Reply(item.id, said.text, each, said.finish_reason)
+    for k in range(0, len(items), asker.batch_size):
+        for item, answer, seconds in _one_fails_alone(asker, items[k:k+asker.batch_size]):
+            if isinstance(answer, Exception):
+                yield Reply(item.id, '', error=f'{type(answer).__name__}: {error_words(answer)}')
+            else: yield Reply(item.id, answer.outputs[0].text, seconds, answer.outputs[0].finish_reason)
 
+# %% ../../nbs/asking/16_engines.ipynb #c052
 def vllm_prompts(
     asker:InProcess,    # Who is asked
     items:list[Item],   # What will be asked
 )->dict:                # For run.json
     "Does vLLM see what the processor would build? raise ValueError if not, and it is not trusted"
     tried = samples_of_kinds(items)
-    seen = [(a.prompt_token_ids, len(a.prompt_token_ids)) for a in _asked(asker, tried, max_tokens=1)]
-    record = check_prompts(open_processor(asker.name, system=asker.system), tried, seen)
+    seen = [getattr(answer, 'prompt_token_ids', None) for _, answer, _ in
+            _one_fails_alone(asker, tried, max_tokens=1)]
+    record = check_prompts(open_processor(asker.name, system=asker.system), tried,
+                           [(ids, ids and len(ids)) for ids in seen])
     if record['outcome']=='other' and not asker.trust_prompt:
         raise ValueError(f"vLLM is asked something else than a model that is opened here. "
-                         f"{record['differs']} "
-                         f"To ask it all the same, pass trust_prompt=True.")
+                         f"{record['differs']} To ask it all the same, pass trust_prompt=True.")
     return record|dict(trusted=True) if asker.trust_prompt else record
 
-# %% ../../nbs/asking/16_engines.ipynb #c025
+# %% ../../nbs/asking/16_engines.ipynb #c055
 def _as_settings(words):
-    "`--tensor-parallel-size 8 --enforce-eager` as settings of `vllm.LLM`"
-    out, name = {}, None
-    for w in words:
-        if w.startswith('--'):
-            name, _, value = w[2:].partition('=')
-            name = name.replace('-', '_')
-            out[name] = value or True
-        elif name is None or out[name] is not True:
-            raise ValueError(f'engine_args holds {w!r}, which belongs to no option. Write it as --option '
-                             f'{w}.')
-        else: out[name] = w
-    def plain(value):
-        try: return json.loads(value)
-        except (TypeError, ValueError): return value
-    return {k:plain(v) for k, v in out.items()}
+    "`--tensor-parallel-size 8 --no-enable-prefix-caching` as settings of `vllm.LLM`, by vLLM's own parser"
+    if not words: return {}
+    from vllm.engine.arg_utils import EngineArgs, FlexibleArgumentParser
+    parser = EngineArgs.add_cli_args(FlexibleArgumentParser(add_help=False))
+    def refuse(message): raise ValueError(f'engine_args is not understood by vLLM: {one_line(message, 300)}.')
+    parser.error = refuse
+    given = vars(parser.parse_args([*words]))
+    return {k:v for k, v in given.items() if v!=parser.get_default(k)}
 
+# %% ../../nbs/asking/16_engines.ipynb #c056
 def _open_vllm(checkpoint, where, words, dtype, trust_remote_code, asking):
     "vLLM in this process"
     try: import vllm
     except ImportError as e:
         raise ValueError(f"vLLM is not installed here ({error_words(e)}): pip install 'vlm_merging[vllm]', "
-                         f"or name "
-                         f"the program of another environment as engine.") from None
+                         f"or name the program of another environment as engine.") from None
     settings = dict(dtype=dtype or 'auto', trust_remote_code=trust_remote_code)|_as_settings(words)
-    try: llm = vllm.LLM(model=str(checkpoint.path), **settings)
+    try: llm = vllm.LLM(**settings|dict(model=str(checkpoint.path)))
     except Exception as e: # of an engine, in many kinds
         raise ValueError(f'{where} cannot be opened by vLLM {vllm.__version__}: {error_words(e)}') from e
-    told = dict(name='vllm', version=vllm.__version__, dtype=settings['dtype'], words=list(words))
+    told = dict(name='vllm', version=vllm.__version__, dtype=settings['dtype'], words=_no_secrets(words))
     return InProcess(llm, vllm.SamplingParams, weights_hash(checkpoint), str(where),
                      nested(checkpoint.config) is not None, told, **asking)
 
-# %% ../../nbs/asking/16_engines.ipynb #c028
+# %% ../../nbs/asking/16_engines.ipynb #c059
 @contextmanager
 def open_engine(
     where:str|Path,     # Folder, hub id or lab/vlm
     engine:str,         # Who computes: vllm in this process, server (vllm or transformers serve, started and
                         # stopped), or the path of a vllm program; default: transformers, in this process
-    engine_args:str='', # Words for the engine, in one text: engine_args='--tensor-parallel-size 8'
+    engine_args:str='', # Words for the engine, in one text that is taken apart as a shell does, JSON left
+                        # whole: engine_args='--tensor-parallel-size 8 --limit-mm-per-prompt {"image": 4}'
     log:str|Path|None=None, # What a server says is kept there; default: engine.log
     dtype:str|None=None, # bfloat16, float16 or float32; default: as the engine likes
     device:str|None=None, # Of transformers serve
@@ -242,7 +282,7 @@ def open_engine(
 ):                      # Gives what `ask` asks
     "A model in another engine, for as long as the block runs; raise ValueError if it cannot be"
     check_settings(asking, ())
-    checkpoint, words = Checkpoint.open(where), shlex.split(engine_args)
+    checkpoint, words = Checkpoint.open(where), engine_words(engine_args)
     if engine=='vllm':
         yield replace(_open_vllm(checkpoint, where, words, dtype, trust_remote_code, asking),
                       trust_prompt=trust_prompt)
@@ -250,9 +290,10 @@ def open_engine(
     port, log = _free_port(), path_of(log or 'engine.log')
     command = server_command(checkpoint, port, engine, words, dtype=dtype, device=device,
                              trust_remote_code=trust_remote_code)
-    told = dict(name='server', program=Path(command[0]).name, words=command[command.index('serve')+2:])
+    told = dict(name='server', program=Path(command[0]).name,
+                words=_no_secrets(command[command.index('serve')+2:]))
     folder = str(checkpoint.path.resolve())
     with running_server(command, port, log):
         yield Started(f'http://127.0.0.1:{port}/v1', folder, weights=checkpoint.path,
-                      processor=checkpoint.path,
-                      trust_prompt=trust_prompt, engine=told, **_for_server(asking))
+                      processor=str(where), trust_prompt=trust_prompt, engine=told,
+                      **_for_server(asking))

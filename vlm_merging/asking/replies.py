@@ -16,7 +16,7 @@ from ..benchmarks.items import Item, row_of
 
 # %% auto #0
 __all__ = ['REPLY_COLUMNS', 'REPEAT', 'FIRST', 'ASKED_LAST', 'LEFT_OUT', 'RUN_FILES', 'NO_REPLY', 'reply_table', 'place_of',
-           'numbered', 'unique_rows', 'run_lines', 'replies', 'whole_run', 'report', 'put_or_warn', 'shortfall']
+           'numbered', 'unique_rows', 'run_lines', 'replies', 'whole_run', 'run_report', 'put_or_warn', 'shortfall']
 
 # %% ../../nbs/asking/06_replies.ipynb #c010
 REPLY_COLUMNS = ('benchmark', 'split', 'run', 'index', 'group', 'question', 'question_for_eval', 'choices',
@@ -204,7 +204,7 @@ def _words_said(run):
     else: yield f'Of {which}, each was answered in the same words each time.'
 
 # %% ../../nbs/asking/06_replies.ipynb #c042
-def report(
+def run_report(
     out:str|Path,       # Folder of a run
 )->str:                 # A line for each kind of thing
     "What a run has, what it lacks and why, in words"
@@ -241,4 +241,4 @@ def shortfall(
     run = _kept(out)
     if not run.short and not run.bad[ASKED_LAST]: return ''
     biased = '\nThe replies that are there are not a random sample.'*bool(run.short)
-    return f'{path_of(out)}: {report(out)}{biased}'
+    return f'{path_of(out)}: {run_report(out)}{biased}'

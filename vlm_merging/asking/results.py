@@ -14,7 +14,7 @@ from ..benchmarks.items import Item, metric_of, options_of, row_of
 from ..benchmarks.load import load
 from ..benchmarks.tables import rows_in, what_lies_at
 from ..benchmarks.cells import decimal_places, text_of
-from ..checkpoints.texts import error_words, json_of
+from ..checkpoints.texts import error_words, json_of, quoted
 from ..benchmarks.prepare import record_of        # From there, since that room has all records
 
 # %% auto #0
@@ -34,6 +34,7 @@ def _spreadsheet_results(path):
 # %% ../../nbs/asking/14_results.ipynb #c015
 def _json_results(path):
     listed = json_of(path.read_bytes())
+    if not isinstance(listed, (dict, list)): raise ValueError(f'it holds {quoted(listed)}, and no rows')
     cells = [*listed.values()] if isinstance(listed, dict) else []
     columns = 'prediction' in (listed or ()) or not any(
         {'prediction', 'response', 'question'} & {*v} for v in cells if isinstance(v, dict))

@@ -15,8 +15,8 @@ from .folder import config_at
 from .models import LocalModel, decode_picture, prompt_inputs
 
 # %% auto #0
-__all__ = ['HANDFUL', 'prompt_kind', 'samples_of_kinds', 'prompt_here', 'prompt_text', 'why_other', 'check_prompts',
-           'without_check', 'prompt_record', 'unlike_prompts']
+__all__ = ['HANDFUL', 'COMPARED_BY', 'prompt_kind', 'samples_of_kinds', 'prompt_here', 'prompt_text', 'why_other',
+           'check_prompts', 'without_check', 'prompt_record', 'prompts_said', 'unlike_prompts']
 
 # %% ../../nbs/asking/10_same_prompt.ipynb #c009
 HANDFUL = 6             # Questions that are tried at least, as far as there are as many
@@ -146,6 +146,21 @@ def prompt_record(
     worst = [r for r in records if r.get('outcome')!='same'] or records
     return worst[-1] if worst else without_check('nothing was asked of the kind')
 
+COMPARED_BY = {'token ids':'token by token', 'number of tokens':'by their number of tokens only'}
+
+def prompts_said(
+    record:dict|None,   # From `prompt_record`
+)->str:                 # A line; '' where there is nothing to say, or it was said as a warning
+    "What was found out about the prompts of a run"
+    if not record: return ''
+    n, trusted = len(record.get('asked', ())), ', and it is trusted'*bool(record.get('trusted'))
+    if record['outcome']=='same':
+        return (f"Its prompts are those that the processor of {record['against']} builds: "
+                f"{n} question{'s'*(n!=1)} compared {COMPARED_BY[record['by']]}.")
+    if record['outcome']=='other': return f'Its prompts are other ones than the processor builds{trusted}.'
+    return f'Its prompts were not checked{trusted}.' if trusted else ''
+
+# %% ../../nbs/asking/10_same_prompt.ipynb #c030
 def unlike_prompts(
     before:str|Path,    # Folder of a run
     after:str|Path,     # Another
@@ -155,6 +170,10 @@ def unlike_prompts(
     if all(records.values()) and {r['outcome'] for r in records.values()}=={'not checked'}: return []
     why = {'other':'the server built other prompts than the processor of the model',
            'not checked':'it was not checked that the server builds the prompts of the processor'}
-    return [f'{out} was asked through a server, and {why[record["outcome"]]}, so what differs may come of '
-            f'that.'
-            for out, record in records.items() if record and record.get('outcome') in why]
+    far = {out:r for out, r in records.items() if r}
+    if len({r.get('by') for r in far.values()})==2 and {r['outcome'] for r in far.values()}=={'same'}:
+        said = ', and '.join(f"the prompts of {out} were compared {COMPARED_BY[r['by']]}"
+                             for out, r in far.items())
+        return [f'{said[0].upper()}{said[1:]}: by their number a picture in another place is not seen.']
+    return [f'{out} was asked through a server, and {why[r["outcome"]]}, so what differs may come of that.'
+            for out, r in far.items() if r['outcome'] in why]

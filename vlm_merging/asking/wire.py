@@ -65,7 +65,8 @@ def read_reply(
     try: reply = json.loads(body)
     except (ValueError, RecursionError):
         kind = server_words(answer.headers.get('content-type', 'of no kind'), key, 40)
-        raise ValueError(f'the reply is no JSON ({kind})') from None
+        why = ': the server streams its reply, though nobody asked for that'*('event-stream' in kind)
+        raise ValueError(f'the reply is no JSON ({kind}){why}') from None
     if isinstance(reply, dict) and reply.get('error') and not reply.get('choices'):
         words = json.dumps(reply['error'], ensure_ascii=False)
         raise ValueError(f'the reply is an error: {server_words(words, key)}')

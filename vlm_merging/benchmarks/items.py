@@ -170,7 +170,7 @@ RULE_OF = {'MathVista':'mathvista', 'MathVerse':'mathverse', 'MathVision':'mathv
            'MM-Math':'mm_math', 'We-Math':'mmstar', 'MMStar':'mmstar', 'MMBench':'mmstar', 'BLINK':'mmstar',
            'VisOnlyQA':'mmstar', 'ChartQA':'relaxed', 'DocVQA':'anls', 'TextVQA':'vqa', 'OCRBench':'contains',
            'TableVQA-Bench':'answer', 'POPE':'yesno', 'HallusionBench':'yesno',
-           'MMMU':'answer', 'MMMU-Pro':'mmstar', 'EMMA':'answer', 'EMMA-mini':'answer', 'ScienceQA':'mmstar',
+           'MMMU':'mmmu', 'MMMU-Pro':'mmstar', 'EMMA':'answer', 'EMMA-mini':'answer', 'ScienceQA':'mmstar',
            'AI2D':'mmstar', 'LogicVista':'answer', 'K-MMStar':'mmstar', 'K-DTCBench':'mmstar',
            'K-MMBench':'mmstar', 'K-SEED':'mmstar', 'KRETA':'mmstar', 'KOFFVQA':'answer'}
 

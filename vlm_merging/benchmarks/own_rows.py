@@ -11,7 +11,7 @@ from .pictures import pictures
 from .tables import IMAGES, picture_columns
 
 # %% auto #0
-__all__ = ['OWN_COLUMNS', 'option_of', 'own_row']
+__all__ = ['OWN_COLUMNS', 'option_of', 'option_at', 'own_row']
 
 # %% ../../nbs/benchmarks/11_own_rows.ipynb #c009
 _LETTERS = re.compile(r'[\s(["\']*[A-Z](?:(?:[\s,;&.()"\'\[\]]|and)+[A-Z])+[\s)\]."\']*')
@@ -36,8 +36,16 @@ def option_of(
                          f"{', '.join(choices)[:80]}")
     return option
 
+# %% ../../nbs/benchmarks/11_own_rows.ipynb #r2f760
+def option_at(
+    index:str|None,     # Number of an option, from 0; None: not published
+)->str|None:            # A letter; what is no such number comes back as it is
+    "The letter of the option with this number"
+    return LETTERS[int(index)] if index and index.strip().isdecimal() and int(index)<len(LETTERS) else index
+
 # %% ../../nbs/benchmarks/11_own_rows.ipynb #c013
 OWN_COLUMNS = ('question', 'answer', 'choices', 'options', 'index', 'id', 'group', 'answer_option',
+               'answer_index',
                'question_type', 'answer_type', 'precision', 'unit', 'split', 'metric', 'question_for_eval',
                *IMAGES, *LETTERS)
 
@@ -48,14 +56,15 @@ def own_row(
     text = {k:named_text(row, k) for k in OWN_COLUMNS if k not in IMAGES}
     question, choices = cell(row, 'question'), options_of(row, 'choices', 'options')
     seen = picture_columns(row)
-    option, kind = text['answer_option'], text['question_type']
+    option, kind = text['answer_option'] or option_at(text['answer_index']), text['question_type']
+    answer = text['answer'] or option
     kind = kind or ('multi_choice' if choices else 'free_form')
     if choices:
-        option = option_of(text['answer'], choices, option)
+        option = option_of(answer, choices, option)
         question = lettered(question, choices, '{}. {}')+'\n'+DIRECTLY
     tags = {k:unpacked(v) for k, v in row.items() if k not in (*OWN_COLUMNS, *seen) and not k.startswith('__')
             and not callable(v) and not isinstance(v, bytes)}
-    return Item(text['index'] or text['id'] or str(row['__row__']+1), question, text['answer'],
+    return Item(text['index'] or text['id'] or str(row['__row__']+1), question, answer,
                 pictures(row, *IMAGES), choices, text['group'], option, kind, text['answer_type'],
                 decimal_places(text['precision']), text['unit'], tags_of(**tags), split=text['split'] or '',
                 metric=text['metric'] or 'answer', question_for_eval=text['question_for_eval'])

@@ -4,7 +4,7 @@
 
 # %% ../../nbs/charts/01_pages.ipynb #c005
 from __future__ import annotations
-import io, json, re, textwrap
+import io, json, re, sys, textwrap
 from pathlib import Path
 import altair as alt
 import polars as pl
@@ -16,7 +16,7 @@ from ..comparing.findings import CATEGORY_NAMES, names_in_line
 
 # %% auto #0
 __all__ = ['INK', 'GRID', 'COLOURS', 'SHAPES', 'theme', 'drawn_name', 'drawn_names', 'titled', 'in_order', 'colour_and_shape',
-           'rows_to_draw', 'together', 'save_chart', 'show_offline']
+           'rows_to_draw', 'together', 'save_chart', 'live_and_still', 'show_offline']
 
 # %% ../../nbs/charts/01_pages.ipynb #c011
 INK, GRID = '#767c86', '#8a909a'  # Text; grid lines (drawn thin and half transparent)
@@ -154,6 +154,27 @@ def save_chart(
     return path
 
 # %% ../../nbs/charts/01_pages.ipynb #c044
+def live_and_still(
+    spec:dict,          # Of a chart, as Altair gives it to a renderer
+    **how,              # Options of the renderer; none is known
+)->dict:                # Kind of output -> what is shown
+    "A chart as a widget that needs no network, and as a picture for whoever runs no widgets"
+    chart, file = alt.Chart.from_dict(spec), io.StringIO()
+    chart.save(file, format='svg')
+    alt.JupyterChart.enable_offline()
+    live = alt.JupyterChart(chart, embed_options=_ACTIONS)._repr_mimebundle_()
+    return dict(live[0] if isinstance(live, tuple) else live)|{'image/svg+xml':file.getvalue()}
+
+alt.renderers.register('live and still', live_and_still)
+
+# %% ../../nbs/charts/01_pages.ipynb #c047
 def show_offline()->None:
     "Draw the charts of this notebook without network from now on"
-    alt.renderers.enable('jupyter', offline=True)
+    alt.renderers.enable('live and still')
+
+def _is_watched():
+    "Does the kernel of a notebook run this?"
+    shell = getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)()
+    return type(shell).__name__=='ZMQInteractiveShell'
+
+if _is_watched() and alt.renderers.active=='default': show_offline()

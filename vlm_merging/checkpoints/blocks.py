@@ -165,9 +165,13 @@ class Source:
                 if self.last[0] is not e: self.last = e, e.reader(self.files)
                 out[a-i:b-i].copy_(self.last[1](a-begin, b-begin))
                 continue
-            if len(self.room)<(b-a)*width: self.room = bytearray((b-a)*width)
-            fill(memoryview(self.room)[:(b-a)*width], self.files[e.file], e.start+(a-begin)*width, e.file)
-            out[a-i:b-i].copy_(torch.frombuffer(self.room, dtype=stored, count=b-a))
+            straight = stored==out.dtype and out.device.type=='cpu'     # Nothing to convert: no room needed
+            if straight: view = memoryview(out[a-i:b-i].view(torch.uint8).numpy())
+            else:
+                if len(self.room)<(b-a)*width: self.room = bytearray((b-a)*width)
+                view = memoryview(self.room)[:(b-a)*width]
+            fill(view, self.files[e.file], e.start+(a-begin)*width, e.file)
+            if not straight: out[a-i:b-i].copy_(torch.frombuffer(self.room, dtype=stored, count=b-a))
 
     def read(self,
         i:int,              # First number, counted over all parts

@@ -64,6 +64,12 @@ class Entry:
 # %% ../../nbs/checkpoints/05_headers.ipynb #c019
 HEADER_LIMIT = 1<<24    # Bytes of a safetensors header; 100 000 tensors fit, and a hostile one stays cheap
 
+_WHOLE = {int}          # Not bool, which is an int, too
+
+def _are_sizes(xs):
+    "Are these whole numbers that a file can have?"
+    return _WHOLE.issuperset(map(type, xs)) and (not xs or min(xs)>=0 and max(xs)<2**63)
+
 def _checked_entry(name, claim, path, origin):
     "One line of a header as `(Entry, end)`, counted from `origin`; raise ValueError if it cannot be true"
     if not isinstance(claim, dict): raise ValueError(f"{name[:80]!r} has no record")
@@ -73,11 +79,11 @@ def _checked_entry(name, claim, path, origin):
         raise ValueError(f"{name[:80]!r} has the unknown field {min(odd)[:40]!r}")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"{name[:80]!r} has the unknown type {str(dtype)[:40]!r}")
-    whole = lambda xs: isinstance(xs, list) and {*map(type, xs)}<={int} and (
-        not xs or 0<=min(xs) and max(xs)<2**63)
-    if not whole(shape) or len(shape)>32:
-        raise ValueError(f"the shape of {name[:80]!r} is not a list of sizes")
-    if not whole(where) or len(where)!=2: raise ValueError(f"{name[:80]!r} has no pair of offsets")
+    lists = isinstance(shape, list) and isinstance(where, list)
+    if not lists or len(shape)>32 or len(where)!=2 or not _are_sizes(shape+where):
+        if not isinstance(shape, list) or len(shape)>32 or not _are_sizes(shape):
+            raise ValueError(f"the shape of {name[:80]!r} is not a list of sizes")
+        raise ValueError(f"{name[:80]!r} has no pair of offsets")
     bits = math.prod(shape)*DTYPES[dtype]
     if bits%8 or where[1]-where[0]!=bits//8:
         raise ValueError(f"{name[:80]!r} claims {where[1]-where[0]} bytes, "
@@ -240,7 +246,7 @@ def located(
 # %% ../../nbs/checkpoints/05_headers.ipynb #c049
 def _tensors_of(folder, files, table):
     "The entries of all weight files of a folder; raise ValueError if they contradict their index"
-    tensors = {}
+    tensors, homes = {}, {}
     for file in files:
         entries = read_bin(folder/file) if file.endswith('.bin') else read_header(folder/file)[0]
         twice = next((n for n in entries if n in tensors), None)
@@ -248,10 +254,11 @@ def _tensors_of(folder, files, table):
             raise ValueError(f"{folder}: {twice[:80]!r} stands in {tensors[twice].file.name} "
                              f"and again in {file}. Which one counts is not clear: save the model again.")
         tensors |= entries
+        homes |= dict.fromkeys(entries, file)
     for name, file in (table or {}).items():
-        if name not in tensors or tensors[name].file.name!=file:
+        if homes.get(name)!=file:
             raise ValueError(f"{folder}: the index says that {name[:80]!r} is in {file}, "
-                             f"but it is {'in '+tensors[name].file.name if name in tensors else 'nowhere'}. "
+                             f"but it is {'in '+homes[name] if name in homes else 'nowhere'}. "
                              f"Download it again.")
     if not tensors: raise ValueError(f"{folder} holds no tensors. Download it again.")
     return tensors
@@ -279,11 +286,13 @@ class Checkpoint:
         where:str|Path,    # Folder, hub id with optional `@revision`, or `lab/vlm`, `lab/llm`, `lab/base`
     )->Checkpoint:
         "Read the headers of every weight file; raise ValueError with one sentence if anything is wrong"
+        if '+' in str(where) and not os.path.isdir(path_of(where)):
+            raise ValueError(f'{where} is a model with an adapter on it, or is not there. Merges and inspect '
+                             f'take that; for all else, merge the adapter into its model first.')
         folder, revision = located(str(where))
         if is_adapter(folder):
-            raise IsAdapter(f"{folder} is an adapter, and no model. Name it as `llm`, or on top of a model "
-                            f"as "
-                            f"MODEL+ADAPTER.")
+            raise IsAdapter(f"{folder} is an adapter, and no model. In a merge it can be the `llm`, or lie "
+                            f"on a model as MODEL+ADAPTER; for all else, merge it into its model first.")
         if not (folder/'config.json').is_file():
             raise ValueError(f"{folder} has no config.json. Name a folder saved by `save_pretrained`.")
         stamps, config = take_stamps(folder), read_json(folder/'config.json')

@@ -12,7 +12,8 @@ from typing import Literal
 from vlm_merging.checkpoints.places import path_of, same_place
 from vlm_merging.checkpoints.texts import name_in_line
 from vlm_merging.cli.commands import as_called, command, taken
-from vlm_merging.cli.files import PAGES, TABLES, read_scores, read_table, ready_to_write, write_table
+from vlm_merging.cli.files import (
+    PAGES, TABLES, read_scores, read_table, ready_to_write, with_run, write_table)
 
 FETCHED = 'benchmarks.prepare:prepare name=names split folder=data source=from revision'
 LOADED = 'benchmarks.load:load what=benchmark split n seed folder=data'
@@ -173,15 +174,16 @@ def ask_command(
 )->int:                 # Exit code: 4 if some items failed
     "Ask a model every question, and keep each reply at once; a run that was stopped goes on where it was"
     from vlm_merging.asking.ask import ask, in_samples
-    from vlm_merging.asking.replies import report, unique_rows
+    from vlm_merging.asking.replies import run_report, unique_rows
+    from vlm_merging.asking.same_prompt import prompt_record, prompts_said
     out = folder_wanted(given)
     items = questions_of(given, given['benchmark'])
     several = taken(given, SAMPLED)
     with engine_of(given|dict(model=model), items, f'{out}.engine.log') as model, warnings.catch_warnings():
         for sentence in power_sentences(items): tell(sentence)
-        warnings.filterwarnings('ignore', r'\d+ of \d+ items have a reply') # `report` says the same
+        warnings.filterwarnings('ignore', r'\d+ of \d+ items have a reply') # `run_report` says the same
         replies = ask(model, items, out, run, **several)
-    print(report(out))
+    print(*filter(None, (run_report(out), prompts_said(prompt_record(out)))), sep='\n')
     if several: print_flips(replies)
     line = shlex.join(['Next:', as_called(), 'score', str(out), '--out', f'{out}.parquet'])
     print(name_in_line(line, 9000))
@@ -223,7 +225,7 @@ def score_command(
     ready_to_write(out, TABLES, table)
     if (protocol=='judge')!=bool(judge): raise ValueError('--protocol judge and --judge URL go together.')
     left = []
-    frame = read_table(table, left, given.get('items'))
+    frame = with_run(read_table(table, left, given.get('items')), table)
     for sentence in left: tell(sentence)
     if judge:
         from vlm_merging.asking.endpoint import Endpoint
@@ -262,7 +264,7 @@ def worst_cases(
         worst = [t.with_columns(benchmark=pl.col('benchmark')+', worst case') for t in worst]
         if {*worst[0]['index']}&{*worst[1]['index']}: yield compare(*worst).table
 
-@command(shows=dict(options=('comparing.compare:compare a=before b=after protocol unpaired',
+@command(shows=dict(options=('comparing.compare:compare a=before b=after protocol unpaired thinking',
                              QUESTIONS_OF_OTHERS)),
          choices=dict(protocol='scoring.score:PROTOCOLS'),
          example='vlm-merging compare runs/vlm runs/merged --by category --chart page.html')
@@ -283,8 +285,8 @@ def compare_command(
     ready_to_write(out, TABLES, before, after)
     ready_to_write(chart, PAGES, before, after)
     left = []
-    protocol, items = given.get('protocol', 'offline'), given.get('items')
-    a, b = (read_scores(p, protocol, left, items) for p in (before, after))
+    how = given.get('protocol', 'offline'), left, given.get('items'), given.get('thinking', 'general')
+    a, b = (read_scores(p, *how) for p in (before, after))
     for sentence in left: tell(sentence)
     for sentence in unlike_prompts(before, after): tell(sentence)
     if same_place(before, after): tell(f'{before} is compared with itself, so nothing can differ.')
@@ -303,7 +305,7 @@ def compare_command(
         save_chart(comparison_charts(table, a, b, by), chart)
     return 4 if incomplete(left, a, b) else 0
 
-@command(shows=dict(options=('comparing.agreement:agreement other=with protocol verdict',
+@command(shows=dict(options=('comparing.agreement:agreement other=with protocol verdict thinking',
                              QUESTIONS_OF_OTHERS)),
          choices=dict(protocol='scoring.score:PROTOCOLS'),
          example='vlm-merging agreement output_llava.json --by task --rows differ.jsonl\n'
@@ -323,7 +325,8 @@ def agreement_command(
     if out and rows and same_place(out, rows): raise ValueError('--out and --rows are one file. Name two.')
     a, b = (p and read_table(p, left, items) for p in (scores, other))
     for sentence in left: tell(sentence)
-    found = agreement(a, b, by, given.get('protocol', 'offline'), given.get('verdict'))
+    more = {k:given[k] for k in ('protocol', 'verdict', 'thinking') if given.get(k) is not None}
+    found = agreement(a, b, by, **more)
     print(found.verdict)
     if out: write_table(found.table, out)
     if rows: write_table(found.rows, rows)

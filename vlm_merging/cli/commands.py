@@ -48,6 +48,7 @@ class Command:
     bare:dict=field(default_factory=dict)    # Option -> its value when it stands alone
     also:dict=field(default_factory=dict)    # Another name of an option -> option
     was:dict=field(default_factory=dict)     # Option of old -> what it is called now
+    undone:str=''       # Yes/no options that a recipe may have set: --no-x takes them back
     places:str=''       # Options that may stand without their name, in order, with blanks between
     needs:str=''        # Options that must be given
     spaced:str=''       # Options that take several words; lists take commas, too
@@ -239,8 +240,10 @@ def parser_of(
     for o in [o for o in options.values() if not o.place]:
         if o.group not in groups: groups[o.group] = p.add_argument_group(o.group)
         how = value_kind(o, o.name in command.spaced.split())
+        if o.name in command.undone.split(): how = dict(action=argparse.BooleanOptionalAction)
         if o.name in command.bare: how |= dict(nargs='?', const=command.bare[o.name])
-        if not str(how.get('action')).startswith('store_'): how['metavar'] = o.name.rpartition('_')[2].upper()
+        plain = how.get('action') in ('store_true', argparse.BooleanOptionalAction)
+        if not plain: how['metavar'] = o.name.rpartition('_')[2].upper()
         more = [f'--{other}' for other, name in command.also.items() if name==o.name]
         how |= dict(dest=o.name, default=untyped, help=help_of(o.parameter, names))
         groups[o.group].add_argument(o.flag, *more, **how)

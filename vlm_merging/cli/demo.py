@@ -3,15 +3,19 @@
 # take with models of one's own, in their order: try some weights in memory, plan, merge, ask, score,
 # compare item by item, mask one layer at a time, measure the weights.
 from __future__ import annotations
-import json, sys, time
+import json, shlex, sys, time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 from vlm_merging.checkpoints.places import path_of
-from vlm_merging.cli.commands import command
-from vlm_merging.cli.report import MODELS, facts, page
+from vlm_merging.checkpoints.texts import name_in_line
+from vlm_merging.cli.commands import as_called, command
+from vlm_merging.cli.page_parts import drawn_chart, gain_said, needed_layers, share_said, shown_rows
+from vlm_merging.cli.report import page
+from vlm_merging.cli.report_inputs import Reported, pictures_of, without_places
 
+MODELS = ('VLM', 'LLM', 'merged') # Names in tables; the LLM is put into the VLM: the weight 0
 DEMO = 'vlm-merging-demo' # Written anew each time; any other folder must not exist
 MARGIN = .01            # Perception that may be lost on the dev split; one question may be in any case
 WEIGHT_GRID = (0., .1, .2, .3, .4, .5, .6, .7, .8, .9, 1.)
@@ -37,16 +41,9 @@ class Findings:
     "All that the demo found out: the ten lines and the page are made of this"
     recipe:object       # The `Recipe` of the merge
     picked:bool         # Was the weight chosen here? Else it was given
-    plan:str            # What was merged with what
-    tried:object        # From `sweep`, on the dev split
-    scores:object       # Score table of `MODELS`, on the test split
     sums:object         # From `summarize`
-    compared:object     # From `compare`: merged against VLM
-    profile:object      # From `profile_table`: what masking a layer costs, before and after
-    change:object       # From `profile_change`
     weights:object      # From `diagnose`
-    questions:list      # The lab's questions that were asked
-    seed:int            # Of the questions
+    about:Reported      # What any report tells
 
 def asked_three(
     recipe,             # Of the merge
@@ -78,11 +75,12 @@ def find(
     step:Callable,      # Is told what is done next
 )->Findings:
     "Take every step once"
-    import polars as pl
     from vlm_merging.benchmarks.load import load
+    from vlm_merging.asking.folder import versions
     from vlm_merging.comparing.compare import compare
+    from vlm_merging.comparing.pairs import matched
     from vlm_merging.comparing.summary import summarize
-    from vlm_merging.lab.trio import lab_folder, questions
+    from vlm_merging.lab.trio import lab_folder
     from vlm_merging.merging.merge import merge
     from vlm_merging.merging.plan import plan
     from vlm_merging.merging.recipe import Recipe
@@ -110,8 +108,74 @@ def find(
     rows = profile_rows(opened, items[n:], masks(opened['VLM'].model, 'layer'), measures=('answer',))
     profile, change = profile_table(rows, 'category'), profile_change(rows, 'VLM', 'merged', 'category')
     step('measuring how far the weights had moved')
-    return Findings(recipe, weight is None, told, tried, pl.concat(scores), sums, compared, profile, change,
-                    diagnose(vlm, llm, base, progress=False), questions(n, seed, 'test'), seed)
+    shown = [*shown_rows(matched(scores[0], scores[2]), ['category'])]
+    pictures = pictures_of([r for *_, rows in shown for r in rows], items[:n], folder/'replies'/'VLM')
+    made = {'The plan of the merge':told, 'Recipe, seed, versions':json.dumps(dict(
+        recipe=without_places(recipe.dict()), questions=n, seed=seed, versions=versions()), indent=1)}
+    about = Reported(scores, compared, ['category'], shown, pictures, profile, change, tried, others=True,
+                     weight=recipe.knobs['weight'], made=made)
+    return Findings(recipe, weight is None, sums, diagnose(vlm, llm, base, progress=False), about)
+
+# What is told: ten lines, and a page
+
+YOURS = '''# do they fit? what stays, and why
+vlm-merging plan    --vlm VLM --llm LLM
+# which weight? on questions that are not reported
+vlm-merging sweep   --vlm VLM --llm LLM --weights 0.6,0.7,0.8,0.9 \\
+                    --benchmark dev.csv --out runs/sweep
+vlm-merging merge   --vlm VLM --llm LLM --weight 0.8 --out OUT
+# did it help? a page such as this one
+vlm-merging ask     --model VLM --benchmark MathVista --out runs/vlm
+vlm-merging ask     --model OUT --benchmark MathVista --out runs/merged
+vlm-merging profile VLM --against OUT --benchmark MathVista -n 200 --out runs/probe
+vlm-merging report  runs/vlm runs/merged --probe runs/probe --sweep runs/sweep --out page.html'''
+
+def facts(
+    f:Findings,         # What was found
+    out:str|Path,       # Folder of the demo
+)->list[str]:           # Ten lines
+    "What was found, for a terminal"
+    w, many = f.recipe.knobs['weight'], f.about.compared.filter(tag='all')['n'][0]
+    gains = f.about.compared.filter(tag='category').sort('where').to_dicts()
+    how = f"chosen on {f.about.tried['n'].max()} other questions" if f.picked else 'as given'
+    lines = [f'merged: {w:g} of the VLM and {1-w:g} of the LLM ({how}); '
+             f'asked {many} questions about pictures']
+    for name in MODELS:
+        shares = f.sums.filter(tag='category', run=name, what='accuracy').sort('where').to_dicts()
+        lines.append(f'{name:<7} '+'   '.join(f"{r['where']} {share_said(r)}" for r in shares))
+    out = path_of(out)
+    needed = '; '.join(f'{kind}: {said}' for kind, said in needed_layers(f.about.profile))
+    runs = [str(out/'replies'/name) for name in ('VLM', 'merged')]
+    return [*lines, 'change: '+'; '.join(f"{r['where']} {gain_said(r)}" for r in gains),
+            'replies: '+'; '.join(f"{r['where']} {r['length_a']:.1f} to {r['length_b']:.1f} characters"
+                                  for r in gains),
+            f'layers whose loss costs right answers: {needed}',
+            *(name_in_line(line, 9000) for line in (
+                f"report: {out/'report.html'}", f"merged model, for from_pretrained: {out/'merged'}",
+                shlex.join(['next:', as_called(), 'compare', *runs, '--by', 'topic'])))]
+
+def demo_page(
+    f:Findings,         # What was found
+)->str:                 # A whole page
+    "The report, with what is to say of this trio alone"
+    from vlm_merging.charts.maps import weight_map
+    from vlm_merging.probing.weights import weights_by_layer
+    w, chosen = f.recipe.knobs['weight'], 'as given on the command line'
+    if f.picked: chosen = ('of those on the way from the VLM to where more than a point of perception, or a '
+                           'single question, is lost, the one that reasons best')
+    moved = weight_map(weights_by_layer(f.weights.stats), ('relative_vlm', 'relative_llm', 'cosine'))
+    return page(
+        f.about, title='What a merge did', yours=YOURS,
+        lead=f'A tiny vision-language model (VLM) and a tiny reasoning model (LLM) became one: {w:g} of the '
+             f'weights of the first, {1-w:g} of the second. Nothing was trained.',
+        right_note='They are of the test split, whose pictures no model was trained on. LLM: put into the '
+                   'VLM as it is, which is the weight 0.',
+        moved=dict(chart=drawn_chart(moved, 'moved', 500),
+                   said=f'{f.weights.verdict} (how sure: {f.weights.sure})'),
+        notes=[f'The weight, {w:g}, was taken {chosen}; it was not chosen on the questions that are reported'
+               +', if you did not choose it after looking at this page'*(not f.picked)+'.',
+               'It is one trio, VLM, LLM and base, of one tiny world. It shows that the tools work and what '
+               'they can tell, and nothing about your models: merging can hurt.'])
 
 def demo(
     out:str|Path=DEMO,  # Folder that shall appear; one of this default name is replaced if a demo made it
@@ -139,7 +203,7 @@ def demo(
         try:
             found = find(draft, n, weight, seed, step)
             step('writing the report')
-            replace_text(draft/'report.html', page(found))
+            replace_text(draft/'report.html', demo_page(found))
             about = dict(recipe=found.recipe.dict(), demo=dict(n=n, seed=seed, versions=versions()))
             replace_text(draft/'recipe.json', json.dumps(about, indent=1)+'\n')
         except KeyboardInterrupt:

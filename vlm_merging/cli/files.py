@@ -16,16 +16,26 @@ def read_table(
     from vlm_merging.asking.reading import table_at
     return table_at(path, [] if problems is None else problems, None if path_of(path).is_dir() else items)
 
+def with_run(
+    frame,              # A polars frame of replies or scores
+    path:str|Path,      # Where it was read
+):                      # The frame, with a column `run`
+    "A table whose run is called after its file, where nothing else names it"
+    import polars as pl
+    if 'run' in frame.columns and frame['run'].null_count()<max(frame.height, 1): return frame
+    return frame.with_columns(run=pl.lit(path_of(path).stem))
+
 def read_scores(
     path:str|Path,      # parquet, jsonl, csv, xlsx, tsv, json, or the folder of a run
     protocol:str='offline', # If it holds replies
     problems:list|None=None, # Sentences about rows that are left out are put here
     items:str|None=None, # Questions of result files that have none; a run has its own
+    thinking:str='general', # What is thought, if it holds replies
 ):                      # A polars frame
     "A score table: as it is, or made of replies"
     from vlm_merging.scoring.score import score
     frame = read_table(path, problems, items)
-    return frame if 'correct' in frame.columns else score(frame, protocol)
+    return frame if 'correct' in frame.columns else score(frame, protocol, thinking)
 
 def ready_to_write(
     path:Path|None,     # Where something shall appear; None: nowhere

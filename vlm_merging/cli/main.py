@@ -12,14 +12,14 @@ from vlm_merging import __version__
 from vlm_merging.checkpoints.places import path_of
 from vlm_merging.checkpoints.texts import did_you_mean, one_line
 # These fill COMMANDS
-from vlm_merging.cli import demo, merging_commands, asking_commands, probing_commands, completion
+from vlm_merging.cli import demo, merging_commands, asking_commands, probing_commands, report, completion
 from vlm_merging.cli.commands import (COMMANDS, PROGRAM, Command, calls_of, carry_out_command, flags_of,
                                       read_words)
 from vlm_merging.cli.messages import in_shell_words
 from vlm_merging.cli.process import BROKEN, GOES_ON, INTERRUPT, STOPPED
 from vlm_merging.cli.terminal import all_seen
 
-ROOMS = demo, merging_commands, asking_commands, probing_commands, completion
+ROOMS = demo, merging_commands, asking_commands, probing_commands, report, completion
 ABOUT = 'Give a vision-language model the reasoning of a language model, by merging their weights.'
 WAS = dict(evaluate='ask', probe='profile') # Command of old -> what it is called now
 USAGE = f'usage: {PROGRAM} COMMAND [options]'

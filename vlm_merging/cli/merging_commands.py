@@ -14,12 +14,12 @@ from vlm_merging.cli.typed import unknown
 WHO = 'merging.recipe:Recipe vlm llm base'
 WHAT = 'merging.recipe:Recipe method'
 WHERE = 'merging.recipe:Recipe layers modules embeddings'
-HOW = 'merging.recipe:Recipe seed as_run'
-OUTPUT = 'merging.merge:merge out layout overwrite workers device sha256 allow_nonfinite'
+HOW = 'merging.recipe:Recipe seed as_run layout'
+OUTPUT = 'merging.merge:merge out overwrite workers device sha256 allow_nonfinite'
 TYPED_ONLY = 'cli.merging_commands:asked_recipe'
 RECIPE = dict(shows=dict(who=(WHO, f'{TYPED_ONLY} recipe'), what=(WHAT, KNOBS),
                          where=(WHERE, f'{TYPED_ONLY} layer_swap'), how=HOW),
-              places='vlm llm base', choices=dict(method=KNOBS))
+              places='vlm llm base', choices=dict(method=KNOBS), undone='embeddings as_run')
 
 def asked_recipe(
     *,
@@ -31,14 +31,15 @@ def asked_recipe(
 ):
     "The recipe that a command line describes; raise ValueError if it describes none"
     from vlm_merging.merging.recipe import Recipe
-    fields = Recipe.read(recipe, given.get('vlm')).dict() if recipe else {}
-    before = fields.get('method', 'linear')
+    before = Recipe.read(recipe, given.get('vlm')) if recipe else None
+    fields = before.dict()|dict(inputs=before.inputs) if before else {}
+    method = fields.get('method', 'linear')
     if layer_swap is not None:
         if given.get('method', 'linear')!='linear' or 'layers' in given:
             raise ValueError('--layer-swap is linear on the layers behind: leave out --method and --layers.')
         fields |= dict(method='linear', layers=f'{layer_swap+1}-')
     fields |= taken(given, WHO, WHAT, WHERE, HOW)
-    if fields.get('method', 'linear')!=before: fields['knobs'] = {} # Those of another method stay
+    if fields.get('method', 'linear')!=method: fields['knobs'] = {} # Those of another method stay
     fields['knobs'] = fields.get('knobs', {}) | {k:given[k] for k in knobs_shown() if k in given}
     for name in ('vlm', 'llm'):
         if not fields.get(name):
@@ -92,9 +93,12 @@ def merge_command(
     with as_typed(given): planned = plan(wanted)
     for f in planned.findings:
         if f.level=='warn': print(told_finding(f, 'merge'), file=sys.stderr)
+    if 'base' in given and planned.idle_base:
+        print(f'warn: {wanted.method} makes no use of the base, {name_in_line(wanted.base)}. A second LLM '
+              f'has an --llm of its own.', file=sys.stderr)
     from vlm_merging.merging.merge import merge     # With torch, which takes seconds
     how = taken(given, OUTPUT)
-    out = merge(wanted, out=Path(how.pop('out')), progress=False if quiet else None, **how)
+    out = merge(planned, out=Path(how.pop('out')), progress=False if quiet else None, **how)
     size = sum(p.stat().st_size for p in out.rglob('*') if p.is_file())
     print(f'{name_in_line(out, 4000)}: {readable(size)} in {time.time()-start:.1f} s. '
           f'Open it with AutoModelForImageTextToText.from_pretrained.')

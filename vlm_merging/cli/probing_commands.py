@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from vlm_merging.cli.asking_commands import (OPENED, QUESTIONS, folder_wanted, questions_of, quiet_libraries,
                                              tell)
-from vlm_merging.cli.commands import KNOBS, command, knobs_shown, taken
+from vlm_merging.cli.commands import KNOBS, PROGRAM, command, knobs_shown, taken
 from vlm_merging.cli.merging_commands import WHAT, WHO
 from vlm_merging.cli.files import PAGES, TABLES, ready_to_write, write_table
 from vlm_merging.cli.typed import decimal_comma, knob_value, unknown
@@ -110,6 +110,8 @@ def profile_command(
         raise ValueError(f"--measure: {unknown(odd[0], (*MEASURES, 'both'))}")
     if ('weights' in given.get('how', ()))!=('other' in given):
         raise ValueError('--how weights and --other go together: the layers of OTHER are put in.')
+    from vlm_merging.probing.probe import refuse_idle_parts
+    refuse_idle_parts(given.get('parts'), given.get('how', ()))
     from vlm_merging.probing.weights import weights_by_layer
     from vlm_merging.scoring.score import table_at
     models = named_models(model, against)
@@ -175,6 +177,7 @@ def sweep_knobs(
          example='vlm-merging sweep lab/vlm lab/llm --weights .5,.6 --benchmark lab --split dev --out runs/w')
 def sweep_command(
     *,
+    llm:str|list,       # The LLM: a folder, a hub id, or lab/llm; for several, use sweep in Python
     knobs:list=[],      # Knobs as NAME=X; the same as their options
     by:tuple|None=None, # Split by these tags; default: category, where there is one
     out:Path,           # Folder of the sweep; made, or gone on with
@@ -184,12 +187,13 @@ def sweep_command(
     "Try the weights of a merge in memory, and say whether the best differs from the rest"
     out = folder_wanted(dict(out=out))
     ready_to_write(chart, PAGES)
-    if isinstance(given['llm'], list): raise ValueError('A sweep from here tries one number: name one --llm.')
+    if isinstance(llm, list): raise ValueError('A sweep from here tries one number: name one --llm.')
     if unclear := decimal_comma(','.join(given['weights'])): raise ValueError(f'--weights: {unclear}')
     try: weights = [float(w) for w in given['weights']]
     except ValueError:
         raise ValueError(f"--weights is {','.join(given['weights'])!r}; "
-                         f"it is numbers with commas between, such as 0.7,0.8,0.9.") from None
+                         f"it is numbers with commas between, such as 0.7,0.8,0.9 (what auto is, "
+                         f"{PROGRAM} plan says).") from None
     knobs = sweep_knobs(knobs, given)
     from vlm_merging.benchmarks.questions import shown_items
     items = shown_items(questions_of(given, given['benchmark']))
@@ -197,7 +201,7 @@ def sweep_command(
     quiet_libraries()
     from vlm_merging.probing.sweep import sweep
     how = taken(given, MIXED, TRIED, SPREAD, OPENED, BATCHES)
-    tried = sweep(**how|dict(weights=weights, items=items, knobs=knobs, by=by, out=out))
+    tried = sweep(**how|dict(llm=llm, weights=weights, items=items, knobs=knobs, by=by, out=out))
     table = tried.table
     print('\n'.join([*tried.lines, tried.verdict]))
     write_table(table, out/'sweep.parquet')
@@ -205,23 +209,30 @@ def sweep_command(
     save_page(lambda: sweep_charts(table, given.get('method', 'linear')), chart)
     return 4 if items.left else 0
 
+def sweep_parts(
+    table,              # From `sweep`
+    method:str,         # Of the merges
+    what:str='accuracy', # Which quantity
+)->list[tuple]:         # Rows of one benchmark and place, and what the axis is called
+    "A sweep in parts of which each can be drawn along the weight"
+    import polars as pl
+    def place(layers, modules):
+        return ''.join(f', {k} {v}' for k, v in (('layers', layers), ('modules', modules)) if v!='all')
+    where = pl.Series([place(*p) for p in table.select('layers', 'modules').rows()], dtype=pl.String)
+    named = table.with_columns(benchmark=pl.col('benchmark')+where).drop_nulls(['value', 'weight'])
+    axis = f"weight of {method}: factor of the VLM's task vector"
+    if method in ('linear', 'slerp'): axis = 'share of the VLM (1: the VLM as it was)'
+    return [(part, axis) for _, part in named.filter(what=what).group_by('benchmark', maintain_order=True)]
+
 def sweep_charts(
     table,              # From `sweep`
     method:str,         # Of the merges
 ):
     "Accuracy along the weight, or agreement where nobody knows the answers; one chart a benchmark and tag"
-    import polars as pl
     from vlm_merging.charts.pages import together
     from vlm_merging.charts.score_charts import weights_chart
-    def place(layers, modules):
-        return ''.join(f', {k} {v}' for k, v in (('layers', layers), ('modules', modules)) if v!='all')
-    where = pl.Series([place(*p) for p in table.select('layers', 'modules').rows()], dtype=pl.String)
-    named = table.with_columns(benchmark=pl.col('benchmark')+where).drop_nulls(['value', 'weight'])
-    drawn = named.filter(what='accuracy')
-    if not drawn.height: drawn = named.filter(what='agreement')
-    if not drawn.height:
+    parts = sweep_parts(table, method) or sweep_parts(table, method, 'agreement')
+    if not parts:
         raise ValueError('There is nothing to draw: no answer is known, and no weight has two neighbours.')
-    axis = f"weight of {method}: factor of the VLM's task vector"
-    if method in ('linear', 'slerp'): axis = 'share of the VLM (1: the VLM as it was)'
     return together(*(weights_chart(part, tag=tag, what=part['what'][0], axis=axis)
-                      for (tag, _), part in drawn.group_by('tag', 'benchmark', maintain_order=True)))
+                      for part, axis in parts for tag in part['tag'].unique(maintain_order=True)))

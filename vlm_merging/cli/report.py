@@ -1,247 +1,196 @@
-"""What the demo tells: ten lines for a terminal, and one page that needs nothing but itself."""
-# It can be opened from a disk, mailed, and read on a phone or in the dark. It has no scripts and loads
-# nothing: charts are drawn into it as SVG (some 30 kB each; the scripts that would draw them in a browser
-# are 0.9 MB), pictures of questions are PNG within it. A chart is drawn wide and narrow, since a shrunken
-# one cannot be read; the page shows the one that fits. The same pieces of text go into the lines and onto
-# the page, so that no number is told in two ways.
+"""Two runs on one page that needs nothing but itself: verdict, intervals, replies, length, layers."""
 from __future__ import annotations
-import base64, io, json, shlex
-from functools import lru_cache
 from pathlib import Path
-from vlm_merging.checkpoints.places import path_of
-from vlm_merging.checkpoints.texts import name_in_line, visible
-from vlm_merging.cli.commands import as_called
+from vlm_merging.checkpoints.places import path_of, same_place
+from vlm_merging.checkpoints.texts import name_in_line
+from vlm_merging.cli.commands import command
+from vlm_merging.cli.files import ready_to_write
+from vlm_merging.cli.page_parts import (
+    OVER_ALL, drawn_chart, gain_said, main_places, needed_layers, place_key, place_said, question_parts,
+    template, two_lines, verdict_parts)
+from vlm_merging.cli.report_inputs import Reported, gathered, place_of_question
 
-MODELS = ('VLM', 'LLM', 'merged') # Names in tables; the LLM is put into the VLM: the weight 0
-NARROWER = 300          # By how many pixels a chart is narrower on a phone
-YOURS = '''# do they fit? what stays, and why
-vlm-merging plan    --vlm VLM --llm LLM
-# which weight? on questions that are not reported
-vlm-merging sweep   --vlm VLM --llm LLM --weights 0.6,0.7,0.8,0.9 \\
-                    --benchmark dev.csv --out runs/sweep --chart sweep.html
-vlm-merging merge   --vlm VLM --llm LLM --weight 0.8 --out OUT
-# did it help?
-vlm-merging ask     --model VLM --benchmark MathVista --out runs/vlm
-vlm-merging ask     --model OUT --benchmark MathVista --out runs/merged
-vlm-merging compare runs/vlm runs/merged --by category --chart page.html
-# which layers matter?
-vlm-merging profile VLM --against OUT --benchmark MathVista -n 200 \\
-                    --out runs/probe --chart layers.html'''
+MARK = '<meta name="generator" content="vlm-merging report">' # Such a page is written anew
+CHARTS = 4              # Of a sweep, at most: one a benchmark and place
 
-# Pieces of text
-
-def share_said(
-    row:dict,           # Of `summarize`: a share
-)->str:
-    "`39.5% (95% 34.4 to 44.9)`"
-    return f"{row['value']:.1%} (95% {100*row['low']:.1f} to {100*row['high']:.1f})"
-
-def gain_said(
-    row:dict,           # Of `compare`
-)->str:
-    "`+26.8 points (95% +20.0 to +33.0), p < .001`; p is corrected for the number of kinds"
+def tables_of(
+    f:Reported,         # All that was found
+    sums,               # From `summarize`
+)->dict:                # cards, right, lengths
+    "How often each run was right, and how long its replies were"
     from vlm_merging.comparing.findings import p_said, points
-    gain, low, high = (points(row[k]) for k in ('difference', 'low', 'high'))
-    return f"{gain} points (95% {low} to {high}), {p_said(row['p_holm'])}"
+    places = [r for r in f.compared.to_dicts() if r['n']]
+    several, runs = f.compared['benchmark'].n_unique()>1, [t['run'][0] for t in f.scores]
+    known = {(r['run'], r['what'], *place_key(r)):r for r in sums.to_dicts()}
+    def cells(what, row, form): return [form(known.get((run, what, *place_key(row)))) for run in runs]
+    def change(r):
+        return points(r['difference']), f"{points(r['low'])} to {points(r['high'])}, {p_said(r['p_holm'])}"
+    def long(row): return '' if row is None else f"{row['value']:.1f}"
+    cards = [dict(name=place_said(r, several), before=f"{r['a']:.1%}", after=f"{r['b']:.1%}",
+                  note=gain_said(r)) for r in main_places(f.compared)]
+    heads = [*map(name_in_line, runs)]
+    right = [[place_said(r, several), *cells('accuracy', r, two_lines), change(r)] for r in places]
+    lengths = [[place_said(r, several), *cells('length', r, long)] for r in places]
+    told = dict(cards=cards, right=dict(head=['', *heads, 'change, points'], rows=right), lengths=None)
+    longs = [r for r in places if r['tag']=='all' and r['length_a'] is not None and r['length_b'] is not None]
+    if not longs: return told
+    a, b = (sum(r[f'length_{s}']*r['n'] for r in longs)/sum(r['n'] for r in longs) for s in 'ab')
+    cards.append(dict(name='length of a reply', before=f'{a:.1f}', after=f'{b:.1f}',
+                      note='characters, on average'))
+    return told|dict(lengths=dict(head=['mean length, characters', *heads], rows=lengths))
 
-def length_said(
-    row:dict,           # Of `compare`
-)->str:
-    "`3 to 11 characters`"
-    return f"{row['length_a']:.1f} to {row['length_b']:.1f} characters"
-
-def masks_said(
-    profile,            # From `profile_table`
-    kind:str,           # perception or reasoning
-)->str:
-    "`VLM 0, merged 0-2`: the layers whose loss costs right answers, beyond chance"
-    from vlm_merging.checkpoints.texts import ranges_said
-    from vlm_merging.probing.profile import matters
-    hurt = profile.filter(matters(-1), tag='category', where=kind)
-    layers = {m:ranges_said(hurt.filter(model=m)['layer'].to_list()) or 'none' for m in ('VLM', 'merged')}
-    return ', '.join(f'{m} {said}' for m, said in layers.items())
-
-def kind_rows(
-    table,              # From `summarize` or `compare`
-    **given,            # Column and value
-)->dict:                # Kind -> row
-    "The rows of the two kinds of questions"
-    return {r['where']:r for r in table.filter(tag='category', **given).sort('where').to_dicts()}
-
-def facts(
-    f,                  # `Findings` of the demo
-    out,                # Folder of the demo
-)->list[str]:           # Ten lines
-    "What was found, for a terminal"
-    gains, w = kind_rows(f.compared), f.recipe.knobs['weight']
-    how = f"chosen on {f.tried['n'].max()} other questions" if f.picked else 'as given'
-    lines = [f'merged: {w:g} of the VLM and {1-w:g} of the LLM ({how}); '
-             f'asked {len(f.questions)} questions about pictures']
-    for name in MODELS:
-        shares = kind_rows(f.sums, run=name, what='accuracy')
-        lines.append(f'{name:<7} '+'   '.join(f'{kind} {share_said(r)}' for kind, r in shares.items()))
-    out = path_of(out)
-    needed = '; '.join(f'{k}: {masks_said(f.profile, k)}' for k in gains)
-    return [*lines, 'change: '+'; '.join(f'{kind} {gain_said(r)}' for kind, r in gains.items()),
-            'replies: '+'; '.join(f'{kind} {length_said(r)}' for kind, r in gains.items()),
-            f'layers whose loss costs right answers: {needed}',
-            *(name_in_line(line, 9000) for line in (
-                f"report: {out/'report.html'}", f"merged model, for from_pretrained: {out/'merged'}",
-                shlex.join(['next:', as_called(), 'compare', str(out/'replies'/'VLM'),
-                            str(out/'replies'/'merged'), '--by', 'topic'])))]
-
-def groups(
-    scores,             # Score table of `MODELS`
-    most:int=6,         # Groups
-):                      # category, right or wrong for each of `MODELS`, `size`, `index` of the first question
-    "The most common outcomes, each with its first question: the prettiest ones would be advertising"
-    import polars as pl
-    wide = scores.pivot(on='run', index=['index', 'category'], values='correct')
-    alike = wide.group_by('category', *MODELS, maintain_order=True)
-    counted = alike.agg(size=pl.len(), index=pl.col('index').first())
-    return counted.sort('size', descending=True, maintain_order=True).head(most)
-
-# What the template puts in
-
-@lru_cache
-def template(
-    name:str='report.html', # Or parts.html
-):                      # Of Jinja
-    "A page with holes; whatever is put in is escaped"
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    loader = PackageLoader('vlm_merging.cli')
-    def seen(value): return visible(value, len(value)) if type(value) is str else value # Markup is ours
-    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined,
-                       finalize=seen).get_template(name)
-
-def widen_chart(
-    chart,              # Of Altair
-    frame:int,          # Pixels, without axes
-):                      # A copy
-    "The same chart with frames of another width"
-    made = chart.copy()
-    if isinstance(getattr(made, 'width', None), int): made.width = frame
-    for inside in ('layer', 'vconcat'):
-        if isinstance(parts := getattr(made, inside, None), list):
-            setattr(made, inside, [widen_chart(p, frame) for p in parts])
-    return made
-
-def drawn_chart(
-    chart,              # Of Altair, with its title
-    name:str,           # Letters, to tell charts of a page apart
-    frame:int,          # Width on a wide page, pixels without axes
-)->dict:                # title, note, and two drawings: wide, slim
-    "A chart for the page: its title and note as text, so that a reader can be told them"
-    import altair as alt
-    from vlm_merging.charts.pages import INK
-    def joined(text, between): return between.join(text) if isinstance(text, list) else text
-    title, note = joined(chart.title.text, ' '), joined(chart.title.subtitle, '; ')
-    chart, made = chart.copy(), dict(title=title, note=note[:1].upper()+note[1:])
-    chart.title = alt.Undefined
-    for kind, width in (('wide', frame), ('slim', frame-NARROWER)):
-        file, own = io.StringIO(), f'{name}-{kind}-'
-        widen_chart(chart, width).save(file, format='svg')
-        svg = file.getvalue().replace(f'"{INK}"', '"currentColor"')
-        made[kind] = svg.replace('id="', f'id="{own}').replace('url(#', f'url(#{own}') # Its parts have names
-    return made
-
-def verdict_parts(
-    text:str,           # A heading, lines that begin with `- `, and lines indented below them
-)->dict:                # heading: lines; points: each with its remarks
-    "A verdict as a paragraph and a list"
-    heading, points = [], []
-    for line in text.splitlines():
-        if line.startswith('- '): points.append((line[2:], []))
-        elif points: points[-1][1].append(line.strip())
-        else: heading.append(line.strip())
-    return dict(heading=heading, points=points)
-
-def question_parts(
-    q,                  # The lab's question
-    row:dict,           # Of `groups`
-    replies:dict,       # Model -> reply
-    n:int,              # Questions in all
-)->dict:
-    "A question with its picture and what the models said"
-    file = io.BytesIO()
-    q.image.save(file, format='PNG')
-    picture = f'data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}'
-    return dict(picture=picture, scene=q.scene, ask=q.ask, kind=q.kind, answer=q.answer, size=row['size'],
-                n=n, replies=[(m, replies[m], bool(row[m])) for m in MODELS])
-
-def _two_lines(row): return tuple(share_said(row).strip(')').split(' (95% '))
+def weight_title(
+    rows,               # Of a sweep: one quantity, one tag
+    weight,             # That was taken, or None
+    length:bool,        # Is it the length of replies?
+)->str|None:            # None: the chart finds its own
+    "`From the VLM (1) to 0.6: perception 100.0% → 98.5%, reasoning 38.2% → 78.0%`"
+    values = {(r['weight'], r['where']):r['value'] for r in rows.to_dicts()}
+    kinds = list(dict.fromkeys(rows['where']))
+    if not all({(1., k), (weight, k)}<={*values} for k in kinds):
+        return 'Mean length of a reply, along the weight' if length else None
+    form, unit = ('.1f', ' characters') if length else ('.1%', '')
+    way = (f'{name_in_line(k, 40)} {values[1., k]:{form}} → {values[weight, k]:{form}}' for k in kinds)
+    return f"From the VLM (1) to {weight:g}: {', '.join(way)}{unit}"
 
 def along_the_weight(
-    f,                  # `Findings` of the demo
-    kinds,              # Of questions
-)->dict:                # Two charts and the table beneath
-    "What the weights did to accuracy and length"
+    f:Reported,         # With `tried`
+)->dict:                # charts, table, verdict, n, weight, others
+    "What the weights did to right answers and to the length of replies"
     import altair as alt, polars as pl
     from vlm_merging.charts.pages import INK
     from vlm_merging.charts.score_charts import weights_chart
-    w = f.recipe.knobs['weight']
-    rule = alt.Chart(pl.DataFrame(dict(weight=[w]))).mark_rule(color=INK, strokeDash=[4, 4])
-    def at(what):
-        rows = f.tried.filter(what=what, tag='category').to_dicts()
-        return {(r['weight'], r['where']):r for r in rows}
-    def drawn(what, name, form, unit=''):
-        values = {place:format(r['value'], form) for place, r in at(what).items()}
-        way = ', '.join(f'{k} {values[1, k]} → {values[w, k]}' for k in kinds)
-        title = f'From the VLM (1) to {w:g}: {way}{unit}'
-        chart = weights_chart(f.tried.filter(what=what), 'category', what=what, title=title)
-        return drawn_chart(chart+rule.encode(x='weight:Q'), name, 580)
-    right = at('accuracy')
-    weights = sorted({x for x, _ in right}, reverse=True)
-    return dict(weight_chart=drawn('accuracy', 'weight', '.1%'),
-                length_chart=drawn('length', 'length', '.1f', ' characters'),
-                tried=[[f'{x:g}', *(_two_lines(right[x, k]) for k in kinds)] for x in weights])
+    from vlm_merging.cli.probing_commands import sweep_parts
+    from vlm_merging.comparing.findings import sweep_verdict
+    rule = alt.Chart(pl.DataFrame(dict(weight=[f.weight]))).mark_rule(color=INK, strokeDash=[4, 4])
+    charts = []
+    for what in ('accuracy', 'length'):
+        for part, axis in sweep_parts(f.tried, f.method, what)[:CHARTS]:
+            tag = next((t for t in part['tag'].unique(maintain_order=True) if t not in OVER_ALL), 'all')
+            title = weight_title(part.filter(tag=tag), f.weight, what=='length')
+            chart = weights_chart(part, tag, what, title, axis)
+            if f.weight is not None: chart = chart+rule.encode(x='weight:Q')
+            charts.append(drawn_chart(chart, f'weight{len(charts)}', 580))
+    right = f.tried.filter(what='accuracy').sort('weight', descending=True, nulls_last=True,
+                                                 maintain_order=True)
+    places, several = main_places(right), right['benchmark'].n_unique()>1
+    cell = {(r['run'], *place_key(r)):two_lines(r) for r in right.to_dicts()}
+    rows = [[name_in_line(run), *(cell.get((run, *place_key(p)), ('', '')) for p in places)]
+            for run in right['run'].unique(maintain_order=True)]
+    return dict(charts=charts, n=right['n'].max(), others=f.others, weight=f.weight,
+                verdict=sweep_verdict(right),
+                table=dict(head=['', *(place_said(p, several) for p in places)], rows=rows))
 
-def answer_tables(
-    f,                  # `Findings` of the demo
-    gains:dict,         # Kind -> row of the comparison
-)->dict:                # Rows of the cards and tables
-    "How often each model was right, and how long its replies were"
-    shares = {m:kind_rows(f.sums, run=m, what='accuracy') for m in MODELS}
-    whole = {m:f.sums.filter(tag='all', run=m, what='accuracy').to_dicts()[0] for m in MODELS}
-    said = {m:{k:f"{r['value']:.1%}" for k, r in kinds.items()} for m, kinds in shares.items()}
-    def card(name, before, after, note): return dict(name=name, before=before, after=after, note=note)
-    cards = [card(k.capitalize(), said['VLM'][k], said['merged'][k], gain_said(r)) for k, r in gains.items()]
-    before, after = (f"{gains['reasoning'][c]:.1f}" for c in ('length_a', 'length_b'))
-    cards.append(card('Length of a reply', before, after, 'characters, to questions of reasoning'))
-    right = [[m, *map(_two_lines, shares[m].values()), _two_lines(whole[m])] for m in MODELS]
-    long = {m:kind_rows(f.sums, run=m, what='length').values() for m in MODELS}
-    lengths = [[m, *(f"{r['value']:.1f}" for r in long[m])] for m in MODELS]
-    return dict(cards=cards, right=right, lengths=lengths)
+def layers_of(
+    f:Reported,         # With `profile`
+)->dict:                # chart, needed, verdict, n
+    "Which layers matter, before and after"
+    from vlm_merging.charts.layer_charts import before_after_chart, profile_chart
+    from vlm_merging.comparing.layer_findings import change_verdict, profile_verdict
+    part = f.profile['part'][0]
+    said = profile_verdict(f.profile)
+    if f.change is None: chart = profile_chart(f.profile)
+    else:
+        chart = before_after_chart(f.profile, change=f.change, part=part)
+        said = f'{said}\n{change_verdict(f.change, f.profile)}'
+    return dict(chart=drawn_chart(chart, 'masks', 500), needed=needed_layers(f.profile),
+                n=f.profile['n'].max(), layers=f.profile['layer'].n_unique(), verdict=verdict_parts(said),
+                answers=f.profile['measure'][0]=='answer', part=part)
+
+def questions_of_page(
+    f:Reported,         # All that was found
+)->list:                # Heading, and parts of questions
+    "What was won and lost, with pictures and replies"
+    from vlm_merging.widgets.panels import literal_text, picture_html
+    replies = [{place_of_question(r):r for r in t.to_dicts()[::-1]} for t in f.scores] # Of samples the first
+    n = f.compared.filter(tag='all')['n'].sum()
+    def card(row):
+        place = place_of_question(row)
+        images = f.pictures.get(place, ())
+        if isinstance(images, str): pictures = [literal_text(images)]
+        else: pictures = [picture_html(p, 160) for p in images]
+        kind = ', '.join(str(row[t]) for t in f.tags if row.get(t))
+        said = [(t['run'][0], by.get(place)) for t, by in zip(f.scores, replies)]
+        return question_parts(row, pictures, said, kind)
+    return [(f'{name}: {size} of {n}', [*map(card, rows)]) for name, size, rows in f.shown]
 
 def page(
-    f,                  # `Findings` of the demo
+    f:Reported,         # All that was found
+    **words,            # Of a caller who has more to say: title, lead, notes, moved, yours
 )->str:                 # A whole page
-    "The report"
-    from vlm_merging.asking.folder import versions
-    from vlm_merging.charts.score_charts import pairs_chart
-    from vlm_merging.charts.layer_charts import before_after_chart
-    from vlm_merging.charts.maps import weight_map
-    from vlm_merging.comparing.findings import sweep_verdict, verdict
-    from vlm_merging.comparing.layer_findings import change_verdict
-    from vlm_merging.probing.weights import weights_by_layer
-    n, w, gains = len(f.questions), f.recipe.knobs['weight'], kind_rows(f.compared)
-    each = f.compared.filter(tag='all').to_dicts()[0]
-    said = {(r['run'], r['index']):r['prediction'] or '' for r in f.scores.to_dicts()}
-    asked = {q.id:q for q in f.questions}
-    cards = [question_parts(asked[r['index']], r, {m:said[m, r['index']] for m in MODELS}, n)
-             for r in groups(f.scores).to_dicts()]
-    title = f"{each['won']} of {n} questions won, {each['lost']} lost"
-    moved = weight_map(weights_by_layer(f.weights.stats), ('relative_vlm', 'relative_llm', 'cosine'))
-    recipe = {k:Path(v).name if k in ('vlm', 'llm') else v for k, v in f.recipe.dict().items()}
+    "The page, as text"
+    from vlm_merging.charts.score_charts import length_chart, pairs_chart
+    from vlm_merging.comparing.findings import verdict
+    from vlm_merging.comparing.summary import by_length, summarize
+    first, last = (name_in_line(f.compared[c][0]) for c in ('run_a', 'run_b'))
+    ends, said = [f.scores[0], f.scores[-1]], verdict(f.compared)
+    tag = next((r['tag'] for r in main_places(f.compared)), 'all')
+    whole = f.compared.filter(tag='all')
+    n, won, lost = (whole[c].sum() for c in ('n', 'won', 'lost'))
+    told = f'{won} were won, right in {last} alone, and {lost} were lost'
+    of = ', '.join(map(name_in_line, whole['benchmark'].head(6)))+', ...'*(whole.height>6)
+    told = dict(title=f'{last} against {first}', lead=f'{n} questions of {of}: {told}.', notes=[], moved=None,
+                yours='', right_note='')|words
+    sums = summarize(f.scores, f.tags)
+    told |= tables_of(f, sums)
+    long = by_length(ends) if told['lengths'] else None
     return template().render(
-        n=n, share=f'{w:g}', rest=f'{1-w:g}', kinds=list(gains), picked=f.picked, dev=f.tried['n'].max(),
-        questions=cards, **along_the_weight(f, gains), **answer_tables(f, gains),
-        sweep_verdict=sweep_verdict(f.tried.filter(what='accuracy')),
-        pairs=drawn_chart(pairs_chart(f.compared, 'category', title=title), 'pairs', 545),
-        compared=verdict_parts(verdict(f.compared)),
-        layers=f.profile['layer'].n_unique(), masked=f.profile['n'].max(),
-        masks=drawn_chart(before_after_chart(f.profile, change=f.change), 'masks', 500),
-        needed=[(k, masks_said(f.profile, k)) for k in gains],
-        changed=verdict_parts(change_verdict(f.change, f.profile)), moved=drawn_chart(moved, 'moved', 500),
-        diagnosis=f.weights.verdict, sure=f.weights.sure, yours=YOURS, plan=f.plan,
-        recipe=json.dumps(dict(recipe=recipe, questions=n, seed=f.seed, versions=versions()), indent=1))
+        **told, mark=MARK, n=n,
+        pairs=drawn_chart(pairs_chart(f.compared, tag), 'pairs', 545), compared=verdict_parts(said),
+        questions=questions_of_page(f), unlike=f.unlike,
+        length_chart=drawn_chart(length_chart(long), 'length', 545) if long is not None else None,
+        tried=along_the_weight(f) if f.tried is not None else None,
+        probed=layers_of(f) if f.profile is not None else None, made=f.made)
+
+def check_page(
+    out:str|Path,       # Where a page shall appear
+    *inputs,            # What is read, and must stay
+)->Path:
+    "Raise ValueError if a page cannot appear there, or something that is no report is there already"
+    ready_to_write(path_of(out), ('.html',), *(i for i in inputs if isinstance(i, (str, Path))))
+    path = path_of(out)
+    if path.exists() and MARK not in path.read_bytes()[:2000].decode(errors='replace'):
+        raise ValueError(f'{path} is there, and is no report: it is left as it is. Choose another name.')
+    return path
+
+def report(
+    a,                  # The run before: its folder, or a table of replies or of scores (or the path of one)
+    b,                  # The run after: the same
+    out:str|Path='report.html', # The page that shall appear; an earlier report is replaced
+    by=None,            # Split by these tags; None: category, where there is one
+    probe=None,         # Folder that `profile` wrote: which layers matter
+    sweep=None,         # Folder that `sweep` wrote: what other weights do
+    items=None,         # Questions with their pictures: a table file, a prepared benchmark, or `Item`s;
+                        # None: those of the lab and of prepared benchmarks are found by their names
+    protocol:str='offline', # How replies are scored that have no score yet: offline or strict
+)->Path:
+    "Write two runs onto one page that needs nothing but itself; raise ValueError if it cannot be done"
+    from vlm_merging.checkpoints.disk import replace_text
+    path = check_page(out, a, b)
+    replace_text(path, page(gathered(a, b, by, probe, sweep, items, protocol)))
+    return path
+
+@command(shows=dict(options='cli.report:report a=before b=after probe sweep items protocol'),
+         choices=dict(protocol='scoring.score:PROTOCOLS'),
+         example='vlm-merging report runs/vlm runs/merged --out page.html\n'
+                 'vlm-merging report runs/vlm runs/merged --probe runs/probe --sweep runs/sweep --out a.html')
+def report_command(
+    before:str,         # Folder of a run, or a table of replies or scores
+    after:str,          # The same of the run that is compared with it
+    *,
+    by:tuple|None=None, # Split by these tags; default: category, where there is one
+    out:Path,           # The page that shall appear (.html); an earlier report is replaced
+    **given,            # Option -> value, as typed
+)->int:                 # Exit code: 4 if some questions have no reply
+    "Put two runs on one page: verdict, intervals, replies with their pictures, length, layers"
+    from vlm_merging.checkpoints.disk import replace_text
+    from vlm_merging.cli.asking_commands import incomplete, tell
+    path = check_page(out, before, after)
+    if same_place(before, after): tell(f'{before} is compared with itself, so nothing can differ.')
+    found = gathered(before, after, by, *(given.get(k) for k in ('probe', 'sweep', 'items')),
+                     given.get('protocol', 'offline'))
+    replace_text(path, page(found))
+    from vlm_merging.comparing.findings import verdict
+    print(verdict(found.compared))
+    print(name_in_line(f'report: {path}', 4000))
+    return 4 if incomplete([], *found.scores) else 0

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 from ..asking.formats import EXTRACTION, VERDICT, verdict_of
 from ..asking.reading import table_at
+from ..benchmarks.cells import text_of
 from ..checkpoints.texts import in_markdown, name_in_line, one_line
 from ..scoring.score import score
 from .statistics import (
@@ -70,14 +71,20 @@ def _read(run):
     if isinstance(run, pl.DataFrame): return run
     raise ValueError(f'{type(run).__name__} is no table. Give the folder of a run, a file, or a table.')
 
-def _scored(frame, protocol): return frame if 'correct' in frame.columns else score(frame, protocol)
+def _scored(frame, protocol, thinking='general'):
+    "Scores as they are, or of replies, with the options of each question"
+    if 'correct' in frame.columns: return frame
+    scores = score(frame, protocol, thinking)
+    if 'choices' not in frame.columns: return scores
+    return scores.with_columns(choices=pl.Series([*map(text_of, frame['choices'].to_list())],
+                                                 dtype=pl.String))
 
 # %% ../../nbs/comparing/08_agreement.ipynb #c018
-def _with_column(frame, protocol, verdict):
+def _with_column(frame, protocol, verdict, thinking='general'):
     "Scores with the verdict that came along, and the names of the two graders"
     column = _came_along(frame, verdict)
     said = pl.Series('theirs', [verdict_of(v) for v in frame[column]], pl.Boolean)
-    scores = typed_table(_scored(frame, protocol).with_columns(said))
+    scores = typed_table(_scored(frame, protocol, thinking).with_columns(said))
     if EXTRACTION in frame.columns:
         scores = scores.with_columns(their_answer=frame[EXTRACTION].cast(pl.String))
     return scores.rename(dict(correct='ours')), (_grader(scores, 'ours'), column)
@@ -94,9 +101,9 @@ def _text(frame, name):
     "A column as text; nulls if there is none"
     return pl.col(name).cast(pl.String) if name in frame.columns else pl.lit(None, pl.String)
 
-def _with_table(frame, other, protocol):
+def _with_table(frame, other, protocol, thinking='general'):
     "Scores with those of another grader, the names of the two, and sentences about rows that are left out"
-    a, b = (typed_table(_scored(t, protocol), 'index') for t in (frame, other))
+    a, b = (typed_table(_scored(t, protocol, thinking), 'index') for t in (frame, other))
     one = all(t['run'].n_unique()==1 for t in (a, b))
     key = [c for c in _PLACE if c!='run' or not one]         # The name of a file is no other run
     theirs = b.select(*key, theirs='correct', their_answer='picked', their_reason=_text(b, 'reason'),
@@ -181,7 +188,8 @@ def agreement_said(
     return '\n'.join([*lines, *[f"Left out: {'; '.join(notes)}."]*bool(notes)])
 
 # %% ../../nbs/comparing/08_agreement.ipynb #c035
-_SHOWN = ('benchmark', 'split', 'run', 'index', 'question', 'answer', 'prediction', 'picked', 'their_answer',
+_SHOWN = ('benchmark', 'split', 'run', 'index', 'question', 'choices', 'answer', 'prediction', 'picked',
+          'their_answer',
           'ours', 'theirs', 'tier', 'outcome', 'reason', 'their_reason')
 
 def differing(
@@ -257,9 +265,10 @@ def agreement(
     verdict:str|None=None, # Column with the verdicts that came along; default: judge_verdict
     resamples:int=RESAMPLES, # Of each bootstrap
     seed:int=0,         # Of each bootstrap
+    thinking:str='general', # What is thought in replies that have no score yet: as `score` takes it
 )->Agreement:           # Shows its words; `.table` has the numbers, `.rows` what to read
     "Where two graders of the same replies differ, with both kinds of error"
     frame, left = _read(scores), []
-    if other is None: both, graders = _with_column(frame, protocol, verdict)
-    else: both, graders, left = _with_table(frame, _read(other), protocol)
+    if other is None: both, graders = _with_column(frame, protocol, verdict, thinking)
+    else: both, graders, left = _with_table(frame, _read(other), protocol, thinking)
     return Agreement(agreement_table(both, by, resamples, seed), differing(both), graders, tuple(left))

@@ -20,14 +20,15 @@ from .findings import names_in_line, p_said, points, verdict
 __all__ = ['SCREEN', 'ROWS', 'on_a_screen', 'verdict_markdown', 'Comparison', 'compare']
 
 # %% ../../nbs/comparing/06_compare.ipynb #c012
-def _scores(run, protocol):
+def _scores(run, protocol, thinking='general'):
     if isinstance(run, (str, Path)): run = table_at(run)
     if not isinstance(run, pl.DataFrame):
         tables = isinstance(run, (list, tuple)) and all(isinstance(t, pl.DataFrame) for t in run)
         if tables and run: return run
         raise ValueError(f"{type(run).__name__} is no run. Give its folder, a table of replies or of scores, "
                          f"or a list of score tables.")
-    return run if 'correct' in run.columns or 'prediction' not in run.columns else score(run, protocol)
+    return run if 'correct' in run.columns or 'prediction' not in run.columns else score(run, protocol,
+                                                                                         thinking)
 
 # %% ../../nbs/comparing/06_compare.ipynb #c015
 def _named_apart(a, b, paths):
@@ -114,9 +115,10 @@ def compare(
     resamples:int=RESAMPLES, # Of each bootstrap, and of random flips
     seed:int=0,         # Of each bootstrap, and of random flips
     unpaired:bool=False, # Take the runs as two samples, for they were asked different questions
+    thinking:str='general', # What is thought in replies that have no score yet: as `score` takes it
 )->Comparison:          # Shows its verdict; `.table` has the numbers, `.chart()` draws them
     "Compare two runs on the same questions, item by item, and say what may be said"
-    tables = _named_apart(*(_scores(run, protocol) for run in (a, b)), (a, b))
+    tables = _named_apart(*(_scores(run, protocol, thinking) for run in (a, b)), (a, b))
     if all(isinstance(run, (str, Path)) for run in (a, b)):
         for sentence in unlike_prompts(a, b): warnings.warn(sentence, stacklevel=2)
     return Comparison((unpaired_table if unpaired else comparison_table)(*tables, by, resamples, seed))

@@ -136,6 +136,9 @@ def plateau_said(
     def size(x): return size_said(x, measure, False)
     least = f"{size(row['loss'])} {unit}"
     late = '' if needed is None else f' Blind from layer {needed} on it surely loses more than {least}.'
+    if start is None and needed is not None and needed==row.get('last'):
+        return (f'    {name}: the picture is needed up to the last layer: blind in layer {needed} alone it '
+                f'surely loses more than {least}.')
     if start is None:
         return (f'    {name}: from which layer on the picture is not needed cannot be told: blind in the '
                 f'last layer alone, a loss of {least} is not ruled out.{late}')

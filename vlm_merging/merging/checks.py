@@ -107,6 +107,7 @@ def unlike_shapes(
     "Stop on the first pair that is not of one shape, or that holds no floating-point numbers"
     for p in paired.pairs:
         x, ys = vlm.tensors[p.vlm], p.entries(other.tensors)
+        if len(ys)==1 and x.shape==ys[0].shape and x.dtype in FLOATS and ys[0].dtype in FLOATS: continue
         odd = next((e for e in (x, *ys) if e.dtype not in FLOATS), None)
         if odd:
             return [Finding('stop', f"{odd.name} is stored as {odd.dtype}, which cannot be merged.",
@@ -221,10 +222,13 @@ def unlike_settings(
 def tokens(
     checkpoint:Checkpoint, # An open checkpoint
 )->dict|None:           # id -> string; None if there is no tokenizer.json
-    "The vocabulary as its tokenizer.json gives it"
-    path = checkpoint.path/'tokenizer.json'
-    if not path.is_file(): return None
-    tokenizer = read_json(path)
+    "The vocabulary as its tokenizer.json gives it, which is read once"
+    known, path = vars(checkpoint), checkpoint.path/'tokenizer.json'
+    if '_tokens' not in known: known['_tokens'] = _vocabulary(read_json(path)) if path.is_file() else None
+    return known['_tokens']
+
+def _vocabulary(tokenizer):
+    "id -> string, of what tokenizer.json holds"
     model, added = tokenizer.get('model'), tokenizer.get('added_tokens')
     vocab, words = model.get('vocab') if isinstance(model, dict) else None, {}
     if isinstance(vocab, dict): words = {i: s for s, i in vocab.items() if isinstance(i, int)}
@@ -282,7 +286,7 @@ def kinship(
            if len(p.llm)==1 and not p.parts and p.module in ('attention', 'mlp')
            and vlm.tensors[p.vlm].shape==other.tensors[p.llm[0]].shape
            and len(vlm.tensors[p.vlm].shape)==2
-           and {vlm.tensors[p.vlm].dtype, other.tensors[p.llm[0]].dtype}<=FLOATS.keys()]
+           and vlm.tensors[p.vlm].dtype in FLOATS and other.tensors[p.llm[0]].dtype in FLOATS]
     picked = fit[::max(1, len(fit)//matrices)][:matrices]
     if not picked: return float('nan')
     a, b = (np.nan_to_num(np.concatenate(xs), posinf=0, neginf=0)
@@ -337,11 +341,9 @@ def check(
         alone.append(Finding('warn', 'Neither has anything beside a language model: two LLMs are merged, and '
                                      'what comes of it cannot see.', 'Name the VLM first, if you meant one.'))
     mine, theirs = (text_config(c.config, complete=True) for c in (vlm, other))
-    if not nested(vlm.config):
-        mine = mine | {'model_type': None}   # flat: the VLM's own, not the text model's
+    if not nested(vlm.config): mine = mine | {'model_type': None}  # flat: the VLM's own, not the text model's
     findings += unlike_heads(mine, theirs, who)
     if not findings:
-        findings = (unlike_ends(paired, who)+unlike_settings(mine, theirs,
-                                                             who)+unlike_words(vlm, other, paired, who)
-                 +unlike_origin(vlm, other, paired, who)+alone)
+        findings = (unlike_ends(paired, who) + unlike_settings(mine, theirs, who)
+                    + unlike_words(vlm, other, paired, who) + unlike_origin(vlm, other, paired, who) + alone)
     return paired, findings

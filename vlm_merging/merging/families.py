@@ -174,6 +174,7 @@ def _pair_layers(
 )->tuple[list, dict, list, set]: # Pairs; names that stay; what lacks a partner; what is used in part
     "Pair what stands in numbered layers"
     family = FAMILIES.get(str(vlm.config.get('model_type')), Family(''))
+    module = cache(module_of)                       # Every layer has the same names
     pairs, kept, lonely, partly = [], {}, [], set()
     both = bool(mine.cross and theirs.cross)        # Then their cross-attention layers are pairs, too
     cross, aside = ((), ()) if both else (mine.cross, theirs.cross)
@@ -191,7 +192,7 @@ def _pair_layers(
             found = _partner(rest, vlm.tensors[name].shape, other, family.parts, parts)
             own = found is None and (_OWN.fullmatch(rest) or family.own and re.fullmatch(family.own, rest))
             if found:
-                pairs.append(Pair(name, layer=i, module=module_of(rest), key=f'layers.{ranks[i]}.{rest}',
+                pairs.append(Pair(name, layer=i, module=module(rest), key=f'layers.{ranks[i]}.{rest}',
                                   common=bool(family.more and re.fullmatch(family.more, rest)), **found))
                 taken.update(found['llm'])
                 for n, p in zip(found['llm'], found.get('parts', ())): rows[n] += p.n
@@ -200,6 +201,7 @@ def _pair_layers(
             else: alone[rest] = name
         whole = other.rows if rows else {}
         partly |= {n for n, k in rows.items() if k<whole[n]}
+        if not alone: continue
         weights = {n for k, n in other.names.items() if not k.endswith('inv_freq')}
         whole = other.names and not partly and weights<=taken
         experts = {int(m[1]) for k in other.names if (m := re.search(r'experts\.(\d+)\.', k))}

@@ -10,10 +10,13 @@ from ..checkpoints.chat_formats import content_format, template_of
 from ..checkpoints.decoder import find_decoder
 from ..checkpoints.adapted import named_alone
 from ..checkpoints.headers import FLOATS, Checkpoint
+from ..checkpoints.identity import deciding_files, fingerprint
 from ..checkpoints.model_files import QUANTIZER_FILES
+from ..checkpoints.writer import side_files
 
 # %% auto #0
-__all__ = ['Finding', 'quantized', 'called_quantized', 'left_over', 'taken_for_text', 'not_taken', 'folder_findings']
+__all__ = ['Finding', 'quantized', 'called_quantized', 'left_over', 'taken_for_text', 'not_taken', 'side_findings',
+           'not_as_recorded', 'folder_findings']
 
 # %% ../../nbs/merging/03_folders.ipynb #c009
 @dataclass(frozen=True)
@@ -120,7 +123,45 @@ def not_taken(
                                         f"cannot be taken in: {why}.", 'The rest of it is.'))
     return findings
 
-# %% ../../nbs/merging/03_folders.ipynb #c026
+# %% ../../nbs/merging/03_folders.ipynb #c027
+def side_findings(
+    vlm:Checkpoint,     # The VLM
+)->list[Finding]:
+    "Stop on a file that could not travel with the merged model"
+    try: side_files(vlm.path)
+    except ValueError as e:
+        what, _, fix = str(e).rpartition('. ')
+        return [Finding('stop', f'{what}.', fix)]
+    return []
+
+# %% ../../nbs/merging/03_folders.ipynb #c029
+def not_as_recorded(
+    inputs:dict|None,   # Role -> `source` and `files`, as recipe.json of a merged folder has them
+    sides:dict,         # Role -> open checkpoint
+)->list[Finding]:
+    "Warn of models whose files are not those of the recipe"
+    found = []
+    for who, c in sides.items():
+        was = inputs.get(who) if isinstance(inputs, dict) else None
+        known = was.get('files') if isinstance(was, dict) and was.get('source')==c.source else None
+        if not isinstance(known, dict): continue
+        now = {f: fingerprint(path) for f, (path, _) in deciding_files(c).items()}
+        words = c.path/'tokenizer.json'
+        if words.name in known and words.is_file(): now[words.name] = fingerprint(words)
+        odd = [f for f in {**known, **now} if not _one_file(known.get(f), now.get(f))]
+        if not odd: continue
+        more = f' and {len(odd)-1} more' if odd[1:] else ''
+        name = {'vlm': 'VLM'}.get(who, who.replace('llm', 'LLM'))
+        found.append(Finding('warn', f'The {name} is not what it was when this recipe was carried out: '
+                                     f'{odd[0]}{more} is another file now.',
+                             'So will the merge be. To repeat it, put back what it was made of.'))
+    return found
+
+def _one_file(was, now):
+    "Do two fingerprints belong to one file?"
+    return isinstance(was, dict) and now is not None and all(was.get(k)==now[k] for k in ('size', 'samples'))
+
+# %% ../../nbs/merging/03_folders.ipynb #c030
 def folder_findings(
     checkpoint:Checkpoint, # An open checkpoint
     who:str,            # `VLM`, `LLM` or `base`, for the message

@@ -7,9 +7,11 @@ from __future__ import annotations
 import functools, inspect, re
 from dataclasses import dataclass
 from typing import Annotated, Callable, Literal, get_args, get_origin
+from ..checkpoints.texts import did_you_mean
 
 # %% auto #0
-__all__ = ['Share', 'Scale', 'FILLED', 'METHODS', 'Knob', 'Method', 'merge_method', 'at_depth', 'check_weights', 'blockwise']
+__all__ = ['Share', 'Scale', 'FILLED', 'METHODS', 'AUTO', 'Knob', 'Method', 'merge_method', 'at_depth', 'check_weights',
+           'check_auto', 'method_named', 'blockwise']
 
 # %% ../../nbs/merging/01_knobs.ipynb #c010
 Share = Annotated[float, 0., 1.]  # A part of a whole
@@ -77,6 +79,8 @@ class Method:
     rows:bool=False       # Must blocks be whole rows?
     whole:bool=False      # Does the formula need whole tensors?
     several:bool=False    # Can it take several LLMs?
+    own:bool=False        # Does it change nothing where the VLM has no task vector of its own?
+    as_stored:bool=False  # With one LLM, is it as exact in 16 bits as in float32, rounded?
 
     def __repr__(self):
         return f"Method({self.name!r}{''.join(f', {k.name}={k.default!r}' for k in self.knobs.values())})"
@@ -84,7 +88,7 @@ class Method:
 def _method_of(
     fn:Callable,          # The formula
     look:Callable|None=None, # Its first pass
-    **needs,              # `rows`, `whole` and `several`, as in `Method`
+    **needs,              # `rows`, `whole`, `several`, `own` and `as_stored`, as in `Method`
 )->Method:
     "Read a method from its signature and the comments in it"
     parameters = inspect.signature(fn).parameters
@@ -107,9 +111,11 @@ def merge_method(
     rows:bool=False,      # Does the formula need whole rows?
     whole:bool=False,     # Does the formula need whole tensors?
     several:bool=False,   # Can `llm` be a tuple of several, and `weight` one for each model?
+    own:bool=False,       # Does it change nothing where the VLM has no task vector of its own?
+    as_stored:bool=False, # With one LLM, is the formula as exact in 16 bits as in float32, rounded?
 )->Callable:              # The formula; called on whole tensors, it now takes that first look itself
     "Enter a function into `METHODS`; its signature says all there is to know"
-    needs = dict(look=look, rows=rows, whole=whole, several=several)
+    needs = dict(look=look, rows=rows, whole=whole, several=several, own=own, as_stored=as_stored)
     if fn is None: return functools.partial(merge_method, **needs)
     origin, old = (lambda f: (f.__module__, f.__qualname__)), METHODS.get(fn.__name__)
     def body(f): return f.__qualname__, f.__code__.co_code, f.__code__.co_names, f.__doc__, f.__kwdefaults__
@@ -165,6 +171,7 @@ def check_weights(
             f"`weight={[round(max(1-.1*llms, .1), 1), *[.1]*llms]}`")
     if 'llm_weight' in knobs: raise ValueError(f"{rule}. Leave `llm_weight` out.")
     weights = knobs.get('weight')
+    if isinstance(weights, str): return
     if not isinstance(weights, list) or len(weights)!=llms+1:
         raise ValueError(f"{rule}. Here it is {'missing' if weights is None else repr(weights)[:200]}.")
     total = _uneven(weights) if method.knobs['weight'].high==1 else None
@@ -172,7 +179,42 @@ def check_weights(
         raise ValueError(f"{method.name}: the weights add up to {total:.4g}, and a mixture needs 1. Mend "
                          f"them; methods with task vectors, such as task_arithmetic, take any.")
 
-# %% ../../nbs/merging/01_knobs.ipynb #c032
+# %% ../../nbs/merging/01_knobs.ipynb #c031
+AUTO = ('auto', 'auto:nan', 'auto:metagpt') # In place of a `weight`: chosen by lengths, in three ways
+
+def check_auto(
+    word:str,             # What stands in place of a `weight`
+    method:Method,        # From `METHODS`
+    knobs:dict,           # Of a recipe
+    base:str|None,        # As a recipe names it
+)->None:
+    "Raise ValueError if weights cannot be chosen so"
+    if word not in AUTO:
+        low, high = method.knobs['weight'].low, method.knobs['weight'].high
+        raise ValueError(f"{method.name}: weight is {word[:80]!r}; it is a number from {low:g} to {high:g}, "
+                         f"or {' or '.join(AUTO)}, which choose by the lengths of the task vectors.")
+    if 'llm_weight' in knobs:
+        raise ValueError(f"weight={word!r} chooses `llm_weight` as well. Leave that out.")
+    if not base:
+        raise ValueError(f"weight={word!r} measures how far each model went, and needs `base`: the model "
+                         f"that all were trained from.")
+
+# %% ../../nbs/merging/01_knobs.ipynb #c034
+def method_named(
+    name:str,           # As it was typed
+)->Method:              # From `METHODS`
+    "A method by its name; raise ValueError if it has none, or if something else than a name was given"
+    if callable(name):
+        word = getattr(name, '__name__', type(name).__name__)
+        raise ValueError(f"The method is given as a function. Give its name: method={word!r}"
+                         f"{'' if word in METHODS else ', once it stands under `@merge_method`'}.")
+    if not isinstance(name, str): raise ValueError(f"method is {str(name)[:80]!r}; it is text.")
+    if name not in METHODS:
+        raise ValueError(f"No method {name[:80]!r}.{did_you_mean(name, METHODS)} There are: "
+                         f"{', '.join(METHODS)}. A new one is a function under `@merge_method`.")
+    return METHODS[name]
+
+# %% ../../nbs/merging/01_knobs.ipynb #c038
 def blockwise(
     method:Method,        # From `METHODS`
     blocks,               # Can be iterated again and again: tuples of blocks (vlm, llm[, base]), where

@@ -53,16 +53,17 @@ def _least_disturbing(
 )->Tensor:                # (rows, columns)
     "The minimum, by way of the smaller of two systems of equations"
     import torch
-    lengths = [d.norm() for d in deltas]
-    units = [d/length if length else d for d, length in zip(deltas, lengths)]
-    stack = torch.cat(units)                                    # (all rows, columns)
-    tall = len(stack)>stack.shape[1]
-    gram = stack.T@stack if tall else stack@stack.T             # the sum of w τᵀτ, or its twin
-    gram.diagonal().add_(ridge*gram.trace()/stack.shape[1])
+    lengths, (rows, columns) = [d.norm() for d in deltas], deltas[0].shape
+    tall, kind = len(deltas)*rows>columns, deltas[0].dtype
+    units = [d.to(torch.float64 if tall else kind)/(length or 1) for d, length in zip(deltas, lengths)]
+    own = [u.T@u for u in units] if tall else [u@u.T for u in units]
+    stack = None if tall else torch.cat(units)                  # (all rows, columns)
+    gram = sum(own) if tall else stack@stack.T                  # the sum of w τᵀτ, or its twin
+    gram.diagonal().add_(ridge*gram.trace()/columns)
     if not gram.isfinite().all() or not gram.trace()>0: return weighted_sum(weights, deltas)
     pulls = [w*n for w, n in zip(weights, lengths)]
-    if tall: return torch.linalg.solve(gram, sum(p*(u.T@u)@u.T for p, u in zip(pulls, units))).T
-    return torch.cat([p*(u@u.T) for p, u in zip(pulls, units)], 1)@torch.linalg.solve(gram, stack)
+    if tall: return torch.linalg.solve(gram, sum(p*o@u.T for p, o, u in zip(pulls, own, units))).T.to(kind)
+    return torch.cat([p*o for p, o in zip(pulls, own)], 1)@torch.linalg.solve(gram, stack)
 
 # %% ../../nbs/merging/08_matrices.ipynb #c024
 @merge_method(whole=True, several=True)
@@ -82,7 +83,7 @@ def wudi(
 Rank = Annotated[float, 1., 4096.]
 Sharpness = Annotated[float, 0., 1000.]
 
-@merge_method(whole=True)
+@merge_method(whole=True, own=True)
 def ip_merging(
     vlm:Tensor, llm:Tensor, base:Tensor, # (rows, columns) or (columns,), the same for all
     *,

@@ -35,17 +35,17 @@ def models_of(
     return (vlm, *llm) if isinstance(llm, (tuple, list)) else (vlm, llm)
 
 # %% ../../nbs/merging/07_methods.ipynb #c015
-@merge_method(several=True)
+@merge_method(several=True, as_stored=True)
 def linear(
     vlm:Tensor, llm:Tensor, # Any shape, the same for both
     *,
     weight:Share=.9,      # Share of the VLM, the LLM gets the rest; several LLMs: one for each model
 )->Tensor:                # Same shape
     "A point on the straight line between the two (Chen et al. 2025, arXiv:2505.05464, section 3)"
-    weights = weight if isinstance(weight, (tuple, list)) else (weight, 1-weight)
-    return weighted_sum(weights, models_of(vlm, llm))
+    if isinstance(weight, (tuple, list)): return weighted_sum(weight, models_of(vlm, llm))
+    return llm.lerp(vlm, weight)
 
-# %% ../../nbs/merging/07_methods.ipynb #c025
+# %% ../../nbs/merging/07_methods.ipynb #c028
 def arc(
     blocks, n,            # Can be iterated: pairs (vlm, llm); entries in all
     *, weight, **_,       # Share of the VLM along the arc
@@ -61,7 +61,7 @@ def arc(
     if torch.sin(angle)<1e-6: return weight, 1-weight         # parallel, or opposite: the line
     return tuple(float(torch.sin(s*angle)/torch.sin(angle)) for s in (weight, 1-weight))
 
-# %% ../../nbs/merging/07_methods.ipynb #c027
+# %% ../../nbs/merging/07_methods.ipynb #c030
 @merge_method(look=arc)
 def slerp(
     vlm:Tensor, llm:Tensor, # Any shape, the same for both
@@ -72,7 +72,7 @@ def slerp(
     "A point on the arc between the two (Shoemake 1985, SIGGRAPH 19(3))"
     return seen[0]*vlm + seen[1]*llm
 
-# %% ../../nbs/merging/07_methods.ipynb #c032
+# %% ../../nbs/merging/07_methods.ipynb #c035
 def task_vectors(
     vlm:Tensor, llm:Tensor|tuple, base:Tensor, # Of one shape; several LLMs are a tuple
 ):                        # A generator: the VLM's first
@@ -86,7 +86,7 @@ def factors(
     "The factor of each task vector, the VLM's first"
     return tuple(weight) if isinstance(weight, (tuple, list)) else (weight, llm_weight)
 
-# %% ../../nbs/merging/07_methods.ipynb #c033
+# %% ../../nbs/merging/07_methods.ipynb #c036
 @merge_method(several=True)
 def task_arithmetic(
     vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
@@ -98,7 +98,7 @@ def task_arithmetic(
     deltas = task_vectors(vlm, llm, base)
     return sum((w*d for w, d in zip(factors(weight, llm_weight), deltas)), start=base)
 
-# %% ../../nbs/merging/07_methods.ipynb #c039
+# %% ../../nbs/merging/07_methods.ipynb #c042
 Elect = Literal['unweighted', 'weighted']
 Divide = Literal['count', 'weights', 'none']
 
@@ -120,7 +120,7 @@ def elect_signs(
     if divide=='count': return total.div_(functools.reduce(torch.Tensor.add_, voters).clamp_(min=1))
     return total.div_(weighted_sum(weights, voters).clamp_(min=torch.finfo(total.dtype).tiny))
 
-# %% ../../nbs/merging/07_methods.ipynb #c042
+# %% ../../nbs/merging/07_methods.ipynb #c045
 def trims(
     blocks, n,            # Can be iterated again and again: (vlm, llm, base); entries in all
     *, density, **_,      # Share of each task vector that is kept
@@ -129,7 +129,7 @@ def trims(
     sizes = lambda blocks: (tuple(d.abs_() for d in task_vectors(*models)) for models in blocks)
     return cuts(sizes, blocks, (int(density*n),), n)
 
-# %% ../../nbs/merging/07_methods.ipynb #c044
+# %% ../../nbs/merging/07_methods.ipynb #c047
 @merge_method(look=trims, several=True)
 def ties(
     vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
@@ -145,7 +145,7 @@ def ties(
     kept = [cut.trim(d) for d, cut in zip(task_vectors(vlm, llm, base), seen)]
     return elect_signs(kept, factors(weight, llm_weight), elect, divide).add_(base)
 
-# %% ../../nbs/merging/07_methods.ipynb #c053
+# %% ../../nbs/merging/07_methods.ipynb #c056
 @merge_method(several=True)
 def dare_linear(
     vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
@@ -160,7 +160,7 @@ def dare_linear(
     kept = (drop(d, density, g, rescale).float() for d, g in zip(task_vectors(vlm, llm, base), rng))
     return weighted_sum(factors(weight, llm_weight), kept).add_(base)    # float32, whatever the models are
 
-# %% ../../nbs/merging/07_methods.ipynb #c057
+# %% ../../nbs/merging/07_methods.ipynb #c060
 @merge_method(several=True)
 def dare_ties(
     vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
@@ -177,7 +177,7 @@ def dare_ties(
     kept = [drop(d, density, g, rescale) for d, g in zip(task_vectors(vlm, llm, base), rng)]
     return elect_signs(kept, factors(weight, llm_weight), elect, divide).add_(base)
 
-# %% ../../nbs/merging/07_methods.ipynb #c062
+# %% ../../nbs/merging/07_methods.ipynb #c065
 def crumbs(
     blocks, n,            # Can be iterated again and again: (vlm, llm, base); entries in all
     *, density, outliers, **_, # Shares of each task vector: kept; dropped, of its largest
@@ -188,7 +188,7 @@ def crumbs(
     top = int(outliers*n)
     return cuts(sizes, blocks, (top, min(n, top+int(density*n))), n)
 
-# %% ../../nbs/merging/07_methods.ipynb #c063
+# %% ../../nbs/merging/07_methods.ipynb #c066
 @merge_method(look=crumbs, several=True)
 def breadcrumbs(
     vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all
@@ -204,7 +204,7 @@ def breadcrumbs(
     kept = (inner.trim(d)-outer.trim(d) for d, outer, inner in zip(deltas, seen[::2], seen[1::2]))
     return sum((w*d for w, d in zip(factors(weight, llm_weight), kept)), start=base)
 
-# %% ../../nbs/merging/07_methods.ipynb #c067
+# %% ../../nbs/merging/07_methods.ipynb #c070
 @merge_method(rows=True, several=True)
 def della(
     vlm:Tensor, llm:Tensor, base:Tensor, # (rows, columns) or (columns,)
@@ -223,7 +223,7 @@ def della(
             for d, g in zip(task_vectors(vlm, llm, base), rng)]
     return elect_signs(kept, factors(weight, llm_weight), elect, divide).add_(base)
 
-# %% ../../nbs/merging/07_methods.ipynb #c071
+# %% ../../nbs/merging/07_methods.ipynb #c074
 def spread(
     models:tuple,         # Tensors of one shape
 )->Tensor:                # Same shape, >= 0; to rank by
@@ -232,7 +232,7 @@ def spread(
     mean = functools.reduce(operator.add, models)/len(models)
     return sum((m-mean).square_() for m in models).sqrt_()
 
-# %% ../../nbs/merging/07_methods.ipynb #c073
+# %% ../../nbs/merging/07_methods.ipynb #c076
 def energies(
     blocks, n,            # Can be iterated again and again: (vlm, llm, base); entries in all
     *, density, **_,      # Share of entries selected
@@ -248,7 +248,7 @@ def energies(
     total = sum(e)
     return cut, tuple(x/total if total else 1/len(e) for x in e)
 
-# %% ../../nbs/merging/07_methods.ipynb #c076
+# %% ../../nbs/merging/07_methods.ipynb #c079
 @merge_method(look=energies, several=True)
 def sce(
     vlm:Tensor, llm:Tensor, base:Tensor, # Any shape, the same for all

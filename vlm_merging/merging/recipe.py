@@ -9,17 +9,18 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from pkgutil import resolve_name
+from typing import Literal, get_args
 from ..checkpoints.disk import replace_text
 from ..checkpoints.headers import read_json
 from ..checkpoints.model_files import is_adapter
 from ..checkpoints.places import path_of
 from ..checkpoints.texts import did_you_mean, ranges_said
 from .families import Pair
-from .knobs import at_depth, check_weights
-from .methods import METHODS, Method
+from .knobs import at_depth, check_auto, check_weights, method_named
+from .methods import METHODS
 
 # %% auto #0
-__all__ = ['MODULES', 'BESIDE', 'AS_RUN', 'layer_ranges', 'layer_set', 'method_named', 'Recipe', 'recipe_of', 'why_kept',
+__all__ = ['MODULES', 'BESIDE', 'AS_RUN', 'LayoutName', 'layer_ranges', 'layer_set', 'Recipe', 'recipe_of', 'why_kept',
            'knobs_of', 'knobs_at']
 
 # %% ../../nbs/merging/09_recipe.ipynb #c013
@@ -46,6 +47,7 @@ def layer_ranges(
 
 # %% ../../nbs/merging/09_recipe.ipynb #c016
 @lru_cache
+@lru_cache(99)          # Asked for once a tensor
 def layer_set(
     text:str,           # As for `layer_ranges`
     depth:int,          # Number of layers
@@ -61,22 +63,7 @@ def layer_set(
         chosen.update(range(first, last+1))
     return frozenset(chosen)
 
-# %% ../../nbs/merging/09_recipe.ipynb #c020
-def method_named(
-    name:str,           # As it was typed
-)->Method:              # From `METHODS`
-    "A method by its name; raise ValueError if it has none, or if something else than a name was given"
-    if callable(name):
-        word = getattr(name, '__name__', type(name).__name__)
-        raise ValueError(f"The method is given as a function. Give its name: method={word!r}"
-                         f"{'' if word in METHODS else ', once it stands under `@merge_method`'}.")
-    if not isinstance(name, str): raise ValueError(f"method is {str(name)[:80]!r}; it is text.")
-    if name not in METHODS:
-        raise ValueError(f"No method {name[:80]!r}.{did_you_mean(name, METHODS)} There are: "
-                         f"{', '.join(METHODS)}. A new one is a function under `@merge_method`.")
-    return METHODS[name]
-
-# %% ../../nbs/merging/09_recipe.ipynb #c023
+# %% ../../nbs/merging/09_recipe.ipynb #c022
 _LONGEST = 10_000       # Characters of a field, values of a curve: more is a damaged file
 
 def _no_knob(
@@ -107,7 +94,7 @@ def _check_knob(
         raise ValueError(f"{method}: {name} is {value!r}, but only numbers can follow a curve.")
     for v in value if isinstance(value, list) else [value]: knobs[name].check(v, method)
 
-# %% ../../nbs/merging/09_recipe.ipynb #c027
+# %% ../../nbs/merging/09_recipe.ipynb #c026
 AS_RUN = dict(rescale=False, elect='unweighted', divide='count')   # As the paper's published script sets them
 
 def _check_as_run(
@@ -124,7 +111,8 @@ def _check_as_run(
         if knobs.get(name, value)!=value:
             raise ValueError(f"as_run sets `{name}={value!r}`; leave it out or turn as_run off.")
 
-# %% ../../nbs/merging/09_recipe.ipynb #c031
+# %% ../../nbs/merging/09_recipe.ipynb #c030
+LayoutName = Literal['hub', 'transformers']
 _TYPES = dict(knobs=(dict, "a table such as {'weight': 0.9}"), layers=(str, 'text'), modules=(str, 'text'),
               embeddings=(bool, 'true or false'), seed=(int, 'a whole number'),
               as_run=(bool, 'true or false'))
@@ -139,14 +127,17 @@ def _check_type(
         if not named or not all(v and isinstance(v, str) or name=='base' and v is None for v in named):
             raise ValueError(f"{name} is {value!r}; name a folder or a hub id.")
     elif name=='method': method_named(value)
-    else:
+    elif name=='layout':
+        if value not in (None, *get_args(LayoutName)):
+            raise ValueError(f"layout is {value!r}; it is {' or '.join(get_args(LayoutName))}.")
+    elif name!='inputs':
         kind, word = _TYPES[name]
         if isinstance(value, str) and len(value)>_LONGEST:
             raise ValueError(f"{name} is a text of {len(value)} characters; it has {_LONGEST} at most.")
         if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
             raise ValueError(f"{name} is {value!r}; it is {word}.")
 
-# %% ../../nbs/merging/09_recipe.ipynb #c034
+# %% ../../nbs/merging/09_recipe.ipynb #c033
 def _plain(value):
     "As JSON has it: numbers and arrays of numpy and torch, tuples, ranges, paths"
     if isinstance(value, Path): return str(value)
@@ -162,7 +153,8 @@ def _as_text(name, value):
     numbers = name=='layers' and all(isinstance(v, int) and not isinstance(v, bool) for v in value)
     return ranges_said(value, ',') if numbers and min(value)>=0 else value
 
-# %% ../../nbs/merging/09_recipe.ipynb #c036
+# %% ../../nbs/merging/09_recipe.ipynb #c035
+@lru_cache(99)
 def _parts_of(
     modules:str,        # As a recipe has them
 )->tuple:
@@ -186,6 +178,9 @@ def _checked(
                          f"the model that both were trained from.")
     knobs = {k: _plain(v) for k, v in options['knobs'].items()}
     for name, value in knobs.items():
+        if name=='weight' and isinstance(value, str) and name in METHODS[method].knobs:
+            check_auto(value, METHODS[method], knobs, options['base'])
+            continue
         each = name=='weight' and len(llms)>1 and isinstance(value, list)   # One for each model
         for v in value if each else [value]: _check_knob(method, name, v)
     if len(llms)>1: check_weights(METHODS[method], knobs, len(llms))
@@ -197,7 +192,7 @@ def _checked(
     if options['as_run']: _check_as_run(method, knobs, len(llms))
     return options | {'knobs': knobs}
 
-# %% ../../nbs/merging/09_recipe.ipynb #c039
+# %% ../../nbs/merging/09_recipe.ipynb #c038
 @dataclass(frozen=True, repr=False)
 class Recipe:
     "All that decides the outcome of a merge; checked when it is made"
@@ -208,10 +203,12 @@ class Recipe:
     knobs:dict=field(default_factory=dict) # Of the method; a list is a curve over depth, and with several
                         # LLMs `weight` has one number for each model, the VLM's first
     layers:str='all'    # Where: all, 6-31, 0-5,8, 6-
-    modules:str='all'   # Which parts: all, or some of attention,mlp,norm
+    modules:str='all'   # Which parts: all, or attention,mlp,norm,tower,projector
     embeddings:bool=False # Merge token embeddings and output head too, as far as both have the token?
     seed:int=0          # Of the coin flips
     as_run:bool=False   # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
+    layout:LayoutName|None=None # Names of the output, see `relayout`; None: the VLM's
+    inputs:dict|None=field(default=None, compare=False) # Where it was carried out before: the files by role
 
     def __post_init__(self):
         for name, value in _checked(vars(self)).items(): object.__setattr__(self, name, value)
@@ -239,7 +236,7 @@ class Recipe:
 
     def dict(self)->dict:
         "The recipe as JSON can hold it"
-        return asdict(self)
+        return {k: v for k, v in asdict(self).items() if k!='inputs'}
 
     def write(self, path:str|Path)->None: # Where to
         "Save as JSON"
@@ -263,7 +260,7 @@ class Recipe:
         if last<0: raise ValueError(f"last is {last}; it is the number of a layer, from 0 on.")
         return cls(vlm, llm, knobs={'weight':weight}, layers=f'{last+1}-')
 
-# %% ../../nbs/merging/09_recipe.ipynb #c046
+# %% ../../nbs/merging/09_recipe.ipynb #c045
 def recipe_of(
     vlm:Recipe|str|Path, # A recipe or a plan; or the VLM: folder, hub id (with optional @revision), lab/vlm
     llm:str|Path|list|None=None, # The LLM: a folder, a hub id, or lab/llm; or a list of several
@@ -271,15 +268,16 @@ def recipe_of(
     *,
     method:str|None=None, # Merge method, by its name: how two tensors become one; default: linear
     layers:str|list|None=None, # Where: all, 6-31, 0-5,8, 6-; default: all
-    modules:str|list|None=None, # Which parts: all, or some of attention,mlp,norm; default: all
+    modules:str|list|None=None, # Which parts: all, or attention,mlp,norm,tower,projector; default: all
     embeddings:bool|None=None, # Merge token embeddings and output head too, as far as both have the token?
     seed:int|None=None, # Of the coin flips; default: 0
     as_run:bool|None=None, # Compute as the paper's script ran: float16, DARE without rescale, TIES as in PEFT
+    layout:LayoutName|None=None, # Names of the output, see `relayout`; None: the VLM's
     **knobs,            # Of the method, such as weight=0.9; a list is a curve, or one for each model
 )->Recipe:
     "A recipe from its ingredients; or a recipe as it is, with some knobs turned"
     options = dict(llm=llm, base=base, method=method, layers=layers, modules=modules, embeddings=embeddings,
-                   seed=seed, as_run=as_run)
+                   seed=seed, as_run=as_run, layout=layout)
     options = {name: value for name, value in options.items() if value is not None}
     given = getattr(vlm, 'recipe', vlm)
     if not isinstance(given, Recipe): return Recipe(vlm, **{'llm': None}|options, knobs=knobs)
@@ -288,7 +286,7 @@ def recipe_of(
                          f"Change it with dataclasses.replace(recipe, {name}={value!r}).")
     return replace(given, knobs=given.knobs|knobs) if knobs else given
 
-# %% ../../nbs/merging/09_recipe.ipynb #c052
+# %% ../../nbs/merging/09_recipe.ipynb #c051
 def why_kept(
     recipe:Recipe,      # What was asked for
     pair:Pair,          # A tensor of the VLM and its partner
@@ -302,7 +300,7 @@ def why_kept(
         return f'outside layers {recipe.layers}'
     return '' if pair.module in recipe.parts else f'not among {recipe.modules}'
 
-# %% ../../nbs/merging/09_recipe.ipynb #c054
+# %% ../../nbs/merging/09_recipe.ipynb #c053
 def knobs_of(
     recipe:Recipe,      # What was asked for
 )->dict:                # Name -> value, which may be a curve
@@ -319,9 +317,11 @@ def knobs_at(
     "All knobs of the method, as they are set at one layer"
     def at(value): return at_depth(value, depth-1 if layer is None else layer, depth)
     each = {'weight'} if recipe.llms[1:] else {}    # One for each model
-    return {k: tuple(map(at, v)) if k in each else at(v) for k, v in knobs_of(recipe).items()}
+    knobs = {k: tuple(map(at, v)) if k in each else at(v) for k, v in knobs_of(recipe).items()}
+    if recipe.as_run and recipe.method=='linear': knobs['weight'] = knobs['weight'], 1-knobs['weight']
+    return knobs
 
-# %% ../../nbs/merging/09_recipe.ipynb #c061
+# %% ../../nbs/merging/09_recipe.ipynb #c060
 _MERGEKIT = 'vlm_merging.merging.mergekit:mergekit_recipe'  # A room behind this one
 
 def _read_recipe(
@@ -334,10 +334,11 @@ def _read_recipe(
         raise ValueError(f"{path} is not there. Name a recipe file, or a merged folder that holds one.")
     if path.suffix.lower() in ('.yaml', '.yml'): return resolve_name(_MERGEKIT)(path, vlm)
     whole = read_json(path)
-    text, names = whole.get('recipe', whole), [f.name for f in fields(Recipe)]
+    text, names = whole.get('recipe', whole), [f.name for f in fields(Recipe) if f.name!='inputs']
+    made_of = whole.get('inputs') if text is not whole else None
     if not isinstance(text, dict): raise ValueError(f"{path} is not a recipe: `recipe` is no table.")
     if extra:=text.keys()-set(names):
         raise ValueError(f"{path}: a recipe has no {sorted(extra)[0][:80]!r}; it has {', '.join(names)}.")
     if missing:={'vlm', 'llm'}-text.keys(): raise ValueError(f"{path}: `{sorted(missing)[0]}` is missing.")
-    try: return Recipe(**text|({'vlm': vlm} if vlm else {}))
+    try: return Recipe(**text|({'vlm': vlm} if vlm else {}), inputs=made_of)
     except (TypeError, AttributeError) as e: raise ValueError(f"{path} is not a recipe: {e}.") from None

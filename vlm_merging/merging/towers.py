@@ -59,7 +59,9 @@ def pair_beside(
                   for c, some in ((vlm, mine), (other, theirs))]
         odd = sorted(n for n in shapes[0].keys()|shapes[1].keys() if shapes[0].get(n)!=shapes[1].get(n))
         unlike = f' ({odd[0]})' if odd else _unlike_vision(vlm, other)
-        why = f'no {part} in {who}' if not shapes[1] else f'the {part} of {who} is built otherwise{unlike}'
+        renamed = odd and sorted(shapes[0].values())==sorted(shapes[1].values())
+        how = 'has other names' if renamed else 'is built otherwise'
+        why = f'no {part} in {who}' if not shapes[1] else f'the {part} of {who} {how}{unlike}'
         for short, name in mine[part].items():
             if unlike: kept[name] = why; continue
             kept.pop(name)
@@ -78,5 +80,7 @@ def left_beside(
     whys = {p: next((why for why in kept.values() if why.startswith((f'no {p} ', f'the {p} '))), '')
             for p in lost}
     return [Finding('warn', f"The {p} stays the VLM's{': '*bool(why)}{why}.",
+                    'Rewrite both with `vlm-merging relayout FOLDER --to transformers`, and merge these.'
+                    if 'has other names' in why else
                     f'Leave {p} out of `modules`, or name a VLM that is built alike.')
             for p, why in whys.items()]

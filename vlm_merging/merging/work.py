@@ -5,7 +5,7 @@
 # %% ../../nbs/merging/11_work.ipynb #c005
 from __future__ import annotations
 from dataclasses import dataclass
-from ..checkpoints.headers import Checkpoint
+from ..checkpoints.headers import FLOATS, Checkpoint
 from ..checkpoints.texts import name_in_line
 from ..checkpoints.vocabulary import paired_rows, picked_rows
 from .checks import tokens
@@ -15,7 +15,7 @@ from .methods import METHODS, Method
 from .recipe import Recipe
 
 # %% auto #0
-__all__ = ['Work', 'work_of', 'token_words', 'has_tokens']
+__all__ = ['Work', 'computed_in', 'work_of', 'token_words', 'has_tokens']
 
 # %% ../../nbs/merging/11_work.ipynb #c008
 @dataclass(frozen=True)
@@ -35,7 +35,18 @@ class Work:
         given = dict(vlm=[self.vlm], llm=[self.llm, *self.more], base=[self.base])
         return [entries for who, some in given.items() if who in method.fills for entries in some]
 
-# %% ../../nbs/merging/11_work.ipynb #c011
+# %% ../../nbs/merging/11_work.ipynb #c010
+def computed_in(
+    work:Work,          # One tensor to merge
+    method:Method,      # From `METHODS`
+)->str:                 # A type of torch
+    "In which type a tensor is mixed"
+    parts = [part for es in work.sides(method) for e in es for part in getattr(e, 'cuts', (e,))]
+    types = {'float32' if hasattr(part, 'reader') else FLOATS[part.dtype] for part in parts}
+    plain = method.as_stored and not work.more and types in ({'bfloat16'}, {'float16'})
+    return types.pop() if plain else 'float32'
+
+# %% ../../nbs/merging/11_work.ipynb #c013
 def _rows_by_word(sides, words):
     "Of tables with a row a token, the rows of common strings"
     sizes = [es[0].shape[0] for es in sides if es]
@@ -61,7 +72,7 @@ def work_of(
         sides = [tuple(e.rows(rows) for e in es) for es in sides]
     return Work(pair, *sides[:3], knobs or {}, tuple(sides[3:]))
 
-# %% ../../nbs/merging/11_work.ipynb #c015
+# %% ../../nbs/merging/11_work.ipynb #c017
 def token_words(
     recipe:Recipe,      # What to do
     sides:tuple,        # The open VLM, LLM, base (or None) and further LLMs

@@ -84,7 +84,7 @@ def depth_table(
 
 # %% ../../nbs/probing/11_depth.ipynb #c028
 PLATEAUS = (dict.fromkeys((*PLACE, 'tag', 'where'), pl.String)
-            |dict.fromkeys(('n', 'needed', 'start'), pl.Int64)
+            |dict.fromkeys(('n', 'needed', 'start', 'last'), pl.Int64)
             |dict.fromkeys(('change', 'low', 'high', 'loss'), pl.Float64))
 
 def _ends(rows, loss):
@@ -109,7 +109,7 @@ def plateau_table(
         about = dict(zip((*PLACE, 'tag', 'where'), key))
         least = TOLERATED[about['measure']] if loss is None else loss
         needed, start = _ends(rows.sort('layer').to_dicts(), least)
-        row = about|dict(n=rows['n'].max(), needed=needed, loss=least)
+        row = about|dict(n=rows['n'].max(), needed=needed, loss=least, last=rows['layer'].max())
         if start: row |= dict(start=start['layer'])|{c:start[c] for c in ('change', 'low', 'high')}
         out.append(row)
     return pl.DataFrame(out, schema=PLATEAUS)

@@ -15,7 +15,8 @@ from ..checkpoints.decoder import LAYER
 from ..checkpoints.vocabulary import row_numbers
 from ..merging.merge import merged_blocks
 from ..merging.methods import METHODS, Method
-from ..merging.plan import Plan, plan, side_findings
+from ..merging.folders import side_findings
+from ..merging.plan import Plan, plan
 from ..merging.work import Work
 from ..merging.recipe import BESIDE, Recipe
 

@@ -24,8 +24,8 @@ from .profile import profile_change, profile_table
 from ..scoring.score import score as offline_score
 
 # %% auto #0
-__all__ = ['REFERENCE', 'MEANS', 'PART', 'score_reply', 'own_replies', 'means_of', 'asked_items', 'profile_rows', 'Profile',
-           'profile', 'opened_once', 'probe_part', 'probe_folder']
+__all__ = ['REFERENCE', 'MEANS', 'PART', 'score_reply', 'own_replies', 'means_of', 'asked_items', 'refuse_idle_parts',
+           'profile_rows', 'Profile', 'profile', 'opened_once', 'probe_part', 'probe_folder']
 
 # %% ../../nbs/probing/13_probe.ipynb #c011
 def score_reply(
@@ -86,6 +86,16 @@ def _named(models):
     return {Path(name).name or name:models}
 
 # %% ../../nbs/probing/13_probe.ipynb #c026
+def refuse_idle_parts(
+    parts,              # As somebody named them: a text or several; None: nobody did
+    how,                # In which ways
+)->None:
+    "Raise ValueError if parts are named that no way looks at"
+    parts, how = ({v} if isinstance(v, str) else {*(v or ())} for v in (parts, how))
+    if how=={'blind'} and parts-{'layer'}:
+        raise ValueError(f"`parts` is {','.join(sorted(parts))}, and the way blind takes whole layers. Leave "
+                         f"`parts` out, or name another way beside it.")
+
 def _masks_asked(
     asker,              # A `LocalModel`
     masks,              # A `Mask`, or several; None: as the words say
@@ -94,6 +104,7 @@ def _masks_asked(
     "The masks of a probe; raise ValueError if they are given twice"
     from vlm_merging.probing.masks import Mask, masks as masks_by
     words = {name:value for name, value in words.items() if value is not None}
+    refuse_idle_parts(words.get('parts'), words.get('how', ()))
     if masks is None: return masks_by(asker, **dict(parts=('layer', 'attention', 'mlp'))|words)
     for name in words:
         raise ValueError(f'`{name}` cannot stand beside masks, which say it already. '

@@ -41,6 +41,9 @@ def mixtures(
         raise ValueError(f'weights is {weights!r}; give several to try, such as [.5, .7, .9].')
     weights = list(dict.fromkeys(json.dumps(w) for w in weights))               # Each once
     if not weights: raise ValueError('There is no weight to try. Give some, such as [.5, .7, .9].')
+    if words := [w for w in map(json.loads, weights) if isinstance(w, str)]:
+        raise ValueError(f'{words[0]!r} is no weight to try. plan(..., weight={words[0]!r}) says which '
+                         f'number that is: try it among others.')
     def some(x): return [x] if isinstance(x, str) else list(x)
     tries = []
     for l, m, w in ((l, m, w) for l in some(layers) for m in some(modules) for w in weights):
@@ -225,7 +228,7 @@ class Sweep:
 def _split_words(method, words):
     "Knobs of the method, and arguments of `open_model`; raise ValueError if nobody knows a word"
     from vlm_merging.asking.opening import OPENING_WORDS, check_settings
-    from vlm_merging.merging.recipe import method_named
+    from vlm_merging.merging.knobs import method_named
     own = method_named(method).knobs
     asking = {w:v for w, v in words.items() if w not in own}
     check_settings(asking, (*OPENING_WORDS, *own))

@@ -11,17 +11,17 @@ import polars as pl
 import torch
 from tqdm.auto import tqdm
 from ..checkpoints.adapted import open_side, open_sides
-from ..checkpoints.headers import DTYPES, Checkpoint, refuse_changed
-from ..checkpoints.blocks import Source, faulty, keep_heap, opened
+from ..checkpoints.headers import Checkpoint, refuse_changed
+from ..checkpoints.blocks import keep_heap, opened
 from ..merging.work import Work, work_of
 from ..merging.families import Pair
 from ..merging.checks import check
+from ..merging.lengths import dots, refuse_unmeasured, read_together
 from .subspaces import SUBSPACE_SUMS, overlap_of
 
 # %% auto #0
-__all__ = ['SAMPLE', 'STEP', 'PRODUCTS_AT_ONCE', 'TOPS', 'WEIGHT_METRICS', 'TENSOR_COLUMNS', 'paired_work', 'left_out', 'dots',
-           'step_of', 'top_energy', 'sums_of', 'measured', 'part_of', 'weight_stats', 'by_layer', 'by_module', 'long',
-           'weights_by_layer', 'lineage']
+__all__ = ['SAMPLE', 'TOPS', 'WEIGHT_METRICS', 'TENSOR_COLUMNS', 'paired_work', 'left_out', 'step_of', 'top_energy', 'sums_of',
+           'measured', 'part_of', 'weight_stats', 'by_layer', 'by_module', 'long', 'weights_by_layer', 'lineage']
 
 # %% ../../nbs/probing/02_weights.ipynb #c010
 def paired_work(
@@ -58,21 +58,10 @@ def left_out(
     return pl.DataFrame(rows, schema=schema).group_by('side', 'reason', maintain_order=True).agg(
         pl.col('tensors', 'numbers').sum(), pl.col('example').first())
 
-# %% ../../nbs/probing/02_weights.ipynb #c020
+# %% ../../nbs/probing/02_weights.ipynb #c018
 SAMPLE = 1<<17          # Numbers of a tensor that are looked at one by one, at most; at least half of it
-STEP = 1<<18            # Numbers of a block
-PRODUCTS_AT_ONCE = 1<<12 # Numbers whose products are added up in float32
 TOPS = (.01, .1)        # Shares of entries whose energy is asked for
 
-def dots(
-    x:np.ndarray,       # (..., n), n a multiple of `PRODUCTS_AT_ONCE`
-    y:np.ndarray,       # The same shape
-)->np.ndarray:          # (...), float64
-    "Sums of products over the last axis: runs of `PRODUCTS_AT_ONCE` in float32, the runs in float64"
-    runs = lambda a: a.reshape(*a.shape[:-1], -1, PRODUCTS_AT_ONCE)
-    return np.matmul(runs(x)[..., None, :], runs(y)[..., None]).sum((-1, -2, -3), dtype=np.float64)
-
-# %% ../../nbs/probing/02_weights.ipynb #c024
 def step_of(
     n:int,              # Numbers in a tensor
     columns:int,        # Numbers in a row
@@ -82,7 +71,7 @@ def step_of(
     while math.gcd(step, columns)>1: step += 1
     return step
 
-# %% ../../nbs/probing/02_weights.ipynb #c027
+# %% ../../nbs/probing/02_weights.ipynb #c021
 def top_energy(
     x:np.ndarray,       # Entries, flat
 )->list[float]:         # For each of `TOPS`; 0 if all are zero
@@ -95,33 +84,23 @@ def top_energy(
         shares.insert(0, energy(sizes)/total if total>0 else 0.)
     return shares
 
-# %% ../../nbs/probing/02_weights.ipynb #c032
+# %% ../../nbs/probing/02_weights.ipynb #c026
 def _swept(sides, files, n, columns):
     "Sums of squares of the sides, the product (without base: the distance), and the numbers looked at"
-    wide, base = max(DTYPES[e.dtype]//8 for es in sides for e in es), len(sides)==3   # bytes of a number
-    room = torch.empty(len(sides), STEP, dtype=torch.float64 if wide>4 else torch.float32)
-    raw, step = bytearray(STEP*wide), step_of(n, columns)
-    sources = [Source(es, files, room=raw) for es in sides]
-    seen = np.empty((1+base, -(-n//step)), room.numpy().dtype)
-    sums, cross, got = np.zeros(len(sides)), 0., 0
+    base, step, seen = len(sides)==3, step_of(n, columns), []
+    sums, cross = np.zeros(len(sides)), 0.
     with np.errstate(over='ignore', invalid='ignore'):      # looked at afterwards
-        for at in range(0, n, STEP):
-            k = min(STEP, n-at)
-            x = room.numpy()[:, :-(-k//PRODUCTS_AT_ONCE)*PRODUCTS_AT_ONCE]
-            x[:, k:] = 0                                    # fills the last run
-            for source, row in zip(sources, room): source.put(at, at+k, row)
+        for at, k, x in read_together(sides, files, n):
             if base: x[:2] -= x[2]
             sums += dots(x, x)
             if base: cross += dots(x[0], x[1])
             else:
                 x[0] -= x[1]
                 cross += dots(x[0], x[0])
-            part = x[:1+base, -at%step:k:step]
-            seen[:, got:got+part.shape[1]] = part
-            got += part.shape[1]
-    return sums, cross, seen[:, :got]
+            seen.append(x[:1+base, -at%step:k:step].copy())
+    return sums, cross, np.concatenate(seen, 1)
 
-# %% ../../nbs/probing/02_weights.ipynb #c035
+# %% ../../nbs/probing/02_weights.ipynb #c029
 def sums_of(
     work:Work,          # A pair, with or without base
     files:dict,         # Open file descriptors by path
@@ -129,10 +108,7 @@ def sums_of(
     "Everything that one pass over a tensor tells"
     sides, entry, base = [es for es in (work.vlm, work.llm, work.base) if es], work.vlm[0], bool(work.base)
     sums, cross, seen = _swept(sides, files, entry.numel, entry.shape[-1] if entry.shape else 1)
-    if not np.isfinite([*sums, cross]).all():
-        bad = faulty([e for es in sides for e in es], files)
-        raise ValueError(f"{bad.name} in {bad.file} holds NaN or Inf. Take a sound copy." if bad else
-                         f"The numbers of {work.pair.vlm} are too large to be squared. Take a sound copy.")
+    refuse_unmeasured([*sums, cross], sides, files)
     if base:
         total = dict(vlm2=sums[0], llm2=sums[1], dot=cross, size2=sums[2])
         total |= dict(apart2=max(sums[0]+sums[1]-2*cross, 0.))
@@ -148,7 +124,7 @@ def sums_of(
         total |= dict(both=np.count_nonzero(both)*scale, same=np.count_nonzero(alike)*scale)
     return total
 
-# %% ../../nbs/probing/02_weights.ipynb #c039
+# %% ../../nbs/probing/02_weights.ipynb #c033
 WEIGHT_METRICS = dict(
     norm_vlm='length of the VLM\'s task vector', norm_llm='length of the LLM\'s task vector',
     norm='length of LLM - VLM',
@@ -166,7 +142,7 @@ WEIGHT_METRICS = dict(
     leading_vlm='energy of the VLM\'s task vector in its leading subspace', leading_llm='the same of the LLM')
 TENSOR_COLUMNS = ('name', 'llm', 'layer', 'module', 'part')
 
-# %% ../../nbs/probing/02_weights.ipynb #c041
+# %% ../../nbs/probing/02_weights.ipynb #c035
 def _share(a, b): return pl.when(b>0).then(a/b)
 def _length(a, b): return _share(a, b).sqrt()
 
@@ -194,7 +170,7 @@ def _formulas(
         formulas |= {f'leading_{w}':_share(c(f'lead_{w}2'), c(f'ranked_{w}2')).clip(0, 1) for w in both}
     return formulas
 
-# %% ../../nbs/probing/02_weights.ipynb #c044
+# %% ../../nbs/probing/02_weights.ipynb #c038
 def measured(
     sums:pl.DataFrame,  # Columns of sums, in rows to be measured
 )->pl.DataFrame:        # The measures put before the sums; null where nothing can be measured
@@ -204,7 +180,7 @@ def measured(
     front = [k for k in (*TENSOR_COLUMNS, 'n', 'rank') if k in sums.columns]
     return sums.with_columns(**named).select(*front, *named, *[k for k in sums.columns if k not in front])
 
-# %% ../../nbs/probing/02_weights.ipynb #c049
+# %% ../../nbs/probing/02_weights.ipynb #c043
 def part_of(
     pair:Pair,          # A tensor and its partner
 )->str:                 # `q_proj`, `down_proj`, `input_layernorm` ...
@@ -212,7 +188,7 @@ def part_of(
     words = [w for w in pair.key.split('.') if w not in ('weight', 'bias')]
     return words[-1]
 
-# %% ../../nbs/probing/02_weights.ipynb #c052
+# %% ../../nbs/probing/02_weights.ipynb #c046
 def _rows_of(works, subspace, workers, bar):
     "One row a tensor, in the order of `works`, by several threads"
     def row(w):
@@ -231,7 +207,7 @@ def _rows_of(works, subspace, workers, bar):
         pool.shutdown(wait=True, cancel_futures=True)
         bar.close()
 
-# %% ../../nbs/probing/02_weights.ipynb #c055
+# %% ../../nbs/probing/02_weights.ipynb #c049
 def weight_stats(
     vlm,                # Folder, hub id, `lab/vlm` or open `Checkpoint`
     llm,                # The same of the LLM
@@ -259,13 +235,13 @@ def weight_stats(
     if subspace: schema |= dict(rank=pl.Int64)|dict.fromkeys(SUBSPACE_SUMS, pl.Float64)
     return measured(pl.DataFrame(rows, schema=schema))
 
-# %% ../../nbs/probing/02_weights.ipynb #c061
+# %% ../../nbs/probing/02_weights.ipynb #c055
 def _added(stats, by):
     "Sums of the tensors of each group"
     numbers = [k for k in stats.columns if k not in (*TENSOR_COLUMNS, *WEIGHT_METRICS)]
     return stats.group_by(by, maintain_order=True).agg(pl.col(numbers).sum())
 
-# %% ../../nbs/probing/02_weights.ipynb #c063
+# %% ../../nbs/probing/02_weights.ipynb #c057
 def by_layer(
     stats:pl.DataFrame, # From `weight_stats`
     module:str|None=None, # A module or a part (`attention`, `q_proj`); None: all of the layer
@@ -279,7 +255,7 @@ def by_layer(
         inside = inside.filter((pl.col('module')==module)|(pl.col('part')==module))
     return measured(_added(inside, ['layer']).with_columns(module=pl.lit(module or 'all'))).sort('layer')
 
-# %% ../../nbs/probing/02_weights.ipynb #c066
+# %% ../../nbs/probing/02_weights.ipynb #c060
 def by_module(
     stats:pl.DataFrame, # From `weight_stats`
 )->pl.DataFrame:        # module, part (`all`: the module as a whole), n, measures, sums
@@ -295,7 +271,7 @@ def by_module(
     place = pl.col('module').replace_strict(order, range(len(order)), default=9)
     return measured(pl.concat(tables, how='diagonal')).sort(place, maintain_order=True)
 
-# %% ../../nbs/probing/02_weights.ipynb #c069
+# %% ../../nbs/probing/02_weights.ipynb #c063
 def long(
     *tables:pl.DataFrame, # From `by_layer` (or `by_module`: layer is null then)
 )->pl.DataFrame:        # layer, module, what (a key of `WEIGHT_METRICS`), value
@@ -310,7 +286,7 @@ def long(
                       .unpivot(index=['layer', 'module'], variable_name='what', value_name='value'))
     return pl.concat(parts).drop_nulls('value').select('layer', 'module', 'what', 'value')
 
-# %% ../../nbs/probing/02_weights.ipynb #c070
+# %% ../../nbs/probing/02_weights.ipynb #c064
 def weights_by_layer(
     stats:pl.DataFrame, # From `weight_stats`
 )->pl.DataFrame:        # layer, module, what, value: all modules together, and each of them
@@ -321,7 +297,7 @@ def weights_by_layer(
     modules = stats.drop_nulls('layer')['module'].unique(maintain_order=True).to_list()
     return long(by_layer(stats), *(by_layer(stats, m) for m in modules))
 
-# %% ../../nbs/probing/02_weights.ipynb #c078
+# %% ../../nbs/probing/02_weights.ipynb #c072
 def lineage(
     vlm,                # Folder, hub id or `Checkpoint`
     llm,                # The same of the LLM

@@ -11,7 +11,7 @@ from .equality import same
 from .languages import in_english
 
 # %% auto #0
-__all__ = ['choices_of', 'options_in', 'gold_letters', 'wants_letter', 'looks_like_a_letter', 'asked_options']
+__all__ = ['option_keys', 'choices_of', 'options_in', 'gold_letters', 'wants_letter', 'looks_like_a_letter', 'asked_options']
 
 # %% ../../nbs/scoring/14_choices.ipynb #c008
 class _BadRow(ValueError):
@@ -32,6 +32,15 @@ def _read_choices(text):
         if isinstance(choices, dict): return _by_letters(choices)
         if isinstance(choices, (list, tuple)): return tuple(map(str, choices))
     raise _BadRow(f"the choices are neither a JSON list nor an object: {text[:60]!r}")
+
+def option_keys(
+    value,               # Cell of the column `choices`
+)->list[str]:            # In letter order; empty: it is no object
+    "The names that an object gives its options, such as 0, 1 and 2"
+    if isinstance(value, str) and value.lstrip()[:1]=='{':
+        try: value = json.loads(value)
+        except (ValueError, RecursionError): return []
+    return [str(k).strip() for k, v in value.items() if v is not None] if isinstance(value, dict) else []
 
 def choices_of(
     value,               # Cell of the column `choices`
@@ -63,8 +72,10 @@ def options_in(
 
 # %% ../../nbs/scoring/14_choices.ipynb #c016
 _OTHER_SPELLING = re.compile(r'(?:(?:option|choice|answer) ?:? ?)?\(?([A-Za-z])[).]?', re.I)
+_TRUE_FOR_YES = dict(true='yes', false='no', yes='true', no='false')
 _PURE_LETTERS = re.compile(r'(?:[\s(),;.&\[\]"\']|and|[A-Z](?![A-Za-z]))+')
 
+@lru_cache(maxsize=4096)
 def gold_letters(
     gold:str,           # As published: `C`, `(C)`, `A and C`, or the text of an option
     choices:tuple=(),   # Texts in letter order
@@ -73,6 +84,8 @@ def gold_letters(
     letters = re.findall('[A-Z]', gold) if _PURE_LETTERS.fullmatch(gold) else []
     if letters: return ''.join(sorted(set(letters)))
     equal = [i for i, c in enumerate(choices) if c and same(c, gold)]
+    if other:=_TRUE_FOR_YES.get(gold.strip().lower(), ''):
+        equal = equal or [i for i, c in enumerate(choices) if c.strip(' .').lower()==other]
     if len(equal)==1: return LETTERS[equal[0]]
     return '' if equal or not choices else _spelled_letters(gold.strip(), LETTERS[:len(choices)])
 
@@ -115,4 +128,7 @@ def asked_options(
     choices = choices_of(row.get('choices'))
     if not choices and wants_letter(row):
         choices = options_in(row.get('question') or '') or options_in(row.get('question_for_eval') or '')
-    return tuple(map(in_english, choices))
+    return _all_in_english(choices)
+
+@lru_cache(maxsize=4096)
+def _all_in_english(choices): return tuple(map(in_english, choices))

@@ -36,6 +36,7 @@ def looping(
     text:str,           # A reply
 )->bool:
     "Does the reply end in a passage that it says three times or more?"
+    if len(text)<120: return False
     tail = _SPACE.sub(' ', text[-3000:])
     return len(tail)>=120 and (_repeats(tail) or _counts_on(text[-3000:]))
 
@@ -103,6 +104,9 @@ CLOSINGS = (
     r".*도움이 (?:되|됐)\S*(?: ?(?:바랍|좋겠|기를|길)\S*)*|.*(?:궁금한|추가|다른|더 필요).*(?:말씀|물어|질문|알려)\S*(?: ?주세요)?",
     r".*(?:参考|お役|ご参考)に(?:なれ|立て|なり)\S*|.*(?:ご質問|ご不明|他に).*(?:ください|下さい).*")
 _CLOSING = re.compile(r'\W*(?:'+'|'.join(CLOSINGS)+r')\W*', re.I|re.S)
+_MAY_CLOSE = re.compile('let me know|feel free|hesitate|just ask|if you|should you|hope|anything|would you'
+                        '|do you|can i |happy to|glad to|welcome|have a |good luck|note that|disclaimer'
+                        '|verify|confidence|double-check|[^\\x00-\\x7f]')   # One is in each of `CLOSINGS`
 _LAST_SENTENCE = re.compile(r'(?:\n+|(?<=[.!?。！？*)])\s+|(?<=[。！？]))(?=[^\n]*$)')
 _SMILES = re.compile('[\U0001f300-\U0001f5ff\U0001f600-\U0001f64f\U0001f680-\U0001f6ff'
                      '\U0001f900-\U0001faff\u263a\u2764]+\\s*$')
@@ -112,8 +116,9 @@ def without_closing(
 )->str:
     "A reply without what a chat says at its end, unless nothing else would be left"
     for _ in range(4):
-        text = _SMILES.sub('', text).rstrip() or text
+        text = (text if text.isascii() else _SMILES.sub('', text)).rstrip() or text
         tail = text[-400:]
+        if not _MAY_CLOSE.search(tail.lower()): return text
         cuts = [m.end()+len(text)-len(tail) for m in _LAST_SENTENCE.finditer(tail)]
         at = next((at for at in cuts[-3:] if _CLOSING.fullmatch(text[at:])), None)
         if at is None or not re.search(r'\w', text[:at]): return text

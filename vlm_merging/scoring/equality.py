@@ -6,9 +6,9 @@
 from __future__ import annotations
 import math, re
 from typing import NamedTuple
-from .forms import (bare, both_signs, bracket_interval, brackets, coordinates, equation,
-                                       list_parts, point_list, range_ends, sides, split_top, unitless,
-                                       unlabelled, variables)
+from .forms import (bare, both_signs, bounds, bracket_interval, brackets, coordinates,
+                                       equation, list_parts, point_list, range_ends, sides, split_top,
+                                       things, unitless, unlabelled, variables)
 from .numbers import FUNCTIONS, leading_value, number, work
 from .quantities import quantity, same_number
 from .spelling import plain_spelling
@@ -39,13 +39,16 @@ def same_letters(
 
 # %% ../../nbs/scoring/05_equality.ipynb #c010
 _DATE = re.compile(r'\d{4}-\d\d-\d\d')
+_ENDS = ((range_ends, 'same range'), (lambda t: bounds(t, True), 'same bound'),
+         (lambda t: things(t, True), 'same things'))
 
 def same_range(
     both:Both,          # The two answers
 )->str|None:            # In what they agree; `NO`; None: no range is asked for
-    "A range such as `20-40` is right with both ends only"
+    "A range such as `20-40`, a bound such as `>5` or counted things are right with all ends only"
     if _DATE.fullmatch(both.gold) and _DATE.fullmatch(both.answer): return NO
-    if ends:=range_ends(both.gold): return 'same range' if range_ends(both.answer)==ends else NO
+    for ends_of, how in _ENDS:
+        if ends:=ends_of(both.gold): return how if ends_of(both.answer)==ends else NO
 
 # %% ../../nbs/scoring/05_equality.ipynb #c013
 def _other_money(both):

@@ -6,12 +6,13 @@
 from __future__ import annotations
 import re
 from functools import lru_cache
-from .numbers import CONSTANTS, FUNCTIONS, number
-from .quantities import UNITS
+from .numbers import CONSTANTS, FUNCTIONS, ONES, TENS, number, spelled
+from .quantities import UNITS, unit_of
 
 # %% auto #0
 __all__ = ['ENDS', 'split_top', 'brackets', 'coordinates', 'bracket_interval', 'range_ends', 'sides', 'variables', 'equation',
-           'unlabelled', 'unitless', 'list_parts', 'point_list', 'both_signs', 'formula_only', 'bare']
+           'unlabelled', 'unitless', 'list_parts', 'point_list', 'both_signs', 'bounds', 'things', 'formula_only',
+           'bare']
 
 # %% ../../nbs/scoring/04_forms.ipynb #c008
 def split_top(
@@ -26,7 +27,7 @@ def split_top(
     return [*parts, text[at:].strip()]
 
 # %% ../../nbs/scoring/04_forms.ipynb #c011
-_IN_BRACKETS = re.compile(r'[\[(].*,.*[\])]')
+_IN_BRACKETS = re.compile(r'[\[(].*[,;].*[\])]')
 
 def brackets(
     text:str,           # As `plain_spelling` gives it
@@ -54,7 +55,8 @@ def coordinates(
         if c in '([': opened.append(i)
         elif c in ')]' and opened:
             at = opened.pop()
-            parts = brackets(text[at:i+1]) if ',' in text[at:i] and text[i+1:i+3].strip()[:1]!='=' else None
+            separated = ',' in text[at:i] or ';' in text[at:i]
+            parts = brackets(text[at:i+1]) if separated and text[i+1:i+3].strip()[:1]!='=' else None
             if not parts or not _mathematical(parts[2:]): continue
             if out and text[last:at].strip()=='U': out[-1] += ' U '+text[at:i+1]
             else: out.append(text[at:i+1])
@@ -149,6 +151,10 @@ def list_parts(
     text:str,           # As `plain_spelling` gives it
 )->list[str]:           # One part if it is not a list
     "The parts of a list: between commas, semicolons, `and` or `or`"
+    return list(_parts_of(text))
+
+@lru_cache(maxsize=1024)
+def _parts_of(text):
     inner = text[1:-1] if text[:1]+text[-1:]=='[]' else text
     if _FIGURES.fullmatch(inner) and ', ' not in inner: inner = _THOUSANDS.sub('', inner)
     parts = [unlabelled(part.removeprefix('both ')) for part in split_top(_AND.sub(';', inner), ',;') if part]
@@ -173,6 +179,46 @@ def both_signs(
     "The values that plus-or-minus signs stand for: all plus, and all minus"
     return [text.replace('+-', '+'), text.replace('+-', '-')] if '+-' in text else []
 
+# %% ../../nbs/scoring/04_forms.ipynb #rab4af
+_WORDS_OF_ONE = '|'.join([*ONES, *TENS])
+_HOW_MANY = rf'-?\d[\d,]*(?:\.\d+)?|\b(?:{_WORDS_OF_ONE})\b'
+_BOUND_WORDS = {'>=':'>=|at least|no(?:t| )(?: )?(?:less|fewer) than',
+                '<=':'<=|at most|no(?:t| )(?: )?more than|up to',
+                '>':'>|(?:more|greater|larger|higher) than|over|above',
+                '<':'<|(?:less|fewer|smaller|lower) than|under|below'}
+_BOUND = re.compile('(?:'+'|'.join(f'({words})' for words in _BOUND_WORDS.values())+rf') ?[$]?({_HOW_MANY})'
+                    rf'|({_HOW_MANY}) ?(?:(\+|or more)|(or (?:less|fewer)))(?! ?\w)', re.I)
+_BOUND_ALONE = re.compile(rf'(?:{_BOUND.pattern})(?: ?%| [a-z]+)?', re.I)
+
+def _worth(text):
+    "A number in digits or in a word"
+    return spelled(text)[0] if text[0].isalpha() else float(text.replace(',', ''))
+
+def bounds(
+    text:str,           # As `plain_spelling` gives it
+    whole:bool=False,   # Must the text be nothing else, but for a unit?
+)->list[tuple]:         # Sign and number
+    "Every `more than 5` and `<=5` of a text, with signs for the words"
+    if whole and not _BOUND_ALONE.fullmatch(text): return []
+    found = [m.groups() for m in _BOUND.finditer(text)]
+    signs = [[sign for sign, said in zip((*_BOUND_WORDS, '', '', '>=', '<='),
+                                         g) if said and sign][0] for g in found]
+    return [(sign, _worth(g[4] or g[5])) for sign, g in zip(signs, found)]
+
+# %% ../../nbs/scoring/04_forms.ipynb #r84bdf
+_THING = re.compile(rf'({_HOW_MANY}) ((?!(?:and|or|to|of|in|is|are|than)\b)[a-z]{{2,}})', re.I)
+_THINGS_ALONE = re.compile(rf'{_THING.pattern}(?:(?:,? and|,) {_THING.pattern})+', re.I)
+
+def things(
+    text:str,           # As `plain_spelling` gives it
+    whole:bool=False,   # Must the text be nothing else?
+)->list[tuple]:         # Number and name, in order of the names; empty: fewer than two
+    "What `3 apples and 2 pears` counts"
+    if whole and not _THINGS_ALONE.fullmatch(text): return []
+    found = [(_worth(count), name.lower().rstrip('s')) for count, name in _THING.findall(text)]
+    return [] if len(found)<2 or any(unit_of(name) for _, name in found) else sorted(found,
+                                                                                     key=lambda f: f[1])
+
 # %% ../../nbs/scoring/04_forms.ipynb #c046
 _PROSE = re.compile(r'^[nN]/[aA]$|\b(?:[iI][stnf]|[aA][snt]|[sS]o|[oO][fnr]|[tT]o|[bB][ey]|[wW]e|[uU]p'
                     r'|[nN]o|[dD]o'
@@ -196,6 +242,7 @@ _SPACES_AND_QUOTES = re.compile(r'''(?<!\d)[\s"]|(?<=\d)\s(?!\d)|(?<![\w)])'|'''
                                 r'''(?<=[A-Za-z]{2})'|(?<=[A-Za-z])'(?=[A-Za-z])''')
 _GAP_OF_DIGITS = re.compile(r'\s+(?=\d)')
 
+@lru_cache(maxsize=4096)        # Every rule asks for those of the two answers
 def bare(
     text:str,           # As `plain_spelling` gives it
 )->str:

@@ -5,13 +5,13 @@
 # %% ../../nbs/scoring/13_free_answers.ipynb #c005
 from __future__ import annotations
 import re
+from functools import lru_cache
 from .spelling import plain_spelling
 from .numbers import FUNCTIONS
 from .quantities import quantity
-from vlm_merging.scoring.forms import (
-    ENDS, bare, both_signs, bracket_interval, coordinates, equation, formula_only, list_parts, range_ends,
-    sides, unitless,
-    unlabelled, variables)
+from .forms import (
+    ENDS, bare, both_signs, bounds, bracket_interval, coordinates, equation, formula_only, list_parts,
+    range_ends, sides, things, unitless, unlabelled, variables)
 from .languages import eastern, shared_pairs
 from .passages import Pick, finals, sentences
 from .statements import outright, stated, torn
@@ -23,14 +23,17 @@ __all__ = ['answer_kind', 'formulas_in', 'pick_text', 'pick_value']
 # %% ../../nbs/scoring/13_free_answers.ipynb #c008
 _YES = ('yes', 'no', 'true', 'false')
 
+@lru_cache(maxsize=4096)        # The same gold answers come with every run
 def answer_kind(
     gold:str,           # As published
-)->str:                 # number, ratio, coordinates, relation, formula, list, range, yes or no, or text
+)->str:                 # number, ratio, coordinates, ...: a key of `_LAST_OF_KIND`, number or text
     "What kind of thing to look for in a reply"
     g = plain_spelling(gold)
     if coordinates(g) or bracket_interval(g): return 'coordinates'
-    if re.fullmatch(r'\d{4}-\d\d-\d\d', g): return 'text'              # A date
+    if re.fullmatch(r'\d{4}-\d\d-\d\d(?: [\d:.]+)?', g): return 'text'          # A date
     if range_ends(g): return 'range'
+    if bounds(g, True): return 'bound'
+    if things(g, True): return 'things'
     if g.lower() in _YES: return 'yes or no'
     if re.search(r'\d ?[ap]\.?m\b', g.lower()): return 'text'        # A time of day
     if re.fullmatch(r'\d+(?: ?: ?\d+)+', g): return 'ratio'
@@ -107,8 +110,28 @@ def _range_in(s, gold):
     ranges = [m[0] for m in found if range_ends(m[0].strip())]
     return ranges[-1].strip() if ranges else None
 
+def _bound_in(s, gold):
+    "The last bound, such as `more than 5`"
+    found = bounds(s)
+    return f'{found[-1][0]}{found[-1][1]:g}' if found else None
+
+def _things_in(s, gold):
+    "All that a passage counts, if that is as much as the gold answer does"
+    found = things(s)
+    return ' and '.join(f'{n:g} {name}' for n, name in found) if len(found)==len(things(gold)) else None
+
+_CLOCK = re.compile(r'\b(half past|(?:a )?quarter past|(?:a )?quarter to) (\w+)', re.I)
+
+def _on_a_clock(m):
+    "`half past ten` with a colon"
+    hour = quantity(m[2])
+    if not hour: return m[0]
+    past = m[1].lower().endswith('past')
+    return f"{int(hour.value)-(not past) or 12}:{30 if 'half' in m[1].lower() else 15 if past else 45}"
+
 def _ratio_in(s, gold):
     "The last ratio, with colons"
+    s = _CLOCK.sub(_on_a_clock, s)
     ratios = re.findall(r'(?<![\d:])\d{1,9}(?: ?: ?\d{1,9})+(?![\d:])|\b\d{1,9} to \d{1,9}\b', s)
     return ratios[-1].replace(' to ', ':') if ratios else None
 
@@ -116,12 +139,19 @@ def _ratio_in(s, gold):
 _NAMED_VALUE = re.compile(r'\b([a-z])_?\d ?= ?(-?[\d./]+)(?![\w(])')
 
 def _list_in(s, gold):
-    "The last list of numbers; the whole passage if it has as many parts as the gold answer"
+    "The last list of numbers; the whole passage if it has as many parts as the gold answer; not an interval"
+    if '∈' in s: return None
     if both_signs(s) or len(list_parts(s))==len(list_parts(plain_spelling(gold))): return s
     named = _NAMED_VALUE.findall(s)
     if len(named)>1 and len({name for name, _ in named})==1: return ', '.join(value for _, value in named)
     lists = re.findall(r'(?:-?\d[\d.]*(?:\s*(?:,|;|and|or|,\s*and)\s*))+-?\d[\d.]*|\[[^\[\]]*\]', s)
     return lists[-1] if lists else None
+
+def _in_words_of(gold, word):
+    "Yes as true, or true as yes, as the gold answer has it"
+    pairs = ('true', 'yes'), ('false', 'no')
+    wants_true = gold.strip().lower() in ('true', 'false')
+    return next((t if wants_true else y for t, y in pairs if word in (t, y)), word)
 
 def _yes_or_no_in(s, gold):
     "Yes, no, true or false"
@@ -130,10 +160,11 @@ def _yes_or_no_in(s, gold):
                lambda m: 'false' if m[1].lower()=='true' else 'true', s, flags=re.I)
     words = re.findall(r'\b(?:yes|no|true|false)\b(?! (?:evidence|information|way|one|doubt))', s.lower())
     word = (words[0] if s.lower().startswith(words[0]) else words[-1]) if words else None
-    return dict(true='yes', false='no').get(word, word) if gold.strip().lower() in ('yes', 'no') else word
+    return word and _in_words_of(gold, word)
 
 # %% ../../nbs/scoring/13_free_answers.ipynb #c030
-_LAST_OF_KIND = {'coordinates':_coordinates_in, 'range':_range_in, 'ratio':_ratio_in, 'list':_list_in,
+_LAST_OF_KIND = {'bound':_bound_in, 'things':_things_in, 'coordinates':_coordinates_in, 'range':_range_in,
+                 'ratio':_ratio_in, 'list':_list_in,
                  'formula':_formula_in, 'relation':_relation_in, 'yes or no':_yes_or_no_in}
 
 # %% ../../nbs/scoring/13_free_answers.ipynb #c034
@@ -143,12 +174,15 @@ _BESIDE = re.compile(r'(?:,? (?:since|because|which|who|with|followed by|accordi
 _IS_EAST = re.compile(r'(?:是|为|為|叫做?|写着|寫著|は|[은는] |라는 )')
 _QUOTED_EAST = re.compile(r"[\"“‘'「『]([^\"“”‘’'\n]{1,60})[\"”’'」』]|\*\*([^*\n]{1,60})\*\*")
 
+_SEEN = re.compile(r'(?:^|[,.] )([^,.\d]{1,40}?)(?:이|가) (?:보[이여인입]\S*|있(?:습니다|어요|다|네요))\W*$(?<!않습니다)'
+                   r'|(?:^|[,.] )([^,.\d]{1,40}?)が(?:見え(?:ます|る)|あります|います|写っています)\W*$')
+
 def _predicate(text, words, question=''):
     "What the clause that repeats most of a question says of its topic, without what describes it"
     parts = [c for c in re.split('[,;.] ', text.replace('は, ', 'は')) if _IS_EAST.search(c)]
     clauses = [_IS_EAST.split(c, maxsplit=1) for c in parts] or [['', text]]
     topic, said = max(reversed(clauses), key=lambda c: shared_pairs(c[0], question)[0])
-    rest = re.split('[,.;~～(]', said)[0].strip().rpartition('的')[2]
+    rest = re.split('[,.;~～(]', said)[0].strip().removesuffix('的').rpartition('的')[2]
     return ' '.join(rest.split()[-words:])
 
 # %% ../../nbs/scoring/13_free_answers.ipynb #c037
@@ -174,6 +208,7 @@ def pick_text(
     if len(quotes)==1 and (verbs or eastern(p.text)): return Pick(*quotes, p.tier, p.reason)
     marked = {a or b for a, b in _QUOTED_EAST.findall(p.text)} if eastern(p.text) else ()
     if len(marked)==1: return Pick(*marked, p.tier, p.reason)
+    if eastern(p.text) and (m:=_SEEN.search(p.text)): return Pick(m[1] or m[2], p.tier, p.reason)
     if eastern(p.text): return Pick(_predicate(p.text, words, question), p.tier, p.reason)
     rest = p.text[verbs[-1].end():].strip(' .*:$') if verbs else p.text
     if not commas: rest = _BESIDE.split(rest)[0]
@@ -241,11 +276,10 @@ def pick_value(
     "The number, formula, list or coordinates that a reply gives as its answer"
     kind = answer_kind(gold)
     if kind=='yes or no' and torn(reply): return Pick('', 'none', 'yes and no')
-    if gold.strip().lower() in ('yes', 'no') and (said:=outright(reply, question)):
-        return Pick(said, 'pattern', 'said outright')
+    if kind=='yes or no' and (said:=outright(reply, question)):
+        return Pick(_in_words_of(gold, said), 'pattern', 'said outright')
     if kind=='yes or no' and not _SAYS_SO.search(reply) and (told:=stated(reply, question)):
-        told = told if gold.strip().lower() in ('yes', 'no') else str(told=='yes')
-        return Pick(told, 'pattern', f'a statement that means {told}')
+        return Pick(_in_words_of(gold, told), 'pattern', f'a statement that means {told}')
     passages = list(finals(reply, question))
     word_for_word = passages and bare(plain_spelling(passages[0].text))==bare(plain_spelling(gold))
     if word_for_word: return passages[0]

@@ -62,7 +62,8 @@ _GROUPED = re.compile(rf'{_AMOUNT} ?[{_UNITS}천千백百](?: ?{_AMOUNT} ?[{_UNI
 _PIECE = re.compile(rf'({_AMOUNT}) ?([천千백百]?)([{_UNITS}]?)')
 _BELOW_ZERO = re.compile(rf'(?:零下|영하|氷点下|マイナス|마이너스) ?(?=[\d{_SIGNS}])')
 _MONTH = re.compile(rf'(?<![{_SIGNS}])([一二三四五六七八九十]{{1,2}})(?=月)')
-_PARTS = re.compile(rf'(?<![{_SIGNS}\d])([{_SIGNS}\d]{{1,30}}) ?(?:分之|分の|분의) ?([{_SIGNS}\d]{{1,30}})')
+_PARTS = re.compile(rf'(?<![{_SIGNS}\d])(\d{{1,15}}|[{_SIGNS}]{{1,15}}) ?(?:分之|分の|분의)'
+                    rf' ?(\d{{1,15}}|[{_SIGNS}]{{1,15}})(?:(?<=\d)[이가은는을를])?')
 
 def _value(text):
     "A numeral or digits as digits"
@@ -133,9 +134,16 @@ _TABLE = [
     (r'(?:所以|因此|故|综上|综上所述|따라서|그러므로|그래서|그러니|よって|したがって|だから|つまり)[,，、 ]*', ' So '),
     (r'(?:无法|無法|不能)(?:确定|確定|判断|回答)|알 수 없\S*|판단할 수 없\S*|わかりません|判断できません', ' cannot be determined')]
 _TABLE = [(re.compile(pattern, re.M), english) for pattern, english in _TABLE]
-_PLACES = {word:i for i, words in enumerate(('첫 1 一', '두 2 二', '세 3 三', '네 4 四', '다섯 5 五'))
+_PLACES = {word:i for i, words in enumerate(('첫 1 一', '두 둘 2 二', '세 셋 3 三', '네 넷 4 四', '다섯 5 五'), 1)
            for word in words.split()}
 _PLACE = re.compile(r'(첫|두|세|네|다섯|[1-5一二三四五]) ?(?:번째 (?:보기|선택지|선지)|(?:番目|つ目)の(?:選択肢|項目))')
+_ORDINAL = re.compile(r'(?<![가-힣])(?:(첫|두|세|네|다섯) ?번째|(첫|둘|셋|넷|다섯)째)(?=입니다|이에요|예요|[^가-힣]|$)'
+                      r'|(?<=第)([一二三四五])(?=[个個项項])|([一二三四五])(?=番目|つ目)')
+
+def _ordinal(m):
+    "`두 번째` and `둘째` with a digit, `第二个` likewise"
+    place = _PLACES[m[1] or m[2] or m[3] or m[4]]
+    return f'{place}번째' if m[1] or m[2] else str(place)
 _ASIDE = re.compile(r'(?<=[.。!?]) ?(?:참고로|덧붙여|ちなみに|なお|顺便一提|順帶一提)(?!.*(?:정답|答案|答え))'
                     r'[^\n。]*?(?:[。\n]|\. |\.?$)')
 _DIFFERENCE = re.compile(r'(?:相差|差值?(?:为|是)|차이는|차이가|その差は|差は) ?(?:约|約|약)? ?(?=[\d$])')
@@ -150,9 +158,31 @@ _WRONG = re.compile(_AS_A_MARK % '[❌✕×]|옳지 않음|틀림|错误|誤り'
 
 def _told_apart(text):
     "Places as letters, marks as ticks and crosses, and no asides"
-    text = _PLACE.sub(lambda m: f'({chr(65+_PLACES[m[1]])})', _ASIDE.sub(' ', text))
+    text = _PLACE.sub(lambda m: f'({chr(64+_PLACES[m[1]])})', _ASIDE.sub(' ', text))
+    text = _ORDINAL.sub(_ordinal, text)
     text = _WRONG.sub(' ✗', _RIGHT.sub(' ✓', _JUDGED_LINE.sub(r'\1 ✓', text)))
     return _DIFFERENCE.sub(' the difference is ', _ROW.sub(r'\1: ', text))
+
+# %% ../../nbs/scoring/08_languages.ipynb #r88f17
+_COLOURS = {'파란색 파랑색':'파랑', '빨간색 빨강색':'빨강', '노란색 노랑색':'노랑', '하얀색 하양색 흰색':'하양', '초록색':'초록', '주황색':'주황',
+            '검은색 검정색 까만색':'검정', '분홍색':'분홍', '보라색':'보라'}
+_COLOURS = {name:colour for names, colour in _COLOURS.items() for name in names.split()}
+_COLOUR = re.compile('|'.join(_COLOURS))
+_NOT_ONE = re.compile(r'(?:(?<![가-힣])(?:하나|한|1) ?[가-힣]{0,2})도 (?=없)|[一1] ?\S{1,2}也(?=没|沒|无|無)'
+                      r'|(?:[一1] ?\S{1,2}|ひとつ)も(?=ありません|いません|ない|いない|無)')
+_CLOCK = re.compile(r'(?:(오전|上午|午前)|(오후|下午|午後))? ?(?<!\d)(\d{1,2}) ?[시时時点點]'
+                    r' ?(?:(\d{1,2}) ?[분分]|([반半])|(정각|整))(?!간|[가-힣一-鿿]*[钟鐘간])')
+
+def _on_a_clock(m):
+    "A time of day with a colon"
+    minutes = int(m[4] or 30*bool(m[5]))
+    if int(m[3])>24 or minutes>59: return m[0]
+    return f"{m[3]}:{minutes:02}"+(' AM' if m[1] else ' PM' if m[2] else '')
+
+def _in_one_spelling(text):
+    "Colours, times of day and *not even one* as they are spelled most shortly"
+    text = _COLOUR.sub(lambda m: _COLOURS[m[0]], _NOT_ONE.sub('', text))
+    return _CLOCK.sub(_on_a_clock, text)
 
 # %% ../../nbs/scoring/08_languages.ipynb #c021
 _DENIED_AT_THE_END = re.compile(r'(?:지는? ?(?:않|못)\S*|(?<![가-힣])안 \S+'
@@ -209,7 +239,7 @@ _STOPS = {'。':'. ', '．':'. ', '、':', ', '，':', ', '；':'; ', '：':': '
           '【':'(', '】':')',
           '（':'(', '）':')'}
 _HANGING = re.compile(r'(?:(?<=[가-힣])(?:이네요|이군요|이겠네요)'
-                      r'|뿐(?:이네요|입니다|이다)|입니다|이에요|예요|이다|였습니다|이었습니다|です|でしょう|でした|である)(?![가-힣])')
+                      r'|뿐(?:이네요|입니다|이다)|(?<! 보)입니다|이에요|예요|이다|였습니다|이었습니다|です|でしょう|でした|である)(?![가-힣])')
 _ITEM = re.compile(r'(?<=[A-Za-z)]) ?(?:번|项|項|选项|選項)')
 _IS_BEFORE = re.compile(r'(?:等于|等於|是|为|為|은|는|は|が|이|가) ?(?=[-$(\\]{0,3}\d|[-$(\\]*\\?(?:frac|sqrt|pi))')
 _TIGHT = re.compile(rf'(?<=[{_LETTERS}])[,;:](?=\S)|[,;](?=[{_LETTERS}])')
@@ -226,8 +256,9 @@ _MEASURES = [(re.compile(rf'(?<=\d) ?{east}(?![가-힣一-鿿])' if east[0]>'가
     ('米', 'm'), ('公斤', 'kg'), ('千克', 'kg'), ('克', 'g'), ('度', 'degrees'), ('퍼센트', '%'), ('小时', 'hours'),
     ('시간', 'hours'), ('時間', 'hours'), ('倍', 'times'), ('배', 'times'))]
 _OPTION_NUMBER = re.compile(r'(?<=The answer is )(?:제|第|보기|선택지|选项|選択肢)? ?(\d) '
-                            r'?(?:번|番|项|項|个|個)(?:选项)?|(?:第|선택지|보기|选项|選択肢) ?(\d) ?(?:번|番|项|項|个选项|個)'
-                            r'|^[^\w\n]*(\d) ?(?:번|番)[^\w\n]*$', re.M)
+                            r'?(?:번째?|番目?|つ目|项|項|个|個)(?:选项)?|(?:第|선택지|보기|选项|選択肢) ?(\d) ?(?:번|番|项|項|个选项|個)'
+                            r'|^[^\w\n]*(?:(\d) ?(?:번째?|番目?|つ目)|第 ?(\d) ?[个個])[^\w\n]*$', re.M)
+_LABEL_ALONE = re.compile(r'[^\w\n]*([가나다라마바사])[^\w\n]*')
 
 @lru_cache(maxsize=4096)
 def in_english(
@@ -237,10 +268,12 @@ def in_english(
     if not eastern(text): return text
     text = _JUDGED.sub(_yes_or_no, _WEEKDAY.sub('星期', _UNIT_ASIDE.sub(r'\1', text)))
     text = _numbers_in_digits(_YES_EAST.sub(_yes_or_no, _HANGING.sub('', _told_apart(text))))
+    text = _in_one_spelling(text)
     for east, english in _MEASURES: text = east.sub(english, text)
     for pattern, english in _TABLE: text = pattern.sub(english, text)
     text = _LETTER_ENDS.sub(r'\g<0>.', text)
-    text = _OPTION_NUMBER.sub(lambda m: f'option {m[1] or m[2] or m[3]}', text)
+    text = _OPTION_NUMBER.sub(lambda m: f'option {m[1] or m[2] or m[3] or m[4]}', text)
+    if alone:=_LABEL_ALONE.fullmatch(text): return f'({alone[1]})'
     text = _IS_BEFORE.sub(' is ', _ITEM.sub('', _YES_EAST.sub(_yes_or_no, text)))
     text = _TIGHT.sub(r'\g<0> ', text)
     text = _BORDER.sub(' ', re.sub('|'.join(_STOPS), lambda m: _STOPS[m[0]], text))

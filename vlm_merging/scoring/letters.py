@@ -24,12 +24,11 @@ _PLACES = {word:i for i, words in enumerate(('first 가 ㄱ 甲 ア', 'second �
                                              'fourth 라 ㄹ 丁 エ', 'fifth 마 ㅁ 戊 オ',
                                             'sixth 바 ㅂ 己 カ')) for word in words.split()}
 _WORDS = dict(zip('one two three four five six'.split(), '123456'))
-_LABELS = re.compile(r'\b(?:option|choice)s? (?:number |no\.? ?|# '
-                     r'?)?\(?([1-9]|(?:one|two|three|four|five|six)\b(?! of\b))\)?(?![\d.,/%]*\d)|\b(first'
-                     r'|second|third|fourth|fifth|sixth|last) '
-                     r'(?:option|choice|answer)\b'
-                     r'|([①-⑳])|([ⓐ-ⓩⒶ-Ⓩ])|\(([가나다라마바ㄱㄴㄷㄹㅁㅂ甲乙丙丁戊アイウエオカ])\)|(?<=The answer is '
-                     r')([가나다라마바ㄱㄴㄷㄹㅁㅂ甲乙丙丁戊アイウエオカ])(?!\w)', re.I)
+_SIGN = '[가나다라마바ㄱㄴㄷㄹㅁㅂ甲乙丙丁戊アイウエオカ]'
+_LABELS = re.compile(r'\b(?:option|choice)s? (?:number |no\.? ?|# ?)?\(?([1-9]|(?:one|two|three|four|five'
+                     r'|six)\b(?! of\b))\)?(?![\d.,/%]*\d)'
+                     r'|\b(first|second|third|fourth|fifth|sixth|last) (?:option|choice|answer)\b|([①-⑳])'
+                     rf'|([ⓐ-ⓩⒶ-Ⓩ])|\(({_SIGN})\)|(?<=The answer is )({_SIGN})(?!\w)', re.I)
 
 def letters_for_labels(
     text:str,           # A reply
@@ -39,10 +38,9 @@ def letters_for_labels(
     def letter(m):
         number, place, circle, round_letter, *syllables = m.groups()
         if round_letter: return f'({chr((ord(round_letter)-ord("Ⓐ"))%26+65)})'
-        at = (int(_WORDS.get(number.lower(), number))-1 if number
-              else ord(circle)-ord('①') if circle else len(letters)-1 if place
-              and place.lower()=='last'
-              else _PLACES[(place or syllables[0] or syllables[1]).lower()])
+        if place and place.lower()=='last': at = len(letters)-1
+        else: at = (int(_WORDS.get(number.lower(), number))-1 if number else ord(circle)-ord('①') if circle
+                    else _PLACES[(place or syllables[0] or syllables[1]).lower()])
         return f'option ({letters[at]})' if at<len(letters) else m[0]
     return _LABELS.sub(letter, text)
 
@@ -82,22 +80,24 @@ _DOWN = (r"(?:,? (?i:which|that))?(?i: (?:is|are|was|were|would be|seems?|looks?
          r"both| all)? (?:not\b(?! only)|incorrect|wrong|false|too\b|out\b|impossible|unlikely|"
          r"invalid|inaccurate|unsuitable|ruled|eliminated|excluded|the wrong|a distractor|less\b)"
          r"| (?:is|are|was|were|does|do|did|can|could|would)n't\b| (?:does|do|did|could|would) not\b| "
-         r"cannot\b| can't\b| can be (?:ruled|eliminated|excluded|discarded)| fails?\b| contradicts?\b| "
-         r"lacks?\b)")
+         r"cannot\b| can't\b| can be (?:ruled|eliminated|excluded|discarded)| (?:fail|contradict|lack)s?\b)")
+_MAY_TURN = re.compile("not|n't|never|but|than|over|instead|unlike|except|rul|elim|excl|reject|discard|wrong"
+                       "|less|false|too|out|impos|incor|inval|inacc|unsuit|distr|fail|contradict|lack")
 
 @lru_cache
 def _turned_down(letters):
     "What names letters only to turn them down"
     one = rf'\(?[{letters}]\)?'
     many = rf"{one}(?:(?:,? and |,? or |, |/)(?:option |choice )?{one})*(?![\w'’])"
-    return re.compile(rf'\b{_NO_TO}{many}(?:,? but\b)?|(?<![\w]){many}(?: \([^()]*\))?{_DOWN}')
+    aside = rf'\b(?i:not|rather than|instead of) (?:the |an? )[a-z ]{{1,30}}\((?:option )?[{letters}]\)'
+    return re.compile(rf'\b{_NO_TO}{many}(?:,? but\b)?|{aside}|(?<![\w]){many}(?: \([^()]*\))?{_DOWN}')
 
 def undenied(
     text:str,           # A passage
     letters:str,        # Those that stand for an option, such as `ABCD`
 )->str:
     "A text without letters that are named only to be turned down"
-    return _turned_down(letters).sub('', text)
+    return _turned_down(letters).sub('', text) if _MAY_TURN.search(text.lower()) else text
 
 def turned_down(
     text:str,           # A sentence
@@ -167,7 +167,7 @@ def _in_its_place(text, letter):
     "A letter at the beginning with a sign behind it, else the last one behind `option` or `answer is`"
     for rule in (rf'^[\W]*({letter})\s*(?:[):\]]|\.(?!\d*[A-Z]\.))', rf'^\(({letter})\)',
                  rf'^({letter})\s*[-–—]\s', rf'^({letter}) \(',
-                 r'\b(?i:option|choice|answer|letter)s?\b'
+                 r'\b(?i:option|opci[óo]n|opzione|opção|choice|answer|letter)s?\b'
                  r'(?:[ ,]*(?:is|would be|should be|must be|letter|option|choice))*'
                  rf'[ :("\'\[]*({letter})(?![\w\'’])(?!\s+(?:is|are|has|was)\b.*\b(?:incorrect|wrong))'):
         if letters:=re.findall(rule, text): return letters[-1]
@@ -221,7 +221,6 @@ def letter_in(
 # %% ../../nbs/scoring/15_letters.ipynb #e040
 _TICK = re.compile(r'✓|✔|✅|(?<!in)(?<!not )\b(?:correct|right|true|yes)\b', re.I)
 _CROSS = re.compile(r'✗|✘|❌|\b(?:incorrect|wrong|false|not|no)\b', re.I)
-
 _TASK = re.compile(r'(?m)^\s*[-*+]? *\[([ xX✓])\] +(.*)$')       # `- [x] B. 15`, as Markdown ticks
 
 def _gone_through(reply, letter):

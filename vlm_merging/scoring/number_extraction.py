@@ -6,6 +6,8 @@
 from __future__ import annotations
 import math, re
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
 from .spelling import plain_spelling
 from .numbers import FUNCTIONS, SPELLED, leading_value, number, work
 from .quantities import quantity
@@ -95,16 +97,24 @@ class _Asked:
     counted:str|None     # `bar` in `How many bars are blue?`
     year:bool            # Does it ask for a year?
     quoted:frozenset     # Numbers and words that it holds itself
+    counts:bool=False    # Does it ask how many there are?
+    name:str|None=None   # `x` in `Find the value of x.`
 
 _OF_YEAR = re.compile(r'\b(?:which|what|what is the) year\b|(?:^|[.:\n] *)when\b(?! [a-z] )',
                       re.I)
+_COUNTS_EAST = re.compile(r'몇|几|幾|多少|いくつ|何[個人台本枚匹名つ]|개수')
+_NAME = re.compile(r'\b(?:value of|[Ss]olve for|[Ff]ind|[Dd]etermine|[Cc]alculate|[Ww]hat is) '
+                   r'\$?([a-hj-z])\$?(?=\s*(?:[?.,;:]|$|(?:if|when|in|such|given|so|to|from)\b))')
 
+@lru_cache(maxsize=4096)        # Every run asks the same questions
 def _asked(question):
     "Read a question; an empty one asks for nothing"
     how_many = re.search(r'how many (?:\w+ )??(\w{3,}?)s?\b(?= |$)', question, re.I)
+    name = {*_NAME.findall(question)}
     return _Asked(asked_for(question) if question else None, how_many and how_many[1],
                   bool(_OF_YEAR.search(question)),
-                  frozenset(re.findall(r'\d+(?:\.\d+)?|[a-z]+', question.lower())))
+                  frozenset(re.findall(r'\d+(?:\.\d+)?|[a-z]+', question.lower())),
+                  bool(how_many or _COUNTS_EAST.search(question)), name.pop() if len(name)==1 else None)
 
 # %% ../../nbs/scoring/11_number_extraction.ipynb #c034
 def _is_asked_for(asked, number, before, after):
@@ -119,13 +129,12 @@ _CLAUSE = re.compile(r',\s|[;:]\s|\.\s|\.$|'
                      r'\b(?:and|with|which|that|for|in|because|since|left|from|on|of|than)\b')
 _DENIED = re.compile(r"(?:\bnot|n't)(?: equal(?: to)?)? *$|\bcompared (?:to|with)[^.;]*$"
                      r"|(?:!=|[<>]=?) *\$?$|\b(?:at least|at most|(?:more|less|fewer|greater) than"
-                     r"|half(?: of)?|twice|no) $",
+                     r"|half(?: of)?|twice|no) $|∈ ?[(\[][^)\]]*$",
                      re.I)
 _CHANGED = re.compile(r' ?(?:and a (?:half|quarter|third)|squared|cubed|factorial|square roots?'
                       r'|less than \d|is (?:wrong|incorrect))\b|\)?_\d', re.I)         # `5 squared` is not 5
 
-@dataclass(frozen=True)
-class _Candidate:
+class _Candidate(NamedTuple):
     "A number in a sentence"
     text:str             # With what follows
     at:int               # Where it begins
@@ -189,7 +198,9 @@ def _right_end(sentence):
 # %% ../../nbs/scoring/11_number_extraction.ipynb #c052
 _CLAUSE_END = re.compile(r',? (?:and|but|while|whereas)(?: only)? |[;,] ')
 
-def _name_words(text): return {w.lower().rstrip('s') for w in re.findall(r'[A-Za-z]+|\d+', text)}
+_SMALL = frozenset('i are wa were the there a an in on of how many what which and it'.split())
+
+def _name_words(text): return {w.lower().rstrip('s') for w in re.findall(r'[A-Za-z]+|\d+', text)}-_SMALL
 
 def _of_the_named(candidates, sentence, question):
     "The candidates in the clause that names most of what the question names, if there is just one"
@@ -205,7 +216,9 @@ def _of_the_named(candidates, sentence, question):
 
 # %% ../../nbs/scoring/11_number_extraction.ipynb #c055
 _NO_VALUE = re.compile(r'\W*(?:(?:therefore|thus|so|hence|there|i|we)\W+'
-                       r'(?:is|are|see|can see|find|count)? *)*(?:no|none)\b', re.I)
+                       r'(?:is|are|see|can see|find|count)? *)*(?:no|none)\b'
+                       r'|[^\d,.;]{0,40}(?:(?<!수 )없(?:음|습니다|어요|다|네요)?|[没沒]有\S{0,8}|[无無]|なし|無し'
+                       r'|ありません|いません|ない)\W*$', re.I)
 _ROUNDED = re.compile(r'\b(?:approximately|about|roughly|nearly|around)\s*$')
 _RATIO = re.compile(r'(?<![\d:])\d{1,9} ?: ?\d{1,9}(?![\d:])')
 
@@ -224,6 +237,30 @@ _WHOLE = re.compile(r'\W*(?:\d[\d,]*(?:\.0+(?!\d))?(?!\.?\d)|\d[\d.]* (?:thou|m|
 
 _OF_ONE = re.compile(r'(?=[^=]*[\d|+*/^-])([-+*/^|().\d\s]*(?<![a-z])[a-z](?![a-z])[-+*/^'
                      r'|().\d\s]*)=[^=]*$')  # `2x = 5`
+_SHARES = {'half a dozen':'6', 'a dozen':'12', 'half':'1/2', 'a third':'1/3', 'a quarter':'1/4',
+           'a fourth':'1/4',
+           'a fifth':'1/5', 'a tenth':'1/10'}
+_SHARE = re.compile(r'(?<!and )\b(?:half a dozen|a dozen|(?:a |(?:(?<=^)|(?<=\bis )|(?<=about )'
+                    r'|(?<=exactly ))(?=half))half|a (?:third|quarter|fourth|fifth|tenth))\b(?!-)'
+                    r'(?: of (?:an?|the|all|it|them)\b| an?\b)?', re.I)
+
+def _in_digits(sentence):
+    "A sentence without numbers, with those of `half`, `a quarter` and `a dozen`"
+    if re.search(r'\d', sentence): return sentence
+    return _SHARE.sub(lambda m: next(v for k, v in _SHARES.items() if k in m[0].lower()), sentence)
+
+_ASKS_SHARE = re.compile(r'\b(?:fraction|probability|proportion|share|part of)\b', re.I)
+_OUT_OF = re.compile(r'\b(\d+) out of (?:the )?(\d+)\b')
+
+_NAMED_END = re.compile(r'(?:^|[\s$(,;:])(?<!= )([a-zA-Z]) ?= ?-?[\d.][\d.,/]*\W*$')
+
+def _of_name(sentence, name):
+    "A sentence up to the value of a name, if it ends in that of another one; empty: it has none"
+    end = _NAMED_END.search(sentence) if name else None
+    if not end or end[1].lower()==name: return sentence
+    own = list(re.finditer(rf'(?<!\w){name} ?= ?-?[\d.][\d.,/]*(?<=\d)', sentence))
+    return own[-1][0] if own else ''
+
 def _without_spaces(text): return re.sub(r'[\s$]', '', plain_spelling(text))
 
 def pick_number(
@@ -235,11 +272,13 @@ def pick_number(
 )->str|None:            # None: none, or a range
     "The number that a sentence gives as its answer"
     sentence = _answering_part(_plain_sentence(sentence))
+    if ' out of ' in sentence and _ASKS_SHARE.search(question): sentence = _OUT_OF.sub(r'\1/\2', sentence)
     if (of:=_OF_ONE.match(sentence)) and _without_spaces(of[1]) not in _without_spaces(question): return None
-    if end:=_right_end(sentence): return None if re.match(r'or -?\d', quantity(end).rest) else end.strip()
     asked = _asked(question)
-    candidates = _candidates(sentence, asked)
-    if asked.counted and all(c.quoted for c in candidates) and _NO_VALUE.match(sentence): return '0'
+    if not (sentence:=_of_name(sentence, asked.name)): return None
+    if end:=_right_end(sentence): return None if re.match(r'or -?\d', quantity(end).rest) else end.strip()
+    candidates = _candidates(sentence, asked) or _candidates(_in_digits(sentence), asked)
+    if asked.counts and all(c.quoted for c in candidates) and _NO_VALUE.match(sentence): return '0'
     if not candidates: return (_RATIO.findall(sentence) or [None])[-1]
     if whole: candidates = [c for c in candidates if _WHOLE.match(c.text)] or candidates
     taken = _most_direct(candidates, sentence, question, sure, new)

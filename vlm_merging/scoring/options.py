@@ -9,7 +9,7 @@ from functools import lru_cache
 from .spelling import braced, plain_spelling
 from .quantities import quantity
 from .languages import eastern
-from .forms import bare, coordinates, formula_only
+from .forms import bare, bounds, coordinates, formula_only
 from .equality import same
 from .passages import Pick, finals, sentences
 from .number_extraction import pick_number
@@ -125,6 +125,9 @@ def option_in(
     as_spelled = [i for i, c in enumerate(choices) if c and bare(plain_spelling(c))==said]
     if len(as_spelled)==1: return as_spelled[0]
     choices = _texts(choices)
+    if any(limits:=[bounds(plain_spelling(c),
+                           True) for c in choices]) and (read:=bounds(plain_spelling(passage))):
+        return limits.index(read[-1:]) if limits.count(read[-1:])==1 else None
     if not any(_SUPPOSED.search(c) for c in choices): passage = _SUPPOSED.sub(' ', passage)
     if (i:=_sequence_option(passage, choices)) is not None: return i
     if any(coordinates(c) for c in choices): passage = re.sub(r'\bthe origin\b', '(0, 0)', passage)
@@ -225,10 +228,20 @@ def _marked_value(reply, passages, choices, letters):
     return Pick(value, p.tier, 'a value that is none of the options')
 
 # %% ../../nbs/scoring/16_options.ipynb #c054
-def _marked_option(passages, choices, letters):
-    "The option whose text the surest passage gives"
+def _denied_options(reply, choices):
+    "The options whose texts the last sentence that has them denies"
+    denied = set()
+    if not _NEGATED.search(reply): return denied
+    for part in sentences(reply):
+        kept = {*named_options(_NEGATED.sub(' ', part), choices)}
+        denied = denied|{*named_options(part, choices)}-kept if _NEGATED.search(part) else denied-kept
+    return denied
+
+def _marked_option(reply, passages, choices, letters):
+    "The option whose text the surest passage gives; not one that is denied elsewhere, if only named"
     for p in passages:
         if (i:=option_in(p.text, choices)) is not None:
+            if p.tier=='fallback' and i in _denied_options(reply, choices): continue
             return Pick(letters[i], p.tier if p.tier=='fallback' else 'pattern', f'option text: {p.reason}')
 
 # %% ../../nbs/scoring/16_options.ipynb #c058
@@ -271,6 +284,8 @@ def _takes_all_back(reply, choices):
     return not any(re.search(r'\b(?:none|unknown|not|neither|cannot)\b', c, re.I) for c in choices)
 
 # %% ../../nbs/scoring/16_options.ipynb #c064
+_MAY_LABEL = re.compile('option|choice|first a|second a|third a|fourth a|fifth a|sixth a|last a')
+
 def pick_option(
     reply:str,          # Of a model
     choices:tuple,      # Texts in letter order
@@ -279,7 +294,9 @@ def pick_option(
     "The option that a reply chooses"
     if not reply: return Pick('', 'none', 'an empty reply')
     letters = LETTERS[:len(choices) or 5]
-    reply = corrected(letters_for_labels(small_article(reply) if 'I' in letters else reply, letters), letters)
+    if 'I' in letters: reply = small_article(reply)
+    if not reply.isascii() or _MAY_LABEL.search(reply.lower()): reply = letters_for_labels(reply, letters)
+    reply = corrected(reply, letters)
     if _takes_all_back(reply, choices): return Pick('', 'none', 'it says that no option is right')
     reply = without_lists(reply, letters)
     passages = list(finals(reply, question))
@@ -293,11 +310,11 @@ def pick_option(
     if left:=remaining(reply, letters): return Pick(left, 'pattern', 'the only letter that is not turned'
                                                                      ' down')
     passages = [p for p in passages if not turned_down(p.text, letters)]
-    if pick:=_marked_option(passages, choices, letters): return pick
+    if pick:=_marked_option(reply, passages, choices, letters): return pick
     last = (sentences(reply) or [''])[-1]
     if len(last)<60 and not any(re.search(r'\b[A-Z]\b', c) for c in _texts(choices)):
         if letter:=only_letter(undenied(last, letters), letters):
             return Pick(letter, 'pattern', 'the only letter of the last sentence')
     i = option_in(reply, choices)
-    if i is None: return Pick('', 'none', 'no option found')
+    if i is None or i in _denied_options(reply, choices): return Pick('', 'none', 'no option found')
     return Pick(letters[i], 'fallback', 'the only option that the reply names')

@@ -5,8 +5,8 @@
 # %% ../../nbs/scoring/10_passages.ipynb #c005
 from __future__ import annotations
 import re
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 from .numbers import work
 from .quantities import quantity
 from .spelling import braced, plain_spelling
@@ -16,9 +16,9 @@ __all__ = ['sentences', 'Pick', 'boxed', 'field', 'tagged', 'marked', 'result', 
            'before_check', 'before_next_question', 'finals']
 
 # %% ../../nbs/scoring/10_passages.ipynb #c008
-_BREAK = re.compile(r'(?<=[A-H]\.)\s+(?=(?:Wait|Actually|However|But|Therefore|So|Thus|Hence|Because|Since|'
-                    r'The)\b)|(?<=[.!?。])(?<!\b[A-H]\.)(?<!\d\.)\s+'
-                    r'|(?<=\d\.)\s+(?=[A-Z\n\u3400-\u9fff\uac00-\ud7af])|\n+')
+_BREAK = re.compile(r'\s(?:(?<=[A-H]\.\s)\s*(?=(?:Wait|Actually|However|But|Therefore|So|Thus|Hence|Because'
+                    r'|Since|The)\b)|(?<=[.!?。]\s)(?<!\b[A-H]\.\s)(?<!\d\.\s)\s*'
+                    r'|(?<=\d\.\s)\s*(?=[A-Z\n\u3400-\u9fff\uac00-\ud7af])|(?<=\n)\n*)')
 
 _TABLE_ROW = re.compile(r'\|.*\|$|[^|\n]+ \| [^|\n]+ \| |[-:| ]+$')
 
@@ -34,8 +34,7 @@ def _cut(text):
     return [part for part in parts if '|' not in part or not _TABLE_ROW.match(part)] or parts
 
 # %% ../../nbs/scoring/10_passages.ipynb #c012
-@dataclass(frozen=True)
-class Pick:
+class Pick(NamedTuple):
     "What was taken from a reply"
     text:str             # The passage
     tier:str             # exact, pattern, fallback or none
@@ -77,7 +76,7 @@ def tagged(
     text:str,           # As `readable_part` gives it
 )->str|None:
     "What stands in `<answer>...</answer>`, or behind `####` on the last line"
-    m = _TAGGED.search(text)
+    m = _TAGGED.search(text) if '<answer>' in text or '\n####' in text else None
     return (m[1] or m[2] or '').strip() or None if m else None
 
 # %% ../../nbs/scoring/10_passages.ipynb #c024
@@ -95,10 +94,18 @@ _VERBLESS = r'\b(?:answer|(?:correct|right|best|final) (?:option|choice))[ *:]*(
 _MARKER = re.compile(_NAMED+_TO_WHAT+_VERB+r'[ *:]*|'+_VERBLESS+'|'+_ELSEWHERE, re.I)
 
 # %% ../../nbs/scoring/10_passages.ipynb #c029
-_MAY_MARK = ('answer', 'option', 'choice', 'final', 'result', 'respuesta', 'antwort', 'réponse', 'risposta',
-             'resposta', 'ответ')
 _EITHER = re.compile(r'\W*yes\W*(?:or|/)\W*no\b', re.I)          # `The answer is yes or no.` asks
 _HEADING = re.compile(r'(?:^|\n)[ #*_]*(?:(?:the )?(?:final|short) )?answer[ *_:]*\n\s*', re.I)
+
+_MAY_BEGIN = re.compile('answer|option|choice|correct|right|best|final|result|respuesta|antwort|réponse'
+                        '|risposta|resposta|ответ')
+
+def _marks(text, small):
+    "Every marker of a text, in its order; `small` is the text in lower case, in which they are found sooner"
+    if len(small)!=len(text): yield from _MARKER.finditer(text); return
+    at = 0
+    for m in _MAY_BEGIN.finditer(small):
+        if m.start()>=at and (found:=_MARKER.match(text, m.start())): yield found; at = found.end()
 
 def marked(
     text:str,           # A reply
@@ -106,8 +113,8 @@ def marked(
     "What follows each `the answer is`, and what stands below the heading `Final answer`"
     out = []
     small = text.lower()
-    if not any(word in small for word in _MAY_MARK): return out
-    marks = sorted([*_MARKER.finditer(text), *_HEADING.finditer(text)], key=lambda m: m.end(), reverse=True)
+    if not _MAY_BEGIN.search(small): return out
+    marks = sorted([*_marks(text, small), *_HEADING.finditer(text)], key=lambda m: m.end(), reverse=True)
     for m in marks[:_MOST]:
         work(400)
         part = sentences(text[m.end():][:400].lstrip(' *:\n').partition(';')[0])
@@ -116,9 +123,15 @@ def marked(
     return out
 
 # %% ../../nbs/scoring/10_passages.ipynb #c033
-_CONCLUDING = re.compile(r'\b(?:therefore|thus|hence|consequently|so|accordingly|in conclusion|in summary|'
-                         r'finally|this means|which means|we get|we have|we find|leaving|equals|left with)\b',
-                         re.I)
+_CONCLUDING = re.compile(r'(?:therefore|thus|hence|consequently|so|accordingly|in conclusion|in summary|'
+                         r'finally|this means|which means|we get|we have|we find|leaving|equals|left with)\b')
+
+@lru_cache(maxsize=64)          # Asked several times for each sentence of a reply
+def _concludes(sentence):
+    "Does a sentence hold a word that concludes?"
+    small = sentence.lower()
+    return any(not (small[m.start()-1:m.start()].isalnum()) for m in _CONCLUDING.finditer(small))
+
 
 # %% ../../nbs/scoring/10_passages.ipynb #c036
 _RESULT = re.compile(r'(?:(?<![<>!])=|≈|→|⇒|\\approx)([^=≈→⇒]{1,80})$'
@@ -191,7 +204,7 @@ def before_check(
 )->list[str]:           # Without a check at the end that concludes nothing
     "What is said before `To verify this, ...` or `Note: ...`"
     at = next((i for i, part in enumerate(parts) if i and _CHECK.search(part)), None)
-    return parts if at is None or any(_CONCLUDING.search(part) for part in parts[at+1:]) else parts[:at]
+    return parts if at is None or any(map(_concludes, parts[at+1:])) else parts[:at]
 
 # %% ../../nbs/scoring/10_passages.ipynb #c051
 _NEXT = re.compile(r'(?:^|\n)[ #*_>]*(?:(question|q|problem|exercise)|(user|human|student)|hint|choices'
@@ -228,7 +241,7 @@ def _second_thought(parts):
     turn = next((i for i in range(len(parts)-1, 0, -1) if _TURN.search(parts[i])), None)
     if turn is None or marked('\n'.join(parts[turn:])): return
     for i in range(len(parts)-1, turn-1, -1):
-        if not _CONCLUDING.search(parts[i]): continue
+        if not _concludes(parts[i]): continue
         yield Pick(joined(parts, i), 'pattern', 'a conclusion after a second thought')
 
 # %% ../../nbs/scoring/10_passages.ipynb #c059
@@ -248,7 +261,7 @@ def _last_value(parts):
     if len(parts)==1: yield Pick(last, 'pattern', 'the only sentence')
     if bold and alone(bold[-1]): yield Pick(bold[-1], 'pattern', 'the last value in bold')
     if alone(last): yield Pick(last, 'pattern', 'the last line, which is nothing but a value')
-    if not _CONCLUDING.search(last) and result(last):
+    if not _concludes(last) and result(last):
         yield Pick(last, 'pattern', 'the last sentence, which ends in a result')
 
 # %% ../../nbs/scoring/10_passages.ipynb #c064
@@ -281,7 +294,7 @@ def finals(
     bold, plain = _restating(parts, words, question)
     for part in bold[:1]: yield Pick(part, 'pattern', 'the question restated with a value in bold')
     yield from _last_value(parts)
-    yield from last_of(lambda i: _CONCLUDING.search(parts[i]), 'a conclusion')
+    yield from last_of(lambda i: _concludes(parts[i]), 'a conclusion')
     for part in plain[-1:]: yield Pick(part, 'pattern', 'the question restated')
     if noun: yield from last_of(lambda i: noun in words[i], f'the last sentence about the {noun}')
     for part in parts[::-1][:3]: yield Pick(part, 'fallback', 'one of the last sentences')

@@ -45,7 +45,7 @@ def unit_of(
     return named and (f'{named[0]}^{power}', named[1]**power)
 
 # %% ../../nbs/scoring/03_quantities.ipynb #c014
-_LABEL = re.compile(r'^([^=<>]{0,60})=\s*(?=[^=])')
+_LABEL = re.compile(r'^([^=<>!]{0,60})=\s*(?=[^=])')
 _MINUS_BEFORE_MONEY = re.compile(r'^- ?(\$|€|£|¥) ?(?=\d)')                  # `-$5`
 _WORDS_BEFORE = re.compile(
     r'^(?:(?:is|are|was|about|around|approximately|approx|roughly|nearly|almost|exactly|only|just|a total of|'

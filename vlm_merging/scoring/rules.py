@@ -16,8 +16,8 @@ from .numbers import work
 
 # %% auto #0
 __all__ = ['Mark', 'option_strict', 'python_number', 'mathvista_strict', 'mathvision_strict', 'mathverse_strict',
-           'dynamath_strict', 'mm_math', 'accepted_answers', 'relaxed', 'anls', 'vqa', 'contains', 'yesno', 'same_text',
-           'same_items', 'final_passage']
+           'dynamath_strict', 'mm_math', 'accepted_answers', 'mmmu_open', 'relaxed', 'anls', 'vqa', 'contains', 'yesno',
+           'same_text', 'same_items', 'final_passage']
 
 # %% ../../nbs/scoring/17_rules.ipynb #c009
 @dataclass(frozen=True)
@@ -162,6 +162,38 @@ def accepted_answers(
         if isinstance(read, list) and read: return [str(g) for g in read]
     return [gold]
 
+# %% ../../nbs/scoring/17_rules.ipynb #rc92cf
+_KEYS = ('could be ', 'so ', 'is ', 'thus ', 'therefore ', 'final ', 'answer ', 'result ')
+_ITS_NUMBERS = re.compile(r'-?\b\d{1,3}(?:,\d{3})+\b|-?\d+(?:\.\d+)?e[+-]?\d+'
+                          r'|-?(?:\d+\.\d+|\.\d+|\d+\b)(?!e[+-]?\d)(?![,\d])')
+
+def _key_parts(reply):
+    "The end of each line behind the words that announce an answer; the whole reply, if there is none"
+    lines, parts = reply.strip().strip('.').lower().split('\n'), []
+    for n, line in enumerate(lines, 1):
+        keys = (*_KEYS, '=') if n==len(lines) else _KEYS
+        ends = [line.rpartition(key)[2].strip() for key in keys if key in line]
+        parts += [min(filter(None, ends), key=len)] if any(ends) else []
+    return [p for p in parts if p not in ":,.!?;'"] or ['\n'.join(lines)]
+
+def _normal(text):
+    "A number with two decimals, or a text in lower case; one letter only with a space beside it"
+    if (x:=python_number(text.strip().replace(',', ''))) is not None: return [round(x, 2)]
+    small = text.strip().lower()
+    return [f' {small}', f'{small} '] if len(small)==1 else [small]
+
+def mmmu_open(
+    reply:str, gold:str, # Of a model; one answer or a JSON list
+    **_,                # What other rules need
+)->Mark:
+    "Part of the end of a line, or one of its numbers (MMMU)"
+    parts = _key_parts(reply)
+    said = [o for p in (*parts, *(n for p in parts for n in _ITS_NUMBERS.findall(p))) for o in _normal(p)]
+    texts, numbers = ([o for o in said if isinstance(o, kind)] for kind in (str, float))
+    def hits(g): return g in numbers if isinstance(g, float) else any(g in text for text in texts)
+    right = any(hits(g) for accepted in accepted_answers(gold) for g in _normal(accepted))
+    return _official(right, parts[-1][:100])
+
 # %% ../../nbs/scoring/17_rules.ipynb #c056
 def _chart_number(text, lenient=False):
     "A number; with a percent sign, its hundredth"
@@ -218,10 +250,12 @@ def _vqa_spelling(text):
 # %% ../../nbs/scoring/17_rules.ipynb #c072
 def vqa(
     reply:str, gold:str, # Of a model; a JSON list of the answers of several people
+    lenient:bool=False, # Keep an article that is all there is?
     **_,                # What other rules need
 )->Mark:
     "VQA accuracy: the mean of min(1, matches/3) over all ways to leave one person out (TextVQA)"
-    a, of = _vqa_spelling(reply), [_vqa_spelling(g) for g in accepted_answers(gold)]
+    def spelled(text): return _vqa_spelling(text) or lenient*text.lower().strip(' .')
+    a, of = spelled(reply), [spelled(g) for g in accepted_answers(gold)]
     if len(of)<2: return _official(a==of[0], a, 'the only gold answer')
     hits = of.count(a)
     left = [hits-(g==a) for g in of]
@@ -256,10 +290,8 @@ def yesno(
 _BEFORE_A_THING = '的のたるいな个個只隻条條张張座棵辆輛朵本匹 '    # What describes or counts it ends in these
 _SMALL_WORDS = ('a', 'an', 'the', 'at', 'in', 'on')
 _SIGN_OR_TWO, _MATTERS = re.compile(r'\W*(?:[A-Za-z]|\d+)\W*'), re.compile(r"[!|'+<>]")     # `n!` is not n
-_MONTHS_AND_DAYS = ('jan feb mar apr jun jul aug sep oct nov dec '
-                    'mon tue wed thu fri sat sun').split()
-
 _MONTHS = 'jan feb mar apr may jun jul aug sep oct nov dec'.split()
+_MONTHS_AND_DAYS = (*_MONTHS, *'mon tue wed thu fri sat sun'.split())
 _DAY = re.compile(r'(?P<y>\d{4})-(?P<m>\d{1,2})-(?P<d>\d{1,2})|(?P<name>[a-z]{3,9})\.? (?P<d2>\d{1,2})(?:st'
                   r'|nd|rd|th)?,? (?P<y2>\d{4})'
                   r'|(?P<d3>\d{1,2})(?:st|nd|rd|th)?(?: of)? (?P<name3>[a-z]{3,9})\.?,? (?P<y3>\d{4})', re.I)
@@ -274,15 +306,26 @@ def _date(text):
         month = _MONTHS.index(month[:3].lower())+1
     return int(year), int(month), int(day)
 
+_PLACE_SIDE = re.compile(r'(?:(?:.{1,60}? (?:is|are|sits|stands|lies) )?(?:on|to|at|in) (?:the )?)?(left'
+                         r'|right|top|bottom|front|back|middle|center|centre)(?:[- ]?hand)?(?: side)?'
+                         r'(?: of .{1,60})?', re.I)
+_KIND_ASKED = re.compile(r'\b(?:what|which) (?:colou?r|kind|type|sort|shape|material)s?\b', re.I)
+
 def same_text(
     answer:str, gold:str, # As picked from a reply; as published
+    question:str='',     # As asked: behind `What colour`, its noun may follow the gold answer
 )->str|None:             # In what they agree; None: they do not
     "Compare two short texts without case, punctuation, articles and plural"
     if (day:=_date(gold)) and (of:=_date(answer)): return 'same date' if of==day else None
     if _SIGN_OR_TWO.fullmatch(gold) and {*_MATTERS.findall(gold)}!={*_MATTERS.findall(answer)}: return None
     def word(w): return w[:3] if w[:3] in _MONTHS_AND_DAYS and len(w)>3 else w         # `July` and `Jul`
     def words(t): return [word(w) for w in plain_words(t).split() if w not in _SMALL_WORDS]
-    if words(gold) and words(answer)==words(gold): return 'same words'
+    side, of = (_PLACE_SIDE.fullmatch(t.strip(' .')) for t in (answer, gold))
+    if side and of and ' of ' not in gold: return 'same side'*(side[1].lower()==of[1].lower()) or None
+    said, asked = words(answer), words(gold)
+    if asked and asked in (said, [w for w in said if w!='one']): return 'same words'
+    if asked and asked==said[:-1] and _KIND_ASKED.search(question) and said[-1] in words(question) \
+            and f'{gold} {said[-1]}'.lower() not in question.lower(): return 'same words'
     thing, of = (re.sub('[色색]$', '', t.strip(' "\'')) for t in (answer, gold))
     if not eastern(gold) or not of or not thing.endswith(of): return None
     return 'same thing' if thing==of or thing[-len(of)-1] in _BEFORE_A_THING else None

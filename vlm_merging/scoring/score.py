@@ -11,10 +11,12 @@ import polars as pl
 from .algebra import Algebra, beyond
 from .equality import same
 from ..benchmarks.cells import text_of
+from ..benchmarks.own_rows import option_at
 from ..benchmarks.items import LETTERS, ROW_KEYS, options_of
 from vlm_merging.scoring.rules import (
     Mark, accepted_answers, anls, contains, dynamath_strict, final_passage, mathverse_strict,
-    mathvision_strict, mathvista_strict, mm_math, option_strict, python_number, relaxed, same_items,
+    mathvision_strict, mathvista_strict, mm_math, mmmu_open, option_strict, python_number, relaxed,
+                                       same_items,
     same_text, vqa, yesno)
 from .wrappers import readable_part, thinking_name, thoughts_marked, unknown_tags
 from .languages import asked_group, in_english
@@ -23,14 +25,16 @@ from .passages import before_next_question, finals
 from .statements import outright, stated, torn
 from .free_answers import answer_kind, pick_text, pick_value
 from .choices import (
-    _BadRow, asked_options, gold_letters, looks_like_a_letter, wants_letter)
+    _BadRow, asked_options, gold_letters, looks_like_a_letter, option_keys, wants_letter)
 from .options import pick_option
 from .floor import FLOORS, floor_columns, rule_of_row
 from ..asking.formats import VERDICT
 from ..asking.replies import NO_REPLY
 from ..asking.reading import table_at
+from .forms import bare
 from .numbers import Late, limit, number
 from .quantities import asked_unit, other_unit, unit_of
+from .spelling import plain_spelling
 
 # %% auto #0
 __all__ = ['RULES', 'PROTOCOLS', 'SCORE_COLUMNS', 'COLUMNS_LEFT_OUT', 'score_row', 'typed_replies', 'score']
@@ -42,7 +46,10 @@ def _right_letter(row, choices):
     if many>len(LETTERS): raise _BadRow(f'there are {many} options, and letters for {len(LETTERS)}')
     gold = row.get('answer_option') or gold_letters(row['answer'], choices)
     if not choices or gold and gold[-1]<=LETTERS[many-1] and choices[LETTERS.index(gold[-1])]: return gold
-    return Mark(None, '', 'none', f"the gold answer {row['answer'][:40]!r} is none of the {many} choices")
+    text, keys = row['answer'].strip(), option_keys(row.get('choices'))
+    if text in keys: return LETTERS[keys.index(text)]
+    counted = '; if the numbers count from 0, put them into a column answer_index'*text.isdecimal()
+    return Mark(None, '', 'none', f"the gold answer {text[:40]!r} is none of the {many} choices{counted}")
 
 def _by_letter(row, reply, choices):
     "Score a multiple-choice question; None: nothing says which options there are"
@@ -77,7 +84,7 @@ def _equal(answer, gold, row, algebra):
     asked, listed = _asked_of(row), row.get('answer_type')=='list'
     how = same(answer, gold, row.get('precision'), exact='exact' in asked.lower() or 'in terms of' in asked)
     if how and 'thousands or millions' in how and not _IN_GROUPS.search(asked): how = None
-    if not how and answer_kind(gold)=='text': how = same_text(answer, gold)
+    if not how and answer_kind(gold)=='text': how = same_text(answer, gold, asked)
     if not how and listed: how = same_items(answer, gold)
     if how or not answer or not beyond(gold): return how
     equal = algebra.same(answer, gold)
@@ -89,7 +96,9 @@ def _by_value(row, reply, algebra):
     gold = _whole_gold(row)
     p = pick_value(reply, row['question'], gold, row.get('answer_type')=='integer')
     how = _equal(p.text, gold, row, algebra)
-    why = '; '.join(filter(None, (p.reason, how, looks_like_a_letter(row) and _LETTERLIKE)))
+    part = p.reason=='the whole reply' and bare(plain_spelling(p.text))!=bare(plain_spelling(reply))
+    why = '; '.join(filter(None, (p.reason+', a part of it'*part, how,
+                                  looks_like_a_letter(row) and _LETTERLIKE)))
     return Mark(float(how not in (None, _UNDECIDED)), p.text, p.tier, why)
 
 # %% ../../nbs/scoring/19_score.ipynb #c018
@@ -112,7 +121,10 @@ def _strict_option(rule):
         letter, kind = _right_letter(row, choices) if wants_letter(row) else '', row.get('answer_type')
         if isinstance(letter, Mark): return letter
         if letter: return option_strict(reply, letter, choices)
-        return rule(reply=reply, gold=row['answer'], answer_type='text' if wants_letter(row) else kind)
+        several = kind=='any of' and rule is not mmmu_open
+        golds = accepted_answers(row['answer']) if several else [row['answer']]
+        kind = 'text' if wants_letter(row) or several else kind
+        return max((rule(reply=reply, gold=g, answer_type=kind) for g in golds), key=lambda m: m.value)
     return scored
 
 def _plain(rule):
@@ -122,7 +134,8 @@ def _plain(rule):
 
 # %% ../../nbs/scoring/19_score.ipynb #c023
 RULES = dict(mathvista=_strict_option(mathvista_strict), mathvision=_strict_option(mathvision_strict),
-             mmstar=_strict_option(mathverse_strict), answer=_strict_option(mathverse_strict),
+             mmstar=_strict_option(mathverse_strict), mmmu=_strict_option(mmmu_open),
+             answer=_strict_option(mathverse_strict),
              mathverse=_plain(mathverse_strict), dynamath=_plain(dynamath_strict), mm_math=_plain(mm_math),
              relaxed=_plain(relaxed), anls=_plain(anls), vqa=_plain(vqa),
              contains=_plain(contains), yesno=_plain(yesno))
@@ -246,6 +259,11 @@ def _options_as_text(row):
 _INPUTS = ('question', 'question_for_eval', 'choices', 'answer', 'answer_option', 'question_type',
            'answer_type', 'precision', 'unit', 'prediction', 'finish', 'metric', 'category', 'error')
 
+def _shortest_time(column):
+    "A column of dates or times as text, without the parts that are zero"
+    return column.str.replace(r'\.0+$', '').str.replace(r' 00:00:00$', '').str.replace(r'(\d\d:\d\d):00$',
+                                                                                       '$1')
+
 def _typed(frame, name):
     "A column in its type; one that is missing is null"
     kind, column = frame.schema.get(name), pl.col(name)
@@ -254,6 +272,7 @@ def _typed(frame, name):
     if kind.is_nested() or kind in (pl.Binary, pl.Object, pl.Duration):
         if name in ('choices', 'category'): return column
         raise ValueError(f"Column {name} holds {kind}, where one text a row is needed.")
+    if kind.is_temporal(): return _shortest_time(column.cast(pl.String))
     if not kind.is_float(): return column.cast(pl.String)
     whole = column.cast(pl.Int64, strict=False).cast(pl.String)
     return pl.when(column==column.round()).then(whole).otherwise(column.cast(pl.String))
@@ -267,6 +286,10 @@ def typed_replies(
         shown = ' '.join(str(frame).split())[:60]
         raise ValueError(f"{type(frame).__name__} {shown!r} is no table. "
                          f"Give the folder of a run, a file, or a polars frame.")
+    if 'answer_index' in frame.columns and not {'answer_option', 'answer'}<={*frame.columns}:
+        at = _typed(frame, 'answer_index').map_elements(option_at, pl.String, skip_nulls=True)
+        frame = frame.with_columns(*(at.alias(c) for c in ('answer',
+                                                           'answer_option') if c not in frame.columns))
     missing = [c for c in ('prediction', 'answer') if c not in frame.columns]
     if missing:
         raise ValueError(f"The table has no column {' and no column '.join(missing)}; "
@@ -278,7 +301,8 @@ def typed_replies(
     return frame.select(_typed(frame, name) for name in dict.fromkeys((*ROW_KEYS, *_INPUTS)))
 
 # %% ../../nbs/scoring/19_score.ipynb #c059
-COLUMNS_LEFT_OUT = ('question_for_eval', 'choices', 'answer_option', 'question_type', 'answer_type',
+COLUMNS_LEFT_OUT = ('question_for_eval', 'choices', 'answer_option', 'answer_index', 'question_type',
+                    'answer_type',
                     'precision', 'unit', 'finish', 'metric', 'key', 'error', 'query', 'seconds',
                     'reasoning_content')
 

@@ -79,7 +79,7 @@ def expand(
 LATEX_COMMANDS = {'cdot':'*', 'times':'*', 'div':'/', 'pm':'+-', 'pi':' pi ', 'infty':' inf ', 'cup':' U ',
                   'leq':'<=', 'le':'<=', 'leqslant':'<=', 'lt':'<', 'geq':'>=', 'ge':'>=', 'geqslant':'>=',
                   'gt':'>', 'neq':'!=', 'ne':'!=', 'approx':'=', 'colon':':',
-                  'circ':' deg ', 'degree':' deg ', 'angle':' ', 'therefore':' ',
+                  'in':' ∈ ', 'circ':' deg ', 'degree':' deg ', 'angle':' ', 'therefore':' ',
                   'tg':' tan ', **{f:f' {f} ' for f in 'cos sin tan sec csc cot ln log exp arcsin arccos '
                                                        'arctan sinh cosh tanh'.split()},
                   'left':'', 'right':'', 'quad':' ', 'qquad':' ', 'displaystyle':'',
@@ -134,6 +134,7 @@ _STARS = re.compile(r'\*\*(?!\s*[\d(])|`|[*_]{2,}$|^[*_]{2,}')
 # %% ../../nbs/scoring/01_spelling.ipynb #c033
 _FACTORIAL = re.compile(r'[\s$]*(\d{1,2})\s*![\s$]*')              # And nothing else: `It is 5!` exclaims
 _TIMES_TEN = re.compile(r'(?<=\d) ?[xX] ?(?=10\s*(?:\^|\*\*))')
+_SET = re.compile(r'∈ *\\?\{([^{}|:]*)\}')                          # `x ∈ {5, 6}`: a list, and no interval
 
 @lru_cache(maxsize=4096)
 def plain_spelling(
@@ -143,5 +144,6 @@ def plain_spelling(
     text = _BOLD.sub(r'\1', text[-2000:])
     if m:=_FACTORIAL.fullmatch(text): text = str(math.factorial(int(m[1])))
     if '\\' in text: text = without_latex(text)
+    if '∈' in text: text = _SET.sub(lambda m: '= '+m[1].rstrip(' \\'), text)
     text = without_braces(_TIMES_TEN.sub('*', ascii_signs(text)))
     return ' '.join(_STARS.sub('', text).split()).lstrip(' ,;:=').rstrip(' .,;:')

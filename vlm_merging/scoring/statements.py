@@ -165,6 +165,17 @@ def _numbers_say(sentence, question):
     return (grows==bool(asked[1]))!=bool(denied)
 
 # %% ../../nbs/scoring/12_statements.ipynb #c033
+_COLOURS = {*'red green blue yellow orange purple pink brown black white gray grey amber'.split()}
+
+def _another_colour(asked, said, sentence):
+    "Does a sentence give another colour to what the question names one of?"
+    names = [{w for w in words if w in _COLOURS or w+'e' in _COLOURS} for words in (asked, said)]
+    if [*map(len, names)]!=[1, 1] or names[0]==names[1] or list(asked)[-1] not in names[0]: return False
+    if _turns(sentence) or {_MORE, _MOST, _SAME}&asked.keys(): return False
+    same = asked.keys()-names[0]<=said.keys() or _OF_IT.match(sentence)
+    return bool(same) and bool(re.search(r"\b(?:is|are|was|were|looks?|appears?|showing|shows)\b|'s\b",
+                                         sentence))
+
 def _another_number(asked, said, sentence):
     "Does a sentence give another number where the question names one?"
     mine, other = ([w for w in words if w[0].isdigit()] for words in (asked, said))
@@ -200,7 +211,7 @@ def _says(sentence, question, goes_on=False):
     if _MORE in asked and _EQUAL.search(sentence): said = {**said, _MORE:-asked[_MORE]}
     if _SAME in asked and _MORE in said: said = {**said, _SAME:-asked[_SAME]}; del said[_MORE]
     if not asked or _NO_CLAIM.search(sentence) or not _comparing(asked, said): return None
-    if _another_number(asked, said, sentence): return False
+    if _another_number(asked, said, sentence) or _another_colour(asked, said, sentence): return False
     shared, foreign = asked.keys()&said.keys(), said.keys()-asked.keys()
     if len(shared)<_ABOUT*len(asked):
         of_it = goes_on and _OF_IT.match(sentence) and list(asked)[-1] in said
@@ -227,7 +238,8 @@ _AGREES = re.compile(
     rf"|{_STATEMENT}(?:'s| is| seems| would be) (?:indeed )?{_TRUE}){_STOP}"
     rf"|{_LEAD}(?!th[ai][ts] \w+,){_PRONOUN} {_AUX}(?: indeed)?(?=[.,;!]|$)", re.I)
 _DISAGREES = re.compile(
-    rf"{_LEAD}(?:nope|nah|none(?: that I can (?:see|tell))?|negative|incorrect|false|wrong"
+    rf"{_LEAD}(?:nope|nah|(?:definitely|certainly|absolutely|of course) not"
+    r"|none(?: that I can (?:see|tell))?|negative|incorrect|false|wrong"
     rf"|I (?:don't|do not) (?:think|believe) so|not (?:that I (?:can (?:see|tell)|see|know)|at all|really"
     rf"|quite|exactly|in this (?:image|picture|photo|case))"
     rf"|{_STATEMENT}(?:'s| is| seems) (?:not {_TRUE}|incorrect|wrong|false|untrue|inaccurate)"

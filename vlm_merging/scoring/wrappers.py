@@ -45,10 +45,10 @@ def in_plain_lines(
     text:str,           # As `one_script` gives it
 )->str:
     "A reply without the name of its speaker, the border of a quotation, tabs and double spaces"
-    text = _SPEAKER.sub('', text)
-    if text[:1]=='>' and text[1:2]!='=':
+    if 'ssistant' in text[:60].lower(): text = _SPEAKER.sub('', text)
+    if text[:1]=='>' and not re.match(r'>(?:=|\d)', text):
         if all(line.startswith('>') for line in text.split('\n') if line.strip()): text = _QUOTE.sub('', text)
-    return _GAP.sub(' ', text)
+    return _GAP.sub(' ', text) if '  ' in text or '\t' in text else text
 
 # %% ../../nbs/scoring/07_wrappers.ipynb #c013
 _TAG = re.compile(r'<[|｜]\s*(?P<bar>/?[\w▁: .-]{1,40}?)\s*[|｜]>|◁(?P<triangle>/?[\w-]{2,30})▷'
@@ -248,6 +248,7 @@ def _without_tags(text):
     return _ROLE.sub('', ''.join([*out, text[at:], '}'*boxes]))
 
 # %% ../../nbs/scoring/07_wrappers.ipynb #c045
+_HINTS = '<', '◁', '[', 'oxed', '\\f', '\\bbox', '\x08', '\x0c', '\t'     # Seen sooner than a pattern
 _MAY_HOLD = re.compile(r'[<◁]|\[[|/A-Z]|oxed|\\f|\\bbox|[\x08\x0c\t]')
 
 @lru_cache(maxsize=16)
@@ -261,6 +262,7 @@ def unwrapped(
 )->str:  # May hold `<answer>...</answer>` and `\boxed{...}`, and no other mark; empty: no answer was reached
     "A reply without tokens and tags, and without what is thought"
     text = in_plain_lines(one_script(reply))
+    if not any(hint in text for hint in _HINTS): return text
     return _unwrapped(text, tuple(WRAPPERS.items())) if _MAY_HOLD.search(text) else text
 
 # %% ../../nbs/scoring/07_wrappers.ipynb #c051

@@ -17,10 +17,11 @@ from ..comparing.summary import summarize
 from ..lab.trio import lab_folder
 from ..merging.methods import METHODS
 from ..merging.plan import plan
-from ..merging.recipe import MODULES, Recipe, method_named
+from ..merging.knobs import method_named
+from ..merging.recipe import MODULES, Recipe
 from ..probing.probe import asked_items
 from .panels import (
-    FAINT_STYLE, LAB_ASKING, Worker, Working, ask_rest, asked_html, by_category, changes, filled,
+    FAINT_STYLE, LAB_ASKING, LAB_KNOBS, Worker, Working, ask_rest, asked_html, by_category, changes, filled,
     lines_html, literal_text, picture_html, quietly, reply_text, say_in, score_offline, side_by_side,
     status_line, still, table_html, verdict_html)
 from .reply_browser import ReplyBrowser
@@ -36,10 +37,10 @@ def knob_control(
 )->W.Widget:
     "A slider, a box to tick or a list, with the bounds and the words of the signature"
     how = dict(value=knob.default, description=knob.name, tooltip=knob.about, **_WIDE)
-    if knob.choices==(True, False): return W.Checkbox(**how|dict(indent=True))
+    if knob.choices==(True, False): return W.Checkbox(**how, indent=True)
     if knob.choices: return W.Dropdown(options=knob.choices, **how)
-    return W.FloatSlider(min=knob.low, max=knob.high, step=.01 if knob.high<=1 else .05, readout_format='.2f',
-                         **how)
+    how |= dict(min=knob.low, max=knob.high, step=.01 if knob.high<=1 else .05)
+    return W.FloatSlider(readout_format='.2f', **how)
 
 # %% ../../nbs/widgets/03_merge_explorer.ipynb #c013
 def _knob_rows(method, controls):
@@ -55,8 +56,8 @@ _WORDS = dict(mlp='MLP')
 
 def _module_boxes(modules):
     "A box to tick for each kind of module"
-    return {m:W.Checkbox(True, description=_WORDS.get(m, m), indent=False, layout=dict(width='86px'))
-            for m in modules}
+    plain = dict(indent=False, layout=dict(width='86px'))
+    return {m:W.Checkbox(True, description=_WORDS.get(m, m), **plain) for m in modules}
 
 def _labelled_row(label, controls):
     "Controls behind one label"
@@ -67,10 +68,9 @@ def _labelled_row(label, controls):
 def _set_recipe(models, method, knobs, layers, depth, ticked, seed):
     "The `Recipe` of some settings; raise ValueError if they are none"
     if not ticked: raise ValueError('Nothing is left to merge. Tick attention, MLP or norm.')
-    first, last = layers
     return Recipe(**models, method=method, seed=seed,
                   knobs={n:round(v, 6) if isinstance(v, float) else v for n, v in knobs.items()},
-                  layers='all' if (first, last)==(0, depth-1) else f'{first}-{last}',
+                  layers='all' if tuple(layers)==(0, depth-1) else '{}-{}'.format(*layers),
                   modules='all' if len(ticked)==len(MODULES) else ','.join(ticked))
 
 # %% ../../nbs/widgets/03_merge_explorer.ipynb #c022
@@ -78,11 +78,11 @@ class MergeControls:
     "Controls for a method, its knobs, the layers and the modules; each change calls `changed`"
     def __init__(self,
         models:dict,        # vlm, llm, base: folder or hub id
-        last:int,           # The last layer
-        method:str,         # A key of `METHODS`
+        last:int, method:str, # The last layer; a key of `METHODS`
         changed:Callable,   # Called with what changed
+        opens:dict={},      # Method -> knobs and the values they open with; others: those of the signature
     ):
-        self.models, self.changed, self.knobs = models, changed, {}
+        self.models, self.changed, self.knobs, self.opens = models, changed, {}, opens
         self.method = W.Dropdown(options=list(METHODS), value=method, description='method', **_WIDE)
         self.knob_box, self.about, self.modules = W.VBox(), W.HTML(), _module_boxes(MODULES)
         self.layers = W.IntRangeSlider(value=(0, last), min=0, max=last, description='layers', **_WIDE)
@@ -96,6 +96,7 @@ class MergeControls:
         "Controls for the knobs of the method that is chosen"
         method = METHODS[self.method.value]
         self.knobs = {n:knob_control(k) for n, k in method.knobs.items()}
+        for name, value in self.opens.get(method.name, {}).items(): self.knobs[name].value = value
         for control in self.knobs.values(): control.observe(self.changed, 'value')
         self.about.value = str(lines_html([method.about], FAINT_STYLE))
         self.knob_box.children = [*_knob_rows(method, self.knobs), *[self.seed]*('rng' in method.fills)]
@@ -296,7 +297,7 @@ class MergeExplorer(Working):
         self.runs = _Runs(self.items, self.model)
         self.table, self.change, self.words = None, None, []
         self.controls = MergeControls(models, _last_layer(models), method,
-                                      lambda change: self.worker.ask(self._work))
+                                      lambda change: self.worker.ask(self._work), {} if vlm else LAB_KNOBS)
         self.page = _MergePage(self.items, self.controls.rows)
         self.question.observe(lambda change: self._show_answers(), 'value')
         self.worker = Worker(say_in(self.status), pause)

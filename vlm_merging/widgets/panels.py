@@ -21,10 +21,10 @@ from ..scoring.score import score
 from ..comparing.findings import change_said
 
 # %% auto #0
-__all__ = ['TEXT_STYLE', 'FAINT_STYLE', 'EDGE', 'LAB_ASKING', 'BUSY', 'filled', 'literal_text', 'reply_text', 'verdict_html',
-           'picture_html', 'table_html', 'asked_html', 'side_by_side', 'lines_html', 'still', 'Shown', 'quietly',
-           'Stopped', 'Worker', 'Working', 'status_line', 'say_in', 'by_category', 'ask_rest', 'score_offline',
-           'changes']
+__all__ = ['TEXT_STYLE', 'FAINT_STYLE', 'EDGE', 'LAB_ASKING', 'LAB_KNOBS', 'BUSY', 'filled', 'literal_text', 'reply_text',
+           'verdict_html', 'picture_html', 'table_html', 'asked_html', 'side_by_side', 'lines_html', 'still', 'Shown',
+           'quietly', 'Stopped', 'Worker', 'Working', 'status_line', 'say_in', 'by_category', 'ask_rest',
+           'score_offline', 'changes']
 
 # %% ../../nbs/widgets/01_panels.ipynb #c010
 TEXT_STYLE = 'color:var(--jp-ui-font-color1,inherit);font-size:13px;line-height:1.45'
@@ -147,6 +147,7 @@ class Shown:
 
 # %% ../../nbs/widgets/01_panels.ipynb #c041
 LAB_ASKING = dict(batch_size=40, max_new_tokens=32) # How the models of the lab are asked
+LAB_KNOBS = dict(linear=dict(weight=.6)) # Where a merge of them is good; other pairs want more of the VLM
 
 def quietly(
     do:Callable,        # Opens a model

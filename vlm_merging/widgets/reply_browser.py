@@ -13,11 +13,11 @@ from ..comparing.pairs import matched, one_run
 from ..comparing.statistics import values_in_tag
 from ..scoring.score import COLUMNS_LEFT_OUT, SCORE_COLUMNS
 from .panels import (
-    FAINT_STYLE, Shown, asked_html, filled, literal_text, picture_html, reply_text, say_in, side_by_side,
-    status_line, table_html, verdict_html)
+    FAINT_STYLE, Shown, asked_html, filled, lines_html, literal_text, picture_html, reply_text, say_in,
+    side_by_side, status_line, table_html, verdict_html)
 
 # %% auto #0
-__all__ = ['VERDICT_FILTERS', 'reply_rows', 'tag_values', 'chosen_rows', 'reply_html', 'ReplyBrowser']
+__all__ = ['VERDICT_FILTERS', 'FILTER_WORDS', 'reply_rows', 'tag_values', 'chosen_rows', 'reply_html', 'ReplyBrowser']
 
 # %% ../../nbs/widgets/02_reply_browser.ipynb #c010
 VERDICT_FILTERS = dict(changed=('won', 'lost'), won=('won',), lost=('lost',),
@@ -108,6 +108,12 @@ def reply_html(
     return side_by_side(Markup('').join(picture_html(p, 180) for p in pictures), words)
 
 # %% ../../nbs/widgets/02_reply_browser.ipynb #c024
+FILTER_WORDS = dict(
+    kind='a tag of the questions, such as their category',
+    verdict='won: right only in the second run; lost: right only in the first; changed: either of them',
+    tier='how surely an answer was read: exact (it is the reply), pattern (said as an answer), fallback (the '
+         'last thing that could be one; read these first), none')
+
 def _filters(rows):
     "A box for words, and lists for kind, verdict and tier"
     wide = dict(style=dict(description_width='56px'), layout=dict(width='236px'))
@@ -116,27 +122,28 @@ def _filters(rows):
     choices = dict(kind=tag_values(rows), verdict={f'{v} ({n})':v for v, n in counts.items() if n},
                    tier={name_in_line(t, 60):t for t in dict.fromkeys(tiers)})
     text = W.Text(description='search', placeholder='in question or reply', **wide)
-    return text, *(W.Dropdown(options={'all':''}|o, description=name, **wide) for name, o in choices.items())
+    return text, *(W.Dropdown(options={'all':''}|o, description=name, tooltip=FILTER_WORDS[name], **wide)
+                   for name, o in choices.items())
 
-# %% ../../nbs/widgets/02_reply_browser.ipynb #c028
+# %% ../../nbs/widgets/02_reply_browser.ipynb #c030
 def _place_words(at, fitting, whole):
     "Which reply it is, of how many that fit, of how many"
     if not fitting: return f'No reply of {whole} fits these filters.'
     return f'Reply {at} of {fitting}'+f' that fit, of {whole}'*(fitting<whole)
 
-# %% ../../nbs/widgets/02_reply_browser.ipynb #c031
+# %% ../../nbs/widgets/02_reply_browser.ipynb #c033
 def _pictures_of(items):
     "Benchmark, split and id of each item -> its pictures"
     return {(i.benchmark or 'unnamed', i.split or 'all', str(i.id)):i.images for i in items or ()}
 
-# %% ../../nbs/widgets/02_reply_browser.ipynb #c034
+# %% ../../nbs/widgets/02_reply_browser.ipynb #c036
 def _walk_controls(n):
     "Buttons for the one before and the next, and a slider over `n` replies"
     back, on = (W.Button(description=d, layout=dict(width='90px')) for d in ('previous', 'next'))
     return back, on, W.IntSlider(value=1, min=1, max=max(1, n), description='reply',
                                  style=dict(description_width='56px'), layout=dict(width='420px'))
 
-# %% ../../nbs/widgets/02_reply_browser.ipynb #c037
+# %% ../../nbs/widgets/02_reply_browser.ipynb #c039
 class ReplyBrowser(Shown):
     "Replies of one run or of two, filtered and read one by one"
     def __init__(self,
@@ -154,7 +161,9 @@ class ReplyBrowser(Shown):
         self.back.on_click(lambda button: self._go(-1))
         self.on.on_click(lambda button: self._go(1))
         lines = [W.HBox(line, layout=dict(flex_flow='row wrap')) for line in (filters, walk)]
-        self.box = W.VBox([*lines, self.status, self.view])
+        words = [f'{name}: {text}' for name, text in FILTER_WORDS.items()]
+        self.help = W.HTML(str(lines_html(words, FAINT_STYLE)))
+        self.box = W.VBox([lines[0], self.help, lines[1], self.status, self.view])
         self._filter()
 
     @property
