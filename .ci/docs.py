@@ -41,19 +41,21 @@ def told_chart(html, alt):
     return re.sub(r'<div id="(altair-viz[\w-]*)">', lambda m: f'<div id="{m[1]}" role="figure" '
                                                               f'aria-label="{escape(told)}">', html)
 
-def still_chart(html, root):
-    "A chart that finds its libraries beside the pages, and so leaves no address of the net in them"
+VEGA = '<script src="/vega.js"></script>'
+
+def still_chart(html):
+    "A chart that finds its libraries in `VEGA`, and so leaves no address of the net in the page"
     charts = dict(re.findall(r'maybeLoadScript\("(vega[\w-]*)", "([^"]+)"\)', html))
     if not charts: return html
     have = json.dumps({f'{k.replace("-", "")}_version': v for k, v in charts.items()})
-    html = re.sub(r'https://cdn\.jsdelivr\.net/npm/[^"]*', f'{root}vega.js', html)
-    return f'<script src="{root}vega.js"></script>\n<script>var VEGA_DEBUG = {have};</script>\n{html}'
+    html = re.sub(r'https://cdn\.jsdelivr\.net/npm/[^"]*', '', html)
+    return f'{VEGA}\n<script>var VEGA_DEBUG = {have};</script>\n{html}'
 
-def told(out, alt, code, root):
+def told(out, alt, code):
     "An output whose picture says what it shows; `alt` tells of it, or its `code`"
-    data, words = out.get('data', {}), escape(alt or f'Picture, made by the code above: '
-                                                     f'{(code.splitlines() or ["no code shown"])[-1].strip()}')
-    if 'text/html' in data: html = still_chart(told_chart(joined(data['text/html']), alt), root)
+    last = (code.splitlines() or ['no code shown'])[-1].strip()
+    data, words = out.get('data', {}), escape(alt or f'Picture, made by the code above: {last}')
+    if 'text/html' in data: html = still_chart(told_chart(joined(data['text/html']), alt))
     elif 'image/svg+xml' in data:
         html = joined(data['image/svg+xml']).replace('<svg ', f'<svg role="img" aria-label="{words}" ', 1)
     elif kind := next((k for k in ('image/png', 'image/jpeg') if k in data), None):
@@ -64,17 +66,19 @@ def told(out, alt, code, root):
 def as_is(out):
     "What an output says, to be read as Markdown"
     if out['output_type']=='stream': return joined(out['text'])
-    return joined(next(out['data'][k] for k in ('text/markdown', 'text/html', 'text/plain') if k in out['data']))
+    data = out['data']
+    return joined(next(data[k] for k in ('text/markdown', 'text/html', 'text/plain') if k in data))
 
-def told_cell(cell, root):
-    "A cell as smalldocs shows it; `root` leads from its page to the first one"
+def told_cell(cell):
+    "A cell as smalldocs shows it"
     if cell['cell_type']!='code': return cell
     source = joined(cell['source'])
     said = directives(source)
     alt = said.get('alt', said.get('fig-alt', ''))
-    outputs = [told(o, alt, code_of(source), root) for o in cell['outputs']]
+    outputs = [told(o, alt, code_of(source)) for o in cell['outputs']]
     if said.get('output')=='asis':
-        outputs = [dict(output_type='display_data', metadata={}, data={'text/markdown': as_is(o)}) for o in outputs]
+        outputs = [dict(output_type='display_data', metadata={}, data={'text/markdown': as_is(o)})
+                   for o in outputs]
         source = re.sub(r'^#\| *output: *asis *\n?', '', source, flags=re.M)
     return dict(cell, source=source, outputs=outputs)
 
@@ -109,9 +113,14 @@ def settle():
     ids = {page: Links(html).ids for page, html in pages.items()}
     for page, html in pages.items():
         html = re.sub(r'(<a [^>]*href=")([^"]+)', lambda m: m[1] + local(m[2], page, ids), as_mathml(html))
+        html = html.replace('</head>', '<link rel="icon" href="data:,"></head>', 1)
+        first, vega, rest = html.partition(VEGA)
+        to = relpath('vega.js', PurePosixPath(page).parent)
+        html = first + vega.replace('/vega.js', to) + rest.replace(VEGA, '')     # Once a page
         (site/page).write_text(html, encoding='utf-8')
     for o in site.rglob('*.css'):
-        o.write_text(re.sub(r'@import url\(https?:[^)]*\);?', '', o.read_text(encoding='utf-8')), encoding='utf-8')
+        plain = re.sub(r'@import url\(https?:[^)]*\);?', '', o.read_text(encoding='utf-8'))
+        o.write_text(plain, encoding='utf-8')
 
 # Every link must lead somewhere, and every picture say what it shows
 
@@ -239,9 +248,8 @@ def read_notebooks(paths, work, pages):
             FilterDefaults()(nb)
             nb_frontmatter(nb)
             page = PurePosixPath(page_name(path)).with_suffix('.ipynb')
-            root = relpath('.', page.parent) + '/'
             plain = nb2dict(nb)
-            cells = [told_cell(o, root) for o in plain['cells']]
+            cells = [told_cell(o) for o in plain['cells']]
             (pages/page).parent.mkdir(parents=True, exist_ok=True)
             (pages/page).write_text(json.dumps(dict(plain, cells=cells)), encoding='utf-8')
         except Exception as e: wrong.append(f'nbs/{path} does not build. {e}')

@@ -88,7 +88,7 @@ def test_a_picture_is_told_in_words():
     o = docs()
     def shown(source, data, kind='display_data'):
         cell = dict(cell_type='code', source=source, outputs=[dict(output_type=kind, data=data)])
-        return o.told_cell(cell, '../')['outputs'][0]['data']['text/html']
+        return o.told_cell(cell)['outputs'][0]['data']['text/html']
     assert 'alt="Two &lt;cats&gt;"' in shown('#| alt: Two <cats>\ndraw()', {'image/png': 'AAAA'})
     assert 'alt="Picture, made by the code above: draw()"' in shown('x = 1\ndraw()', {'image/png': 'AAAA'})
     assert '<svg role="img" aria-label="A line"' in shown('#| fig-alt: A line\ndraw()',
@@ -97,11 +97,12 @@ def test_a_picture_is_told_in_words():
              'a, spec, o)})({"vconcat": [{"title": {"text": ["Up", "and on"]}}]}, {});</script>')
     still = shown('chart', {'text/html': chart})
     assert 'role="figure" aria-label="Chart: Up and on"' in still
-    assert '<script src="../vega.js">' in still
+    assert o.VEGA in still
 
 def test_a_formula_is_set_without_the_net():
-    page = docs().as_mathml('<link href="https://x.y/katex.css"><span class="math inline">\\(a&lt;b_1\\)</span>')
-    assert 'katex' not in page and '<math' in page and '<msub>' in page and '&lt;' in page
+    page = docs().as_mathml('<link href="https://x.y/katex.css">'
+                            '<span class="math inline">\\(a&lt;b_1\\)</span>')
+    assert 'katex' not in page and '<math' in page and '<msub>' in page and '&#x0003C;' in page
 
 # Every page, in a browser
 
@@ -136,7 +137,7 @@ LOOK = '''() => ({
     broken: [...document.images].filter(o => o.complete && !o.naturalWidth).map(o => o.src.slice(0, 60)),
     untold: [...document.querySelectorAll('[id^=altair-viz]')]
         .filter(o => !o.getAttribute('aria-label')).length,
-    menu: document.querySelector('#quarto-sidebar').checkVisibility(),
+    menu: document.querySelector('#quarto-sidebar').checkVisibility({visibilityProperty: true}),
     top: document.querySelector('h1').getBoundingClientRect().top })'''
 MARKS = '''() => [...document.querySelectorAll('[id^=altair-viz]')].map(o => {
     const drawn = o.querySelectorAll(
