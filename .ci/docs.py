@@ -1,30 +1,24 @@
-"""Build the site without Quarto: notebooks, through nbdev and pandoc, become plain pages in `_docs/`.
+"""Build the site without Quarto: nbdev reads the notebooks, smalldocs draws the pages into `_docs/`.
 `python .ci/docs.py` builds it; `python .ci/docs.py readme` makes README.md from nbs/index.ipynb."""
-import ast, hashlib, json, os, re, shutil, subprocess, sys, tempfile, warnings
-from concurrent.futures import ThreadPoolExecutor
-from html import escape
+import ast, hashlib, json, os, re, shutil, sys, tempfile, warnings
+from configparser import ConfigParser
+from html import escape, unescape
 from html.parser import HTMLParser
 from pathlib import Path, PurePosixPath
 from posixpath import normpath, relpath
 
-import pypandoc, yaml
+import yaml
 
 here = Path(__file__).resolve().parent
 project, site = here.parent, here.parent/'_docs'
 # stand for this site until links are made relative
 DOCS, CODE = 'https://docs.invalid', 'https://code.invalid'
-KINDS = 'text/markdown', 'text/html', 'image/svg+xml', 'image/png', 'image/jpeg', 'text/latex', 'text/plain'
-READER = 'markdown-smart-implicit_figures+lists_without_preceding_blankline+autolink_bare_uris'
 SOURCES = 'nbs', 'vlm_merging', '.ci', '_quarto.yml', 'settings.ini'      # What the pages are made from
 
-# From the notebook to one text that pandoc reads
+# A notebook's outputs, as a still page can show them: rich, told in words, without the net
 
 def joined(text): return ''.join(text) if isinstance(text, list) else text
-def fence(text, kind):
-    marks = '`'*(1+max([7, *map(len, re.findall('`+', text))]))     # More than any that stand in it
-    return f'{marks}{{{kind}}}\n{text.rstrip()}\n{marks}\n'
 def no_colours(text): return re.sub(r'\x1b\[[0-9;]*m', '', text)
-
 def directives(source): return dict(re.findall(r'^#\| *([\w-]+): *(.+?) *$', source, flags=re.M))
 def code_of(source): return '\n'.join(o for o in source.splitlines() if not o.startswith('#|')).strip()
 
@@ -47,36 +41,48 @@ def told_chart(html, alt):
     return re.sub(r'<div id="(altair-viz[\w-]*)">', lambda m: f'<div id="{m[1]}" role="figure" '
                                                               f'aria-label="{escape(told)}">', html)
 
-def output_text(out, asis, alt, code):
-    "One output of a cell, as rich as a still page can show it; `alt` tells of a picture, or its `code`"
-    if out['output_type']=='error': return fence(no_colours('\n'.join(out['traceback'])), '.text')
-    data = {'text/plain': out['text']} if out['output_type']=='stream' else out['data']
-    for kind in KINDS:
-        if kind not in data: continue
-        text = joined(data[kind])
-        if asis or kind in ('text/markdown', 'text/latex'): return text + '\n'
-        if kind=='text/plain': return fence(no_colours(text), '.text')
-        told = escape(alt or f'Picture, made by the code above: '
-                             f'{(code.splitlines() or ["no code shown"])[-1].strip()}')
-        if kind=='text/html': text = told_chart(text, alt)
-        elif kind=='image/svg+xml':
-            text = re.sub(r'<svg(?![^>]*aria-label)', f'<svg role="img" aria-label="{told}"', text, count=1)
-        else: text = f'<img alt="{told}" src="data:{kind};base64,{text.strip()}">'
-        return fence(text, '=html')
-    return ''
+VEGA = '<script src="/vega.js"></script>'
 
-def cell_text(cell):
+def still_chart(html):
+    "A chart that finds its libraries in `VEGA`, and so leaves no address of the net in the page"
+    charts = dict(re.findall(r'maybeLoadScript\("(vega[\w-]*)", "([^"]+)"\)', html))
+    if not charts: return html
+    have = json.dumps({f'{k.replace("-", "")}_version': v for k, v in charts.items()})
+    html = re.sub(r'https://cdn\.jsdelivr\.net/npm/[^"]*', '', html)
+    return f'{VEGA}\n<script>var VEGA_DEBUG = {have};</script>\n{html}'
+
+def told(out, alt, code):
+    "An output whose picture says what it shows; `alt` tells of it, or its `code`"
+    last = (code.splitlines() or ['no code shown'])[-1].strip()
+    data, words = out.get('data', {}), escape(alt or f'Picture, made by the code above: {last}')
+    if 'text/html' in data: html = still_chart(told_chart(joined(data['text/html']), alt))
+    elif 'image/svg+xml' in data:
+        html = joined(data['image/svg+xml']).replace('<svg ', f'<svg role="img" aria-label="{words}" ', 1)
+    elif kind := next((k for k in ('image/png', 'image/jpeg') if k in data), None):
+        html = f'<img class="img-fluid" alt="{words}" src="data:{kind};base64,{joined(data[kind]).strip()}">'
+    else: return out
+    return dict(out, data={'text/html': html})
+
+def as_is(out):
+    "What an output says, to be read as Markdown"
+    if out['output_type']=='stream': return joined(out['text'])
+    data = out['data']
+    return joined(next(data[k] for k in ('text/markdown', 'text/html', 'text/plain') if k in data))
+
+def told_cell(cell):
+    "A cell as smalldocs shows it"
+    if cell['cell_type']!='code': return cell
     source = joined(cell['source'])
-    if cell['cell_type']!='code': return source
-    said, code = directives(source), code_of(source)
-    if said.get('include')=='false': return ''
-    asis, alt = said.get('output')=='asis', said.get('alt', said.get('fig-alt', ''))
-    parts = [fence(code, '.python')] if code and said.get('echo')!='false' else []
-    shown = [] if said.get('output')=='false' else [output_text(o, asis, alt, code) for o in cell['outputs']]
-    if shown: parts += shown if asis else ['::::::::{.output}\n', *shown, '::::::::\n']
-    return '\n'.join(parts)
+    said = directives(source)
+    alt = said.get('alt', said.get('fig-alt', ''))
+    outputs = [told(o, alt, code_of(source)) for o in cell['outputs']]
+    if said.get('output')=='asis':
+        outputs = [dict(output_type='display_data', metadata={}, data={'text/markdown': as_is(o)})
+                   for o in outputs]
+        source = re.sub(r'^#\| *output: *asis *\n?', '', source, flags=re.M)
+    return dict(cell, source=source, outputs=outputs)
 
-# From the text to a page
+# Links
 
 def page_name(path):
     "`nbs/tutorials/01a_look.ipynb` is shown as `tutorials/look.html`, as nbdev names it"
@@ -93,7 +99,7 @@ def local(href, page, ids):
                 break
     elif m := re.fullmatch(CODE + r'/blob/[^/]+/(.*)\.py#L(.*)', href):
         to = f'source/{m[1]}.html' + (f'#L-{m[2]}' if m[2]!='None' else '')
-    elif re.match(r'[\w./-]*\.ipynb(#|$)', href):
+    elif re.match(r'[\w./-]*\.(ipynb|html)(#|$)', href):
         path, mark, anchor = href.partition('#')
         to = page_name(normpath(f'{PurePosixPath(page).parent}/{path}')) + mark + anchor
     else: return href
@@ -101,46 +107,20 @@ def local(href, page, ids):
 
 def inside(part): return [part['href']] if 'href' in part else [o for p in part['parts'] for o in inside(p)]
 
-LONG = 12    # Pages from which on a section is folded, and folds the others where it is open
-
-def sidebar(parts, page, top=True):
-    "Sections that fold away: open is the one with this page, and short ones at the top unless it is long"
-    roomy = top and not any(page in inside(o) for o in parts if len(inside(o))>=LONG)
-    made = []
-    for o in parts:
-        if 'href' in o:
-            here = ' aria-current="page"' if o['href']==page else ''
-            to = relpath(o['href'], PurePosixPath(page).parent)
-            made.append(f'<li><a href="{to}"{here}>{escape(o["text"])}</a></li>')
-        else:
-            shown = ' open' if page in inside(o) or roomy and len(inside(o))<LONG else ''
-            made.append(f'<li><details{shown}><summary>{escape(o["text"])}</summary>'
-                        f'{sidebar(o["parts"], page, False)}</details></li>')
-    return f'<ul>{"".join(made)}</ul>'
-
-def draw(page, text, sidebar='', before='', after=''):
-    root = relpath('.', PurePosixPath(page).parent) + '/'
-    charts = dict(re.findall(r'maybeLoadScript\("(vega[\w-]*)", "([^"]+)"\)', text))
-    said = dict(root=root, sidebar=sidebar, before=before, after=after, **{'charts': 'yes'} if charts else {})
-    args = [f'--template={here/"page.html"}', '--toc', '--mathml', '--wrap=none', '-s']
-    args += [f'--variable={k}={v}' for k, v in said.items()]
-    done = subprocess.run([pypandoc.get_pandoc_path(), f'--from={READER}', '--to=html5', *args],
-                          input=text, capture_output=True, encoding='utf-8')
-    if done.returncode: raise ValueError(done.stderr.strip())
-    html = done.stdout
-    if charts:  # say that the libraries are loaded already, and leave no address of the net in the page
-        have = json.dumps({f'{k.replace("-", "")}_version': v for k, v in charts.items()})
-        html = html.replace('</head>', f'<script>var VEGA_DEBUG = {have};</script>\n</head>', 1)
-        html = re.sub(r'https://cdn\.jsdelivr\.net/npm/[^"]*', root + 'vega.js', html)
-    return html
-
-def write(drawn):
-    ids = {page: Links(html).ids for page, html in drawn.items()}
-    for page, html in drawn.items():
-        dest = site/page
-        dest.parent.mkdir(parents=True, exist_ok=True)
-        html = re.sub(r'(<a [^>]*href=")([^"]+)', lambda m: m[1] + local(m[2], page, ids), html)
-        dest.write_text(html, encoding='utf-8')
+def settle():
+    "Make all links of the pages lead within the site, and none out of its style sheets"
+    pages = {o.relative_to(site).as_posix(): o.read_text(encoding='utf-8') for o in site.rglob('*.html')}
+    ids = {page: Links(html).ids for page, html in pages.items()}
+    for page, html in pages.items():
+        html = re.sub(r'(<a [^>]*href=")([^"]+)', lambda m: m[1] + local(m[2], page, ids), as_mathml(html))
+        html = html.replace('</head>', '<link rel="icon" href="data:,"></head>', 1)
+        first, vega, rest = html.partition(VEGA)
+        to = relpath('vega.js', PurePosixPath(page).parent)
+        html = first + vega.replace('/vega.js', to) + rest.replace(VEGA, '')     # Once a page
+        (site/page).write_text(html, encoding='utf-8')
+    for o in site.rglob('*.css'):
+        plain = re.sub(r'@import url\(https?:[^)]*\);?', '', o.read_text(encoding='utf-8'))
+        o.write_text(plain, encoding='utf-8')
 
 # Every link must lead somewhere, and every picture say what it shows
 
@@ -211,9 +191,8 @@ def fingerprint():
 
 def main():
     parts, made_from = listed_pages(), fingerprint()
-    shutil.rmtree(site, ignore_errors=True)
     with tempfile.TemporaryDirectory() as tmp:
-        work = Path(tmp)/'project'
+        work, pages = Path(tmp)/'project', Path(tmp)/'pages'
         ignore = shutil.ignore_patterns('__pycache__', '.*')
         for o in 'nbs', 'vlm_merging': shutil.copytree(project/o, work/o, ignore=ignore)
         for o in 'pyproject.toml', 'settings.ini', 'setup.py': shutil.copy(project/o, work)
@@ -223,10 +202,12 @@ def main():
             exec(index.read_text(encoding='utf-8'), about)
             about['d']['settings'].update(doc_host=DOCS, doc_baseurl='/', git_url=CODE)
             index.write_text(f'd = {about["d"]!r}\n', encoding='utf-8')
-        os.chdir(work/'nbs')
         sys.path.insert(0, str(work))
-        try: build(parts, work)
+        try:
+            read_notebooks([o for p in parts for o in inside(p)], work, pages)
+            draw(parts, work, pages)
         finally: os.chdir(project)
+    settle()
     if wrong := list(faults()): sys.exit('The pages are built, but:\n' + '\n'.join(sorted(wrong)))
     (site/'made_from').write_text(made_from)
     print(f'{len(list(site.rglob("*.html")))} pages in {site.name}/')
@@ -238,67 +219,84 @@ def module_of(nb):
     if names: text = (project/f"vlm_merging/{names[0].replace('.', '/')}.py").read_text(encoding='utf-8')
     return text, ast.parse(text)
 
-def build(parts, work):
+MATH = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.S)
+
+def as_mathml(html):
+    "Formulas as the browser itself sets them, without a library from the net"
+    from latex2mathml.converter import convert
+    html = re.sub(r'<(script|link)[^>]*katex[^>]*>(</script>)?', '', html)
+    html = re.sub(r'<script>[^<]*renderMathInElement.*?</script>', '', html, flags=re.S)
+    return MATH.sub(lambda m: convert(unescape(m[2]), display='block' if m[1]=='display' else 'inline'), html)
+
+def read_notebooks(paths, work, pages):
+    "Notebooks as nbdev shows them, under the names of their pages"
     from nbdev.processors import FilterDefaults
     from nbdev.frontmatter import nb_frontmatter
     from fastcore import docments
-    from fastcore.nbio import read_nb
+    from fastcore.nbio import nb2dict, read_nb
     def fields(cls):
         found = [o for o in package[1].body if isinstance(o, ast.ClassDef) and o.name==cls.__name__]
         return ast.get_source_segment(package[0], found[0]) if found else ''
     docments.get_dataclass_source = fields  # it cannot read the comments of a class that lives in a notebook
     warnings.filterwarnings('error', message='Found cells containing imports')
-    texts, titles, about, wrong = {}, {}, {}, []
-    for path in [o for p in parts for o in inside(p)]:
+    wrong = []
+    for path in paths:
         try:
             os.chdir((work/'nbs'/path).parent)
             nb = read_nb(work/'nbs'/path)
             package = module_of(nb)
             FilterDefaults()(nb)
-            page, front = page_name(path), nb_frontmatter(nb)
-            texts[page] = '\n\n'.join(map(cell_text, nb.cells))
-            titles[page], about[page] = front.get('title') or Path(path).stem, front.get('description') or ''
+            nb_frontmatter(nb)
+            page = PurePosixPath(page_name(path)).with_suffix('.ipynb')
+            plain = nb2dict(nb)
+            cells = [told_cell(o) for o in plain['cells']]
+            (pages/page).parent.mkdir(parents=True, exist_ok=True)
+            (pages/page).write_text(json.dumps(dict(plain, cells=cells)), encoding='utf-8')
         except Exception as e: wrong.append(f'nbs/{path} does not build. {e}')
     if wrong: sys.exit('\n\n'.join(wrong))
+
+def write_source(file, pages):
+    "A module as a page, each line with a place of its own"
+    from pygments import highlight
+    from pygments.formatters import HtmlFormatter
+    from pygments.lexers import PythonLexer
+    name = file.relative_to(project)
+    code = highlight(file.read_text(encoding='utf-8'), PythonLexer(), HtmlFormatter(
+        lineanchors='L', cssclass='sourceCode', wrapcode=True))
+    to = pages/'source'/name.with_suffix('.md')
+    to.parent.mkdir(parents=True, exist_ok=True)
+    to.write_text(f'---\ntitle: {name}\ntoc: false\nsearch: false\n---\n\n````{{=html}}\n{code}\n````\n',
+                  encoding='utf-8')
+
+def draw(parts, work, pages):
+    "The pages, by smalldocs"
+    import vl_convert
+    from smalldocs.config import load
+    from smalldocs.site import Site
     for o in (work/'nbs').rglob('*'):
-        to = site/o.relative_to(work/'nbs')
+        to = pages/o.relative_to(work/'nbs')
         if o.is_file() and o.suffix!='.ipynb' and o.name[0]!='_':
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(o, to)
-    site.mkdir(exist_ok=True)
-    shutil.copy(here/'site.css', site)
-    import vl_convert
-    (site/'vega.js').write_text(vl_convert.javascript_bundle(), encoding='utf-8')
-    def named(part):
-        if 'parts' in part: return dict(part, parts=[named(o) for o in part['parts']])
-        return dict(href=page_name(part['href']), text=part['text'] or titles[page_name(part['href'])])
-    parts, order, jobs = [named(o) for o in parts], list(texts), {}
-    for i, page in enumerate(order):
-        def turn(j, words):
-            href = relpath(order[j], PurePosixPath(page).parent)
-            return f'<a href="{href}">{words.format(escape(titles[order[j]]))}</a>'
-        before = turn(i-1, '← {}') if i else '<span></span>'
-        jobs[page] = texts[page], before, turn(i+1, '{} →') if i+1<len(order) else ''
-    for o in sorted((project/'vlm_merging').rglob('[!_]*.py')):
-        code, name = fence(o.read_text(encoding='utf-8'), '#L .python .numberLines'), o.relative_to(project)
-        jobs[f"source/{name.with_suffix('.html')}"] = f'---\ntitle: {name}\n---\n\n{code}', '', ''
-    def drawn(page):
-        text, before, after = jobs[page]
-        try: return draw(page, text, sidebar(parts, page), before, after)
-        except ValueError as e: sys.exit(f'{page} does not build: {e}')
-    with ThreadPoolExecutor(os.cpu_count()) as pool: write(dict(zip(jobs, pool.map(drawn, jobs))))
-    (site/'llms.txt').write_text(llms(parts, titles, about, texts[order[0]]), encoding='utf-8')
-
-def llms(parts, titles, about, index):
-    "What is here, for readers who are programs: llmstxt.org"
-    def listed(part):
-        if 'parts' in part: return [o for p in part['parts'] for o in listed(p)]
-        page = part['href']
-        return [f'- [{titles[page]}]({page})' + (f': {about[page]}' if about[page] else '')]
-    first = next(o for o in re.split(r'\n{2,}', index.split('---', 2)[-1]) if re.match(r'\w', o))
-    first = re.sub(r'\[([^]]*)\]\([^)]*\)', r'\1', first)
-    groups = [f"## {o['text']}\n\n" + '\n'.join(listed(o)) for o in parts]
-    return '\n\n'.join([f"# {titles['index.html']}", f"> {about['index.html']}", first, *groups]) + '\n'
+    for o in sorted((project/'vlm_merging').rglob('[!_]*.py')): write_source(o, pages)
+    config = yaml.safe_load((project/'_quarto.yml').read_text(encoding='utf-8'))
+    def named(o):
+        if isinstance(o, str): return re.sub(r'html$', 'ipynb', page_name(o))
+        if 'section' in o: return dict(o, contents=[named(x) for x in o['contents']])
+        return dict(o, href=named(o['href']))
+    sidebar = config['website']['sidebar']
+    sidebar['contents'] = [named(o) for o in sidebar['contents']]
+    config['project']['output-dir'] = str(site)
+    about = ConfigParser(delimiters='=', interpolation=None)
+    about.read(project/'settings.ini', encoding='utf-8')
+    config['website'].update({'title': about['DEFAULT']['lib_name'], 'llms-txt': True,
+                              'description': about['DEFAULT']['description']})
+    config['format']['html']['css'] = 'site.css'
+    (pages/'_quarto.yml').write_text(yaml.safe_dump(config, sort_keys=False), encoding='utf-8')
+    shutil.copy(here/'site.css', pages)
+    (pages/'vega.js').write_text(vl_convert.javascript_bundle(), encoding='utf-8')
+    Site(load(pages), quiet=True).build()
+    shutil.copy(pages/'vega.js', site)
 
 # The README is the index, as GitHub shows it
 

@@ -87,14 +87,22 @@ def test_the_index_lists_every_room():
 def test_a_picture_is_told_in_words():
     o = docs()
     def shown(source, data, kind='display_data'):
-        return o.cell_text(dict(cell_type='code', source=source, outputs=[dict(output_type=kind, data=data)]))
+        cell = dict(cell_type='code', source=source, outputs=[dict(output_type=kind, data=data)])
+        return o.told_cell(cell)['outputs'][0]['data']['text/html']
     assert 'alt="Two &lt;cats&gt;"' in shown('#| alt: Two <cats>\ndraw()', {'image/png': 'AAAA'})
     assert 'alt="Picture, made by the code above: draw()"' in shown('x = 1\ndraw()', {'image/png': 'AAAA'})
     assert '<svg role="img" aria-label="A line"' in shown('#| fig-alt: A line\ndraw()',
                                                           {'image/svg+xml': '<svg width="1"></svg>'})
-    chart = ('<div id="altair-viz-1"></div><script>(function(spec, o){vegaEmbed(a, spec, o)})('
-             '{"vconcat": [{"title": {"text": ["Up", "and on"]}}]}, {});</script>')
-    assert 'role="figure" aria-label="Chart: Up and on"' in shown('chart', {'text/html': chart})
+    chart = ('<div id="altair-viz-1"></div><script>maybeLoadScript("vega", "6")(function(spec, o){vegaEmbed('
+             'a, spec, o)})({"vconcat": [{"title": {"text": ["Up", "and on"]}}]}, {});</script>')
+    still = shown('chart', {'text/html': chart})
+    assert 'role="figure" aria-label="Chart: Up and on"' in still
+    assert o.VEGA in still
+
+def test_a_formula_is_set_without_the_net():
+    page = docs().as_mathml('<link href="https://x.y/katex.css">'
+                            '<span class="math inline">\\(a&lt;b_1\\)</span>')
+    assert 'katex' not in page and '<math' in page and '<msub>' in page and '&#x0003C;' in page
 
 # Every page, in a browser
 
@@ -123,13 +131,13 @@ LOOK = '''() => ({
     titles: document.querySelectorAll('h1').length,
     over: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     widest: [...document.querySelectorAll('main *')].map(o => [o.getBoundingClientRect().right, o])
-        .filter(([r, o]) => r>innerWidth+1 && !o.closest('pre, table, .output, math'))
+        .filter(([r, o]) => r>innerWidth+1 && !o.closest('pre, table, .cell-output, .sd-table, math'))
         .map(([r, o]) => o.outerHTML.slice(0, 80)).slice(0, 3),
     mute: [...document.images].filter(o => !o.alt.trim()).map(o => o.src.slice(0, 60)),
     broken: [...document.images].filter(o => o.complete && !o.naturalWidth).map(o => o.src.slice(0, 60)),
     untold: [...document.querySelectorAll('[id^=altair-viz]')]
         .filter(o => !o.getAttribute('aria-label')).length,
-    menu: getComputedStyle(document.querySelector('.pages')).display,
+    menu: document.querySelector('#quarto-sidebar').checkVisibility({visibilityProperty: true}),
     top: document.querySelector('h1').getBoundingClientRect().top })'''
 MARKS = '''() => [...document.querySelectorAll('[id^=altair-viz]')].map(o => {
     const drawn = o.querySelectorAll(
@@ -164,8 +172,8 @@ def walk(page, address, path, shots, errors, fetched):
         if found['over']>0: yield f"{width} px: the page is {found['over']} px too wide: {found['widest']}"
         for what in 'mute', 'broken', 'untold':
             if found[what]: yield f'{what} pictures: {found[what]}'
-        if (found['menu']=='none')!=(name=='phone'): yield f"{width} px: the list of pages is {found['menu']}"
-        if found['top']>200: yield f"{width} px: the title comes only {found['top']:.0f} px down"
+        if found['menu']==(name=='phone'): yield f"{width} px: is the list of pages open? {found['menu']}"
+        if found['top']>230: yield f"{width} px: the title comes only {found['top']:.0f} px down"
         if path in SHOWN:
             for scheme in 'light', 'dark':
                 page.emulate_media(color_scheme=scheme)
@@ -195,7 +203,7 @@ def listened(page):
     page.on('request', lambda o: fetched.append(o.url))
     return page, errors, fetched
 
-BAD = """<h1>One</h1><h1 style="margin-top:300px">Two</h1><div class="pages">all</div>
+BAD = """<h1>One</h1><h1 style="margin-top:300px">Two</h1><div id="quarto-sidebar">all</div>
 <main><p style="width:700px">wide</p>
 <img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">
 <div id="altair-viz-1"><canvas width="9" height="9"></canvas></div></main>
@@ -208,7 +216,7 @@ def test_the_walk_sees_what_is_wrong(tmp_path, browser):
     said = '\n'.join(walk(page, tmp_path.as_uri()+'/', 'bad.html', tmp_path, errors, fetched))
     page.close()
     for told in ('2 titles', '390 px: the page is', 'mute pictures', 'untold pictures', 'are empty',
-                 '390 px: the list of pages is block',
+                 '390 px: is the list of pages open? True',
                  'nowhere', 'fetched from outside'): assert told in said, told + '\n' + said
 
 @pytest.mark.xdist_group('browser')
@@ -216,19 +224,32 @@ def test_the_pages_are_reached_on_a_phone_by_keyboard(site, address, browser):
     page = browser.new_page(viewport=dict(width=PHONE[0], height=PHONE[1]))
     page.set_default_timeout(PATIENCE)
     page.goto(address+'index.html')
-    link = page.locator('.pages a', has_text='Merge and look')
+    link = page.locator('#quarto-sidebar a', has_text='Merge and look')
     assert not link.is_visible()
-    page.locator('#menu-open').focus()
-    page.keyboard.press('Space')
-    assert link.is_visible()
+    page.locator('.quarto-btn-toggle').focus()
+    page.keyboard.press('Enter')
+    link.wait_for(state='visible')
     link.click()
     page.wait_for_url('**/tutorials/merge_and_look.html')
+    page.close()
+
+@pytest.mark.xdist_group('browser')
+def test_a_word_is_found_code_is_copied_and_the_theme_turned(site, address, browser):
+    page = browser.new_page(viewport=dict(width=WIDE[0], height=WIDE[1]))
+    page.set_default_timeout(PATIENCE)
+    page.goto(address+'tutorials/merge_and_look.html')
+    assert page.locator('.code-copy-button').count()>5
+    ground = "() => getComputedStyle(document.body).backgroundColor"
+    before = page.evaluate(ground)
+    page.locator('.quarto-color-scheme-toggle').first.click()
+    page.wait_for_function(f"before => ({ground})()!==before", arg=before)
+    page.locator('input[type=search]').first.fill('mcnemar')
+    page.locator('a', has_text='air').first.wait_for()
     page.close()
 
 def test_programs_find_all_pages(site):
     said = (site/'llms.txt').read_text(encoding='utf-8')
     assert said.startswith('# vlm_merging\n\n> ')
-    pages = re.findall(r'\]\(([\w/]+\.html)\)', said)
-    there = {o.relative_to(site).as_posix() for o in site.rglob('*.html')} - {o.relative_to(site).as_posix()
-        for o in (site/'source').rglob('*')}
-    assert set(pages)==there and len(pages)==len(there)
+    pages = re.findall(r'\]\(([\w/.]+\.llms\.md)\)', said)
+    there = {o.relative_to(site).as_posix() for o in site.rglob('*.llms.md')}
+    assert set(pages)==there and len(pages)==len(there)>100
