@@ -13,6 +13,7 @@ from vlm_merging.lab.trio import questions, right
 from vlm_merging.merging.recipe import Recipe
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.xdist_group('demo')          # One demo for all of them
 PROGRAM = [sys.executable, '-m', 'vlm_merging']
 KINDS = ('perception', 'reasoning')
 N = 48                  # Questions; the demo itself takes ten times as many

@@ -10,6 +10,7 @@ from vlm_merging import ask, compare, report, score
 from vlm_merging.cli import report as room
 from vlm_merging.cli.main import main
 
+pytestmark = pytest.mark.xdist_group('report')        # One set of runs for all of them
 N = 24
 ASKED = '--benchmark lab --max-new-tokens 24 --batch-size 24'
 
