@@ -89,6 +89,10 @@ def page_name(path):
     path = PurePosixPath(path)
     return str(path.with_name(re.sub(r'^\d+[a-zA-Z0-9]*_', '', path.name.lower())).with_suffix('.html'))
 
+def notebook_name(path):
+    "The notebook from which a page is drawn: it is called as the page"
+    return page_name(path).removesuffix('html') + 'ipynb'
+
 def local(href, page, ids):
     "A link of a page that leads to this site, made relative to the page; `ids` are the places in each page"
     if href.startswith(DOCS):  # nbdev links every name; where one is not shown, its class or its page will do
@@ -104,8 +108,6 @@ def local(href, page, ids):
         to = page_name(normpath(f'{PurePosixPath(page).parent}/{path}')) + mark + anchor
     else: return href
     return relpath(to, PurePosixPath(page).parent)
-
-def inside(part): return [part['href']] if 'href' in part else [o for p in part['parts'] for o in inside(p)]
 
 def settle():
     "Make all links of the pages lead within the site, and none out of its style sheets"
@@ -158,18 +160,17 @@ def faults():
 
 # All of it
 
-def sidebar_parts(contents):
-    "The sidebar of `_quarto.yml`: pages as `href` and `text` (None: its title), sections as `text`, `parts`"
+def pages_of(contents):
+    "The notebooks that a sidebar of `_quarto.yml` names, in order"
     for o in contents:
-        if isinstance(o, str): yield dict(href=o, text=None)
-        elif 'section' in o: yield dict(text=o['section'], parts=list(sidebar_parts(o['contents'])))
-        else: yield dict(href=o['href'], text=o['text'])
+        if isinstance(o, str): yield o
+        elif 'section' in o: yield from pages_of(o['contents'])
+        else: yield o['href']
 
 def listed_pages():
-    "The sidebar, once it is sure that it lists exactly what is there"
+    "The notebooks in the order of the sidebar, once it is sure that it lists exactly what is there"
     config = yaml.safe_load((project/'_quarto.yml').read_text(encoding='utf-8'))
-    parts = list(sidebar_parts(config['website']['sidebar']['contents']))
-    listed = [o for p in parts for o in inside(p)]
+    listed = list(pages_of(config['website']['sidebar']['contents']))
     there = [o.relative_to(project/'nbs').as_posix() for o in (project/'nbs').rglob('*.ipynb')
              if not any(p.startswith(('.', '_')) for p in o.relative_to(project/'nbs').parts)]
     lost, gone = (', '.join(sorted(o)) for o in (set(there) - set(listed), set(listed) - set(there)))
@@ -177,7 +178,7 @@ def listed_pages():
     if lost: sys.exit(f'The sidebar in _quarto.yml does not list {lost}. Add it.')
     if gone: sys.exit(f'The sidebar in _quarto.yml lists {gone}, which is not in nbs/.')
     if twice: sys.exit(f'The sidebar in _quarto.yml lists {twice} more than once.')
-    return parts
+    return listed
 
 def fingerprint():
     "Hash of all that the pages are made from"
@@ -190,7 +191,7 @@ def fingerprint():
     return made.hexdigest()
 
 def main():
-    parts, made_from = listed_pages(), fingerprint()
+    notebooks, made_from = listed_pages(), fingerprint()
     with tempfile.TemporaryDirectory() as tmp:
         work, pages = Path(tmp)/'project', Path(tmp)/'pages'
         ignore = shutil.ignore_patterns('__pycache__', '.*')
@@ -204,8 +205,8 @@ def main():
             index.write_text(f'd = {about["d"]!r}\n', encoding='utf-8')
         sys.path.insert(0, str(work))
         try:
-            read_notebooks([o for p in parts for o in inside(p)], work, pages)
-            draw(parts, work, pages)
+            read_notebooks(notebooks, work, pages)
+            draw(work, pages)
         finally: os.chdir(project)
     settle()
     if wrong := list(faults()): sys.exit('The pages are built, but:\n' + '\n'.join(sorted(wrong)))
@@ -247,7 +248,7 @@ def read_notebooks(paths, work, pages):
             package = module_of(nb)
             FilterDefaults()(nb)
             nb_frontmatter(nb)
-            page = PurePosixPath(page_name(path)).with_suffix('.ipynb')
+            page = notebook_name(path)
             plain = nb2dict(nb)
             cells = [told_cell(o) for o in plain['cells']]
             (pages/page).parent.mkdir(parents=True, exist_ok=True)
@@ -268,7 +269,7 @@ def write_source(file, pages):
     to.write_text(f'---\ntitle: {name}\ntoc: false\nsearch: false\n---\n\n````{{=html}}\n{code}\n````\n',
                   encoding='utf-8')
 
-def draw(parts, work, pages):
+def draw(work, pages):
     "The pages, by smalldocs"
     import vl_convert
     from smalldocs.config import load
@@ -281,7 +282,7 @@ def draw(parts, work, pages):
     for o in sorted((project/'vlm_merging').rglob('[!_]*.py')): write_source(o, pages)
     config = yaml.safe_load((project/'_quarto.yml').read_text(encoding='utf-8'))
     def named(o):
-        if isinstance(o, str): return re.sub(r'html$', 'ipynb', page_name(o))
+        if isinstance(o, str): return notebook_name(o)
         if 'section' in o: return dict(o, contents=[named(x) for x in o['contents']])
         return dict(o, href=named(o['href']))
     sidebar = config['website']['sidebar']
