@@ -129,7 +129,7 @@ RECIPE = {f.name for f in fields(Recipe)} - {'knobs', 'inputs'}     # The second
 
 
 def test_options_are_those_of_the_python_calls():
-    about = set(inspect.signature(merge).parameters) - {'progress', 'knobs'} - RECIPE
+    about = set(inspect.signature(merge).parameters) - {'progress', 'knobs'} - RECIPE - KNOBS
     assert options('plan')==RECIPE | KNOBS | {'recipe', 'layer_swap'}
     assert options('merge')==options('plan') | about | {'quiet'}
     assert not RECIPE & KNOBS and not (about | {'quiet', 'recipe', 'layer_swap'}) & (RECIPE | KNOBS)

@@ -1,5 +1,5 @@
 "A server that builds another prompt than the processor is found out before anything is asked"
-import json, re, shutil, warnings
+import json, re, shutil, time, warnings
 from dataclasses import replace
 
 import pytest
@@ -155,13 +155,15 @@ def test_hostile_prompts_are_no_prompts(serving, tmp_path):
         assert prompt_of(body)==(None, None)
     assert server_words('x', None)=='x'
 
-def test_a_server_that_dies_at_the_first_picture_is_no_wrong_address(serving, tmp_path):
-    "As vLLM did: it was up, answered with 500, and was gone"
-    server, far = serving(LAB, 'ids')
+@pytest.mark.parametrize('concurrency', [1, 8])
+def test_a_server_that_dies_at_the_first_picture_is_no_wrong_address(serving, tmp_path, concurrency):
+    "As vLLM did: it was up, answered with 500, and was gone; others may have knocked before the 500 was read"
+    server, far = serving(LAB, 'ids', concurrency=concurrency)
     class Dies(Builds):
         def do_POST(self):
-            self.send(500, dict(error='Engine core died'))
             self.server.socket.close()
+            time.sleep(.05)
+            self.send(500, dict(error='Engine core died'))
     server.RequestHandlerClass = Dies
     with pytest.raises(ValueError, match='answered before and cannot be reached any more.*Its log may say '
                                          'why'):

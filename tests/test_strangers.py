@@ -417,10 +417,20 @@ def test_progress_bars_are_drawn_and_nothing_else(capsys):
     assert '\x1b[2J' not in err and '\r' in err and '100%' in err
     assert out.startswith(r'\rforged\x1b[1A')
 
-def test_an_output_cannot_leave_its_block_on_the_site():
+def test_an_output_cannot_leave_its_block_on_the_site(tmp_path):
+    from smalldocs.config import load
+    from smalldocs.site import Site
     from test_site import docs
-    text = docs().fence('`'*20+'{=html}\n<script>pwned(1)</script>', '.text')
-    assert text.startswith('`'*21+'{') and text.rstrip().endswith('\n'+'`'*21)
+    from nbformat import v4
+    said = '`'*20+'{=html}\n</code></pre><script>pwned(1)</script>\n# [x](javascript:pwned(1))'
+    outputs = [v4.new_output('stream', text=said), v4.new_output('execute_result', {'text/plain': said})]
+    nb = v4.new_notebook(cells=[v4.new_markdown_cell('# A page'), v4.new_code_cell('say()', outputs=outputs)])
+    nb['cells'] = [docs().told_cell(o) for o in nb['cells']]
+    (tmp_path/'index.ipynb').write_text(json.dumps(nb))
+    (tmp_path/'_quarto.yml').write_text('project: {type: website}\nwebsite: {title: x}\n')
+    Site(load(tmp_path), quiet=True).build()
+    page = next(tmp_path.rglob('index.html')).read_text()
+    assert page.count('pwned(1)')>=2 and '<script>pwned' not in page and 'href="javascript' not in page
 
 # Data
 

@@ -23,7 +23,7 @@ from .wire import prompt_of, read_reply, wire_messages
 from .same_prompt import check_prompts, samples_of_kinds, without_check
 
 # %% auto #0
-__all__ = ['NUMBERS', 'UNSENT', 'HEARD', 'Endpoint', 'weights_of', 'endpoint_settings', 'served_by', 'in_flight',
+__all__ = ['NUMBERS', 'UNSENT', 'HEARD', 'GRACE', 'Endpoint', 'weights_of', 'endpoint_settings', 'served_by', 'in_flight',
            'prompts_checked']
 
 # %% ../../nbs/asking/11_endpoint.ipynb #c009
@@ -200,6 +200,7 @@ async def _refused(endpoint, client, way, status, words):
 
 # %% ../../nbs/asking/11_endpoint.ipynb #c037
 HEARD = set()           # Addresses that have answered since Python was started
+GRACE = .5              # Seconds in which what others were answered arrives, before an address counts as wrong
 
 @dataclass
 class _Talk:
@@ -250,6 +251,7 @@ async def _try(endpoint, talk, item, payload, last):
         HEARD.add(endpoint.url)
         return str(e), None
     except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as e:
+        if endpoint.url not in HEARD: await asyncio.sleep(GRACE)
         heard = endpoint.url in HEARD
         if last or not heard: raise _Stop(_nobody(endpoint, talk.way, e, heard)) from None
         return f'the connection was refused ({type(e).__name__})', None
