@@ -200,7 +200,7 @@ async def _refused(endpoint, client, way, status, words):
 
 # %% ../../nbs/asking/11_endpoint.ipynb #c037
 HEARD = set()           # Addresses that have answered since Python was started
-GRACE = .5              # Seconds in which what others were answered arrives, before an address counts as wrong
+GRACE = .5              # Seconds in which others may be answered, before an address counts as wrong
 
 @dataclass
 class _Talk:
