@@ -7,6 +7,7 @@ import pytest
 from prompt_server import LAB, Builds
 from vlm_merging.asking.ask import ask
 from vlm_merging.asking.connection import server_words
+from vlm_merging.comparing.compare import compare
 from vlm_merging.asking.same_prompt import prompt_record, unlike_prompts
 from vlm_merging.benchmarks.items import Item, Picture
 from vlm_merging.lab.tiny import make_vlm
@@ -143,8 +144,14 @@ def test_the_shell_stops_trusts_and_tells_who_compares(serving, call, tmp_path):
     assert call('ask', LAB, '--device', 'cpu', '--benchmark', 'lab', '-n', 6, '--max-new-tokens', 8,
                 '--out', tmp_path/'near')[0]==0
     for out, why in (('run', 'the server built other prompts'), ('unseen', 'it was not checked')):
-        code, _, told = call('compare', tmp_path/'near', tmp_path/out)
-        assert code==0 and why in told
+        for job in (['compare'], ['report', '--out', tmp_path/'page.html']):
+            code, shown, told = call(*job, tmp_path/'near', tmp_path/out)
+            assert code==3 and why in told and '--trust-prompt' in told and not shown
+            code, shown, told = call(*job, tmp_path/'near', tmp_path/out, '--trust-prompt')
+            assert code==0 and why in told and shown
+    with pytest.raises(ValueError, match='trust_prompt=True'): compare(tmp_path/'near', tmp_path/'run')
+    with pytest.warns(UserWarning, match='built other prompts'):
+        compare(tmp_path/'near', tmp_path/'run', trust_prompt=True)
     assert not unlike_prompts(tmp_path/'near', tmp_path/'near')
 
 def test_hostile_prompts_are_no_prompts(serving, tmp_path):

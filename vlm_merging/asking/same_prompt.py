@@ -164,8 +164,9 @@ def prompts_said(
 def unlike_prompts(
     before:str|Path,    # Folder of a run
     after:str|Path,     # Another
+    trust_prompt:bool=False, # Compare them also where the check did not pass?
 )->list[str]:           # Sentences
-    "What a comparison of two runs cannot rule out, as far as their folders tell"
+    "What a comparison cannot rule out, as its folders tell; raise ValueError where the check did not pass"
     records = {out:prompt_record(out) for out in (before, after)}
     if all(records.values()) and {r['outcome'] for r in records.values()}=={'not checked'}: return []
     why = {'other':'the server built other prompts than the processor of the model',
@@ -175,5 +176,9 @@ def unlike_prompts(
         said = ', and '.join(f"the prompts of {out} were compared {COMPARED_BY[r['by']]}"
                              for out, r in far.items())
         return [f'{said[0].upper()}{said[1:]}: by their number a picture in another place is not seen.']
-    return [f'{out} was asked through a server, and {why[r["outcome"]]}, so what differs may come of that.'
-            for out, r in far.items() if r['outcome'] in why]
+    doubts = [f'{out} was asked through a server, and {why[r["outcome"]]}, so what differs may come of that.'
+              for out, r in far.items() if r['outcome'] in why]
+    if doubts and not trust_prompt:
+        raise ValueError(f"{' '.join(doubts)} Ask it anew with a processor named, or compare them all the "
+                         f"same with trust_prompt=True.")
+    return doubts

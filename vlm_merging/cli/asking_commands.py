@@ -264,8 +264,8 @@ def worst_cases(
         worst = [t.with_columns(benchmark=pl.col('benchmark')+', worst case') for t in worst]
         if {*worst[0]['index']}&{*worst[1]['index']}: yield compare(*worst).table
 
-@command(shows=dict(options=('comparing.compare:compare a=before b=after protocol unpaired thinking',
-                             QUESTIONS_OF_OTHERS)),
+@command(shows=dict(options=('comparing.compare:compare a=before b=after protocol unpaired thinking '
+                             'trust_prompt', QUESTIONS_OF_OTHERS)),
          choices=dict(protocol='scoring.score:PROTOCOLS'),
          example='vlm-merging compare runs/vlm runs/merged --by category --chart page.html')
 def compare_command(
@@ -288,7 +288,7 @@ def compare_command(
     how = given.get('protocol', 'offline'), left, given.get('items'), given.get('thinking', 'general')
     a, b = (read_scores(p, *how) for p in (before, after))
     for sentence in left: tell(sentence)
-    for sentence in unlike_prompts(before, after): tell(sentence)
+    for sentence in unlike_prompts(before, after, given.get('trust_prompt', False)): tell(sentence)
     if same_place(before, after): tell(f'{before} is compared with itself, so nothing can differ.')
     runs = [t['run'].unique().to_list() if 'run' in t.columns else [] for t in (a, b)]
     if runs[0]==runs[1]!=[]:                # Told apart by where they lie

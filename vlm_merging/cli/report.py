@@ -163,14 +163,16 @@ def report(
     items=None,         # Questions with their pictures: a table file, a prepared benchmark, or `Item`s;
                         # None: those of the lab and of prepared benchmarks are found by their names
     protocol:str='offline', # How replies are scored that have no score yet: offline or strict
+    trust_prompt:bool=False, # Compare also a run of a server that was not seen to build the model's prompts?
 )->Path:
     "Write two runs onto one page that needs nothing but itself; raise ValueError if it cannot be done"
     from vlm_merging.checkpoints.disk import replace_text
     path = check_page(out, a, b)
-    replace_text(path, page(gathered(a, b, by, probe, sweep, items, protocol)))
+    replace_text(path, page(gathered(a, b, by, probe, sweep, items, protocol, trust_prompt)))
     return path
 
-@command(shows=dict(options='cli.report:report a=before b=after probe sweep items protocol'),
+@command(shows=dict(options='cli.report:report a=before b=after probe sweep items protocol '
+                      'trust_prompt'),
          choices=dict(protocol='scoring.score:PROTOCOLS'),
          example='vlm-merging report runs/vlm runs/merged --out page.html\n'
                  'vlm-merging report runs/vlm runs/merged --probe runs/probe --sweep runs/sweep --out a.html')
@@ -188,7 +190,7 @@ def report_command(
     path = check_page(out, before, after)
     if same_place(before, after): tell(f'{before} is compared with itself, so nothing can differ.')
     found = gathered(before, after, by, *(given.get(k) for k in ('probe', 'sweep', 'items')),
-                     given.get('protocol', 'offline'))
+                     given.get('protocol', 'offline'), given.get('trust_prompt', False))
     replace_text(path, page(found))
     from vlm_merging.comparing.findings import verdict
     print(verdict(found.compared))

@@ -209,7 +209,7 @@ def pictures_of(
 
 def gathered(
     a, b,               # The runs, as for `report`
-    by, probe, sweep, items, protocol, # As for `report`
+    by, probe, sweep, items, protocol, trust_prompt, # As for `report`
 )->Reported:
     "All that a page is made of; raise ValueError if it does not belong together"
     import polars as pl
@@ -244,7 +244,7 @@ def gathered(
     recipe = recipe_of_run(configs[1])
     weight = recipe.get('knobs', {}).get('weight')
     unlike = asked_unlike(configs, [*map(name_in_line, runs)])
-    if all(isinstance(run, (str, Path)) for run in (a, b)): unlike += unlike_prompts(a, b)
+    if all(isinstance(run, (str, Path)) for run in (a, b)): unlike += unlike_prompts(a, b, trust_prompt)
     for sentence in unlike: warnings.warn(sentence, stacklevel=3)
     def last(config): return (config.get('sessions') or [{}])[-1].get('versions')
     how = {name_in_line(r):dict(asked=c.get('about'), versions=last(c)) for r, c in zip(runs, configs) if c}

@@ -116,9 +116,10 @@ def compare(
     seed:int=0,         # Of each bootstrap, and of random flips
     unpaired:bool=False, # Take the runs as two samples, for they were asked different questions
     thinking:str='general', # What is thought in replies that have no score yet: as `score` takes it
+    trust_prompt:bool=False, # Compare also a run of a server that was not seen to build the model's prompts?
 )->Comparison:          # Shows its verdict; `.table` has the numbers, `.chart()` draws them
     "Compare two runs on the same questions, item by item, and say what may be said"
     tables = _named_apart(*(_scores(run, protocol, thinking) for run in (a, b)), (a, b))
     if all(isinstance(run, (str, Path)) for run in (a, b)):
-        for sentence in unlike_prompts(a, b): warnings.warn(sentence, stacklevel=2)
+        for sentence in unlike_prompts(a, b, trust_prompt): warnings.warn(sentence, stacklevel=2)
     return Comparison((unpaired_table if unpaired else comparison_table)(*tables, by, resamples, seed))
