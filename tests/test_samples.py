@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np, polars as pl, pytest
 from vlm_merging.asking.ask import ask, in_samples
-from vlm_merging.asking.models import Reply
+from vlm_merging.asking.models import prompt_inputs, Reply
 from vlm_merging.asking.replies import replies, run_report, shortfall
 from vlm_merging.asking.reading import table_at
 from vlm_merging.asking.results import import_replies
@@ -145,8 +145,12 @@ def test_a_sample_is_the_same_in_any_batch_order_and_after_a_stop(warm, asked, t
 def test_own_draws_have_the_chances_of_the_model(warm, asked):
     from collections import Counter
     copies = [replace(asked[0], id=str(i)) for i in range(300)]
-    def first_signs(model): return Counter(r.text[:1] for r in replace(model, batch_size=100).many(copies))
-    own, usual = first_signs(replace(warm, sample='1')), first_signs(warm)
+    own = Counter(r.text[:1] for r in replace(warm, batch_size=100).many(copies))
+    torch.manual_seed(0)
+    ids = warm.model.generate(**(put := prompt_inputs(warm, copies, [[i.images[0].open()] for i in copies])),
+                              max_new_tokens=16, do_sample=True, temperature=2., top_k=0)
+    usual = Counter(warm.tokenizer.decode(o, skip_special_tokens=True)[:1]
+                    for o in ids[:, put['input_ids'].shape[1]:])
     far = sum(abs(own[k]-usual[k]) for k in {*own, *usual})/2/300
     assert far<.15 and len(own)>2                                     # Total variation of two samples of 300
 

@@ -190,7 +190,7 @@ class InProcess:
 def _asked(asker, items, **other):
     "What vLLM returns for some items"
     def draws(item):
-        seed = draw_seed(asker.seed, asker.sample, item) if asker.sample else asker.seed
+        seed = draw_seed(asker.seed, asker.sample, item)
         how = dict(temperature=asker.temperature, top_p=asker.top_p, max_tokens=asker.max_new_tokens,
                    seed=seed)
         return asker.sampling(**how|other)

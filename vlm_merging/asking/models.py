@@ -4,7 +4,7 @@
 
 # %% ../../nbs/asking/03_models.ipynb #c005
 from __future__ import annotations
-import time, warnings, zlib
+import time, warnings
 from collections import deque
 from dataclasses import dataclass
 from PIL import Image
@@ -86,7 +86,7 @@ class LocalModel:
     max_new_tokens:int=1024 # Tokens of a reply, at most
     temperature:float=0  # 0 is greedy: always the likeliest token; above 0 replies are drawn
     top_p:float=1        # Share of the probability that is drawn from, 0..1; for temperatures above 0
-    seed:int=0           # Of the draws; same seed and same batches, same replies
+    seed:int=0           # Of the draws; same seed, same replies
     system:str|None=None # System message, put before each question
     sample:str=''        # Which of several replies is drawn, each by a seed of its own; `ask` sets it
 
@@ -207,10 +207,7 @@ def _generate(asker, items, images):
     import torch
     start, inputs = time.perf_counter(), prompt_inputs(asker, items, images)
     sampling = dict(do_sample=False, temperature=None, top_p=None, top_k=None)
-    if asker.temperature and asker.sample: sampling |= dict(logits_processor=_own_draws(asker, items))
-    elif asker.temperature:
-        sampling = dict(do_sample=True, temperature=asker.temperature, top_p=asker.top_p, top_k=0)
-        torch.manual_seed(zlib.crc32(f'{asker.seed} {[i.id for i in items]}'.encode()))
+    if asker.temperature: sampling |= dict(logits_processor=_own_draws(asker, items))
     with torch.inference_mode():
         generated = asker.model.generate(**inputs, max_new_tokens=asker.max_new_tokens, **sampling)
     each, ends, replies = (time.perf_counter()-start)/len(items), end_tokens(asker), []
