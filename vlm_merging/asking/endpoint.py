@@ -247,16 +247,14 @@ async def _try(endpoint, talk, item, payload, last):
         if again: return why, answer.headers.get('retry-after')
         return Reply(item.id, '', error=f'The server refuses{talk.way} with {why}'), None
     except TimeoutError: return f'nothing whole came within {endpoint.timeout:g} s', None
-    except ValueError as e:
-        HEARD.add(endpoint.url)
-        return str(e), None
     except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as e:
         if endpoint.url not in HEARD: await asyncio.sleep(GRACE)
         heard = endpoint.url in HEARD
         if last or not heard: raise _Stop(_nobody(endpoint, talk.way, e, heard)) from None
         return f'the connection was refused ({type(e).__name__})', None
-    except (httpx2.HTTPError, OSError) as e:
+    except (ValueError, httpx2.HTTPError, OSError) as e:
         HEARD.add(endpoint.url)
+        if isinstance(e, ValueError): return str(e), None
         return f'the connection was lost ({server_words(str(e), key, 120) or type(e).__name__})', None
 
 async def _patiently(endpoint, talk, item):
