@@ -2826,6 +2826,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'vlm_merging/probing/sweep.py'),
                                            'vlm_merging.probing.sweep.ask_mixture': ( 'probing/sweep.html#ask_mixture',
                                                                                       'vlm_merging/probing/sweep.py'),
+                                           'vlm_merging.probing.sweep.divided': ( 'probing/sweep.html#divided',
+                                                                                  'vlm_merging/probing/sweep.py'),
                                            'vlm_merging.probing.sweep.mixtures': ( 'probing/sweep.html#mixtures',
                                                                                    'vlm_merging/probing/sweep.py'),
                                            'vlm_merging.probing.sweep.neighbour_agreement': ( 'probing/sweep.html#neighbour_agreement',
