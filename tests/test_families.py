@@ -464,3 +464,33 @@ def test_every_tensor_is_merged_or_kept_with_a_reason(kind, tmp_path):
     used = {n for w in p.merged for n in w.pair.llm}
     left = {n for n in weights(trio.llm) if n not in used}
     assert all(re.search(r'embed|lm_head|^output', n) for n in left)
+
+
+# --- What is no weight
+
+@pytest.mark.parametrize('sides', [('vlm', 'llm'), ('vlm',), ('llm',)], ids=' '.join)
+def test_a_mask_stays_and_stops_nothing(sides, tmp_path):
+    "Files of GPT-NeoX's kind store which token may look at which, true or false"
+    trio = make_trio('llava', tmp_path/'trio')
+    plain = merge(*trio[:2], out=tmp_path/'plain', weight=.5)
+    mask = torch.ones(1, 1, 8, 8, dtype=torch.bool).tril()
+    for who in sides:
+        file = getattr(trio, who)/'model.safetensors'
+        stem = find_decoder(Checkpoint.open(file.parent).tensors, {}).stem
+        save_file(load_file(file)|{f'{stem}layers.{i}.self_attn.bias': mask.clone() for i in range(2)}, file,
+                  metadata={'format': 'pt'})
+    out = merge(*trio[:2], out=tmp_path/'out', weight=.5)
+    found, before = (load_file(f/'model.safetensors') for f in (out, plain))
+    extra = found.keys()-before.keys()
+    assert all(torch.equal(found[n], x) for n, x in before.items()) and len(extra)==2*('vlm' in sides)
+    assert all(torch.equal(found[n], mask) for n in extra)
+    assert {plan(*trio[:2]).kept[n] for n in extra}<={'a constant, not a weight'}
+
+def test_a_weight_of_true_and_false_stops(tmp_path):
+    trio = make_trio('llava', tmp_path/'trio')
+    for folder in trio[:2]:
+        file = folder/'model.safetensors'
+        held = load_file(file)
+        odd = [n for n in held if n.endswith('layers.1.mlp.down_proj.weight')]
+        save_file(held|{n: held[n]>0 for n in odd}, file, metadata={'format': 'pt'})
+    assert any('BOOL' in f.what for f in plan(*trio[:2]).stops)

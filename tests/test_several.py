@@ -347,10 +347,35 @@ def test_a_sweep_over_the_weights_of_several(tmp_path, call):
     import polars as pl
     parts = pl.concat([pl.read_parquet(p) for p in (tmp_path/'run'/'parts').iterdir()])
     said = dict(parts.filter(run=f'weight {weights[1]}').select('index', 'prediction').rows())
-    assert said=={i: t for i, t in asked.items()}
-    code, _, err = call('sweep', lab/'vlm', '--llm', lab/'llm', '--llm', lab/'base', '--weights', '.5,.6',
-                        '--benchmark', 'lab', '--out', tmp_path/'s')
-    assert code==3 and 'tries one number: name one --llm' in err
+    assert said==asked
+    more = sweep(lab/'vlm', llms, weights=[.5, weights[0]], items=items, out=tmp_path/'run', **how)  # Goes on
+    assert more.tries[0]['weight']==[.5, .25, .25] and set(more.best)=={'weight', 'layers', 'modules'}
+    assert more.table.filter(what='accuracy', tag='all')['weight'].to_list()==[.5, None]
+    assert plan(lab/'vlm', llms, **more.best).merged
+
+def test_one_number_for_several_is_what_it_is_for_one(tmp_path, call):
+    "Two LLMs that are one model are mixed as that model, from Python and from the shell"
+    import polars as pl
+    from vlm_merging.probing.sweep import sweep
+    lab = 'lab/vlm --llm lab/llm'.split()
+    asked = '--benchmark lab --split dev -n 12 --max-new-tokens 16 --batch-size 12'.split()
+    runs = dict(one=[], two=['--llm', 'lab/llm'])
+    for method, more in (('linear', []), ('ties', ['--base', 'lab/base', '--llm-weight', '.8'])):
+        tables = []
+        for name, second in runs.items():
+            out = tmp_path/f'{method}-{name}'
+            words = ['--weights', '.6,.2', *asked, '--method', method, *more, '--out', out]
+            assert call('sweep', *lab, *second, *words)[0]==0
+            tables.append(pl.read_parquet(out/'sweep.parquet').filter(what='accuracy'))
+        assert tables[0]['run'].to_list()==tables[1]['run'].to_list()
+        assert tables[0]['weight'].to_list()==tables[1]['weight'].to_list()
+        if method=='linear': assert tables[0].equals(tables[1])
+    how = dict(weights=[.6, .2], items='lab', out=tmp_path/'p', max_new_tokens=4)
+    with pytest.raises(ValueError, match='slerp merges a VLM with one LLM'):
+        sweep('lab/vlm', ['lab/llm', 'lab/llm'], method='slerp', **how)
+    with pytest.raises(ValueError, match='weight is 1.5'):
+        sweep('lab/vlm', ['lab/llm', 'lab/base'], **how|dict(weights=[1.5]))
+
 
 # What others found
 

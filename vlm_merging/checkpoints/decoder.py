@@ -57,7 +57,8 @@ def _stacks(
     stems = {}
     for name in tensors:
         if m:=LAYER.fullmatch(name):
-            stems.setdefault(m['stem']+m['list'], {}).setdefault(int(m['i']), {})[m['rest']] = name
+            stem, word, i, rest = m.groups()
+            stems.setdefault(stem+word, {}).setdefault(int(i), {})[rest] = name
     return {s: layers for s, layers in stems.items() if _width(layers, tensors)}
 
 # %% ../../nbs/checkpoints/10_decoder.ipynb #c019

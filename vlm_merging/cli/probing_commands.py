@@ -177,7 +177,6 @@ def sweep_knobs(
          example='vlm-merging sweep lab/vlm lab/llm --weights .5,.6 --benchmark lab --split dev --out runs/w')
 def sweep_command(
     *,
-    llm:str|list,       # The LLM: a folder, a hub id, or lab/llm; for several, use sweep in Python
     knobs:list=[],      # Knobs as NAME=X; the same as their options
     by:tuple|None=None, # Split by these tags; default: category, where there is one
     out:Path,           # Folder of the sweep; made, or gone on with
@@ -187,7 +186,6 @@ def sweep_command(
     "Try the weights of a merge in memory, and say whether the best differs from the rest"
     out = folder_wanted(dict(out=out))
     ready_to_write(chart, PAGES)
-    if isinstance(llm, list): raise ValueError('A sweep from here tries one number: name one --llm.')
     if unclear := decimal_comma(','.join(given['weights'])): raise ValueError(f'--weights: {unclear}')
     try: weights = [float(w) for w in given['weights']]
     except ValueError:
@@ -201,7 +199,7 @@ def sweep_command(
     quiet_libraries()
     from vlm_merging.probing.sweep import sweep
     how = taken(given, MIXED, TRIED, SPREAD, OPENED, BATCHES)
-    tried = sweep(**how|dict(llm=llm, weights=weights, items=items, knobs=knobs, by=by, out=out))
+    tried = sweep(**how|dict(weights=weights, items=items, knobs=knobs, by=by, out=out))
     table = tried.table
     print('\n'.join([*tried.lines, tried.verdict]))
     write_table(table, out/'sweep.parquet')

@@ -12,7 +12,7 @@ from ..checkpoints.headers import FLOATS, Checkpoint
 from ..checkpoints.model_files import read_json
 from ..checkpoints.texts import name_in_line, quoted
 from ..checkpoints.decoder import LAYER, more_than_language, nested, text_config
-from .families import Pairing, module_of, pair_names
+from .families import CONSTANT, Pairing, module_of, pair_names
 from .folders import Finding, folder_findings
 
 # %% auto #0
@@ -67,7 +67,7 @@ def unlike_parts(
     "Stop on parts of the decoder that only one of the two has"
     theirs, lonely = paired.theirs, list(paired.lonely)
     inside = {n for i, r in theirs.layers.items() if i not in theirs.cross for n in r.values()}
-    strange = [n for n in paired.unused if n in inside and not n.endswith('inv_freq')]
+    strange = [n for n, why in paired.unused.items() if n in inside and why!=CONSTANT]
     attend = [next((n for n in names if (m := LAYER.fullmatch(n)) and module_of(m['rest'])=='attention'), '')
               for names in (lonely, strange)]
     if all(attend) and not any(p.module=='attention' and p.layer is not None for p in paired.pairs):

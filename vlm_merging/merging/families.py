@@ -14,7 +14,7 @@ from ..checkpoints.headers import Checkpoint
 from ..checkpoints.parts import find_rows, held_parts, layer_parts
 
 # %% auto #0
-__all__ = ['STACKED', 'DIFFUSED', 'FAMILIES', 'Family', 'Pair', 'Pairing', 'module_of', 'pair_names']
+__all__ = ['STACKED', 'DIFFUSED', 'FAMILIES', 'CONSTANT', 'Family', 'Pair', 'Pairing', 'module_of', 'pair_names']
 
 # %% ../../nbs/merging/02_families.ipynb #c012
 @dataclass(frozen=True)
@@ -151,6 +151,11 @@ def _partner(
     return dict(llm=names, parts=tuple(found), turned=turned)
 
 # %% ../../nbs/merging/02_families.ipynb #c023
+CONSTANT = 'a constant, not a weight'
+
+def _is_mask(name, entry): return entry.dtype=='BOOL' and not name.endswith('weight')
+def _is_constant(name, entry): return name.endswith('inv_freq') or _is_mask(name, entry)
+
 _OWN = re.compile(r'.*(_moe_gen\b|\blora_\w+|\blora\b).*')
 
 def _is_own(
@@ -189,20 +194,21 @@ def _pair_layers(
                                                       mine.width, _heads(vlm)))
         alone, taken, rows = {}, set(), Counter()
         for rest, name in rests.items():
-            found = _partner(rest, vlm.tensors[name].shape, other, family.parts, parts)
+            entry = vlm.tensors[name]
+            found = None if _is_mask(rest, entry) else _partner(rest, entry.shape, other, family.parts, parts)
             own = found is None and (_OWN.fullmatch(rest) or family.own and re.fullmatch(family.own, rest))
             if found:
                 pairs.append(Pair(name, layer=i, module=module(rest), key=f'layers.{ranks[i]}.{rest}',
                                   common=bool(family.more and re.fullmatch(family.more, rest)), **found))
                 taken.update(found['llm'])
                 for n, p in zip(found['llm'], found.get('parts', ())): rows[n] += p.n
-            elif rest.endswith('inv_freq'): kept[name] = 'a constant, not a weight'
+            elif _is_constant(rest, entry): kept[name] = CONSTANT
             elif own: kept[name] = "the VLM's own: an LLM has no such part"
             else: alone[rest] = name
         whole = other.rows if rows else {}
         partly |= {n for n, k in rows.items() if k<whole[n]}
         if not alone: continue
-        weights = {n for k, n in other.names.items() if not k.endswith('inv_freq')}
+        weights = {n for k, n in other.names.items() if not _is_constant(k, llm.tensors[n])}
         whole = other.names and not partly and weights<=taken
         experts = {int(m[1]) for k in other.names if (m := re.search(r'experts\.(\d+)\.', k))}
         for rest, name in alone.items():
@@ -235,7 +241,7 @@ def _pair_ends(
         rest = other.removeprefix(theirs.stem)
         if other in ends or LAYER.fullmatch(other) or not other.startswith(theirs.stem): continue
         name = next((r+rest for r in mine.roots if r+rest in vlm.tensors), None)
-        if name is None or name in ends or rest.endswith('inv_freq'): continue
+        if name is None or name in ends or _is_constant(rest, llm.tensors[other]): continue
         table = len(llm.tensors[other].shape)==2 and re.match(r'embed(?!.*project)|w[tp]e\b', rest)
         yield Pair(name, (other,), None, 'embedding' if table else module_of(rest), rest, bool(table))
 
@@ -266,7 +272,7 @@ def pair_names(
     for name in vlm.tensors:
         if name not in inside and name not in kept: kept[name] = _why_outside(name, mine, words)
     behind = {n for rests in theirs.behind.values() for n in rests.values()}
-    unused = {n: ('a constant, not a weight' if n.endswith('inv_freq') else
+    unused = {n: (CONSTANT if _is_constant(n, llm.tensors[n]) else
                   'a layer behind the last one, for predicting further tokens' if n in behind else
                   'no partner in the VLM') for n in llm.tensors if n not in taken}
     order = {n: i for i, n in enumerate(vlm.tensors)}

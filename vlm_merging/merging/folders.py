@@ -46,7 +46,8 @@ def quantized(
     "Tell of weights that are packed or quantized"
     odd = [e for e in checkpoint.tensors.values()
            if e.dtype.startswith(('F8_', 'F6_')) or e.dtype=='F4' or e.name.endswith(_CODES)
-           or e.dtype not in FLOATS and (len(e.shape)>1 or e.name.endswith('proj.weight'))]
+           or e.dtype not in FLOATS and (len(e.shape)>1 and e.dtype!='BOOL'      # That is a mask
+                                         or e.name.endswith('proj.weight'))]
     if not odd: return []
     names = _language_names(checkpoint)
     inside = next((e for e in odd if e.name in names), None)

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/merging/11_work.ipynb #c005
 from __future__ import annotations
+import math
 from dataclasses import dataclass
 from ..checkpoints.headers import FLOATS, Checkpoint
 from ..checkpoints.texts import name_in_line
@@ -15,7 +16,7 @@ from .methods import METHODS, Method
 from .recipe import Recipe
 
 # %% auto #0
-__all__ = ['Work', 'computed_in', 'work_of', 'token_words', 'has_tokens']
+__all__ = ['Work', 'computed_in', 'work_of', 'token_words', 'has_tokens', 'whole_shape']
 
 # %% ../../nbs/merging/11_work.ipynb #c008
 @dataclass(frozen=True)
@@ -98,3 +99,11 @@ def has_tokens(
     rows = vlm.tensors[embedding].shape[:1] if embedding else ()
     return pair.common and (pair.module=='head' or pair.key=='embedding'
                             or vlm.tensors[pair.vlm].shape[:1]==rows)
+
+# %% ../../nbs/merging/11_work.ipynb #c021
+def whole_shape(
+    shape:tuple,        # Of a tensor
+)->tuple:               # (rows, columns), or (numbers,)
+    "What a method that needs whole tensors is given at once: a vector, or a matrix of a stack"
+    if len(shape)<4: return tuple(shape[-2:]) or (1,)
+    return shape[0], math.prod(shape[1:])

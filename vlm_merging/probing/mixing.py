@@ -16,7 +16,8 @@ from ..checkpoints.vocabulary import row_numbers
 from ..merging.merge import merged_blocks
 from ..merging.methods import METHODS, Method
 from ..merging.folders import side_findings
-from ..merging.plan import Plan, plan
+from ..merging.plan import plan
+from ..merging.planned import Plan
 from ..merging.work import Work
 from ..merging.recipe import BESIDE, Recipe
 

@@ -27,7 +27,7 @@ from .probe import asked_items
 from ..scoring.score import score as offline_score
 
 # %% auto #0
-__all__ = ['UNMIXED', 'mixtures', 'open_mixer', 'ask_mixture', 'neighbour_agreement', 'score_mixture', 'against_best',
+__all__ = ['UNMIXED', 'mixtures', 'divided', 'open_mixer', 'ask_mixture', 'neighbour_agreement', 'score_mixture', 'against_best',
            'sweep_table', 'Sweep', 'sweep']
 
 # %% ../../nbs/probing/14_sweep.ipynb #c012
@@ -53,6 +53,21 @@ def mixtures(
 
 # %% ../../nbs/probing/14_sweep.ipynb #c015
 UNMIXED = dict(run='the VLM', weight=None, layers='all', modules='all')   # As of `mixtures`
+
+# %% ../../nbs/probing/14_sweep.ipynb #c075
+def divided(
+    how:dict,           # From `mixtures`
+    method:str,         # Merge method, by its name
+    llms:int,           # How many LLMs
+    llm_weight:float|None=None, # Factor of what all LLMs get together; None: as the method has it for one
+)->dict:                # The same with a weight for each model, and `along`, the number that was tried
+    "A number to try for several LLMs: the VLM's, and equal parts of the rest"
+    weight = how['weight']
+    if llms==1 or not isinstance(weight, (int, float)): return how
+    from vlm_merging.merging.methods import METHODS
+    usual = METHODS[method].knobs.get('llm_weight')
+    rest = 1-weight if usual is None else usual.default if llm_weight is None else llm_weight
+    return how|dict(weight=[weight, *[round(rest/llms, 12)]*llms], along=weight)
 
 # %% ../../nbs/probing/14_sweep.ipynb #c018
 @lru_cache(maxsize=1)
@@ -91,7 +106,8 @@ def ask_mixture(
                          f'the first is {bad[0].id}: {bad[0].error}')
     rows = [row_of(i)|dict(run=how['run'], prediction=replies[i.id].text, finish=replies[i.id].finish)
             for i in items]
-    weight = how['weight'] if isinstance(how['weight'], (int, float)) else None
+    weight = how.get('along', how['weight'])
+    weight = weight if isinstance(weight, (int, float)) else None
     return reply_table(rows).with_columns(weight=pl.lit(weight, pl.Float64), layers=pl.lit(how['layers']),
                                           modules=pl.lit(how['modules']))
 
@@ -196,7 +212,7 @@ class Sweep:
     @property
     def best(self)->dict|None:
         "The best mixture as words for `merge`, of several benchmarks on the first. None: there is none"
-        by_run = {t['run']:{k:v for k, v in t.items() if k!='run'} for t in self.tries}
+        by_run = {t['run']:{k:t[k] for k in ('weight', 'layers', 'modules')} for t in self.tries}
         if self.held is not None: return by_run.get(self.held.chosen)
         marked = self.table.filter(tag='all', best=True).drop_nulls('value')
         right = marked.filter(what='accuracy')
@@ -267,8 +283,8 @@ def sweep(
     llm=None,           # Folder, hub id or name of the lab; or a list of several
     base=None,          # The same; for methods with task vectors
     *,
-    weights:Iterable,   # To try: shares of the VLM, or what else the method's knob `weight` means; with
-                        # several LLMs each is a list of one number for each model
+    weights:Iterable,   # To try: shares of the VLM, or what else the method's knob `weight` means; several
+                        # LLMs divide the rest among them, or each is a list of a number for each model
     items,              # To choose on, not those to report: `Item`s, a table file, or the name of a benchmark
     score:Callable|None=None, # Item and reply -> 0..1 or None; None: the offline protocol of `scoring`
     method:str|None=None, # Merge method that has a knob `weight`; default: linear
@@ -295,12 +311,13 @@ def sweep(
     own = (knobs or {})|own
     if 'weight' in own:
         raise ValueError('The knob weight is what is tried: give it as `weights`, and leave it out of knobs.')
-    if isinstance(llm, (list, tuple)) and llm[1:]:      # One number for each model; the first for now
-        weights = list(weights)
-        own['weight'] = next(iter(weights), None)
+    llms = vlm.llms if isinstance(vlm, Recipe) else llm if isinstance(llm, (list, tuple)) else [llm]
+    theirs = own.pop('llm_weight', None) if llms[1:] else None
+    if llms[1:]: own['weight'] = [1, *[0]*len(llms)]    # The VLM alone, until each try says what each weighs
     whole = recipe_of(vlm, llm, base, method=method, **own)
     tries = mixtures(weights, whole.layers if layers is None else layers,
                      whole.modules if modules is None else modules)
+    tries = [divided(t, whole.method, len(llms), theirs) for t in tries]
     recipe = whole.dict()|dict(layers='all', modules='all')
     recipe['knobs'] = {k:v for k, v in recipe['knobs'].items() if k!='weight' or whole.llms[1:]}
     for t in tries:     # Each is checked now
