@@ -49,13 +49,34 @@ def still_chart(html):
     if not charts: return html
     have = json.dumps({f'{k.replace("-", "")}_version': v for k, v in charts.items()})
     html = re.sub(r'https://cdn\.jsdelivr\.net/npm/[^"]*', '', html)
+    html = html.replace('"mode": "vega-lite"', '"mode": "vega-lite", "renderer": "svg"')  # It shrinks with the window
     return f'{VEGA}\n<script>var VEGA_DEBUG = {have};</script>\n{html}'
+
+HEAD = re.compile(r'<thead>(<tr>.*?</tr>)(<tr>.*?</tr>)?</thead>', re.S)
+NUMBER = re.compile(r'[-+]?[\d.,]+(e[-+]?\d+)?%?|null')
+
+def told_table(html):
+    "A polars table for people: without the types of its columns, numbers below each other, p as it is written"
+    from vlm_merging.comparing.findings import p_said
+    def row(m):
+        cells = re.findall(r'<td>(.*?)</td>', m[0], flags=re.S)
+        for i, (head, cell) in enumerate(zip(heads, cells)):
+            if re.fullmatch(r'p([_ ].*)?', head) and re.fullmatch(r'[\d.]+(e-\d+)?', cell):
+                cells[i] = escape(p_said(float(cell))[2:].lstrip('= '))
+        return '<tr>' + ''.join(f'<td class="number">{o}</td>' if NUMBER.fullmatch(plain) else f'<td>{o}</td>'
+                                for o, plain in zip(cells, re.findall(r'<td>(.*?)</td>', m[0], flags=re.S))) + '</tr>'
+    head = HEAD.search(html)
+    if 'class="dataframe"' not in html or not head: return html
+    heads = [unescape(o) for o in re.findall(r'<th>(.*?)</th>', head[1], flags=re.S)]
+    before, body = html[:head.start()], html[head.end():]
+    return re.sub(r'<style>.*?</style>\s*', '', before, flags=re.S) + f'<thead>{head[1]}</thead>' + re.sub(
+        r'<tr>.*?</tr>', row, body, flags=re.S)
 
 def told(out, alt, code):
     "An output whose picture says what it shows; `alt` tells of it, or its `code`"
     last = (code.splitlines() or ['no code shown'])[-1].strip()
     data, words = out.get('data', {}), escape(alt or f'Picture, made by the code above: {last}')
-    if 'text/html' in data: html = still_chart(told_chart(joined(data['text/html']), alt))
+    if 'text/html' in data: html = told_table(still_chart(told_chart(joined(data['text/html']), alt)))
     elif 'image/svg+xml' in data:
         html = joined(data['image/svg+xml']).replace('<svg ', f'<svg role="img" aria-label="{words}" ', 1)
     elif kind := next((k for k in ('image/png', 'image/jpeg') if k in data), None):
@@ -115,10 +136,11 @@ def settle():
     ids = {page: Links(html).ids for page, html in pages.items()}
     for page, html in pages.items():
         html = re.sub(r'(<a [^>]*href=")([^"]+)', lambda m: m[1] + local(m[2], page, ids), as_mathml(html))
-        html = html.replace('</head>', '<link rel="icon" href="data:,"></head>', 1)
+        up = relpath('.', PurePosixPath(page).parent)
+        html = html.replace('</head>', f'<link rel="icon" href="data:,"><script src="{up}/site.js" defer></script>'
+                                       '</head>', 1)
         first, vega, rest = html.partition(VEGA)
-        to = relpath('vega.js', PurePosixPath(page).parent)
-        html = first + vega.replace('/vega.js', to) + rest.replace(VEGA, '')     # Once a page
+        html = first + vega.replace('/vega.js', f'{up}/vega.js') + rest.replace(VEGA, '')     # Once a page
         (site/page).write_text(html, encoding='utf-8')
     for o in site.rglob('*.css'):
         plain = re.sub(r'@import url\(https?:[^)]*\);?', '', o.read_text(encoding='utf-8'))
@@ -185,7 +207,7 @@ def fingerprint():
     made = hashlib.sha256()
     for o in SOURCES:
         for file in sorted((project/o).rglob('*')) if (project/o).is_dir() else [project/o]:
-            if file.is_file() and file.suffix in ('.ipynb', '.py', '.html', '.css', '.yml', '.svg',
+            if file.is_file() and file.suffix in ('.ipynb', '.py', '.html', '.css', '.js', '.yml', '.svg',
                                                   '.ini', '.csv') and '.ipynb_checkpoints' not in file.parts:
                 made.update(f'{file.relative_to(project)}\0'.encode() + file.read_bytes())
     return made.hexdigest()
@@ -214,11 +236,11 @@ def main():
     print(f'{len(list(site.rglob("*.html")))} pages in {site.name}/')
 
 def module_of(nb):
-    "Text and syntax tree of the module that a notebook is exported to"
+    "Name, text and syntax tree of the module that a notebook is exported to"
     names = re.findall(r'^#\| *default_exp +([\w.]+)', '\n'.join(o.source for o in nb.cells), flags=re.M)
     text = ''
     if names: text = (project/f"vlm_merging/{names[0].replace('.', '/')}.py").read_text(encoding='utf-8')
-    return text, ast.parse(text)
+    return names[0] if names else '', text, ast.parse(text)
 
 MATH = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.S)
 
@@ -229,12 +251,52 @@ def as_mathml(html):
     html = re.sub(r'<script>[^<]*renderMathInElement.*?</script>', '', html, flags=re.S)
     return MATH.sub(lambda m: convert(unescape(m[2]), display='block' if m[1]=='display' else 'inline'), html)
 
+# A notebook that is exported: what it offers stands first, and what it keeps to itself is folded
+
+DEFINES = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
+
+def names_in(code):
+    "The names that code defines at its outermost level, in their order: those of functions and classes, and others"
+    body = ast.parse(code).body
+    defined = [o.name for o in body if isinstance(o, DEFINES)]
+    assigned = [n.id for o in body if isinstance(o, (ast.Assign, ast.AnnAssign))
+                for t in getattr(o, 'targets', None) or [o.target] for n in ast.walk(t) if isinstance(n, ast.Name)]
+    return defined, list(dict.fromkeys(assigned))
+
+def folded(code):
+    "The code of an exported cell without a public function, to be unfolded by who wants it; None: not such a cell"
+    defined, assigned = names_in(code)
+    if not defined + assigned or any(o[0]!='_' for o in defined): return None
+    what = 'How it is done' if all(o[0]=='_' for o in defined + assigned) else 'Constants'
+    return f'#| code-fold: true\n#| code-summary: "{what}: {", ".join(defined or assigned)}"\n{code}'
+
+def offer(module, tree, face):
+    "The public names of a module, each with what it does and a link to its place; `face` are those of the package"
+    public = next((ast.literal_eval(o.value) for o in tree.body if isinstance(o, ast.Assign)
+                   and o.targets[0].id=='__all__'), ())
+    about = {o.name: (ast.get_docstring(o) or '').partition('\n')[0] for o in tree.body if isinstance(o, DEFINES)}
+    def told(names): return [f'- [`{o}`](#{o}): {about[o]}' for o in names]
+    known = [o for o in public if o in about]
+    others = ', '.join(f'`{o}`' for o in public if o not in about)
+    parts = {'From `vlm_merging`': told(o for o in known if o in face),
+             f'From `vlm_merging.{module}`': told(o for o in known if o not in face)}
+    said = [f'{head}:\n\n' + '\n'.join(lines) for head, lines in parts.items() if lines]
+    if others: said.append(f'Constants of `vlm_merging.{module}`: {others}')
+    return '::: {.offer}\n' + '\n\n'.join(said) + '\n:::' if said else ''
+
 def read_notebooks(paths, work, pages):
     "Notebooks as nbdev shows them, under the names of their pages"
-    from nbdev.processors import FilterDefaults
+    from nbdev.processors import FilterDefaults, clean_magics, rm_export
     from nbdev.frontmatter import nb_frontmatter
     from fastcore import docments
     from fastcore.nbio import nb2dict, read_nb
+    import vlm_merging
+    def fold_or_leave_out(cell):
+        if cell.cell_type=='code' and 'export' in cell.directives_ and (code := folded(cell.source)): cell.source = code
+        else: rm_export(cell)
+    class Pages(FilterDefaults):
+        def base_procs(self):           # `clean_magics`: no notebook has any, and it reads pyproject.toml for each cell
+            return [fold_or_leave_out if o is rm_export else o for o in super().base_procs() if o is not clean_magics]
     def fields(cls):
         found = [o for o in package[1].body if isinstance(o, ast.ClassDef) and o.name==cls.__name__]
         return ast.get_source_segment(package[0], found[0]) if found else ''
@@ -245,12 +307,14 @@ def read_notebooks(paths, work, pages):
         try:
             os.chdir((work/'nbs'/path).parent)
             nb = read_nb(work/'nbs'/path)
-            package = module_of(nb)
-            FilterDefaults()(nb)
+            module, *package = module_of(nb)
+            Pages()(nb)
             nb_frontmatter(nb)
             page = notebook_name(path)
             plain = nb2dict(nb)
             cells = [told_cell(o) for o in plain['cells']]
+            if text := offer(module, package[1], vlm_merging._HOMES):
+                cells.insert(1, dict(cell_type='markdown', id='offer', metadata={}, source=text))
             (pages/page).parent.mkdir(parents=True, exist_ok=True)
             (pages/page).write_text(json.dumps(dict(plain, cells=cells)), encoding='utf-8')
         except Exception as e: wrong.append(f'nbs/{path} does not build. {e}')
@@ -298,6 +362,7 @@ def draw(work, pages):
     (pages/'vega.js').write_text(vl_convert.javascript_bundle(), encoding='utf-8')
     Site(load(pages), quiet=True).build()
     shutil.copy(pages/'vega.js', site)
+    shutil.copy(here/'site.js', site)
 
 # The README is the index, as GitHub shows it
 
