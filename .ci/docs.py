@@ -49,28 +49,29 @@ def still_chart(html):
     if not charts: return html
     have = json.dumps({f'{k.replace("-", "")}_version': v for k, v in charts.items()})
     html = re.sub(r'https://cdn\.jsdelivr\.net/npm/[^"]*', '', html)
-    html = html.replace('"mode": "vega-lite"', '"mode": "vega-lite", "renderer": "svg"')  # It shrinks with the window
+    html = html.replace('"mode": "vega-lite"', '"mode": "vega-lite", "renderer": "svg"')     # It can shrink
     return f'{VEGA}\n<script>var VEGA_DEBUG = {have};</script>\n{html}'
 
 HEAD = re.compile(r'<thead>(<tr>.*?</tr>)(<tr>.*?</tr>)?</thead>', re.S)
 NUMBER = re.compile(r'[-+]?[\d.,]+(e[-+]?\d+)?%?|null')
 
 def told_table(html):
-    "A polars table for people: without the types of its columns, numbers below each other, p as it is written"
+    "A polars table for people: without types of columns, numbers below each other, p as it is written"
     from vlm_merging.comparing.findings import p_said
-    def row(m):
-        cells = re.findall(r'<td>(.*?)</td>', m[0], flags=re.S)
-        for i, (head, cell) in enumerate(zip(heads, cells)):
-            if re.fullmatch(r'p([_ ].*)?', head) and re.fullmatch(r'[\d.]+(e-\d+)?', cell):
-                cells[i] = escape(p_said(float(cell))[2:].lstrip('= '))
-        return '<tr>' + ''.join(f'<td class="number">{o}</td>' if NUMBER.fullmatch(plain) else f'<td>{o}</td>'
-                                for o, plain in zip(cells, re.findall(r'<td>(.*?)</td>', m[0], flags=re.S))) + '</tr>'
     head = HEAD.search(html)
     if 'class="dataframe"' not in html or not head: return html
-    heads = [unescape(o) for o in re.findall(r'<th>(.*?)</th>', head[1], flags=re.S)]
-    before, body = html[:head.start()], html[head.end():]
-    return re.sub(r'<style>.*?</style>\s*', '', before, flags=re.S) + f'<thead>{head[1]}</thead>' + re.sub(
-        r'<tr>.*?</tr>', row, body, flags=re.S)
+    heads = re.findall(r'<th>(.*?)</th>', head[1], flags=re.S)
+    def cell(name, text):
+        if not NUMBER.fullmatch(text): return f'<td>{text}</td>'
+        if re.fullmatch(r'p([_ ].*)?', name) and text!='null':
+            text = escape(p_said(float(text))[2:].lstrip('= '))
+        return f'<td class="number">{text}</td>'
+    def row(m):
+        texts = re.findall(r'<td>(.*?)</td>', m[0], flags=re.S)
+        return f'<tr>{"".join(map(cell, heads, texts))}</tr>'
+    before = re.sub(r'<style>.*?</style>\s*', '', html[:head.start()], flags=re.S)
+    top = head[1].replace('_', '_<wbr>')                        # Where a long name may be broken
+    return f'{before}<thead>{top}</thead>' + re.sub(r'<tr>.*?</tr>', row, html[head.end():], flags=re.S)
 
 def told(out, alt, code):
     "An output whose picture says what it shows; `alt` tells of it, or its `code`"
@@ -137,8 +138,8 @@ def settle():
     for page, html in pages.items():
         html = re.sub(r'(<a [^>]*href=")([^"]+)', lambda m: m[1] + local(m[2], page, ids), as_mathml(html))
         up = relpath('.', PurePosixPath(page).parent)
-        html = html.replace('</head>', f'<link rel="icon" href="data:,"><script src="{up}/site.js" defer></script>'
-                                       '</head>', 1)
+        ours = f'<link rel="icon" href="data:,"><script src="{up}/site.js" defer></script>'
+        html = html.replace('</head>', ours + '</head>', 1)
         first, vega, rest = html.partition(VEGA)
         html = first + vega.replace('/vega.js', f'{up}/vega.js') + rest.replace(VEGA, '')     # Once a page
         (site/page).write_text(html, encoding='utf-8')
@@ -256,25 +257,27 @@ def as_mathml(html):
 DEFINES = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
 
 def names_in(code):
-    "The names that code defines at its outermost level, in their order: those of functions and classes, and others"
+    "The names that code defines for others: those of functions and classes, and what it assigns"
     body = ast.parse(code).body
     defined = [o.name for o in body if isinstance(o, DEFINES)]
-    assigned = [n.id for o in body if isinstance(o, (ast.Assign, ast.AnnAssign))
-                for t in getattr(o, 'targets', None) or [o.target] for n in ast.walk(t) if isinstance(n, ast.Name)]
+    targets = [t for o in body if isinstance(o, (ast.Assign, ast.AnnAssign))
+               for t in getattr(o, 'targets', None) or [o.target]]
+    assigned = [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
     return defined, list(dict.fromkeys(assigned))
 
 def folded(code):
-    "The code of an exported cell without a public function, to be unfolded by who wants it; None: not such a cell"
+    "An exported cell without a public function, to be unfolded by who wants it; None: not such a cell"
     defined, assigned = names_in(code)
     if not defined + assigned or any(o[0]!='_' for o in defined): return None
     what = 'How it is done' if all(o[0]=='_' for o in defined + assigned) else 'Constants'
     return f'#| code-fold: true\n#| code-summary: "{what}: {", ".join(defined or assigned)}"\n{code}'
 
 def offer(module, tree, face):
-    "The public names of a module, each with what it does and a link to its place; `face` are those of the package"
+    "The public names of a module, each with what it does and a link; `face` are those of the package"
     public = next((ast.literal_eval(o.value) for o in tree.body if isinstance(o, ast.Assign)
                    and o.targets[0].id=='__all__'), ())
-    about = {o.name: (ast.get_docstring(o) or '').partition('\n')[0] for o in tree.body if isinstance(o, DEFINES)}
+    about = {o.name: (ast.get_docstring(o) or '').partition('\n')[0]
+             for o in tree.body if isinstance(o, DEFINES)}
     def told(names): return [f'- [`{o}`](#{o}): {about[o]}' for o in names]
     known = [o for o in public if o in about]
     others = ', '.join(f'`{o}`' for o in public if o not in about)
@@ -284,6 +287,14 @@ def offer(module, tree, face):
     if others: said.append(f'Constants of `vlm_merging.{module}`: {others}')
     return '::: {.offer}\n' + '\n\n'.join(said) + '\n:::' if said else ''
 
+def raised(cells):
+    "Raise the name of what is documented before any heading, so that none skips a level"
+    for o in cells:
+        if o['cell_type']=='markdown' and re.search(r'^## ', o['source'], flags=re.M): return
+        for out in o.get('outputs', ()):
+            if text := joined(out.get('data', {}).get('text/markdown', '')):
+                out['data']['text/markdown'] = re.sub(r'^### ', '## ', text, flags=re.M)
+
 def read_notebooks(paths, work, pages):
     "Notebooks as nbdev shows them, under the names of their pages"
     from nbdev.processors import FilterDefaults, clean_magics, rm_export
@@ -292,11 +303,13 @@ def read_notebooks(paths, work, pages):
     from fastcore.nbio import nb2dict, read_nb
     import vlm_merging
     def fold_or_leave_out(cell):
-        if cell.cell_type=='code' and 'export' in cell.directives_ and (code := folded(cell.source)): cell.source = code
+        ours = cell.cell_type=='code' and 'export' in cell.directives_ and folded(cell.source)
+        if ours: cell.source = ours
         else: rm_export(cell)
     class Pages(FilterDefaults):
-        def base_procs(self):           # `clean_magics`: no notebook has any, and it reads pyproject.toml for each cell
-            return [fold_or_leave_out if o is rm_export else o for o in super().base_procs() if o is not clean_magics]
+        def base_procs(self):   # No notebook has magics, and to clean them reads pyproject.toml for each cell
+            return [fold_or_leave_out if o is rm_export else o
+                    for o in super().base_procs() if o is not clean_magics]
     def fields(cls):
         found = [o for o in package[1].body if isinstance(o, ast.ClassDef) and o.name==cls.__name__]
         return ast.get_source_segment(package[0], found[0]) if found else ''
@@ -313,6 +326,7 @@ def read_notebooks(paths, work, pages):
             page = notebook_name(path)
             plain = nb2dict(nb)
             cells = [told_cell(o) for o in plain['cells']]
+            raised(cells)
             if text := offer(module, package[1], vlm_merging._HOMES):
                 cells.insert(1, dict(cell_type='markdown', id='offer', metadata={}, source=text))
             (pages/page).parent.mkdir(parents=True, exist_ok=True)
@@ -320,18 +334,32 @@ def read_notebooks(paths, work, pages):
         except Exception as e: wrong.append(f'nbs/{path} does not build. {e}')
     if wrong: sys.exit('\n\n'.join(wrong))
 
-def write_source(file, pages):
-    "A module as a page, each line with a place of its own"
+SOURCE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><link rel="stylesheet" href="{up}/source.css"></head>
+<body><main><p><a href="{up}/{page}">{back}</a></p><h1>{name}</h1>
+{code}
+</main></body></html>"""
+
+def write_sources():
+    "Each module as a plain page, on which each line has a place of its own"
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer
-    name = file.relative_to(project)
-    code = highlight(file.read_text(encoding='utf-8'), PythonLexer(), HtmlFormatter(
-        lineanchors='L', cssclass='sourceCode', wrapcode=True))
-    to = pages/'source'/name.with_suffix('.md')
-    to.parent.mkdir(parents=True, exist_ok=True)
-    to.write_text(f'---\ntitle: {name}\ntoc: false\nsearch: false\n---\n\n````{{=html}}\n{code}\n````\n',
-                  encoding='utf-8')
+    form = HtmlFormatter(lineanchors='L', cssclass='source', wrapcode=True)
+    for file in sorted((project/'vlm_merging').rglob('[!_]*.py')):
+        name, text = file.relative_to(project), file.read_text(encoding='utf-8')
+        to = site/'source'/name.with_suffix('.html')
+        to.parent.mkdir(parents=True, exist_ok=True)
+        notebook = re.search(r'^# AUTOGENERATED! .* File to edit: [./]*nbs/(\S+\.ipynb)', text, flags=re.M)
+        page, back = 'index.html', 'To the pages'
+        if notebook: page, back = page_name(notebook[1]), 'The page about it'
+        to.write_text(SOURCE.format(name=name, up=relpath('.', f'source/{name.parent}'), page=page, back=back,
+                                    code=highlight(text, PythonLexer(), form)), encoding='utf-8')
+    dark = HtmlFormatter(style='github-dark').get_style_defs('.source')
+    styles = (here/'source.css').read_text(encoding='utf-8'), form.get_style_defs('.source'), \
+        '@media (prefers-color-scheme: dark) {', dark, '}'
+    (site/'source.css').write_text('\n'.join(styles), encoding='utf-8')
 
 def draw(work, pages):
     "The pages, by smalldocs"
@@ -343,7 +371,6 @@ def draw(work, pages):
         if o.is_file() and o.suffix!='.ipynb' and o.name[0]!='_':
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(o, to)
-    for o in sorted((project/'vlm_merging').rglob('[!_]*.py')): write_source(o, pages)
     config = yaml.safe_load((project/'_quarto.yml').read_text(encoding='utf-8'))
     def named(o):
         if isinstance(o, str): return notebook_name(o)
@@ -363,6 +390,7 @@ def draw(work, pages):
     Site(load(pages), quiet=True).build()
     shutil.copy(pages/'vega.js', site)
     shutil.copy(here/'site.js', site)
+    write_sources()
 
 # The README is the index, as GitHub shows it
 

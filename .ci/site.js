@@ -1,7 +1,7 @@
 // A picture or a chart opens in full size: by its button, or a picture by a click on it. Escape closes it again.
 document.addEventListener('click', e => {
   const button = e.target.closest('.full-size')
-  const picture = button ? button.parentElement.querySelector('img, svg, canvas')
+  const picture = button ? ['svg.marks', 'img, svg, canvas'].map(o => button.parentElement.querySelector(o)).find(o => o)
                          : e.target.closest('main img:not(a img)')
   if (!picture) return
   const dialog = document.createElement('dialog')
