@@ -1,6 +1,6 @@
 """Build the site without Quarto: nbdev reads the notebooks, smalldocs draws the pages into `_docs/`.
 `python .ci/docs.py` builds it; `python .ci/docs.py readme` makes README.md from nbs/index.ipynb."""
-import ast, hashlib, json, os, re, shutil, sys, tempfile, warnings
+import ast, hashlib, json, multiprocessing, os, re, shutil, sys, tempfile, warnings
 from configparser import ConfigParser
 from html import escape, unescape
 from html.parser import HTMLParser
@@ -13,6 +13,7 @@ here = Path(__file__).resolve().parent
 project, site = here.parent, here.parent/'_docs'
 # stand for this site until links are made relative
 DOCS, CODE = 'https://docs.invalid', 'https://code.invalid'
+WORKERS = 2                      # Processes that read notebooks
 SOURCES = 'nbs', 'vlm_merging', '.ci', '_quarto.yml', 'settings.ini'      # What the pages are made from
 
 # A notebook's outputs, as a still page can show them: rich, told in words, without the net
@@ -227,10 +228,13 @@ def main():
             about['d']['settings'].update(doc_host=DOCS, doc_baseurl='/', git_url=CODE)
             index.write_text(f'd = {about["d"]!r}\n', encoding='utf-8')
         sys.path.insert(0, str(work))
-        try:
-            read_notebooks(notebooks, work, pages)
-            draw(work, pages)
-        finally: os.chdir(project)
+        context = multiprocessing.get_context('forkserver')
+        context.set_forkserver_preload(['nbdev.processors', 'torch', 'transformers', 'polars', 'altair'])
+        with context.Pool(WORKERS) as pool:     # Each notebook leaves a shell behind, which ends with it
+            parts = [(notebooks[i::WORKERS], work, pages) for i in range(WORKERS)]
+            wrong = sum(pool.starmap(read_notebooks, parts), [])
+        if wrong: sys.exit('\n\n'.join(wrong))
+        draw(work, pages)
     settle()
     if wrong := list(faults()): sys.exit('The pages are built, but:\n' + '\n'.join(sorted(wrong)))
     (site/'made_from').write_text(made_from)
@@ -262,15 +266,16 @@ def names_in(code):
     defined = [o.name for o in body if isinstance(o, DEFINES)]
     targets = [t for o in body if isinstance(o, (ast.Assign, ast.AnnAssign))
                for t in getattr(o, 'targets', None) or [o.target]]
-    assigned = [n.id for t in targets for n in ast.walk(t) if isinstance(n, ast.Name)]
-    return defined, list(dict.fromkeys(assigned))
+    return defined, [n.id for t in targets for n in ast.walk(t)
+                     if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
 
 def folded(code):
     "An exported cell without a public function, to be unfolded by who wants it; None: not such a cell"
     defined, assigned = names_in(code)
     if not defined + assigned or any(o[0]!='_' for o in defined): return None
-    what = 'How it is done' if all(o[0]=='_' for o in defined + assigned) else 'Constants'
-    return f'#| code-fold: true\n#| code-summary: "{what}: {", ".join(defined or assigned)}"\n{code}'
+    public = [o for o in assigned if o[0]!='_']
+    what = 'Constants' if public else 'How it is done'
+    return f'#| code-fold: true\n#| code-summary: "{what}: {", ".join(public or defined or assigned)}"\n{code}'
 
 def offer(module, tree, face):
     "The public names of a module, each with what it does and a link; `face` are those of the package"
@@ -296,7 +301,7 @@ def raised(cells):
                 out['data']['text/markdown'] = re.sub(r'^### ', '## ', text, flags=re.M)
 
 def read_notebooks(paths, work, pages):
-    "Notebooks as nbdev shows them, under the names of their pages"
+    "Write notebooks as nbdev shows them, under the names of their pages; what is wrong with them"
     from nbdev.processors import FilterDefaults, clean_magics, rm_export
     from nbdev.frontmatter import nb_frontmatter
     from fastcore import docments
@@ -332,7 +337,7 @@ def read_notebooks(paths, work, pages):
             (pages/page).parent.mkdir(parents=True, exist_ok=True)
             (pages/page).write_text(json.dumps(dict(plain, cells=cells)), encoding='utf-8')
         except Exception as e: wrong.append(f'nbs/{path} does not build. {e}')
-    if wrong: sys.exit('\n\n'.join(wrong))
+    return wrong
 
 SOURCE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title>
 <meta name="viewport" content="width=device-width, initial-scale=1">
@@ -422,17 +427,8 @@ def readme():
             parts += filter(None, map(plain_output, cell['outputs']))
     return '\n\n'.join([*parts, FOOT]) + '\n'
 
-def leave(job):
-    "Do a job and be gone: each notebook left a shell behind, and an orderly end clears them for a minute"
-    code = 0
-    try: job()
-    except SystemExit as e: code = print(e.code, file=sys.stderr) or 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
 if __name__=='__main__':
     if sys.argv[1:]==['readme']: (project/'README.md').write_text(readme(), encoding='utf-8')
     elif sys.argv[1:]:
         sys.exit(f'No job {" ".join(sys.argv[1:])!r}. There is `readme`; without a word the site is built.')
-    else: leave(main)
+    else: main()

@@ -123,7 +123,7 @@ def test_code_with_public_names_only_is_told_by_its_documentation():
         assert o.folded(shown) is None
     private = '_A, _B = 1, 2\nasync def _how(): return _A'
     assert o.folded(private)==f'#| code-fold: true\n#| code-summary: "How it is done: _how"\n{private}'
-    assert 'Constants: LIMIT, _rest' in o.folded('LIMIT, _rest = 1, 2')
+    assert '"Constants: LIMIT"' in o.folded('LIMIT, _rest = 1, 2')
 
 def test_what_a_notebook_offers_is_told_at_its_top():
     tree = ast.parse('__all__ = ["N", "go", "Face"]\nN = 1\ndef go():\n    "Go on\\nand on"\n'
