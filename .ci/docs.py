@@ -274,8 +274,9 @@ def folded(code):
     defined, assigned = names_in(code)
     if not defined + assigned or any(o[0]!='_' for o in defined): return None
     public = [o for o in assigned if o[0]!='_']
-    what = 'Constants' if public else 'How it is done'
-    return f'#| code-fold: true\n#| code-summary: "{what}: {", ".join(public or defined or assigned)}"\n{code}'
+    names = ', '.join(public or defined or assigned)
+    what = f'{"Constants" if public else "How it is done"}: {names}'
+    return f'#| code-fold: true\n#| code-summary: "{what}"\n{code}'
 
 def offer(module, tree, face):
     "The public names of a module, each with what it does and a link; `face` are those of the package"
@@ -295,7 +296,7 @@ def offer(module, tree, face):
 def raised(cells):
     "Raise the name of what is documented before any heading, so that none skips a level"
     for o in cells:
-        if o['cell_type']=='markdown' and re.search(r'^## ', o['source'], flags=re.M): return
+        if o['cell_type']=='markdown' and re.search(r'^## ', joined(o['source']), re.M): return
         for out in o.get('outputs', ()):
             if text := joined(out.get('data', {}).get('text/markdown', '')):
                 out['data']['text/markdown'] = re.sub(r'^### ', '## ', text, flags=re.M)
