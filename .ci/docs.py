@@ -293,13 +293,15 @@ def offer(module, tree, face):
     if others: said.append(f'Constants of `vlm_merging.{module}`: {others}')
     return '::: {.offer}\n' + '\n\n'.join(said) + '\n:::' if said else ''
 
-def raised(cells):
-    "Raise the name of what is documented before any heading, so that none skips a level"
+def placed(cells):
+    "Give what is documented its name as its place, and the level below the heading that it stands under"
+    under = '#'
     for o in cells:
-        if o['cell_type']=='markdown' and re.search(r'^## ', joined(o['source']), re.M): return
-        for out in o.get('outputs', ()):
-            if text := joined(out.get('data', {}).get('text/markdown', '')):
-                out['data']['text/markdown'] = re.sub(r'^### ', '## ', text, flags=re.M)
+        if o['cell_type']=='markdown' and re.search(r'^## ', joined(o['source']), re.M): under = '##'
+        for out in o.get('outputs', ()) if 'show_doc(' in joined(o['source']) else ():
+            data, place = out['data'], under + r'\1 \2 {#\2}'
+            told = joined(data['text/markdown'])
+            data['text/markdown'] = re.sub(r'^##(#+) ([\w.]+) *$', place, told, flags=re.M)
 
 def read_notebooks(paths, work, pages):
     "Write notebooks as nbdev shows them, under the names of their pages; what is wrong with them"
@@ -332,7 +334,7 @@ def read_notebooks(paths, work, pages):
             page = notebook_name(path)
             plain = nb2dict(nb)
             cells = [told_cell(o) for o in plain['cells']]
-            raised(cells)
+            placed(cells)
             if text := offer(module, package[1], vlm_merging._HOMES):
                 cells.insert(1, dict(cell_type='markdown', id='offer', metadata={}, source=text))
             (pages/page).parent.mkdir(parents=True, exist_ok=True)
