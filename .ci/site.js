@@ -7,7 +7,8 @@ document.addEventListener('click', e => {
   const dialog = document.createElement('dialog')
   const shut = document.createElement('button')
   const whole = picture.cloneNode(true)
-  const told = picture.alt || picture.closest('[aria-label]')?.getAttribute('aria-label') || 'Picture'
+  const named = picture.closest('[role=figure]') ?? picture.closest('[aria-label]')
+  const told = picture.alt || named?.getAttribute('aria-label') || 'Picture'
   dialog.className = 'whole-picture'
   dialog.setAttribute('aria-label', told)
   shut.className = 'btn btn-sm btn-outline-secondary'
