@@ -1,6 +1,6 @@
 """Build the site without Quarto: nbdev reads the notebooks, smalldocs draws the pages into `_docs/`.
 `python .ci/docs.py` builds it; `python .ci/docs.py readme` makes README.md from nbs/index.ipynb."""
-import ast, hashlib, json, os, re, shutil, sys, tempfile, warnings
+import ast, hashlib, json, multiprocessing, os, re, shutil, sys, tempfile, warnings
 from configparser import ConfigParser
 from html import escape, unescape
 from html.parser import HTMLParser
@@ -13,6 +13,7 @@ here = Path(__file__).resolve().parent
 project, site = here.parent, here.parent/'_docs'
 # stand for this site until links are made relative
 DOCS, CODE = 'https://docs.invalid', 'https://code.invalid'
+WORKERS = 2                      # Processes that read notebooks
 SOURCES = 'nbs', 'vlm_merging', '.ci', '_quarto.yml', 'settings.ini'      # What the pages are made from
 
 # A notebook's outputs, as a still page can show them: rich, told in words, without the net
@@ -49,13 +50,35 @@ def still_chart(html):
     if not charts: return html
     have = json.dumps({f'{k.replace("-", "")}_version': v for k, v in charts.items()})
     html = re.sub(r'https://cdn\.jsdelivr\.net/npm/[^"]*', '', html)
+    html = html.replace('"mode": "vega-lite"', '"mode": "vega-lite", "renderer": "svg"')     # It can shrink
     return f'{VEGA}\n<script>var VEGA_DEBUG = {have};</script>\n{html}'
+
+HEAD = re.compile(r'<thead>(<tr>.*?</tr>)(<tr>.*?</tr>)?</thead>', re.S)
+NUMBER = re.compile(r'[-+]?[\d.,]+(e[-+]?\d+)?%?|null')
+
+def told_table(html):
+    "A polars table for people: without types of columns, numbers below each other, p as it is written"
+    from vlm_merging.comparing.findings import p_said
+    head = HEAD.search(html)
+    if 'class="dataframe"' not in html or not head: return html
+    heads = re.findall(r'<th>(.*?)</th>', head[1], flags=re.S)
+    def cell(name, text):
+        if not NUMBER.fullmatch(text): return f'<td>{text}</td>'
+        if re.fullmatch(r'p([_ ].*)?', name) and text!='null':
+            text = escape(p_said(float(text))[2:].lstrip('= '))
+        return f'<td class="number">{text}</td>'
+    def row(m):
+        texts = re.findall(r'<td>(.*?)</td>', m[0], flags=re.S)
+        return f'<tr>{"".join(map(cell, heads, texts))}</tr>'
+    before = re.sub(r'<style>.*?</style>\s*', '', html[:head.start()], flags=re.S)
+    top = head[1].replace('_', '_<wbr>')                        # Where a long name may be broken
+    return f'{before}<thead>{top}</thead>' + re.sub(r'<tr>.*?</tr>', row, html[head.end():], flags=re.S)
 
 def told(out, alt, code):
     "An output whose picture says what it shows; `alt` tells of it, or its `code`"
     last = (code.splitlines() or ['no code shown'])[-1].strip()
     data, words = out.get('data', {}), escape(alt or f'Picture, made by the code above: {last}')
-    if 'text/html' in data: html = still_chart(told_chart(joined(data['text/html']), alt))
+    if 'text/html' in data: html = told_table(still_chart(told_chart(joined(data['text/html']), alt)))
     elif 'image/svg+xml' in data:
         html = joined(data['image/svg+xml']).replace('<svg ', f'<svg role="img" aria-label="{words}" ', 1)
     elif kind := next((k for k in ('image/png', 'image/jpeg') if k in data), None):
@@ -115,10 +138,11 @@ def settle():
     ids = {page: Links(html).ids for page, html in pages.items()}
     for page, html in pages.items():
         html = re.sub(r'(<a [^>]*href=")([^"]+)', lambda m: m[1] + local(m[2], page, ids), as_mathml(html))
-        html = html.replace('</head>', '<link rel="icon" href="data:,"></head>', 1)
+        up = relpath('.', PurePosixPath(page).parent)
+        ours = f'<link rel="icon" href="data:,"><script src="{up}/site.js" defer></script>'
+        html = html.replace('</head>', ours + '</head>', 1)
         first, vega, rest = html.partition(VEGA)
-        to = relpath('vega.js', PurePosixPath(page).parent)
-        html = first + vega.replace('/vega.js', to) + rest.replace(VEGA, '')     # Once a page
+        html = first + vega.replace('/vega.js', f'{up}/vega.js') + rest.replace(VEGA, '')     # Once a page
         (site/page).write_text(html, encoding='utf-8')
     for o in site.rglob('*.css'):
         plain = re.sub(r'@import url\(https?:[^)]*\);?', '', o.read_text(encoding='utf-8'))
@@ -185,7 +209,7 @@ def fingerprint():
     made = hashlib.sha256()
     for o in SOURCES:
         for file in sorted((project/o).rglob('*')) if (project/o).is_dir() else [project/o]:
-            if file.is_file() and file.suffix in ('.ipynb', '.py', '.html', '.css', '.yml', '.svg',
+            if file.is_file() and file.suffix in ('.ipynb', '.py', '.html', '.css', '.js', '.yml', '.svg',
                                                   '.ini', '.csv') and '.ipynb_checkpoints' not in file.parts:
                 made.update(f'{file.relative_to(project)}\0'.encode() + file.read_bytes())
     return made.hexdigest()
@@ -204,21 +228,24 @@ def main():
             about['d']['settings'].update(doc_host=DOCS, doc_baseurl='/', git_url=CODE)
             index.write_text(f'd = {about["d"]!r}\n', encoding='utf-8')
         sys.path.insert(0, str(work))
-        try:
-            read_notebooks(notebooks, work, pages)
-            draw(work, pages)
-        finally: os.chdir(project)
+        context = multiprocessing.get_context('forkserver')
+        context.set_forkserver_preload(['nbdev.processors', 'torch', 'transformers', 'polars', 'altair'])
+        with context.Pool(WORKERS) as pool:     # Each notebook leaves a shell behind, which ends with it
+            parts = [(notebooks[i::WORKERS], work, pages) for i in range(WORKERS)]
+            wrong = sum(pool.starmap(read_notebooks, parts), [])
+        if wrong: sys.exit('\n\n'.join(wrong))
+        draw(work, pages)
     settle()
     if wrong := list(faults()): sys.exit('The pages are built, but:\n' + '\n'.join(sorted(wrong)))
     (site/'made_from').write_text(made_from)
     print(f'{len(list(site.rglob("*.html")))} pages in {site.name}/')
 
 def module_of(nb):
-    "Text and syntax tree of the module that a notebook is exported to"
+    "Name, text and syntax tree of the module that a notebook is exported to"
     names = re.findall(r'^#\| *default_exp +([\w.]+)', '\n'.join(o.source for o in nb.cells), flags=re.M)
     text = ''
     if names: text = (project/f"vlm_merging/{names[0].replace('.', '/')}.py").read_text(encoding='utf-8')
-    return text, ast.parse(text)
+    return names[0] if names else '', text, ast.parse(text)
 
 MATH = re.compile(r'<span class="math (inline|display)">\\[(\[](.*?)\\[)\]]</span>', re.S)
 
@@ -229,12 +256,68 @@ def as_mathml(html):
     html = re.sub(r'<script>[^<]*renderMathInElement.*?</script>', '', html, flags=re.S)
     return MATH.sub(lambda m: convert(unescape(m[2]), display='block' if m[1]=='display' else 'inline'), html)
 
+# A notebook that is exported: what it offers stands first, and what it keeps to itself is folded
+
+DEFINES = ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef
+
+def names_in(code):
+    "The names that code defines for others: those of functions and classes, and what it assigns"
+    body = ast.parse(code).body
+    defined = [o.name for o in body if isinstance(o, DEFINES)]
+    targets = [t for o in body if isinstance(o, (ast.Assign, ast.AnnAssign))
+               for t in getattr(o, 'targets', None) or [o.target]]
+    return defined, [n.id for t in targets for n in ast.walk(t)
+                     if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+
+def folded(code):
+    "An exported cell without a public function, to be unfolded by who wants it; None: not such a cell"
+    defined, assigned = names_in(code)
+    if not defined + assigned or any(o[0]!='_' for o in defined): return None
+    public = [o for o in assigned if o[0]!='_']
+    names = ', '.join(public or defined or assigned)
+    what = f'{"Constants" if public else "How it is done"}: {names}'
+    return f'#| code-fold: true\n#| code-summary: "{what}"\n{code}'
+
+def offer(module, tree, face):
+    "The public names of a module, each with what it does and a link; `face` are those of the package"
+    public = next((ast.literal_eval(o.value) for o in tree.body if isinstance(o, ast.Assign)
+                   and o.targets[0].id=='__all__'), ())
+    about = {o.name: (ast.get_docstring(o) or '').partition('\n')[0]
+             for o in tree.body if isinstance(o, DEFINES)}
+    def told(names): return [f'- [`{o}`](#{o}): {about[o]}' for o in names]
+    known = [o for o in public if o in about]
+    others = ', '.join(f'`{o}`' for o in public if o not in about)
+    parts = {'From `vlm_merging`': told(o for o in known if o in face),
+             f'From `vlm_merging.{module}`': told(o for o in known if o not in face)}
+    said = [f'{head}:\n\n' + '\n'.join(lines) for head, lines in parts.items() if lines]
+    if others: said.append(f'Constants of `vlm_merging.{module}`: {others}')
+    return '::: {.offer}\n' + '\n\n'.join(said) + '\n:::' if said else ''
+
+def placed(cells):
+    "Give what is documented its name as its place, and the level below the heading that it stands under"
+    under = '#'
+    for o in cells:
+        if o['cell_type']=='markdown' and re.search(r'^## ', joined(o['source']), re.M): under = '##'
+        for out in o.get('outputs', ()) if 'show_doc(' in joined(o['source']) else ():
+            data, place = out['data'], under + r'\1 \2 {#\2}'
+            told = joined(data['text/markdown'])
+            data['text/markdown'] = re.sub(r'^##(#+) ([\w.]+) *$', place, told, flags=re.M)
+
 def read_notebooks(paths, work, pages):
-    "Notebooks as nbdev shows them, under the names of their pages"
-    from nbdev.processors import FilterDefaults
+    "Write notebooks as nbdev shows them, under the names of their pages; what is wrong with them"
+    from nbdev.processors import FilterDefaults, clean_magics, rm_export
     from nbdev.frontmatter import nb_frontmatter
     from fastcore import docments
     from fastcore.nbio import nb2dict, read_nb
+    import vlm_merging
+    def fold_or_leave_out(cell):
+        ours = cell.cell_type=='code' and 'export' in cell.directives_ and folded(cell.source)
+        if ours: cell.source = ours
+        else: rm_export(cell)
+    class Pages(FilterDefaults):
+        def base_procs(self):   # No notebook has magics, and to clean them reads pyproject.toml for each cell
+            return [fold_or_leave_out if o is rm_export else o
+                    for o in super().base_procs() if o is not clean_magics]
     def fields(cls):
         found = [o for o in package[1].body if isinstance(o, ast.ClassDef) and o.name==cls.__name__]
         return ast.get_source_segment(package[0], found[0]) if found else ''
@@ -245,29 +328,46 @@ def read_notebooks(paths, work, pages):
         try:
             os.chdir((work/'nbs'/path).parent)
             nb = read_nb(work/'nbs'/path)
-            package = module_of(nb)
-            FilterDefaults()(nb)
+            module, *package = module_of(nb)
+            Pages()(nb)
             nb_frontmatter(nb)
             page = notebook_name(path)
             plain = nb2dict(nb)
             cells = [told_cell(o) for o in plain['cells']]
+            placed(cells)
+            if text := offer(module, package[1], vlm_merging._HOMES):
+                cells.insert(1, dict(cell_type='markdown', id='offer', metadata={}, source=text))
             (pages/page).parent.mkdir(parents=True, exist_ok=True)
             (pages/page).write_text(json.dumps(dict(plain, cells=cells)), encoding='utf-8')
         except Exception as e: wrong.append(f'nbs/{path} does not build. {e}')
-    if wrong: sys.exit('\n\n'.join(wrong))
+    return wrong
 
-def write_source(file, pages):
-    "A module as a page, each line with a place of its own"
+SOURCE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name}</title>
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark"><link rel="stylesheet" href="{up}/source.css"></head>
+<body><main><p><a href="{up}/{page}">{back}</a></p><h1>{name}</h1>
+{code}
+</main></body></html>"""
+
+def write_sources():
+    "Each module as a plain page, on which each line has a place of its own"
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import PythonLexer
-    name = file.relative_to(project)
-    code = highlight(file.read_text(encoding='utf-8'), PythonLexer(), HtmlFormatter(
-        lineanchors='L', cssclass='sourceCode', wrapcode=True))
-    to = pages/'source'/name.with_suffix('.md')
-    to.parent.mkdir(parents=True, exist_ok=True)
-    to.write_text(f'---\ntitle: {name}\ntoc: false\nsearch: false\n---\n\n````{{=html}}\n{code}\n````\n',
-                  encoding='utf-8')
+    form = HtmlFormatter(lineanchors='L', cssclass='source', wrapcode=True)
+    for file in sorted((project/'vlm_merging').rglob('[!_]*.py')):
+        name, text = file.relative_to(project), file.read_text(encoding='utf-8')
+        to = site/'source'/name.with_suffix('.html')
+        to.parent.mkdir(parents=True, exist_ok=True)
+        notebook = re.search(r'^# AUTOGENERATED! .* File to edit: [./]*nbs/(\S+\.ipynb)', text, flags=re.M)
+        page, back = 'index.html', 'To the pages'
+        if notebook: page, back = page_name(notebook[1]), 'The page about it'
+        to.write_text(SOURCE.format(name=name, up=relpath('.', f'source/{name.parent}'), page=page, back=back,
+                                    code=highlight(text, PythonLexer(), form)), encoding='utf-8')
+    dark = HtmlFormatter(style='github-dark').get_style_defs('.source')
+    styles = (here/'source.css').read_text(encoding='utf-8'), form.get_style_defs('.source'), \
+        '@media (prefers-color-scheme: dark) {', dark, '}'
+    (site/'source.css').write_text('\n'.join(styles), encoding='utf-8')
 
 def draw(work, pages):
     "The pages, by smalldocs"
@@ -279,7 +379,6 @@ def draw(work, pages):
         if o.is_file() and o.suffix!='.ipynb' and o.name[0]!='_':
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(o, to)
-    for o in sorted((project/'vlm_merging').rglob('[!_]*.py')): write_source(o, pages)
     config = yaml.safe_load((project/'_quarto.yml').read_text(encoding='utf-8'))
     def named(o):
         if isinstance(o, str): return notebook_name(o)
@@ -298,6 +397,8 @@ def draw(work, pages):
     (pages/'vega.js').write_text(vl_convert.javascript_bundle(), encoding='utf-8')
     Site(load(pages), quiet=True).build()
     shutil.copy(pages/'vega.js', site)
+    shutil.copy(here/'site.js', site)
+    write_sources()
 
 # The README is the index, as GitHub shows it
 
@@ -329,17 +430,8 @@ def readme():
             parts += filter(None, map(plain_output, cell['outputs']))
     return '\n\n'.join([*parts, FOOT]) + '\n'
 
-def leave(job):
-    "Do a job and be gone: each notebook left a shell behind, and an orderly end clears them for a minute"
-    code = 0
-    try: job()
-    except SystemExit as e: code = print(e.code, file=sys.stderr) or 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
-
 if __name__=='__main__':
     if sys.argv[1:]==['readme']: (project/'README.md').write_text(readme(), encoding='utf-8')
     elif sys.argv[1:]:
         sys.exit(f'No job {" ".join(sys.argv[1:])!r}. There is `readme`; without a word the site is built.')
-    else: leave(main)
+    else: main()

@@ -158,6 +158,18 @@ def test_a_chart_that_is_no_part_of_a_widget_is_drawn_without_network(lab):
     drawn.wait_for(timeout=WAIT)
     assert drawn.locator('.mark-symbol path').count()>=6
 
+UNNAMED = '''() => [...document.querySelectorAll('.jupyter-widgets')]
+    .flatMap(o => [...o.querySelectorAll('input, select, button, [role=slider]')])
+    .filter(o => o.getClientRects().length && !o.getAttribute('aria-label')?.trim() && !o.textContent.trim()
+                 && ![...o.labels ?? []].some(l => l.textContent.trim()))
+    .map(o => o.outerHTML.slice(0, 120))'''
+
+def test_every_control_has_a_name(lab):
+    page, seen = lab
+    page.wait_for_function(f'() => !({UNNAMED})().length', timeout=WAIT)
+    names = page.locator('.noUi-handle').evaluate_all('all => all.map(o => o.getAttribute("aria-label"))')
+    assert {'weight', 'layers, from', 'layers, to', 'layer', 'reply'}<={*names}
+
 def test_a_weight_moves_by_keyboard_and_the_charts_follow(lab):
     page, seen = lab
     place = area(page, 0)

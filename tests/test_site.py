@@ -4,7 +4,8 @@ from configparser import ConfigParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-import pytest
+import polars as pl, pytest
+import vlm_merging
 
 project = Path(__file__).resolve().parent.parent
 WIDE, PHONE = (1280, 800), (390, 844)
@@ -104,6 +105,57 @@ def test_a_formula_is_set_without_the_net():
                             '<span class="math inline">\\(a&lt;b_1\\)</span>')
     assert 'katex' not in page and '<math' in page and '<msub>' in page and '&#x0003C;' in page
 
+def test_a_table_is_written_for_people():
+    "p as it is written, numbers below each other, no types; other columns, and other HTML, as they were"
+    o = docs()
+    table = pl.DataFrame(dict(where=['a<b', 'c'], p_holm=[1.2e-9, .0312], change=[-.25, 3e-9], pp=[.5, None]))
+    made = o.told_table(table._repr_html_())
+    assert re.findall(r'<td.*?>(.*?)</td>', made)==[
+        '&quot;a&lt;b&quot;', '&lt; .001', '-0.25', '0.5', '&quot;c&quot;', '.031', '3.0000e-9', 'null']
+    assert made.count('class="number"')==6 and 'f64' not in made and '<style' not in made
+    assert table['p_holm'].dtype==pl.Float64 and o.told_table('<p>p</p>')=='<p>p</p>'
+
+# What a notebook offers, and what it keeps to itself
+
+def test_code_with_public_names_only_is_told_by_its_documentation():
+    o = docs()
+    for shown in 'import re\nfrom x import y', 'def go(): pass\ndef _how(): pass':
+        assert o.folded(shown) is None
+    private = '_A, _B = 1, 2\nasync def _how(): return _A'
+    assert o.folded(private)==f'#| code-fold: true\n#| code-summary: "How it is done: _how"\n{private}'
+    assert '"Constants: LIMIT"' in o.folded('LIMIT, _rest = 1, 2')
+
+def test_what_a_notebook_offers_is_told_at_its_top():
+    tree = ast.parse('__all__ = ["N", "go", "Face"]\nN = 1\ndef go():\n    "Go on\\nand on"\n'
+                     'class Face: "Seen first"')
+    said = docs().offer('a.b', tree, {'Face'})
+    assert [o for o in said.splitlines() if '`' in o]==[
+        'From `vlm_merging`:', '- [`Face`](#Face): Seen first',
+        'From `vlm_merging.a.b`:', '- [`go`](#go): Go on',
+        'Constants of `vlm_merging.a.b`: `N`']
+    assert docs().offer('', ast.parse(''), {})==''
+
+def test_every_public_name_stands_at_the_top_of_its_page(site):
+    "And a cell of private names is folded"
+    page = (site/'scoring/letters.html').read_text(encoding='utf-8')
+    top, _, rest = page.partition('<section')
+    for name in 'letter_in', 'undenied': assert f'href="#{name}"' in top and f'id="{name}"' in rest
+    assert '<summary>How it is done: _bare_text</summary>' in rest and 'def' in rest
+
+def test_the_gallery_shows_every_chart():
+    "Each chart of the face, in a cell of at most three lines that draws it"
+    here = [n for n, home in vlm_merging._HOMES.items()
+            if home in ('charts.score_charts', 'charts.layer_charts', 'charts.maps')] + ['together']
+    cells = [''.join(o['source']) for o in json.loads(
+        (project/'nbs/guide/gallery.ipynb').read_text(encoding='utf-8'))['cells'] if o['cell_type']=='code']
+    assert len(here)>9
+    for name in here: assert any(f'{name}(' in o and o.count('\n')<3 for o in cells), name
+    for module in 'score_charts', 'layer_charts', 'maps':
+        tree = ast.parse((project/f'vlm_merging/charts/{module}.py').read_text(encoding='utf-8'))
+        charts = {o.name for o in tree.body if isinstance(o, ast.FunctionDef) and o.name[0]!='_'}
+        charts = {o for o in charts if o.endswith('_chart')}
+        assert charts<={*here}, f'{module} has a chart that is not in the face'
+
 # Every page, in a browser
 
 @pytest.fixture(scope='module')
@@ -137,7 +189,9 @@ LOOK = '''() => ({
     broken: [...document.images].filter(o => o.complete && !o.naturalWidth).map(o => o.src.slice(0, 60)),
     untold: [...document.querySelectorAll('[id^=altair-viz]')]
         .filter(o => !o.getAttribute('aria-label')).length,
-    menu: document.querySelector('#quarto-sidebar').checkVisibility({visibilityProperty: true}),
+    menu: document.querySelector('#quarto-sidebar')?.checkVisibility({visibilityProperty: true}) ?? null,
+    skipped: [...document.querySelectorAll('h1, main :is(h2, h3, h4, h5, h6)')]
+        .filter((o, i, all) => i && +o.tagName[1]>+all[i-1].tagName[1]+1).map(o => o.textContent),
     top: document.querySelector('h1').getBoundingClientRect().top })'''
 MARKS = '''() => [...document.querySelectorAll('[id^=altair-viz]')].map(o => {
     const drawn = o.querySelectorAll(
@@ -172,7 +226,8 @@ def walk(page, address, path, shots, errors, fetched):
         if found['over']>0: yield f"{width} px: the page is {found['over']} px too wide: {found['widest']}"
         for what in 'mute', 'broken', 'untold':
             if found[what]: yield f'{what} pictures: {found[what]}'
-        if found['menu']==(name=='phone'): yield f"{width} px: is the list of pages open? {found['menu']}"
+        if found['skipped']: yield f"headings that skip a level: {found['skipped']}"
+        if found['menu'] is (name=='phone'): yield f"{width} px: is the list of pages open? {found['menu']}"
         if found['top']>230: yield f"{width} px: the title comes only {found['top']:.0f} px down"
         if path in SHOWN:
             for scheme in 'light', 'dark':
@@ -203,8 +258,8 @@ def listened(page):
     page.on('request', lambda o: fetched.append(o.url))
     return page, errors, fetched
 
-BAD = """<h1>One</h1><h1 style="margin-top:300px">Two</h1><div id="quarto-sidebar">all</div>
-<main><p style="width:700px">wide</p>
+BAD = """<h1>One</h1><h3>Three</h3><h1 style="margin-top:300px">Two</h1><div id="quarto-sidebar">all</div>
+<main><h3>Lost</h3><p style="width:700px">wide</p>
 <img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">
 <div id="altair-viz-1"><canvas width="9" height="9"></canvas></div></main>
 <script src="http://127.0.0.1:9/x.js"></script><script>nowhere()</script>"""
@@ -215,7 +270,8 @@ def test_the_walk_sees_what_is_wrong(tmp_path, browser):
     page, errors, fetched = listened(browser.new_page())
     said = '\n'.join(walk(page, tmp_path.as_uri()+'/', 'bad.html', tmp_path, errors, fetched))
     page.close()
-    for told in ('2 titles', '390 px: the page is', 'mute pictures', 'untold pictures', 'are empty',
+    for told in ('2 titles', 'skip a level', '390 px: the page is', 'mute pictures', 'untold pictures',
+                 'are empty',
                  '390 px: is the list of pages open? True',
                  'nowhere', 'fetched from outside'): assert told in said, told + '\n' + said
 
@@ -231,6 +287,27 @@ def test_the_pages_are_reached_on_a_phone_by_keyboard(site, address, browser):
     link.wait_for(state='visible')
     link.click()
     page.wait_for_url('**/tutorials/merge_and_look.html')
+    page.close()
+
+@pytest.mark.xdist_group('browser')
+def test_a_chart_fits_a_phone_and_opens_in_full_size_by_keyboard(site, address, browser):
+    page = browser.new_page(viewport=dict(width=PHONE[0], height=PHONE[1]))
+    page.set_default_timeout(PATIENCE)
+    page.goto(address+'charts/score_charts.html')
+    chart = page.locator('[id^=altair-viz]').first.locator('svg.marks')
+    chart.wait_for()
+    small = chart.bounding_box()['width']
+    assert small<PHONE[0]
+    page.locator('.full-size').first.focus()
+    page.keyboard.press('Enter')
+    shown = page.locator('dialog.whole-picture')
+    shown.wait_for()
+    assert shown.get_attribute('aria-label').startswith('Chart: ')
+    large = shown.locator('svg.marks').bounding_box()['width']
+    assert large>=chart.evaluate('o => o.viewBox.baseVal.width')>small
+    page.keyboard.press('Escape')
+    shown.wait_for(state='detached')
+    assert page.evaluate("document.activeElement.matches('.full-size')")
     page.close()
 
 @pytest.mark.xdist_group('browser')

@@ -56,7 +56,7 @@ _NAMES = {
     'charts.pages': 'COLOURS save_chart show_offline titled together',
     'charts.score_charts': 'length_chart lengthening_chart pairs_chart scores_chart weights_chart',
     'charts.layer_charts': 'before_after_chart profile_chart',
-    'charts.maps': 'layers_page weight_map',
+    'charts.maps': 'heat_chart layers_page weight_map',
     'widgets.reply_browser': 'ReplyBrowser',
     'widgets.merge_explorer': 'MergeExplorer',
     'widgets.layer_explorer': 'LayerExplorer',

@@ -3775,6 +3775,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'vlm_merging/widgets/panels.py'),
                                             'vlm_merging.widgets.panels.Working.wait': ( 'widgets/panels.html#working.wait',
                                                                                          'vlm_merging/widgets/panels.py'),
+                                            'vlm_merging.widgets.panels._HandleNames': ( 'widgets/panels.html#_handlenames',
+                                                                                         'vlm_merging/widgets/panels.py'),
                                             'vlm_merging.widgets.panels._Latest': ( 'widgets/panels.html#_latest',
                                                                                     'vlm_merging/widgets/panels.py'),
                                             'vlm_merging.widgets.panels._Latest.__init__': ( 'widgets/panels.html#_latest.__init__',

@@ -8,6 +8,7 @@ import base64, io, threading, time
 from collections.abc import Callable
 from dataclasses import replace
 import altair as alt
+import anywidget
 import ipywidgets as W
 import polars as pl
 from jinja2 import Environment
@@ -140,10 +141,35 @@ def still(
     return filled('<div role="img" aria-label="{{ title }}">{{ drawing }}</div>',
                   title=' '.join(chart.title.text), drawing=drawing)
 
+# %% ../../nbs/widgets/01_panels.ipynb #c037b
+_NAME_HANDLES = """export default {render({el}) {
+  const place = () => el.closest('.jp-OutputArea-output, .cell-output, body')
+  const name = () => place()?.querySelectorAll('.widget-slider').forEach(slider => {
+    const label = slider.querySelector('label')?.textContent
+    const handles = slider.querySelectorAll('.noUi-handle'), ends = handles[1] ? [', from', ', to'] : ['']
+    handles.forEach((o, i) => o.setAttribute('aria-label', label+ends[i]))
+  })
+  const watch = new MutationObserver(name)
+  const begin = () => {
+    if (!el.isConnected) return requestAnimationFrame(begin)
+    watch.observe(place(), {childList: true, subtree: true})
+    name()
+  }
+  begin()
+  return () => watch.disconnect()
+}}"""
+
+class _HandleNames(anywidget.AnyWidget):
+    "Shows nothing, and calls each handle of a slider beside it as its label"
+    _esm = _NAME_HANDLES
+
 # %% ../../nbs/widgets/01_panels.ipynb #c038
 class Shown:
     "What has a `.box` of controls is shown by it"
-    def _repr_mimebundle_(self, **how): return self.box._repr_mimebundle_(**how)
+    def _repr_mimebundle_(self, **how):
+        if not any(isinstance(o, _HandleNames) for o in self.box.children):
+            self.box.children += _HandleNames(layout=dict(display='none')),
+        return self.box._repr_mimebundle_(**how)
 
 # %% ../../nbs/widgets/01_panels.ipynb #c041
 LAB_ASKING = dict(batch_size=40, max_new_tokens=32) # How the models of the lab are asked

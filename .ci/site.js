@@ -1,0 +1,42 @@
+// A picture or a chart opens in full size: by its button, or a picture by a click on it. Escape closes it again.
+document.addEventListener('click', e => {
+  const button = e.target.closest('.full-size')
+  const picture = button ? ['svg.marks', 'img, svg, canvas'].map(o => button.parentElement.querySelector(o)).find(o => o)
+                         : e.target.closest('main img:not(a img)')
+  if (!picture) return
+  const dialog = document.createElement('dialog')
+  const shut = document.createElement('button')
+  const whole = picture.cloneNode(true)
+  const named = picture.closest('[role=figure]') ?? picture.closest('[aria-label]')
+  const told = picture.alt || named?.getAttribute('aria-label') || 'Picture'
+  dialog.className = 'whole-picture'
+  dialog.setAttribute('aria-label', told)
+  shut.className = 'btn btn-sm btn-outline-secondary'
+  shut.textContent = 'Close'
+  const wide = picture.naturalWidth || picture.viewBox?.baseVal?.width || picture.width?.baseVal?.value || 600
+  whole.style = `width: max(${wide}px, min(${picture.naturalWidth ? wide : 2*wide}px, 90vw))`
+  if (picture.matches('canvas')) whole.getContext('2d').drawImage(picture, 0, 0)
+  const frame = document.createElement('div')
+  frame.tabIndex = 0                               // The arrow keys move a picture that is larger than the window
+  frame.setAttribute('role', 'group')
+  frame.setAttribute('aria-label', told)
+  frame.append(whole)
+  dialog.append(shut, frame)
+  document.body.append(dialog)
+  shut.onclick = () => dialog.close()
+  dialog.onclick = o => { if (o.target===dialog) dialog.close() }
+  dialog.onclose = () => { dialog.remove(); button?.focus() }
+  dialog.showModal()
+})
+
+for (const picture of document.querySelectorAll('main img:not(a img), [id^=altair-viz], .cell-output > svg')) {
+  const holder = document.createElement('span')
+  const button = document.createElement('button')
+  const told = picture.alt || picture.getAttribute('aria-label') || 'Picture'
+  holder.className = 'with-full-size'
+  button.className = 'full-size btn btn-sm btn-link'
+  button.textContent = 'full size'
+  button.setAttribute('aria-label', `Full size: ${told}`)
+  picture.replaceWith(holder)
+  holder.append(picture, button)
+}
