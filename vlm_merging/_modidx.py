@@ -3047,6 +3047,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'vlm_merging/scoring/forms.py'),
                                            'vlm_merging.scoring.forms.coordinates': ( 'scoring/forms.html#coordinates',
                                                                                       'vlm_merging/scoring/forms.py'),
+                                           'vlm_merging.scoring.forms.ends_told': ( 'scoring/forms.html#ends_told',
+                                                                                    'vlm_merging/scoring/forms.py'),
                                            'vlm_merging.scoring.forms.equation': ( 'scoring/forms.html#equation',
                                                                                    'vlm_merging/scoring/forms.py'),
                                            'vlm_merging.scoring.forms.formula_only': ( 'scoring/forms.html#formula_only',

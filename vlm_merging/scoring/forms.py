@@ -12,8 +12,8 @@ from .spelling import mentions
 
 # %% auto #0
 __all__ = ['ENDS', 'split_top', 'brackets', 'coordinates', 'bracket_interval', 'range_ends', 'sides', 'variables', 'equation',
-           'unlabelled', 'unitless', 'list_parts', 'point_list', 'both_signs', 'bounds', 'things', 'formula_only',
-           'bare']
+           'unlabelled', 'unitless', 'list_parts', 'point_list', 'both_signs', 'bounds', 'things', 'ends_told',
+           'formula_only', 'bare']
 
 # %% ../../nbs/scoring/04_forms.ipynb #c008
 def split_top(
@@ -221,6 +221,14 @@ def things(
     found = [(_worth(count), name.lower().rstrip('s')) for count, name in _THING.findall(text)]
     return [] if len(found)<2 or any(unit_of(name) for _, name in found) else sorted(found,
                                                                                      key=lambda f: f[1])
+
+@lru_cache(maxsize=4096)        # The same gold answers come with every run
+def ends_told(
+    text:str,           # As `plain_spelling` gives it
+)->tuple|None:          # What it is, and its ends; None: none of these
+    "What a text tells that is nothing but a range, a bound or counted things"
+    told = dict(range=range_ends(text), bound=bounds(text, True), things=things(text, True))
+    return next((it for it in told.items() if it[1]), None)
 
 # %% ../../nbs/scoring/04_forms.ipynb #c046
 _PROSE = re.compile(r'^[nN]/[aA]$|\b(?:[iI][stnf]|[aA][snt]|[sS]o|[oO][fnr]|[tT]o|[bB][ey]|[wW]e|[uU]p'

@@ -10,8 +10,8 @@ from .spelling import plain_spelling
 from .numbers import FUNCTIONS
 from .quantities import quantity
 from .forms import (
-    ENDS, bare, both_signs, bounds, bracket_interval, coordinates, equation, formula_only, list_parts,
-    range_ends, sides, things, unitless, unlabelled, variables)
+    ENDS, bare, both_signs, bounds, bracket_interval, coordinates, ends_told, equation, formula_only,
+    list_parts, range_ends, sides, things, unitless, unlabelled, variables)
 from .languages import eastern, shared_pairs
 from .passages import Pick, finals, sentences
 from .statements import outright, stated, torn
@@ -31,9 +31,7 @@ def answer_kind(
     g = plain_spelling(gold)
     if coordinates(g) or bracket_interval(g): return 'coordinates'
     if re.fullmatch(r'\d{4}-\d\d-\d\d(?: [\d:.]+)?', g): return 'text'          # A date
-    if range_ends(g): return 'range'
-    if bounds(g, True): return 'bound'
-    if things(g, True): return 'things'
+    if told:=ends_told(g): return told[0]
     if g.lower() in _YES: return 'yes or no'
     if re.search(r'\d ?[ap]\.?m\b', g.lower()): return 'text'        # A time of day
     if re.fullmatch(r'\d+(?: ?: ?\d+)+', g): return 'ratio'
