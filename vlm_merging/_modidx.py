@@ -3170,6 +3170,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'vlm_merging/scoring/letters.py'),
                                              'vlm_merging.scoring.letters._letter_at_the_beginning': ( 'scoring/letters.html#_letter_at_the_beginning',
                                                                                                        'vlm_merging/scoring/letters.py'),
+                                             'vlm_merging.scoring.letters._of': ( 'scoring/letters.html#_of',
+                                                                                  'vlm_merging/scoring/letters.py'),
                                              'vlm_merging.scoring.letters._repeated': ( 'scoring/letters.html#_repeated',
                                                                                         'vlm_merging/scoring/letters.py'),
                                              'vlm_merging.scoring.letters._rules_out': ( 'scoring/letters.html#_rules_out',

@@ -102,7 +102,7 @@ def wants_letter(
 )->bool:
     "Is it a multiple-choice question?"
     kind = row.get('question_type') or row.get('answer_type')
-    if kind: return kind.replace('-', '_').replace(' ', '_') in ('multi_choice', 'multiple_choice')
+    if kind: return kind in _OF_LETTERS
     if row.get('choices'): return True
     gold, question = row.get('answer') or '', row.get('question') or ''
     if not _ONE_LETTER.fullmatch(gold): return False
@@ -110,6 +110,7 @@ def wants_letter(
     return bool(listed) and gold.strip(' ().')<=LETTERS[len(listed)-1]
 
 _ONE_LETTER = re.compile(r'\s*\(?[A-Z]\)?\.?\s*')
+_OF_LETTERS = {f'{many}{sign}choice' for many in ('multi', 'multiple') for sign in '_- '}
 
 # %% ../../nbs/scoring/14_choices.ipynb #c023
 def looks_like_a_letter(
