@@ -25,7 +25,8 @@ def _repeats(tail):
     return False
 
 # %% ../../nbs/scoring/09_endings.ipynb #c011
-_SENTENCE_END, _DIGITS, _SPACE = re.compile(r'(?<=[.!?])\s|\n'), re.compile(r'\d+'), re.compile(r'[^\S ]\s*| \s+')
+_SENTENCE_END, _DIGITS = re.compile(r'(?<=[.!?])\s|\n'), re.compile(r'\d+')
+_SPACE = re.compile(r'[^\S ]\s*| \s+')                   # But for those that are one space already
 
 def _counts_on(text):
     "Are the last six sentences the same but for their numbers?"

@@ -186,8 +186,7 @@ def same_intervals(
     both:Both,          # The two answers
 )->str|None:            # In what they agree; `NO`; None: no intervals among words are asked for
     "Every interval that the gold answer names among words, in any order"
-    gold = coordinates(both.gold)
-    if not gold or not re.search('[a-z]{4}', both.gold): return None
+    if not (gold:=coordinates(both.gold)) or not re.search('[a-z]{4}', both.gold): return None
     answer = coordinates(both.answer)
     if len(answer)!=len(gold): return NO
     return 'same intervals' if in_any_order(gold, answer, lambda g, a: same(a, g)) else NO
@@ -338,7 +337,8 @@ def with_decimal_points(
     both:Both,          # The two answers
 )->Both:
     "`12,5` as 12.5 where a number is published"
-    comma = ',' in both.answer and re.fullmatch(r'-?\d+,\d{1,2}', both.answer) and number(both.gold) is not None
+    if ',' not in both.answer: return both
+    comma = re.fullmatch(r'-?\d+,\d{1,2}', both.answer) and number(both.gold) is not None
     return both._replace(answer=both.answer.replace(',', '.')) if comma else both
 
 # %% ../../nbs/scoring/05_equality.ipynb #c073

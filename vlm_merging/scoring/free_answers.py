@@ -48,13 +48,14 @@ _FORMULA_TERM = (r'(?:\d[\d,]*\.?\d*|\.\d+|pi|inf|deg|'
                  rf'{"|".join(FUNCTIONS)}|'
                  r'(?<![a-zA-Z])(?:[a-zA-Z]|xy|[A-Z]{2,3})(?![a-zA-Z])'
                  r'|(?<=\d)[a-z](?![a-zA-Z])|[-+*/^()|<>=!]|\[|\])')
+_AROUND = re.compile(r'^(?:[aAI] )+|[\s(]+$')
 _FORMULA = re.compile(rf'{_FORMULA_TERM}(?:\s*{_FORMULA_TERM})*')
 
 def formulas_in(
     sentence:str,       # As `plain_spelling` gives it
 )->list[str]:           # In its order
     "Runs of a sentence that hold no words"
-    out = [re.sub(r'^(?:[aAI] )+|[\s(]*$', '', m[0]).strip() for m in _FORMULA.finditer(sentence)]
+    out = [_AROUND.sub('', m[0]).strip() for m in _FORMULA.finditer(sentence)]
     return [s+')'*(s.count('(')-s.count(')')) if s.count('(')>s.count(')') else s for s in out if s]
 
 # %% ../../nbs/scoring/13_free_answers.ipynb #c015

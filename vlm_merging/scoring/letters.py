@@ -10,8 +10,8 @@ from .passages import Pick, sentences
 from .spelling import mentions
 
 # %% auto #0
-__all__ = ['AFTER_LETTER', 'LEAD', 'letters_for_labels', 'undenied', 'turned_down', 'small_article', 'called_right',
-           'only_letter', 'letter_in', 'without_lists', 'letter_at_an_edge', 'corrected', 'remaining']
+__all__ = ['AFTER_LETTER', 'CALLS', 'LEAD', 'undenied', 'turned_down', 'small_article', 'called_right', 'only_letter',
+           'letter_in', 'without_lists', 'letter_at_an_edge', 'corrected', 'remaining']
 
 # %% ../../nbs/scoring/15_letters.ipynb #c008
 _MARKS = re.compile(r'\\(?:text|mathrm|mathbf|textbf|boxed|rm|bf)\b|[*_`${}]|\\[\[\]()]')
@@ -26,38 +26,11 @@ def _of(pattern, letter):
     "A pattern in which `@` stands for the letters of the options, such as `[ABCD]`"
     return re.compile(pattern.replace('@', letter))
 
-# %% ../../nbs/scoring/15_letters.ipynb #c011
-_PLACES = {word:i for i, words in enumerate(('first 가 ㄱ 甲 ア', 'second 나 ㄴ 乙 イ', 'third 다 ㄷ 丙 ウ',
-                                             'fourth 라 ㄹ 丁 エ', 'fifth 마 ㅁ 戊 オ',
-                                            'sixth 바 ㅂ 己 カ')) for word in words.split()}
-_WORDS = dict(zip('one two three four five six'.split(), '123456'))
-_SIGN = '[가나다라마바ㄱㄴㄷㄹㅁㅂ甲乙丙丁戊アイウエオカ]'
-_LABELS = re.compile(r'\b(?:option|choice)s? (?:number |no\.? ?|# ?)?\(?([1-9]|(?:one|two|three|four|five'
-                     r'|six)\b(?! of\b))\)?(?![\d.,/%]*\d)'
-                     r'|\b(first|second|third|fourth|fifth|sixth|last) (?:option|choice|answer)\b|([①-⑳])'
-                     rf'|([ⓐ-ⓩⒶ-Ⓩ])|\(({_SIGN})\)|(?<=The answer is )({_SIGN})(?!\w)', re.I)
-
-def letters_for_labels(
-    text:str,           # A reply
-    letters:str,        # Those that stand for an option, such as `ABCD`
-)->str:
-    "`option 3`, `③`, `the second option` and the like as letters"
-    def letter(m):
-        number, place, circle, round_letter, *syllables = m.groups()
-        if round_letter: return f'({chr((ord(round_letter)-ord("Ⓐ"))%26+65)})'
-        if place and place.lower()=='last': at = len(letters)-1
-        else: at = (int(_WORDS.get(number.lower(), number))-1 if number else ord(circle)-ord('①') if circle
-                    else _PLACES[(place or syllables[0] or syllables[1]).lower()])
-        return f'option ({letters[at]})' if at<len(letters) else m[0]
-    return _LABELS.sub(letter, text)
-
 # %% ../../nbs/scoring/15_letters.ipynb #c015
-_SOLE = (r'(?i)\W*(?:(?:the )?(?:correct |right |best |final )?'
-         r'(?:option|choice|answer|letter|ans|selected)\b(?: is)?)?\W*(@)\W*')
-
 def _sole_letter(text, letter):
     "The letter, if it is all that a text says; `letter` is a pattern such as `[ABCD]`"
-    m = _of(_SOLE, letter).fullmatch(text)
+    m = _of(r'(?i)\W*(?:(?:the )?(?:correct |right |best |final )?(?:option|choice|answer|letter|ans'
+            r'|selected)\b(?: is)?)?\W*(@)\W*', letter).fullmatch(text)
     return m and m[1].upper()
 
 # %% ../../nbs/scoring/15_letters.ipynb #c017
@@ -74,12 +47,10 @@ def _small_letter(text, letter):
     return m and m[1].upper()
 
 # %% ../../nbs/scoring/15_letters.ipynb #c021
-_GONE = (r"(?i:rul\w* out|eliminat\w*|exclud\w*|can't be|cannot be|can not be|isn't|neither) "
-         r"(?:options? )?(@(?:(?:,? and |,? or |, )@)+)(?![\w'’])")
-
 def _left_over(text, letters):
     "The letter that is left, if a text rules out all others"
-    gone = _of(_GONE, f'[{letters}]').search(text)
+    gone = _of(r"(?i:rul\w* out|eliminat\w*|exclud\w*|can't be|cannot be|can not be|isn't|neither) "
+               r"(?:options? )?(@(?:(?:,? and |,? or |, )@)+)(?![\w'’])", f'[{letters}]').search(text)
     left = set(letters)-set(gone[1]) if gone else ()
     return left.pop() if len(left)==1 else None
 
@@ -92,8 +63,8 @@ _DOWN = (r"(?:,? (?i:which|that))?(?i: (?:is|are|was|were|would be|seems?|looks?
          r"invalid|inaccurate|unsuitable|ruled|eliminated|excluded|the wrong|a distractor|less\b)"
          r"| (?:is|are|was|were|does|do|did|can|could|would)n't\b| (?:does|do|did|could|would) not\b| "
          r"cannot\b| can't\b| can be (?:ruled|eliminated|excluded|discarded)| (?:fail|contradict|lack)s?\b)")
-_MAY_TURN = ("not n't never but than over instead unlike except rul elim excl reject discard wrong less false too "
-             "out impos incor inval inacc unsuit distr fail contradict lack").split()
+_MAY_TURN = ("not n't never but than over instead unlike except rul elim excl reject discard wrong less "
+             "false too out impos incor inval inacc unsuit distr fail contradict lack").split()
 
 @lru_cache
 def _turned_down(letters):
@@ -118,7 +89,8 @@ def turned_down(
 )->bool:
     "Does a sentence begin with an option that it turns down, and name no other?"
     m = _turned_down(letters).match(text, _NAMED.match(text).end())
-    return bool(m) and not _of(r"\b(?:@(?!')|so|but|therefore|thus)\b", f'[{letters}]').search(text[m.end():])
+    other = _of(r"\b(?:@(?!')|so|but|therefore|thus)\b", f'[{letters}]')
+    return bool(m) and not other.search(text[m.end():])
 
 def _unlisted(text, letter):
     "A text without lists of three letters and more: `A, B, C, D` chooses none"
@@ -132,18 +104,19 @@ def _both(text, letter):
     if m: return m[1]+m[2]
     if not mentions(text, (' or ', '/')): return None
     if _of(r'\W*@\s*[):.]', letter).match(text): return None             # `(B) C or D`
-    pairs = list(_of(r"(?<!\w)(@)\)?(?: or (?:option |choice )?| ?/ ?)\(?(@)(?![\w'’])", letter).finditer(text))
-    alone = pairs and not _of(r'(?<!\w)@(?!\w)', letter).search(text[pairs[-1].end():])
+    between = _of(r"(?<!\w)(@)\)?(?: or (?:option |choice )?| ?/ ?)\(?(@)(?![\w'’])", letter)
+    pairs = list(between.finditer(text))
+    alone = pairs and not _of(r'(?<!\w)@(?!\w)', letter).search(text, pairs[-1].end())
     return pairs[-1][1]+pairs[-1][2] if alone else None
 
 # %% ../../nbs/scoring/15_letters.ipynb #c029
 _RUN = r'\W*(?:(?i:(?:the )?answers?|options?)(?: is| are)?\W+)?(@{2,})\W*'
 _ONE = r'(?i:options? )?[("\']*\b@\b[)"\']*'
 _SOME = rf'({_ONE}(?:(?:,? ?(?i:and) |, ?|; ?| ?& ?|(?<=\)) ?(?=\()){_ONE})+)'
-_SOME_GIVEN = (r'(?:^\W*|\b(?i:answers?|options|choices)(?: (?:is|are|would be))?[: ]+)(?i:both |all )?' + _SOME
-               + r'(?=\W*$|\W* (?i:are|is|because|since|belong|apply|fit|match|hold|satisfy|work)\b)')
-_SOME_CALLED_RIGHT = (rf'\b{_SOME}'
-                      r'(?= (?:are|is) (?:both |all )?(?:the )?(?:correct|right|true|valid|answers?)\b)')
+_SOME_GIVEN = (r'(?:^\W*|\b(?i:answers?|options|choices)(?: (?:is|are|would be))?[: ]+)'
+               rf'(?i:both |all )?{_SOME}'
+               r'(?=\W*$|\W* (?i:are|is|because|since|belong|apply|fit|match|hold|satisfy|work)\b)')
+_SOME_RIGHT = rf'\b{_SOME}(?= (?:are|is) (?:both |all )?(?:the )?(?:correct|right|true|valid|answers?)\b)'
 
 def _several(text, letters):
     "The letters that a text consists of, or that it gives as its answers; None: not two or more, or all"
@@ -152,7 +125,7 @@ def _several(text, letters):
         return ''.join(sorted(word[1]))
     if _of(r'\W*@(?:(?:, ?| ?& ?| and )@)+\W*', letter.lower()).fullmatch(text): text = text.upper()
     if len(_of(r'\b@\b', letter).findall(text))<2: return None
-    m = _of(_SOME_GIVEN, letter).search(text) or _of(_SOME_CALLED_RIGHT, letter).search(text)
+    m = _of(_SOME_GIVEN, letter).search(text) or _of(_SOME_RIGHT, letter).search(text)
     found = sorted(set(_of(r'\b@\b', letter).findall(m[1]))) if m else ()
     return ''.join(found) if 1<len(found)<len(letters) else None
 
@@ -171,7 +144,7 @@ def small_article(
     return _ARTICLE.sub('a', text) if 'A ' in text else text
 
 # %% ../../nbs/scoring/15_letters.ipynb #c036
-_CALLS = ('correct', 'right', 'best', 'accurate', 'appropriate', 'answer', 'fits', 'matches')
+CALLS = ('correct', 'right', 'best', 'accurate', 'appropriate', 'answer', 'fits', 'matches')
 _CALLED_RIGHT = (r'\b(?:(?:option|choice|answer|letter) )?\(?(@)\)? '
                  r'(?:is|must be|would be|seems) (?:indeed |therefore )?(?:the )?(?:most )?'
                  r'(?:correct|right|best|accurate|appropriate|answer)\b(?! to (?:a different|another))'
@@ -182,11 +155,10 @@ def called_right(
     letter:str,         # A pattern such as `[ABCD]`
 )->str|None:            # None: it calls none so
     "The last letter that a text calls correct, or the best fit"
-    right = _of(_CALLED_RIGHT, letter).findall(text) if mentions(text, _CALLS) else ()
+    right = _of(_CALLED_RIGHT, letter).findall(text) if mentions(text, CALLS) else ()
     return ''.join(right[-1]) if right else None
 
 # %% ../../nbs/scoring/15_letters.ipynb #c039
-_FIRST = r'\W*(@)\s*(?:[):\]]|\.(?!\d*[A-Z]\.))|(@)(?:\s*[-–—]\s| \()'
 _NOUNS = ('option', 'opci', 'opzione', 'opção', 'choice', 'answer', 'letter')
 _BEHIND = (r'\b(?i:option|opci[óo]n|opzione|opção|choice|answer|letter)s?\b'
            r'(?:[ ,]*(?:is|would be|should be|must be|letter|option|choice))*'
@@ -194,7 +166,8 @@ _BEHIND = (r'\b(?i:option|opci[óo]n|opzione|opção|choice|answer|letter)s?\b'
 
 def _in_its_place(text, letter):
     "A letter at the beginning with a sign behind it, else the last one behind `option` or `answer is`"
-    if m:=_of(_FIRST, letter).match(text): return m[1] or m[2]
+    first = _of(r'\W*(@)\s*(?:[):\]]|\.(?!\d*[A-Z]\.))|(@)(?:\s*[-–—]\s| \()', letter).match(text)
+    if first: return first[1] or first[2]
     behind = _of(_BEHIND, letter).findall(text) if mentions(text.lower(), _NOUNS) else ()
     return behind[-1] if behind else None
 
@@ -203,11 +176,10 @@ LEAD = (r"(?i:\b(?:so|hence|thus|therefore|it's|it is|it must be|must be|choose|
          r"go with|conclude|fits|remains|is|be|I'd say|I would say|lean(?:ing)? towards?)[ ,:]+|[→⇒]\s*)")
 
 _WHY = re.compile(r',? (?:because|since|as|though|although) .*$')
-_AT_END = rf'{LEAD}(?:option |choice |letter )?[("\']*(@)[)"\' .!]*$'
 
 def _at_the_end(text, letter):
     "A letter behind `hence` or `choose`, the only one in brackets, or one behind `is`"
-    end = _of(_AT_END, letter).search(_WHY.sub('', text))
+    end = _of(LEAD+r'(?:option |choice |letter )?[("\']*(@)[)"\' .!]*$', letter).search(_WHY.sub('', text))
     if end: return end[1]
     inside = set(_of(r'\((@)\)', letter).findall(text))
     if len(inside)==1: return inside.pop()
@@ -292,15 +264,13 @@ def without_lists(
     return reply
 
 # %% ../../nbs/scoring/15_letters.ipynb #e046
-_AT_LAST = rf'{LEAD}(?:option |choice |letter )?\(?(@)\)?[ .!]*$'
-
 def letter_at_an_edge(
     reply:str,          # As `readable_part` gives it
     letter:str,         # A pattern such as `[ABCD]`
 )->Pick|None:           # None: no edge holds one
     "A letter at an edge of a reply, or the one that it ticks; a pick without text: it only lists them"
     last = (sentences(reply) or [''])[-1]
-    if m:=_of(_AT_LAST, letter).search(last):
+    if m:=_of(LEAD+r'(?:option |choice |letter )?\(?(@)\)?[ .!]*$', letter).search(last):
         return Pick(m[1], 'pattern', 'letter at the end of the last sentence')
     lines = _gone_through(reply, letter)
     if again:=_repeated(lines):

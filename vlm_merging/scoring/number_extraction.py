@@ -277,7 +277,8 @@ def pick_number(
     "The number that a sentence gives as its answer"
     sentence = _answering_part(_plain_sentence(sentence))
     if ' out of ' in sentence and _ASKS_SHARE.search(question): sentence = _OUT_OF.sub(r'\1/\2', sentence)
-    if '=' in sentence and (of:=_OF_ONE.match(sentence)) and _without_spaces(of[1]) not in _without_spaces(question): return None
+    of = _OF_ONE.match(sentence) if '=' in sentence else None
+    if of and _without_spaces(of[1]) not in _without_spaces(question): return None
     asked = _asked(question)
     if not (sentence:=_of_name(sentence, asked.name)): return None
     if end:=_right_end(sentence): return None if re.match(r'or -?\d', quantity(end).rest) else end.strip()

@@ -133,7 +133,8 @@ _CONCLUDING = re.compile(rf"(?:{'|'.join(_CONCLUDING_WORDS)})\b")
 def _concludes(sentence):
     "Does a sentence hold a word that concludes?"
     small = sentence.lower()
-    return mentions(small, _CONCLUDING_WORDS) and any(not (small[m.start()-1:m.start()].isalnum()) for m in _CONCLUDING.finditer(small))
+    if not mentions(small, _CONCLUDING_WORDS): return False
+    return any(not (small[m.start()-1:m.start()].isalnum()) for m in _CONCLUDING.finditer(small))
 
 
 # %% ../../nbs/scoring/10_passages.ipynb #c036
