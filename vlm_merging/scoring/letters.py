@@ -113,6 +113,7 @@ def _both(text, letter):
 _RUN = r'\W*(?:(?i:(?:the )?answers?|options?)(?: is| are)?\W+)?(@{2,})\W*'
 _ONE = r'(?i:options? )?[("\']*\b@\b[)"\']*'
 _SOME = rf'({_ONE}(?:(?:,? ?(?i:and) |, ?|; ?| ?& ?|(?<=\)) ?(?=\()){_ONE})+)'
+_SMALLS = r'\W*(?:(?i:(?:the )?(?:answers|options))(?: are)?:? )?(\(?@\)?(?:(?:, ?| ?& ?| and )\(?@\)?)+)\W*'
 _SOME_GIVEN = (r'(?:^\W*|\b(?i:answers?|options|choices)(?: (?:is|are|would be))?[: ]+)'
                rf'(?i:both |all )?{_SOME}'
                r'(?=\W*$|\W* (?i:are|is|because|since|belong|apply|fit|match|hold|satisfy|work)\b)')
@@ -123,7 +124,7 @@ def _several(text, letters):
     letter = f'[{letters}]'
     if (word:=_of(_RUN, letter).fullmatch(text)) and len(set(word[1]))==len(word[1])<len(letters):
         return ''.join(sorted(word[1]))
-    if _of(r'\W*@(?:(?:, ?| ?& ?| and )@)+\W*', letter.lower()).fullmatch(text): text = text.upper()
+    if small:=_of(_SMALLS, letter.lower()).fullmatch(text): text = small[1].upper()
     if len(_of(r'\b@\b', letter).findall(text))<2: return None
     m = _of(_SOME_GIVEN, letter).search(text) or _of(_SOME_RIGHT, letter).search(text)
     found = sorted(set(_of(r'\b@\b', letter).findall(m[1]))) if m else ()

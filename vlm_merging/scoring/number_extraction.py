@@ -160,7 +160,8 @@ def _candidates(sentence, asked):
     return out
 
 # %% ../../nbs/scoring/11_number_extraction.ipynb #c043
-_EXPLANATION = re.compile(r'(?<=[\w)]) ?\((?=[^()]*[a-z]{3})(?=[^()]*=)[^()]*\)$')
+_EXPLANATION = re.compile(r'(?<=[\w)]) ?\((?=[^()]*[a-z]{3})(?=[^()]*=)[^()]*\)$'
+                          r'|(?<=\d) \([^()]*\b(?:counting|(?:in|ex)cluding|with|without|if)\b[^()]*\)$')
 _HALVES = re.compile(r'\b(\d+) and a half\b')
 _SPACED = re.compile(r'\d(?<![\d.,] \d)(?<![\d.,]\d)\d{0,2}(?: \d{3})+(?![\d.,]| \d)')
 
@@ -178,12 +179,14 @@ _NOT = re.compile(r',? (?:and )?(?:not|rather than|instead of|but not|unlike) [^
 _OPEN = re.compile(r"\b(?:cannot|can ?not|can't|could not|couldn't) be (?:\w+ "
                    r")?(?:determined|known|told|calculated|answered)\b|\b(?:is|are) "
                    r"(?:unknown|undefined|not (?:known|given|readable|clear))\b", re.I)
+_IN_GENERAL = re.compile(r'\b(?:typically|normally|usually|ordinarily)\b.{0,60}? (?:would|could|might)\b',
+                         re.I)                  # Says nothing of this picture
 _WHEN = re.compile(r' (?:when|if|for|where) [a-z] ?(?:is|=|equals) ?[-\d.]+$')
 
 def _answering_part(sentence):
     "The part of a sentence that answers: its conclusion, without reasons and conditions behind it"
     if (m:=CONCLUSION.match(sentence)) and (_NUMBER.search(m[1]) or _expressions(m[1])): sentence = m[1]
-    if _OPEN.search(sentence): return ''
+    if _OPEN.search(sentence) or _IN_GENERAL.search(sentence): return ''
     for tail in (REASON.search(sentence), _NOT.search(sentence), _WHEN.search(sentence)):
         if tail and _NUMBER.search(sentence[:tail.start()]): sentence = sentence[:tail.start()]
     return sentence
@@ -200,11 +203,13 @@ def _right_end(sentence):
     return f'{sides[-2]}={sides[-1]}' if near else sides[-1]
 
 # %% ../../nbs/scoring/11_number_extraction.ipynb #c052
-_CLAUSE_END = re.compile(r',? (?:and|but|while|whereas)(?: only)? |[;,] ')
+_CLAUSE_END = re.compile(r',? (?:and|but|while|whereas)(?: only)? |[;,] |(?<=이고|있고|하고|지만|으며|이며|는데) ')
 
 _SMALL = frozenset('i are wa were the there a an in on of how many what which and it'.split())
 
-def _name_words(text): return {w.lower().rstrip('s') for w in re.findall(r'[A-Za-z]+|\d+', text)}-_SMALL
+_NAMES = re.compile('[A-Za-z]+|\\d+|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]')  # An Eastern sign is a word
+
+def _name_words(text): return {w.lower().rstrip('s') for w in _NAMES.findall(text)}-_SMALL
 
 def _of_the_named(candidates, sentence, question):
     "The candidates in the clause that names most of what the question names, if there is just one"

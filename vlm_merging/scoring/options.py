@@ -115,6 +115,7 @@ _NEGATED = re.compile(r"(?:\b(?:not(?! only)|rather than|rul(?:es|ing) out|inste
                       r"|(?:^|(?<=[,.;:] ))(?:(?:so|but|and) )?[^,.;:]{1,40} (?:is|are|was|were) (?:absent"
                       r"|missing|false|"
                       r"not (?:shown|seen|visible|present|there|correct|the case))\b"
+                      r'|(?:^|(?<=[,.;:] ))[^,.;:]{1,40} (?:it|they) (?:is|are|was|were) not(?=[,.;:]|$)'
                       r'|\bopposite of [^,.;:]{1,40}|\bno [^,.;:]{1,30} (?:can be|is|are) (?:seen|visible'
                       r'|shown|present)', re.I)
 _SUPPOSED = re.compile(r"(?:^|(?<=[.!?\n]))[^.!?\n]*\?|\b(?:could|might|may) be (?:mistaken for |a |an "
@@ -294,7 +295,8 @@ def _takes_all_back(reply, choices):
     return not any(re.search(r'\b(?:none|unknown|not|neither|cannot)\b', c, re.I) for c in choices)
 
 # %% ../../nbs/scoring/16_options.ipynb #c064
-_MAY_LABEL = ('option', 'choice', 'first a', 'second a', 'third a', 'fourth a', 'fifth a', 'sixth a', 'last a')
+_MAY_LABEL = ('option', 'choice', 'first a', 'second a', 'third a', 'fourth a', 'fifth a', 'sixth a',
+              'last a')
 
 def pick_option(
     reply:str,          # Of a model
