@@ -100,8 +100,7 @@ def _unlisted(text, letter):
 def _both(text, letter):
     "Two letters that a text begins with, or ends between: `B or D`"
     if '?' in text: text = re.sub(r'[^.!?]*\bor\b[^.!?]*\?', '', text)             # `A or B? I say B.`
-    m = _of(r"\W*(@)\)?\s*(?:,|or|and|/|&)\s*\(?(@)(?![\w'’.):])", letter).match(text)
-    if m: return m[1]+m[2]
+    if m:=_of(r"\W*(@)\)?\s*(?:,|or|and|/|&)\s*\(?(@)(?![\w'’.):])", letter).match(text): return m[1]+m[2]
     if not mentions(text, (' or ', '/')): return None
     if _of(r'\W*@\s*[):.]', letter).match(text): return None             # `(B) C or D`
     between = _of(r"(?<!\w)(@)\)?(?: or (?:option |choice )?| ?/ ?)\(?(@)(?![\w'’])", letter)

@@ -48,7 +48,7 @@ def unit_of(
 _LABEL = re.compile(r'([^=<>!]{0,60})=\s*(?=[^=])')
 _MINUS_BEFORE_MONEY = re.compile(r'- ?(\$|€|£|¥) ?(?=\d)')                  # `-$5`
 _WORDS_BEFORE = re.compile(
-    r'(?:(?:is|are|was|about|around|approximately|approx|roughly|nearly|almost|exactly|only|just|a total of|'
+    r'^(?:(?:is|are|was|about|around|approximately|approx|roughly|nearly|almost|exactly|only|just|a total of|'
     r'of|the|at|equal to|equals|answer|value|would be|to be|be|by|us\$|usd|rs|\$|€|£|¥|'
     r'[:=~"\'])[. ]*)+', re.I)
 
