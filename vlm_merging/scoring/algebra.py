@@ -27,14 +27,15 @@ def agree(
     return bool(target and value and verify(target, value, timeout_seconds=None))
 
 # %% ../../nbs/scoring/06_algebra.ipynb #c011
+_MATHEMATICAL, _WORD = re.compile(r'\\[a-z]|[\^_=!|]'), re.compile('[a-zA-Z]{4}')
 _LATEX_WORDS = re.compile(r'\\(?:begin|end|text|mathrm)\{[^{}]*\}|\\[a-zA-Z]+')
 
 def beyond(
     gold:str,           # As published
 )->bool:
     "Is this mathematics that our own grammar cannot read?"
-    g, words = plain_spelling(gold), _LATEX_WORDS.sub('', gold)
-    if not re.search(r'\\[a-z]|[\^_=!|]', gold) or re.search('[a-zA-Z]{4}', words) or 'deg' in g: return False
+    if not _MATHEMATICAL.search(gold) or _WORD.search(_LATEX_WORDS.sub('', gold)): return False
+    if 'deg' in (g:=plain_spelling(gold)): return False
     if quantity(g) or coordinates(g) or brackets(g): return False
     equation = sides(g)
     text = f'({equation[0]})-({equation[2]})' if equation else unlabelled(g)

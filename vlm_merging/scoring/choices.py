@@ -11,7 +11,8 @@ from .equality import same
 from .languages import in_english
 
 # %% auto #0
-__all__ = ['option_keys', 'choices_of', 'options_in', 'gold_letters', 'wants_letter', 'looks_like_a_letter', 'asked_options']
+__all__ = ['option_keys', 'choices_of', 'options_in', 'gold_letters', 'wants_letter', 'looks_like_a_letter', 'asked_options',
+           'letters_for_labels']
 
 # %% ../../nbs/scoring/14_choices.ipynb #c008
 class _BadRow(ValueError):
@@ -102,7 +103,7 @@ def wants_letter(
 )->bool:
     "Is it a multiple-choice question?"
     kind = row.get('question_type') or row.get('answer_type')
-    if kind: return kind.replace('-', '_').replace(' ', '_') in ('multi_choice', 'multiple_choice')
+    if kind: return kind in _OF_LETTERS
     if row.get('choices'): return True
     gold, question = row.get('answer') or '', row.get('question') or ''
     if not _ONE_LETTER.fullmatch(gold): return False
@@ -110,6 +111,7 @@ def wants_letter(
     return bool(listed) and gold.strip(' ().')<=LETTERS[len(listed)-1]
 
 _ONE_LETTER = re.compile(r'\s*\(?[A-Z]\)?\.?\s*')
+_OF_LETTERS = {f'{many}{sign}choice' for many in ('multi', 'multiple') for sign in '_- '}
 
 # %% ../../nbs/scoring/14_choices.ipynb #c023
 def looks_like_a_letter(
@@ -132,3 +134,28 @@ def asked_options(
 
 @lru_cache(maxsize=4096)
 def _all_in_english(choices): return tuple(map(in_english, choices))
+
+# %% ../../nbs/scoring/14_choices.ipynb #m011
+_PLACES = {word:i for i, words in enumerate(('first 가 ㄱ 甲 ア', 'second 나 ㄴ 乙 イ', 'third 다 ㄷ 丙 ウ',
+                                             'fourth 라 ㄹ 丁 エ', 'fifth 마 ㅁ 戊 オ',
+                                            'sixth 바 ㅂ 己 カ')) for word in words.split()}
+_WORDS = dict(zip('one two three four five six'.split(), '123456'))
+_SIGN = '[가나다라마바ㄱㄴㄷㄹㅁㅂ甲乙丙丁戊アイウエオカ]'
+_LABELS = re.compile(r'\b(?:option|choice)s? (?:number |no\.? ?|# ?)?\(?([1-9]|(?:one|two|three|four|five'
+                     r'|six)\b(?! of\b))\)?(?![\d.,/%]*\d)'
+                     r'|\b(first|second|third|fourth|fifth|sixth|last) (?:option|choice|answer)\b|([①-⑳])'
+                     rf'|([ⓐ-ⓩⒶ-Ⓩ])|\(({_SIGN})\)|(?<=The answer is )({_SIGN})(?!\w)', re.I)
+
+def letters_for_labels(
+    text:str,           # A reply
+    letters:str,        # Those that stand for an option, such as `ABCD`
+)->str:
+    "`option 3`, `③`, `the second option` and the like as letters"
+    def letter(m):
+        number, place, circle, round_letter, *syllables = m.groups()
+        if round_letter: return f'({chr((ord(round_letter)-ord("Ⓐ"))%26+65)})'
+        if place and place.lower()=='last': at = len(letters)-1
+        else: at = (int(_WORDS.get(number.lower(), number))-1 if number else ord(circle)-ord('①') if circle
+                    else _PLACES[(place or syllables[0] or syllables[1]).lower()])
+        return f'option ({letters[at]})' if at<len(letters) else m[0]
+    return _LABELS.sub(letter, text)

@@ -5,6 +5,7 @@
 # %% ../../nbs/scoring/09_endings.ipynb #c005
 from __future__ import annotations
 import re
+from .spelling import mentions
 from .wrappers import unwrapped
 
 # %% auto #0
@@ -24,12 +25,13 @@ def _repeats(tail):
     return False
 
 # %% ../../nbs/scoring/09_endings.ipynb #c011
-_SENTENCE_END, _DIGITS, _SPACE = re.compile(r'(?<=[.!?])\s|\n'), re.compile(r'\d+'), re.compile(r'\s+')
+_SENTENCE_END, _DIGITS = re.compile(r'(?<=[.!?])\s|\n'), re.compile(r'\d+')
+_SPACE = re.compile(r'[^\S ]\s*| \s+')                   # But for those that are one space already
 
 def _counts_on(text):
     "Are the last six sentences the same but for their numbers?"
-    lines = [_DIGITS.sub('0', line.strip()) for line in _SENTENCE_END.split(text) if len(line.strip())>15]
-    return len(lines)>7 and len(set(lines[-6:]))==1
+    lines = [line for line in map(str.strip, _SENTENCE_END.split(text)) if len(line)>15]
+    return len(lines)>7 and len({_DIGITS.sub('0', line) for line in lines[-6:]})==1
 
 # %% ../../nbs/scoring/09_endings.ipynb #c012
 def looping(
@@ -79,11 +81,14 @@ _REFUSAL = re.compile(r"(?:\bI(?:'m| am) (?:sorry|unable|not able)|\bas an AI\b|
                       r"모르겠(?:습니다|어요|다)|(?:답(?:변)?할|볼|알|확인할|판단할) 수 (?:가 )?없|죄송하지만|"
                       r"無法(?:回答|看到|確定)|无法(?:回答|看到|确定)|看不到图|抱歉|对不起|"
                       r"わかりません|分かりません|お答えできません|申し訳)", re.I)
+_MAY_REFUSE = ('sorry', 'unable', 'not able', 'as an ai', 'cannot', "can't", 'can not', 'not possible',
+               'not enough', 'know')
 
 def refused(
     text:str,           # A reply
 )->bool:
     "Does the reply decline to answer?"
+    if text.isascii() and not mentions(text.lower(), _MAY_REFUSE): return False
     return bool(_REFUSAL.search(text))
 
 # %% ../../nbs/scoring/09_endings.ipynb #c024b
@@ -104,9 +109,9 @@ CLOSINGS = (
     r".*도움이 (?:되|됐)\S*(?: ?(?:바랍|좋겠|기를|길)\S*)*|.*(?:궁금한|추가|다른|더 필요).*(?:말씀|물어|질문|알려)\S*(?: ?주세요)?",
     r".*(?:参考|お役|ご参考)に(?:なれ|立て|なり)\S*|.*(?:ご質問|ご不明|他に).*(?:ください|下さい).*")
 _CLOSING = re.compile(r'\W*(?:'+'|'.join(CLOSINGS)+r')\W*', re.I|re.S)
-_MAY_CLOSE = re.compile('let me know|feel free|hesitate|just ask|if you|should you|hope|anything|would you'
-                        '|do you|can i |happy to|glad to|welcome|have a |good luck|note that|disclaimer'
-                        '|verify|confidence|double-check|[^\\x00-\\x7f]')   # One is in each of `CLOSINGS`
+_MAY_CLOSE = ('let me know', 'feel free', 'hesitate', 'just ask', 'if you', 'should you', 'hope', 'anything',
+              'would you', 'do you', 'can i ', 'happy to', 'glad to', 'welcome', 'have a ', 'good luck',
+              'note that', 'disclaimer', 'verify', 'confidence', 'double-check')  # Of each line of `CLOSINGS`
 _LAST_SENTENCE = re.compile(r'(?:\n+|(?<=[.!?。！？*)])\s+|(?<=[。！？]))(?=[^\n]*$)')
 _SMILES = re.compile('[\U0001f300-\U0001f5ff\U0001f600-\U0001f64f\U0001f680-\U0001f6ff'
                      '\U0001f900-\U0001faff\u263a\u2764]+\\s*$')
@@ -118,7 +123,7 @@ def without_closing(
     for _ in range(4):
         text = (text if text.isascii() else _SMILES.sub('', text)).rstrip() or text
         tail = text[-400:]
-        if not _MAY_CLOSE.search(tail.lower()): return text
+        if tail.isascii() and not mentions(tail.lower(), _MAY_CLOSE): return text
         cuts = [m.end()+len(text)-len(tail) for m in _LAST_SENTENCE.finditer(tail)]
         at = next((at for at in cuts[-3:] if _CLOSING.fullmatch(text[at:])), None)
         if at is None or not re.search(r'\w', text[:at]): return text

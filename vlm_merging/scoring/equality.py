@@ -6,9 +6,9 @@
 from __future__ import annotations
 import math, re
 from typing import NamedTuple
-from .forms import (bare, both_signs, bounds, bracket_interval, brackets, coordinates,
-                                       equation, list_parts, point_list, range_ends, sides, split_top,
-                                       things, unitless, unlabelled, variables)
+from .forms import (
+    bare, both_signs, bracket_interval, brackets, coordinates, ends_told, equation, list_parts, point_list,
+    sides, split_top, unitless, unlabelled, variables)
 from .numbers import FUNCTIONS, leading_value, number, work
 from .quantities import quantity, same_number
 from .spelling import plain_spelling
@@ -39,30 +39,29 @@ def same_letters(
 
 # %% ../../nbs/scoring/05_equality.ipynb #c010
 _DATE = re.compile(r'\d{4}-\d\d-\d\d')
-_ENDS = ((range_ends, 'same range'), (lambda t: bounds(t, True), 'same bound'),
-         (lambda t: things(t, True), 'same things'))
 
 def same_range(
     both:Both,          # The two answers
 )->str|None:            # In what they agree; `NO`; None: no range is asked for
     "A range such as `20-40`, a bound such as `>5` or counted things are right with all ends only"
     if _DATE.fullmatch(both.gold) and _DATE.fullmatch(both.answer): return NO
-    for ends_of, how in _ENDS:
-        if ends:=ends_of(both.gold): return how if ends_of(both.answer)==ends else NO
+    if told:=ends_told(both.gold): return f'same {told[0]}' if ends_told(both.answer)==told else NO
 
 # %% ../../nbs/scoring/05_equality.ipynb #c013
+_MONEY, _OR_NUMBER = re.compile('[$€£¥]'), re.compile(r'(?:or|and) -?\d')
+
 def _other_money(both):
     "Are the two answers told in different money?"
-    signs = [m[0] for text in both[:2] if (m:=re.search('[$€£¥]', text))]
-    cents = re.search(r'\bcents?\b', both.answer)
-    return len({*signs})>1 or bool(cents and '$' in both.gold) or '$' in both.answer and 'euro' in both.gold
+    signs = {m[0] for text in both[:2] if (m:=_MONEY.search(text))}
+    cents = '$' in both.gold and re.search(r'\bcents?\b', both.answer)
+    return len(signs)>1 or bool(cents) or '$' in both.answer and 'euro' in both.gold
 
 def same_quantity(
     both:Both,          # The two answers
 )->str|None:            # In what they agree; None: they do not, or are no quantities
     "The same number, in the same unit or in none"
     answer, gold = quantity(both.answer), quantity(both.gold)
-    if not answer or not gold or re.match(r'(?:or|and) -?\d', answer.rest): return None
+    if not answer or not gold or _OR_NUMBER.match(answer.rest): return None
     if len(list_parts(both.answer))>1 or _other_money(both): return NO
     exact, _, rounded = both.answer.rpartition('=')
     if rounded and (value:=number(exact)) is not None and math.isclose(value, answer.value, rel_tol=.02):
@@ -187,8 +186,7 @@ def same_intervals(
     both:Both,          # The two answers
 )->str|None:            # In what they agree; `NO`; None: no intervals among words are asked for
     "Every interval that the gold answer names among words, in any order"
-    gold = coordinates(both.gold) if re.search('[a-z]{4}', both.gold) else []
-    if not gold: return None
+    if not (gold:=coordinates(both.gold)) or not re.search('[a-z]{4}', both.gold): return None
     answer = coordinates(both.answer)
     if len(answer)!=len(gold): return NO
     return 'same intervals' if in_any_order(gold, answer, lambda g, a: same(a, g)) else NO
@@ -227,6 +225,7 @@ def other_half_of_day(
     both:Both,          # The two answers
 )->str|None:            # `NO`, or None
     "Morning against afternoon"
+    if 'm' not in both.gold.lower(): return None
     halves = [m[1] for t in both[:2] if (m:=HALF_OF_DAY.search(t.lower()))]
     return NO if len(halves)==2 and halves[0]!=halves[1] else None
 
@@ -268,7 +267,8 @@ def same_expression(
     both:Both,          # The two answers
 )->str|None:            # In what they agree; None: not by this rule
     "Formulas in the same variables with the same values; units at the end are no variables"
-    return 'same expression' if same_formula(unitless(both.answer), unitless(both.gold)) else None
+    if not variables(gold:=unitless(both.gold)): return None
+    return 'same expression' if same_formula(unitless(both.answer), gold) else None
 
 # %% ../../nbs/scoring/05_equality.ipynb #c057
 FUNCTION = re.compile(r'[a-zA-Z]\w? ?(?:\([a-z]\))?$|[a-zA-Z]_\w+$')
@@ -290,8 +290,8 @@ def same_relation(
     both:Both,          # The two answers
 )->str|None:            # In what they agree; None: not by this rule
     "Equations which are multiples of each other, and inequalities"
-    answer, gold = sides(both.answer), sides(both.gold)
-    if not answer or not gold or answer[1] not in (gold[1], TURNED[gold[1]]): return None
+    if not (gold:=sides(both.gold)): return None
+    if not (answer:=sides(both.answer)) or answer[1] not in (gold[1], TURNED[gold[1]]): return None
     left, right = (answer[0], answer[2]) if answer[1]==gold[1] else (answer[2], answer[0])
     equations = answer[1]==gold[1]=='='
     if not same_formula(f'({left})-({right})', f'({gold[0]})-({gold[2]})', factor=equations): return None
@@ -305,7 +305,7 @@ def other_variable(
     both:Both,          # The two answers
 )->str|None:            # `NO`, or None
     "`x = ...` where `y = ...` is asked for"
-    named = [bare(m[1]) for t in both[:2] if (m:=_NAMED_SIDE.match(t))]
+    named = [bare(m[1]) for t in both[:2] if '=' in t and (m:=_NAMED_SIDE.match(t))]
     return NO if len(named)==2 and named[0]!=named[1] else None
 
 # %% ../../nbs/scoring/05_equality.ipynb #c064
@@ -320,22 +320,24 @@ def chains_in_brackets(
     both:Both,          # The two answers
 )->Both:
     "`2 <= x < 5` as `[2, 5)`"
-    answer, gold = (bracket_interval(text) or text for text in both[:2])
-    return both._replace(answer=answer, gold=gold)
+    answer, gold = bracket_interval(both.answer), bracket_interval(both.gold)
+    return both._replace(answer=answer or both.answer, gold=gold or both.gold) if answer or gold else both
 
 # %% ../../nbs/scoring/05_equality.ipynb #c069
 def without_labels(
     both:Both,          # The two answers
 )->Both:
     "What stands behind `Area =` and the like"
-    gold = re.sub(r'^\[([^\[\],]+)\]$', r'\1', unlabelled(unlabelled(both.gold)))
-    return both._replace(answer=unlabelled(both.answer), gold=gold)
+    gold = unlabelled(unlabelled(both.gold))
+    if gold[:1]=='[': gold = re.sub(r'^\[([^\[\],]+)\]$', r'\1', gold)
+    return Both(unlabelled(both.answer), gold, *both[2:])
 
 # %% ../../nbs/scoring/05_equality.ipynb #c070
 def with_decimal_points(
     both:Both,          # The two answers
 )->Both:
     "`12,5` as 12.5 where a number is published"
+    if ',' not in both.answer: return both
     comma = re.fullmatch(r'-?\d+,\d{1,2}', both.answer) and number(both.gold) is not None
     return both._replace(answer=both.answer.replace(',', '.')) if comma else both
 

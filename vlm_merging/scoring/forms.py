@@ -8,11 +8,12 @@ import re
 from functools import lru_cache
 from .numbers import CONSTANTS, FUNCTIONS, ONES, TENS, number, spelled
 from .quantities import UNITS, unit_of
+from .spelling import mentions
 
 # %% auto #0
 __all__ = ['ENDS', 'split_top', 'brackets', 'coordinates', 'bracket_interval', 'range_ends', 'sides', 'variables', 'equation',
-           'unlabelled', 'unitless', 'list_parts', 'point_list', 'both_signs', 'bounds', 'things', 'formula_only',
-           'bare']
+           'unlabelled', 'unitless', 'list_parts', 'point_list', 'both_signs', 'bounds', 'things', 'ends_told',
+           'formula_only', 'bare']
 
 # %% ../../nbs/scoring/04_forms.ipynb #c008
 def split_top(
@@ -20,6 +21,7 @@ def split_top(
     between:str,        # Characters that separate
 )->list[str]:           # Without spaces around them
     "Split where no bracket is open"
+    if not mentions(text, between): return [text.strip()]
     parts, depth, at = [], 0, 0
     for i, c in enumerate(text):
         depth += (c in '([') - (c in ')]')
@@ -33,7 +35,7 @@ def brackets(
     text:str,           # As `plain_spelling` gives it
 )->list[str]|None:      # Opening bracket, closing bracket, the parts; None: no coordinates, no interval
     "The parts of coordinates or an interval"
-    if not _IN_BRACKETS.fullmatch(text): return None
+    if text[:1] not in ('[', '(') or not _IN_BRACKETS.fullmatch(text): return None
     depth = 0
     for i, c in enumerate(text):
         depth += (c in '([') - (c in ')]')
@@ -51,6 +53,7 @@ def coordinates(
 )->list[str]:           # With their brackets; parts of one union together
     "Every pair of coordinates and every interval in a text"
     out, last, opened = [], -9, []
+    if not mentions(text, ',;') or not mentions(text, ')]'): return out
     for i, c in enumerate(text):
         if c in '([': opened.append(i)
         elif c in ')]' and opened:
@@ -219,6 +222,14 @@ def things(
     return [] if len(found)<2 or any(unit_of(name) for _, name in found) else sorted(found,
                                                                                      key=lambda f: f[1])
 
+@lru_cache(maxsize=4096)        # The same gold answers come with every run
+def ends_told(
+    text:str,           # As `plain_spelling` gives it
+)->tuple|None:          # What it is, and its ends; None: none of these
+    "What a text tells that is nothing but a range, a bound or counted things"
+    told = dict(range=range_ends(text), bound=bounds(text, True), things=things(text, True))
+    return next((it for it in told.items() if it[1]), None)
+
 # %% ../../nbs/scoring/04_forms.ipynb #c046
 _PROSE = re.compile(r'^[nN]/[aA]$|\b(?:[iI][stnf]|[aA][snt]|[sS]o|[oO][fnr]|[tT]o|[bB][ey]|[wW]e|[uU]p'
                     r'|[nN]o|[dD]o'
@@ -238,6 +249,7 @@ def formula_only(
 
 # %% ../../nbs/scoring/04_forms.ipynb #c049
 _QUOTED = re.compile(r'([\'"])([^\'"]*)\1')
+_BETWEEN_DIGITS = re.compile(r'\s(?<=\d\s)\s*(?=\d)')
 _SPACES_AND_QUOTES = re.compile(r'''(?<!\d)[\s"]|(?<=\d)\s(?!\d)|(?<![\w)])'|'''   # `1 1/2`, `5"`, `A'`
                                 r'''(?<=[A-Za-z]{2})'|(?<=[A-Za-z])'(?=[A-Za-z])''')
 _GAP_OF_DIGITS = re.compile(r'\s+(?=\d)')
@@ -248,4 +260,6 @@ def bare(
 )->str:
     "A text without spaces, quotes and case"
     if m:=_QUOTED.fullmatch(text): text = m[2]
-    return _SPACES_AND_QUOTES.sub('', _GAP_OF_DIGITS.sub(' ', text)).casefold()
+    if mentions(text, '"\''): text = _SPACES_AND_QUOTES.sub('', _GAP_OF_DIGITS.sub(' ', text))
+    else: text = ' '.join(''.join(part.split()) for part in _BETWEEN_DIGITS.split(text))
+    return text.casefold()

@@ -10,8 +10,8 @@ from .spelling import plain_spelling
 from .numbers import FUNCTIONS
 from .quantities import quantity
 from .forms import (
-    ENDS, bare, both_signs, bounds, bracket_interval, coordinates, equation, formula_only, list_parts,
-    range_ends, sides, things, unitless, unlabelled, variables)
+    ENDS, bare, both_signs, bounds, bracket_interval, coordinates, ends_told, equation, formula_only,
+    list_parts, range_ends, sides, things, unitless, unlabelled, variables)
 from .languages import eastern, shared_pairs
 from .passages import Pick, finals, sentences
 from .statements import outright, stated, torn
@@ -31,9 +31,7 @@ def answer_kind(
     g = plain_spelling(gold)
     if coordinates(g) or bracket_interval(g): return 'coordinates'
     if re.fullmatch(r'\d{4}-\d\d-\d\d(?: [\d:.]+)?', g): return 'text'          # A date
-    if range_ends(g): return 'range'
-    if bounds(g, True): return 'bound'
-    if things(g, True): return 'things'
+    if told:=ends_told(g): return told[0]
     if g.lower() in _YES: return 'yes or no'
     if re.search(r'\d ?[ap]\.?m\b', g.lower()): return 'text'        # A time of day
     if re.fullmatch(r'\d+(?: ?: ?\d+)+', g): return 'ratio'
@@ -50,13 +48,14 @@ _FORMULA_TERM = (r'(?:\d[\d,]*\.?\d*|\.\d+|pi|inf|deg|'
                  rf'{"|".join(FUNCTIONS)}|'
                  r'(?<![a-zA-Z])(?:[a-zA-Z]|xy|[A-Z]{2,3})(?![a-zA-Z])'
                  r'|(?<=\d)[a-z](?![a-zA-Z])|[-+*/^()|<>=!]|\[|\])')
+_AROUND = re.compile(r'^(?:[aAI] )+|[\s(]+$')
 _FORMULA = re.compile(rf'{_FORMULA_TERM}(?:\s*{_FORMULA_TERM})*')
 
 def formulas_in(
     sentence:str,       # As `plain_spelling` gives it
 )->list[str]:           # In its order
     "Runs of a sentence that hold no words"
-    out = [re.sub(r'^(?:[aAI] )+|[\s(]*$', '', m[0]).strip() for m in _FORMULA.finditer(sentence)]
+    out = [_AROUND.sub('', m[0]).strip() for m in _FORMULA.finditer(sentence)]
     return [s+')'*(s.count('(')-s.count(')')) if s.count('(')>s.count(')') else s for s in out if s]
 
 # %% ../../nbs/scoring/13_free_answers.ipynb #c015

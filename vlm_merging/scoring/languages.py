@@ -18,7 +18,7 @@ def eastern(
     text:str,           # A reply, a question, an option
 )->bool:
     "Does a text hold Korean, Chinese or Japanese signs?"
-    return bool(_EAST.search(text))
+    return not text.isascii() and bool(_EAST.search(text))
 
 # %% ../../nbs/scoring/08_languages.ipynb #c009
 _DIGIT = {**{c:i for i, c in enumerate('零一二三四五六七八九')}, '〇':0, '两':2, '兩':2, '壱':1, '弐':2, '参':3,
@@ -218,7 +218,7 @@ def asked_group(
     question:str,       # As asked
 )->int|None:            # 10,000 or more; None: it asks for none
     "The group of digits that a question wants its number told in"
-    m = _ASKED_IN.search(question)
+    m = eastern(question) and _ASKED_IN.search(question)
     return _GROUP[m[1]] if m else None
 
 # %% ../../nbs/scoring/08_languages.ipynb #c027

@@ -7,69 +7,51 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from .passages import Pick, sentences
+from .spelling import mentions
 
 # %% auto #0
-__all__ = ['AFTER_LETTER', 'LEAD', 'letters_for_labels', 'undenied', 'turned_down', 'small_article', 'called_right',
-           'only_letter', 'letter_in', 'without_lists', 'letter_at_an_edge', 'corrected', 'remaining']
+__all__ = ['AFTER_LETTER', 'CALLS', 'LEAD', 'undenied', 'turned_down', 'small_article', 'called_right', 'only_letter',
+           'letter_in', 'without_lists', 'letter_at_an_edge', 'corrected', 'remaining']
 
 # %% ../../nbs/scoring/15_letters.ipynb #c008
 _MARKS = re.compile(r'\\(?:text|mathrm|mathbf|textbf|boxed|rm|bf)\b|[*_`${}]|\\[\[\]()]')
 
 def _bare_text(passage):
     "A passage without LaTeX and Markdown"
-    return _MARKS.sub('', passage[:400]).strip()
+    text = passage[:400]
+    return (_MARKS.sub('', text) if mentions(text, '\\*_`${}') else text).strip()
 
-# %% ../../nbs/scoring/15_letters.ipynb #c011
-_PLACES = {word:i for i, words in enumerate(('first 가 ㄱ 甲 ア', 'second 나 ㄴ 乙 イ', 'third 다 ㄷ 丙 ウ',
-                                             'fourth 라 ㄹ 丁 エ', 'fifth 마 ㅁ 戊 オ',
-                                            'sixth 바 ㅂ 己 カ')) for word in words.split()}
-_WORDS = dict(zip('one two three four five six'.split(), '123456'))
-_SIGN = '[가나다라마바ㄱㄴㄷㄹㅁㅂ甲乙丙丁戊アイウエオカ]'
-_LABELS = re.compile(r'\b(?:option|choice)s? (?:number |no\.? ?|# ?)?\(?([1-9]|(?:one|two|three|four|five'
-                     r'|six)\b(?! of\b))\)?(?![\d.,/%]*\d)'
-                     r'|\b(first|second|third|fourth|fifth|sixth|last) (?:option|choice|answer)\b|([①-⑳])'
-                     rf'|([ⓐ-ⓩⒶ-Ⓩ])|\(({_SIGN})\)|(?<=The answer is )({_SIGN})(?!\w)', re.I)
-
-def letters_for_labels(
-    text:str,           # A reply
-    letters:str,        # Those that stand for an option, such as `ABCD`
-)->str:
-    "`option 3`, `③`, `the second option` and the like as letters"
-    def letter(m):
-        number, place, circle, round_letter, *syllables = m.groups()
-        if round_letter: return f'({chr((ord(round_letter)-ord("Ⓐ"))%26+65)})'
-        if place and place.lower()=='last': at = len(letters)-1
-        else: at = (int(_WORDS.get(number.lower(), number))-1 if number else ord(circle)-ord('①') if circle
-                    else _PLACES[(place or syllables[0] or syllables[1]).lower()])
-        return f'option ({letters[at]})' if at<len(letters) else m[0]
-    return _LABELS.sub(letter, text)
+@lru_cache(maxsize=512)
+def _of(pattern, letter):
+    "A pattern in which `@` stands for the letters of the options, such as `[ABCD]`"
+    return re.compile(pattern.replace('@', letter))
 
 # %% ../../nbs/scoring/15_letters.ipynb #c015
 def _sole_letter(text, letter):
     "The letter, if it is all that a text says; `letter` is a pattern such as `[ABCD]`"
-    m = re.fullmatch(r'\W*(?:(?:the )?(?:correct |right |best |final )?'
-                     rf'(?:option|choice|answer|letter|ans|selected)\b(?: is)?)?\W*({letter})\W*', text, re.I)
+    m = _of(r'(?i)\W*(?:(?:the )?(?:correct |right |best |final )?(?:option|choice|answer|letter|ans'
+            r'|selected)\b(?: is)?)?\W*(@)\W*', letter).fullmatch(text)
     return m and m[1].upper()
 
 # %% ../../nbs/scoring/15_letters.ipynb #c017
 _REASON = (r'(?:(?= (?:because|since|due to)\b)|(?=[.,;:!] ?(?:because|since|as\b|it\b|the\b|this\b))'
            r'|(?=[).]\s+\w)|(?=[.!]?$))')
 
+_SMALL = (r'(?:(?i:\b(?:choose|pick|select|chose|picked|selected|go with|(?:answer|option|choice'
+          r'|letter)(?: is| was| would be|:)?)(?: (?:option|letter|choice))?) ?["\'(]*'
+          rf'|^\W*)(@)["\')]*{_REASON}')
+
 def _small_letter(text, letter):
     "A small letter that is chosen outright, or that a text begins with, before a reason"
-    chosen = (r'(?i:\b(?:choose|pick|select|chose|picked|selected|go with|(?:answer|option|choice'
-              r'|letter)(?: is| was| would be|:)?)(?: (?:option|letter|choice))?) ?["\'(]*')
-    m = re.search(rf'(?:{chosen}|^\W*)({letter.lower()})["\')]*{_REASON}', text)
+    m = _of(_SMALL, letter.lower()).search(text)
     return m and m[1].upper()
 
 # %% ../../nbs/scoring/15_letters.ipynb #c021
 def _left_over(text, letters):
     "The letter that is left, if a text rules out all others"
-    each = f'[{letters}]'
-    gone = re.search(rf"(?i:rul\w* out|eliminat\w*|exclud\w*|can't be|cannot be|can not be|isn't|neither) "
-                     rf"(?:options? )?"
-                     rf'({each}(?:(?:,? and |,? or |, ){each})+)(?![\w\'’])', text)
-    left = set(letters)-set(re.findall(each, gone[1])) if gone else ()
+    gone = _of(r"(?i:rul\w* out|eliminat\w*|exclud\w*|can't be|cannot be|can not be|isn't|neither) "
+               r"(?:options? )?(@(?:(?:,? and |,? or |, )@)+)(?![\w'’])", f'[{letters}]').search(text)
+    left = set(letters)-set(gone[1]) if gone else ()
     return left.pop() if len(left)==1 else None
 
 # %% ../../nbs/scoring/15_letters.ipynb #c023
@@ -81,8 +63,8 @@ _DOWN = (r"(?:,? (?i:which|that))?(?i: (?:is|are|was|were|would be|seems?|looks?
          r"invalid|inaccurate|unsuitable|ruled|eliminated|excluded|the wrong|a distractor|less\b)"
          r"| (?:is|are|was|were|does|do|did|can|could|would)n't\b| (?:does|do|did|could|would) not\b| "
          r"cannot\b| can't\b| can be (?:ruled|eliminated|excluded|discarded)| (?:fail|contradict|lack)s?\b)")
-_MAY_TURN = re.compile("not|n't|never|but|than|over|instead|unlike|except|rul|elim|excl|reject|discard|wrong"
-                       "|less|false|too|out|impos|incor|inval|inacc|unsuit|distr|fail|contradict|lack")
+_MAY_TURN = ("not n't never but than over instead unlike except rul elim excl reject discard wrong less "
+             "false too out impos incor inval inacc unsuit distr fail contradict lack").split()
 
 @lru_cache
 def _turned_down(letters):
@@ -97,93 +79,111 @@ def undenied(
     letters:str,        # Those that stand for an option, such as `ABCD`
 )->str:
     "A text without letters that are named only to be turned down"
-    return _turned_down(letters).sub('', text) if _MAY_TURN.search(text.lower()) else text
+    return _turned_down(letters).sub('', text) if mentions(text.lower(), _MAY_TURN) else text
+
+_NAMED = re.compile(r'\W*(?:[Oo]ption |[Cc]hoice )?')
 
 def turned_down(
     text:str,           # A sentence
     letters:str,        # Those that stand for an option, such as `ABCD`
 )->bool:
     "Does a sentence begin with an option that it turns down, and name no other?"
-    m = re.match(rf'\W*(?:[Oo]ption |[Cc]hoice )?{_turned_down(letters).pattern}', text)
-    return bool(m) and not re.search(rf"\b(?:[{letters}](?!')|so|but|therefore|thus)\b", text[m.end():])
+    m = _turned_down(letters).match(text, _NAMED.match(text).end())
+    other = _of(r"\b(?:@(?!')|so|but|therefore|thus)\b", f'[{letters}]')
+    return bool(m) and not other.search(text[m.end():])
 
 def _unlisted(text, letter):
     "A text without lists of three letters and more: `A, B, C, D` chooses none"
-    return re.sub(rf'\(?\b{letter}\b\)?(?:(?:,? and |,? or |, |/| )\(?{letter}\b\)?){{2,}}', '', text)
+    return _of(r'\(?\b@\b\)?(?:(?:,? and |,? or |, |/| )\(?@\b\)?){2,}', letter).sub('', text)
 
 # %% ../../nbs/scoring/15_letters.ipynb #c026
 def _both(text, letter):
     "Two letters that a text begins with, or ends between: `B or D`"
-    text = re.sub(r'[^.!?]*\bor\b[^.!?]*\?', '', text)             # `A or B? I say B.`
-    m = re.match(rf'\W*({letter})\)?\s*(?:,|or|and|/|&)\s*\(?({letter})(?![\w\'’.):])', text)
-    if m: return m[1]+m[2]
-    if re.match(rf'\W*{letter}\s*[):.]', text): return None             # `(B) C or D`
-    between = r'\)?(?: or (?:option |choice )?| ?/ ?)\(?'
-    pairs = list(re.finditer(rf'(?<![\w])({letter}){between}({letter})(?![\w\'’])', text))
-    return pairs[-1][1]+pairs[-1][2] if pairs and not re.search(rf'(?<![\w]){letter}(?![\w])',
-        text[pairs[-1].end():]) else None
+    if '?' in text: text = re.sub(r'[^.!?]*\bor\b[^.!?]*\?', '', text)             # `A or B? I say B.`
+    if m:=_of(r"\W*(@)\)?\s*(?:,|or|and|/|&)\s*\(?(@)(?![\w'’.):])", letter).match(text): return m[1]+m[2]
+    if not mentions(text, (' or ', '/')): return None
+    if _of(r'\W*@\s*[):.]', letter).match(text): return None             # `(B) C or D`
+    between = _of(r"(?<!\w)(@)\)?(?: or (?:option |choice )?| ?/ ?)\(?(@)(?![\w'’])", letter)
+    pairs = list(between.finditer(text))
+    alone = pairs and not _of(r'(?<!\w)@(?!\w)', letter).search(text, pairs[-1].end())
+    return pairs[-1][1]+pairs[-1][2] if alone else None
 
 # %% ../../nbs/scoring/15_letters.ipynb #c029
+_RUN = r'\W*(?:(?i:(?:the )?answers?|options?)(?: is| are)?\W+)?(@{2,})\W*'
+_ONE = r'(?i:options? )?[("\']*\b@\b[)"\']*'
+_SOME = rf'({_ONE}(?:(?:,? ?(?i:and) |, ?|; ?| ?& ?|(?<=\)) ?(?=\()){_ONE})+)'
+_SMALLS = r'\W*(?:(?i:(?:the )?(?:answers|options))(?: are)?:? )?(\(?@\)?(?:(?:, ?| ?& ?| and )\(?@\)?)+)\W*'
+_SOME_GIVEN = (r'(?:^\W*|\b(?i:answers?|options|choices)(?: (?:is|are|would be))?[: ]+)'
+               rf'(?i:both |all )?{_SOME}'
+               r'(?=\W*$|\W* (?i:are|is|because|since|belong|apply|fit|match|hold|satisfy|work)\b)')
+_SOME_RIGHT = rf'\b{_SOME}(?= (?:are|is) (?:both |all )?(?:the )?(?:correct|right|true|valid|answers?)\b)'
+
 def _several(text, letters):
     "The letters that a text consists of, or that it gives as its answers; None: not two or more, or all"
-    if (word:=re.fullmatch(rf'\W*(?:(?i:(?:the )?answers?|options?)(?: is'
-                           rf'| are)?\W+)?([{letters}]{{2,}})\W*', text)) \
-            and len(set(word[1]))==len(word[1])<len(letters): return ''.join(sorted(word[1]))
-    one, small = rf'(?i:options? )?[("\']*\b[{letters}]\b[)"\']*', f'[{letters.lower()}]'
-    if re.fullmatch(rf'\W*{small}(?:(?:, ?| ?& ?| and ){small})+\W*', text): text = text.upper()
-    some = rf'({one}(?:(?:,? ?(?i:and) |, ?|; ?| ?& ?|(?<=\)) ?(?=\()){one})+)'
-    before = r'(?:^\W*|\b(?i:answers?|options|choices)(?: (?:is|are|would be))?[: ]+)(?i:both |all )?'
-    behind = r'(?=\W*$|\W* (?i:are|is|because|since|belong|apply|fit|match|hold|satisfy|work)\b)'
-    called = r'(?= (?:are|is) (?:both |all )?(?:the )?(?:correct|right|true|valid|answers?)\b)'
-    m = re.search(f'{before}{some}{behind}', text) or re.search(rf'\b{some}{called}', text)
-    found = sorted(set(re.findall(rf'\b[{letters}]\b', m[1]))) if m else ()
+    letter = f'[{letters}]'
+    if (word:=_of(_RUN, letter).fullmatch(text)) and len(set(word[1]))==len(word[1])<len(letters):
+        return ''.join(sorted(word[1]))
+    if small:=_of(_SMALLS, letter.lower()).fullmatch(text): text = small[1].upper()
+    if len(_of(r'\b@\b', letter).findall(text))<2: return None
+    m = _of(_SOME_GIVEN, letter).search(text) or _of(_SOME_RIGHT, letter).search(text)
+    found = sorted(set(_of(r'\b@\b', letter).findall(m[1]))) if m else ()
     return ''.join(found) if 1<len(found)<len(letters) else None
 
 # %% ../../nbs/scoring/15_letters.ipynb #c032
 AFTER_LETTER = (r'(?:is|are|because|since|as|for|which|and|with|in|where|according|based|matches|best|'
                 r'shows?|option|choice|would|must|has|nor|or|can be|cannot|does)\b')
 
+_PRONOUN = re.compile(r"\bI(?=['’]| (?!(?:is|fits|matches|because|since)\b)[a-z])")
+_ARTICLE = re.compile(rf'\bA(?= (?!{AFTER_LETTER})[a-z])')
+
 def small_article(
     text:str,           # A passage
 )->str:
     "A text in which the article `A` and the pronoun `I` are small"
-    text = re.sub(r"\bI(?=['’]| (?!(?:is|fits|matches|because|since)\b)[a-z])", 'i', text)
-    return re.sub(rf"\bA(?= (?!{AFTER_LETTER})[a-z])", 'a', text)
+    if 'I' in text: text = _PRONOUN.sub('i', text)
+    return _ARTICLE.sub('a', text) if 'A ' in text else text
 
 # %% ../../nbs/scoring/15_letters.ipynb #c036
+CALLS = ('correct', 'right', 'best', 'accurate', 'appropriate', 'answer', 'fits', 'matches')
+_CALLED_RIGHT = (r'\b(?:(?:option|choice|answer|letter) )?\(?(@)\)? '
+                 r'(?:is|must be|would be|seems) (?:indeed |therefore )?(?:the )?(?:most )?'
+                 r'(?:correct|right|best|accurate|appropriate|answer)\b(?! to (?:a different|another))'
+                 r'|\b(@) (?:matches|fits) (?:best|the)\b')
+
 def called_right(
     text:str,           # A passage
     letter:str,         # A pattern such as `[ABCD]`
 )->str|None:            # None: it calls none so
     "The last letter that a text calls correct, or the best fit"
-    right = re.findall(rf'\b(?:(?:option|choice|answer|letter) )?\(?({letter})\)? '
-                       r'(?:is|must be|would be|seems) (?:indeed |therefore )?(?:the )?(?:most )?'
-                       r'(?:correct|right|best|accurate|appropriate|answer)\b(?! to (?:a different|another))'
-                       rf'|\b({letter}) (?:matches|fits) (?:best|the)\b', text)
+    right = _of(_CALLED_RIGHT, letter).findall(text) if mentions(text, CALLS) else ()
     return ''.join(right[-1]) if right else None
 
 # %% ../../nbs/scoring/15_letters.ipynb #c039
+_NOUNS = ('option', 'opci', 'opzione', 'opção', 'choice', 'answer', 'letter')
+_BEHIND = (r'\b(?i:option|opci[óo]n|opzione|opção|choice|answer|letter)s?\b'
+           r'(?:[ ,]*(?:is|would be|should be|must be|letter|option|choice))*'
+           r'[ :("\'\[]*(@)(?![\w\'’])(?!\s+(?:is|are|has|was)\b.*\b(?:incorrect|wrong))')
+
 def _in_its_place(text, letter):
     "A letter at the beginning with a sign behind it, else the last one behind `option` or `answer is`"
-    for rule in (rf'^[\W]*({letter})\s*(?:[):\]]|\.(?!\d*[A-Z]\.))', rf'^\(({letter})\)',
-                 rf'^({letter})\s*[-–—]\s', rf'^({letter}) \(',
-                 r'\b(?i:option|opci[óo]n|opzione|opção|choice|answer|letter)s?\b'
-                 r'(?:[ ,]*(?:is|would be|should be|must be|letter|option|choice))*'
-                 rf'[ :("\'\[]*({letter})(?![\w\'’])(?!\s+(?:is|are|has|was)\b.*\b(?:incorrect|wrong))'):
-        if letters:=re.findall(rule, text): return letters[-1]
+    first = _of(r'\W*(@)\s*(?:[):\]]|\.(?!\d*[A-Z]\.))|(@)(?:\s*[-–—]\s| \()', letter).match(text)
+    if first: return first[1] or first[2]
+    behind = _of(_BEHIND, letter).findall(text) if mentions(text.lower(), _NOUNS) else ()
+    return behind[-1] if behind else None
 
 # %% ../../nbs/scoring/15_letters.ipynb #c042
 LEAD = (r"(?i:\b(?:so|hence|thus|therefore|it's|it is|it must be|must be|choose|pick|select|selected|"
          r"go with|conclude|fits|remains|is|be|I'd say|I would say|lean(?:ing)? towards?)[ ,:]+|[→⇒]\s*)")
 
+_WHY = re.compile(r',? (?:because|since|as|though|although) .*$')
+
 def _at_the_end(text, letter):
     "A letter behind `hence` or `choose`, the only one in brackets, or one behind `is`"
-    whole = re.sub(r',? (?:because|since|as|though|although) .*$', '', text)
-    end = re.search(rf'{LEAD}(?:option |choice |letter )?[("\']*({letter})[)"\' .!]*$', whole)
+    end = _of(LEAD+r'(?:option |choice |letter )?[("\']*(@)[)"\' .!]*$', letter).search(_WHY.sub('', text))
     if end: return end[1]
-    inside = set(re.findall(rf'\(({letter})\)', text))
+    inside = set(_of(r'\((@)\)', letter).findall(text))
     if len(inside)==1: return inside.pop()
-    m = re.search(rf'\b(?:is|are|be|as)[ :("\']*({letter})\b[ )"\'.]*(?:$|[,;:])', text)
+    m = _of(r'\b(?:is|are|be|as)[ :("\']*(@)\b[ )"\'.]*(?:$|[,;:])', letter).search(text)
     return m and m[1]
 
 # %% ../../nbs/scoring/15_letters.ipynb #c045
@@ -221,14 +221,15 @@ def letter_in(
 # %% ../../nbs/scoring/15_letters.ipynb #e040
 _TICK = re.compile(r'✓|✔|✅|(?<!in)(?<!not )\b(?:correct|right|true|yes)\b', re.I)
 _CROSS = re.compile(r'✗|✘|❌|\b(?:incorrect|wrong|false|not|no)\b', re.I)
+_LINE_END = re.compile(r'\n|(?<=[.!?])\s+(?=\(?[A-Z][).:])')
 _TASK = re.compile(r'(?m)^\s*[-*+]? *\[([ xX✓])\] +(.*)$')       # `- [x] B. 15`, as Markdown ticks
 
 def _gone_through(reply, letter):
     "The lines of a reply that begin with an option, in their order: pairs of letter and line"
-    reply = _TASK.sub(lambda m: f"{m[2]} {'❌' if m[1]==' ' else '✅'}", reply)
-    lines = re.split(r'\n|(?<=[.!?])\s+(?=\(?[A-Z][).:])', reply)
-    begun = ((re.match(rf'\W*(?:[Oo]ption )?\(?({letter})\s*(?:[):]|\.(?!\w)|(?=[✓✔✅✗✘❌☑☒]))', line), line)
-             for line in lines)
+    if '[' in reply: reply = _TASK.sub(lambda m: f"{m[2]} {'❌' if m[1]==' ' else '✅'}", reply)
+    lines = _LINE_END.split(reply)
+    begins = _of(r'\W*(?:[Oo]ption )?\(?(@)\s*(?:[):]|\.(?!\w)|(?=[✓✔✅✗✘❌☑☒]))', letter)
+    begun = ((begins.match(line), line) for line in lines)
     return [(m[1], line) for m, line in begun if m]
 
 def _repeated(begun):
@@ -249,7 +250,7 @@ def without_lists(
     letters:str,        # Those that stand for an option, such as `ABCD`
 )->str:
     "A reply without sentences that say the same of three options, or of two by naming each twice"
-    named = re.compile(rf'\(?(?<![\w\'’])([{letters}])(?![\w\'’])\)?')
+    named = _of(r"\(?(?<![\w'’])(@)(?![\w'’])\)?", f'[{letters}]')
     forms = {}
     if len(named.findall(reply))<3: return reply
     for part in dict.fromkeys(sentences(reply)):
@@ -269,7 +270,7 @@ def letter_at_an_edge(
 )->Pick|None:           # None: no edge holds one
     "A letter at an edge of a reply, or the one that it ticks; a pick without text: it only lists them"
     last = (sentences(reply) or [''])[-1]
-    if m:=re.search(rf'{LEAD}(?:option |choice |letter )?\(?({letter})\)?[ .!]*$', last):
+    if m:=_of(LEAD+r'(?:option |choice |letter )?\(?(@)\)?[ .!]*$', letter).search(last):
         return Pick(m[1], 'pattern', 'letter at the end of the last sentence')
     lines = _gone_through(reply, letter)
     if again:=_repeated(lines):
@@ -278,16 +279,16 @@ def letter_at_an_edge(
         if ticked:=_ticked(lines): return Pick(ticked, 'pattern', 'the one option that is called correct')
         if last in [line for _, line in lines] or _TASK.search(last):
             return Pick('', 'none', 'it lists the options and chooses none')
-    elif m:=re.match(rf'\W*\(?({letter})\s*(?:[):]|\.(?!\w))|^\W*({letter})\W*$', last):
+    elif m:=_of(r'\W*\(?(@)\s*(?:[):]|\.(?!\w))|^\W*(@)\W*$', letter).match(last):
         return Pick(m[1] or m[2], 'pattern', 'letter at the beginning of a line')
     return _letter_at_the_beginning(reply, letter)
 
 # %% ../../nbs/scoring/15_letters.ipynb #e047
 def _letter_at_the_beginning(reply, letter):
     "The letter that a reply begins with, if no other line or sentence begins with one"
-    if not re.match(rf'\W*\(?{letter}(?:[):.](?!\w)|\W*(?:\n|$))', reply): return None
+    if not _of(r'\W*\(?@(?:[):.](?!\w)|\W*(?:\n|$))', letter).match(reply): return None
     lines = re.split(r'\n|(?<=\.)\s+(?=\(?[A-Z][).])', reply)
-    heads = [m[1] for line in lines if (m:=re.match(rf'\W*\(?({letter})(?:[):.](?!\w)|\W*$)', line))]
+    heads = [m[1] for line in lines if (m:=_of(r'\W*\(?(@)(?:[):.](?!\w)|\W*$)', letter).match(line))]
     return Pick(heads[0], 'pattern', 'letter at the beginning of the reply') if len(heads)==1 else None
 
 # %% ../../nbs/scoring/15_letters.ipynb #e048b
@@ -303,7 +304,7 @@ _WRONG_BOX = re.compile(r'\$*\\boxed\{[^{}]{0,40}\}\$* (?:is|would be|was) (?:wr
 @lru_cache
 def _turned(letters):
     "A letter, a second thought and another letter"
-    return re.compile(rf"(?<![\w'])[{letters}](?![\w'])[*\"}}$ )]*(?:[?!.…,;:]+|\s*[—–-]+)?[\s*_#(]*"
+    return re.compile(rf"[{letters}](?<![\w'].)(?![\w'])[*\"}}$ )]*(?:[?!.…,;:]+|\s*[—–-]+)?[\s*_#(]*"
                       rf"(?i:{_TURN})(?:[ ,.:;…*—–-]+(?i:{_TURN}|{_SAYS}))*[ ,.:;…*—–-]+"
                       rf"(?=[(\"*]*[{letters}](?![\w'])(?!\W+(?i:is|was|isn't|are|cannot|can't)\b)"
                       rf"(?!\)? ?[:.)] ?\w))")
@@ -316,7 +317,7 @@ def corrected(
     if 'would' in reply:
         reply = _CLAUSE.sub(lambda m: ' ' if all(p.search(m[0]) for p in _WOULD) else m[0], reply)
     if '\\boxed' in reply: reply = _WRONG_BOX.sub(' ', reply)
-    return _turned(letters).sub('', reply)
+    return _turned(letters).sub('', reply) if _turned('A-Z').search(reply) else reply
 
 # %% ../../nbs/scoring/15_letters.ipynb #e048e
 _REMAIN = re.compile(r'\b[Oo]ptions? ([A-Z](?:(?:, | and |, and )[A-Z])+) remain'

@@ -117,11 +117,13 @@ def _asked(question):
                   bool(how_many or _COUNTS_EAST.search(question)), name.pop() if len(name)==1 else None)
 
 # %% ../../nbs/scoring/11_number_extraction.ipynb #c034
+_WHAT_OF = re.compile(r'\b([a-z]+) of (?:about |exactly )?$')
+
 def _is_asked_for(asked, number, before, after):
     "Does the question point to the number between these two texts?"
-    counts = asked.counted and re.match(rf'(?: of the| of these)?(?: \w+)?? {asked.counted}', after, re.I)
-    if counts: return True
-    if asked.noun and re.search(rf'\b{asked.noun}s? of (?:about |exactly )?$', before): return True
+    if asked.counted and asked.counted.lower() in after.lower():
+        if re.match(rf'(?: of the| of these)?(?: \w+)?? {asked.counted}', after, re.I): return True
+    if asked.noun and (m:=_WHAT_OF.search(before)) and m[1] in (asked.noun, asked.noun+'s'): return True
     return asked.year and not _AGAINST.search(before) and bool(re.fullmatch(r'(?:1[5-9]|20)\d\d', number))
 
 # %% ../../nbs/scoring/11_number_extraction.ipynb #c038
@@ -138,9 +140,9 @@ class _Candidate(NamedTuple):
     "A number in a sentence"
     text:str             # With what follows
     at:int               # Where it begins
+    end:int              # Where it ends, without what follows
     direct:int           # As `_directness` gives it; 2 also if the question points to it
     quoted:bool          # Does the question name it?
-    ranged:bool          # Is it one end of a range?
 
 # %% ../../nbs/scoring/11_number_extraction.ipynb #c039
 def _candidates(sentence, asked):
@@ -154,18 +156,20 @@ def _candidates(sentence, asked):
         direct = 2 if _is_asked_for(asked, number, near, after) else _directness(near)
         quoted = number.lstrip('+-$ ').replace(',', '').lower() in asked.quoted
         text = number+_CLAUSE.split(after[:60])[0]
-        out.append(_Candidate(text, start, direct, quoted, _is_end(near, after)))
+        out.append(_Candidate(text, start, end, direct, quoted))
     return out
 
 # %% ../../nbs/scoring/11_number_extraction.ipynb #c043
-_EXPLANATION = re.compile(r'(?<=[\w)]) ?\((?=[^()]*[a-z]{3})(?=[^()]*=)[^()]*\)$')
+_EXPLANATION = re.compile(r'(?<=[\w)]) ?\((?=[^()]*[a-z]{3})(?=[^()]*=)[^()]*\)$'
+                          r'|(?<=\d) \([^()]*\b(?:counting|(?:in|ex)cluding|with|without|if)\b[^()]*\)$')
 _HALVES = re.compile(r'\b(\d+) and a half\b')
-_SPACED = re.compile(r'(?<![\d.,] )(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d.,]| \d)')
+_SPACED = re.compile(r'\d(?<![\d.,] \d)(?<![\d.,]\d)\d{0,2}(?: \d{3})+(?![\d.,]| \d)')
 
 def _plain_sentence(sentence):
     "A sentence in one spelling, without an explanation in brackets behind it"
-    text = _EXPLANATION.sub('', plain_spelling(sentence).rstrip('! '))
-    text = _HALVES.sub(r'\1.5', text)
+    text = plain_spelling(sentence).rstrip('! ')
+    if text[-1:]==')': text = _EXPLANATION.sub('', text)
+    if ' and a half' in text: text = _HALVES.sub(r'\1.5', text)
     return _SPACED.sub(lambda m: m[0].replace(' ', ''), text)
 
 # %% ../../nbs/scoring/11_number_extraction.ipynb #c046
@@ -175,12 +179,14 @@ _NOT = re.compile(r',? (?:and )?(?:not|rather than|instead of|but not|unlike) [^
 _OPEN = re.compile(r"\b(?:cannot|can ?not|can't|could not|couldn't) be (?:\w+ "
                    r")?(?:determined|known|told|calculated|answered)\b|\b(?:is|are) "
                    r"(?:unknown|undefined|not (?:known|given|readable|clear))\b", re.I)
+_IN_GENERAL = re.compile(r'\b(?:typically|normally|usually|ordinarily)\b.{0,60}? (?:would|could|might)\b',
+                         re.I)                  # Says nothing of this picture
 _WHEN = re.compile(r' (?:when|if|for|where) [a-z] ?(?:is|=|equals) ?[-\d.]+$')
 
 def _answering_part(sentence):
     "The part of a sentence that answers: its conclusion, without reasons and conditions behind it"
     if (m:=CONCLUSION.match(sentence)) and (_NUMBER.search(m[1]) or _expressions(m[1])): sentence = m[1]
-    if _OPEN.search(sentence): return ''
+    if _OPEN.search(sentence) or _IN_GENERAL.search(sentence): return ''
     for tail in (REASON.search(sentence), _NOT.search(sentence), _WHEN.search(sentence)):
         if tail and _NUMBER.search(sentence[:tail.start()]): sentence = sentence[:tail.start()]
     return sentence
@@ -188,6 +194,7 @@ def _answering_part(sentence):
 # %% ../../nbs/scoring/11_number_extraction.ipynb #c049
 def _right_end(sentence):
     "What stands behind the last `=` of a sentence, if it is a number; None: it is none, or there is no `=`"
+    if '=' not in sentence: return None
     sides = split_top(re.sub('[<>!]=|==', '≠', sentence), '=')
     if len(sides)<2 or re.search(r'\b(?:is|are|equals)\b', sides[-1]): return None
     if not (last:=quantity(sides[-1])): return None
@@ -196,11 +203,13 @@ def _right_end(sentence):
     return f'{sides[-2]}={sides[-1]}' if near else sides[-1]
 
 # %% ../../nbs/scoring/11_number_extraction.ipynb #c052
-_CLAUSE_END = re.compile(r',? (?:and|but|while|whereas)(?: only)? |[;,] ')
+_CLAUSE_END = re.compile(r',? (?:and|but|while|whereas)(?: only)? |[;,] |(?<=이고|있고|하고|지만|으며|이며|는데) ')
 
 _SMALL = frozenset('i are wa were the there a an in on of how many what which and it'.split())
 
-def _name_words(text): return {w.lower().rstrip('s') for w in re.findall(r'[A-Za-z]+|\d+', text)}-_SMALL
+_NAMES = re.compile('[A-Za-z]+|\\d+|[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]')  # An Eastern sign is a word
+
+def _name_words(text): return {w.lower().rstrip('s') for w in _NAMES.findall(text)}-_SMALL
 
 def _of_the_named(candidates, sentence, question):
     "The candidates in the clause that names most of what the question names, if there is just one"
@@ -273,13 +282,16 @@ def pick_number(
     "The number that a sentence gives as its answer"
     sentence = _answering_part(_plain_sentence(sentence))
     if ' out of ' in sentence and _ASKS_SHARE.search(question): sentence = _OUT_OF.sub(r'\1/\2', sentence)
-    if (of:=_OF_ONE.match(sentence)) and _without_spaces(of[1]) not in _without_spaces(question): return None
+    of = _OF_ONE.match(sentence) if '=' in sentence else None
+    if of and _without_spaces(of[1]) not in _without_spaces(question): return None
     asked = _asked(question)
     if not (sentence:=_of_name(sentence, asked.name)): return None
     if end:=_right_end(sentence): return None if re.match(r'or -?\d', quantity(end).rest) else end.strip()
-    candidates = _candidates(sentence, asked) or _candidates(_in_digits(sentence), asked)
+    if not (candidates:=_candidates(sentence, asked)):
+        candidates = _candidates(sentence:=_in_digits(sentence), asked)
     if asked.counts and all(c.quoted for c in candidates) and _NO_VALUE.match(sentence): return '0'
     if not candidates: return (_RATIO.findall(sentence) or [None])[-1]
     if whole: candidates = [c for c in candidates if _WHOLE.match(c.text)] or candidates
     taken = _most_direct(candidates, sentence, question, sure, new)
-    return None if taken is None or taken.ranged else taken.text.strip()
+    if taken is None or _is_end(sentence[:taken.at][-60:], sentence[taken.end:]): return None
+    return taken.text.strip()

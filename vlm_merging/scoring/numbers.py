@@ -153,7 +153,7 @@ _MIXED_NUMBER = re.compile(r'(?<![\d.)(/^*])(\d+) +(?:(\d+)/(\d+)|\(\((\d+)\)/\(
 
 @lru_cache(maxsize=1024)        # Several rules ask for the values of one reply
 def _computed(text, names):
-    text = _MIXED_NUMBER.sub(lambda m: f'({m[1]}+{m[2] or m[4]}/{m[3] or m[5]})', text)
+    if '/' in text: text = _MIXED_NUMBER.sub(lambda m: f'({m[1]}+{m[2] or m[4]}/{m[3] or m[5]})', text)
     reader = _Reader(text, dict(names))
     try: value = _sum(reader)
     except (Unreadable, ValueError, ArithmeticError, TypeError, RecursionError): return None

@@ -6,7 +6,7 @@
 from __future__ import annotations
 import re
 from functools import lru_cache
-from .spelling import braced, plain_spelling
+from .spelling import braced, mentions, plain_spelling
 from .quantities import quantity
 from .languages import eastern
 from .forms import bare, bounds, coordinates, formula_only
@@ -15,22 +15,27 @@ from .passages import Pick, finals, sentences
 from .number_extraction import pick_number
 from .statements import stated, torn
 from .free_answers import formulas_in
-from .letters import (LEAD, called_right, corrected, letter_at_an_edge, letter_in,
-                                         letters_for_labels, only_letter, remaining, small_article,
-                                         turned_down, undenied,
-                                         without_lists)
+from .choices import letters_for_labels
+from .letters import (
+    CALLS, LEAD, called_right, corrected, letter_at_an_edge, letter_in, only_letter, remaining, small_article,
+    turned_down, undenied, without_lists)
 from ..benchmarks.items import LETTERS
 
 # %% auto #0
 __all__ = ['plain_words', 'named_options', 'option_in', 'pick_option']
 
 # %% ../../nbs/scoring/16_options.ipynb #c010
+_PLAIN_WORD = re.compile(r'[^\W_]+(?:[.,:/^*]\d+)*|[-+](?=\d)|[%°$]')
+_TO = re.compile(r'(?<=[\d%]) ?- ?(?=\d)')
+
+@lru_cache(maxsize=4096)        # Each option is looked for in several passages
 def plain_words(
     text:str,           # Any text
 )->str:
     "Words in lower case and singular with single spaces, for finding one text in another"
-    text = re.sub(r'(?<=[\d%]) ?- ?(?=\d)', '-', plain_spelling(text).casefold()).replace('grey', 'gray')
-    words = re.findall(r'[^\W_]+(?:[.,:/^*]\d+)*|[-+](?=\d)|[%°$]', text)
+    text = plain_spelling(text).casefold().replace('grey', 'gray')
+    if '-' in text: text = _TO.sub('-', text)
+    words = _PLAIN_WORD.findall(text)
     return ' '.join(w[:-1] if w[-1]=='s' and len(w)>3 else w for w in words)
 
 # %% ../../nbs/scoring/16_options.ipynb #c013
@@ -84,11 +89,14 @@ def _equal_option(answer, choices):
     return equal[0] if len(equal)==1 else None
 
 # %% ../../nbs/scoring/16_options.ipynb #c026
+_SEQUENCE = re.compile(r'\d+(?:\.\d+)?|\b[A-Z]\b')
+
 def _sequence_option(passage, choices):
     "The option with the same numbers and letters; None: none, or several"
-    def parts(t): return re.findall(r'\d+(?:\.\d+)?|\b[A-Z]\b', plain_spelling(t))
-    read, of = parts(passage), [parts(c) for c in choices]
-    if len(read)<2 or any(len(p)<2 for p, c in zip(of, choices) if c): return None
+    def parts(t): return _SEQUENCE.findall(plain_spelling(t))
+    if len(read:=parts(passage))<2: return None
+    of = [parts(c) for c in choices]
+    if any(len(p)<2 for p, c in zip(of, choices) if c): return None
     if len({tuple(sorted(p)) for p in of})==len(of) and not any(':' in c for c in choices):
         read, of = sorted(read), [sorted(p) for p in of]
     return of.index(read) if of.count(read)==1 else None
@@ -107,6 +115,7 @@ _NEGATED = re.compile(r"(?:\b(?:not(?! only)|rather than|rul(?:es|ing) out|inste
                       r"|(?:^|(?<=[,.;:] ))(?:(?:so|but|and) )?[^,.;:]{1,40} (?:is|are|was|were) (?:absent"
                       r"|missing|false|"
                       r"not (?:shown|seen|visible|present|there|correct|the case))\b"
+                      r'|(?:^|(?<=[,.;:] ))[^,.;:]{1,40} (?:it|they) (?:is|are|was|were) not(?=[,.;:]|$)'
                       r'|\bopposite of [^,.;:]{1,40}|\bno [^,.;:]{1,30} (?:can be|is|are) (?:seen|visible'
                       r'|shown|present)', re.I)
 _SUPPOSED = re.compile(r"(?:^|(?<=[.!?\n]))[^.!?\n]*\?|\b(?:could|might|may) be (?:mistaken for |a |an "
@@ -128,7 +137,8 @@ def option_in(
     if any(limits:=[bounds(plain_spelling(c),
                            True) for c in choices]) and (read:=bounds(plain_spelling(passage))):
         return limits.index(read[-1:]) if limits.count(read[-1:])==1 else None
-    if not any(_SUPPOSED.search(c) for c in choices): passage = _SUPPOSED.sub(' ', passage)
+    asserted = _SUPPOSED.sub(' ', passage)
+    if asserted!=passage and not any(map(_SUPPOSED.search, choices)): passage = asserted
     if (i:=_sequence_option(passage, choices)) is not None: return i
     if any(coordinates(c) for c in choices): passage = re.sub(r'\bthe origin\b', '(0, 0)', passage)
     if _all_numbers(choices): return _equal_option(pick_number(passage), choices)
@@ -193,6 +203,7 @@ def _marked_letter(passages, choices, letters, right=None):
 
 def _right_letter_of(reply, letters):
     "The last letter that a sentence of a reply calls right"
+    if not mentions(reply, CALLS): return None
     for part in reversed(sentences(reply)):
         if right:=called_right(undenied(part, letters), f'[{letters}]'): return right
 
@@ -284,7 +295,8 @@ def _takes_all_back(reply, choices):
     return not any(re.search(r'\b(?:none|unknown|not|neither|cannot)\b', c, re.I) for c in choices)
 
 # %% ../../nbs/scoring/16_options.ipynb #c064
-_MAY_LABEL = re.compile('option|choice|first a|second a|third a|fourth a|fifth a|sixth a|last a')
+_MAY_LABEL = ('option', 'choice', 'first a', 'second a', 'third a', 'fourth a', 'fifth a', 'sixth a',
+              'last a')
 
 def pick_option(
     reply:str,          # Of a model
@@ -295,7 +307,7 @@ def pick_option(
     if not reply: return Pick('', 'none', 'an empty reply')
     letters = LETTERS[:len(choices) or 5]
     if 'I' in letters: reply = small_article(reply)
-    if not reply.isascii() or _MAY_LABEL.search(reply.lower()): reply = letters_for_labels(reply, letters)
+    if not reply.isascii() or mentions(reply.lower(), _MAY_LABEL): reply = letters_for_labels(reply, letters)
     reply = corrected(reply, letters)
     if _takes_all_back(reply, choices): return Pick('', 'none', 'it says that no option is right')
     reply = without_lists(reply, letters)

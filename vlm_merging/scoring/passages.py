@@ -9,16 +9,16 @@ from functools import lru_cache
 from typing import NamedTuple
 from .numbers import work
 from .quantities import quantity
-from .spelling import braced, plain_spelling
+from .spelling import braced, mentions, plain_spelling
 
 # %% auto #0
 __all__ = ['sentences', 'Pick', 'boxed', 'field', 'tagged', 'marked', 'result', 'alone', 'words_of', 'asked_for', 'joined',
            'before_check', 'before_next_question', 'finals']
 
 # %% ../../nbs/scoring/10_passages.ipynb #c008
-_BREAK = re.compile(r'\s(?:(?<=[A-H]\.\s)\s*(?=(?:Wait|Actually|However|But|Therefore|So|Thus|Hence|Because'
-                    r'|Since|The)\b)|(?<=[.!?。]\s)(?<!\b[A-H]\.\s)(?<!\d\.\s)\s*'
-                    r'|(?<=\d\.\s)\s*(?=[A-Z\n\u3400-\u9fff\uac00-\ud7af])|(?<=\n)\n*)')
+_BREAK = re.compile(r'\s(?:(?<=[.!?。]\s)(?:(?<=[A-H]\.\s)\s*(?=(?:Wait|Actually|However|But|Therefore|So|Thus'
+                    r'|Hence|Because|Since|The)\b)|(?<!\b[A-H]\.\s)(?<!\d\.\s)\s*'
+                    r'|(?<=\d\.\s)\s*(?=[A-Z\n\u3400-\u9fff\uac00-\ud7af]))|(?<=\n)\n*)')
 
 _TABLE_ROW = re.compile(r'\|.*\|$|[^|\n]+ \| [^|\n]+ \| |[-:| ]+$')
 
@@ -65,7 +65,7 @@ def field(
     text:str,           # A reply
 )->str|None:
     "The value of the last `short answer`, `final answer` or `answer` of a JSON reply, also of a damaged one"
-    fields = list(_FIELD.finditer(text))
+    fields = list(_FIELD.finditer(text)) if '"' in text else []
     value = fields and _FIELD_VALUE.match(text[fields[-1].end():])
     return next(v for v in value.groups() if v is not None).replace('\\"', '"').strip(' `') if value else None
 
@@ -95,10 +95,11 @@ _MARKER = re.compile(_NAMED+_TO_WHAT+_VERB+r'[ *:]*|'+_VERBLESS+'|'+_ELSEWHERE, 
 
 # %% ../../nbs/scoring/10_passages.ipynb #c029
 _EITHER = re.compile(r'\W*yes\W*(?:or|/)\W*no\b', re.I)          # `The answer is yes or no.` asks
-_HEADING = re.compile(r'(?:^|\n)[ #*_]*(?:(?:the )?(?:final|short) )?answer[ *_:]*\n\s*', re.I)
+_HEADING = re.compile(r'^[ #*_]*(?:(?:the )?(?:final|short) )?answer[ *_:]*\n\s*', re.I|re.M)
 
-_MAY_BEGIN = re.compile('answer|option|choice|correct|right|best|final|result|respuesta|antwort|réponse'
-                        '|risposta|resposta|ответ')
+_BEGINNINGS = ('answer', 'option', 'choice', 'correct', 'right', 'best', 'final', 'result', 'respuesta',
+               'antwort', 'réponse', 'risposta', 'resposta', 'ответ')
+_MAY_BEGIN = re.compile('|'.join(_BEGINNINGS))
 
 def _marks(text, small):
     "Every marker of a text, in its order; `small` is the text in lower case, in which they are found sooner"
@@ -111,10 +112,10 @@ def marked(
     text:str,           # A reply
 )->list[str]:           # The last first
     "What follows each `the answer is`, and what stands below the heading `Final answer`"
-    out = []
-    small = text.lower()
-    if not _MAY_BEGIN.search(small): return out
-    marks = sorted([*_marks(text, small), *_HEADING.finditer(text)], key=lambda m: m.end(), reverse=True)
+    out, small = [], text.lower()
+    if not mentions(small, _BEGINNINGS): return out
+    headings = _HEADING.finditer(text) if '\n' in text and 'answer' in small else ()
+    marks = sorted([*_marks(text, small), *headings], key=lambda m: m.end(), reverse=True)
     for m in marks[:_MOST]:
         work(400)
         part = sentences(text[m.end():][:400].lstrip(' *:\n').partition(';')[0])
@@ -123,13 +124,16 @@ def marked(
     return out
 
 # %% ../../nbs/scoring/10_passages.ipynb #c033
-_CONCLUDING = re.compile(r'(?:therefore|thus|hence|consequently|so|accordingly|in conclusion|in summary|'
-                         r'finally|this means|which means|we get|we have|we find|leaving|equals|left with)\b')
+_CONCLUDING_WORDS = ('therefore', 'thus', 'hence', 'consequently', 'so', 'accordingly', 'in conclusion',
+                     'in summary', 'finally', 'this means', 'which means', 'we get', 'we have', 'we find',
+                     'leaving', 'equals', 'left with')
+_CONCLUDING = re.compile(rf"(?:{'|'.join(_CONCLUDING_WORDS)})\b")
 
 @lru_cache(maxsize=64)          # Asked several times for each sentence of a reply
 def _concludes(sentence):
     "Does a sentence hold a word that concludes?"
     small = sentence.lower()
+    if not mentions(small, _CONCLUDING_WORDS): return False
     return any(not (small[m.start()-1:m.start()].isalnum()) for m in _CONCLUDING.finditer(small))
 
 
@@ -207,8 +211,8 @@ def before_check(
     return parts if at is None or any(map(_concludes, parts[at+1:])) else parts[:at]
 
 # %% ../../nbs/scoring/10_passages.ipynb #c051
-_NEXT = re.compile(r'(?:^|\n)[ #*_>]*(?:(question|q|problem|exercise)|(user|human|student)|hint|choices'
-                   r'|options|instruction|(?:question|problem) \d+)[ *_]*:', re.I)
+_NEXT = re.compile(r'^[ #*_>]*(?:(question|q|problem|exercise)|(user|human|student)|hint|choices'
+                   r'|options|instruction|(?:question|problem) \d+)[ *_]*:', re.I|re.M)
 _ANNOUNCES = re.compile(r'\W*(?:let|to|we|i|here|first|step)\b|.*:\W*$', re.I)
 
 def _asks_the_same(text, question):
@@ -222,6 +226,7 @@ def before_next_question(
     question:str='',    # As asked
 )->str:
     "What is said before an invented `Question: ...`, `Choices: ...` or `User: ...`"
+    if ':' not in reply: return reply
     for m in list(_NEXT.finditer(reply))[:_MOST]:
         own, rest = reply[:m.start()].rstrip(), reply[m.end():]
         if not re.search(r'\w', own):
@@ -257,7 +262,7 @@ _IN_BOLD = re.compile(r'\*\*([^*\n]{1,40})\*\*')
 
 def _last_value(parts):
     "The only sentence, or the last one if it gives a value"
-    last, bold = parts[-1], _IN_BOLD.findall(parts[-1])
+    last, bold = parts[-1], _IN_BOLD.findall(parts[-1]) if '**' in parts[-1] else []
     if len(parts)==1: yield Pick(last, 'pattern', 'the only sentence')
     if bold and alone(bold[-1]): yield Pick(bold[-1], 'pattern', 'the last value in bold')
     if alone(last): yield Pick(last, 'pattern', 'the last line, which is nothing but a value')
@@ -265,11 +270,16 @@ def _last_value(parts):
         yield Pick(last, 'pattern', 'the last sentence, which ends in a result')
 
 # %% ../../nbs/scoring/10_passages.ipynb #c064
+_OPTIONS = re.compile(r'\n *(?:Choices|Options)\b')
 _NO_ANSWER = re.compile(r'^\W*(?:to|let|first|step)\b|\b(?:need|want|asked|have|try|going) to\b|\?\W*$', re.I)
+
+@lru_cache(maxsize=4096)
+def _words_asked(question): return words_of(_OPTIONS.split(question)[0].rpartition('Question:')[2])
 
 def _restating(parts, words, question):
     "The sentences that say nearly all words of the question: those with one value in bold, and the others"
-    asked = words_of(re.split(r'\n *(?:Choices|Options)\b', question)[0].rpartition('Question:')[2])
+    asked = _words_asked(question)
+    if len(asked)<3: return [], []
     alike = [part for part, said in zip(parts, words) if len(asked&said)>=.75*len(asked)>2]
     alike = [part for part in alike if not _NO_ANSWER.search(part)]
     bold = [part for part in alike if len(values:=_IN_BOLD.findall(part))==1 and alone(values[0])]

@@ -45,23 +45,26 @@ def unit_of(
     return named and (f'{named[0]}^{power}', named[1]**power)
 
 # %% ../../nbs/scoring/03_quantities.ipynb #c014
-_LABEL = re.compile(r'^([^=<>!]{0,60})=\s*(?=[^=])')
-_MINUS_BEFORE_MONEY = re.compile(r'^- ?(\$|€|£|¥) ?(?=\d)')                  # `-$5`
+_LABEL = re.compile(r'([^=<>!]{0,60})=\s*(?=[^=])')
+_MINUS_BEFORE_MONEY = re.compile(r'- ?(\$|€|£|¥) ?(?=\d)')                  # `-$5`
 _WORDS_BEFORE = re.compile(
     r'^(?:(?:is|are|was|about|around|approximately|approx|roughly|nearly|almost|exactly|only|just|a total of|'
     r'of|the|at|equal to|equals|answer|value|would be|to be|be|by|us\$|usd|rs|\$|€|£|¥|'
     r'[:=~"\'])[. ]*)+', re.I)
 
 # %% ../../nbs/scoring/03_quantities.ipynb #c017
-_SPACED = re.compile(r'(?<=\d)[ \u202f](?=\d{3}(?!\d))')
-_MINUS_WORD = re.compile(r'^(?:minus|negative) (?=[\w$.])', re.I)
-_TEN_TO = re.compile(r'^(-?\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})(?![\w.])')
+_SPACED = re.compile(r'[ \u202f](?<=\d.)(?=\d{3}(?!\d))')
+_MINUS_WORD = re.compile(r'(?:minus|negative) (?=[\w$.])', re.I)
+_TEN_TO = re.compile(r'(-?\d+(?:\.\d+)?)[eE]([-+]?\d{1,3})(?![\w.])')
 
 def _from_number(text):
     "The text from its number on, in a spelling that `leading_value` reads"
-    while (m:=_LABEL.match(text)) and m[1].count('(')<=m[1].count(')'): text = text[m.end():]
-    text = _WORDS_BEFORE.sub('', _MINUS_BEFORE_MONEY.sub('-', text))
-    return _TEN_TO.sub(r'\1*10^\2', _MINUS_WORD.sub('-', _SPACED.sub('', text)))
+    while '=' in text and (m:=_LABEL.match(text)) and m[1].count('(')<=m[1].count(')'): text = text[m.end():]
+    if m:=_MINUS_BEFORE_MONEY.match(text): text = '-'+text[m.end():]
+    if m:=_WORDS_BEFORE.match(text): text = text[m.end():]
+    text = _SPACED.sub('', text)
+    if m:=_MINUS_WORD.match(text): text = '-'+text[m.end():]
+    return f'{m[1]}*10^{m[2]}{text[m.end():]}' if (m:=_TEN_TO.match(text)) else text
 
 # %% ../../nbs/scoring/03_quantities.ipynb #c021
 _SYMBOL = r'(?:[kcm]?m|[km]?g|[mk]?[LlVWNJA]|k?Pa|[km]?Hz|mol|min|rad|[sht]|hr|mi|ft|lb|K|C|F|T)'\

@@ -62,7 +62,7 @@ def _by_letter(row, reply, choices):
 def _whole_gold(row):
     "The gold answer of a row with the unit that the question or the table has for it"
     gold, unit = in_english(row['answer']), row.get('unit')
-    spellings = re.split(r'\$? or \$?', gold)
+    spellings = re.split(r'\$? or \$?', gold) if ' or ' in gold else ()
     if len(spellings)>1 and all(same(spellings[0], other) for other in spellings[1:]): gold = spellings[0]
     if len(set(lines:=gold.split('\n')))==1: gold = lines[0]       # Published twice
     if row.get('answer_type')=='list' and gold[:1]+gold[-1:]=='[]': gold = gold[1:-1]

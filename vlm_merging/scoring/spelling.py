@@ -8,7 +8,8 @@ import math, re
 from functools import lru_cache
 
 # %% auto #0
-__all__ = ['SIGNS', 'LATEX_COMMANDS', 'ascii_signs', 'braced', 'expand', 'without_latex', 'without_braces', 'plain_spelling']
+__all__ = ['SIGNS', 'LATEX_COMMANDS', 'ascii_signs', 'braced', 'expand', 'without_latex', 'without_braces', 'mentions',
+           'plain_spelling']
 
 # %% ../../nbs/scoring/01_spelling.ipynb #c009
 SIGNS = {'−':'-', '–':'-', '—':'-', '±':'+-', '×':'*', '·':'*', '⋅':'*', '∙':'*', '÷':'/',      # Arithmetic
@@ -117,21 +118,31 @@ def without_latex(
 
 # %% ../../nbs/scoring/01_spelling.ipynb #c026
 _PRICE, _EXPONENT = re.compile(r'\$\s?\d'), re.compile(r'\^\{(\w+)\}')
-_BRACES = {ord('{'):'(', ord('}'):')', ord('~'):' ', ord('\\'):' '}
+_BRACES = str.maketrans('{}~\\$', '()   ')
+_BRACES_OF_PRICES = {**_BRACES, ord('$'):' $ '}
 
 def without_braces(
     text:str,           # An answer without the commands of LaTeX
 )->str:                 # A dollar that is left is money
     "Brackets for braces, and no dollars around formulas"
-    money = _PRICE.search(text) and text.count('$')%2
-    text = _EXPONENT.sub(r'^\1', text.replace('{,}', ','))
-    return text.translate({**_BRACES, ord('$'):' $ ' if money else ' '})
+    if '{' in text: text = _EXPONENT.sub(r'^\1', text.replace('{,}', ','))
+    money = '$' in text and text.count('$')%2 and _PRICE.search(text)
+    return text.translate(_BRACES_OF_PRICES if money else _BRACES)
 
 # %% ../../nbs/scoring/01_spelling.ipynb #c029
 _BOLD = re.compile(r'(?<![\w)*])\*\*(?=[^\s*])([^*\n]{1,300})(?<=\S)\*\*(?![\w*])')
 _STARS = re.compile(r'\*\*(?!\s*[\d(])|`|[*_]{2,}$|^[*_]{2,}')
 
 # %% ../../nbs/scoring/01_spelling.ipynb #c033
+def mentions(
+    text:str,           # Any text
+    words:tuple|str,    # Words, parts of words, or signs
+)->bool:
+    "Does a text hold one of these? Seen far sooner than a pattern finds it"
+    for word in words:
+        if word in text: return True
+    return False
+
 _FACTORIAL = re.compile(r'[\s$]*(\d{1,2})\s*![\s$]*')              # And nothing else: `It is 5!` exclaims
 _TIMES_TEN = re.compile(r'(?<=\d) ?[xX] ?(?=10\s*(?:\^|\*\*))')
 _SET = re.compile(r'∈ *\\?\{([^{}|:]*)\}')                          # `x ∈ {5, 6}`: a list, and no interval
@@ -141,9 +152,12 @@ def plain_spelling(
     text:str,           # An answer, in LaTeX, Unicode or words
 )->str:                 # The same on one line of ASCII
     "One spelling for what LaTeX, Unicode and words spell differently"
-    text = _BOLD.sub(r'\1', text[-2000:])
+    text = text[-2000:]
+    if '**' in text: text = _BOLD.sub(r'\1', text)
     if m:=_FACTORIAL.fullmatch(text): text = str(math.factorial(int(m[1])))
     if '\\' in text: text = without_latex(text)
     if '∈' in text: text = _SET.sub(lambda m: '= '+m[1].rstrip(' \\'), text)
-    text = without_braces(_TIMES_TEN.sub('*', ascii_signs(text)))
-    return ' '.join(_STARS.sub('', text).split()).lstrip(' ,;:=').rstrip(' .,;:')
+    text = ascii_signs(text)
+    text = without_braces(_TIMES_TEN.sub('*', text) if mentions(text, 'xX') else text)
+    if mentions(text, '*`_'): text = _STARS.sub('', text)
+    return ' '.join(text.split()).lstrip(' ,;:=').rstrip(' .,;:')

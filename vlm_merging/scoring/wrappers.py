@@ -8,6 +8,7 @@ import re, unicodedata
 from collections.abc import Callable
 from functools import lru_cache
 from ..checkpoints.texts import did_you_mean, error_words, quoted
+from .spelling import mentions
 
 # %% auto #0
 __all__ = ['WRAPPERS', 'THINKING', 'one_script', 'in_plain_lines', 'unknown_tags', 'check_wrappers', 'tag_name', 'thinking_name',
@@ -15,10 +16,11 @@ __all__ = ['WRAPPERS', 'THINKING', 'one_script', 'in_plain_lines', 'unknown_tags
 
 # %% ../../nbs/scoring/07_wrappers.ipynb #c009
 _LOOKALIKES = re.compile('[\uff01-\uff5e\U0001d400-\U0001d7ff]|[^\\W\\x00-\\x7f]', re.U)
-_SPACES = re.compile('[\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]')
-_UNSEEN = re.compile('[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe0f\ufeff]')
-_SEPARATORS = str.maketrans({'٫':'.', '٬':',', '٪':'%', '’':"'", '‘':"'", 'ʼ':"'",
-                             '\u2028':'\n', '\u2029':'\n', '\x85':'\n'})
+_SPACES = '\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000'
+_UNSEEN = '\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe0f\ufeff'
+_AS_TYPED = {**dict.fromkeys(_SPACES, ' '), '٫':'.', '٬':',', '٪':'%', '’':"'", '‘':"'", 'ʼ':"'",
+             '\u2028':'\n', '\u2029':'\n', '\x85':'\n'}
+_SEPARATORS = re.compile(f"[{''.join(_AS_TYPED)}{_UNSEEN}]")
 _JAMO = re.compile('[\u1100-\u11ff\u0300\u0301\u0308\u3099\u309a]')         # Parts of a syllable, accents
 
 @lru_cache(maxsize=4096)
@@ -34,7 +36,7 @@ def one_script(
     text = text.replace('\r\n', '\n').replace('\r', '\n') if '\r' in text else text
     if text.isascii(): return text
     if _JAMO.search(text): text = unicodedata.normalize('NFC', text)
-    text = _UNSEEN.sub('', _SPACES.sub(' ', text)).translate(_SEPARATORS)
+    text = _SEPARATORS.sub(lambda m: _AS_TYPED.get(m[0], ''), text)
     return _LOOKALIKES.sub(lambda m: _in_ascii(m[0]), text)
 
 _GAP = re.compile(r'(?<=\S)(?: {2,}|(?!\t(?:ext\{|imes\b|heta\b|frac))[ \t]*\t[ \t]*)(?=\S)')
@@ -248,8 +250,8 @@ def _without_tags(text):
     return _ROLE.sub('', ''.join([*out, text[at:], '}'*boxes]))
 
 # %% ../../nbs/scoring/07_wrappers.ipynb #c045
-_HINTS = '<', '◁', '[', 'oxed', '\\f', '\\bbox', '\x08', '\x0c', '\t'     # Seen sooner than a pattern
-_MAY_HOLD = re.compile(r'[<◁]|\[[|/A-Z]|oxed|\\f|\\bbox|[\x08\x0c\t]')
+_HINTS = '<', '◁', 'oxed', '\\f', '\\bbox', '\x08', '\x0c', '\t'
+_SQUARE = re.compile(r'\[[|/A-Z]')
 
 @lru_cache(maxsize=16)
 def _unwrapped(text, known):
@@ -262,12 +264,12 @@ def unwrapped(
 )->str:  # May hold `<answer>...</answer>` and `\boxed{...}`, and no other mark; empty: no answer was reached
     "A reply without tokens and tags, and without what is thought"
     text = in_plain_lines(one_script(reply))
-    if not any(hint in text for hint in _HINTS): return text
-    return _unwrapped(text, tuple(WRAPPERS.items())) if _MAY_HOLD.search(text) else text
+    if not mentions(text, _HINTS) and not _SQUARE.search(text): return text
+    return _unwrapped(text, tuple(WRAPPERS.items()))
 
 # %% ../../nbs/scoring/07_wrappers.ipynb #c051
 _HEAD, _TAIL = 2_000, 8_000      # Characters that are read of a long reply: from the beginning, from the end
-_NOISE = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f]|_x000D_|<<[^<>\n]{1,60}>>')
+_CONTROL, _NOISE = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f]'), re.compile(r'_x000D_|<<[^<>\n]{1,60}>>')
 _WIDEST = 400_000                # Characters in which tags are looked for
 
 def readable_part(
@@ -277,4 +279,4 @@ def readable_part(
     if len(text)>_WIDEST: text = text[:_WIDEST//2]+'\n'+text[-_WIDEST//2:]
     text = unwrapped(text)
     if len(text)>_HEAD+_TAIL: text = text[:_HEAD]+'\n'+text[-_TAIL:]
-    return _NOISE.sub(' ', text).strip()
+    return _NOISE.sub(' ', _CONTROL.sub(' ', text)).strip()
