@@ -2,16 +2,16 @@
 
     python tests/bench/deep_world.py --seeds 0 1 2 --out deep --table nbs/tutorials/deep_world.csv
 
-The scenes and questions are those of the lab, but nothing is said in whole words. In text a colour or a number is
-spelled in two pieces, which stand side by side. In a picture the same two halves are spelled in *another*
-alphabet, and lie four patches apart. What comes out of the projector, which is linear, is therefore not what
+The scenes and questions are those of the lab, but scenes are not told in whole words. In text a colour or a
+number is spelled in two pieces, side by side. In a picture the two halves are spelled in *another* alphabet,
+and lie four patches apart. What comes out of the projector, which is linear, is therefore not what
 the language model knows: its early layers have to put the halves together and translate them. The decoder has
 ten layers.
 
-A trio is trained a seed at a time: base, LLM (its reasoning in steps, whose first ones look things up), and VLM
-(half of its diet is text). Each stage is kept in `--out` and not trained again. Then everything is measured on
-scenes of `test`, and the rows of a seed are written to the table at once. A weight and the layers that stay the
-VLM's are chosen on `dev` by the rule of the package. The last lines say which claims hold, by `claims` and `over_seeds`.
+A trio is trained a seed at a time: base, LLM (its reasoning in steps, whose first ones look things up), VLM
+(half of its diet is text). Each stage is kept in `--out` and not trained again. Then all is measured on scenes
+of `test`, and the rows of a seed are written to the table at once. Weight and layers that stay the VLM's are
+chosen on `dev` by `choose_weight`. The last lines say which claims hold, by `claims` and `over_seeds`.
 """
 import argparse, copy, math, sys, time
 from pathlib import Path
@@ -221,16 +221,16 @@ def mixed(vlm, llm, weight, kept=0):
 
 WEIGHTS = (1., .9, .8, .7, .6, .5, .4, .2, 0.)
 KEPT = (0, 2, 4, 6)                                         # First layers that may stay the VLM's
-COLUMNS = dict(seed=pl.Int64, what=pl.String, model=pl.String, weight=pl.Float64, kept=pl.Int64, layer=pl.Int64,
-               kind=pl.String, n=pl.Int64, value=pl.Float64, low=pl.Float64, high=pl.Float64,
-               change=pl.Float64, change_low=pl.Float64, change_high=pl.Float64, words=pl.Float64)
+COLUMNS = (dict(seed=pl.Int64, what=pl.String, model=pl.String, weight=pl.Float64, kept=pl.Int64,
+                layer=pl.Int64, kind=pl.String, n=pl.Int64)
+           | dict.fromkeys('value low high change change_low change_high words'.split(), pl.Float64))
 
 
 def by_kind(model, asked):
     "Kind -> right (0 or 1) of every question, and mean length of a reply"
     replies = {t: right(model, *o) for t, o in asked.items()}
-    return {kind: tuple(torch.cat([r[i].float() for t, r in replies.items() if TOPICS[t]==kind]) for i in (0, 1))
-            for kind in ('perception', 'reasoning')}
+    def joined(kind): return zip(*(r for t, r in replies.items() if TOPICS[t]==kind))
+    return {kind: tuple(torch.cat(o).float() for o in joined(kind)) for kind in ('perception', 'reasoning')}
 
 
 def cells(now, before, **about):
@@ -243,18 +243,15 @@ def cells(now, before, **about):
                          change_low=change_low, change_high=change_high, words=words.mean().item())
 
 
-def chosen_merge(vlm, llm, base, asked):
-    "Weight and kept layers, on `dev`: the rule for each number of kept layers, and of these the best reasoner"
+def chosen_merge(vlm, llm, asked):
+    "Weight and kept layers, on `dev`: the rule for each number of kept layers; the best reasoner of these"
     found = []
     for kept in KEPT:
-        table = []
-        for w in WEIGHTS[:-1]:
-            for kind, (good, _) in by_kind(mixed(vlm, llm, w, kept), asked).items():
-                table.append(dict(what='accuracy', tag='category', where=kind, weight=w, n=len(good),
-                                  value=good.mean().item()))
-        table = pl.DataFrame(table)
-        weight = choose_weight(table)
-        found.append((table.filter(where='reasoning', weight=weight)['value'][0], -kept, weight))
+        tried = pl.DataFrame([
+            dict(what='accuracy', where=kind, weight=w, n=len(good), value=good.mean().item())
+            for w in WEIGHTS for kind, (good, _) in by_kind(mixed(vlm, llm, w, kept), asked).items()])
+        weight = choose_weight(tried)
+        found.append((tried.filter(where='reasoning', weight=weight)['value'][0], -kept, weight))
     _, kept, weight = max(found)
     return weight, -kept
 
@@ -276,26 +273,27 @@ def lens(name, model, asked, **about):
             read.setdefault((TOPICS[topic], i), []).extend((part['rank']==1).cast(pl.Float64))
     for (kind, i), first in sorted(read.items()):
         low, high = wilson(np.mean(first), len(first))
-        yield about|dict(what='lens', model=name, layer=i, kind=kind, n=len(first), value=float(np.mean(first)), low=low,
-                         high=high)
+        yield about|dict(what='lens', model=name, layer=i, kind=kind, n=len(first),
+                         value=float(np.mean(first)), low=low, high=high)
 
 
 def measured(seed, base, llm, vlm, n):
     "All rows of one seed"
-    test = {t: o for t, o in questions(n, 3, 'test', True).items()}
-    weight, kept = chosen_merge(vlm, llm, base, questions(n, 2, 'dev', True))
-    before = by_kind(vlm, test)
-    rows = [*cells(by_kind(llm, questions(n, 3, 'test', False)), by_kind(base, questions(n, 3, 'test', False)),
-                   what='text', model='LLM'),
-            *cells(by_kind(vlm, questions(n, 3, 'test', False)), by_kind(base, questions(n, 3, 'test', False)),
-                   what='text', model='VLM')]
-    for w in WEIGHTS: rows += cells(by_kind(mixed(vlm, llm, w), test), before, what='weight', model='merge', weight=w, kept=0)
-    rows += cells(by_kind(mixed(vlm, base, .5), test), before, what='control', model='base instead', weight=.5, kept=0)
+    test, text = (questions(n, 3, 'test', image) for image in (True, False))
+    before, in_text = by_kind(vlm, test), by_kind(base, text)
+    rows = []
+    def add(model, asked, compared, **about):
+        now = by_kind(model, asked)
+        rows.extend(cells(now, compared, **about))
+        return now
+    for name, model in dict(LLM=llm, VLM=vlm).items(): add(model, text, in_text, what='text', model=name)
+    for w in WEIGHTS: add(mixed(vlm, llm, w), test, before, what='weight', model='merge', weight=w, kept=0)
+    add(mixed(vlm, base, .5), test, before, what='control', model='base instead', weight=.5, kept=0)
     for k in range(LAYERS+1):
-        rows += cells(by_kind(mixed(vlm, llm, .5, k), test), before, what='swap', model='merge', weight=.5, kept=k)
-    merge = mixed(vlm, llm, weight, kept)
-    after, about = by_kind(merge, test), dict(weight=weight, kept=kept)
-    rows += cells(after, before, what='chosen', model='merge', **about)
+        add(mixed(vlm, llm, .5, k), test, before, what='swap', model='merge', weight=.5, kept=k)
+    weight, kept = chosen_merge(vlm, llm, questions(n, 2, 'dev', True))
+    merge, about = mixed(vlm, llm, weight, kept), dict(weight=weight, kept=kept)
+    after = add(merge, test, before, what='chosen', model='merge', **about)
     rows += [*profiles('VLM', vlm, before, test), *profiles('merge', merge, after, test, **about),
              *lens('VLM', vlm, test), *lens('merge', merge, test, **about)]
     return pl.DataFrame([dict(seed=seed)|r for r in rows], schema=COLUMNS)
@@ -307,7 +305,11 @@ LOSS = .05                                                  # Less is taken for 
 
 
 def claims(table):
-    "Claim -> 'holds', 'does not hold' or 'cannot be told', of one seed; losses are those of a skipped layer"
+    """Claim -> 'holds', 'does not hold' or 'cannot be told', of one seed, by 95% intervals of what layers cost.
+
+    Perception early: in the later half no layer may cost more than `LOSS`. Reasoning later: one of them surely
+    costs it more than `LOSS`, and more than perception. All layers after merging: all but one surely cost it.
+    Reasoning arrives: the chosen merge surely gains more than `LOSS`."""
     def losses(model, kind):
         rows = table.filter(what='skip', model=model, kind=kind).sort('layer')
         return -rows['change_high'].to_numpy(), -rows['change_low'].to_numpy()  # At least, at most
@@ -335,7 +337,8 @@ def over_seeds(table):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2, 3, 4])
     parser.add_argument('--out', type=Path, default='deep', help='folder of the trios, one a seed')
     parser.add_argument('--table', type=Path, default='deep_world.csv')
