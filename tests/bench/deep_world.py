@@ -282,8 +282,8 @@ def measured(seed, base, llm, vlm, n):
     test, text = (questions(n, 3, 'test', image) for image in (True, False))
     before, in_text = by_kind(vlm, test), by_kind(base, text)
     rows = []
-    def add(model, asked, compared, **about):
-        now = by_kind(model, asked)
+    def add(asker, asked, compared, **about):
+        now = by_kind(asker, asked)
         rows.extend(cells(now, compared, **about))
         return now
     for name, model in dict(LLM=llm, VLM=vlm).items(): add(model, text, in_text, what='text', model=name)

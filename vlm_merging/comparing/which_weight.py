@@ -14,12 +14,13 @@ __all__ = ['MARGIN', 'choose_weight']
 MARGIN = .01            # Perception that may be lost; a single question may be in any case
 
 def choose_weight(
-    tried:pl.DataFrame, # `table` of a sweep, or from `summarize` with a column `weight`; the weight 1 is in it
+    tried:pl.DataFrame, # `table` of a sweep, or from `summarize` with a column `weight`; with the weight 1
     gain:str='reasoning', # The kind of question that is to be gained: a value of a tag
     keep:str='perception', # The kind that is not to be lost
 )->float:               # Share of the VLM
     "The weight that gains most on the way from the VLM to where more than a point is lost"
-    kinds = tried.filter(pl.col('where').is_in([gain, keep]), what='accuracy').drop_nulls(['weight', 'value'])
+    kinds = tried.filter(pl.col('where').is_in([gain, keep]), what='accuracy')
+    kinds = kinds.drop_nulls(['weight', 'value'])
     _check_walk(tried, kinds, gain, keep)
     rows = kinds.pivot(on='where', index='weight', values='value').sort('weight', descending=True).to_dicts()
     margin = max(MARGIN, 1/kinds.filter(where=keep)['n'].min())
@@ -32,11 +33,11 @@ def _check_walk(tried, kinds, gain, keep):
     known = tried.filter(what='accuracy').drop_nulls('weight')['where'].unique().sort().to_list()
     for what, kind in (('gain', gain), ('keep', keep)):
         if kind not in known:
-            raise ValueError(f"{what} is {kind!r}, and the table has only {', '.join(known)}. Name one of these, "
-                             f"or split the sweep by a tag that has it, such as by='category'.")
+            raise ValueError(f"{what} is {kind!r}, and the table has only {', '.join(known)}. Name one of "
+                             f"these, or split the sweep by a tag that has it, such as by='category'.")
     if kinds.select('weight', 'where').is_duplicated().any():
         raise ValueError('A weight was tried more than once: the table is of several benchmarks, layers or '
                          'modules. Filter it to one of them.')
     if kinds['weight'].max()!=1:
-        raise ValueError('The weight 1, the VLM as it is, was not tried, so nothing tells what a merge loses. '
-                         'Put 1 among the weights.')
+        raise ValueError('The weight 1, the VLM as it is, was not tried, so nothing tells what a merge '
+                         'loses. Put 1 among the weights.')
