@@ -8,8 +8,8 @@ and lie four patches apart. What comes out of the projector, which is linear, is
 the language model knows: its early layers have to put the halves together and translate them. The decoder has
 ten layers.
 
-A trio is trained a seed at a time: base, LLM (its reasoning in steps, whose first ones look things up), VLM
-(half of its diet is text). Each stage is kept in `--out` and not trained again. Then all is measured on scenes
+A trio is trained a seed at a time: base, LLM (it reasons in steps, whose first ones look things up), and VLM
+(half of its diet is text). Each stage is kept in `--out` and not trained again. All is measured on scenes
 of `test`, and the rows of a seed are written to the table at once. Weight and layers that stay the VLM's are
 chosen on `dev` by `choose_weight`. The last lines say which claims hold, by `claims` and `over_seeds`.
 """
@@ -305,11 +305,11 @@ LOSS = .05                                                  # Less is taken for 
 
 
 def claims(table):
-    """Claim -> 'holds', 'does not hold' or 'cannot be told', of one seed, by 95% intervals of what layers cost.
+    """Claim -> 'holds', 'does not hold' or 'cannot be told', of one seed, by the 95% intervals of losses.
 
-    Perception early: in the later half no layer may cost more than `LOSS`. Reasoning later: one of them surely
-    costs it more than `LOSS`, and more than perception. All layers after merging: all but one surely cost it.
-    Reasoning arrives: the chosen merge surely gains more than `LOSS`."""
+    Perception early: in the later half no layer may cost more than `LOSS`. Reasoning later: one of them
+    surely costs more than that, and more than it costs perception. All layers after merging: all but one
+    surely cost something. Reasoning arrives: the chosen merge surely gains more than `LOSS`."""
     def losses(model, kind):
         rows = table.filter(what='skip', model=model, kind=kind).sort('layer')
         return -rows['change_high'].to_numpy(), -rows['change_low'].to_numpy()  # At least, at most
