@@ -44,6 +44,7 @@ def models(folder):
     from vlm_merging import lab_folder, merge
     folder, lab = Path(folder)/'models', lab_folder()
     mixed = {k:folder/k for k in ('merged', 'shell')}
+    folder.mkdir(parents=True, exist_ok=True)
     for (name, out), weight in zip(mixed.items(), (.5, 0)):
         if not out.exists(): merge(lab/'vlm', lab/'llm', weight=weight, out=out)
     return dict(vlm=lab/'vlm', **mixed)
