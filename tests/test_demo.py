@@ -2,12 +2,12 @@
 and the page needs nothing but itself"""
 import json, os, re, shutil, subprocess, sys
 
-import polars as pl, pytest, torch
+import pytest, torch
 from conftest import Tags, needs_nothing_else
 from vlm_merging.cli import demo as room
 from vlm_merging.cli.commands import as_called
 from vlm_merging.cli.main import main
-from vlm_merging.cli.demo import DEMO, LEAST, MODELS, choose_weight, demo, demo_page, facts, find
+from vlm_merging.cli.demo import DEMO, LEAST, MODELS, demo, demo_page, facts, find
 from vlm_merging.cli.page_parts import question_parts, template, verdict_parts
 from vlm_merging.lab.trio import questions, right
 from vlm_merging.merging.recipe import Recipe
@@ -131,23 +131,6 @@ def test_the_numbers_are_those_of_the_replies(made, tags):
 def test_weights_and_masks_have_questions_of_their_own(same):
     assert all({*t['index']}=={f'test-3-{i}' for i in range(LEAST)} for t in same.about.scores)
     assert same.about.tried['n'].max()==LEAST//2==same.about.profile['n'].max()
-
-
-def test_the_walk_stops_where_perception_is_lost():
-    def tried(*rows, n=100):
-        return pl.DataFrame([dict(what='accuracy', tag='category', where=k, weight=w, value=v, n=n) for w,
-                             *values in rows
-                                           for k, v in zip(KINDS, values)])
-    assert choose_weight(tried((0., .97, .9), (.5, .9, .8), (.8, .985, .4), (1., .99, .3)))==.8
-    assert choose_weight(tried((1., .5, .3), (.5, .49, .3)))==1
-    assert choose_weight(tried((1., .5, .3), (.5, .7, .4), (0., .6, .35)))==.5
-    line = tried((1., .99, .3), (.8, .98, .4), (.7, .99, .5), (.6, .98, .5), (.4, .9, .8), (.2, .98, .9))
-    assert choose_weight(line)==.7, ('at 0.4 sight is lost, so 0.2 does not count; '
-                                     'of 0.6 and 0.7 the one nearer to the VLM')
-    assert choose_weight(line.filter(pl.col('weight').is_in([1., .4])))==1
-    few = (1., 1., .4), (.8, .95, .7), (.6, .9, .9)
-    assert (choose_weight(tried(*few, n=20)), choose_weight(tried(*few)))==(.8,
-        1.), 'of twenty questions one may be lost: it is no sign of anything'
 
 
 # --- The page

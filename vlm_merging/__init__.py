@@ -41,6 +41,7 @@ _NAMES = {
     'comparing.findings': 'accuracy_said power_said verdict',
     'comparing.compare': 'Comparison compare',
     'comparing.held_out': 'HeldOut Trade held_out',
+    'comparing.which_weight': 'choose_weight',
     'comparing.agreement': 'Agreement agreement',
     'comparing.layer_findings': 'MEASURES MEASURE_NAMES change_verdict profile_verdict',
     'probing.weights': 'by_layer by_module weight_stats weights_by_layer',

@@ -3,7 +3,7 @@
     python tests/bench/trios.py --seeds 0 1 2 3 4 --trios trios --table nbs/tutorials/five_trios.csv
 
 trains each trio that is not in its folder yet, by `train_trio` and nothing else, chooses the weight on `dev`
-by the rule of the demo, and reports everything else on `test`. A row is written as soon as a seed is done,
+by `choose_weight`, and reports everything else on `test`. A row is written as soon as a seed is done,
 and a seed whose row stands in the table is not asked again. A training takes about 20 minutes of one core, a
 row about five. The last line says whether every row keeps the promise:
 a gain in reasoning of at least 10 points whose 95% interval lies above 5, less than 2 points of perception
@@ -17,8 +17,7 @@ import polars as pl
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from vlm_merging import ask_mixture, compare, load, Recipe, score                 # noqa: E402
-from vlm_merging.cli.demo import choose_weight                                    # noqa: E402
+from vlm_merging import ask_mixture, choose_weight, compare, load, Recipe, score  # noqa: E402
 from vlm_merging.lab.training import train_trio                                   # noqa: E402
 from vlm_merging.probing.sweep import sweep_table                                 # noqa: E402
 

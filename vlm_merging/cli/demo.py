@@ -6,7 +6,6 @@ from __future__ import annotations
 import json, shlex, sys, time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from pathlib import Path
 from vlm_merging.checkpoints.places import path_of
 from vlm_merging.checkpoints.texts import name_in_line
@@ -17,24 +16,9 @@ from vlm_merging.cli.report_inputs import Reported, pictures_of, without_places
 
 MODELS = ('VLM', 'LLM', 'merged') # Names in tables; the LLM is put into the VLM: the weight 0
 DEMO = 'vlm-merging-demo' # Written anew each time; any other folder must not exist
-MARGIN = .01            # Perception that may be lost on the dev split; one question may be in any case
 WEIGHT_GRID = (0., .1, .2, .3, .4, .5, .6, .7, .8, .9, 1.)
 LEAST = 40              # Questions, so that the half of them still says something of both kinds
 ASKING = dict(batch_size=100, max_new_tokens=24, device='cpu')
-
-def choose_weight(
-    tried,              # From `sweep`, split by category, with the weight 1
-)->float:               # Share of the VLM; of equals the largest
-    """The weight that reasons best on the way from the VLM to where more than a point of perception is lost.
-
-    What is wanted is reasoning at no cost in perception, so one walks from the VLM towards the LLM and stops
-    where sight is lost. One point on the dev split hardly becomes more than two on other questions: of many
-    weights tried, the one at the edge is there by luck."""
-    kinds = tried.filter(what='accuracy', tag='category')
-    rows = kinds.pivot(on='where', index='weight', values='value').sort('weight', descending=True).to_dicts()
-    margin = max(MARGIN, 1/kinds.filter(where='perception')['n'].min())
-    keeps = takewhile(lambda r: r['perception']>=rows[0]['perception']-margin-1e-9, rows)
-    return max(keeps, key=lambda r: (r['reasoning'], r['weight']))['weight']
 
 @dataclass(frozen=True)
 class Findings:
@@ -80,6 +64,7 @@ def find(
     from vlm_merging.comparing.compare import compare
     from vlm_merging.comparing.pairs import matched
     from vlm_merging.comparing.summary import summarize
+    from vlm_merging.comparing.which_weight import choose_weight
     from vlm_merging.lab.trio import lab_folder
     from vlm_merging.merging.merge import merge
     from vlm_merging.merging.plan import plan
