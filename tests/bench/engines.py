@@ -121,7 +121,8 @@ def measure(folder, n, ways):
             words = [python, str(HERE), 'run', str(folder), '-n', str(n), '--which', which, '--way', way]
             done = subprocess.run(words, capture_output=True, text=True)
             if done.returncode: sys.exit(f'{which} {way}: {done.stderr[-3000:]}')
-            row, told = compared(folder, which, way, items, where, float(re.findall(rf'{RATE} ([\d.]+)', done.stdout)[-1]))
+            rate = float(re.findall(rf'{RATE} ([\d.]+)', done.stdout)[-1])
+            row, told = compared(folder, which, way, items, where, rate)
             print(row, *told, sep='\n', flush=True)
             rows.append(row)
     with open(TABLE, 'w', newline='') as f:
