@@ -2765,6 +2765,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'vlm_merging/probing/reasons.py'),
                                              'vlm_merging.probing.reasons._distances': ( 'probing/reasons.html#_distances',
                                                                                          'vlm_merging/probing/reasons.py'),
+                                             'vlm_merging.probing.reasons._layers': ( 'probing/reasons.html#_layers',
+                                                                                      'vlm_merging/probing/reasons.py'),
                                              'vlm_merging.probing.reasons._sparse': ( 'probing/reasons.html#_sparse',
                                                                                       'vlm_merging/probing/reasons.py'),
                                              'vlm_merging.probing.reasons.by_threshold': ( 'probing/reasons.html#by_threshold',

@@ -29,7 +29,7 @@ class Threshold:
 # %% ../../nbs/probing/03_reasons.ipynb #c015
 THRESHOLDS = dict(
     known_good=Threshold(.13, 'apart, in a pair that merges well',
-        'lab trio: 0.13, +36 points of reasoning and -0.5 of perception at weight 0.7 (at 0.5: +49, -6). '
+        'a lab trio: 0.13, +36 points of reasoning and -0.5 of perception at weight 0.7 (at 0.5: +49, -6). '
         'Ours; published pairs give no figures'),
     far=Threshold(.2, 'apart, whole model: doubtful beyond',
         'lab, weight 0.5: task vector half as long again (0.19): -12 points of perception, twice (0.25): '
@@ -52,7 +52,7 @@ THRESHOLDS = dict(
     other_words=Threshold(.05, 'share of common token numbers that stand for other strings: a loss beyond',
         'a few special tokens are normal. Ours'),
     uneven=Threshold(5., 'the longer task vector divided by the shorter, whole model: said above',
-        'unequal lengths harm merges: DisTaC, arXiv 2508.01148; the factor is ours (lab: 4.1)'),
+        'unequal lengths harm merges: DisTaC, arXiv 2508.01148; the factor is ours (pairs of the lab: 4.1, 5.9)'),
     sparse=Threshold(.5, 'share of a model\'s numbers that are still the base\'s: said above',
         'checkpoints trained by reinforcement differ from their base in few entries: arXiv 2606.18521; the '
         'threshold is ours'),
@@ -108,6 +108,8 @@ def from_findings(
     return reasons
 
 # %% ../../nbs/probing/03_reasons.ipynb #c027
+def _layers(some): return f"layer{'s'*(len(some)>1)} {ranges_said(some)}"
+
 def _distances(whole, layers, moved):
     "What the distances between the models say; `moved` has that of each from the base, if there is one"
     t, reasons, apart = THRESHOLDS, [], whole['apart']
@@ -120,10 +122,10 @@ def _distances(whole, layers, moved):
     if apart>t['too_far'].value: add(LEVELS[1], f'The models are {text}.', 'too_far')
     elif apart>t['far'].value: add(LEVELS[2], f'The models are {text}.', 'far')
     if alien := layers_beyond('stranger'):
-        add(LEVELS[1], f"In layers {ranges_said(alien)} the difference is longer than the weights "
-                       f"themselves: those layers are not relatives.", 'stranger', 'high')
+        add(LEVELS[1], f"In {_layers(alien)} the difference is longer than the weights themselves: "
+                       f"what lies there is no relative.", 'stranger', 'high')
     elif (long := layers_beyond('too_far')) and apart<=t['too_far'].value:
-        add(LEVELS[2], f"In layers {ranges_said(long)} the models are more than "
+        add(LEVELS[2], f"In {_layers(long)} the models are more than "
                        f"{t['too_far'].value:g} apart.", 'too_far')
     for w, r in moved:
         what = f"The {w} is the base itself: a merge only weakens the other."
@@ -137,8 +139,8 @@ def _directions(whole, layers, moved):
     def add(level, what, key, sure='low'): reasons.append(by_threshold(level, what, key, sure))
     away = layers.filter((pl.col('cosine').abs()<.1)&(pl.col('apart')>t['far'].value))['layer'].to_list()
     if away:
-        reasons.append(Reason('', f"In layers {ranges_said(away)} the task vectors are long and nearly "
-                                  f"orthogonal.", 'goes with loss in the Qwen pairs of DRIFT, Figure 2'))
+        what = f"In {_layers(away)} the task vectors are long and nearly orthogonal."
+        reasons.append(Reason('', what, 'goes with loss in the Qwen pairs of DRIFT, Figure 2'))
     (short, least), (longer, most) = sorted(moved, key=lambda m: m[1])
     if most/least>t['uneven'].value:
         add('', f"The {longer}'s task vector is {most/least:.1f} times as long as the {short}'s: "
