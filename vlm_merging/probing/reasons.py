@@ -41,18 +41,19 @@ THRESHOLDS = dict(
         'more than the weights are long: lab, layers in another order and random matrices (both 1.3) '
         'destroy the model. Ours'),
     against=Threshold(-.3, 'cosine of task vectors, whole model: doubtful below',
-        'lab trio that merges well: -0.08. Ours, a margin without a measured loss'),
+        'lab trios that merge well: -0.08, -0.07. Ours, a margin without a measured loss'),
     between=Threshold(-.9, 'cosine of task vectors: the base lies between the two models below',
         'seen from a mixture of the two, they lie in opposite directions: -1. By construction'),
     same_way=Threshold(.7, 'cosine of task vectors, whole model: the base may not be theirs above',
         'task vectors taken from a base that is not theirs share that detour: 0.99 for a stranger. Ours'),
     chance=Threshold(8., 'cosine times the square root of the count of numbers: doubtful if not beyond +-',
-        'standard errors of chance; lab trio: 53; shuffled and random task vectors, which bring no gain: '
+        'standard errors of chance; a lab trio: 53; shuffled and random task vectors, which bring no gain: '
         'up to 5.2 and 3.4 in 40 draws. Ours'),
     other_words=Threshold(.05, 'share of common token numbers that stand for other strings: a loss beyond',
         'a few special tokens are normal. Ours'),
     uneven=Threshold(5., 'the longer task vector divided by the shorter, whole model: said above',
-        'unequal lengths harm merges: DisTaC, arXiv 2508.01148; the factor is ours (pairs of the lab: 4.1, 5.9)'),
+        'unequal lengths harm merges: DisTaC, arXiv 2508.01148; the factor is ours (pairs of the lab: 4.1, '
+        '5.9)'),
     sparse=Threshold(.5, 'share of a model\'s numbers that are still the base\'s: said above',
         'checkpoints trained by reinforcement differ from their base in few entries: arXiv 2606.18521; the '
         'threshold is ours'),
