@@ -164,7 +164,8 @@ def test_a_word_means_one_thing():
     apart = {'out', 'chart'}  # Where the result appears: a folder, a table, a page, as the command makes it
     apart |= {'seed'}               # Of what the command leaves to chance: coin flips, or which questions
     apart |= {'weight', 'n', 'vlm', 'llm', 'base', 'method', 'layers', 'modules', 'model', 'protocol',
-              'split', 'by', 'device', 'data', 'items', 'thinking'} # Said in the words of the command
+              'split', 'by', 'device', 'data', 'items', 'thinking',
+              'trust_prompt'} # Said in the words of the command
     said = {}
     for c in COMMANDS.values():
         for o in shell_options(c).values():

@@ -166,6 +166,7 @@ UNNAMED = '''() => [...document.querySelectorAll('.jupyter-widgets')]
 
 def test_every_control_has_a_name(lab):
     page, seen = lab
+    for n in range(3): area(page, n).locator('.noUi-handle').first.wait_for(timeout=WAIT)
     page.wait_for_function(f'() => !({UNNAMED})().length', timeout=WAIT)
     names = page.locator('.noUi-handle').evaluate_all('all => all.map(o => o.getAttribute("aria-label"))')
     assert {'weight', 'layers, from', 'layers, to', 'layer', 'reply'}<={*names}

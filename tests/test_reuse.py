@@ -243,14 +243,14 @@ def test_the_table(lab):
     items = asked(2, benchmark='Lab', split='test')
     items[0].tags = dict(kind='perception', skills=['a', 'b'], layer='mine', n=3)
     items[1].group = None
-    rows = effects(lab, items, [Mask((0, 1, 5)), Mask(2, 'head', heads=(1, 3))], ('likelihood', 'answer'),
+    rows = effects(lab, items, [Mask((0, 1, 5)), Mask(2, 'head', heads=(0, 1))], ('likelihood', 'answer'),
                    right)
     assert rows.columns==['model', 'benchmark', 'split', 'index', 'group', 'kind', 'skills', 'n', 'measure',
                           'layer', 'layers', 'part', 'how', 'heads',
                           'before', 'after', 'reply_before', 'reply_after']
     assert rows['layers'].to_list()==['0-1,5']*2+['2']*2+['0-1,5']*2+['2']*2
     assert rows['layer'].to_list()==[0, 0, 2, 2]*2
-    assert rows['heads'].to_list()==['', '', '1,3', '1,3']*2
+    assert rows['heads'].to_list()==['', '', '0,1', '0,1']*2
     assert rows['measure'].to_list()==['likelihood', 'answer']*4
     assert rows['skills'][0]=='["a", "b"]' and rows['n'][0]=='3' and rows['kind'][4]==items[1].tags['kind']
     assert rows.filter(measure='answer')['reply_before'].null_count()==0
@@ -351,7 +351,7 @@ def test_a_model_that_cannot_be_replayed_runs_from_the_start(lab, monkeypatch):
     try: equal(effects(lab, items, several, ('likelihood', 'answer'), right), long)
     finally: assert vars(twice).pop('forward')
     def loops(decoder, args, named):
-        layers[7](torch.zeros(1, 1, 64), position_embeddings=(torch.zeros(1, 1, 16),)*2)
+        layers[7](torch.zeros(1, 1, 64), position_embeddings=(torch.zeros(1, 1, 32),)*2)
     hook = lab.model.get_decoder().register_forward_pre_hook(loops, with_kwargs=True)
     try:
         with pytest.warns(UserWarning, match='runs twice') as told:

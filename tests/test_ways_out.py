@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from vlm_merging.checkpoints.chat_formats import content_format, template_of
+from vlm_merging.checkpoints.relayout import relayout
 from vlm_merging.lab.trio import lab_folder
 from vlm_merging.merging.plan import plan
 from vlm_merging.merging.ways_out import what_would_stop
@@ -14,25 +15,13 @@ DETOUR = ("<bos>{% for m in messages %}{% set parts = m.content %}{% for p in pa
           "{% endfor %}{{ m.role }}{% for p in parts if p.type=='text' %} {{ p.text }}{% endfor %}{% endfor "
           "%}")
 
-def mend_names(folder):
-    "The names of the hub, and heads of 32: what vLLM 0.32 was seen to serve"
-    from safetensors.torch import load_file, save_file
-    state = load_file(folder/'model.safetensors')
-    save_file({n.replace('vision_tower.', 'vision_tower.vision_model.'):t for n, t in state.items()},
-              folder/'model.safetensors', metadata=dict(format='pt'))
-
 def edit(folder, name='config.json', **new):
     path = folder/name
     table = json.loads(path.read_text())|new
     path.write_text(json.dumps({k:v for k, v in table.items() if v is not None}))
 
 @pytest.fixture
-def good(tmp_path):
-    folder = Path(shutil.copytree(lab_folder()/'vlm', tmp_path/'good'))
-    mend_names(folder)
-    text = json.loads((folder/'config.json').read_text())['text_config']
-    edit(folder, text_config=text|dict(num_attention_heads=2, num_key_value_heads=2, head_dim=32))
-    return folder
+def good(tmp_path): return Path(shutil.copytree(lab_folder()/'vlm', tmp_path/'good'))
 
 def renamed(folder):
     from safetensors.torch import load_file, save_file
@@ -76,11 +65,13 @@ def test_what_is_wrong_is_told_and_nothing_else(good, call, wrong):
     import re
     assert re.search(why, shown.splitlines()[-1])
 
-def test_names_of_transformers_5_stop_vllm_and_not_transformers(call):
-    assert what_would_stop('lab/vlm', 'transformers')==[]
-    first, *_ = what_would_stop('lab/vlm', 'vllm')
-    assert first.level=='stop' and 'relayout' in first.fix
-    code, shown, _ = call('inspect', 'lab/vlm', '--for', 'transformers')
+def test_names_of_transformers_5_stop_vllm_and_not_transformers(call, tmp_path):
+    assert what_would_stop('lab/vlm', 'vllm')==[]
+    named = relayout('lab/vlm', to='transformers', out=tmp_path/'named')
+    assert what_would_stop(named, 'transformers')==[]
+    [finding] = what_would_stop(named, 'vllm')
+    assert finding.level=='stop' and 'relayout' in finding.fix
+    code, shown, _ = call('inspect', named, '--for', 'transformers')
     assert code==0 and 'Nothing is known that would stop transformers.' in shown
     assert call('inspect', 'lab/vlm', '--for', 'onnx')[0]==2
 
@@ -90,8 +81,11 @@ def test_another_kind_stops_transformers_and_a_plain_tower_gguf(good):
     found = [f.what for f in what_would_stop(good, 'gguf')]
     assert 'clip_vision_model' in found[0] and any('tokenizer.model' in w for w in found)
 
-def test_an_llm_is_judged_as_one():
-    assert {f.level for f in what_would_stop('lab/llm', 'vllm')}=={'warn'}    # Its heads
+def test_an_llm_is_judged_as_one(tmp_path):
+    assert what_would_stop('lab/llm', 'vllm')==[]
+    small = Path(shutil.copytree(lab_folder()/'llm', tmp_path/'small'))
+    edit(small, num_attention_heads=4, num_key_value_heads=4, head_dim=16)
+    assert [f.level for f in what_would_stop(small, 'vllm')]==['warn']        # Its heads
 
 def test_a_plan_warns_of_a_template_by_a_detour_and_a_hostile_one_is_a_finding(tmp_path, call):
     good = Path(shutil.copytree(lab_folder()/'vlm', tmp_path/'good'))

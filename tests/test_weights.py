@@ -391,7 +391,7 @@ def test_pairs_that_must_be_told(tmp_path):
         'numbers shuffled': (lambda n, x: x.flatten()[torch.randperm(x.numel(), generator=g)].view(x.shape)
                              if inner(n) else x, 'expect a loss'),
         'five times as long': (lambda n, x: weight[n]+5*(x-weight[n]) if inner(n) else x, 'expect a loss'),
-        'two and a half': (lambda n, x: weight[n]+2.5*(x-weight[n]) if inner(n) else x, 'doubtful'),
+        'half as long again': (lambda n, x: weight[n]+1.5*(x-weight[n]) if inner(n) else x, 'doubtful'),
         'random of the same length': (lambda n,
                                       x: weight[n]+
                                       (r:=torch.randn(x.shape, generator=g))*(x-weight[n]).norm()/r.norm()

@@ -10,7 +10,7 @@ from .passages import Pick, sentences
 from .spelling import mentions
 
 # %% auto #0
-__all__ = ['AFTER_LETTER', 'CALLS', 'LEAD', 'undenied', 'turned_down', 'small_article', 'called_right', 'only_letter',
+__all__ = ['AFTER_LETTER', 'SAID_RIGHT', 'LEAD', 'undenied', 'turned_down', 'small_article', 'called_right', 'only_letter',
            'letter_in', 'without_lists', 'letter_at_an_edge', 'corrected', 'remaining']
 
 # %% ../../nbs/scoring/15_letters.ipynb #c008
@@ -144,7 +144,7 @@ def small_article(
     return _ARTICLE.sub('a', text) if 'A ' in text else text
 
 # %% ../../nbs/scoring/15_letters.ipynb #c036
-CALLS = ('correct', 'right', 'best', 'accurate', 'appropriate', 'answer', 'fits', 'matches')
+SAID_RIGHT = ('correct', 'right', 'best', 'accurate', 'appropriate', 'answer', 'fits', 'matches')
 _CALLED_RIGHT = (r'\b(?:(?:option|choice|answer|letter) )?\(?(@)\)? '
                  r'(?:is|must be|would be|seems) (?:indeed |therefore )?(?:the )?(?:most )?'
                  r'(?:correct|right|best|accurate|appropriate|answer)\b(?! to (?:a different|another))'
@@ -155,7 +155,7 @@ def called_right(
     letter:str,         # A pattern such as `[ABCD]`
 )->str|None:            # None: it calls none so
     "The last letter that a text calls correct, or the best fit"
-    right = _of(_CALLED_RIGHT, letter).findall(text) if mentions(text, CALLS) else ()
+    right = _of(_CALLED_RIGHT, letter).findall(text) if mentions(text, SAID_RIGHT) else ()
     return ''.join(right[-1]) if right else None
 
 # %% ../../nbs/scoring/15_letters.ipynb #c039

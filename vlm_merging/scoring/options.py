@@ -17,8 +17,8 @@ from .statements import stated, torn
 from .free_answers import formulas_in
 from .choices import letters_for_labels
 from .letters import (
-    CALLS, LEAD, called_right, corrected, letter_at_an_edge, letter_in, only_letter, remaining, small_article,
-    turned_down, undenied, without_lists)
+    LEAD, SAID_RIGHT, called_right, corrected, letter_at_an_edge, letter_in, only_letter, remaining,
+    small_article, turned_down, undenied, without_lists)
 from ..benchmarks.items import LETTERS
 
 # %% auto #0
@@ -203,7 +203,7 @@ def _marked_letter(passages, choices, letters, right=None):
 
 def _right_letter_of(reply, letters):
     "The last letter that a sentence of a reply calls right"
-    if not mentions(reply, CALLS): return None
+    if not mentions(reply, SAID_RIGHT): return None
     for part in reversed(sentences(reply)):
         if right:=called_right(undenied(part, letters), f'[{letters}]'): return right
 
