@@ -8,6 +8,7 @@ from prompt_server import LAB, Builds
 from vlm_merging.asking.ask import ask
 from vlm_merging.asking.connection import server_words
 from vlm_merging.comparing.compare import compare
+from vlm_merging.merging.merge import merge
 from vlm_merging.asking.same_prompt import prompt_record, unlike_prompts
 from vlm_merging.benchmarks.items import Item, Picture
 from vlm_merging.lab.tiny import make_vlm
@@ -110,7 +111,6 @@ def test_pictures_of_another_size_are_caught(serving, tmp_path):
         ask(far, every_kind(), out=tmp_path/'run')
 
 def test_another_merge_of_the_same_template_is_caught_by_the_folder_that_the_server_names(serving, tmp_path):
-    from vlm_merging.merging.merge import merge
     other = merge(LAB, lab_folder()/'llm', weight=.5, out=tmp_path/'other')
     _, far = serving(LAB, 'ids', root=str(other), weights=LAB)
     with pytest.raises(ValueError, match=f'says that it serves {other}, and that is not'):
@@ -119,6 +119,17 @@ def test_another_merge_of_the_same_template_is_caught_by_the_folder_that_the_ser
     ask(far, every_kind(), out=tmp_path/'run')                  # A copy is as good
     _, far = serving(LAB, 'ids', root='/nowhere/at/all', weights=LAB)
     ask(far, every_kind(), out=tmp_path/'run2')                 # A folder of another machine says nothing
+
+def test_a_folder_named_from_where_the_server_stands_is_not_looked_for_here(serving, tmp_path, monkeypatch):
+    "vLLM tells its folder as it was typed: another one of that name may lie where one asks"
+    other = merge(LAB, lab_folder()/'llm', weight=.5, out=tmp_path/'merged')
+    monkeypatch.chdir(tmp_path)
+    served = copied(tmp_path)
+    _, far = serving(LAB, 'ids', root='merged', weights=served)
+    ask(far, every_kind(), out=tmp_path/'run')
+    assert record_of(tmp_path/'run')['by']=='token ids'
+    _, far = serving(LAB, 'ids', root=str(other), weights=served)
+    with pytest.raises(ValueError, match='says that it serves'): ask(far, every_kind(), out=tmp_path/'run2')
 
 def test_a_processor_that_is_none_stops_only_if_it_was_named(serving, tmp_path):
     (tmp_path/'bare').mkdir()

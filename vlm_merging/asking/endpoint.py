@@ -309,10 +309,10 @@ def _folder(name):
 def _other_folder(endpoint):
     "A sentence, if a server says that it serves another folder than the one that is named"
     if not (named := _folder(endpoint.weights)): return None
-    try: told = _served(endpoint).get(endpoint.model)
-    except ValueError: told = None                              # It has no list
-    there = _folder(told if told and os.path.isabs(told) else endpoint.model)
-    if not there or same_place(named, there): return None
+    try: told = _served(endpoint).get(endpoint.model) or endpoint.model
+    except ValueError: told = endpoint.model                    # It has no list
+    if os.path.exists(told) and not os.path.isabs(told): return None    # Seen from where the server stands
+    if not (there := _folder(told)) or same_place(named, there): return None
     try: theirs = weights_hash(Checkpoint.open(there))
     except ValueError: return None
     if theirs==endpoint._weights: return None

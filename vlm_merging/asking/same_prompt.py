@@ -134,10 +134,11 @@ def without_check(
 
 # %% ../../nbs/asking/10_same_prompt.ipynb #c027
 def prompt_record(
-    out:str|Path,       # Folder of a run
+    out:str|Path,       # Folder of a run, or the replies in it
 )->dict|None:           # Of the session that asked last through an engine; None: it was asked here
     "What is known of the prompts of a run"
-    path = path_of(out)/'run.json'
+    path = path_of(out)
+    path = (path.parent if path.name=='replies.jsonl' else path)/'run.json'
     if not path.is_file(): return None
     asked = [s['how'] for s in config_at(path).get('sessions', []) if isinstance(s.get('how'), dict)]
     far = [how for how in asked if 'url' in how or 'engine' in how]
@@ -168,10 +169,12 @@ def unlike_prompts(
 )->list[str]:           # Sentences
     "What a comparison cannot rule out, as its folders tell; raise ValueError where the check did not pass"
     records = {out:prompt_record(out) for out in (before, after)}
-    if all(records.values()) and {r['outcome'] for r in records.values()}=={'not checked'}: return []
     why = {'other':'the server built other prompts than the processor of the model',
            'not checked':'it was not checked that the server builds the prompts of the processor'}
     far = {out:r for out, r in records.items() if r}
+    if all(records.values()) and {r['outcome'] for r in far.values()}=={'not checked'}:
+        return ['Both were asked through servers, and of neither was it checked which prompts they build, so '
+                'what differs may come of that.']
     if len({r.get('by') for r in far.values()})==2 and {r['outcome'] for r in far.values()}=={'same'}:
         said = ', and '.join(f"the prompts of {out} were compared {COMPARED_BY[r['by']]}"
                              for out, r in far.items())
