@@ -3569,6 +3569,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'vlm_merging/scoring/statements.py'),
                                                 'vlm_merging.scoring.statements._comparing': ( 'scoring/statements.html#_comparing',
                                                                                                'vlm_merging/scoring/statements.py'),
+                                                'vlm_merging.scoring.statements._denied_before': ( 'scoring/statements.html#_denied_before',
+                                                                                                   'vlm_merging/scoring/statements.py'),
                                                 'vlm_merging.scoring.statements._numbers_say': ( 'scoring/statements.html#_numbers_say',
                                                                                                  'vlm_merging/scoring/statements.py'),
                                                 'vlm_merging.scoring.statements._only_a_part': ( 'scoring/statements.html#_only_a_part',

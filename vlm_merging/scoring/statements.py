@@ -271,6 +271,15 @@ def torn(
 _ASSERTS = re.compile(r'(?:맞|틀림없|분명하|확실하|할 수 있)\S*\W*$|(?:と言え|といえ|間違いあり|確かで)\S*\W*$'
                       r'|确实|確實|的确|的確')
 
+_LEFT_OPEN = re.compile('是否|知道|确定|確定|如果|假如')
+
+def _denied_before(reply, question):
+    "Does a clause before the last one repeat more of a question, and deny it? `图中没有狗，但有一只猫`"
+    *before, last = [c for s in sentences(reply)[-2:] for c in re.split('[,;] ', s)] or ['']
+    told = [(shared_pairs(c, question)[1], denies(c)) for c in before if not _LEFT_OPEN.search(c)]
+    most, denied = max(told, default=(0, False))
+    return denied and most>=max(.5, shared_pairs(last, question)[1])
+
 def _stated_in_the_east(reply, question, asked):
     "Yes or no, where the last sentence denies, or repeats, what the question says; to one in English only no"
     last = (sentences(reply) or [''])[-1]
@@ -280,6 +289,7 @@ def _stated_in_the_east(reply, question, asked):
         if not asked or re.search(r"\bnot?\b|n't\b", asked): return None
         return 'no' if denied else 'yes' if _ASSERTS.search(last) else None
     if denies(question): return None
+    if _denied_before(reply, question): return 'no'
     pairs, share = shared_pairs(last, question)
     if denied: return 'no' if pairs else None
     return 'yes' if share>=.5 or pairs and _ASSERTS.search(last) else None
