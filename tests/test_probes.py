@@ -23,13 +23,13 @@ def made(config, auto, seed=0, how='sdpa'):
 
 _kept = {}
 def vlm(kind, seed=0, how='sdpa'):
-    "Each model is made once; a test that edits one copies it first"
+    "A copy of a model that is made once: what a test does to it, no other test sees"
     key = kind, seed, how
     if key not in _kept:
         _kept[key] = made(vlm_config(kind), 'AutoModelForImageTextToText', seed, how)
         # A first run leaves hooks of transformers' own
         with torch.no_grad(): _kept[key](**ask_inputs(_kept[key], kind))
-    return _kept[key]
+    return copy.deepcopy(_kept[key])
 
 
 def padded(model, kind):
