@@ -38,7 +38,7 @@ def test_a_linear_projector_cannot_translate():
         assert max(map(len, goes.values()))>1
 
 
-def rows(**losses):
+def rows(seed=0, **losses):
     "A table of one seed; each loss: (layers it is lost in, points), with an interval of a point each side"
     out = [dict(what='chosen', model='merge', kind='reasoning', change=.3, change_low=.25, change_high=.35)]
     for name, (where, points) in losses.items():
@@ -47,7 +47,7 @@ def rows(**losses):
             change = -points if i in where else 0.
             out.append(dict(what='skip', model=model, kind=kind, layer=i, change=change,
                             change_low=change-.01, change_high=change+.01))
-    return pl.DataFrame([dict(seed=0)|r for r in out], schema=world.COLUMNS)
+    return pl.DataFrame([dict(seed=seed)|r for r in out], schema=world.COLUMNS)
 
 
 @pytest.mark.parametrize('claim, kind, model, where, points, said', [
@@ -69,5 +69,11 @@ def test_one_seed_gives_no_verdict_over_seeds():
                merge_reasoning=(range(world.LAYERS), .3))
     assert set(world.claims(one).values())=={'holds'}
     assert set(world.over_seeds(one).values())=={'cannot be told'}
-    four = pl.concat([one.with_columns(seed=pl.lit(k, pl.Int64)) for k in range(4)])
-    assert set(world.over_seeds(four).values())=={'holds'}
+    def seeds(n, other=()):
+        return pl.concat([one.with_columns(seed=pl.lit(k, pl.Int64)) for k in range(n)]+[*other])
+    assert set(world.over_seeds(seeds(3)).values())=={'holds'}
+    against = rows(seed=9, VLM_perception=([HALF], .9), VLM_reasoning=([HALF], .3), merge_reasoning=([0], .3))
+    assert world.over_seeds(seeds(2, [against]))['perception early']=='cannot be told'
+    assert world.over_seeds(seeds(3, [against]))['perception early']=='holds'
+    told = world.verdicts(seeds(2, [against]))
+    assert told.row(0)==('perception early', 'holds', 'holds', 'does not hold', 'cannot be told')

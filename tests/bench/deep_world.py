@@ -11,7 +11,8 @@ ten layers.
 A trio is trained a seed at a time: base, LLM (it reasons in steps, whose first ones look things up), and VLM
 (half of its diet is text). Each stage is kept in `--out` and not trained again. All is measured on scenes
 of `test`, and the rows of a seed are written to the table at once. Weight and layers that stay the VLM's are
-chosen on `dev` by `choose_weight`. The last lines say which claims hold, by `claims` and `over_seeds`.
+chosen on `dev` by `choose_weight`. Which claims hold is told by `claims` and `over_seeds`, and
+written to a second table, whose name ends in `_claims`.
 """
 import argparse, copy, math, sys, time
 from pathlib import Path
@@ -328,12 +329,20 @@ def claims(table):
 
 
 def over_seeds(table):
-    "Claim -> the same over seeds: what all but one of at least four seeds say; else it cannot be told"
+    "Claim -> the same over seeds: what all of three say, or all but one of more; else it cannot be told"
     each = [claims(part) for _, part in table.group_by('seed', maintain_order=True)]
     def verdict(says):
         return next((o for o in ('holds', 'does not hold')
-                     if len(says)>=4 and says.count(o)>=len(says)-1), 'cannot be told')
+                     if says.count(o)>=max(3, len(says)-1)), 'cannot be told')
     return {c: verdict([o[c] for o in each]) for c in each[0]}
+
+
+def verdicts(table):
+    "A row a claim: what each seed says of it, and all together"
+    together = over_seeds(table)
+    of_seed = {f'seed {k}': claims(part) for (k,), part in table.group_by('seed', maintain_order=True)}
+    return pl.DataFrame([dict(claim=c, **{k: o[c] for k, o in of_seed.items()}, together=together[c])
+                         for c in together])
 
 
 def main():
@@ -355,7 +364,9 @@ def main():
         table = pl.concat([table, measured(seed, *models, given.questions)]).sort('seed', maintain_order=True)
         table.write_csv(given.table, float_precision=4)
         say(f'seed {seed}: {claims(table.filter(seed=seed))}')
-    say(f'{table["seed"].n_unique()} seeds: {over_seeds(table)}')
+    found = verdicts(table)
+    found.write_csv(given.table.with_stem(f'{given.table.stem}_claims'))
+    for claim, *_, together in found.rows(): say(f'{claim}: {together}')
 
 
 if __name__=='__main__': main()
