@@ -214,9 +214,9 @@ FAINT = '''() => {
             || !o.checkVisibility({visibilityProperty: true, opacityProperty: true})) continue
         const css = getComputedStyle(o), colour = svg ? css.fill : css.color
         const under = ground(svg ?? o), [r, g, b, a] = rgba(colour)
-        const [most, least] = [light(on([r, g, b, a*clear(o)], under)), light(under)].sort((x, y) => y-x)
+        const ink = light(on([r, g, b, a*clear(o)], under)), paper = light(under)
         const size = parseFloat(css.fontSize), large = size>=24 || size>=18.66 && css.fontWeight>=700
-        const ratio = (most+.05)/(least+.05)
+        const ratio = (Math.max(ink, paper)+.05)/(Math.min(ink, paper)+.05)
         if (ratio<(large ? 3 : 4.5)) faint[`${ratio.toFixed(2)} ${colour}`] ??= text.slice(0, 40)
     }
     return faint }'''
