@@ -209,7 +209,8 @@ FAINT = '''() => {
     const clear = o => o ? getComputedStyle(o).opacity*clear(o.parentElement) : 1
     const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT)
     while (walker.nextNode()) {
-        const o = walker.currentNode.parentElement, text = walker.currentNode.data.trim(), svg = o.closest('svg')
+        const o = walker.currentNode.parentElement, svg = o.closest('svg')
+        const text = walker.currentNode.data.trim()
         if (!text || o.closest('script, style, noscript, .mark-text.role-mark, [disabled]')
             || !o.checkVisibility({visibilityProperty: true, opacityProperty: true})) continue
         const css = getComputedStyle(o), colour = svg ? css.fill : css.color
