@@ -147,16 +147,31 @@ def without_places(
     def named(value): return [*map(named, value)] if isinstance(value, list) else value and Path(value).name
     return {k:named(v) if k in ('vlm', 'llm', 'base') else v for k, v in recipe.items()}
 
+OTHER_NAMES = dict(max_tokens='max_new_tokens') # Setting of a server -> that of a model that is opened here
+NO_SETTING = 'weights', 'url', 'model', 'engine', 'ask', 'own', 'greedy' # Who is asked, and what others say
+OF_DRAWS = 'top_p', 'seed'  # They say something only where replies are drawn
+
+def settings_meant(
+    about:dict,         # Of a run.json
+)->dict:
+    "What the settings of a run mean, whoever was asked: one name each, and none that changes nothing"
+    meant = {OTHER_NAMES.get(k, k):v for k, v in about.items() if k not in NO_SETTING}
+    if about.get('greedy'): meant['temperature'] = 0
+    unused = OF_DRAWS if meant.get('temperature')==0 else ()
+    nothing = (*((k, v) for k in meant for v in (None, {}, '')), ('top_p', 1), ('dtype', 'auto'))
+    return {k:v for k, v in meant.items() if k not in unused and (k, v) not in nothing}
+
 def asked_unlike(
     configs:list[dict], # Of the runs
     names:list[str],    # Of the runs
 )->list[str]:           # Sentences
     "How two runs were asked otherwise, beside their weights"
-    abouts = [c.get('about') or {} for c in configs]
-    if not all(abouts): return []
+    if not all(c.get('about') for c in configs): return []
+    abouts = [settings_meant(c['about']) for c in configs]
     return [f'{k} was {json.dumps(a)} for {names[0]} and {json.dumps(b)} for {names[-1]}.'
             for k in dict.fromkeys(k for o in abouts for k in o)
-            if (a := abouts[0].get(k))!=(b := abouts[-1].get(k)) and k not in ('weights', 'own', 'ask')]
+            if (a := abouts[0].get(k))!=(b := abouts[-1].get(k))
+            and not (k=='dtype' and None in (a, b))]        # A server does not say it
 
 # Pictures
 
@@ -214,10 +229,9 @@ def gathered(
     "All that a page is made of; raise ValueError if it does not belong together"
     import polars as pl
     from vlm_merging.asking.folder import versions
-    from vlm_merging.asking.same_prompt import unlike_prompts
     from vlm_merging.cli.asking_commands import tags_in_both
-    from vlm_merging.comparing.compare import compare
-    from vlm_merging.comparing.pairs import matched
+    from vlm_merging.comparing.compare import asked_otherwise
+    from vlm_merging.comparing.pairs import comparison_table, matched
     from vlm_merging.scoring.score import score
     def scored(run):
         if not isinstance(run, pl.DataFrame): return read_scores(run, protocol, left, as_named(items))
@@ -229,8 +243,9 @@ def gathered(
     if all('run' in t.columns for t in scores) and scores[0]['run'][0]==scores[1]['run'][0]:
         scores = [t.with_columns(run=pl.lit(name if isinstance(r, pl.DataFrame) else str(r)))
                   for t, r, name in zip(scores, (a, b), ('before', 'after'))]
+    doubts = asked_otherwise(*scores, trust_prompt)
     tags = [by] if isinstance(by, str) else [*tags_in_both(by, *scores)]
-    compared, pairs = compare(*scores, tags).table, matched(*scores)
+    compared, pairs = comparison_table(*scores, tags), matched(*scores)
     if not compared['n'].sum():
         raise ValueError('No reply of both runs could be scored, so there is nothing to report. '
                          'Have the questions answers, and were both runs asked them?')
@@ -243,8 +258,7 @@ def gathered(
     if sweep is not None: tried, method, others = sweep_table_at(sweep, configs, tags, asked)
     recipe = recipe_of_run(configs[1])
     weight = recipe.get('knobs', {}).get('weight')
-    unlike = asked_unlike(configs, [*map(name_in_line, runs)])
-    if all(isinstance(run, (str, Path)) for run in (a, b)): unlike += unlike_prompts(a, b, trust_prompt)
+    unlike = asked_unlike(configs, [*map(name_in_line, runs)])+doubts
     for sentence in unlike: warnings.warn(sentence, stacklevel=3)
     def last(config): return (config.get('sessions') or [{}])[-1].get('versions')
     how = {name_in_line(r):dict(asked=c.get('about'), versions=last(c)) for r, c in zip(runs, configs) if c}
