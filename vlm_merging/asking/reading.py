@@ -14,7 +14,7 @@ from ..benchmarks.tables import IMAGES, TABLE_SUFFIXES, rows_in, rows_in_words, 
 from .replies import (REPLY_COLUMNS, prompt_record, put_or_warn, shortfall, whole_run,
                                           with_prompt_check)
 from .formats import format_of
-from .results import import_replies, named_in
+from .results import COLUMN_NAMES, import_replies, named_in
 
 # %% auto #0
 __all__ = ['SIMPLE', 'table_at']
@@ -84,4 +84,6 @@ def table_at(
         raise ValueError(f'{path.name}: a table is read from .parquet, .jsonl, .csv, .xlsx, .tsv or .json.')
     if items or _is_of_others(path): return import_replies(path, items=items, problems=problems)
     table = _rows_at(path, problems)
+    if 'index' not in table.columns and (ids := [c for c in COLUMN_NAMES['index'] if c in table.columns]):
+        table = table.rename({ids[0]:'index'})
     return with_prompt_check(table, prompt_record(path)) if path.name=='replies.jsonl' else table

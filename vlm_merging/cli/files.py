@@ -33,9 +33,13 @@ def read_scores(
     thinking:str='general', # What is thought, if it holds replies
 ):                      # A polars frame
     "A score table: as it is, or made of replies"
+    from vlm_merging.scoring.problems import tags_unknown
     from vlm_merging.scoring.score import score
     frame = read_table(path, problems, items)
-    return frame if 'correct' in frame.columns else score(frame, protocol, thinking)
+    if 'correct' in frame.columns: return frame
+    scores = score(frame, protocol, thinking)
+    if problems is not None: problems += filter(None, [tags_unknown(scores)])
+    return scores
 
 def ready_to_write(
     path:Path|None,     # Where something shall appear; None: nowhere
