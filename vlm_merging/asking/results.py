@@ -189,11 +189,14 @@ def _known_questions(items, split, told):
     return known
 
 def _of_two_answers(rows, known, name):
-    "A sentence about answers of a table that its items contradict; None: there are none"
-    def answer(row): return text_of(row.get('answer')) if isinstance(row, dict) else None
-    def asked(row): return known.get(text_of(row.get(_column(row, 'index'))), {}).get('answer')
-    other = [n for n, row in enumerate(rows, 1) if answer(row) is not None
-             and (theirs:=asked(row)) is not None and theirs.strip()!=answer(row).strip()]
+    "A sentence about answers of a table that a file of questions contradicts; None: there are none"
+    def plain(answer): return answer.strip().removesuffix('.0')
+    def contradicted(row):
+        answer = text_of(row.get('answer')) if isinstance(row, dict) else None
+        asked = known.get(text_of(row.get(_column(row, 'index'))), {}) if answer else {}
+        theirs = [plain(asked[c]) for c in ('answer', 'answer_option') if asked.get(c)]
+        return theirs and plain(answer) not in theirs
+    other = [n for n, row in enumerate(rows, 1) if contradicted(row)]
     return (f'{name} {rows_in_words(other)}: `items` has another answer to the question, and that one counts.'
             if other else None)
 
@@ -284,6 +287,6 @@ def import_replies(
         out += [dict(benchmark=benchmark)|r|own for r in lost]
     if shape and not any(r.get('answer') for r in out):
         left |= {'it holds no right answers, so nothing can be scored. Name its questions with `items`':[]}
-    told += filter(None, [_of_two_answers(rows, known, path.name)])
+    if _is_file(items): told += filter(None, [_of_two_answers(rows, known, path.name)])
     put_or_warn([*told, *_in_sentences(left, path.name, len(rows))], problems)
     return reply_table([r|dict(run=r.get('run') or model) for r in numbered(out)])
