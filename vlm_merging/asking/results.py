@@ -288,5 +288,6 @@ def import_replies(
     if shape and not any(r.get('answer') for r in out):
         left |= {'it holds no right answers, so nothing can be scored. Name its questions with `items`':[]}
     if _is_file(items): told += filter(None, [_of_two_answers(rows, known, path.name)])
-    put_or_warn([*told, *_in_sentences(left, path.name, len(rows))], problems)
+    put_or_warn(told, None)                          # No row is without a reply for that
+    put_or_warn(_in_sentences(left, path.name, len(rows)), problems)
     return reply_table([r|dict(run=r.get('run') or model) for r in numbered(out)])

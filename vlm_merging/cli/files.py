@@ -1,6 +1,6 @@
 """Tables in, tables out: what is read may be a run, what is written appears whole or not at all."""
 from __future__ import annotations
-import json
+import json, warnings
 from pathlib import Path
 from vlm_merging.checkpoints.places import path_of, same_place
 
@@ -38,7 +38,7 @@ def read_scores(
     frame = read_table(path, problems, items)
     if 'correct' in frame.columns: return frame
     scores = score(frame, protocol, thinking)
-    if problems is not None: problems += filter(None, [tags_unknown(scores)])
+    if tags := tags_unknown(scores): warnings.warn(tags, stacklevel=2)
     return scores
 
 def ready_to_write(
