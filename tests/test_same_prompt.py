@@ -350,7 +350,7 @@ def test_the_folder_that_a_server_names_is_held_against_whatever_was_named(servi
     server.name, far = how.get('model', 'tiny'), replace(far, model=how.get('model', 'tiny'))
     with pytest.raises(ValueError, match=f'serves {other}, and that is not {served}. Name what is served as'):
         ask(far, every_kind(), out=tmp_path/'run')
-    ask(replace(far, weights=other, processor=served), every_kind(), out=tmp_path/"run") # As quantized
+    ask(replace(far, weights=other, processor=served), every_kind(), out=tmp_path/'run') # As quantized
     server.root = str(served)
     ask(far, every_kind(), out=tmp_path/'run2')
     assert record_of(tmp_path/'run2')['by']=='token ids'
