@@ -67,10 +67,9 @@ def asker_of(
     if 'endpoint' in given:
         from vlm_merging.asking.endpoint import Endpoint
         from vlm_merging.asking.fingerprints import served_folder
-        url, serves = given['endpoint'], given.get('serves')
-        if serves and not served_folder(serves):
+        if (serves := given.get('serves')) and not served_folder(serves):
             tell(f'--serves {serves} is no folder here, so it is taken as a label of the weights.')
-        model = given.get('model') or only_one(Endpoint(url, '').served())
+        model = given.get('model') or only_one(Endpoint(given['endpoint'], '').served())
         return Endpoint(model=model, **taken(given, AS_SERVED))
     if not given.get('model'):
         raise ValueError('--model is missing. Name a folder or hub id, or a server with --endpoint.')
