@@ -19,7 +19,7 @@ from .pictures import Picture, check_marks, numbered_columns, picture_cells
 from ..lab.trio import questions
 from .prepare import pattern_of, prepared, split_of_file
 from .tables import (
-    COUNTED, IMAGES, TABLE_SUFFIXES, pictures_at, rows_in, rows_in_words, what_lies_at)
+    FROM_TABLE, IMAGES, TABLE_SUFFIXES, pictures_at, rows_in, rows_in_words, what_lies_at)
 
 # %% auto #0
 __all__ = ['RULES_AT', 'TWICE', 'PICTURE_FILES', 'subset', 'lab_items', 'Table', 'table_of', 'check_rule', 'load']
@@ -149,7 +149,7 @@ def _with_pictures(item, folder, read):
         path = picture.source
         if not isinstance(path, Path) or any(picture is o for o in read): return picture
         path = folder/path if (folder/path).is_file() else path
-        if not path.is_file(): raise ValueError(f"there is no image file '{one_line(path, 80)}'{COUNTED}")
+        if not path.is_file(): raise ValueError(f"there is no image file '{one_line(path, 80)}'{FROM_TABLE}")
         return picture if path==picture.source else replace(picture, source=path)
     images = tuple(map(found, item.images))
     if images: check_marks(item.question, len(images))

@@ -6,7 +6,7 @@ from vlm_merging.checkpoints.texts import name_in_line
 from vlm_merging.cli.commands import command
 from vlm_merging.cli.files import ready_to_write
 from vlm_merging.cli.page_parts import (
-    OVER_ALL, corrected, drawn_chart, gain_said, main_places, needed_layers, place_key, place_said,
+    OVER_ALL, correction, drawn_chart, gain_said, main_places, needed_layers, place_key, place_said,
     question_parts, template, two_lines, verdict_parts)
 from vlm_merging.cli.report_inputs import Reported, gathered, place_of_question
 
@@ -25,7 +25,7 @@ def tables_of(
     def cells(what, row, form): return [form(known.get((run, what, *place_key(row)))) for run in runs]
     def change(r):
         ends = f"{points(r['low'])} to {points(r['high'])}"
-        return points(r['difference']), f"{ends}, {p_said(r['p_holm'])}{corrected(r)}"
+        return points(r['difference']), f"{ends}, {p_said(r['p_holm'])}{correction(r)}"
     def long(row): return '' if row is None else f"{row['value']:.1f}"
     cards = [dict(name=place_said(r, several), before=f"{r['a']:.1%}", after=f"{r['b']:.1%}",
                   note=gain_said(r)) for r in main_places(f.compared)]
