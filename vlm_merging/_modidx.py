@@ -2052,6 +2052,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'vlm_merging/merging/knobs.py')},
             'vlm_merging.merging.largest': { 'vlm_merging.merging.largest.Cut': ( 'merging/largest.html#cut',
                                                                                   'vlm_merging/merging/largest.py'),
+                                             'vlm_merging.merging.largest.Cut._all_fit': ( 'merging/largest.html#cut._all_fit',
+                                                                                           'vlm_merging/merging/largest.py'),
                                              'vlm_merging.merging.largest.Cut._next_equals': ( 'merging/largest.html#cut._next_equals',
                                                                                                'vlm_merging/merging/largest.py'),
                                              'vlm_merging.merging.largest.Cut.keep': ( 'merging/largest.html#cut.keep',
