@@ -2011,6 +2011,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'vlm_merging/merging/folders.py'),
                                              'vlm_merging.merging.folders.called_quantized': ( 'merging/folders.html#called_quantized',
                                                                                                'vlm_merging/merging/folders.py'),
+                                             'vlm_merging.merging.folders.damaged_record': ( 'merging/folders.html#damaged_record',
+                                                                                             'vlm_merging/merging/folders.py'),
                                              'vlm_merging.merging.folders.folder_findings': ( 'merging/folders.html#folder_findings',
                                                                                               'vlm_merging/merging/folders.py'),
                                              'vlm_merging.merging.folders.left_over': ( 'merging/folders.html#left_over',
