@@ -101,8 +101,9 @@ def test_a_recipe_says_which_input_is_another_now(tmp_path, moved, capsys):
     assert 'is not what it was' not in capsys.readouterr().out
 
 @pytest.mark.parametrize('inputs,word', [
-    (7, 'no table'), ([], 'no table'), ('', 'no table'), ({'llm': 3}, '`source`'), ({'llm': {'files': []}}, '`source`'),
-    ({'vlm': {'source': 'lab/vlm'}}, '`files`'), ({'vlm': {'source': 'lab/vlm', 'files': {'x': 1}}}, 'x of vlm'),
+    (7, 'no table'), ([], 'no table'), ('', 'no table'), ({'llm': 3}, '`source`'),
+    ({'llm': {'files': []}}, '`source`'), ({'vlm': {'source': 'lab/vlm'}}, '`files`'),
+    ({'vlm': {'source': 'lab/vlm', 'files': {'x': 1}}}, 'x of vlm'),
     ({'vlm': {'source': 'lab/vlm', 'files': {'x': {'size': '9', 'samples': 'a'}}}}, '`size`'),
     ({'vlm': {'source': 'lab/vlm', 'files': {'x': {'size': True, 'samples': 'a'}}}}, '`size`'),
     ({'other': {'source': 1, 'files': {}}}, '`source`')])
@@ -121,7 +122,8 @@ def test_a_recipe_without_fingerprints_tells_nothing_of_them(tmp_path):
         (tmp_path/'r.json').write_text(json.dumps(text))
         assert not plan(Recipe.read(tmp_path/'r.json')).findings
 
-@pytest.mark.parametrize('field', [dict(method=3), dict(knobs={'weight': 7}), dict(layers='9-1'), dict(seed='a')])
+@pytest.mark.parametrize('field', [dict(method=3), dict(knobs={'weight': 7}), dict(layers='9-1'),
+                                   dict(seed='a')])
 def test_what_is_wrong_in_a_recipe_is_told_with_its_file(tmp_path, field):
     (tmp_path/'r.json').write_text(json.dumps(dict(vlm='lab/vlm', llm='lab/llm')|field))
     with pytest.raises(ValueError, match=r'r\.json: '): Recipe.read(tmp_path/'r.json')
