@@ -307,7 +307,8 @@ def test_one_beside_the_llm_and_one_beside_the_vlm_in_one_merge(trios, tmp_path)
     read = trained('AutoModelForCausalLM', llm, tmp_path/'l', seed=1, **OPTIONS['patterns'])
     with_both = plan(f"{vlm}+{tmp_path/'v'}", f"{llm}+{tmp_path/'l'}", weight=.7)
     merge(with_both, out=tmp_path/'out')
-    found, merged = load_file(tmp_path/'out/model.safetensors'), {w.pair.vlm: w.pair for w in with_both.merged}
+    found = load_file(tmp_path/'out/model.safetensors')
+    merged = {w.pair.vlm: w.pair for w in with_both.merged}
     assert len(merged)>20 and set(merged)<found.keys() and set(seen)<=found.keys()
     for name in seen:
         if name in merged:

@@ -131,14 +131,14 @@ def test_a_link_to_itself_is_as_if_it_were_not_there(who, name, tmp_path):
         out = merge(*sides, out=tmp_path/'out', progress=False)
         assert not (out/'odd.txt').exists()
     else:
-        with pytest.raises(ValueError, match='no config.json|is a link to a file that is not there'): plan(*sides)
+        with pytest.raises(ValueError, match='no config.json|a file that is not there'): plan(*sides)
 
 @pytest.mark.parametrize('make', ('mkdir', 'mkfifo'))
 def test_what_stands_in_the_place_of_weights_is_called_what_it_is(make, tmp_path):
     folder = Path(shutil.copytree(lab_folder()/'llm', tmp_path/'llm'))
     (folder/'model.safetensors').unlink()
     getattr(os, make)(folder/'model.safetensors')
-    with pytest.raises(ValueError, match='model.safetensors is there, but is no file'): plan('lab/vlm', folder)
+    with pytest.raises(ValueError, match='is there, but is no file'): plan('lab/vlm', folder)
 
 def test_an_index_of_two_kinds_is_refused(numbers, tmp_path):
     put_sets(tmp_path, ['model.safetensors.index.json', 'pytorch_model.bin'], numbers)
