@@ -42,7 +42,8 @@ def test_only_what_is_listed_learns():
 def test_a_trio_that_fails_its_exam_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(training, 'train', lambda *args: 0.)
     monkeypatch.setattr(training, 'exam', lambda *args: dict.fromkeys(TOPICS, 50.))
-    with pytest.raises(ValueError, match='base, looking did not pass its exam in 12 rounds.*Try another seed'):
+    failed = 'base, looking did not pass its exam in 12 rounds.*Try another seed'
+    with pytest.raises(ValueError, match=failed):
         training.train_trio(tmp_path/'trio', hidden=32, layers=2, say=str)
     assert not list(tmp_path.iterdir())
 
