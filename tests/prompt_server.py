@@ -21,7 +21,7 @@ class Builds(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
     def do_GET(self):
-        row = dict(id='tiny', object='model', root=self.server.root)
+        row = dict(id=getattr(self.server, 'name', 'tiny'), object='model', root=self.server.root)
         self.send(200, dict(object='list', data=[{k:v for k, v in row.items() if v}]))
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers['Content-Length'])))

@@ -301,6 +301,23 @@ def test_an_adapter_beside_weights_is_told(donor, tmp_path):
         plan(tmp_path/'both', trio.llm)
 
 
+def test_one_beside_the_llm_and_one_beside_the_vlm_in_one_merge(trios, tmp_path):
+    vlm, llm = trios('llava').vlm, trios('llava').llm
+    seen = trained('AutoModelForImageTextToText', vlm, tmp_path/'v', target_modules='all-linear')
+    read = trained('AutoModelForCausalLM', llm, tmp_path/'l', seed=1, **OPTIONS['patterns'])
+    with_both = plan(f"{vlm}+{tmp_path/'v'}", f"{llm}+{tmp_path/'l'}", weight=.7)
+    merge(with_both, out=tmp_path/'out')
+    found = load_file(tmp_path/'out/model.safetensors')
+    merged = {w.pair.vlm: w.pair for w in with_both.merged}
+    assert len(merged)>20 and set(merged)<found.keys() and set(seen)<=found.keys()
+    for name in seen:
+        if name in merged:
+            other, = merged[name].llm
+            wanted = read[other].lerp(seen[name], .7)
+        else: wanted = seen[name]           # Its tower has an adapter, too
+        assert torch.equal(found[name], wanted), name
+
+
 def test_parts_without_a_place_are_told(trios, tmp_path):
     vlm = trios('llava').vlm
     trained('AutoModelForImageTextToText', vlm, tmp_path/'ad', target_modules='all-linear')

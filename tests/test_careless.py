@@ -234,7 +234,8 @@ def quiz(tmp_path, monkeypatch):
 def test_a_record_that_names_pictures_is_told_of_those_that_are_missing(quiz):
     items = load(quiz('mine/0.png', 'mine/1.png', 'mine/0.png', None), benchmark='quiz')
     assert [len(i.images) for i in items]==[1, 1, 0] and items[0].images[0].open().size==(3, 2)
-    assert items.problems[0]=="quiz.jsonl line 2: there is no image file 'mine/1.png'."
+    assert items.problems[0]==("quiz.jsonl line 2: there is no image file 'mine/1.png' "
+                               "(a path counts from the folder of the table).")
     with pytest.raises(ValueError, match="lines 1, 2: there is no image file 'no.png'"):
         load(quiz('no.png', 'no.png'), benchmark='quiz')
     with pytest.raises(ValueError, match='on the net'): load(quiz('http://x/a.png'), benchmark='quiz')
@@ -332,3 +333,67 @@ def test_times_and_objects_in_a_frame_are_text():
     frame = pl.DataFrame(dict(question=['a?', 'b?'], answer=[timedelta(seconds=3)]*2))
     frame = frame.with_columns(pl.Series('tag', [object(), object()], pl.Object))
     assert load(frame)[0].answer=='0:00:03'
+
+# ---- Replies that were made elsewhere, to a table of one's own ----
+
+@pytest.fixture
+def own_quiz(tmp_path):
+    "A table with an id twice; a run on it; and replies of another tool to it, with an answer of their own"
+    quiz = tmp_path/'quiz.csv'
+    quiz.write_text('id,question,answer\n1,What is 1+1?,2\n2,What is 3+3?,6\n2,What is 5+5?,10\n')
+    quiet(ask, lambda item: '6', quiz, tmp_path/'run', 'here')
+    (tmp_path/'theirs.csv').write_text('id,prediction,answer\n1,2,2\n2,6,7\n')
+    return quiz, tmp_path/'run', tmp_path/'theirs.csv'
+
+def test_replies_from_elsewhere_meet_a_run_on_the_same_table(own_quiz, capsys):
+    from vlm_merging.cli.main import main
+    quiz, run, theirs = map(str, own_quiz)
+    assert main(['compare', run, theirs, '--items', quiz])==4       # Of the run a row was left out
+    out, err = capsys.readouterr()
+    assert 'quiz' in out and 'unnamed' not in out
+    assert 'quiz.csv row 3: the index stands in an earlier row already; that one counts' in err
+    assert 'theirs.csv row 2: --items has another answer to the question, and that one counts' in err
+    assert main(['score', theirs, '--items', quiz])==0
+    assert '100.0%' in capsys.readouterr().out
+
+def test_replies_without_names_say_what_would_name_them(own_quiz, capsys):
+    from vlm_merging.cli.main import main
+    _, run, theirs = map(str, own_quiz)
+    assert main(['compare', run, theirs])==3
+    err = capsys.readouterr().err
+    assert all(f"benchmark '{name}', split 'all', index '1'" in err for name in ('quiz', 'unnamed'))
+
+def test_a_report_says_which_pictures_it_looked_for(own_quiz, tmp_path, capsys):
+    from vlm_merging.cli.main import main
+    quiz, run, theirs = map(str, own_quiz)
+    own = theirs.replace('theirs', 'mine')
+    Path(own).write_text('id,benchmark,prediction,answer\n1,other,2,2\n2,other,6,6\n')
+    assert main(['report', own, own, '--items', quiz, '--out', str(tmp_path/'page.html')])==0
+    err = capsys.readouterr().err
+    assert 'compared with itself' in err
+    assert 'such as benchmark other, split all, index 1: no picture is known' in err
+    assert '--items they are named as in benchmark quiz, split all, index 1' in err
+
+def test_unknown_thoughts_are_told_where_replies_are_compared(tmp_path, capsys):
+    from vlm_merging.cli.main import main
+    for name in 'ab':
+        reply = '<ponder>It may be 3.</ponder> It is 2.'
+        (tmp_path/f'{name}.csv').write_text(f'index,prediction,answer\n1,{reply},2\n')
+    runs, page = [str(tmp_path/f'{n}.csv') for n in 'ab'], ['--out', str(tmp_path/'page.html')]
+    for words in (['compare', *runs], ['report', *runs, *page]):
+        main(words)
+        assert 'Unknown tags' in capsys.readouterr().err
+        main([*words, '--thinking', '<ponder>'])
+        assert 'Unknown tags' not in capsys.readouterr().err
+    assert main(['compare', *runs, '--thinking', 'ponder'])==3
+    assert "With its brackets a tag is '<ponder>'" in capsys.readouterr().err
+
+def test_what_is_missing_is_named_by_what_is_there(tmp_path, capsys):
+    from vlm_merging.cli.main import main
+    for head, said in {'index,prediction,gold':'Rename gold to answer.',
+                       'Prediction,answer':'Rename Prediction to',
+                       'index,prediction':'table of questions that has them: --items'}.items():
+        (tmp_path/'a.csv').write_text(head+'\n'+','.join('1'*len(head.split(',')))+'\n')
+        assert main(['score', str(tmp_path/'a.csv')])==3
+        err = capsys.readouterr().err
+        assert said in err and ', run' not in err

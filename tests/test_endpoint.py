@@ -692,3 +692,39 @@ def test_without_a_seed_none_is_sent_and_a_server_at_temperature_0_may_be_asked_
     assert table.select('sample', 'prediction').rows()==[('1', 'one'), ('repeat', 'two')]
     assert not any('seed' in body for _, body, _ in server.seen['q'])
     assert '1 (100%) were not answered in the same words' in run_report(tmp_path/'run')
+
+class Static(BaseHTTPRequestHandler):
+    "A web server for something else: what it answers a question with"
+    def do_GET(self):
+        self.send_response(404)
+        self.send_header('Content-Length', '0')
+        self.end_headers()
+    def do_POST(self):
+        self.rfile.read(int(self.headers['Content-Length']))
+        self.server.asked += 1
+        status, kind, body = self.server.answers
+        self.send_response(status)
+        for k, v in {'Content-Type':kind, 'Content-Length':str(len(body))}.items(): self.send_header(k, v)
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_): pass
+
+@pytest.mark.parametrize('answers,told', [
+    ((501, 'text/html', b"<!DOCTYPE HTML><p>Unsupported method ('POST')"), 'status 501'),
+    ((405, 'text/html', b'<h1>Not Allowed'), 'status 405'), ((405, 'application/json', b'{}'), 'status 405'),
+    ((404, 'text/html', b'<h1>Not Found'), r'a web page \(status 404\)'),
+    ((200, 'text/html', b'<h1>Welcome to nginx!'), r'a web page \(status 200\)'),
+    ((200, 'text/plain', b'  <html>'), r'a web page \(status 200\)')])
+@pytest.mark.parametrize('processor', [None, 'lab/vlm'])
+def test_a_plain_web_server_is_given_up_at_once(tmp_path, answers, told, processor):
+    server = ThreadingHTTPServer(('127.0.0.1', 0), Static)
+    server.asked, server.answers = 0, answers
+    threading.Thread(target=server.serve_forever, kwargs=dict(poll_interval=.01), daemon=True).start()
+    far = Endpoint(f'127.0.0.1:{server.server_port}', 'x', patience=30, concurrency=1, processor=processor)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        with pytest.raises(ValueError, match=f'no OpenAI-compatible server.*{told}.*Correct the address'):
+            ask(far, [Item('1', 'q'), Item('2', 'r')], tmp_path/'run')
+    assert server.asked==1 and not (tmp_path/'run').exists()
+    server.shutdown()
+    server.server_close()

@@ -3,14 +3,15 @@ import argparse, json, os, re, shlex, shutil, socket, subprocess, sys, textwrap,
 from pathlib import Path
 from types import SimpleNamespace
 
+import polars as pl
 import pytest
 
 from vlm_merging.asking import engines
 from vlm_merging.asking.ask import ask
 from vlm_merging.asking.engines import InProcess, open_engine, running_server, server_command
 from vlm_merging.asking.opening import open_model
-from vlm_merging.asking.replies import replies
-from vlm_merging.asking.same_prompt import unlike_prompts
+from vlm_merging.asking.replies import PROMPT_CHECK, replies
+from vlm_merging.comparing.compare import asked_otherwise
 from vlm_merging.benchmarks.items import Item, Picture
 from vlm_merging.checkpoints.headers import Checkpoint
 from vlm_merging.lab.trio import lab_folder, questions
@@ -59,7 +60,7 @@ def test_a_server_is_started_asked_and_stopped_and_gone_on_with(tmp_path, call):
                 '--out',
                 tmp_path/'near')[0]==0
     far, near = (replies(tmp_path/o)['prediction'].to_list() for o in ('far', 'near'))
-    assert far==near and unlike_prompts(tmp_path/'near', tmp_path/'far')==[]
+    assert far==near and asked_otherwise(*(replies(tmp_path/o) for o in ('near', 'far')))==[]
 
 def test_a_server_that_ends_at_once_says_why_and_leaves_nothing(tmp_path, call):
     vllm = program(tmp_path, 'import sys; print("CUDA out of memory"); sys.exit(7)')
@@ -273,7 +274,7 @@ def test_vllm_in_the_process_has_the_same_records_and_goes_on(vllm, tmp_path, sy
     assert far=={i:p for i, p in near.select('index', 'prediction').iter_rows() if i in far} and len(far)>8
     session = json.loads((tmp_path/'run'/'run.json').read_text())['sessions'][0]['how']
     assert session['engine']['version']=='0.0' and session['prompt']['by']=='token ids'
-    assert unlike_prompts(tmp_path/'near', tmp_path/'run')==[]
+    assert asked_otherwise(*(replies(tmp_path/o) for o in ('near', 'run')))==[]
 
 def test_words_are_settings_by_the_parser_of_vllm(vllm, call, tmp_path):
     typed = '-tp 8 --no-enable-prefix-caching --enforce-eager --limit-mm-per-prompt {"image": 4} ' \
@@ -310,9 +311,9 @@ def test_vllm_that_sees_another_prompt_is_stopped(vllm, tmp_path):
         with pytest.raises(ValueError, match='The beginning of a text stands there twice'):
             ask(model, asked(3), out=tmp_path/'run')
     with open_engine(LAB, 'vllm', max_new_tokens=4, trust_prompt=True) as model:
-        ask(model, asked(3), out=tmp_path/'run')
-    with pytest.raises(ValueError, match='trust_prompt=True'):
-        unlike_prompts(tmp_path/'run', tmp_path/'run')
+        table = ask(model, asked(3), out=tmp_path/'run')
+    near = table.drop(PROMPT_CHECK).with_columns(run=pl.lit('near'))
+    with pytest.raises(ValueError, match='trust_prompt=True'): asked_otherwise(near, table)
 
 def test_vllm_that_is_not_there_or_cannot_open(vllm, tmp_path, monkeypatch, call):
     def refuses(**settings): raise RuntimeError('no kernel for head_dim=16')
@@ -371,7 +372,7 @@ def test_the_lines_of_the_tutorial_run_as_they_stand(tmp_path, call, monkeypatch
     monkeypatch.setenv('PATH', f"{fake.parent}:{os.environ['PATH']}")       # `--engine server` finds it there
     port, said, names = engines._free_port(), {}, []
     for line in lines_of('tutorials/your_own_models.ipynb'):
-        line = re.sub(r'\$([A-Z]+)', lambda m: LAB_NAMES[m[1]], line)
+        line = re.sub(r'\$([A-Z]+)', lambda m: LAB_NAMES.get(m[1], m[0]), line)
         words = shlex.split(re.sub('-n [0-9]+', '-n 6', line).replace(':8000', f':{port}'), comments=True)
         if not words or words[0]!='vlm-merging' or words[1]=='prepare': continue
         if '--endpoint' not in words: code, said[line], told = call(*words[1:])

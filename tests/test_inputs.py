@@ -119,6 +119,27 @@ def test_a_name_that_is_a_folder_or_leads_nowhere_does_not_count(numbers, tmp_pa
     put_sets(tmp_path, ['pytorch_model.bin'], numbers)
     assert ours(tmp_path)==of_transformers(tmp_path)==3
 
+@pytest.mark.parametrize('who', ('vlm', 'llm'))
+@pytest.mark.parametrize('name', ('odd.txt', 'README.md', 'config.json', 'model.safetensors'))
+def test_a_link_to_itself_is_as_if_it_were_not_there(who, name, tmp_path):
+    folder = Path(shutil.copytree(lab_folder()/who, tmp_path/who))
+    (folder/name).unlink(missing_ok=True)
+    (folder/name).symlink_to(name)
+    sides = [folder if w==who else f'lab/{w}' for w in ('vlm', 'llm')]
+    if name in ('odd.txt', 'README.md'):
+        assert not plan(*sides).stops
+        out = merge(*sides, out=tmp_path/'out', progress=False)
+        assert not (out/'odd.txt').exists()
+    else:
+        with pytest.raises(ValueError, match='no config.json|a file that is not there'): plan(*sides)
+
+@pytest.mark.parametrize('make', ('mkdir', 'mkfifo'))
+def test_what_stands_in_the_place_of_weights_is_called_what_it_is(make, tmp_path):
+    folder = Path(shutil.copytree(lab_folder()/'llm', tmp_path/'llm'))
+    (folder/'model.safetensors').unlink()
+    getattr(os, make)(folder/'model.safetensors')
+    with pytest.raises(ValueError, match='is there, but is no file'): plan('lab/vlm', folder)
+
 def test_an_index_of_two_kinds_is_refused(numbers, tmp_path):
     put_sets(tmp_path, ['model.safetensors.index.json', 'pytorch_model.bin'], numbers)
     (tmp_path/'config.json').write_text(json.dumps(LLAMA))

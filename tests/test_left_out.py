@@ -40,7 +40,8 @@ def test_one_of_two_is_said_everywhere(tmp_path, call):
     path = table(tmp_path, typo(1)[:2])
     items = load(path)
     assert len(items)==1 and repr(items).startswith('1 item, 1 left out; problems:')
-    assert str(items.left[0])=="mine.csv row 2: there is no image file 'rde.png'"
+    assert str(items.left[0])==("mine.csv row 2: there is no image file 'rde.png' "
+                                  '(a path counts from the folder of the table)')
     with pytest.warns(UserWarning, match='(?s)1 of 2 items have a reply.*1 left out.*row 2: there is no'):
         ask(says('0'), path, tmp_path/'run', 'r')
     assert run_report(tmp_path/'run').startswith(
@@ -180,7 +181,8 @@ def test_failures_keep_their_tags_and_stand_apart(tmp_path):
     assert by.filter(what='no reply', where='a')['value'][0]==.5 and by.filter(where='(none)').height==0
     assert by.filter(what='accuracy', tag='all').select('value', 'n').rows()==[(1., 5)]
     assert by.filter(what='unreadable gold', tag='all')['value'][0]==0
-    assert problems(scores)==['No reply, rows 2, 5, 7: counted neither as right nor as wrong.']
+    assert problems(scores)==['No reply, rows 2, 5, 7 (index 1, 4, 6): counted neither as right nor as '
+                              'wrong.']
     assert 'no reply' not in summarize(scores.filter(pl.col('outcome')!='no reply'))['what']
 
 # Compared, judged, imported

@@ -100,12 +100,33 @@ def test_a_recipe_says_which_input_is_another_now(tmp_path, moved, capsys):
     assert main(['plan', '--recipe', str(out), '--llm', str(moved(1))])==0
     assert 'is not what it was' not in capsys.readouterr().out
 
-def test_damaged_fingerprints_are_no_obstacle(tmp_path):
+@pytest.mark.parametrize('inputs,word', [
+    (7, 'no table'), ([], 'no table'), ('', 'no table'), ({'llm': 3}, '`source`'),
+    ({'llm': {'files': []}}, '`source`'), ({'vlm': {'source': 'lab/vlm'}}, '`files`'),
+    ({'vlm': {'source': 'lab/vlm', 'files': {'x': 1}}}, 'x of vlm'),
+    ({'vlm': {'source': 'lab/vlm', 'files': {'x': {'size': '9', 'samples': 'a'}}}}, '`size`'),
+    ({'vlm': {'source': 'lab/vlm', 'files': {'x': {'size': True, 'samples': 'a'}}}}, '`size`'),
+    ({'other': {'source': 1, 'files': {}}}, '`source`')])
+def test_damaged_fingerprints_are_no_obstacle_and_are_told(tmp_path, inputs, word):
     out = merge('lab/vlm', 'lab/llm', out=tmp_path/'out', progress=False)
     told = json.loads((out/'recipe.json').read_text())
-    for inputs in 7, {'llm': 3}, {'llm': {'files': []}}, {'vlm': {'source': 'lab/vlm', 'files': {'x': 1}}}:
-        (tmp_path/'r.json').write_text(json.dumps(told|dict(inputs=inputs)))
-        assert plan(Recipe.read(tmp_path/'r.json')).merged
+    (tmp_path/'r.json').write_text(json.dumps(told|dict(inputs=inputs)))
+    p = plan(Recipe.read(tmp_path/'r.json'))
+    assert p.merged and not p.stops
+    said, = p.findings
+    assert 'is damaged' in said.what and word in said.what
+
+def test_a_recipe_without_fingerprints_tells_nothing_of_them(tmp_path):
+    for inputs in {}, dict(inputs=None), dict(inputs={}):
+        text = dict(recipe=dict(vlm='lab/vlm', llm='lab/llm'), **inputs)
+        (tmp_path/'r.json').write_text(json.dumps(text))
+        assert not plan(Recipe.read(tmp_path/'r.json')).findings
+
+@pytest.mark.parametrize('field', [dict(method=3), dict(knobs={'weight': 7}), dict(layers='9-1'),
+                                   dict(seed='a')])
+def test_what_is_wrong_in_a_recipe_is_told_with_its_file(tmp_path, field):
+    (tmp_path/'r.json').write_text(json.dumps(dict(vlm='lab/vlm', llm='lab/llm')|field))
+    with pytest.raises(ValueError, match=r'r\.json: '): Recipe.read(tmp_path/'r.json')
 
 def test_the_layout_is_part_of_the_recipe(tmp_path):
     out = merge('lab/vlm', 'lab/llm', layout='transformers', out=tmp_path/'out', progress=False)

@@ -12,6 +12,7 @@ from vlm_merging.cli.main import COMMANDS
 from vlm_merging.merging import knobs as room_of_knobs, merge as room
 from vlm_merging.merging.merge import merge
 from vlm_merging.merging.coins import drop, drop_by_rank, name_rng
+from vlm_merging.merging.largest import cuts
 from vlm_merging.merging.methods import (METHODS, Scale, Share, elect_signs, blockwise, breadcrumbs,
                                          dare_linear,
     dare_ties, della, energies, linear, merge_method, sce, slerp, task_arithmetic, ties, trims)
@@ -528,3 +529,19 @@ def test_a_formula_gives_back_the_shape_it_was_given(said):
                                       '')
     with pytest.raises(ValueError, match=f'odd was given a block of shape .* {said}'):
         list(blockwise(odd, [(torch.ones(3), torch.ones(3))], 3))
+
+
+@pytest.mark.parametrize('dtype', (torch.float16, torch.bfloat16, torch.float32))
+@pytest.mark.parametrize('step', (3, 64, 1000))
+def test_equals_have_their_places_in_order_whatever_the_blocks(step, dtype):
+    g = torch.Generator().manual_seed(step)
+    delta = (torch.randint(-3, 4, (1000,), generator=g)*.5).to(dtype)    # seven sizes: nearly all are equals
+    order = delta.abs().float().sort(descending=True, stable=True).indices
+    size = lambda blocks: ((b.abs(),) for b in blocks)
+    for k in (0, 1, 200, 499, 500, 777, 999, 1000):
+        wanted = torch.zeros_like(delta)
+        wanted[order[:k]] = delta[order[:k]]
+        for way in 'trim', 'keep':
+            cut, = cuts(size, [delta], (k,), len(delta))
+            parts = [cut.trim(b) if way=='trim' else b*cut.keep(b.abs()) for b in delta.split(step)]
+            assert torch.equal(torch.cat(parts), wanted), (k, way)

@@ -1,5 +1,5 @@
 "A server that builds another prompt than the processor is found out before anything is asked"
-import json, re, shutil, time, warnings
+import io, json, re, shutil, time, warnings
 from dataclasses import replace
 
 import pytest
@@ -9,7 +9,7 @@ from vlm_merging.asking.ask import ask
 from vlm_merging.asking.connection import server_words
 from vlm_merging.comparing.compare import compare
 from vlm_merging.merging.merge import merge
-from vlm_merging.asking.same_prompt import prompt_record, unlike_prompts
+from vlm_merging.asking.replies import prompt_record
 from vlm_merging.benchmarks.items import Item, Picture
 from vlm_merging.lab.tiny import make_vlm
 from vlm_merging.lab.trio import lab_folder, questions
@@ -154,16 +154,16 @@ def test_the_shell_stops_trusts_and_tells_who_compares(serving, call, tmp_path):
     assert call('ask', LAB, '--processor', LAB, '--benchmark', 'lab', '--out', tmp_path/'no')[0]==3
     assert call('ask', LAB, '--device', 'cpu', '--benchmark', 'lab', '-n', 6, '--max-new-tokens', 8,
                 '--out', tmp_path/'near')[0]==0
-    for out, why in (('run', 'the server built other prompts'), ('unseen', 'it was not checked')):
+    for out, why in (('run', 'a server that built other prompts'), ('unseen', 'it was not checked')):
         for job in (['compare'], ['report', '--out', tmp_path/'page.html']):
             code, shown, told = call(*job, tmp_path/'near', tmp_path/out)
             assert code==3 and why in told and '--trust-prompt' in told and not shown
             code, shown, told = call(*job, tmp_path/'near', tmp_path/out, '--trust-prompt')
             assert code==0 and why in told and shown
     with pytest.raises(ValueError, match='trust_prompt=True'): compare(tmp_path/'near', tmp_path/'run')
+    assert 'with a processor named' not in call('compare', tmp_path/'near', tmp_path/'run')[2]
     with pytest.warns(UserWarning, match='built other prompts'):
         compare(tmp_path/'near', tmp_path/'run', trust_prompt=True)
-    assert not unlike_prompts(tmp_path/'near', tmp_path/'near')
 
 def test_hostile_prompts_are_no_prompts(serving, tmp_path):
     _, far = serving(LAB, 'ids')
@@ -243,3 +243,146 @@ def test_white_space_at_the_ends_of_replies_changes_no_verdict():
         plain = verdicts('', '')
         for ends in ((' ', ''), ('', '\n'), ('\n\n', ' \t'), ('\u00a0', '\u3000'), ('\r\n', '\r\n')):
             assert verdicts(*ends)==plain
+
+@pytest.fixture
+def three(serving, tmp_path):
+    "A run that was made here, one of a server that nobody checked, and one that was checked"
+    from vlm_merging.asking.opening import open_model
+    _, far = serving(LAB, 'ids')
+    how = {'near':open_model(LAB, device='cpu', max_new_tokens=8), 'seen':far,
+           'unseen':replace(far, processor=None, trust_prompt=True)}
+    return {name:ask(model, every_kind(), out=tmp_path/name) for name, model in how.items()}
+
+@pytest.mark.parametrize('kind', ['parquet', 'csv', 'jsonl'])
+def test_what_is_not_known_of_prompts_travels_in_tables(three, call, tmp_path, kind):
+    names = {o:tmp_path/f'{o}.{kind}' for o in three}
+    for name, table in names.items(): assert call('score', tmp_path/name, '--out', table)[0]==0
+    folders = {o:tmp_path/o for o in three}|dict(lines=tmp_path/'unseen'/'replies.jsonl')
+    for a, b in ((names['near'], names['unseen']), (names['near'], folders['unseen']),
+                 (folders['near'], names['unseen']), (names['unseen'], names['seen']),
+                 (folders['near'], folders['lines'])):
+        for job in (['compare'], ['report', '--out', tmp_path/'page.html']):
+            code, shown, told = call(*job, a, b)
+            assert code==3 and 'it was not checked' in told and '--trust-prompt' in told and not shown
+            code, shown, told = call(*job, a, b, '--trust-prompt')
+            assert code==0 and told.count('it was not checked')==1 and shown
+            assert ('near has no record of a server' in told)==('near' in str(a))
+    for a, b in ((names['near'], names['seen']), (folders['near'], names['seen'])):
+        assert call('compare', a, b)[0]==0
+    for o in (names, folders):                                  # With itself, whatever it is
+        code, _, told = call('compare', o['unseen'], o['unseen'])
+        assert code==0 and 'with itself' in told and 'it was not checked' not in told
+
+def test_rows_that_were_joined_and_filtered_still_say_it(three):
+    import polars as pl
+    from vlm_merging.scoring.score import score
+    near, unseen = (score(three[o]) for o in ('near', 'unseen'))
+    joined = pl.concat([near, unseen], how='diagonal')
+    kept = 'run', 'index', 'correct', 'prompt_check'
+    apart = [joined.filter(run=o).select(kept) for o in ('near', 'unseen')]
+    for a, b in ((near, unseen), apart, ([near], [unseen]), (unseen, near)):
+        with pytest.raises(ValueError, match='it was not checked'): compare(a, b)
+    with pytest.warns(UserWarning) as told: compare(near, unseen, trust_prompt=True)
+    assert len(told)==2
+    compare(*apart[:1], near)
+    old = unseen.drop('prompt_check')                           # Written before: nobody can trace it
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        compare(near, old)
+    known = unseen.with_columns(run=pl.lit('known'))
+    with pytest.raises(ValueError, match='it was not checked'): compare(old, known)
+
+@pytest.mark.parametrize('change', [
+    lambda c: c['sessions'].clear(), lambda c: c.pop('sessions'), lambda c: c['sessions'][0].pop('how'),
+    lambda c: c['sessions'][0].update(how=['url']),
+    *(lambda c, r=r: c['sessions'][0]['how'].update(prompt=r) for r in (
+        None, 'same', [], dict(outcome='fine'), dict(outcome=1), dict(outcome='same'),
+        dict(outcome='same', by='eye'), dict(outcome='same', by=['token ids']),
+        dict(outcome='same', by='token ids', asked=3), dict(outcome='same', by='token ids', against=[])))])
+def test_a_record_that_nobody_can_read_is_one_of_no_check(three, call, tmp_path, change):
+    config = json.loads((tmp_path/'seen'/'run.json').read_text())
+    change(config)
+    (tmp_path/'seen'/'run.json').write_text(json.dumps(config))
+    code, shown, told = call('compare', tmp_path/'near', tmp_path/'seen')
+    assert code==3 and not shown and re.search(r'it was not checked.*\((the record|its run.json) .*\)', told)
+
+def test_a_run_that_went_on_at_another_server_is_as_good_as_the_worse_one(serving, tmp_path):
+    weights = dict(weights='merge of May')
+    _, good = serving(LAB, 'ids', **weights)
+    _, bad = serving(copied(tmp_path, BEHIND), 'ids', **weights)
+    ask(good, every_kind()[:6], out=tmp_path/'run')
+    with pytest.raises(ValueError, match='in another order'): ask(bad, every_kind(), out=tmp_path/'run')
+    assert prompt_record(tmp_path/'run')['outcome']=='same'     # Nothing was asked there
+    ask(replace(bad, trust_prompt=True), every_kind()[:9], out=tmp_path/'run')
+    table = ask(good, every_kind(), out=tmp_path/'run')
+    assert prompt_record(tmp_path/'run')['outcome']=='other' and {*table['prompt_check']}=={'other'}
+
+class Odd(Builds):
+    "A server that is right but for questions with several pictures"
+    def send(self, status, body):
+        content = self.asked['messages'][-1]['content'] if self.command=='POST' else ''
+        if sum(p['type']=='image_url' for p in content if isinstance(p, dict))>1: self.server.odd(body)
+        super().send(status, body)
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers['Content-Length']))
+        self.asked, self.rfile = json.loads(body), io.BytesIO(body)
+        super().do_POST()
+
+def test_wrong_only_for_several_pictures_or_silent_only_there(serving, tmp_path):
+    server, far = serving(LAB, 'ids')
+    server.RequestHandlerClass = Odd
+    def wrong(body): body['prompt_token_ids'] = body['prompt_token_ids'][::-1]
+    def silent(body): body.pop('usage', 0), body.pop('prompt_token_ids', 0)
+    server.odd = wrong
+    with pytest.raises(ValueError, match=r"question 'two' \(several pictures\).*in another order"):
+        ask(far, every_kind(), out=tmp_path/'run')
+    server.odd = silent
+    with pytest.warns(UserWarning, match='nothing of the prompts of questions with several pictures'):
+        ask(far, every_kind(), out=tmp_path/'run')
+    assert prompt_record(tmp_path/'run')['outcome']=='not checked'
+
+@pytest.mark.parametrize('name', ['processor', 'model'])
+def test_the_folder_that_a_server_names_is_held_against_whatever_was_named(serving, tmp_path, name):
+    other = merge(LAB, lab_folder()/'llm', weight=.5, out=tmp_path/'other')
+    served = copied(tmp_path)
+    how = dict(processor=None)|{name:str(served)}
+    server, far = serving(LAB, 'ids', root=str(other), **{k:v for k, v in how.items() if k!='model'})
+    server.name, far = how.get('model', 'tiny'), replace(far, model=how.get('model', 'tiny'))
+    with pytest.raises(ValueError, match=f'serves {other}, and that is not {served}. Name what is served as'):
+        ask(far, every_kind(), out=tmp_path/'run')
+    ask(replace(far, weights=other, processor=served), every_kind(), out=tmp_path/'run') # As quantized
+    server.root = str(served)
+    ask(far, every_kind(), out=tmp_path/'run2')
+    assert record_of(tmp_path/'run2')['by']=='token ids'
+
+def test_a_path_that_was_mistyped_is_no_label(serving, call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(LAB, tmp_path/'merged')
+    (tmp_path/'runs').mkdir()
+    _, far = serving(LAB, 'ids')
+    argv = ['ask', '--endpoint', far.url, '--benchmark', 'lab', '-n', 3, '--max-new-tokens', 4, '--serves']
+    for typed in ('mergd', './nothing', '~/nothing', 'runs/merged', 'run/merged', 'a/b/c', '/no'):
+        code, _, told = call(*argv, typed, '--out', 'out')
+        assert code==3 and 'is no folder here' in told and not (tmp_path/'out').exists()
+    assert 'Did you mean merged?' in call(*argv, 'mergd', '--out', 'out')[2]
+    for n, label in enumerate(('merge of May', 'owner/name')):
+        code, _, told = call(*argv, label, '--out', f'out{n}')
+        assert code==0 and told.count('taken as a label')==1
+    code, _, told = call(*argv, 'merged/', '--out', 'out')
+    assert code==0 and 'label' not in told
+
+def test_settings_of_a_server_and_of_a_model_are_compared_by_what_they_mean(three, call, tmp_path):
+    from vlm_merging.cli.report_inputs import asked_unlike
+    def said(a, b): return asked_unlike([dict(about=dict(weights='x')|o) for o in (a, b)], ['a', 'b'])
+    here = dict(dtype='float32', system=None, max_new_tokens=8, greedy=True, own=dict(eos_token_id=[2]))
+    far = dict(system='', max_tokens=8, temperature=0, top_p=.9, seed=3, extra={})
+    inside = dict(engine='vllm', dtype='auto', system=None, max_new_tokens=8, greedy=True)
+    assert not said(here, far) and not said(far, inside) and not said(inside, here)
+    drawn = dict(here, greedy=False, temperature=.7, top_p=1, seed=0)
+    assert not said(drawn, dict(far, temperature=.7, top_p=None, seed=0))
+    assert said(here, dict(far, max_tokens=9))==['max_new_tokens was 8 for a and 9 for b.']
+    assert said(here, dict(far, max_tokens=None))==['max_new_tokens was 8 for a and null for b.']
+    assert said(drawn, far)[0]=='temperature was 0.7 for a and 0 for b.'
+    assert said(here, dict(far, extra=dict(top_k=1))) and said(here, dict(here, dtype='float16'))
+    code, _, told = call('report', tmp_path/'near', tmp_path/'seen', '--out', tmp_path/'page.html')
+    assert code==0 and 'asked alike' not in (tmp_path/'page.html').read_text()

@@ -142,8 +142,8 @@ def test_bad_rows_do_not_stop_the_others():
     made = score(frame)
     assert made['correct'].to_list()==[True, None, None, None, True]
     told = ' '.join(problems(made))
-    for part in ('row 2: there is no gold answer', 'row 3', 'neither a JSON list',
-                 'rows 4, 5'): assert part in told
+    for part in ('row 2 (index 2): there is no gold answer', 'row 3', 'neither a JSON list',
+                 'rows 4, 5 (index 4, 4)'): assert part in told
 
 def test_columns_of_other_types():
     made = score(pl.DataFrame(dict(answer=[7, 8], prediction=[7., 9.], precision=[1., None])))

@@ -9,7 +9,8 @@ for needed in ('torch', 'fastapi', 'uvicorn'):
 from vlm_merging.benchmarks.items import Item, Picture
 from vlm_merging.asking.endpoint import Endpoint
 from vlm_merging.asking.ask import ask
-from vlm_merging.asking.same_prompt import unlike_prompts
+from vlm_merging.asking.replies import replies
+from vlm_merging.comparing.compare import asked_otherwise
 from vlm_merging.lab.trio import lab_folder, questions
 from vlm_merging.merging.merge import merge
 from vlm_merging.asking.opening import open_model
@@ -72,7 +73,7 @@ def test_the_same_replies_from_afar(endpoint, local, tmp_path):
     assert config['about']['weights']==local.weights
     prompt = config['sessions'][0]['how']['prompt']
     assert (prompt['outcome'], prompt['by'])==('same', 'number of tokens')
-    assert unlike_prompts(tmp_path/'near', tmp_path/'far')==[]
+    assert asked_otherwise(*(replies(tmp_path/o) for o in ('near', 'far')))==[]
 
 def test_several_pictures_none_and_a_limit(endpoint, local):
     item = asked(1)[0]

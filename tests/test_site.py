@@ -193,6 +193,34 @@ LOOK = '''() => ({
     skipped: [...document.querySelectorAll('h1, main :is(h2, h3, h4, h5, h6)')]
         .filter((o, i, all) => i && +o.tagName[1]>+all[i-1].tagName[1]+1).map(o => o.textContent),
     top: document.querySelector('h1').getBoundingClientRect().top })'''
+# Words below the contrast that WCAG asks for (AA), a sample of each colour
+FAINT = '''() => {
+    const dot = Object.assign(document.createElement('canvas'), {width: 1, height: 1})
+        .getContext('2d', {willReadFrequently: true}), seen = {}, grounds = new Map(), faint = {}
+    const rgba = s => seen[s] ??= (dot.clearRect(0, 0, 1, 1), dot.fillStyle = s, dot.fillRect(0, 0, 1, 1),
+        [...dot.getImageData(0, 0, 1, 1).data].map(v => v/255))
+    const on = ([r, g, b, a], under) => [r, g, b].map((v, i) => v*a + under[i]*(1-a))
+    const light = c => c.map(v => v<=.04045 ? v/12.92 : ((v+.055)/1.055)**2.4)
+        .reduce((sum, v, i) => sum + v*[.2126, .7152, .0722][i], 0)
+    const ground = o => {
+        if (!grounds.has(o)) grounds.set(o,
+            o ? on(rgba(getComputedStyle(o).backgroundColor), ground(o.parentElement)) : [1, 1, 1])
+        return grounds.get(o) }
+    const clear = o => o ? getComputedStyle(o).opacity*clear(o.parentElement) : 1
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT)
+    while (walker.nextNode()) {
+        const o = walker.currentNode.parentElement, svg = o.closest('svg')
+        const text = walker.currentNode.data.trim()
+        if (!text || o.closest('script, style, noscript, .mark-text.role-mark, [disabled]')
+            || !o.checkVisibility({visibilityProperty: true, opacityProperty: true})) continue
+        const css = getComputedStyle(o), colour = svg ? css.fill : css.color
+        const under = ground(svg ?? o), [r, g, b, a] = rgba(colour)
+        const ink = light(on([r, g, b, a*clear(o)], under)), paper = light(under)
+        const size = parseFloat(css.fontSize), large = size>=24 || size>=18.66 && css.fontWeight>=700
+        const ratio = (Math.max(ink, paper)+.05)/(Math.min(ink, paper)+.05)
+        if (ratio<(large ? 3 : 4.5)) faint[`${ratio.toFixed(2)} ${colour}`] ??= text.slice(0, 40)
+    }
+    return faint }'''
 MARKS = '''() => [...document.querySelectorAll('[id^=altair-viz]')].map(o => {
     const drawn = o.querySelectorAll(
         'svg [class*=mark-] path[d], svg [class*=mark-] line, svg [class*=mark-] text').length
@@ -229,12 +257,13 @@ def walk(page, address, path, shots, errors, fetched):
         if found['skipped']: yield f"headings that skip a level: {found['skipped']}"
         if found['menu'] is (name=='phone'): yield f"{width} px: is the list of pages open? {found['menu']}"
         if found['top']>230: yield f"{width} px: the title comes only {found['top']:.0f} px down"
-        if path in SHOWN:
-            for scheme in 'light', 'dark':
-                page.emulate_media(color_scheme=scheme)
+        for scheme in ('light', 'dark') if path in SHOWN or name=='wide' else ():
+            page.emulate_media(color_scheme=scheme)
+            if faint := name=='wide' and page.evaluate(FAINT): yield f'hard to read when {scheme}: {faint}'
+            if path in SHOWN:
                 called = path.removesuffix('.html').replace('/', '-')
                 page.screenshot(path=shots/f'{called}-{name}-{scheme}.png')
-            page.emulate_media(color_scheme='light')
+        page.emulate_media(color_scheme='light')
     if errors: yield f'errors: {errors[:3]}'
     outside = [o for o in fetched if not o.startswith((address, 'data:', 'blob:'))]
     if outside: yield f'fetched from outside: {outside[:3]}'
@@ -259,7 +288,7 @@ def listened(page):
     return page, errors, fetched
 
 BAD = """<h1>One</h1><h3>Three</h3><h1 style="margin-top:300px">Two</h1><div id="quarto-sidebar">all</div>
-<main><h3>Lost</h3><p style="width:700px">wide</p>
+<main><p style="color:#888">faint</p><h3>Lost</h3><p style="width:700px">wide</p>
 <img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">
 <div id="altair-viz-1"><canvas width="9" height="9"></canvas></div></main>
 <script src="http://127.0.0.1:9/x.js"></script><script>nowhere()</script>"""
@@ -273,6 +302,7 @@ def test_the_walk_sees_what_is_wrong(tmp_path, browser):
     for told in ('2 titles', 'skip a level', '390 px: the page is', 'mute pictures', 'untold pictures',
                  'are empty',
                  '390 px: is the list of pages open? True',
+                 "hard to read when light: {'3.54 rgb(136, 136, 136)': 'faint'",
                  'nowhere', 'fetched from outside'): assert told in said, told + '\n' + said
 
 @pytest.mark.xdist_group('browser')

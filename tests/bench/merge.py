@@ -1,7 +1,7 @@
 """What a merge costs, beside what it must cost at least.
 
     python tests/bench/merge.py --size 0.6B --runs 3
-    python tests/bench/merge.py --size 8B --jobs floor_linear,linear
+    python tests/bench/merge.py --size 8B --runs 1 --table
 
 makes a VLM, LLMs and a base in bfloat16 (a Llama's names and shapes, and a small tower; three shards) and
 runs, in turn and each in a fresh process,
@@ -11,15 +11,21 @@ runs, in turn and each in a fresh process,
 - the merges, through the public call: `linear`, `linear-2` with two workers, `linear+4` with four LLMs.
 It prints medians of CPU seconds (user and system, start-up included), wall seconds and peak resident memory,
 and the ratios of CPU and wall time to the floor, each the median of what the runs give one by one: floor
-and merge alternate, so that both meet the same neighbours.
+and merge alternate, so that both meet the same neighbours. `--table` puts them in the place of the rows of
+that size in nbs/tutorials/merge_costs.csv, which the page "What it costs" shows.
 
 Neither inputs nor outputs take the room that they claim. The files of the models have true headers, 64 MB of
 numbers, and a hole behind; every read beyond is sent back into these numbers, for floor and merge alike. What
 was written is given back to the memory by a second thread of the process that measures. So 8B needs less than
 2 GB of memory-backed storage, and what is timed is computing and copying, not a disk.
 """
-import argparse, ctypes, json, os, shutil, statistics, subprocess, sys, threading, time
+import argparse, csv, ctypes, json, os, shutil, statistics, subprocess, sys, threading, time
+from datetime import date
 from pathlib import Path
+
+TABLE = Path(__file__).parents[2]/'nbs'/'tutorials'/'merge_costs.csv'
+COLUMNS = ['size', 'job', 'user', 'system', 'cpu', 'wall', 'mib', 'cpu_ratio', 'wall_ratio', 'runs', 'load',
+           'day']
 
 # layers, hidden size, size of the MLP, rows of k and v, tokens
 SIZES = {'0.6B': (8, 2048, 8192, 2048, 24_000), '2B': (28, 2048, 8192, 2048, 24_000),
@@ -28,7 +34,7 @@ HEADER = 1 << 20    # bytes of every header, padded
 WINDOW = 48 << 20   # reads begin in the first so many bytes of numbers
 LONGEST = 16 << 20  # and are no longer than this
 BUFFER = 1 << 23    # numbers per buffer of the linear floor: 16 MB in bfloat16
-SMALL = 1 << 17     # numbers per block of the TIES floor
+SMALL = 1 << 18     # numbers per block of the TIES floor
 LLMS = 4
 
 
@@ -217,6 +223,7 @@ def main():
     p.add_argument('--jobs', default='floor_linear,linear,linear-2,linear+2,linear+4,'
                                      'floor_ties,ties,dare_linear,dare_ties')
     p.add_argument('--device', default='cpu')
+    p.add_argument('--table', action='store_true', help=f'keep the figures in {TABLE.name}')
     for hidden in ('--job', '--inputs', '--out'): p.add_argument(hidden, help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.job:
@@ -240,6 +247,13 @@ def main():
     finally: shutil.rmtree(where)
 
 
+def keep_rows(size, table):
+    "Put the rows of one size into the table of the page"
+    old = list(csv.reader(open(TABLE)))[1:] if TABLE.exists() else []
+    rows = sorted([r for r in old if r[0] != size]+table, key=lambda r: list(SIZES).index(r[0]))
+    with open(TABLE, 'w', newline='') as f: csv.writer(f, lineterminator='\n').writerows([COLUMNS, *rows])
+
+
 def report(args, where):
     "Run all jobs in turn, and say what they took"
     size = sum(f.stat().st_size for f in (where/'vlm').glob('*.safetensors'))
@@ -250,15 +264,19 @@ def report(args, where):
             got.setdefault(job, []).append(measured(job, where, args.dir/'vlm_merging_bench_out', args))
             print(f'  {job}:', ' '.join(f'{x:.2f}' for x in got[job][-1]), file=sys.stderr, flush=True)
     print(f"{'job':<14}{'user s':>8}{'sys s':>8}{'CPU s':>8}{'wall s':>8}{'peak MiB':>10}  CPU, wall / floor")
+    table = []
     for job, rows in got.items():
         user, system, wall, mem = map(statistics.median, zip(*rows))
         cpu = statistics.median(r[0]+r[1] for r in rows)
         under = 'floor_linear' if parts_of(job)[0] == 'linear' else 'floor_ties'
-        ratios = ''
-        if under in got and job != under and not job.startswith('floor'):
-            ratios = ', '.join(f'{statistics.median(x):.2f}' for x in zip(*(
-                ((r[0]+r[1])/(f[0]+f[1]), r[2]/f[2]) for r, f in zip(rows, got[under]))))
-        print(f"{job:<14}{user:>8.2f}{system:>8.2f}{cpu:>8.2f}{wall:>8.2f}{mem:>10.0f}  {ratios}")
+        ratios = ['', '']
+        if under in got and not job.startswith('floor'):
+            ratios = [f'{statistics.median(x):.2f}' for x in zip(*(
+                ((r[0]+r[1])/(f[0]+f[1]), r[2]/f[2]) for r, f in zip(rows, got[under])))]
+        print(f"{job:<14}{user:>8.2f}{system:>8.2f}{cpu:>8.2f}{wall:>8.2f}{mem:>10.0f}  {', '.join(ratios)}")
+        table.append([args.size, job, *(f'{x:.2f}' for x in (user, system, cpu, wall)), f'{mem:.0f}', *ratios,
+                      len(rows), f'{os.getloadavg()[0]:.1f}', date.today().isoformat()])
+    if args.table: keep_rows(args.size, table)
     print(f'load after: {os.getloadavg()[0]:.2f}')
 
 

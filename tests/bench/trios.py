@@ -4,8 +4,8 @@
 
 trains each trio that is not in its folder yet, by `train_trio` and nothing else, chooses the weight on `dev`
 by `choose_weight`, and reports everything else on `test`. A row is written as soon as a seed is done,
-and a seed whose row stands in the table is not asked again. A training takes about 20 minutes of one core, a
-row about five. The last line says whether every row keeps the promise:
+and a seed whose row stands in the table is not asked again. A training takes 10 to 20 minutes of one core, a
+row about two. The last line says whether every row keeps the promise:
 a gain in reasoning of at least 10 points whose 95% interval lies above 5, less than 2 points of perception
 lost, at least 15 of them in the LLM in the VLM's shell, and a VLM that reasons below 65%.
 """

@@ -22,7 +22,7 @@ from ..checkpoints.texts import check_number, one_line, error_words
 from .folder import (Lines, line_of, mend, nothing_left, settle, stored_config,
                                        with_session, write_config)
 from .replies import (ASKED_LAST, FIRST, LEFT_OUT, REPEAT, numbered, place_of, reply_table,
-                                         run_lines, run_report, unique_rows)
+                                         prompt_record, run_lines, run_report, unique_rows, with_prompt_check)
 
 # %% auto #0
 __all__ = ['REPLIED', 'NOTED', 'HOPELESS', 'one_by_one', 'in_samples', 'ask']
@@ -241,4 +241,5 @@ def ask(
     if failed and not done: raise ValueError(_hopeless(failed))
     if failed or getattr(items, 'left', ()): warnings.warn(run_report(out), stacklevel=2)
     each = sorted(wanted, key=lambda o: o[0])                     # The replies to a question together
-    return reply_table(numbered([done[p] for _, row in each if (p := place_of(row)) in done]))
+    there = reply_table(numbered([done[p] for _, row in each if (p := place_of(row)) in done]))
+    return with_prompt_check(there, prompt_record(out))

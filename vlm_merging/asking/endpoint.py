@@ -14,17 +14,16 @@ from ..benchmarks.items import Item, as_item
 from ..checkpoints.headers import Checkpoint, local_model
 from ..checkpoints.places import same_place
 from ..checkpoints.texts import check_number, error_words, quoted
-from .fingerprints import draw_seed, weights_hash
+from .fingerprints import draw_seed, served_folder, weights_hash, weights_of
 from .models import Reply, text_of_reply
 from .opening import open_processor
 from .connection import (answer_to, bare_address, client_of, in_own_loop,
                                            next_of, pause, repeats_key, server_words, usable_key)
-from .wire import prompt_of, read_reply, wire_messages
+from .wire import is_page, models_in, prompt_of, read_reply, wire_messages
 from .same_prompt import check_prompts, samples_of_kinds, without_check
 
 # %% auto #0
-__all__ = ['NUMBERS', 'UNSENT', 'HEARD', 'GRACE', 'Endpoint', 'weights_of', 'endpoint_settings', 'served_by', 'in_flight',
-           'prompts_checked']
+__all__ = ['NUMBERS', 'UNSENT', 'HEARD', 'GRACE', 'Endpoint', 'endpoint_settings', 'served_by', 'in_flight', 'prompts_checked']
 
 # %% ../../nbs/asking/11_endpoint.ipynb #c009
 NUMBERS = dict(concurrency=(1, 10_000, True), tries=(1, 1000, True), max_tokens=(1, inf, True),
@@ -34,7 +33,7 @@ UNSENT = 'max_tokens', 'temperature', 'top_p', 'seed' # May be None, and are lef
 
 def _check(endpoint):
     "Raise ValueError if an endpoint could never be asked"
-    endpoint.url, endpoint._key
+    endpoint.url, endpoint._key, endpoint.weights and served_folder(endpoint.weights)
     for name, (least, most, whole) in NUMBERS.items():
         value = getattr(endpoint, name)
         if value is not None or name not in UNSENT: check_number(name, value, least, most, whole)
@@ -53,7 +52,7 @@ class Endpoint:
     base_url:str         # Address, such as http://127.0.0.1:8000/v1; /v1 is added if there is no path
     model:str            # Name under which it is served
     api_key:str|None=None # Key; default: the variable OPENAI_API_KEY, if there is one
-    weights:str|Path|None=None # Folder that is served, or any name for its weights; default: not known
+    weights:str|Path|None=None # Folder that is served, or a label of its weights; default: not known
     concurrency:int=8    # Questions in flight, at most
     max_tokens:int|None=1024 # Tokens of a reply, at most; None: the server's limit
     temperature:float|None=0 # 0: greedy; None: not sent
@@ -102,13 +101,6 @@ def _in_one_line(endpoint):
     return f'Endpoint({endpoint.url!r}, {endpoint.model!r}, {draws}{limit})'
 
 # %% ../../nbs/asking/11_endpoint.ipynb #c018
-def weights_of(
-    served:str|Path|None, # Folder that is served, or any name for its weights
-)->str|None:            # None: not known
-    "The hash of a folder, or the name as it is"
-    folder = isinstance(served, Path) or served and local_model(served)
-    return weights_hash(Checkpoint.open(served)) if folder else served
-
 def endpoint_settings(
     endpoint:Endpoint,  # Who is asked
 )->dict:
@@ -141,18 +133,6 @@ def _moved(endpoint, answer):
             f'{answer.status_code}), which is not followed: question and key would go with it. Name the '
             f'address that answers.')
 
-# %% ../../nbs/asking/11_endpoint.ipynb #c028
-def _names_in(body, key):
-    "Names of models in a list of them, each with the place that it was loaded from, if that is told"
-    def plain(text, most):
-        return isinstance(text, str) and 0<len(text)<=most and text.isprintable() and not repeats_key(text,
-            key)
-    try: rows = json.loads(body)['data']
-    except (ValueError, LookupError, TypeError, RecursionError): return {}
-    rows = [r for r in rows if isinstance(r, dict)] if isinstance(rows, list) else []
-    return {r['id']:root if plain(root := r.get('root'), 4096) else None
-            for r in rows if plain(r.get('id'), 200)}
-
 # %% ../../nbs/asking/11_endpoint.ipynb #c030
 async def _models_of(endpoint, client, way):
     "Names of the models that a server has, with their places; raise _Stop if it cannot be asked"
@@ -165,7 +145,7 @@ async def _models_of(endpoint, client, way):
     if answer.has_redirect_location: raise _Stop(_moved(endpoint, answer))
     if code in (401, 403, 407): raise _Stop(f'{why}{code}. Check the key (OPENAI_API_KEY).')
     if code==429 or code>=500 and code!=501: raise _Stop(f'{why}{code}. Try again later.')
-    return _names_in(body, endpoint._key) if answer.is_success else {}
+    return models_in(body, endpoint._key) if answer.is_success else {}
 
 def served_by(
     endpoint:Endpoint,  # Who is asked
@@ -183,9 +163,22 @@ def _served(endpoint):
         except _Stop as e: raise ValueError(str(e)) from None
 
 # %% ../../nbs/asking/11_endpoint.ipynb #c035
+def _no_model(endpoint, way, what):
+    "What is said of a server of something else"
+    return (f'{endpoint.url} is no OpenAI-compatible server{way}: it answers a question with {what}. Correct '
+            f'the address.')
+
+async def _page_came(endpoint, talk, status):
+    "Raise _Stop if a page, where a reply was wanted, is of a server that has no models either"
+    if 200<=status<300 or status==404:
+        try: there = await _models_of(endpoint, talk.client, talk.way)
+        except _Stop: return
+        if not there: raise _Stop(_no_model(endpoint, talk.way, f'a web page (status {status})'))
+
 async def _refused(endpoint, client, way, status, words):
     "Why a server refuses, and whether to try again; raise _Stop for what would fail for every item"
     why = f'status {status}: {words}'
+    if status in (405, 501): raise _Stop(_no_model(endpoint, way, f'status {status}'))
     if status==407: raise _Stop(f'{endpoint.url} cannot be reached{way}, which wants a name and a password.')
     if status in (401, 403, 404) or status==400 and any(f'{q}{endpoint.model}{q}' in words for q in '\'"`'):
         try: there = {} if status in (401, 403) else await _models_of(endpoint, client, way)
@@ -208,6 +201,7 @@ class _Talk:
     client:httpx2.AsyncClient # Asks
     way:str              # '', or ' through the proxy ...'
     model:str|None=None  # Name under which it replies
+    replied:bool=False   # Has it replied to anything?
     prompts:dict|None=None # id of an item -> what the server tells of its prompt, if somebody wants to know
 
 def _request(endpoint, item):
@@ -236,8 +230,10 @@ async def _try(endpoint, talk, item, payload, last):
                                        endpoint.timeout, payload)
         HEARD.add(endpoint.url)
         if answer.has_redirect_location: raise _Stop(_moved(endpoint, answer))
+        if not talk.replied and is_page(answer, body): await _page_came(endpoint, talk, answer.status_code)
         if answer.is_success:
             text, finish, thoughts, model = read_reply(answer, body, key)
+            talk.replied = True
             if talk.prompts is not None: talk.prompts[id(item)] = prompt_of(body)
             _same_model(endpoint, talk, model)
             took = round(time.perf_counter()-start, 4)
@@ -291,14 +287,14 @@ def in_flight(
 
 # %% ../../nbs/asking/11_endpoint.ipynb #c051
 def _prompts_seen(endpoint, items):
-    "What a server tells of the prompts of some items, and why it tells nothing of others"
+    "What a server tells of the prompts of some items, None where it does not answer, and why it does not"
     seen = {}
     short = replace(endpoint, max_tokens=endpoint.max_tokens and 1, sample='', tries=min(endpoint.tries, 2))
     for wish in (dict(return_token_ids=True), {}):
         left, why = [i for i in items if id(i) not in seen], None
         for reply in in_flight(replace(short, extra=endpoint.extra|wish), left, seen):
             why = reply.error or why
-    return [seen.get(id(i), (None, None)) for i in items], why
+    return [seen.get(id(i)) for i in items], why
 
 # %% ../../nbs/asking/11_endpoint.ipynb #c053
 def _folder(name):
@@ -308,15 +304,17 @@ def _folder(name):
 
 def _other_folder(endpoint):
     "A sentence, if a server says that it serves another folder than the one that is named"
-    if not (named := _folder(endpoint.weights)): return None
+    named = next(filter(None, map(_folder, (endpoint.weights, endpoint.processor, endpoint.model))), None)
+    if not named: return None
     try: told = _served(endpoint).get(endpoint.model) or endpoint.model
     except ValueError: told = endpoint.model                    # It has no list
     if os.path.exists(told) and not os.path.isabs(told): return None    # Seen from where the server stands
     if not (there := _folder(told)) or same_place(named, there): return None
-    try: theirs = weights_hash(Checkpoint.open(there))
-    except ValueError: return None
-    if theirs==endpoint._weights: return None
-    return f'The server says that it serves {there}, and that is not {named}. Name what is served.'
+    try: there, named = ((weights_hash(Checkpoint.open(o)), o) for o in (there, named))
+    except ValueError: return None                              # One has no weights
+    if there[0]==named[0]: return None
+    return (f'The server says that it serves {there[1]}, and that is not {named[1]}. Name what is served as '
+            f'`weights`.')
 
 def _record(endpoint, items):
     "What is known of the prompts of a server"
@@ -329,7 +327,7 @@ def _record(endpoint, items):
         return without_check(str(e))
     tried = samples_of_kinds(items)
     seen, why = _prompts_seen(endpoint, tried)
-    if why and not any(n for _, n in seen):
+    if why and not any(o and o[1] for o in seen):
         return without_check(f'none of the tried questions was answered: {why}')
     return check_prompts(asker, tried, seen)
 

@@ -82,8 +82,10 @@ def _free_port():
 
 # %% ../../nbs/asking/16_engines.ipynb #c023
 def _last_words(log, n=400):
+    "The last lines of a log, whole ones as far as there is room"
     text = log.read_text(encoding='utf-8', errors='replace').strip()
-    return one_line(text[-n:], n) if text else 'nothing'
+    first, _, whole = text[-n-1:].partition('\n') if len(text)>n else ('', '', text)
+    return one_line(whole or f'... {first}', n+5) if text else 'nothing'
 
 def _until_it_answers(running, port, log):
     "Wait for a server; raise ValueError if it ends, or does not answer"

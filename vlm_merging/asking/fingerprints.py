@@ -4,18 +4,20 @@
 
 # %% ../../nbs/asking/02_fingerprints.ipynb #c005
 from __future__ import annotations
-import hashlib, json
+import difflib, hashlib, json, os, re
 from itertools import groupby
+from pathlib import Path
 from ..checkpoints.blocks import fill
-from ..checkpoints.headers import Checkpoint, refuse_changed
+from ..checkpoints.headers import Checkpoint, local_model, refuse_changed
 from ..checkpoints.identity import fingerprint
 from ..checkpoints.model_files import read_json
+from ..checkpoints.places import path_of
 from ..benchmarks.items import Item
 from ..benchmarks.pictures import marks_in
 
 # %% auto #0
-__all__ = ['HASH_SAMPLE', 'HASH_SAMPLES', 'WHOLE', 'SIDE_SUFFIXES', 'sampled', 'weights_hash', 'own_numbers', 'reply_key',
-           'hashed_share', 'draw_seed', 'describe_items']
+__all__ = ['HASH_SAMPLE', 'HASH_SAMPLES', 'WHOLE', 'SIDE_SUFFIXES', 'sampled', 'weights_hash', 'served_folder', 'weights_of',
+           'own_numbers', 'reply_key', 'hashed_share', 'draw_seed', 'describe_items']
 
 # %% ../../nbs/asking/02_fingerprints.ipynb #c009
 HASH_SAMPLE, HASH_SAMPLES = 1<<12, 16 # Bytes of a sample; samples of a large tensor
@@ -72,6 +74,36 @@ def weights_hash(
         whole.update(json.dumps([recipe.get('recipe'), recipe.get('inputs')], sort_keys=True).encode())
     refuse_changed(checkpoint)
     return whole.hexdigest()[:24]
+
+# %% ../../nbs/asking/02_fingerprints.ipynb #c0193
+def _near(name, folder, inside=''):
+    "The folder in another one that is spelled nearly as a name; ''"
+    try: there = [o.name for o in os.scandir(folder) if o.is_dir() and os.path.exists(Path(o, inside))]
+    except OSError: return ''
+    return next(iter(difflib.get_close_matches(name, there, 1, .75)), '')
+
+def served_folder(
+    served:str|Path,    # Folder that is served, or a label of its weights
+)->Path|None:           # None: it is a label
+    "The folder that a server was started with; raise ValueError for the path of one that is not there"
+    if isinstance(served, Path): return path_of(served)
+    if folder := local_model(served): return folder
+    path = path_of(served)
+    front, hub = path.parts[0] if path.parts else '', re.fullmatch(r'[\w][\w.-]*/[\w.-]+', served)
+    near = _near(path.name, path.parent, 'config.json')
+    typed = served[:1] in '.~' or not hub and re.search(r'[/\\]', served) or hub and (
+        os.path.isdir(front) or _near(front, '.'))
+    if not near and not typed: return None
+    meant = f' Did you mean {path.parent/near}?' if near else ''
+    raise ValueError(f'{served[:200]!r} is no folder here.{meant} Name the folder that is served as weights, '
+                     f'or give them a label that looks like no path, such as merge of May.')
+
+def weights_of(
+    served:str|Path|None, # Folder that is served, or a label of its weights
+)->str|None:            # None: not known
+    "The hash of a folder, or the label as it is"
+    if not served: return served
+    return weights_hash(Checkpoint.open(served)) if served_folder(served) else served
 
 # %% ../../nbs/asking/02_fingerprints.ipynb #c022
 def own_numbers(

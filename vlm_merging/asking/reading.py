@@ -11,9 +11,10 @@ import polars as pl
 from ..checkpoints.places import path_of
 from ..benchmarks.cells import text_of
 from ..benchmarks.tables import IMAGES, TABLE_SUFFIXES, rows_in, rows_in_words, what_lies_at
-from .replies import REPLY_COLUMNS, put_or_warn, shortfall, whole_run
+from .replies import (REPLY_COLUMNS, prompt_record, put_or_warn, shortfall, whole_run,
+                                          with_prompt_check)
 from .formats import format_of
-from .results import import_replies, named_in
+from .results import COLUMN_NAMES, import_replies, named_in
 
 # %% auto #0
 __all__ = ['SIMPLE', 'table_at']
@@ -82,4 +83,7 @@ def table_at(
     if path.suffix.lower() not in (*TABLE_SUFFIXES, '.xlsx', '.xls'):
         raise ValueError(f'{path.name}: a table is read from .parquet, .jsonl, .csv, .xlsx, .tsv or .json.')
     if items or _is_of_others(path): return import_replies(path, items=items, problems=problems)
-    return _rows_at(path, problems)
+    table = _rows_at(path, problems)
+    if 'index' not in table.columns and (ids := [c for c in COLUMN_NAMES['index'] if c in table.columns]):
+        table = table.rename({ids[0]:'index'})
+    return with_prompt_check(table, prompt_record(path)) if path.name=='replies.jsonl' else table

@@ -15,8 +15,9 @@ from ..checkpoints.texts import name_in_line, one_line
 from ..benchmarks.items import Item, row_of
 
 # %% auto #0
-__all__ = ['REPLY_COLUMNS', 'REPEAT', 'FIRST', 'ASKED_LAST', 'LEFT_OUT', 'RUN_FILES', 'NO_REPLY', 'reply_table', 'place_of',
-           'numbered', 'unique_rows', 'run_lines', 'replies', 'whole_run', 'run_report', 'put_or_warn', 'shortfall']
+__all__ = ['REPLY_COLUMNS', 'REPEAT', 'FIRST', 'COMPARED_BY', 'PROMPT_CHECK', 'ASKED_LAST', 'LEFT_OUT', 'RUN_FILES', 'NO_REPLY',
+           'reply_table', 'place_of', 'numbered', 'unique_rows', 'without_check', 'prompt_record', 'with_prompt_check',
+           'record_in', 'run_lines', 'replies', 'whole_run', 'run_report', 'put_or_warn', 'shortfall']
 
 # %% ../../nbs/asking/06_replies.ipynb #c010
 REPLY_COLUMNS = ('benchmark', 'split', 'run', 'index', 'group', 'question', 'question_for_eval', 'choices',
@@ -75,6 +76,67 @@ def unique_rows(
                          f"{', '.join(map(str, where[:5]))}{more}.")
     if not items: raise ValueError('There are no items to ask.')
     return rows
+
+# %% ../../nbs/asking/06_replies.ipynb #c0213
+COMPARED_BY = {'token ids':'token by token', 'number of tokens':'by their number of tokens only'}
+_WORST_FIRST = ('other', 'not checked', *(f'same, {by}' for by in [*COMPARED_BY][::-1]))
+
+def without_check(
+    why:str,            # What stands in the way
+)->dict:
+    "The record of a check that could not be made"
+    return dict(outcome='not checked', why=why)
+
+def _kind(record):
+    outcome = record.get('outcome')
+    return f"same, {record.get('by')}" if outcome=='same' else str(outcome)
+
+def _badness(record): return _WORST_FIRST.index(_kind(record))
+
+def _readable(record):
+    "A record of a check as it stands, if it says what such records say"
+    held = dict(why='', against='', asked=[])
+    sound = isinstance(record, dict) and _kind(record) in _WORST_FIRST and all(
+        isinstance(record.get(k, v), type(v)) for k, v in held.items())
+    return record if sound else without_check('the record of it cannot be read')
+
+def prompt_record(
+    out:str|Path,       # Folder of a run, or the replies in it
+)->dict|None:           # None: it was asked here, or was put together by hand
+    "What is known of the prompts of a run that was asked through an engine, at its worst"
+    path = path_of(out)
+    path = (path.parent if path.name=='replies.jsonl' else path)/'run.json'
+    config = config_at(path) if path.is_file() else {}
+    if not {'sessions', 'about'} & config.keys(): return None
+    hows = [s.get('how') for s in config.get('sessions', [])]
+    if not hows or not all(isinstance(how, dict) for how in hows):
+        return without_check('its run.json does not tell how it was asked')
+    far = [how for how in hows if 'url' in how or 'engine' in how]
+    records = [_readable(how['prompt']) for how in far if 'prompt' in how]
+    if far and not records: return without_check('its run.json has no record of it')
+    return min(records[::-1], key=_badness, default=None)
+
+# %% ../../nbs/asking/06_replies.ipynb #c0216
+PROMPT_CHECK = 'prompt_check' # Column of the tables of a run that was asked through an engine
+
+def with_prompt_check(
+    table:pl.DataFrame, # Of a run
+    record:dict|None,   # From `prompt_record`
+)->pl.DataFrame:
+    "A table whose rows say what is known of the prompts"
+    if not record: return table
+    more = record['by'] if record['outcome']=='same' else record.get('why', '')
+    return table.with_columns(pl.lit(': '.join(filter(None, (record['outcome'], one_line(more, 200)))))
+                              .alias(PROMPT_CHECK))
+
+def record_in(
+    *tables:pl.DataFrame, # Of replies or of scores, of one run
+)->dict|None:           # None: nothing says that an engine was asked
+    "What tables say of the prompts of their run, at its worst"
+    words = {w for t in tables if PROMPT_CHECK in t.columns for w in t[PROMPT_CHECK].cast(pl.String).unique()}
+    parts = [w.partition(': ') for w in sorted(filter(None, words))]
+    records = [_readable(dict(outcome=outcome, by=more, why=more)) for outcome, _, more in parts]
+    return min(records, key=_badness, default=None)
 
 # %% ../../nbs/asking/06_replies.ipynb #c024
 def _counted(text):
@@ -139,7 +201,7 @@ def replies(
     out:str|Path,       # Folder of a run
 )->pl.DataFrame:        # A reply table, sorted by benchmark, split and index
     "The replies of a run to what was asked last; raise ValueError if there is no run"
-    return _in_order(_kept(out).rows)
+    return with_prompt_check(_in_order(_kept(out).rows), prompt_record(out))
 
 # %% ../../nbs/asking/06_replies.ipynb #c034
 NO_REPLY = 'no reply'   # Outcome of a question that failed, or could not be asked
@@ -151,7 +213,7 @@ def whole_run(
     run = _kept(out)
     for r in run.failed+run.left:
         run.rows[place_of(r)] = {k:v for k, v in r.items() if k!='row'}|dict(run=run.config.get('run'))
-    return _in_order(run.rows)
+    return with_prompt_check(_in_order(run.rows), prompt_record(out))
 
 # %% ../../nbs/asking/06_replies.ipynb #c037
 def _named(rows):

@@ -11,8 +11,8 @@ from ..checkpoints.places import path_of
 from .formats import VERDICT, format_of, id_of, row_in, verdict_among
 from .replies import REPLY_COLUMNS, numbered, put_or_warn, reply_table
 from ..benchmarks.items import Item, metric_of, options_of, row_of
-from ..benchmarks.load import load
-from ..benchmarks.tables import rows_in, what_lies_at
+from ..benchmarks.load import TWICE, load
+from ..benchmarks.tables import rows_in, rows_in_words, what_lies_at
 from ..benchmarks.cells import decimal_places, text_of
 from ..checkpoints.texts import error_words, json_of, quoted
 from ..benchmarks.prepare import record_of        # From there, since that room has all records
@@ -168,18 +168,37 @@ def _side_and_text(row, benchmark, split):
 # %% ../../nbs/asking/14_results.ipynb #c043
 _REPLY_SIDE = ('benchmark', 'run', 'prediction', 'finish', 'seconds', 'key', VERDICT)
 
-def _known_questions(items, split):
-    "Question sides by id: of items, of a benchmark by its name, or of a file with questions"
+def _is_file(items): return isinstance(items, (str, Path)) and what_lies_at(path_of(items))=='file'
+
+def _known_questions(items, split, told):
+    "Question sides by id: of items, a benchmark by its name, or a file; what is odd is put into `told`"
     if items is None: return {}
-    if not isinstance(items, (str, Path)): return {i.id:row_of(i) for i in items}
-    path = path_of(items)
-    if what_lies_at(path)!='file': return {i.id:row_of(i) for i in load(items, split)}
-    sides = [_question_side(row, None, split) for row in read_results(path) if isinstance(row, dict)]
-    known = {o['index']:{k:v for k, v in o.items() if v is not None and k not in _REPLY_SIDE} for o in sides}
-    if None in known:
-        raise ValueError(f'{path}: a question has no id. One of the columns '
-                         f"{', '.join(COLUMN_NAMES['index'])} must say which reply belongs to it.")
+    if not _is_file(items):
+        found = load(items, split) if isinstance(items, (str, Path)) else items
+        return {i.id:row_of(i) for i in found}
+    path, known, again = path_of(items), {}, []
+    for n, row in enumerate(read_results(path), 1):
+        if not isinstance(row, dict): continue
+        side = _question_side(row, None, split)
+        if side['index'] is None:
+            raise ValueError(f'{path}: a question has no id. One of the columns '
+                             f"{', '.join(COLUMN_NAMES['index'])} must say which reply belongs to it.")
+        if side['index'] in known: again.append(n)
+        else: known[side['index']] = {k:v for k, v in side.items() if v is not None and k not in _REPLY_SIDE}
+    if again: told.append(f'{path.name} {rows_in_words(again)}: {TWICE}.')
     return known
+
+def _of_two_answers(rows, known, name):
+    "A sentence about answers of a table that a file of questions contradicts; None: there are none"
+    def plain(answer): return answer.strip().removesuffix('.0')
+    def contradicted(row):
+        answer = text_of(row.get('answer')) if isinstance(row, dict) else None
+        asked = known.get(text_of(row.get(_column(row, 'index'))), {}) if answer else {}
+        theirs = [plain(asked[c]) for c in ('answer', 'answer_option') if asked.get(c)]
+        return theirs and plain(answer) not in theirs
+    other = [n for n, row in enumerate(rows, 1) if contradicted(row)]
+    return (f'{name} {rows_in_words(other)}: `items` has another answer to the question, and that one counts.'
+            if other else None)
 
 # %% ../../nbs/asking/14_results.ipynb #c045
 def _each_sample(rows):
@@ -254,11 +273,12 @@ def import_replies(
     rows, shape = _results_at(path)
     model, named = _names_of(path, shape)
     own = any('benchmark' in row for row in rows if isinstance(row, dict))
-    benchmark = benchmark or (None if own else named)
+    if not own: benchmark = benchmark or named or (path_of(items).stem if _is_file(items) else None)
     try: record = record_of(benchmark or '')
     except LookupError: record = None
     if record: split, benchmark = split or record.tables.get(benchmark), record.name
-    known = _known_questions(items, split)
+    told = []
+    known = _known_questions(items, split, told)
     out, seen, left = _reply_rows(rows, path, run, benchmark, split, known)
     _check_rows(path, seen, known, len(rows))
     if lost := [row for i, row in known.items() if i not in {r['index'] for r in out}]:
@@ -267,5 +287,7 @@ def import_replies(
         out += [dict(benchmark=benchmark)|r|own for r in lost]
     if shape and not any(r.get('answer') for r in out):
         left |= {'it holds no right answers, so nothing can be scored. Name its questions with `items`':[]}
+    if _is_file(items): told += filter(None, [_of_two_answers(rows, known, path.name)])
+    put_or_warn(told, None)                          # No row is without a reply for that
     put_or_warn(_in_sentences(left, path.name, len(rows)), problems)
     return reply_table([r|dict(run=r.get('run') or model) for r in numbered(out)])

@@ -6,17 +6,15 @@
 from __future__ import annotations
 from collections import Counter
 from itertools import groupby
-from pathlib import Path
 from ..benchmarks.items import Item
 from ..benchmarks.pictures import marks_in
-from ..checkpoints.places import path_of
 from ..checkpoints.texts import one_line
-from .folder import config_at
 from .models import LocalModel, decode_picture, prompt_inputs
+from .replies import COMPARED_BY, without_check
 
 # %% auto #0
-__all__ = ['HANDFUL', 'COMPARED_BY', 'prompt_kind', 'samples_of_kinds', 'prompt_here', 'prompt_text', 'why_other',
-           'check_prompts', 'without_check', 'prompt_record', 'prompts_said', 'unlike_prompts']
+__all__ = ['HANDFUL', 'prompt_kind', 'samples_of_kinds', 'prompt_here', 'prompt_text', 'why_other', 'check_prompts',
+           'prompts_said', 'unlike_prompts']
 
 # %% ../../nbs/asking/10_same_prompt.ipynb #c009
 HANDFUL = 6             # Questions that are tried at least, as far as there are as many
@@ -94,8 +92,8 @@ def why_other(
     if len((mine&theirs)-Counter())<len(mine)/2:
         return ('The server has another tokenizer, or another model. Serve this folder, or name the one '
                 'that is served.')
-    return ('The server writes the conversation in another way. Serve it with the chat template of this '
-            'folder, or name the folder that is served.')
+    return ('The server writes the conversation in another way. Start the server without its '
+            '--chat-template, so that it takes the one of this folder, or name the folder that is served.')
 
 # %% ../../nbs/asking/10_same_prompt.ipynb #c023
 def _told_apart(asker, item, here, there, count):
@@ -104,8 +102,8 @@ def _told_apart(asker, item, here, there, count):
     told = f'For the question {item.id!r} ({prompt_kind(item)}{system}) the processor of {asker.name} builds'
     if there is None:
         return (f'{told} {len(here)} tokens: "{prompt_text(asker, here)}"; the server saw {count}, and does '
-                f'not say which. Another template, tokenizer or model is served: serve this folder, or name '
-                f'the one that is served.')
+                f'not say which. Another template, tokenizer or model is served: start the server with this '
+                f'folder and without its --chat-template, or name the folder that is served.')
     at = next((k for k, (a, b) in enumerate(zip(here, there)) if a!=b), min(len(here), len(there)))
     return (f'{told} {len(here)} tokens: "{prompt_text(asker, here, at)}"; the server saw {len(there)}: '
             f'"{prompt_text(asker, there, at)}". {why_other(asker, here, there)}')
@@ -113,10 +111,13 @@ def _told_apart(asker, item, here, there, count):
 def check_prompts(
     asker:LocalModel,   # From `open_processor`, with the system message of the run
     items:list[Item],   # Those that were tried
-    seen:list,          # What the server tells of each: token ids or None, and their number or None
+    seen:list,          # What the server tells of each: token ids or None, and their number or None;
+                        # None: it did not answer
 )->dict:                # outcome, by, against, asked; of another prompt also what differs
     "Hold what a server saw against what the processor builds"
-    told = [(item, ids, n) for item, (ids, n) in zip(items, seen, strict=True) if n]
+    answered = [(item, *what) for item, what in zip(items, seen, strict=True) if what]
+    told = [(item, ids, n) for item, ids, n in answered if n]
+    compared, heard = ({prompt_kind(item) for item, *_ in some} for some in (told, answered))
     record = dict(outcome='same', by='token ids' if all(ids for _, ids, _ in told) else 'number of tokens',
                   against=asker.name, asked=[f'{item.id} ({prompt_kind(item)})' for item, *_ in told])
     if not told: return without_check('the server tells nothing of its prompts')
@@ -124,31 +125,11 @@ def check_prompts(
         here = prompt_here(asker, item)
         if here!=ids if ids else len(here)!=n:
             return record|dict(outcome='other', differs=_told_apart(asker, item, here, ids, n))
+    if untold := sorted(heard-compared):
+        return without_check(f"the server tells nothing of the prompts of questions with {untold[0]}")
     return record
 
-def without_check(
-    why:str,            # What stands in the way
-)->dict:
-    "The record of a check that could not be made"
-    return dict(outcome='not checked', why=why)
-
 # %% ../../nbs/asking/10_same_prompt.ipynb #c027
-def prompt_record(
-    out:str|Path,       # Folder of a run, or the replies in it
-)->dict|None:           # Of the session that asked last through an engine; None: it was asked here
-    "What is known of the prompts of a run"
-    path = path_of(out)
-    path = (path.parent if path.name=='replies.jsonl' else path)/'run.json'
-    if not path.is_file(): return None
-    asked = [s['how'] for s in config_at(path).get('sessions', []) if isinstance(s.get('how'), dict)]
-    far = [how for how in asked if 'url' in how or 'engine' in how]
-    if not far: return None
-    records = [how['prompt'] for how in far if isinstance(how.get('prompt'), dict)]
-    worst = [r for r in records if r.get('outcome')!='same'] or records
-    return worst[-1] if worst else without_check('nothing was asked of the kind')
-
-COMPARED_BY = {'token ids':'token by token', 'number of tokens':'by their number of tokens only'}
-
 def prompts_said(
     record:dict|None,   # From `prompt_record`
 )->str:                 # A line; '' where there is nothing to say, or it was said as a warning
@@ -156,32 +137,42 @@ def prompts_said(
     if not record: return ''
     n, trusted = len(record.get('asked', ())), ', and it is trusted'*bool(record.get('trusted'))
     if record['outcome']=='same':
-        return (f"Its prompts are those that the processor of {record['against']} builds: "
+        return (f"Its prompts are those that the processor of {record.get('against')} builds: "
                 f"{n} question{'s'*(n!=1)} compared {COMPARED_BY[record['by']]}.")
     if record['outcome']=='other': return f'Its prompts are other ones than the processor builds{trusted}.'
     return f'Its prompts were not checked{trusted}.' if trusted else ''
 
 # %% ../../nbs/asking/10_same_prompt.ipynb #c030
+def _doubts(runs):
+    "Of each run whose prompts are not known to be those of the model: a doubt, and what to do"
+    for name, record in runs.items():
+        outcome, why = (record or {}).get('outcome'), (record or {}).get('why')
+        if outcome=='other':
+            yield (f'{name} was asked through a server that built other prompts than the processor of the '
+                   f'model', 'Mend what its run.json says differs, and ask it anew')
+        if outcome=='not checked':
+            yield (f"Of {name} it was not checked that its prompts are those of the processor of the model"
+                   f"{f' ({why})'*bool(why)}", 'Ask it anew with a processor named')
+
 def unlike_prompts(
-    before:str|Path,    # Folder of a run
-    after:str|Path,     # Another
+    runs:dict,          # Name of a run -> what is known of its prompts, from `prompt_record` or `record_in`
     trust_prompt:bool=False, # Compare them also where the check did not pass?
 )->list[str]:           # Sentences
-    "What a comparison cannot rule out, as its folders tell; raise ValueError where the check did not pass"
-    records = {out:prompt_record(out) for out in (before, after)}
-    why = {'other':'the server built other prompts than the processor of the model',
-           'not checked':'it was not checked that the server builds the prompts of the processor'}
-    far = {out:r for out, r in records.items() if r}
-    if all(records.values()) and {r['outcome'] for r in far.values()}=={'not checked'}:
-        return ['Both were asked through servers, and of neither was it checked which prompts they build, so '
-                'what differs may come of that.']
-    if len({r.get('by') for r in far.values()})==2 and {r['outcome'] for r in far.values()}=={'same'}:
-        said = ', and '.join(f"the prompts of {out} were compared {COMPARED_BY[r['by']]}"
-                             for out, r in far.items())
+    "What a comparison of two runs cannot rule out; raise ValueError where the check did not pass"
+    kinds = [record and record['outcome'] for record in runs.values()]
+    by = [(record or {}).get('by') for record in runs.values()]
+    if kinds==['not checked']*2:
+        return [f"Of neither {' nor '.join(runs)} was it checked which prompts its server builds, so what "
+                f"differs may come of that."]
+    if kinds==['same']*2 and by[0]!=by[1]:
+        said = ', and '.join(f'the prompts of {name} were compared {COMPARED_BY[how]}'
+                             for name, how in zip(runs, by))
         return [f'{said[0].upper()}{said[1:]}: by their number a picture in another place is not seen.']
-    doubts = [f'{out} was asked through a server, and {why[r["outcome"]]}, so what differs may come of that.'
-              for out, r in far.items() if r['outcome'] in why]
-    if doubts and not trust_prompt:
-        raise ValueError(f"{' '.join(doubts)} Ask it anew with a processor named, or compare them all the "
-                         f"same with trust_prompt=True.")
-    return doubts
+    doubts = [*_doubts(runs)]
+    if not doubts: return []
+    said = [f'{doubt}, so what differs may come of that.' for doubt, _ in doubts]
+    if not trust_prompt:
+        raise ValueError(f"{' '.join(said)} {doubts[0][1]}, or compare them all the same with "
+                         f"trust_prompt=True.")
+    return said+[f'{name} has no record of a server, so it is taken as asked here.'
+                 for name, record in runs.items() if not record]

@@ -10,7 +10,7 @@ from ..benchmarks.pictures import parts_of
 from .connection import repeats_key, server_words
 
 # %% auto #0
-__all__ = ['THOUGHTS', 'LONGEST_PROMPT', 'data_url', 'wire_messages', 'read_reply', 'prompt_of']
+__all__ = ['THOUGHTS', 'LONGEST_PROMPT', 'data_url', 'wire_messages', 'read_reply', 'prompt_of', 'models_in', 'is_page']
 
 # %% ../../nbs/asking/09_wire.ipynb #c008
 def data_url(
@@ -90,3 +90,26 @@ def prompt_of(
             and all(type(i) is int and 0<=i<2**31 for i in ids)): ids = None
     n = usage.get('prompt_tokens') if isinstance(usage, dict) else None
     return ids, len(ids) if ids else n if type(n) is int and 0<n<2**31 else None
+
+# %% ../../nbs/asking/09_wire.ipynb #c027
+def models_in(
+    body:bytes,         # Of an answer
+    key:str|None=None,  # Of the server, which must not be in it
+)->dict:                # Name -> the place that it was loaded from, None if that is not told
+    "The models in a list of them; empty if it is none"
+    def plain(text, most):
+        return isinstance(text, str) and 0<len(text)<=most and text.isprintable() and not repeats_key(text,
+            key)
+    try: rows = json.loads(body)['data']
+    except (ValueError, LookupError, TypeError, RecursionError): return {}
+    rows = [r for r in rows if isinstance(r, dict)] if isinstance(rows, list) else []
+    return {r['id']:root if plain(root := r.get('root'), 4096) else None
+            for r in rows if plain(r.get('id'), 200)}
+
+def is_page(
+    answer,             # With headers
+    body:bytes,         # What came
+)->bool:
+    "Did a page come, for a human to read?"
+    first = body.lstrip()[:1]
+    return first==b'<' or 'text/html' in answer.headers.get('content-type', '') and first not in (b'{', b'[')

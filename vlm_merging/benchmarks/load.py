@@ -18,11 +18,11 @@ from .own_rows import own_row
 from .pictures import Picture, check_marks, numbered_columns, picture_cells
 from ..lab.trio import questions
 from .prepare import pattern_of, prepared, split_of_file
-from .tables import (IMAGES, TABLE_SUFFIXES, pictures_at, rows_in, rows_in_words,
-                                           what_lies_at)
+from .tables import (
+    FROM_TABLE, IMAGES, TABLE_SUFFIXES, pictures_at, rows_in, rows_in_words, what_lies_at)
 
 # %% auto #0
-__all__ = ['RULES_AT', 'PICTURE_FILES', 'subset', 'lab_items', 'Table', 'table_of', 'check_rule', 'load']
+__all__ = ['RULES_AT', 'TWICE', 'PICTURE_FILES', 'subset', 'lab_items', 'Table', 'table_of', 'check_rule', 'load']
 
 # %% ../../nbs/benchmarks/12_load.ipynb #c009
 def subset(
@@ -149,19 +149,29 @@ def _with_pictures(item, folder, read):
         path = picture.source
         if not isinstance(path, Path) or any(picture is o for o in read): return picture
         path = folder/path if (folder/path).is_file() else path
-        if not path.is_file(): raise ValueError(f"there is no image file '{one_line(path, 80)}'")
+        if not path.is_file(): raise ValueError(f"there is no image file '{one_line(path, 80)}'{FROM_TABLE}")
         return picture if path==picture.source else replace(picture, source=path)
     images = tuple(map(found, item.images))
     if images: check_marks(item.question, len(images))
     return item if all(a is b for a, b in zip(images, item.images)) else replace(item, images=images)
 
 # %% ../../nbs/benchmarks/12_load.ipynb #c037
+def _all_named(numbered, first):
+    "Rows of which some have an index, each with one: that of the others says that it is the number of a row"
+    def has_own(row):
+        cells = (row.get(c) for c in ('index', 'id')) if isinstance(row, dict) else ()
+        return any(v is not None and not callable(v) and text_of(v) for v in cells)
+    if not any(has_own(row) for _, row in numbered): return numbered
+    return [(n, row if has_own(row) or not isinstance(row, dict) else row|dict(index=f'row {first+at+1}'))
+            for at, (n, row) in enumerate(numbered)]
+
 def _items_of_rows(numbered, table, file, folder, first, word):
     "Items of one file by number of their row, and the rows that make none: number, `LeftRow`"
     own = table.record is None
     columns = IMAGES if own else table.record.images
     blind = not own and table.split in table.record.blind
     to_item = own_row if own else table.record.to_item
+    if own: numbered = _all_named(numbered, first)
     def image(raw): return next((raw[c] for c in columns if raw.get(c) is not None), None)
     def held(raw):
         return {n for c in columns for n in (numbered_columns(raw, c) if c.endswith('_1') else [c])}
@@ -191,13 +201,14 @@ def _items_of_rows(numbered, table, file, folder, first, word):
     return out, left
 
 # %% ../../nbs/benchmarks/12_load.ipynb #c040
+TWICE = 'the index stands in an earlier row already; that one counts'
+
 def _unique(numbered, seen, file, word):
     "Items whose index is new, and the rows of the others"
     out, left = [], []
-    why = 'the index stands in an earlier row already; that one counts'
     for n, item in numbered:
         where = f'{file} {word} {n}'
-        if (item.split, item.id) in seen: left.append((n, LeftRow(where, why, where, item.split)))
+        if (item.split, item.id) in seen: left.append((n, LeftRow(where, TWICE, where, item.split)))
         else: out.append(item)
         seen.add((item.split, item.id))
     return out, left
@@ -295,8 +306,9 @@ def load(
     if table.part:
         there = list(dict.fromkeys(i.split for i in items))
         items = [i for i in items if i.split==table.part]
-        if not items: raise LookupError(f"No row is of the split {table.part!r}; there are "
-                                        f"{', '.join(map(repr, there[:12]))}.")
+        if not items:
+            others = ', '.join(map(repr, there[:12])) if any(there) else 'none: there is no column `split`'
+            raise LookupError(f'No row is of the split {table.part!r}; there are {others}.')
         left = [o for o in left if o.split in ('', table.part)]
     left = _named_apart(items, left)
     if n is not None: items, left = _part(items, left, n, seed)

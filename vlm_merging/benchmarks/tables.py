@@ -16,8 +16,8 @@ from .pictures import HEAVIEST, Picture
 from ..checkpoints.disk import unreadable
 
 # %% auto #0
-__all__ = ['ROWS_AT_ONCE', 'IMAGES', 'LONG', 'NO_OBJECT', 'TABLE_SUFFIXES', 'POINTER', 'inside', 'Cell', 'rows_in_words',
-           'picture_columns', 'what_lies_at', 'rows_in', 'image_source', 'pictures_at']
+__all__ = ['ROWS_AT_ONCE', 'IMAGES', 'LONG', 'NO_OBJECT', 'TABLE_SUFFIXES', 'POINTER', 'FROM_TABLE', 'inside', 'Cell',
+           'rows_in_words', 'picture_columns', 'what_lies_at', 'rows_in', 'image_source', 'pictures_at']
 
 # %% ../../nbs/benchmarks/09_tables.ipynb #c009
 ROWS_AT_ONCE = 16       # Rows that are read together
@@ -271,6 +271,8 @@ def _pointed(value, by_index):
     return value
 
 # %% ../../nbs/benchmarks/09_tables.ipynb #c059
+FROM_TABLE = ' (a path counts from the folder of the table)'
+
 def _file_of(text, folder, own):
     "The file that a text names, or None; raise ValueError if it should be one"
     path = folder/text if own else inside(folder, text)
@@ -278,7 +280,7 @@ def _file_of(text, folder, own):
         if path.is_file(): return path
     except (OSError, ValueError): pass # Too long for a name, or a zero byte in it
     if (zipped:=_zip_names(folder).get(path.name)): return _Zipped(*zipped)
-    if '.' in text: raise ValueError(f"there is no image file {text[:80]!r}")
+    if '.' in text: raise ValueError(f"there is no image file {text[:80]!r}{FROM_TABLE}")
 
 def image_source(
     value,              # A cell: text, bytes, `Cell`, an image, or a struct of bytes and path

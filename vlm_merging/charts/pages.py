@@ -126,7 +126,9 @@ _KINDS = ('html', 'svg', 'png', 'json')
 _HEAD = '''<head>
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data: blob:;
-style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'">'''
+style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>.vega-embed, .vega-embed :is(svg, canvas) { max-width: 100%; height: auto !important }</style>'''
 
 class _InScript(json.JSONEncoder):
     "JSON in which nothing ends the script around it"

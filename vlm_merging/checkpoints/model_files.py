@@ -128,7 +128,8 @@ _UNFINISHED = '.incomplete', '.part', '.partial', '.crdownload', '.aria2', '.dow
 def _unfinished(folder, *names):
     "A sentence about a download that was begun, with a blank before it; '' if nothing tells of one"
     if link := next((n for n in names if os.path.lexists(folder/n)), None):
-        return f" {link} is a link to a file that is not there: the download was not finished."
+        return (f" {link} is a link to a file that is not there: the download was not finished."
+                if (folder/link).is_symlink() else f" {link} is there, but is no file.")
     places = folder, folder/'.cache'/'huggingface'/'download', folder.parent.parent/'blobs'
     begun = [p for place in places if place.is_dir() for p in sorted(place.iterdir())
              if p.name.endswith(_UNFINISHED) and not p.is_dir()]
@@ -174,7 +175,7 @@ def unread_weights(
 TICK = 1e7              # Nanoseconds between two ticks of a clock of files, at most
 
 def _stamps_now(folder):
-    stats = {e.name:e.stat() for e in os.scandir(folder) if e.name[0]!='.' and e.is_file()}
+    stats = {e.name:e.stat() for e in os.scandir(folder) if e.name[0]!='.' and os.path.isfile(e)}
     return {n:[s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino] for n, s in sorted(stats.items())}
 
 def take_stamps(

@@ -66,8 +66,10 @@ def asker_of(
     "The model that a command line names; raise ValueError if it names none"
     if 'endpoint' in given:
         from vlm_merging.asking.endpoint import Endpoint
-        url = given['endpoint']
-        model = given.get('model') or only_one(Endpoint(url, '').served())
+        from vlm_merging.asking.fingerprints import served_folder
+        if (serves := given.get('serves')) and not served_folder(serves):
+            tell(f'--serves {serves} is no folder here, so it is taken as a label of the weights.')
+        model = given.get('model') or only_one(Endpoint(given['endpoint'], '').served())
         return Endpoint(model=model, **taken(given, AS_SERVED))
     if not given.get('model'):
         raise ValueError('--model is missing. Name a folder or hub id, or a server with --endpoint.')
@@ -174,8 +176,8 @@ def ask_command(
 )->int:                 # Exit code: 4 if some items failed
     "Ask a model every question, and keep each reply at once; a run that was stopped goes on where it was"
     from vlm_merging.asking.ask import ask, in_samples
-    from vlm_merging.asking.replies import run_report, unique_rows
-    from vlm_merging.asking.same_prompt import prompt_record, prompts_said
+    from vlm_merging.asking.replies import prompt_record, run_report, unique_rows
+    from vlm_merging.asking.same_prompt import prompts_said
     out = folder_wanted(given)
     items = questions_of(given, given['benchmark'])
     several = taken(given, SAMPLED)
@@ -256,13 +258,13 @@ def worst_cases(
 ):                      # Yields tables of `comparison_table`
     "Of benchmarks that ask each question in variants: all variants of a question right"
     import polars as pl
-    from vlm_merging.comparing.compare import compare
+    from vlm_merging.comparing.pairs import comparison_table
     from vlm_merging.comparing.summary import VARIANTS, worst_case
     for name in {n.lower() for n in VARIANTS}&{n.lower() for n in names}:
         try: worst = [worst_case(t.filter(pl.col('benchmark').str.to_lowercase()==name)) for t in (a, b)]
         except ValueError: continue         # No question is there with all its variants
         worst = [t.with_columns(benchmark=pl.col('benchmark')+', worst case') for t in worst]
-        if {*worst[0]['index']}&{*worst[1]['index']}: yield compare(*worst).table
+        if {*worst[0]['index']}&{*worst[1]['index']}: yield comparison_table(*worst)
 
 @command(shows=dict(options=('comparing.compare:compare a=before b=after protocol unpaired thinking '
                              'trust_prompt', QUESTIONS_OF_OTHERS)),
@@ -279,7 +281,6 @@ def compare_command(
 )->int:                 # Exit code: 4 if some questions have no reply
     "Compare two runs item by item, and say in words what the numbers allow to say"
     import polars as pl
-    from vlm_merging.asking.same_prompt import unlike_prompts
     from vlm_merging.comparing.compare import compare
     from vlm_merging.comparing.findings import verdict
     ready_to_write(out, TABLES, before, after)
@@ -288,14 +289,13 @@ def compare_command(
     how = given.get('protocol', 'offline'), left, given.get('items'), given.get('thinking', 'general')
     a, b = (read_scores(p, *how) for p in (before, after))
     for sentence in left: tell(sentence)
-    for sentence in unlike_prompts(before, after, given.get('trust_prompt', False)): tell(sentence)
     if same_place(before, after): tell(f'{before} is compared with itself, so nothing can differ.')
     runs = [t['run'].unique().to_list() if 'run' in t.columns else [] for t in (a, b)]
     if runs[0]==runs[1]!=[]:                # Told apart by where they lie
         a, b = (t.with_columns(run=pl.lit(str(p))) for t, p in ((a, before), (b, after)))
     by = tags_in_both(by, a, b)
     unpaired = given.get('unpaired', False)
-    table = compare(a, b, by, unpaired=unpaired).table
+    table = compare(a, b, by, unpaired=unpaired, trust_prompt=given.get('trust_prompt', False)).table
     worst = [] if unpaired else worst_cases(a, b, table['benchmark'].unique())
     table = pl.concat([table, *worst], how='diagonal')
     print(verdict(table))

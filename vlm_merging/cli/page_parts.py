@@ -29,13 +29,19 @@ def two_lines(
     ends = '' if row['low'] is None else f"{100*row['low']:.1f}–{100*row['high']:.1f}"
     return f"{row['value']:.1%}", ends
 
+def correction(
+    row:dict,           # Of `compare`
+)->str:                 # ' corrected', or nothing
+    "What is said of a p that is larger for the number of kinds; the interval beside it is that of one kind"
+    return ' corrected'*(row['p_holm']!=row['p'])
+
 def gain_said(
     row:dict,           # Of `compare`
 )->str:
-    "`+26.8 points (95% +20.0 to +33.0), p < .001`; p is corrected for the number of kinds"
+    "`+26.8 points (95% +20.0 to +33.0), p < .001 corrected`"
     from vlm_merging.comparing.findings import p_said, points
     gain, low, high = (points(row[k]) for k in ('difference', 'low', 'high'))
-    return f"{gain} points (95% {low} to {high}), {p_said(row['p_holm'])}"
+    return f"{gain} points (95% {low} to {high}), {p_said(row['p_holm'])}"+correction(row)
 
 def needed_layers(
     profile,            # From `profile_table`

@@ -6,8 +6,8 @@ from vlm_merging.checkpoints.texts import name_in_line
 from vlm_merging.cli.commands import command
 from vlm_merging.cli.files import ready_to_write
 from vlm_merging.cli.page_parts import (
-    OVER_ALL, drawn_chart, gain_said, main_places, needed_layers, place_key, place_said, question_parts,
-    template, two_lines, verdict_parts)
+    OVER_ALL, correction, drawn_chart, gain_said, main_places, needed_layers, place_key, place_said,
+    question_parts, template, two_lines, verdict_parts)
 from vlm_merging.cli.report_inputs import Reported, gathered, place_of_question
 
 MARK = '<meta name="generator" content="vlm-merging report">' # Such a page is written anew
@@ -24,7 +24,8 @@ def tables_of(
     known = {(r['run'], r['what'], *place_key(r)):r for r in sums.to_dicts()}
     def cells(what, row, form): return [form(known.get((run, what, *place_key(row)))) for run in runs]
     def change(r):
-        return points(r['difference']), f"{points(r['low'])} to {points(r['high'])}, {p_said(r['p_holm'])}"
+        ends = f"{points(r['low'])} to {points(r['high'])}"
+        return points(r['difference']), f"{ends}, {p_said(r['p_holm'])}{correction(r)}"
     def long(row): return '' if row is None else f"{row['value']:.1f}"
     cards = [dict(name=place_said(r, several), before=f"{r['a']:.1%}", after=f"{r['b']:.1%}",
                   note=gain_said(r)) for r in main_places(f.compared)]
@@ -158,21 +159,22 @@ def report(
     b,                  # The run after: the same
     out:str|Path='report.html', # The page that shall appear; an earlier report is replaced
     by=None,            # Split by these tags; None: category, where there is one
-    probe=None,         # Folder that `profile` wrote: which layers matter
-    sweep=None,         # Folder that `sweep` wrote: what other weights do
+    probe=None,         # Folder of a profile: which layers matter
+    sweep=None,         # Folder of a sweep: what other weights do
     items=None,         # Questions with their pictures: a table file, a prepared benchmark, or `Item`s;
                         # None: those of the lab and of prepared benchmarks are found by their names
     protocol:str='offline', # How replies are scored that have no score yet: offline or strict
+    thinking:str='general', # What is thought in replies that have no score yet: as `score` takes it
     trust_prompt:bool=False, # Compare also a run of a server that was not seen to build the model's prompts?
 )->Path:
     "Write two runs onto one page that needs nothing but itself; raise ValueError if it cannot be done"
     from vlm_merging.checkpoints.disk import replace_text
     path = check_page(out, a, b)
-    replace_text(path, page(gathered(a, b, by, probe, sweep, items, protocol, trust_prompt)))
+    replace_text(path, page(gathered(a, b, by, probe, sweep, items, protocol, thinking, trust_prompt)))
     return path
 
 @command(shows=dict(options='cli.report:report a=before b=after probe sweep items protocol '
-                      'trust_prompt'),
+                      'thinking trust_prompt'),
          choices=dict(protocol='scoring.score:PROTOCOLS'),
          example='vlm-merging report runs/vlm runs/merged --out page.html\n'
                  'vlm-merging report runs/vlm runs/merged --probe runs/probe --sweep runs/sweep --out a.html')
@@ -190,7 +192,8 @@ def report_command(
     path = check_page(out, before, after)
     if same_place(before, after): tell(f'{before} is compared with itself, so nothing can differ.')
     found = gathered(before, after, by, *(given.get(k) for k in ('probe', 'sweep', 'items')),
-                     given.get('protocol', 'offline'), given.get('trust_prompt', False))
+                     given.get('protocol', 'offline'), given.get('thinking', 'general'),
+                     given.get('trust_prompt', False))
     replace_text(path, page(found))
     from vlm_merging.comparing.findings import verdict
     print(verdict(found.compared))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json, re, warnings
 from dataclasses import dataclass, field
 from pathlib import Path
-from vlm_merging.checkpoints.places import path_of
+from vlm_merging.checkpoints.places import path_of, same_place
 from vlm_merging.checkpoints.texts import json_of, name_in_line
 from vlm_merging.cli.files import read_scores
 from vlm_merging.cli.page_parts import shown_rows
@@ -147,16 +147,31 @@ def without_places(
     def named(value): return [*map(named, value)] if isinstance(value, list) else value and Path(value).name
     return {k:named(v) if k in ('vlm', 'llm', 'base') else v for k, v in recipe.items()}
 
+OTHER_NAMES = dict(max_tokens='max_new_tokens') # Setting of a server -> that of a model that is opened here
+NO_SETTING = 'weights', 'url', 'model', 'engine', 'ask', 'own', 'greedy' # Who is asked, and what others say
+OF_DRAWS = 'top_p', 'seed'  # They say something only where replies are drawn
+
+def settings_meant(
+    about:dict,         # Of a run.json
+)->dict:
+    "What the settings of a run mean, whoever was asked: one name each, and none that changes nothing"
+    meant = {OTHER_NAMES.get(k, k):v for k, v in about.items() if k not in NO_SETTING}
+    if about.get('greedy'): meant['temperature'] = 0
+    unused = OF_DRAWS if meant.get('temperature')==0 else ()
+    nothing = (*((k, v) for k in meant for v in (None, {}, '')), ('top_p', 1), ('dtype', 'auto'))
+    return {k:v for k, v in meant.items() if k not in unused and (k, v) not in nothing}
+
 def asked_unlike(
     configs:list[dict], # Of the runs
     names:list[str],    # Of the runs
 )->list[str]:           # Sentences
     "How two runs were asked otherwise, beside their weights"
-    abouts = [c.get('about') or {} for c in configs]
-    if not all(abouts): return []
+    if not all(c.get('about') for c in configs): return []
+    abouts = [settings_meant(c['about']) for c in configs]
     return [f'{k} was {json.dumps(a)} for {names[0]} and {json.dumps(b)} for {names[-1]}.'
             for k in dict.fromkeys(k for o in abouts for k in o)
-            if (a := abouts[0].get(k))!=(b := abouts[-1].get(k)) and k not in ('weights', 'own', 'ask')]
+            if (a := abouts[0].get(k))!=(b := abouts[-1].get(k))
+            and not (k=='dtype' and None in (a, b))]        # A server does not say it
 
 # Pictures
 
@@ -180,6 +195,7 @@ def pictures_of(
     "The pictures of some questions, where they are those that were asked"
     from vlm_merging.asking.fingerprints import reply_key
     from vlm_merging.asking.replies import ASKED_LAST, run_lines
+    from vlm_merging.comparing.pairs import SHARED
     from vlm_merging.benchmarks.questions import as_items
     groups, known, why, config = {}, {}, {}, run_config(run)
     for r in shown: groups.setdefault((r['benchmark'], r['split']), []).append(r['index'])
@@ -188,7 +204,8 @@ def pictures_of(
         found = []
         for (benchmark, split), ids in groups.items():
             try: found += questions_at(benchmark, split, ids)
-            except (ValueError, LookupError) as e: why[benchmark] = str(e)
+            except LookupError: continue            # Of that name nothing is known here
+            except ValueError as e: why[benchmark] = str(e)
         known = found
     by = {(i.benchmark or 'unnamed', i.split or 'all', str(i.id)):i for i in known}
     lines = run_lines(path_of(run), ASKED_LAST)[0] if config else ()
@@ -202,35 +219,39 @@ def pictures_of(
     lost = [p for p, o in out.items() if isinstance(o, str)]
     if lost:
         more = next((f' {why[b]}' for b, *_ in lost if b in why), '')
+        def told(place): return ', '.join(f'{c} {name_in_line(v, 60)}' for c, v in zip(SHARED, place))
+        if items is None: more += ' If there are pictures, name their table or benchmark with `items`.'
+        elif known and lost[0] not in by: more += f' In `items` they are named as in {told(next(iter(by)))}.'
         warnings.warn(f'{len(lost)} of {len(out)} questions that are shown have no picture here, such as '
-                      f'{name_in_line(lost[0][-1], 60)}: {out[lost[0]]}.{more} Name their table or benchmark '
-                      f'with `items`.', stacklevel=3)
+                      f'{told(lost[0])}: {out[lost[0]]}.{more}', stacklevel=3)
     return out
 
 def gathered(
     a, b,               # The runs, as for `report`
-    by, probe, sweep, items, protocol, trust_prompt, # As for `report`
+    by, probe, sweep, items, protocol, thinking, trust_prompt, # As for `report`
 )->Reported:
     "All that a page is made of; raise ValueError if it does not belong together"
     import polars as pl
     from vlm_merging.asking.folder import versions
-    from vlm_merging.asking.same_prompt import unlike_prompts
     from vlm_merging.cli.asking_commands import tags_in_both
-    from vlm_merging.comparing.compare import compare
-    from vlm_merging.comparing.pairs import matched
+    from vlm_merging.comparing.compare import asked_otherwise
+    from vlm_merging.comparing.pairs import comparison_table, matched
     from vlm_merging.scoring.score import score
     def scored(run):
-        if not isinstance(run, pl.DataFrame): return read_scores(run, protocol, left, as_named(items))
-        return run if 'correct' in run.columns else score(run, protocol)
+        if not isinstance(run, pl.DataFrame):
+            return read_scores(run, protocol, left, as_named(items), thinking)
+        return run if 'correct' in run.columns else score(run, protocol, thinking)
     def as_named(items): return items if isinstance(items, (str, Path)) else None
     left = []
     scores, configs = [*map(scored, (a, b))], [run_config(a), run_config(b)]
     for sentence in left: warnings.warn(sentence, stacklevel=3)
     if all('run' in t.columns for t in scores) and scores[0]['run'][0]==scores[1]['run'][0]:
-        scores = [t.with_columns(run=pl.lit(name if isinstance(r, pl.DataFrame) else str(r)))
+        alike = all(isinstance(r, pl.DataFrame) for r in (a, b)) or same_place(a, b)
+        scores = [t.with_columns(run=pl.lit(name if alike else str(r)))
                   for t, r, name in zip(scores, (a, b), ('before', 'after'))]
+    doubts = asked_otherwise(*scores, trust_prompt)
     tags = [by] if isinstance(by, str) else [*tags_in_both(by, *scores)]
-    compared, pairs = compare(*scores, tags).table, matched(*scores)
+    compared, pairs = comparison_table(*scores, tags), matched(*scores)
     if not compared['n'].sum():
         raise ValueError('No reply of both runs could be scored, so there is nothing to report. '
                          'Have the questions answers, and were both runs asked them?')
@@ -243,8 +264,7 @@ def gathered(
     if sweep is not None: tried, method, others = sweep_table_at(sweep, configs, tags, asked)
     recipe = recipe_of_run(configs[1])
     weight = recipe.get('knobs', {}).get('weight')
-    unlike = asked_unlike(configs, [*map(name_in_line, runs)])
-    if all(isinstance(run, (str, Path)) for run in (a, b)): unlike += unlike_prompts(a, b, trust_prompt)
+    unlike = asked_unlike(configs, [*map(name_in_line, runs)])+doubts
     for sentence in unlike: warnings.warn(sentence, stacklevel=3)
     def last(config): return (config.get('sessions') or [{}])[-1].get('versions')
     how = {name_in_line(r):dict(asked=c.get('about'), versions=last(c)) for r, c in zip(runs, configs) if c}

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from pkgutil import resolve_name
 import polars as pl
-from ..checkpoints.texts import in_markdown
+from ..checkpoints.texts import in_markdown, name_in_line
+from ..asking.replies import record_in
 from ..asking.same_prompt import unlike_prompts
+from ..scoring.problems import tags_unknown
 from ..scoring.score import score, table_at
 from .statistics import RESAMPLES
 from .pairs import comparison_table, unpaired_table
 from .findings import names_in_line, p_said, points, verdict
 
 # %% auto #0
-__all__ = ['SCREEN', 'ROWS', 'on_a_screen', 'verdict_markdown', 'Comparison', 'compare']
+__all__ = ['SCREEN', 'ROWS', 'asked_otherwise', 'on_a_screen', 'verdict_markdown', 'Comparison', 'compare']
 
 # %% ../../nbs/comparing/06_compare.ipynb #c012
 def _scores(run, protocol, thinking='general'):
@@ -27,8 +29,10 @@ def _scores(run, protocol, thinking='general'):
         if tables and run: return run
         raise ValueError(f"{type(run).__name__} is no run. Give its folder, a table of replies or of scores, "
                          f"or a list of score tables.")
-    return run if 'correct' in run.columns or 'prediction' not in run.columns else score(run, protocol,
-                                                                                         thinking)
+    if 'correct' in run.columns or 'prediction' not in run.columns: return run
+    scores = score(run, protocol, thinking)
+    if tags := tags_unknown(scores): warnings.warn(tags, stacklevel=4)
+    return scores
 
 # %% ../../nbs/comparing/06_compare.ipynb #c015
 def _named_apart(a, b, paths):
@@ -36,6 +40,26 @@ def _named_apart(a, b, paths):
     if not paths_given or not all('run' in t.columns for t in (a, b)): return a, b
     if a['run'].unique().to_list()!=b['run'].unique().to_list(): return a, b
     return tuple(t.with_columns(run=pl.lit(str(p))) for t, p in zip((a, b), paths))
+
+# %% ../../nbs/comparing/06_compare.ipynb #c0152
+def _itself(a, b):
+    frames = [t.drop('run', strict=False) for t in (a, b) if isinstance(t, pl.DataFrame)]
+    return a is b or len(frames)==2 and frames[0].equals(frames[1])
+
+def asked_otherwise(
+    a,                  # Table of replies or scores, or several of them
+    b,                  # The same of the run after
+    trust_prompt:bool=False, # Compare them also where nobody knows?
+)->list[str]:           # Sentences
+    "What is not known of the prompts of two runs; raise ValueError where that forbids to compare them"
+    if _itself(a, b): return []
+    runs = {}
+    for table, name in ((a, 'the run before'), (b, 'the run after')):
+        tables = [table] if isinstance(table, pl.DataFrame) else [*table]
+        known = [r for t in tables if 'run' in t.columns for r in t['run'].drop_nulls().head(1)]
+        name = name_in_line(known[0]) if known else name
+        runs[f'{name} (after)' if name in runs else name] = record_in(*tables)
+    return unlike_prompts(runs, trust_prompt)
 
 # %% ../../nbs/comparing/06_compare.ipynb #c019
 SCREEN = 30             # Lines of words that are shown at once
@@ -120,6 +144,5 @@ def compare(
 )->Comparison:          # Shows its verdict; `.table` has the numbers, `.chart()` draws them
     "Compare two runs on the same questions, item by item, and say what may be said"
     tables = _named_apart(*(_scores(run, protocol, thinking) for run in (a, b)), (a, b))
-    if all(isinstance(run, (str, Path)) for run in (a, b)):
-        for sentence in unlike_prompts(a, b, trust_prompt): warnings.warn(sentence, stacklevel=2)
+    for sentence in asked_otherwise(*tables, trust_prompt): warnings.warn(sentence, stacklevel=2)
     return Comparison((unpaired_table if unpaired else comparison_table)(*tables, by, resamples, seed))

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import numpy as np
 import polars as pl
+from ..checkpoints.texts import quoted
 from ..asking.replies import NO_REPLY
 from ..scoring.floor import floors_of
 from .samples import NOISE_COLUMNS, verdict_flips, item_rows, noise_of
@@ -152,6 +153,8 @@ def _state():
             .when(unread).then(pl.lit('no gold')).otherwise(pl.lit('paired')))
 
 # %% ../../nbs/comparing/04_pairs.ipynb #c049
+def _first_item(scores): return ', '.join(f'{c} {quoted(scores[c][0])}' for c in SHARED)
+
 def matched(
     a,                  # Score table of the first run
     b,                  # Score table of the second run
@@ -165,9 +168,10 @@ def matched(
     both = a.with_columns(here=True).join(b.with_columns(here=True), on=SHARED, how='full', suffix='_b',
                                           coalesce=True, maintain_order='left_right')
     if not (both['here'] & both['here_b']).any():
-        raise ValueError(f"The runs {a['run'][0]} and {b['run'][0]} share no item: no benchmark, split and "
-                         f"index is in both. Were they asked the same questions, and are benchmark and "
-                         f"split named alike? If other questions were meant, allow it with `unpaired`.")
+        raise ValueError(f"The runs {a['run'][0]} and {b['run'][0]} share no item: the first begins with "
+                         f"{_first_item(a)}, the second with {_first_item(b)}. Were they asked the same "
+                         f"questions? Then name these alike in both. If other questions were meant, allow "
+                         f"it with `unpaired`.")
     worded = {'question', 'question_b'}<={*both.columns}
     asked = pl.col('question')!=pl.col('question_b') if worded else pl.lit(False)
     return both.with_columns(state=_state().alias('state'), asked_otherwise=asked.fill_null(False),

@@ -79,7 +79,9 @@ def _refuse_doubles(scores):
     twice = scores.select(key).is_duplicated() & scores['index'].is_not_null()
     if twice.any():
         raise ValueError(f"The same {', '.join(key[:-1])} and {key[-1]} stand more than once, "
-                         f"{rows_said(twice)}. Keep one of each: scores.unique({key}, keep='first').")
+                         f"{rows_said(twice)}. Keep one of each, in Python by "
+                         f"scores.unique({key}, keep='first'); or number several replies to one question in "
+                         f"a column `sample`.")
 
 # %% ../../nbs/comparing/01_statistics.ipynb #c026
 def _told_samples(scores, repeats):

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
+import numpy as np
 if TYPE_CHECKING: from torch import Generator, Tensor
 else: Generator, Tensor = 'torch.Generator', 'torch.Tensor'   # For signatures; a plan need not wait for torch
 
@@ -27,14 +28,13 @@ def name_rng(
 
 # %% ../../nbs/merging/06_coins.ipynb #c014
 def flips(
-    like:Tensor,          # Gives shape and device
+    n:int,                # How many
     rng:Generator,        # Source of the flips; same state, same flips
-)->Tensor:                # int16, uniform over all 65536 values, on the device of `like`
-    "One 16-bit number per entry, four from each draw"
+)->np.ndarray:            # int16, uniform over all 65536 values
+    "Numbers of 16 bits, four from each draw"
     import torch
-    n = like.numel()
     words = torch.empty((n+3)//4, dtype=torch.int64).random_(-2**63, None, generator=rng)
-    return words.view(torch.int16)[:n].view(like.shape).to(like.device)
+    return words.numpy().view(np.int16)[:n]
 
 # %% ../../nbs/merging/06_coins.ipynb #c018
 def drop(
@@ -44,11 +44,12 @@ def drop(
     rescale:bool=True,    # Divide what is kept by `density`?
 )->Tensor:                # Shape of `delta`
     "Keep a random share of `delta`"
+    import torch
     places = round(density*65536)
     if places==65536: return delta
     if not places: return delta.new_zeros(delta.shape)
-    kept = (flips(delta, rng)<places-32768).to(delta.dtype)  # cheaper than to multiply by yes and no
-    return kept.mul_(65536/places if rescale else 1).mul_(delta)
+    kept = torch.from_numpy((flips(delta.numel(), rng)<places-32768).view(np.uint8)).view(delta.shape)
+    return kept.to(delta).mul_(65536/places if rescale else 1).mul_(delta)
 
 # %% ../../nbs/merging/06_coins.ipynb #c023
 def drop_by_rank(

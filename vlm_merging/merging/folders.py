@@ -16,7 +16,7 @@ from ..checkpoints.writer import side_files
 
 # %% auto #0
 __all__ = ['Finding', 'quantized', 'called_quantized', 'left_over', 'taken_for_text', 'not_taken', 'side_findings',
-           'not_as_recorded', 'folder_findings']
+           'damaged_record', 'not_as_recorded', 'folder_findings']
 
 # %% ../../nbs/merging/03_folders.ipynb #c009
 @dataclass(frozen=True)
@@ -136,16 +136,34 @@ def side_findings(
     return []
 
 # %% ../../nbs/merging/03_folders.ipynb #c029
+def damaged_record(
+    inputs,             # Of a recipe.json
+)->str:                 # '' if it is as a merge writes it: role -> `source` and `files`
+    "What is wrong with the record of what was merged"
+    if not isinstance(inputs, dict): return f'`inputs` is {str(inputs)[:80]!r}, and no table'
+    for who, was in inputs.items():
+        known = was.get('files') if isinstance(was, dict) else None
+        if not isinstance(known, dict) or not isinstance(was.get('source'), str):
+            return f'{name_in_line(who)} has no `source`, or no table `files`'
+        for f, one in known.items():
+            of_file = dict(size=int, samples=str)
+            if not isinstance(one, dict) or any(type(one.get(k)) is not t for k, t in of_file.items()):
+                return f'{name_in_line(f)} of {name_in_line(who)} has no `size`, or no `samples`'
+    return ''
+
 def not_as_recorded(
     inputs:dict|None,   # Role -> `source` and `files`, as recipe.json of a merged folder has them
     sides:dict,         # Role -> open checkpoint
 )->list[Finding]:
     "Warn of models whose files are not those of the recipe"
     found = []
+    if inputs is None: return found
+    if what := damaged_record(inputs):
+        return [Finding('warn', f'What the recipe tells of the files that were merged is damaged: {what}.',
+                        'Nobody can say if they are the same now.')]
     for who, c in sides.items():
-        was = inputs.get(who) if isinstance(inputs, dict) else None
-        known = was.get('files') if isinstance(was, dict) and was.get('source')==c.source else None
-        if not isinstance(known, dict): continue
+        if inputs.get(who, {}).get('source')!=c.source: continue
+        known = inputs[who]['files']
         now = {f: fingerprint(path) for f, (path, _) in deciding_files(c).items()}
         words = c.path/'tokenizer.json'
         if words.name in known and words.is_file(): now[words.name] = fingerprint(words)
@@ -160,7 +178,7 @@ def not_as_recorded(
 
 def _one_file(was, now):
     "Do two fingerprints belong to one file?"
-    return isinstance(was, dict) and now is not None and all(was.get(k)==now[k] for k in ('size', 'samples'))
+    return bool(was and now) and all(was[k]==now[k] for k in ('size', 'samples'))
 
 # %% ../../nbs/merging/03_folders.ipynb #c030
 def folder_findings(

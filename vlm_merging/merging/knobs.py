@@ -6,7 +6,8 @@
 from __future__ import annotations
 import functools, inspect, re
 from dataclasses import dataclass
-from typing import Annotated, Callable, Literal, get_args, get_origin
+from types import SimpleNamespace
+from typing import Annotated, Callable, Literal, get_args, get_origin, get_type_hints
 from ..checkpoints.texts import did_you_mean
 
 # %% auto #0
@@ -52,7 +53,8 @@ def _knob_of(
     about:str,            # The comment beside it
 )->Knob:
     "Read one knob from a signature"
-    hint = eval(p.annotation, fn.__globals__) if isinstance(p.annotation, str) else p.annotation
+    one = SimpleNamespace(__annotations__={p.name: p.annotation})   # Others may stand for what is not loaded
+    hint = get_type_hints(one, fn.__globals__, include_extras=True)[p.name]
     bounds = hint.__metadata__ if get_origin(hint) is Annotated else ()
     choices = (True, False) if hint is bool else get_args(hint) if get_origin(hint) is Literal else ()
     if not choices and len(bounds)!=2: needs = f'a type with bounds, as {p.name}:Share=.5; or bool or Literal'

@@ -25,35 +25,44 @@ class Cut:
         size:Tensor,      # Magnitudes of the next block, any shape
     )->Tensor:            # True where kept
         "Which entries of the next block are among the largest"
-        if self.equals<0: return size>=self.level
+        if self.equals<0 or self.equals and self._all_fit(size): return size>=self.level
         mask = size>self.level
-        mask.view(-1)[self._next_equals(size)] = True
+        if self.equals: mask.view(-1)[self._next_equals(size)] = True
         return mask
 
     def trim(self,
         delta:Tensor,     # The next block, any shape
     )->Tensor:            # Same shape, zero where not kept
         "What the largest entries of the next block are"
-        if self.level==0 and self.equals<0: return delta
-        if self.equals<0: return delta.hardshrink(just_below(self.level, delta.dtype))
-        kept = delta.hardshrink(self.level)
-        if self.equals:
-            i = self._next_equals(delta.abs())
-            kept.view(-1)[i] = delta.reshape(-1)[i]
+        if not self.equals: return delta.hardshrink(self.level)
+        if self.equals<0 or self._all_fit(size:=delta.abs()):
+            return delta.hardshrink(just_below(self.level, delta.dtype)) if self.level else delta
+        kept, i = delta.hardshrink(self.level), self._next_equals(size)
+        kept.view(-1)[i] = delta.reshape(-1)[i]
         return kept
+
+    def _all_fit(self, size):
+        "Has every entry of just the cut's size a place? If so, takes up their places"
+        exact = size.float() if size.itemsize==2 else size      # NumPy knows no bfloat16
+        n = int((size==self.level).sum()) if size.is_cuda else np.count_nonzero(exact.numpy()==self.level)
+        if n>self.equals: return False
+        self.equals -= n
+        return True
 
     def _next_equals(self, size):
         "Flat indices of entries of just the cut's size that still have a place; takes up those places"
-        i = (size==self.level).view(-1).nonzero()[:max(self.equals, 0), 0]
+        i = (size==self.level).view(-1).nonzero()[:self.equals, 0]
         self.equals -= len(i)
         return i
 
 def just_below(
     x:float,              # Positive
-    dtype:dtype,          # A type that NumPy knows
+    dtype:dtype,          # A type of floats
 )->float:
     "The next smaller number of a type"
-    return float(np.nextafter(np.array(x, dtype=str(dtype).removeprefix('torch.')), 0))
+    import torch
+    t = torch.tensor(x, dtype=dtype)
+    return float((t.view({2: torch.int16, 4: torch.int32, 8: torch.int64}[t.itemsize])-1).view(dtype))
 
 # %% ../../nbs/merging/05_largest.ipynb #c016
 def bits(
@@ -97,12 +106,12 @@ def at_least(
 def within(
     i:Tensor,             # Integers
     low:int, high:int,    # The smallest that is picked, and one past the largest
-)->Tensor:                # On the CPU
-    "The integers from `low` on below `high`"
+)->Tensor:                # int32, from 0 on; on the CPU
+    "By how much the integers from `low` on below `high` are above `low`"
     import torch
-    if i.is_cuda: return i[(i>=low)&(i<high)].cpu()
-    a = i.numpy()
-    return torch.from_numpy(a[(a>=low)&(a<high)])
+    if i.is_cuda: return i[(i>=low)&(i<high)].cpu()-low
+    over = i.numpy()-np.int32(low)
+    return torch.from_numpy(over[over.view(np.uint32)<high-low])     # What is below `low` wraps round
 
 # %% ../../nbs/merging/05_largest.ipynb #c026
 def _by_histograms(
@@ -120,7 +129,7 @@ def _by_histograms(
     low = [torch.zeros(1<<16, dtype=torch.int64) for _ in bins]
     for ts in sizes(blocks):
         for h, t, (b, _) in zip(low, ts, bins):
-            h += torch.bincount(within(bits(t), b<<16, (b+1)<<16)-(b<<16), minlength=1<<16)
+            h += torch.bincount(within(bits(t), b<<16, (b+1)<<16), minlength=1<<16)
     return [cut_at(h, b<<16, spare) if k else Cut(float('inf'), 0)
             for h, (b, spare), k in zip(low, bins, cycle(keep))]
 
@@ -159,7 +168,7 @@ class Tally:
     def _count(self):
         "Enter what waits into the histogram"
         import torch
-        self.counts += torch.bincount(self.waiting[:self.n]-self.low, minlength=len(self.counts))
+        self.counts += torch.bincount(self.waiting[:self.n], minlength=len(self.counts))
         self.n = 0
 
     def cut(self,

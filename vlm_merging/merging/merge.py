@@ -43,8 +43,8 @@ def merged_blocks(
 ):                      # Tensors of the stored type, flat, one after the other
     "Merge one tensor block by block"
     entry = work.vlm[0]
-    step, columns = (BLOCK if device=='cpu' else BLOCK_GPU), None
-    if computed_in(work, method)!='float32': step *= 4      # No copies in float32: as many bytes in all
+    step, columns = (2*BLOCK if device=='cpu' else BLOCK_GPU), None
+    if computed_in(work, method)!='float32': step *= 2      # No copies in float32
     if method.rows:
         columns = entry.shape[-1] if entry.shape else 1
         step = max(1, step//columns)*columns

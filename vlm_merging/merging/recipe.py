@@ -341,4 +341,5 @@ def _read_recipe(
         raise ValueError(f"{path}: a recipe has no {sorted(extra)[0][:80]!r}; it has {', '.join(names)}.")
     if missing:={'vlm', 'llm'}-text.keys(): raise ValueError(f"{path}: `{sorted(missing)[0]}` is missing.")
     try: return Recipe(**text|({'vlm': vlm} if vlm else {}), inputs=made_of)
+    except ValueError as e: raise ValueError(f"{path}: {e}") from None
     except (TypeError, AttributeError) as e: raise ValueError(f"{path} is not a recipe: {e}.") from None

@@ -168,7 +168,7 @@ def _sparse(whole, layers):
         key = f'moved_share_{who.lower()}'
         if not 0<whole[key]<1-THRESHOLDS['sparse'].value: continue
         still, shares = layers.filter(pl.col(key)==0)['layer'].to_list(), layers[key]
-        where = (f"nothing moved in layers {ranges_said(still)}" if still else
+        where = (f"nothing moved in {_layers(still)}" if still else
                  f"from layer to layer {shares.min():.1%} to {shares.max():.1%} moved")
         lead = whole.get(f'leading_{who.lower()}')
         rank = '' if lead is None else (f" Of its energy, {lead:.0%} lies in the leading directions of each "

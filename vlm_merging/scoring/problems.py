@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 import polars as pl
+from ..checkpoints.texts import name_in_line
 from ..asking.reading import table_at
 from ..asking.replies import NO_REPLY
 from ..benchmarks.tables import rows_in_words
@@ -14,11 +15,13 @@ from .score import _LETTERLIKE, score
 from .wrappers import WRAPPERS, tag_name, unknown_tags
 
 # %% auto #0
-__all__ = ['problems']
+__all__ = ['tags_unknown', 'problems']
 
 # %% ../../nbs/scoring/20_problems.ipynb #c008
-def _tags_unknown(scores):
-    "A sentence about tags in the replies that no table explains; None: there are none"
+def tags_unknown(
+    scores:pl.DataFrame, # As `score` gives it
+)->str|None:             # None: there are none
+    "A sentence about tags in the replies that no table explains"
     if 'unknown_tags' not in scores.columns: return None
     tagged = scores['unknown_tags'].drop_nulls()
     count = Counter(tag for tags in tagged for tag in sorted(unknown_tags(tags)))
@@ -46,7 +49,11 @@ def problems(
     "What is wrong with rows of a score table, with their numbers"
     if isinstance(scores, (str, Path)): scores = table_at(scores)
     if 'correct' not in getattr(scores, 'columns', ()): scores = score(scores)
-    def rows(where): return rows_in_words([i+1 for i in where.arg_true()])
+    names = scores['index'] if 'index' in scores.columns else pl.Series([None]*scores.height)
+    def rows(where):
+        at = where.arg_true()
+        ids = [name_in_line(str(i), 30) for i in names.gather(at[:8]) if i is not None]
+        return rows_in_words([i+1 for i in at])+f" (index {', '.join(ids)})"*bool(ids)
     out, unread = [], scores['correct'].is_null()
     silent = (scores['outcome']==NO_REPLY).fill_null(False)
     if silent.any(): out.append(f"No reply, {rows(silent)}: counted neither as right nor as wrong.")
@@ -68,6 +75,6 @@ def problems(
     late, empty = scores['outcome']=='undecided', scores['outcome']=='empty'
     if late.any(): out.append(f"Not decided within the limit of work, {rows(late)}: counted as not right.")
     if letters:=_letterlike(scores): out.append(letters)
-    if tags:=_tags_unknown(scores): out.append(tags)
+    if tags:=tags_unknown(scores): out.append(tags)
     if empty.any(): out.append(f"An empty reply, {rows(empty)}: counted as not right.")
     return out

@@ -278,6 +278,16 @@ def _typed(frame, name):
     return pl.when(column==column.round()).then(whole).otherwise(column.cast(pl.String))
 
 # %% ../../nbs/scoring/19_score.ipynb #c054
+_ALSO_CALLED = dict(prediction='response reply output completion generation pred model_answer model_output',
+                    answer='gold label target gt ground_truth reference gold_answer correct_answer solution')
+
+def _renaming(columns, missing):
+    "What to do about columns that are missing: rename those that seem to be meant, or name the questions"
+    alike = {c:[own for own in columns if own.lower() in (c, *_ALSO_CALLED[c].split())] for c in missing}
+    said = [f'Rename {own[0]} to {c}.' for c, own in alike.items() if own]
+    if missing==['answer'] and not said: said = ['Or name the table of questions that has them: `items`.']
+    return ' '.join(said or ['Rename yours, say response to prediction and gold to answer.'])
+
 def typed_replies(
     frame:pl.DataFrame,  # A reply table with at least `prediction` and `answer`
 )->pl.DataFrame:         # Absent columns are null
@@ -292,9 +302,9 @@ def typed_replies(
                                                            'answer_option') if c not in frame.columns))
     missing = [c for c in ('prediction', 'answer') if c not in frame.columns]
     if missing:
-        raise ValueError(f"The table has no column {' and no column '.join(missing)}; "
-                         f"it has {', '.join(frame.columns[:20]) or 'no rows at all'}. "
-                         f'Rename yours, say response to prediction.')
+        there = [c for c in frame.columns if c!='run'] # Which the shell adds
+        raise ValueError(f"The table has no column {' and no column '.join(missing)}; it has "
+                         f"{', '.join(there[:20]) or 'no rows at all'}. {_renaming(there, missing)}")
     if 'choices' not in frame.columns and {'options', 'A'} & {*frame.columns}:
         options = pl.Series(map(_options_as_text, frame.to_dicts()), dtype=pl.String)
         frame = frame.with_columns(choices=options)

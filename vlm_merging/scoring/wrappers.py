@@ -174,6 +174,8 @@ def thinking_name(
     if callable(thinking): return getattr(thinking, '__name__', type(thinking).__name__)
     if isinstance(thinking, str) and (thinking in THINKING or _ANY_TAG.fullmatch(thinking)): return thinking
     near = did_you_mean(thinking, THINKING) if isinstance(thinking, str) else ''
+    bare = f'<{thinking}>'
+    if _ANY_TAG.fullmatch(bare): near += f' With its brackets a tag is {bare!r}.'
     raise ValueError(f"thinking is {quoted(thinking)}; it is one of {', '.join(THINKING)}, a tag such as "
                      f"<ponder>, or a function from a reply to what is said of it.{near}")
 
