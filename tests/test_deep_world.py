@@ -64,6 +64,12 @@ def test_a_claim_is_judged_by_its_interval(claim, kind, model, where, points, sa
     assert world.claims(rows(**losses|{f'{model}_{kind}': (where, points)}))[claim]==said
 
 
+def test_of_a_merge_that_is_the_vlm_nothing_is_said():
+    same = rows(VLM_perception=([0], .9), VLM_reasoning=([0], .3), merge_reasoning=([0], .3))
+    same = same.with_columns(weight=pl.when(what='chosen').then(1.))
+    assert world.claims(same)['all layers after merging']=='cannot be told'
+
+
 def test_one_seed_gives_no_verdict_over_seeds():
     one = rows(VLM_perception=([0], .9), VLM_reasoning=([HALF], .3),
                merge_reasoning=(range(world.LAYERS), .3))

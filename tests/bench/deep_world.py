@@ -310,7 +310,8 @@ def claims(table):
 
     Perception early: in the later half no layer may cost more than `LOSS`. Reasoning later: one of them
     surely costs more than that, and more than it costs perception. All layers after merging: all but one
-    surely cost something. Reasoning arrives: the chosen merge surely gains more than `LOSS`."""
+    surely cost something; where the rule took no merge but the VLM itself, that cannot be told. Reasoning
+    arrives: what the rule took surely gains more than `LOSS`."""
     def losses(model, kind):
         rows = table.filter(what='skip', model=model, kind=kind).sort('layer')
         return -rows['change_high'].to_numpy(), -rows['change_low'].to_numpy()  # At least, at most
@@ -321,9 +322,10 @@ def claims(table):
     sure, at_most = losses('VLM', 'reasoning')
     deeper = (sure[late]>LOSS)&(sure[late]>most[late])
     found['reasoning later'] = said(deeper.any(), (at_most[late]<LOSS).all())
-    sure, at_most = losses('merge', 'reasoning')
-    found['all layers after merging'] = said((sure>0).sum()>=LAYERS-1, (at_most<LOSS).sum()>=2)
     gain = table.filter(what='chosen', kind='reasoning').row(0, named=True)
+    (sure, at_most), merged = losses('merge', 'reasoning'), gain['weight']!=1
+    found['all layers after merging'] = said(merged and (sure>0).sum()>=LAYERS-1,
+                                             merged and (at_most<LOSS).sum()>=2)
     found['reasoning arrives'] = said(gain['change_low']>LOSS, gain['change_high']<LOSS)
     return found
 
