@@ -19,10 +19,11 @@ from .models import Reply, decode_picture
 from .opening import as_model, check_pictures
 from ..checkpoints.disk import replace_text, sole
 from ..checkpoints.texts import check_number, one_line, error_words
-from .folder import (Lines, line_of, mend, nothing_left, settle, stored_config,
-                                       with_session, write_config)
-from .replies import (ASKED_LAST, FIRST, LEFT_OUT, REPEAT, numbered, place_of, reply_table,
-                                         prompt_record, run_lines, run_report, unique_rows, with_prompt_check)
+from .folder import (
+    Lines, line_of, mend, nothing_left, settle, stored_config, with_session, write_config)
+from .replies import (
+    ASKED_LAST, FIRST, LEFT_OUT, REPEAT, numbered, place_of, reply_table, prompt_record, run_lines,
+    run_report, unique_rows, with_prompt_check)
 
 # %% auto #0
 __all__ = ['REPLIED', 'NOTED', 'HOPELESS', 'one_by_one', 'in_samples', 'ask']

@@ -11,8 +11,8 @@ import polars as pl
 from ..checkpoints.places import path_of
 from ..benchmarks.cells import text_of
 from ..benchmarks.tables import IMAGES, TABLE_SUFFIXES, rows_in, rows_in_words, what_lies_at
-from .replies import (REPLY_COLUMNS, prompt_record, put_or_warn, shortfall, whole_run,
-                                          with_prompt_check)
+from .replies import (
+    REPLY_COLUMNS, prompt_record, put_or_warn, shortfall, whole_run, with_prompt_check)
 from .formats import format_of
 from .results import COLUMN_NAMES, import_replies, named_in
 

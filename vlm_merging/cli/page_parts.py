@@ -31,14 +31,14 @@ def two_lines(
 
 def correction(
     row:dict,           # Of `compare`
-)->str:                 # ' corrected', or nothing
+)->str:                 # ', corrected', or nothing
     "What is said of a p that is larger for the number of kinds; the interval beside it is that of one kind"
-    return ' corrected'*(row['p_holm']!=row['p'])
+    return ', corrected'*(row['p_holm']!=row['p'])
 
 def gain_said(
     row:dict,           # Of `compare`
 )->str:
-    "`+26.8 points (95% +20.0 to +33.0), p < .001 corrected`"
+    "`+26.8 points (95% +20.0 to +33.0), p < .001, corrected`"
     from vlm_merging.comparing.findings import p_said, points
     gain, low, high = (points(row[k]) for k in ('difference', 'low', 'high'))
     return f"{gain} points (95% {low} to {high}), {p_said(row['p_holm'])}"+correction(row)

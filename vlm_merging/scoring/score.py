@@ -13,11 +13,10 @@ from .equality import same
 from ..benchmarks.cells import text_of
 from ..benchmarks.own_rows import option_at
 from ..benchmarks.items import LETTERS, ROW_KEYS, options_of
-from vlm_merging.scoring.rules import (
+from .rules import (
     Mark, accepted_answers, anls, contains, dynamath_strict, final_passage, mathverse_strict,
     mathvision_strict, mathvista_strict, mm_math, mmmu_open, option_strict, python_number, relaxed,
-                                       same_items,
-    same_text, vqa, yesno)
+    same_items, same_text, vqa, yesno)
 from .wrappers import readable_part, thinking_name, thoughts_marked, unknown_tags
 from .languages import asked_group, in_english
 from .endings import cut_off, looping, refused, without_closing
