@@ -348,7 +348,7 @@ def test_the_folder_that_a_server_names_is_held_against_whatever_was_named(servi
     how = dict(processor=None)|{name:str(served)}
     server, far = serving(LAB, 'ids', root=str(other), **{k:v for k, v in how.items() if k!='model'})
     server.name, far = how.get('model', 'tiny'), replace(far, model=how.get('model', 'tiny'))
-    with pytest.raises(ValueError, match=f'serves {other}, and that is not {served}. Name what is served as'):
+    with pytest.raises(ValueError, match=f'serves {other}, and that is not {served}: its weights'):
         ask(far, every_kind(), out=tmp_path/'run')
     ask(replace(far, weights=other, processor=served), every_kind(), out=tmp_path/'run') # As quantized
     server.root = str(served)
@@ -386,3 +386,26 @@ def test_settings_of_a_server_and_of_a_model_are_compared_by_what_they_mean(thre
     assert said(here, dict(far, extra=dict(top_k=1))) and said(here, dict(here, dtype='float16'))
     code, _, told = call('report', tmp_path/'near', tmp_path/'seen', '--out', tmp_path/'page.html')
     assert code==0 and 'asked alike' not in (tmp_path/'page.html').read_text()
+
+def test_a_name_that_is_another_folder_as_seen_from_here_is_told(serving, tmp_path, monkeypatch):
+    "transformers serve takes a name for a path, and tells nobody where it lies"
+    merge(LAB, lab_folder()/'llm', weight=.5, out=tmp_path/'merged')
+    served = copied(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    _, far = serving(LAB, 'number', weights='merged')
+    with pytest.warns(UserWarning, match='by the name of served. If the server took it from here, that is'):
+        ask(replace(far, model='served'), every_kind(), out=tmp_path/'run')
+    with pytest.raises(ValueError, match=f'asked by the name of {served}, and that is not merged'):
+        ask(replace(far, model=str(served)), every_kind(), out=tmp_path/'run2')
+
+def test_two_runs_of_equal_replies_are_two_runs(serving, call, tmp_path):
+    for name in 'ab': ask(serving(LAB, 'nothing')[1], every_kind(), out=tmp_path/name, progress=False)
+    a, b = (str(tmp_path/name) for name in 'ab')
+    for words in (['compare', a, b], ['report', a, b, '--out', str(tmp_path/'page.html')]):
+        assert 'was it checked which prompts its server builds' in call(*words)[2]
+        assert 'was it checked' not in call(*[a if w==b else w for w in words])[2]
+    record = tmp_path/'b'/'run.json'
+    record.write_text(record.read_text().replace('not checked', 'other'))
+    for words in (['compare', a, b], ['report', a, b, '--out', str(tmp_path/'page.html')]):
+        code, _, told = call(*words)
+        assert code==3 and '--trust-prompt' in told

@@ -476,6 +476,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'vlm_merging/asking/same_prompt.py'),
                                                 'vlm_merging.asking.same_prompt.check_prompts': ( 'asking/same_prompt.html#check_prompts',
                                                                                                   'vlm_merging/asking/same_prompt.py'),
+                                                'vlm_merging.asking.same_prompt.other_folder': ( 'asking/same_prompt.html#other_folder',
+                                                                                                 'vlm_merging/asking/same_prompt.py'),
                                                 'vlm_merging.asking.same_prompt.prompt_here': ( 'asking/same_prompt.html#prompt_here',
                                                                                                 'vlm_merging/asking/same_prompt.py'),
                                                 'vlm_merging.asking.same_prompt.prompt_kind': ( 'asking/same_prompt.html#prompt_kind',

@@ -20,7 +20,8 @@ from .opening import open_processor
 from .connection import (answer_to, bare_address, client_of, in_own_loop,
                                            next_of, pause, repeats_key, server_words, usable_key)
 from .wire import is_page, models_in, prompt_of, read_reply, wire_messages
-from .same_prompt import check_prompts, samples_of_kinds, without_check
+from .same_prompt import (
+    NO_PROCESSOR, check_prompts, other_folder, samples_of_kinds, without_check)
 
 # %% auto #0
 __all__ = ['NUMBERS', 'UNSENT', 'HEARD', 'GRACE', 'Endpoint', 'endpoint_settings', 'served_by', 'in_flight', 'prompts_checked']
@@ -303,24 +304,25 @@ def _folder(name):
     except ValueError: return None
 
 def _other_folder(endpoint):
-    "A sentence, if a server says that it serves another folder than the one that is named"
+    "A sentence, if another folder is served than the one that is named; and is that sure?"
     named = next(filter(None, map(_folder, (endpoint.weights, endpoint.processor, endpoint.model))), None)
-    if not named: return None
-    try: told = _served(endpoint).get(endpoint.model) or endpoint.model
-    except ValueError: told = endpoint.model                    # It has no list
-    if os.path.exists(told) and not os.path.isabs(told): return None    # Seen from where the server stands
-    if not (there := _folder(told)) or same_place(named, there): return None
-    try: there, named = ((weights_hash(Checkpoint.open(o)), o) for o in (there, named))
-    except ValueError: return None                              # One has no weights
-    if there[0]==named[0]: return None
-    return (f'The server says that it serves {there[1]}, and that is not {named[1]}. Name what is served as '
-            f'`weights`.')
+    try: told = _served(endpoint).get(endpoint.model)
+    except ValueError: told = None                              # It has no list
+    there = _folder(told or endpoint.model)
+    if not named or not there or same_place(named, there): return None, False
+    sure = os.path.isabs(told or endpoint.model)                # Else as seen from where the server stands
+    if told and not sure: return None, False
+    try: alike = len({weights_hash(Checkpoint.open(o)) for o in (there, named)})==1
+    except ValueError: return None, False                       # One has no weights
+    return None if alike else other_folder(there, named, bool(told), sure), sure
 
 def _record(endpoint, items):
     "What is known of the prompts of a server"
-    if differs := _other_folder(endpoint): return dict(outcome='other', by='folder', differs=differs)
+    differs, sure = _other_folder(endpoint)
+    if sure and differs: return dict(outcome='other', by='folder', differs=differs)
+    if differs: warnings.warn(differs, stacklevel=5)
     where = endpoint.processor or _folder(endpoint.weights) or _folder(endpoint.model)
-    if not where: return without_check('no processor is named')
+    if not where: return without_check(NO_PROCESSOR)
     try: asker = open_processor(where, system=endpoint.system)
     except ValueError as e:
         if endpoint.processor: raise

@@ -94,9 +94,10 @@ def served_folder(
     typed = served[:1] in '.~' or not hub and re.search(r'[/\\]', served) or hub and (
         os.path.isdir(front) or _near(front, '.'))
     if not near and not typed: return None
-    meant = f' Did you mean {path.parent/near}?' if near else ''
-    raise ValueError(f'{served[:200]!r} is no folder here.{meant} Name the folder that is served as weights, '
-                     f'or give them a label that looks like no path, such as merge of May.')
+    near = path.parent/near if near else path.parent if path.is_file() else ''
+    meant = f' Did you mean {near}?' if near else ' Within quotes ~ is no home.' if served[:1]=='~' else ''
+    raise ValueError(f'{served[:200]!r} is no folder here.{meant} Name the folder that is served as '
+                     f'`weights`, or give them a label that looks like no path, such as merge of May.')
 
 def weights_of(
     served:str|Path|None, # Folder that is served, or a label of its weights

@@ -6,6 +6,7 @@
 from __future__ import annotations
 from collections import Counter
 from itertools import groupby
+from pathlib import Path
 from ..benchmarks.items import Item
 from ..benchmarks.pictures import marks_in
 from ..checkpoints.texts import one_line
@@ -13,8 +14,8 @@ from .models import LocalModel, decode_picture, prompt_inputs
 from .replies import COMPARED_BY, without_check
 
 # %% auto #0
-__all__ = ['HANDFUL', 'prompt_kind', 'samples_of_kinds', 'prompt_here', 'prompt_text', 'why_other', 'check_prompts',
-           'prompts_said', 'unlike_prompts']
+__all__ = ['HANDFUL', 'NO_PROCESSOR', 'prompt_kind', 'samples_of_kinds', 'prompt_here', 'prompt_text', 'other_folder',
+           'why_other', 'check_prompts', 'prompts_said', 'unlike_prompts']
 
 # %% ../../nbs/asking/10_same_prompt.ipynb #c009
 HANDFUL = 6             # Questions that are tried at least, as far as there are as many
@@ -73,6 +74,18 @@ def prompt_text(
     return one_line(f"{'... '*(first>0)}{out}{' ...'*(first+room<len(pieces))}", 400)
 
 # %% ../../nbs/asking/10_same_prompt.ipynb #c020
+def other_folder(
+    there:Path,         # Folder that is served, as the server tells or its name does
+    named:Path,         # Folder that is meant
+    told:bool,          # Does the server tell it?
+    sure:bool,          # Is it surely that folder?
+)->str:
+    "What is said of a server that serves something else than is meant"
+    who = f'The server says that it serves {there}' if told else f'The model is asked by the name of {there}'
+    so = ', and' if sure else '. If the server took it from here,'
+    return (f'{who}{so} that is not {named}: its weights, template or tokenizer are others. Name what is '
+            f'served as `weights`, or serve what is named.')
+
 def why_other(
     asker:LocalModel,   # From `open_processor`
     here:list[int],     # Of the processor
@@ -143,16 +156,21 @@ def prompts_said(
     return f'Its prompts were not checked{trusted}.' if trusted else ''
 
 # %% ../../nbs/asking/10_same_prompt.ipynb #c030
+NO_PROCESSOR = 'no processor is named'
+
 def _doubts(runs):
     "Of each run whose prompts are not known to be those of the model: a doubt, and what to do"
     for name, record in runs.items():
         outcome, why = (record or {}).get('outcome'), (record or {}).get('why')
         if outcome=='other':
             yield (f'{name} was asked through a server that built other prompts than the processor of the '
-                   f'model', 'Mend what its run.json says differs, and ask it anew')
+                   f'model', 'Mend what the run.json of its folder says differs, and ask it anew')
         if outcome=='not checked':
+            mend = ('Ask it anew with a processor named' if why==NO_PROCESSOR else
+                    'Ask it anew through a server that tells token ids or their number' if why
+                    and why.startswith('the server') else 'Ask it anew')
             yield (f"Of {name} it was not checked that its prompts are those of the processor of the model"
-                   f"{f' ({why})'*bool(why)}", 'Ask it anew with a processor named')
+                   f"{f' ({why})'*bool(why)}", mend)
 
 def unlike_prompts(
     runs:dict,          # Name of a run -> what is known of its prompts, from `prompt_record` or `record_in`
@@ -160,17 +178,16 @@ def unlike_prompts(
 )->list[str]:           # Sentences
     "What a comparison of two runs cannot rule out; raise ValueError where the check did not pass"
     kinds = [record and record['outcome'] for record in runs.values()]
-    by = [(record or {}).get('by') for record in runs.values()]
+    counted = [name for name, record in runs.items()
+               if record and record['outcome']=='same' and record.get('by')!='token ids']
+    said = [f"The prompts of {' and '.join(counted)} were compared by their number of tokens only: a picture "
+            f"in another place, or other words of as many tokens, is not seen."]*bool(counted)
     if kinds==['not checked']*2:
         return [f"Of neither {' nor '.join(runs)} was it checked which prompts its server builds, so what "
                 f"differs may come of that."]
-    if kinds==['same']*2 and by[0]!=by[1]:
-        said = ', and '.join(f'the prompts of {name} were compared {COMPARED_BY[how]}'
-                             for name, how in zip(runs, by))
-        return [f'{said[0].upper()}{said[1:]}: by their number a picture in another place is not seen.']
     doubts = [*_doubts(runs)]
-    if not doubts: return []
-    said = [f'{doubt}, so what differs may come of that.' for doubt, _ in doubts]
+    if not doubts: return said
+    said = [f'{doubt}, so what differs may come of that.' for doubt, _ in doubts]+said
     if not trust_prompt:
         raise ValueError(f"{' '.join(said)} {doubts[0][1]}, or compare them all the same with "
                          f"trust_prompt=True.")

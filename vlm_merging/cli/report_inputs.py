@@ -242,14 +242,14 @@ def gathered(
             return read_scores(run, protocol, left, as_named(items), thinking)
         return run if 'correct' in run.columns else score(run, protocol, thinking)
     def as_named(items): return items if isinstance(items, (str, Path)) else None
+    itself = a is b or all(isinstance(r, (str, Path)) for r in (a, b)) and same_place(a, b)
     left = []
     scores, configs = [*map(scored, (a, b))], [run_config(a), run_config(b)]
     for sentence in left: warnings.warn(sentence, stacklevel=3)
     if all('run' in t.columns for t in scores) and scores[0]['run'][0]==scores[1]['run'][0]:
-        alike = all(isinstance(r, pl.DataFrame) for r in (a, b)) or same_place(a, b)
-        scores = [t.with_columns(run=pl.lit(name if alike else str(r)))
+        scores = [t.with_columns(run=pl.lit(name if itself or isinstance(r, pl.DataFrame) else str(r)))
                   for t, r, name in zip(scores, (a, b), ('before', 'after'))]
-    doubts = asked_otherwise(*scores, trust_prompt)
+    doubts = [] if itself else asked_otherwise(*scores, trust_prompt)
     tags = [by] if isinstance(by, str) else [*tags_in_both(by, *scores)]
     compared, pairs = comparison_table(*scores, tags), matched(*scores)
     if not compared['n'].sum():

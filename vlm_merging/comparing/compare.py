@@ -43,8 +43,7 @@ def _named_apart(a, b, paths):
 
 # %% ../../nbs/comparing/06_compare.ipynb #c0152
 def _itself(a, b):
-    frames = [t.drop('run', strict=False) for t in (a, b) if isinstance(t, pl.DataFrame)]
-    return a is b or len(frames)==2 and frames[0].equals(frames[1])
+    return a is b or all(isinstance(t, pl.DataFrame) for t in (a, b)) and a.equals(b)
 
 def asked_otherwise(
     a,                  # Table of replies or scores, or several of them
