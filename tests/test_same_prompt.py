@@ -387,16 +387,16 @@ def test_settings_of_a_server_and_of_a_model_are_compared_by_what_they_mean(thre
     code, _, told = call('report', tmp_path/'near', tmp_path/'seen', '--out', tmp_path/'page.html')
     assert code==0 and 'asked alike' not in (tmp_path/'page.html').read_text()
 
-def test_a_name_that_is_another_folder_as_seen_from_here_is_told(serving, tmp_path, monkeypatch):
+def test_a_name_that_is_another_folder_as_seen_from_here_is_caught(serving, tmp_path, monkeypatch):
     "transformers serve takes a name for a path, and tells nobody where it lies"
     merge(LAB, lab_folder()/'llm', weight=.5, out=tmp_path/'merged')
     served = copied(tmp_path)
     monkeypatch.chdir(tmp_path)
     _, far = serving(LAB, 'number', weights='merged')
-    with pytest.warns(UserWarning, match='by the name of served. If the server took it from here, that is'):
-        ask(replace(far, model='served'), every_kind(), out=tmp_path/'run')
-    with pytest.raises(ValueError, match=f'asked by the name of {served}, and that is not merged'):
-        ask(replace(far, model=str(served)), every_kind(), out=tmp_path/'run2')
+    for name in ('served', str(served)):
+        with pytest.raises(ValueError, match=f'asked by the name of {name}, and that is not merged'):
+            ask(replace(far, model=name), every_kind(), out=tmp_path/'run')
+    ask(replace(far, model='any'), every_kind(), out=tmp_path/'run')
 
 def test_two_runs_of_equal_replies_are_two_runs(serving, call, tmp_path):
     for name in 'ab': ask(serving(LAB, 'nothing')[1], every_kind(), out=tmp_path/name, progress=False)

@@ -304,23 +304,20 @@ def _folder(name):
     except ValueError: return None
 
 def _other_folder(endpoint):
-    "A sentence, if another folder is served than the one that is named; and is that sure?"
+    "A sentence, if another folder is served than the one that is named"
     named = next(filter(None, map(_folder, (endpoint.weights, endpoint.processor, endpoint.model))), None)
     try: told = _served(endpoint).get(endpoint.model)
     except ValueError: told = None                              # It has no list
+    if told and not os.path.isabs(told): return None            # Seen from where the server stands
     there = _folder(told or endpoint.model)
-    if not named or not there or same_place(named, there): return None, False
-    sure = os.path.isabs(told or endpoint.model)                # Else as seen from where the server stands
-    if told and not sure: return None, False
+    if not named or not there or same_place(named, there): return None
     try: alike = len({weights_hash(Checkpoint.open(o)) for o in (there, named)})==1
-    except ValueError: return None, False                       # One has no weights
-    return None if alike else other_folder(there, named, bool(told), sure), sure
+    except ValueError: return None                              # One has no weights
+    return None if alike else other_folder(there, named, bool(told))
 
 def _record(endpoint, items):
     "What is known of the prompts of a server"
-    differs, sure = _other_folder(endpoint)
-    if sure and differs: return dict(outcome='other', by='folder', differs=differs)
-    if differs: warnings.warn(differs, stacklevel=5)
+    if differs := _other_folder(endpoint): return dict(outcome='other', by='folder', differs=differs)
     where = endpoint.processor or _folder(endpoint.weights) or _folder(endpoint.model)
     if not where: return without_check(NO_PROCESSOR)
     try: asker = open_processor(where, system=endpoint.system)

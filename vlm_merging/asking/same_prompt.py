@@ -77,13 +77,11 @@ def prompt_text(
 def other_folder(
     there:Path,         # Folder that is served, as the server tells or its name does
     named:Path,         # Folder that is meant
-    told:bool,          # Does the server tell it?
-    sure:bool,          # Is it surely that folder?
+    told:bool,          # Does the server tell it, or is it only the name that it is asked by?
 )->str:
     "What is said of a server that serves something else than is meant"
     who = f'The server says that it serves {there}' if told else f'The model is asked by the name of {there}'
-    so = ', and' if sure else '. If the server took it from here,'
-    return (f'{who}{so} that is not {named}: its weights, template or tokenizer are others. Name what is '
+    return (f'{who}, and that is not {named}: its weights, template or tokenizer are others. Name what is '
             f'served as `weights`, or serve what is named.')
 
 def why_other(
