@@ -92,13 +92,17 @@ def as_is(out):
     data = out['data']
     return joined(next(data[k] for k in ('text/markdown', 'text/html', 'text/plain') if k in data))
 
+def is_widget(out):
+    "Is an output a widget, of which nothing is left but its name? A picture stands below it"
+    return {'application/vnd.jupyter.widget-view+json'}=={*out.get('data', ())}-{'text/plain'}
+
 def told_cell(cell):
     "A cell as smalldocs shows it"
     if cell['cell_type']!='code': return cell
     source = joined(cell['source'])
     said = directives(source)
     alt = said.get('alt', said.get('fig-alt', ''))
-    outputs = [told(o, alt, code_of(source)) for o in cell['outputs']]
+    outputs = [told(o, alt, code_of(source)) for o in cell['outputs'] if not is_widget(o)]
     if said.get('output')=='asis':
         outputs = [dict(output_type='display_data', metadata={}, data={'text/markdown': as_is(o)})
                    for o in outputs]

@@ -40,3 +40,7 @@ for (const picture of document.querySelectorAll('main img:not(a img), [id^=altai
   picture.replaceWith(holder)
   holder.append(picture, button)
 }
+
+// What was printed wraps, and only tables drawn with lines keep their columns and scroll
+document.addEventListener('DOMContentLoaded', () => document.querySelectorAll('.cell-output pre').forEach(o =>
+  o.classList.toggle('wraps', !/[│┆┌]/.test(o.textContent))))
