@@ -276,7 +276,9 @@ def in_flight(
     async def work():
         for item in waiting:
             try: done.put(await _patiently(endpoint, talk, item))
-            except Exception as e: done.put(e) # Raised by the thread that waits
+            except Exception as e:
+                done.put(e)                                     # Raised by the thread that waits
+                if isinstance(e, _Stop): [*waiting]             # Nobody else is asked
     async def together():
         async with client: await asyncio.gather(*(work() for _ in range(min(endpoint.concurrency,
                                                                             len(items)))))
