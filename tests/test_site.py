@@ -232,6 +232,13 @@ MARKS = '''() => [...document.querySelectorAll('[id^=altair-viz]')].map(o => {
     for (let i = 3; i < points.length; i += 4) if (points[i]) inked++
     return inked })'''
 
+def faint_words(page):
+    "What is hard to read, also when the page has had time to turn from light to dark"
+    for _ in range(20):
+        if not (faint := page.evaluate(FAINT)): break
+        page.wait_for_timeout(200)
+    return faint
+
 def walk(page, address, path, shots, errors, fetched):
     "What is wrong with one page, at both widths"
     errors.clear()
@@ -259,7 +266,7 @@ def walk(page, address, path, shots, errors, fetched):
         if found['top']>230: yield f"{width} px: the title comes only {found['top']:.0f} px down"
         for scheme in ('light', 'dark') if path in SHOWN or name=='wide' else ():
             page.emulate_media(color_scheme=scheme)
-            if faint := name=='wide' and page.evaluate(FAINT): yield f'hard to read when {scheme}: {faint}'
+            if faint := name=='wide' and faint_words(page): yield f'hard to read when {scheme}: {faint}'
             if path in SHOWN:
                 called = path.removesuffix('.html').replace('/', '-')
                 page.screenshot(path=shots/f'{called}-{name}-{scheme}.png')
