@@ -220,7 +220,8 @@ def test_a_merge_says_which_adapter_went_in(donor, tmp_path, call):
     both = merge(trio.vlm, f'{trio.llm}+{ad}', out=tmp_path/'both')
     about = json.loads((both/'recipe.json').read_text())
     assert {'config.json', '+ad/adapter_model.safetensors'}<=about['inputs']['llm']['files'].keys()
-    assert '| llm | ad |' in (both/'README.md').read_text()
+    assert '| llm, a LoRA adapter | ad |' in (both/'README.md').read_text()
+    assert 'merged with a LoRA adapter' in (tmp_path/'out/README.md').read_text()
     again = merge(json.loads((both/'recipe.json').read_text())['recipe']['vlm'], about['recipe']['llm'],
                   out=tmp_path/'again')
     assert (again/'model.safetensors').read_bytes()==(both/'model.safetensors').read_bytes()
@@ -261,7 +262,7 @@ BAD = dict(
     rank=(dict(r=3), 'says rank 3'), nan=(dict(lora_alpha=float('inf')), 'lora_alpha'),
     table=(dict(rank_pattern=[1]), 'no table'),
     slow=(dict(alpha_pattern={'(a*)*b': 1}), 'too long'),
-    dora=(dict(use_dora=True), 'magnitudes are missing'))
+    dora=(dict(use_dora=True), 'no lora_magnitude_vector, though'))
 
 @pytest.mark.parametrize('case', BAD)
 def test_what_is_not_understood_is_refused(case, donor, tmp_path):
@@ -281,12 +282,16 @@ def test_odd_files(donor, tmp_path):
         assert not (tmp_path/'never').exists()
     save_file(names|{q: names[q]*float('nan')}, path); refused('lora_A.weight in .* holds NaN')
     save_file(names|{q: names[q][:, 1:].contiguous()}, path); refused('adds .* but .* is .* Take the model')
-    save_file({n: x for n, x in names.items() if n!=q}, path); refused('not one pair')
+    save_file({n: x for n, x in names.items() if n!=q}, path); refused('q_proj has lora_B, but no lora_A')
     save_file({n.replace('layers.3', 'layers.9'): x for n, x in names.items()},
               path); refused('there are 4 layers')
     save_file(names|{'base_model.model.model.layers.0.mlp.up_proj.weight': torch.ones(64, 32)},
               path); refused('no part of an adapter')
     save_file(names|{q: names[q].to(torch.int8)}, path); refused('stored as I8')
+    (ad/'adapter_config.json').rename(tmp_path/'kept'); refused('has no adapter_config.json')
+    (tmp_path/'kept').rename(ad/'adapter_config.json')
+    save_file(names|{q.replace('lora_A.weight', 'lora_magnitude_vector'): torch.ones(32)}, path)
+    refused('does not set use_dora')
     path.rename(ad/'adapter_model.bin'); refused('is a pickle')
     (ad/'adapter_model.bin').unlink(); refused('Download it again')
     with pytest.raises(ValueError, match='In a merge it can be the `llm`'): plan(ad, trio.llm)
@@ -325,6 +330,76 @@ def test_parts_without_a_place_are_told(trios, tmp_path):
     assert 'tensors beside the language model' in found and 'name VLM+ADAPTER' in found
     found = ' '.join(str(f) for f in plan(vlm, tmp_path/'ad', trios('llava').base).findings)
     assert 'cannot be taken in: there is no such matrix' in found
+
+
+@pytest.mark.parametrize('option, words', dict(saved='replace the VLM', dora='are DoRA').items())
+def test_what_is_not_only_added_is_told_and_a_base_mends_it(option, words, trios, tmp_path):
+    trio, ad = trios('llava'), tmp_path/'ad'
+    after, before = trained('AutoModelForCausalLM', trio.base, ad, **OPTIONS[option]), {}
+    found = [f.what for f in plan(trio.vlm, ad).findings]
+    assert len(found)==1 and words in found[0]
+    to_base = plan(trio.vlm, ad, trio.base, method='task_arithmetic', weight=1, llm_weight=.5)
+    assert not any(words in str(f) for f in to_base.findings)
+    merged = load_file(merge(to_base, out=tmp_path/'out')/'model.safetensors')
+    before, vlm = load_file(trio.base/'model.safetensors'), load_file(trio.vlm/'model.safetensors')
+    changed = [n for n in after if not torch.equal(after[n], before[n])]
+    for n in changed:
+        wanted = vlm[f'language_model.{n}']+.5*(after[n]-before[n])
+        torch.testing.assert_close(merged[f'language_model.{n}'], wanted, rtol=1e-5, atol=1e-6)
+    assert changed and not any(words in f.what for f in plan(trio.vlm, f'{trio.base}+{ad}').findings)
+    save_only = plan(trio.vlm, ad, layers='0').findings if option=='dora' else plan(
+        trio.vlm, ad, modules='attention').findings     # What is not merged needs no word of this kind
+    assert [words in f.what for f in save_only]==[True]*(option=='dora')
+
+
+def test_an_adapter_that_is_not_whole_is_told(donor, trios, tmp_path):
+    trio, ad, _ = donor
+    path, config = ad/'adapter_model.safetensors', ad/'adapter_config.json'
+    names, was = load_file(path), json.loads(config.read_text())
+    def told(*more):
+        found = (f.what for f in plan(trio.vlm, *(more or [ad])).findings)
+        return ' '.join(w for w in found if 'adapter' in w)
+    assert told()=='' and told(trio.llm, f'{trio.base}+{ad}')==''
+    save_file({n: x for n, x in names.items() if '.2.' not in n or 'q_proj' not in n}, path)
+    assert 'nothing of self_attn.q_proj in the layers 2,' in told()
+    save_file({n: x for n, x in names.items() if 'q_proj' not in n}, path)
+    assert 'nothing of self_attn.q_proj in the layers 0-3,' in told()
+    config.write_text(json.dumps(was|dict(layers_to_transform=[0])))
+    assert told()==''
+    save_file({n: 0*x if 'lora_B' in n else x for n, x in names.items()}, path)
+    config.write_text(json.dumps(was|dict(modules_to_save=['lm_head'])))
+    assert 'every lora_B is zero' in told() and 'lm_head in modules_to_save' in told()
+
+
+def test_each_candidate_is_the_base_that_the_adapter_lies_on(donor):
+    from vlm_merging import diagnose
+    trio, ad, _ = donor
+    named, tried = diagnose(trio.vlm, ad, trio.base), diagnose(trio.vlm, ad, candidates=[trio.llm, trio.base])
+    assert tried.base==str(trio.base) and tried.verdict==named.verdict
+    assert tried.stats.equals(named.stats) and tried.lineage['candidate'][0]==str(trio.base)
+    assert 'LLM to' not in str(tried)
+    assert diagnose(trio.vlm, ad).left['side'].to_list()==['vlm']
+
+
+@pytest.mark.parametrize('method', ('task_arithmetic', 'ties', 'della', 'neuron_fusion'))
+def test_a_sweep_over_a_weight_of_nothing_is_refused(method, donor):
+    from vlm_merging import load, sweep
+    trio, ad, _ = donor
+    items = load('lab', n=1)
+    for llm in (ad, [ad, ad]):
+        with pytest.raises(ValueError, match='all its weights give one model'):
+            sweep(trio.vlm, llm, weights=[.2, .5], items=items, method=method)
+
+
+def test_names_that_cannot_be_are_refused_in_words(donor, tmp_path, call):
+    trio, ad, _ = donor
+    with pytest.raises(ValueError, match='As two donors, name each'): plan(trio.vlm, f'{ad}+{ad}')
+    for command in ('ask', 'profile'):
+        code, _, err = call(command, f'{trio.vlm}+{ad}', '--benchmark', 'lab', '-n', 2, '--out', tmp_path/'o')
+        assert code and 'make one folder of both' in err
+    config = ad/'adapter_config.json'
+    config.write_text(json.dumps(json.loads(config.read_text())|dict(r=3)))
+    assert 'stop: ' in call('inspect', ad)[1] and 'says rank 3' in call('inspect', ad)[1]
 
 
 def test_diagnosed_and_swept_like_a_model(donor, tmp_path):

@@ -268,8 +268,15 @@ def open_side(
     under:Checkpoint|None=None, # What an adapter that is named alone is put on
 )->Checkpoint:
     "Open a model of a merge, with the adapter that is on it, if any"
-    if isinstance(where, Checkpoint): return where
-    if two := _halves(str(where)): return with_adapter(open_side(two[0]), Adapter.open(two[1]))
+    if isinstance(where, Checkpoint):
+        moves = under is not None and named_alone(where) and where.adapters[-1].under is not under
+        return with_adapter(under, where.adapters[-1].adapter, alone=True) if moves else where
+    if two := _halves(str(where)):
+        try: model = open_side(two[0])
+        except IsAdapter:
+            raise ValueError(f"{two[0]} is an adapter, too, and adapters lie on a model: MODEL+A+B. "
+                             f"As two donors, name each: llm=[A, B], in the shell --llm A --llm B.") from None
+        return with_adapter(model, Adapter.open(two[1]))
     try: return Checkpoint.open(where)
     except IsAdapter:
         if under is None: raise

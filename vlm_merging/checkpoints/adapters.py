@@ -8,12 +8,14 @@ import math, re
 from functools import cached_property
 from dataclasses import dataclass, field
 from pathlib import Path
-from .headers import FLOATS, Entry, located, read_header, readable
+from .blocks import Source, opened
+from .headers import FLOATS, Entry, located, read_header
 from .model_files import ADAPTER, read_json, take_stamps
-from .texts import check_number, name_in_line, ranges_said
+from .texts import check_number, name_in_line, ranges_said, readable
 
 # %% auto #0
-__all__ = ['IDLE', 'REMEDY', 'ADAPTER_WEIGHTS', 'check_options', 'Factors', 'Adapter', 'scale_of', 'adapter_summary']
+__all__ = ['IDLE', 'REMEDY', 'ADAPTER_WEIGHTS', 'check_options', 'Factors', 'Adapter', 'scale_of', 'adapter_remarks',
+           'adapter_summary']
 
 # %% ../../nbs/checkpoints/11_adapters.ipynb #c011
 IDLE = frozenset('''alpha_pattern auto_mapping base_model_name_or_path corda_config eva_config exclude_modules
@@ -119,20 +121,30 @@ def _factors_of(
     path:Path,          # For the message
     dora:bool,          # Does the configuration say `use_dora`?
 )->Factors:
-    "The factors of a module; raise ValueError if one is missing or if they do not fit"
+    "The factors of a module; raise ValueError if one is missing or too much, or if they do not fit"
     table = 'At' in found or 'Bt' in found
-    a, b = (found.get(f"{x}{'t'*table}") for x in 'AB')
-    where = f"{path}: {name_in_line(name)}"
-    if a is None or b is None or len(found)>2+dora:
-        raise ValueError(f"{where} has not one pair of factors, lora_A and lora_B. Save the adapter again.")
+    where, wanted = f"{path}: {name_in_line(name)}", [*(('At', 'Bt') if table else 'AB'), *[_LENGTHS]*dora]
+    said = lambda keys: ' and '.join(_SAID[k] for k in _SAID if k in keys)
+    if lacks := {*wanted}-found.keys():
+        promised = f', though {ADAPTER} sets use_dora'*(lacks=={_LENGTHS})
+        raise ValueError(f"{where} has {said(found)}, but no {said(lacks)}{promised}. "
+                         f"Save or download the adapter again.")
+    if over := found.keys()-{*wanted}:
+        raise ValueError(f"{where} has {said(over)} too, " + (
+            f"as DoRA has, but {ADAPTER} does not set use_dora. Take the {ADAPTER} that was saved with it."
+            if over=={_LENGTHS} else "so it is a matrix and an embedding in one. Save the adapter again."))
+    a, b, *size = (found[k] for k in wanted)
     if len(a.shape)!=2 or len(b.shape)!=2 or a.shape[0]!=b.shape[1] or not a.numel or not b.numel:
         raise ValueError(f"{where} has factors of {a.shape} and {b.shape}, which cannot be multiplied. "
                          f"Gather all shards where the adapter was trained, and save it again.")
-    size = found.get('magnitude_vector')
-    if dora!=(size is not None) or size and size.shape!=(b.shape[0],):
-        raise ValueError(f"{where}: use_dora is {dora}, and its magnitudes are "
-                         f"{size.shape if size else 'missing'}. Save the adapter again.")
-    return Factors(name, a, b, table, size)
+    if size and size[0].shape!=(b.shape[0],):
+        raise ValueError(f"{where} has {size[0].shape} lengths of rows for {b.shape[0]} rows. "
+                         f"Save the adapter again.")
+    return Factors(name, a, b, table, *size)
+
+_LENGTHS = 'magnitude_vector'           # Of `_KEY`, as the next ones are
+_SAID = dict(A='lora_A', B='lora_B', At='lora_embedding_A', Bt='lora_embedding_B',
+             magnitude_vector='lora_magnitude_vector')
 
 # %% ../../nbs/checkpoints/11_adapters.ipynb #c026
 @dataclass(frozen=True)
@@ -204,13 +216,34 @@ def scale_of(
     name = f'{factors.name}.{parameter}' if parameter else factors.name
     r, alpha = (_by_pattern(patterns, name, config.get(usual, 8))
                 for patterns, usual in zip(adapter.patterns, ('r', 'lora_alpha')))
-    check_number('r', r, 1, whole=True)
-    check_number('lora_alpha', alpha, -1e9, 1e9)
+    check_number(f'{path}: r', r, 1, whole=True)
+    check_number(f'{path}: lora_alpha', alpha, -1e9, 1e9)
     n, rest = divmod(factors.a.shape[0], r)
     if rest or n>1 and not parameter:
-        raise ValueError(f"{path} says rank {r}, but {name_in_line(name)} has rank {factors.a.shape[0]}. "
-                         f"The weights belong to another adapter_config.json: download both again.")
+        says = f'says rank {r}' if 'r' in config else f'has no r, which means rank {r} in peft'
+        raise ValueError(f"{path} {says}, but {name_in_line(name)} has rank {factors.a.shape[0]}. "
+                         f"The weights belong to another adapter_config.json: take both from one place.")
     return (alpha/math.sqrt(r) if config.get('use_rslora') else alpha/r), n
+
+# %% ../../nbs/checkpoints/11_adapters.ipynb #c039
+def adapter_remarks(
+    adapter:Adapter,    # Opened
+)->list[str]:           # Sentences; none as a rule
+    "What its configuration promises and the file does not hold, and whether it adds anything"
+    saved, held = adapter.config.get('modules_to_save'), [f'.{n}' for n in adapter.whole]
+    saved = [s for s in saved if isinstance(s, str)] if isinstance(saved, list) else []
+    lost = [s for s in saved if not any(f'{s}.' in n for n in held)]
+    found = [f'{ADAPTER} names {name_in_line(s)} in modules_to_save, but the file holds no tensor of it.'
+             for s in lost]
+    if _untrained(adapter): found.append('It adds nothing: every lora_B is zero, as before training.')
+    return found
+
+def _untrained(adapter):
+    "Is each of its B zero, and is there nothing else that it changes?"
+    pairs = [f for fs in adapter.factors.values() for f in fs]
+    if adapter.whole or any(f.magnitude for f in pairs): return False
+    with opened([f.b for f in pairs]) as files:
+        return not any(Source((f.b,), files).read(0, f.b.numel).count_nonzero() for f in pairs)
 
 # %% ../../nbs/checkpoints/11_adapters.ipynb #c035
 def adapter_summary(
@@ -233,5 +266,12 @@ def adapter_summary(
     for name, (layers, ranks) in groups.items():
         where = f'  layers {ranges_said(layers)}' if layers else ''
         lines.append(f"  {name_in_line(name):<56}{where}  rank {', '.join(map(str, sorted(ranks)))}")
-    return '\n'.join(lines+[f'  {name_in_line(n):<56}  the whole tensor, {e.shape}'
-                            for n, e in adapter.whole.items()])
+    lines += [f'  {name_in_line(n):<56}  the whole tensor, {e.shape}' for n, e in adapter.whole.items()]
+    return '\n'.join([*lines, *_refused(adapter), *(f'  warn: {r}' for r in adapter_remarks(adapter))])
+
+def _refused(adapter):
+    "The sentence with which a plan would refuse it, if it can be told without the model"
+    if adapter.config.get('target_parameters'): return []       # Their scale depends on the model's experts
+    try: all(scale_of(adapter, f) for fs in adapter.factors.values() for f in fs)
+    except ValueError as e: return [f'  stop: {e}']
+    return []

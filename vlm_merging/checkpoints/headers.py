@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from .places import from_hub, path_of
 from .model_files import (
-    JSON_LIMIT, changed_files, is_adapter, named_files, no_download, parsed_json, read_json, take_stamps,
-    unread_weights, weight_candidates, weight_files)
+    ADAPTER, JSON_LIMIT, changed_files, is_adapter, named_files, no_download, parsed_json, read_json,
+    take_stamps, unread_weights, weight_candidates, weight_files)
 from .disk import InputChanged, reading, unreadable
-from .texts import name_in_line, one_line
+from .texts import name_in_line, one_line, readable
 
 # %% auto #0
 __all__ = ['DTYPES', 'FLOATS', 'HEADER_LIMIT', 'SIDE', 'Entry', 'read_header', 'read_bin', 'local_model', 'fetch', 'located',
-           'IsAdapter', 'Checkpoint', 'refuse_changed', 'readable', 'folder_summary']
+           'IsAdapter', 'Checkpoint', 'refuse_changed', 'folder_summary']
 
 # %% ../../nbs/checkpoints/05_headers.ipynb #c012
 DTYPES = dict(F64=64, F32=32, F16=16, BF16=16, I64=64, I32=32, I16=16, I8=8,
@@ -267,6 +267,9 @@ def _tensors_of(folder, files, table):
 class IsAdapter(ValueError):
     "A folder holds an adapter where a model was asked for"
 
+_ONE_FOLDER = ("For all else make one folder of both: a VLM by `merge VLM+ADAPTER VLM --weight 1`, "
+               "an LLM by peft's `merge_and_unload`.")
+
 @dataclass(frozen=True)
 class Checkpoint:
     "A folder of weights: names, shapes and places, but no numbers"
@@ -287,14 +290,15 @@ class Checkpoint:
     )->Checkpoint:
         "Read the headers of every weight file; raise ValueError with one sentence if anything is wrong"
         if '+' in str(where) and not os.path.isdir(path_of(where)):
-            raise ValueError(f'{where} is a model with an adapter on it, or is not there. Merges and inspect '
-                             f'take that; for all else, merge the adapter into its model first.')
+            raise ValueError(f"{where} is a model with an adapter on it, or is not there. plan, merge, "
+                             f"diagnose and inspect take that, and sweep as the LLM. {_ONE_FOLDER}")
         folder, revision = located(str(where))
         if is_adapter(folder):
             raise IsAdapter(f"{folder} is an adapter, and no model. In a merge it can be the `llm`, or lie "
-                            f"on a model as MODEL+ADAPTER; for all else, merge it into its model first.")
+                            f"on a model as MODEL+ADAPTER. {_ONE_FOLDER}")
         if not (folder/'config.json').is_file():
-            raise ValueError(f"{folder} has no config.json. Name a folder saved by `save_pretrained`.")
+            lost = ADAPTER if (folder/'adapter_model.safetensors').is_file() else 'config.json'
+            raise ValueError(f"{folder} has no {lost}. Name a folder saved by `save_pretrained`.")
         stamps, config = take_stamps(folder), read_json(folder/'config.json')
         files, table, index = weight_files(folder, config)
         return cls(folder, tuple(files), _tensors_of(folder, files, table), config, str(where), revision,
@@ -319,15 +323,6 @@ def refuse_changed(
         if changed := changed_files(o.path, o.stamps):
             raise InputChanged(f"{o.path/changed[0]} changed while it was read. "
                                f"Start again once nothing writes to that folder.")
-
-# %% ../../nbs/checkpoints/05_headers.ipynb #c062
-def readable(
-    n:int,              # Bytes
-)->str:
-    "A size as people say it"
-    for unit in ('B', 'kB', 'MB', 'GB'):
-        if n<1000 or unit=='GB': return f'{n:.3g} {unit}' if n<1000 else f'{n:.0f} {unit}'
-        n /= 1000
 
 # %% ../../nbs/checkpoints/05_headers.ipynb #c065
 def folder_summary(

@@ -11,11 +11,11 @@ from typing import Literal
 from .. import __version__
 from .blocks import fill, opened
 from .disk import copy_file, replace_text
-from vlm_merging.checkpoints.headers import (FLOATS, Checkpoint, Entry, read_header, readable,
-    refuse_changed)
+from .headers import FLOATS, Checkpoint, Entry, read_header, refuse_changed
 from .model_files import read_json
 from .names import rewriting
 from .places import path_of
+from .texts import readable
 from vlm_merging.checkpoints.writer import (JOURNAL, Shard, copy_sides, drafting, journal_of, missing_room,
     usable_target)
 

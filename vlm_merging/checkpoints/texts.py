@@ -7,7 +7,7 @@ from __future__ import annotations
 import difflib, html, json, math, numbers, re
 
 # %% auto #0
-__all__ = ['DEEPEST', 'visible', 'one_line', 'name_in_line', 'quoted', 'ranges_said', 'did_you_mean', 'check_number',
+__all__ = ['DEEPEST', 'visible', 'one_line', 'name_in_line', 'quoted', 'ranges_said', 'readable', 'did_you_mean', 'check_number',
            'error_words', 'json_of', 'in_markdown']
 
 # %% ../../nbs/checkpoints/04_texts.ipynb #c008
@@ -66,6 +66,15 @@ def ranges_said(
         if runs and runs[-1][1]==i-1: runs[-1][1] = i
         else: runs.append([i, i])
     return between.join(f'{a}' if a==b else f'{a}-{b}' for a, b in runs)
+
+# %% ../../nbs/checkpoints/04_texts.ipynb #c091
+def readable(
+    n:int,              # Bytes
+)->str:
+    "A size as people say it"
+    for unit in ('B', 'kB', 'MB', 'GB'):
+        if n<1000 or unit=='GB': return f'{n:.3g} {unit}' if n<1000 else f'{n:.0f} {unit}'
+        n /= 1000
 
 # %% ../../nbs/checkpoints/04_texts.ipynb #c025
 def did_you_mean(

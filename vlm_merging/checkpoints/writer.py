@@ -12,7 +12,7 @@ from .places import path_of
 from .model_files import ADAPTER, QUANTIZER_FILES
 from .disk import (FULL, InputChanged, ReadingError, copy_file, flush_folder,
     is_our_folder, locked, make_folder, open_own, remove_leftovers, replace_text, write_at)
-from .headers import readable
+from .texts import readable
 
 # %% auto #0
 __all__ = ['KEY', 'JOURNAL', 'FLUSH', 'journal_of', 'Shard', 'refuse_existing', 'remove_draft', 'usable_target', 'missing_room',

@@ -85,7 +85,7 @@ def merge_command(
     **given,            # Option -> value, as typed
 )->int:                 # Exit code
     "Merge, and say where the result is"
-    from vlm_merging.checkpoints.headers import readable
+    from vlm_merging.checkpoints.texts import readable
     from vlm_merging.checkpoints.writer import usable_target
     from vlm_merging.merging.plan import plan
     usable_target(given['out'], given.get('overwrite', False))

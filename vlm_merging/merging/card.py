@@ -8,7 +8,7 @@ import json, re
 from dataclasses import asdict
 from pathlib import Path
 from .. import __version__
-from ..checkpoints.adapted import origins, pinned
+from ..checkpoints.adapted import OnTop, named_alone, origins, pinned
 from ..checkpoints.decoder import find_decoder
 from ..checkpoints.headers import Checkpoint
 from ..checkpoints.texts import in_markdown, name_in_line
@@ -71,7 +71,8 @@ def _sources(
 )->str:                 # Rows of a Markdown table
     "The models, their revisions and their licences"
     shown = lambda c: c.source if c.revision else Path(c.source).name
-    rows = [(who, shown(o), o.revision or 'a local folder', licence(o))
+    kind = lambda o: f', a {o.kind} adapter' if isinstance(o, OnTop) else ''
+    rows = [(who+kind(o), shown(o), o.revision or 'a local folder', licence(o))
             for who, c in plan.sides.items() for o in origins(c)]
     return '\n'.join(f"| {' | '.join(map(in_markdown, row))} |" for row in rows)
 
@@ -102,7 +103,8 @@ def model_card(
     "A model card: recipe, sources, licences"
     findings = '\n'.join(f'- {in_markdown(f)}' for f in plan.findings) or '- none'
     recipe = {k: v for k, v in plan.recipe.dict().items() if k not in ('vlm', 'llm', 'base')}
-    some = f'{len(plan.recipe.llms)} LLMs' if plan.more else 'a reasoning LLM'
+    some = (f'{len(plan.recipe.llms)} LLMs' if plan.more else
+            f'a {plan.llm.adapters[-1].kind} adapter' if named_alone(plan.llm) else 'a reasoning LLM')
     chosen = f'\nThe weights were chosen by {in_markdown(plan.chosen)}.\n' if plan.chosen else ''
     return f"""{_front(plan)}
 # {in_markdown(name, 200)}

@@ -4,19 +4,23 @@
 
 # %% ../../nbs/merging/03_folders.ipynb #c005
 from __future__ import annotations
+import re
 from dataclasses import dataclass
-from ..checkpoints.texts import name_in_line
+from ..checkpoints.texts import name_in_line, ranges_said
+from ..checkpoints.adapters import adapter_remarks
 from ..checkpoints.chat_formats import content_format, template_of
 from ..checkpoints.decoder import find_decoder
-from ..checkpoints.adapted import named_alone
+from ..checkpoints.adapted import OnTop, named_alone
 from ..checkpoints.headers import FLOATS, Checkpoint
 from ..checkpoints.identity import deciding_files, fingerprint
 from ..checkpoints.model_files import QUANTIZER_FILES
+from ..checkpoints.parts import plain_name
+from ..checkpoints.stored_names import Places
 from ..checkpoints.writer import side_files
 
 # %% auto #0
-__all__ = ['Finding', 'quantized', 'called_quantized', 'left_over', 'taken_for_text', 'not_taken', 'side_findings',
-           'damaged_record', 'not_as_recorded', 'folder_findings']
+__all__ = ['Finding', 'quantized', 'called_quantized', 'left_over', 'taken_for_text', 'layers_without', 'not_taken',
+           'side_findings', 'damaged_record', 'not_as_recorded', 'folder_findings']
 
 # %% ../../nbs/merging/03_folders.ipynb #c009
 @dataclass(frozen=True)
@@ -110,18 +114,45 @@ def taken_for_text(
                     'Serve it with --chat-template-content-format openai, or write that loop.')]
 
 # %% ../../nbs/merging/03_folders.ipynb #c025
+def layers_without(
+    top:OnTop,          # An adapter on its model
+)->dict[str, list]:     # Module, as in `self_attn.q_proj` -> layers
+    "Layers that have a module which the adapter was set to change, and in which it changes nothing of it"
+    config, places = top.adapter.config, Places(top.under)
+    targets = config.get('target_modules')
+    some = any(config.get(k) is not None for k in ('layers_to_transform', 'exclude_modules'))
+    if some or not isinstance(targets, list) or places.decoder is None: return {}
+    has, changed, of = {}, {}, lambda name: plain_name(name).removesuffix('.weight')
+    for i in places.decoder.layers.keys()-places.decoder.cross:
+        for rest in places.held(i): has.setdefault(of(rest), set()).add(i)
+    for i, rest in filter(None, (places.layer(f'{n}.weight') for n in top.adapter.factors)):
+        changed.setdefault(of(rest), set()).add(i)
+    words = {m.rpartition('.')[2] for m in changed}     # Other models have more modules of such a name
+    def meant(m):       # By a target that names no layer; experts in a block are no modules for peft
+        unseen = m.rpartition('.')[2] not in words and not re.search(r'\.\d+\.', m)
+        return (m in changed or unseen) and any(f'.{m}'.endswith(f'.{t}') for t in targets)
+    lost = {m: sorted(layers-changed.get(m, set())) for m, layers in has.items() if meant(m)}
+    return {m: layers for m, layers in lost.items() if layers}
+
+# %% ../../nbs/merging/03_folders.ipynb #c032
 def not_taken(
     checkpoint:Checkpoint, # An open checkpoint
 )->list[Finding]:
-    "Warn of parts of an adapter that have no place in the model under it"
+    "Warn of an adapter that is not whole, or that has parts without a place in the model under it"
     findings = []
+    def warn(o, what, fix):
+        findings.append(Finding('warn', f'Of the adapter {name_in_line(o.source)}: {what}', fix))
     for o in checkpoint.adapters:
+        for remark in adapter_remarks(o.adapter): warn(o, remark, 'Save it again where it was trained.')
+        if lost := layers_without(o):
+            module, layers = next(iter(lost.items()))
+            more = f', and {len(lost)-1} more modules are not whole' if len(lost)>1 else ''
+            warn(o, f"it changes nothing of {module} in the layers {ranges_said(layers)}{more}, and its "
+                    f"configuration leaves out none.", 'See if a part of its file was lost.')
         if not o.left: continue
         name, why = o.left[0]
         more = f' and {len(o.left)-1} more parts' if o.left[1:] else ''
-        findings.append(Finding('warn', f"Of the adapter {name_in_line(o.source)}, "
-                                        f"{name_in_line(name)}{more} "
-                                        f"cannot be taken in: {why}.", 'The rest of it is.'))
+        warn(o, f"{name_in_line(name)}{more} cannot be taken in: {why}.", 'The rest of it is.')
     return findings
 
 # %% ../../nbs/merging/03_folders.ipynb #c027

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 from .. import __version__
-from ..checkpoints.headers import FLOATS, readable, refuse_changed
+from ..checkpoints.headers import FLOATS, refuse_changed
+from ..checkpoints.texts import readable
 from ..checkpoints.identity import deciding_files, fingerprint, fingerprints
 from vlm_merging.checkpoints.blocks import (BLOCK, BLOCK_GPU, Blocks, Source, faulty, keep_heap, opened,
     write_rows)

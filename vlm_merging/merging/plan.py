@@ -24,7 +24,7 @@ from .towers import left_beside, pair_beside
 from .work import has_tokens, token_words, work_of
 
 # %% auto #0
-__all__ = ['why_untouched', 'left_of_adapter', 'one_twice', 'unswept', 'plan']
+__all__ = ['why_untouched', 'left_of_adapter', 'not_only_added', 'one_twice', 'unswept', 'plan']
 
 # %% ../../nbs/merging/14_plan.ipynb #c012
 def why_untouched(
@@ -49,6 +49,23 @@ def left_of_adapter(
                             f"beside the language model's layers, such as {name_in_line(out[0])}: "
                             f"that is not merged.",
                     'To take it in, name VLM+ADAPTER as the VLM; of embeddings and head, set `embeddings`.')]
+
+def not_only_added(
+    llm:Checkpoint,     # The donor
+    works,              # `Work` of all that is merged
+)->list[Finding]:
+    "Warn where an adapter on the VLM itself does more than to add: what it holds belongs to another model"
+    if not named_alone(llm): return []
+    top, mine = llm.adapters[-1], {n for w in works for n in w.pair.llm}
+    theirs = [llm.tensors[n] for n in top.changed if n in mine]
+    whole = [e.name for e in theirs if e.numbers is not top.under.tensors[e.name]]
+    scaled = [e.name for e in theirs if any(d.magnitude for d in e.deltas)]
+    said = [(whole, 'are there as a whole (modules_to_save), and replace the VLM\'s with all it learned'),
+            (scaled, 'are DoRA, which sets the lengths of rows to those of another model\'s rows')]
+    fix = ('Name the model that it was trained on as the base, and take a method of task vectors: with '
+           'method task_arithmetic and weight 1 the VLM + llm_weight·ΔW comes out.')
+    return [Finding('warn', f"Of the adapter's tensors {len(names)} {what}: {name_in_line(names[0])}"
+                            f"{' and others'*(len(names)>1)}.", fix) for names, what in said if names]
 
 # %% ../../nbs/merging/14_plan.ipynb #c013
 def _sort_pairs(
@@ -168,7 +185,9 @@ def plan(
             recipe, chosen, nothing = with_weights(recipe, works, third, of_base)
             works, kept = _sort_pairs(recipe, sides, paired, of_base, by_name, words) if chosen else ((), {})
         findings += unsaid+left_beside(recipe, works, kept)
-        for c, pairs in zip(theirs, (paired, *others)): findings += left_of_adapter(c, pairs, kept)
+        for c, pairs in zip(theirs, (paired, *others)):
+            findings += left_of_adapter(c, pairs, kept)
+            if recipe.base is None: findings += not_only_added(c, works)
         if not works: findings.insert(0, nothing)
     made = Plan(recipe, mine, theirs[0], third, tuple(works), kept, (), tuple(theirs[1:]), chosen)
     findings += not_as_recorded(recipe.inputs, made.sides)

@@ -7,9 +7,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from ..checkpoints.adapted import named_alone
-from ..checkpoints.headers import Checkpoint, readable
+from ..checkpoints.headers import Checkpoint
 from ..checkpoints.low_rank import thin_bytes
-from ..checkpoints.texts import name_in_line
+from ..checkpoints.texts import name_in_line, readable
 from ..checkpoints.vocabulary import row_numbers
 from .families import Pair
 from .lengths import Chosen

@@ -200,6 +200,7 @@ def diagnose(
         more, remarks, base = _of_base(vlm, base)
         findings, reasons = [*findings, *more], reasons+remarks
     base, kin, remarks = _with_base(vlm, llm, base, candidates, how)
+    vlm, llm, base = open_sides(vlm, llm, base)     # An adapter that was named alone lies on that base
     reasons += remarks
     if subspace and base is None:
         reasons.append(Reason('', 'Subspaces were not compared: that needs a base.', '-'))

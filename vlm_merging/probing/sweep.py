@@ -15,7 +15,7 @@ import polars as pl
 from ..asking.fingerprints import describe_items
 from ..asking.jobs import carry_out
 from ..asking.replies import reply_table
-from ..checkpoints.adapted import open_sides
+from ..checkpoints.adapted import named_alone, open_sides
 from ..benchmarks.items import Item, row_of
 from ..comparing.compare import on_a_screen, verdict_markdown
 from ..comparing.findings import names_in_line, sweep_verdict
@@ -277,6 +277,21 @@ def _ask_all(recipe, tries, items, asking, out, ray, progress):
     jobs = {name:(recipe, t, items, asking, hashes) for name, t in names.items()}
     return carry_out(ask_mixture, jobs, out, about, ray, progress)
 
+# %% ../../nbs/probing/14_sweep.ipynb #c081
+def _refuse_idle(
+    whole,              # The `Recipe`
+    tries:list,         # From `mixtures`, each `divided`
+    llms:list,          # The donors, open
+    base,               # Open, or None
+)->None:
+    "Raise ValueError where all mixtures would be one and the same"
+    from vlm_merging.merging.methods import METHODS
+    alone = base is None and all(map(named_alone, llms)) and 'llm_weight' in METHODS[whole.method].knobs
+    if not alone or llms[1:] and not all('along' in t for t in tries): return
+    raise ValueError(f'For an adapter without a base the VLM is the base of {whole.method}: its own task '
+                     f'vector is zero, so all its weights give one model. Sweep with linear, where weight w '
+                     f'gives VLM + (1 - w)·ΔW, or name the model it was trained on as the base.')
+
 # %% ../../nbs/probing/14_sweep.ipynb #c055
 def sweep(
     vlm,                # Folder, hub id or name of the lab; or a whole `Recipe`, whose weight is looked for
@@ -324,6 +339,7 @@ def sweep(
         Recipe(**recipe|dict(knobs=recipe['knobs']|{'weight':t['weight']}, layers=t['layers'],
                              modules=t['modules']))
     vlm, llms, base = open_sides(whole.vlm, whole.llms, whole.base)
+    _refuse_idle(whole, tries, llms, base)
     for f in one_twice(vlm, llms[0], base, llms[1:]):
         warnings.warn(f'{f.what} {f.fix}', stacklevel=2)
     if ray and out is None: raise ValueError('A sweep on Ray needs a folder for its replies: out=.')

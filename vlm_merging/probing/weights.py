@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 import torch
 from tqdm.auto import tqdm
-from ..checkpoints.adapted import open_side, open_sides
+from ..checkpoints.adapted import named_alone, open_sides
 from ..checkpoints.headers import Checkpoint, refuse_changed
 from ..checkpoints.blocks import keep_heap, opened
 from ..merging.work import Work, work_of
@@ -52,8 +52,10 @@ def left_out(
     "What is not compared, and why"
     vlm, llm, base = open_sides(vlm, llm, base)
     _, *outs = paired_work(vlm, llm, base)
+    shown = lambda c, name: not named_alone(c) or name in c.adapters[-1].changed # It lies on the rest
     rows = [dict(side=side, reason=why, tensors=1, numbers=c.tensors[name].numel, example=name)
-            for side, c, out in zip(('vlm', 'llm'), (vlm, llm), outs) for name, why in out.items()]
+            for side, c, out in zip(('vlm', 'llm'), (vlm, llm), outs) for name, why in out.items()
+            if shown(c, name)]
     schema = dict(side=pl.String, reason=pl.String, tensors=pl.Int64, numbers=pl.Int64, example=pl.String)
     return pl.DataFrame(rows, schema=schema).group_by('side', 'reason', maintain_order=True).agg(
         pl.col('tensors', 'numbers').sum(), pl.col('example').first())
@@ -307,12 +309,13 @@ def lineage(
     progress:bool|None=None, # As in `weight_stats`
 )->pl.DataFrame:        # candidate, far (the larger of:) relative_vlm, relative_llm; cosine, why_not
     "The candidates, the nearest to both models first; one that does not fit stands last, with the reason"
-    vlm, llm, rows, how = open_side(vlm), open_side(llm), [], dict(workers=workers, progress=progress)
+    (vlm, llm, _), rows, how = open_sides(vlm, llm), [], dict(workers=workers, progress=progress)
     for c in candidates:
         name, why = str(c.source or c.path) if isinstance(c, Checkpoint) else str(c), None
         try: whole = by_module(weight_stats(vlm, llm, c, **how)).row(0, named=True)
         except ValueError as e: whole, why = {}, str(e)
         measures = {k:whole.get(k) for k in ('relative_vlm', 'relative_llm', 'cosine')}
+        if named_alone(llm): measures['relative_llm'] = None    # As far from each: it was put on it
         far = max((x for k, x in measures.items() if k!='cosine' and x is not None), default=None)
         rows.append(dict(candidate=name, far=far, **measures, why_not=why))
     schema = dict(candidate=pl.String, far=pl.Float64, relative_vlm=pl.Float64, relative_llm=pl.Float64,
