@@ -262,16 +262,17 @@ def unlike_words(
 )->list[Finding]:
     "Warn of vocabularies that differ"
     mine, theirs, findings = paired.mine, paired.theirs, []
-    rows = [(c.tensors[d.embedding].shape or (None,))[0] if d.embedding else None
-            for c, d in ((vlm, mine), (other, theirs))]
+    sides = (vlm, mine), (other, theirs)
+    rows = [(c.tensors[d.embedding].shape or (None,))[0] if d.embedding else None for c, d in sides]
+    own = [bool(d.head) and not text_config(c.config).get('tie_word_embeddings') for c, d in sides]
     if None not in rows and rows[0]!=rows[1]:
         findings.append(Finding('warn', f"Vocabulary of {rows[0]} rows in the VLM, {rows[1]} in the {who}.",
                                 'Harmless while embeddings stay the VLM\'s; '
                                 'with `embeddings` only the common rows are merged.'))
     findings += unlike_strings(vlm, other, who)
-    if bool(mine.head)!=bool(theirs.head):
-        findings.append(Finding('warn', f"The {'VLM' if mine.head else who} has an output head of its own, "
-                                        f"the {who if mine.head else 'VLM'} uses its embeddings (tied).",
+    if own[0]!=own[1]:
+        findings.append(Finding('warn', f"The {'VLM' if own[0] else who} has an output head of its own, "
+                                        f"the {who if own[0] else 'VLM'} uses its embeddings (tied).",
                                 'Matters only if embeddings are merged.'))
     return findings
 
