@@ -3461,6 +3461,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'vlm_merging/scoring/problems.py'),
                                               'vlm_merging.scoring.problems.problems': ( 'scoring/problems.html#problems',
                                                                                          'vlm_merging/scoring/problems.py'),
+                                              'vlm_merging.scoring.problems.scores_of': ( 'scoring/problems.html#scores_of',
+                                                                                          'vlm_merging/scoring/problems.py'),
                                               'vlm_merging.scoring.problems.tags_unknown': ( 'scoring/problems.html#tags_unknown',
                                                                                              'vlm_merging/scoring/problems.py')},
             'vlm_merging.scoring.quantities': { 'vlm_merging.scoring.quantities.Quantity': ( 'scoring/quantities.html#quantity',

@@ -203,6 +203,7 @@ class _Talk:
     way:str              # '', or ' through the proxy ...'
     model:str|None=None  # Name under which it replies
     replied:bool=False   # Has it replied to anything?
+    over:bool=False      # Is nobody else asked, since all would fail?
     prompts:dict|None=None # id of an item -> what the server tells of its prompt, if somebody wants to know
 
 def _request(endpoint, item):
@@ -275,10 +276,11 @@ def in_flight(
     talk, waiting = _Talk(client, way, prompts=prompts), iter(items)
     async def work():
         for item in waiting:
+            if talk.over: return
             try: done.put(await _patiently(endpoint, talk, item))
             except Exception as e:
+                talk.over = isinstance(e, _Stop)
                 done.put(e)                                     # Raised by the thread that waits
-                if isinstance(e, _Stop): [*waiting]             # Nobody else is asked
     async def together():
         async with client: await asyncio.gather(*(work() for _ in range(min(endpoint.concurrency,
                                                                             len(items)))))

@@ -1,6 +1,6 @@
 """Tables in, tables out: what is read may be a run, what is written appears whole or not at all."""
 from __future__ import annotations
-import json, warnings
+import json
 from pathlib import Path
 from vlm_merging.checkpoints.places import path_of, same_place
 
@@ -33,13 +33,8 @@ def read_scores(
     thinking:str='general', # What is thought, if it holds replies
 ):                      # A polars frame
     "A score table: as it is, or made of replies"
-    from vlm_merging.scoring.problems import tags_unknown
-    from vlm_merging.scoring.score import score
-    frame = read_table(path, problems, items)
-    if 'correct' in frame.columns: return frame
-    scores = score(frame, protocol, thinking)
-    if tags := tags_unknown(scores): warnings.warn(tags, stacklevel=2)
-    return scores
+    from vlm_merging.scoring.problems import scores_of
+    return scores_of(read_table(path, problems, items), protocol, thinking)
 
 def ready_to_write(
     path:Path|None,     # Where something shall appear; None: nowhere

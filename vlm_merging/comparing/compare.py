@@ -12,8 +12,8 @@ import polars as pl
 from ..checkpoints.texts import in_markdown, name_in_line
 from ..asking.replies import record_in
 from ..asking.same_prompt import unlike_prompts
-from ..scoring.problems import tags_unknown
-from ..scoring.score import score, table_at
+from ..scoring.problems import scores_of
+from ..scoring.score import table_at
 from .statistics import RESAMPLES
 from .pairs import comparison_table, unpaired_table
 from .findings import names_in_line, p_said, points, verdict
@@ -29,10 +29,7 @@ def _scores(run, protocol, thinking='general'):
         if tables and run: return run
         raise ValueError(f"{type(run).__name__} is no run. Give its folder, a table of replies or of scores, "
                          f"or a list of score tables.")
-    if 'correct' in run.columns or 'prediction' not in run.columns: return run
-    scores = score(run, protocol, thinking)
-    if tags := tags_unknown(scores): warnings.warn(tags, stacklevel=4)
-    return scores
+    return scores_of(run, protocol, thinking, 4) if 'prediction' in run.columns else run
 
 # %% ../../nbs/comparing/06_compare.ipynb #c015
 def _named_apart(a, b, paths):

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/scoring/20_problems.ipynb #c005
 from __future__ import annotations
+import warnings
 from collections import Counter
 from pathlib import Path
 import polars as pl
@@ -15,7 +16,7 @@ from .score import _LETTERLIKE, score
 from .wrappers import WRAPPERS, tag_name, unknown_tags
 
 # %% auto #0
-__all__ = ['tags_unknown', 'problems']
+__all__ = ['tags_unknown', 'scores_of', 'problems']
 
 # %% ../../nbs/scoring/20_problems.ipynb #c008
 def tags_unknown(
@@ -32,6 +33,19 @@ def tags_unknown(
             f"with `thinking` {names[0].replace('/', '', 1)!r}. Python can name them for good: "
             f"vlm_merging.WRAPPERS[{tag_name(names[0])!r}] = "
             f"'thought', or {', '.join(sorted({*WRAPPERS.values()}-{'thought'}))}.")
+
+# %% ../../nbs/scoring/20_problems.ipynb #c019
+def scores_of(
+    table:pl.DataFrame, # Replies, or scores
+    protocol:str='offline', # As for `score`
+    thinking:str='general', # As for `score`
+    stacklevel:int=2,   # Of the warning: 2 names the line that calls this
+)->pl.DataFrame:        # As `score` gives it
+    "A table of scores: as it is, or made of its replies, with a warning of tags that nobody knows"
+    if 'correct' in table.columns: return table
+    scores = score(table, protocol, thinking)
+    if tags := tags_unknown(scores): warnings.warn(tags, stacklevel=stacklevel+1)
+    return scores
 
 # %% ../../nbs/scoring/20_problems.ipynb #c012
 def _letterlike(scores):
