@@ -361,14 +361,94 @@ def test_an_adapter_that_is_not_whole_is_told(donor, trios, tmp_path):
         return ' '.join(w for w in found if 'adapter' in w)
     assert told()=='' and told(trio.llm, f'{trio.base}+{ad}')==''
     save_file({n: x for n, x in names.items() if '.2.' not in n or 'q_proj' not in n}, path)
-    assert 'nothing of self_attn.q_proj in the layers 2,' in told()
+    assert 'nothing of self_attn.q_proj in layer 2,' in told()
     save_file({n: x for n, x in names.items() if 'q_proj' not in n}, path)
-    assert 'nothing of self_attn.q_proj in the layers 0-3,' in told()
+    assert 'nothing of self_attn.q_proj in layers 0-3,' in told()
+    config.write_text(json.dumps(was|dict(target_modules='.*_proj')))
+    assert told()==''                       # A pattern may mean any
+    config.write_text(json.dumps(was|dict(target_modules=['gate_proj', 'down_proj'])))
+    assert 'nothing of mlp.gate_proj in layers 0-3,' in told()
     config.write_text(json.dumps(was|dict(layers_to_transform=[0])))
-    assert told()==''
+    assert 'does not cover model.layers.1.mlp.down_proj and 2 more' in told()
+    assert 'nothing of self_attn.q_proj in layer 0,' in told()
+    full = [f'model.layers.{i}.self_attn.q_proj' for i in range(4)]
+    save_file({n: x for n, x in names.items() if '.2.' not in n or 'q_proj' not in n}, path)
+    config.write_text(json.dumps(was|dict(target_modules=[*full, 'down_proj'])))
+    assert 'nothing of self_attn.q_proj in layer 2,' in told()
     save_file({n: 0*x if 'lora_B' in n else x for n, x in names.items()}, path)
     config.write_text(json.dumps(was|dict(modules_to_save=['lm_head'])))
-    assert 'every lora_B is zero' in told() and 'lm_head in modules_to_save' in told()
+    assert 'so it adds nothing' in told() and 'lm_head in modules_to_save' in told()
+
+
+SEVEN = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj']
+
+FUSED = ['qkv_proj', 'gate_up_proj', 'w1', 'c_attn', 'o_proj']
+
+@pytest.mark.parametrize('kind, targets', [(k, t) for k in ('phi3', 'glm4', 'lfm2', 'qwen3', 'gemma2', 'gpt2')
+                                           for t in (SEVEN, 'all-linear', FUSED) if (k, t)!=('gpt2', SEVEN)])
+def test_a_whole_adapter_is_not_called_one_with_gaps(kind, targets, tmp_path):
+    from vlm_merging.merging.folders import layers_without, not_taken
+    import transformers
+    mixed = dict(layer_types=['full_attention', 'conv', 'conv', 'full_attention']) if kind=='lfm2' else {}
+    config = transformers.AutoConfig.for_model(
+        kind, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=64, head_dim=8, n_embd=32, n_layer=4, n_head=4, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2, **mixed)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path/'llm')
+    trained('AutoModelForCausalLM', tmp_path/'llm', tmp_path/'ad', target_modules=targets,
+            fan_in_fan_out=kind=='gpt2')
+    side = open_side(f"{tmp_path/'llm'}+{tmp_path/'ad'}")
+    assert not_taken(side)==[] and side.adapters[0].changed
+    names = load_file(tmp_path/'ad/adapter_model.safetensors')
+    save_file({n: x for n, x in names.items() if '.3.' not in n}, tmp_path/'ad/adapter_model.safetensors')
+    top = open_side(f"{tmp_path/'llm'}+{tmp_path/'ad'}").adapters[0]
+    lost = {n.split('.3.')[1].split('.lora')[0] for n in names if '.3.' in n}
+    plain = not isinstance(json.loads((tmp_path/'ad/adapter_config.json').read_text())['target_modules'], str)
+    if plain: assert {m: [3] for m in lost}==layers_without(top)
+
+
+@pytest.mark.parametrize('kind', ('llava', 'qwen3_vl', 'gemma3', 'mllama', 'pixtral'))
+def test_an_adapter_on_the_tower_alone_finds_the_tower(kind, tmp_path):
+    import transformers
+    from vlm_merging.merging.folders import not_taken
+    vlm = make_trio(kind, tmp_path/'trio').vlm
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        m = transformers.AutoModelForImageTextToText.from_pretrained(vlm)
+        names = 'vision_tower', 'vision_model', 'visual'
+        tower = next(o for n, o in m.named_modules() if n.split('.')[-1] in names)
+        p = peft.get_peft_model(tower, peft.LoraConfig(r=2, target_modules=['q_proj', 'qkv']))
+        with torch.no_grad():
+            for n, x in p.named_parameters():
+                if 'lora_' in n: x.add_(.1*torch.randn(x.shape))
+        p.save_pretrained(tmp_path/'ad')
+    before = load_file(vlm/'model.safetensors')
+    text = {w.pair.vlm for w in plan(vlm, vlm).merged}
+    side = open_side(f"{vlm}+{tmp_path/'ad'}")
+    assert side.adapters[0].changed and text.isdisjoint(side.adapters[0].changed) and not_taken(side)==[]
+    assert len(side.adapters[0].changed)==len(load_file(tmp_path/'ad/adapter_model.safetensors'))//2
+    assert {*side.adapters[0].changed}<={*before}
+    assert any('Nothing is left' in f.what for f in plan(vlm, tmp_path/'ad').stops)
+
+
+def test_a_head_of_other_rows_is_left_and_the_rest_is_taken(trios, tmp_path):
+    trio = trios('llava')
+    trained('AutoModelForCausalLM', trio.base, tmp_path/'ad', target_modules=['q_proj', 'lm_head'])
+    made = plan(trio.vlm, tmp_path/'ad')
+    assert len(made.merged)==4 and 'its 96 rows do not fit 104' in ' '.join(map(str, made.findings))
+
+
+def test_a_tied_embedding_that_changes_is_told(trios, tmp_path):
+    vlm = trios('gemma3').vlm
+    trained('AutoModelForImageTextToText', vlm, tmp_path/'ad', target_modules=['embed_tokens', 'o_proj'])
+    found = [f.what for f in plan(f"{vlm}+{tmp_path/'ad'}", vlm).findings if 'adapter' in f.what]
+    assert len(found)==1 and '(tied)' in found[0]
+
+
+def test_one_that_was_trained_inside_this_vlm_replaces_what_it_learned_there(trios, tmp_path):
+    vlm = trios('llava').vlm
+    trained('AutoModelForImageTextToText', vlm, tmp_path/'ad', **OPTIONS['saved'])
+    assert not any('replace' in f.what for f in plan(vlm, tmp_path/'ad').findings)
 
 
 def test_each_candidate_is_the_base_that_the_adapter_lies_on(donor):

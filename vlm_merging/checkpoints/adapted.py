@@ -92,8 +92,9 @@ def _fit_matrix(
     s, n = scale_of(fit.adapter, f, 'weight'*any(f'{f.name}.weight'.endswith(f'.{p}') for p in parameters))
     turned = f.table or shape==(width, out) and (out!=width or aside)
     if shape!=((width, out) if turned else (out, width)) or n>1:
-        if f.table and shape and shape[1:]==(out,):
-            return fit.leave(f.name, f'its {width} rows do not fit {shape[0]}')
+        head = fit.places.decoder and stored==fit.places.decoder.head
+        if shape and shape[1:]==((out,) if f.table else (width,)) and (f.table or head):
+            return fit.leave(f.name, f'its {width if f.table else out} rows do not fit {shape[0]}')
         raise ValueError(_unfit(f, fit.adapter, stored, shape))
     fit.add(stored, Delta(f.a, f.b, s, rows=shape[0], cols=shape[1], turned=turned, magnitude=f.magnitude))
 

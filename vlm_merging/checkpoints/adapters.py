@@ -229,21 +229,42 @@ def scale_of(
 def adapter_remarks(
     adapter:Adapter,    # Opened
 )->list[str]:           # Sentences; none as a rule
-    "What its configuration promises and the file does not hold, and whether it adds anything"
+    "Where its configuration and its file contradict each other, and whether it adds anything"
     saved, held = adapter.config.get('modules_to_save'), [f'.{n}' for n in adapter.whole]
     saved = [s for s in saved if isinstance(s, str)] if isinstance(saved, list) else []
-    lost = [s for s in saved if not any(f'{s}.' in n for n in held)]
+    lost = [s for s in saved if not any(f'{s}.' in n for n in held) and s not in _EITHER]
     found = [f'{ADAPTER} names {name_in_line(s)} in modules_to_save, but the file holds no tensor of it.'
              for s in lost]
-    if _untrained(adapter): found.append('It adds nothing: every lora_B is zero, as before training.')
+    if over := _uncovered(adapter):
+        more = f' and {len(over)-1} more' if len(over)>1 else ''
+        found.append(f'{ADAPTER} does not cover {name_in_line(over[0])}{more}, which the file holds: peft '
+                     f'would leave that out, and here it counts.')
+    pairs = [f for fs in adapter.factors.values() for f in fs]
+    if pairs and _adds_nothing(adapter, pairs):
+        rest = 'whole tensors' if adapter.whole else 'lengths of rows' if pairs[0].magnitude else ''
+        found.append('All products of its factors are zero, as before training'
+                     + (f': only its {rest} can change anything.' if rest else ', so it adds nothing.'))
     return found
 
-def _untrained(adapter):
-    "Is each of its B zero, and is there nothing else that it changes?"
-    pairs = [f for fs in adapter.factors.values() for f in fs]
-    if adapter.whole or any(f.magnitude for f in pairs): return False
-    with opened([f.b for f in pairs]) as files:
-        return not any(Source((f.b,), files).read(0, f.b.numel).count_nonzero() for f in pairs)
+_EITHER = 'classifier', 'score'         # peft names both for a model that classifies, which has one of them
+
+def _adds_nothing(adapter, pairs):
+    "Is one factor of each pair zero, or α?"
+    if adapter.config.get('lora_alpha')==0 and not adapter.config.get('alpha_pattern'): return True
+    with opened([e for f in pairs for e in (f.a, f.b)]) as files:
+        def some(entry): return bool(Source((entry,), files).read(0, entry.numel).count_nonzero())
+        return not any(some(f.b) and some(f.a) for f in pairs)
+
+def _uncovered(adapter):
+    "Modules of the file that the configuration does not mean, as far as it is written in plain names"
+    config, layer = adapter.config, lambda n: [int(i) for i in re.findall(r'(?<=\.)\d+(?=\.)', n)]
+    targets, some, out = (config.get(k) for k in ('target_modules', 'layers_to_transform', 'exclude_modules'))
+    among = lambda n, ends: any(isinstance(e, str) and f'.{n}'.endswith(f'.{e}') for e in ends)
+    some = [some] if isinstance(some, int) else some
+    plain = isinstance(targets, list) and not config.get('target_parameters')
+    return [n for n in adapter.factors if plain and not among(n, targets)
+            or isinstance(out, list) and among(n, out)
+            or isinstance(some, list) and some and len(layer(n))==1 and layer(n)[0] not in some]
 
 # %% ../../nbs/checkpoints/11_adapters.ipynb #c035
 def adapter_summary(

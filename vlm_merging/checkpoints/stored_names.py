@@ -22,7 +22,8 @@ class Places:
     def __init__(self,
         checkpoint:Checkpoint, # An open checkpoint
     ):
-        self.checkpoint, self.tensors, self.known = checkpoint, checkpoint.tensors, {}  # Parts of layers seen
+        self.checkpoint, self.tensors = checkpoint, checkpoint.tensors
+        self.known, self.ways = {}, {}          # Parts of layers seen; ways to layers, if they lead elsewhere
         try: self.decoder = find_decoder(self.tensors, checkpoint.config)
         except ValueError: self.decoder = None
 
@@ -32,12 +33,23 @@ class Places:
         "The decoder layer of a name"
         m, d = LAYER.fullmatch(name), self.decoder
         stem = m and m['stem']+m['list']
-        if not m or d is None or _is_beside(stem): return None
+        if not m or d is None or _is_beside(stem) or self.elsewhere(stem): return None
         i = int(m['i'])
         if d.cross and not TEXT.search(stem) and m['stem']!=d.stem:
             own = [k for k in d.layers if k not in d.cross]
             i = own[i] if i<len(own) else len(d.layers)
         return i, m['rest']
+
+    def elsewhere(self,
+        way:str,            # To a list of layers, as in transformer.layers
+    )->bool:
+        "Do only tensors beside the language model have this way?"
+        if way in ('layers', 'model.layers') or self.decoder is None: return False
+        if way not in self.ways:
+            text = {n for rests in self.decoder.layers.values() for n in rests.values()}
+            hits = [n for n in self.tensors if f'.{way}.' in f'.{n}']
+            self.ways[way] = bool(hits) and text.isdisjoint(hits)
+        return self.ways[way]
 
     def stored(self,
         name:str,           # As transformers has it
@@ -53,11 +65,12 @@ class Places:
 
     def _by_end(self, name):
         "The only tensor whose name ends like this one, from a number on or with two words more"
-        m, words = re.search(r'\w+\.\d+\..+', name), name.split('.')
+        m, words, layer = re.search(r'\w+\.\d+\..+', name), name.split('.'), LAYER.fullmatch(name)
+        beside = _is_beside(name) or bool(layer and self.elsewhere(layer['stem']+layer['list']))
         for end in ('.'.join(words[i:]) for i in range(len(words)-1)):
             if m and not end.endswith(m[0]): break
             hits = [n for n in self.tensors
-                    if (n.endswith(f'.{end}') or n==end) and _is_beside(n)==_is_beside(name)]
+                    if (n.endswith(f'.{end}') or n==end) and _is_beside(n)==beside]
             if len(hits)==1: return hits[0]
         return None
 

@@ -118,21 +118,25 @@ def layers_without(
     top:OnTop,          # An adapter on its model
 )->dict[str, list]:     # Module, as in `self_attn.q_proj` -> layers
     "Layers that have a module which the adapter was set to change, and in which it changes nothing of it"
-    config, places = top.adapter.config, Places(top.under)
-    targets = config.get('target_modules')
-    some = any(config.get(k) is not None for k in ('layers_to_transform', 'exclude_modules'))
-    if some or not isinstance(targets, list) or places.decoder is None: return {}
-    has, changed, of = {}, {}, lambda name: plain_name(name).removesuffix('.weight')
-    for i in places.decoder.layers.keys()-places.decoder.cross:
-        for rest in places.held(i): has.setdefault(of(rest), set()).add(i)
+    config, places, changed = top.adapter.config, Places(top.under), {}
+    targets, chosen = config.get('target_modules'), config.get('layers_to_transform')
+    def module(rest): return rest.removesuffix('.weight')
+    def ends(m, ts): return any(isinstance(t, str) and f'.{m}'.endswith(f'.{t}') for t in ts)
     for i, rest in filter(None, (places.layer(f'{n}.weight') for n in top.adapter.factors)):
-        changed.setdefault(of(rest), set()).add(i)
+        changed.setdefault(module(rest), set()).add(i)
+    if not changed or not isinstance(targets, list) or config.get('exclude_modules'): return {}
+    stored, chosen = places.decoder.layers, [chosen] if isinstance(chosen, int) else chosen
+    layers = [i for i in stored if i not in places.decoder.cross and (not chosen or i in chosen)]
+    def lacks(i, m):
+        has = f'{m}.weight' in stored[i] or plain_name(f'{m}.weight') in places.held(i)
+        return has and i not in changed.get(m, ())
     words = {m.rpartition('.')[2] for m in changed}     # Other models have more modules of such a name
-    def meant(m):       # By a target that names no layer; experts in a block are no modules for peft
-        unseen = m.rpartition('.')[2] not in words and not re.search(r'\.\d+\.', m)
-        return (m in changed or unseen) and any(f'.{m}'.endswith(f'.{t}') for t in targets)
-    lost = {m: sorted(layers-changed.get(m, set())) for m, layers in has.items() if meant(m)}
-    return {m: layers for m, layers in lost.items() if layers}
+    whole = {module(rest) for i in layers for rest in stored[i] if not re.search(r'\.\d+\.', rest)}
+    meant = {*changed, *(m for m in whole if m.rpartition('.')[2] not in words)}
+    lost = {m: [i for i in layers if lacks(i, m)] for m in sorted(meant) if ends(m, targets)}
+    for i, rest in filter(None, (places.layer(f'{t}.weight') for t in targets if isinstance(t, str))):
+        if i in layers and lacks(i, module(rest)): lost.setdefault(module(rest), []).append(i)  # By full name
+    return {m: sorted(found) for m, found in lost.items() if found}
 
 # %% ../../nbs/merging/03_folders.ipynb #c032
 def not_taken(
@@ -142,18 +146,27 @@ def not_taken(
     findings = []
     def warn(o, what, fix):
         findings.append(Finding('warn', f'Of the adapter {name_in_line(o.source)}: {what}', fix))
+    def others(n, what): return f' and {n-1} more {what}{"s"*(n>2)}' if n>1 else ''
     for o in checkpoint.adapters:
-        for remark in adapter_remarks(o.adapter): warn(o, remark, 'Save it again where it was trained.')
+        for remark in adapter_remarks(o.adapter): warn(o, remark, 'Get it anew from where it was trained.')
         if lost := layers_without(o):
             module, layers = next(iter(lost.items()))
-            more = f', and {len(lost)-1} more modules are not whole' if len(lost)>1 else ''
-            warn(o, f"it changes nothing of {module} in the layers {ranges_said(layers)}{more}, and its "
-                    f"configuration leaves out none.", 'See if a part of its file was lost.')
+            where = f"layer{'s'*(len(layers)>1)} {ranges_said(layers)}"
+            warn(o, f"it changes nothing of {module} in {where}{others(len(lost), 'such module')}, though "
+                    f"its configuration means it.", 'See if a part of its file was lost.')
+        if not o.alone and _changes_tied(o):
+            warn(o, 'the embedding that it changes is the output head, too (tied), and changes there as '
+                    'well; in peft the head stays as it was.', 'Compare replies with those under peft.')
         if not o.left: continue
         name, why = o.left[0]
-        more = f' and {len(o.left)-1} more parts' if o.left[1:] else ''
-        warn(o, f"{name_in_line(name)}{more} cannot be taken in: {why}.", 'The rest of it is.')
+        warn(o, f"{name_in_line(name)}{others(len(o.left), 'part')} cannot be taken in: {why}.",
+             'The rest of it is.')
     return findings
+
+def _changes_tied(top):
+    "Does an adapter change an embedding that is the output head as well?"
+    d = Places(top.under).decoder
+    return d is not None and not d.head and d.embedding in top.changed
 
 # %% ../../nbs/merging/03_folders.ipynb #c027
 def side_findings(

@@ -10,6 +10,7 @@ from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from ..checkpoints.adapted import named_alone, open_sides
+from ..checkpoints.decoder import TEXT
 from ..checkpoints.headers import Checkpoint
 from ..checkpoints.identity import same_weights
 from ..checkpoints.texts import name_in_line
@@ -55,7 +56,7 @@ def not_only_added(
     works,              # `Work` of all that is merged
 )->list[Finding]:
     "Warn where an adapter on the VLM itself does more than to add: what it holds belongs to another model"
-    if not named_alone(llm): return []
+    if not named_alone(llm) or _of_this_kind(llm.adapters[-1]): return []
     top, mine = llm.adapters[-1], {n for w in works for n in w.pair.llm}
     theirs = [llm.tensors[n] for n in top.changed if n in mine]
     whole = [e.name for e in theirs if e.numbers is not top.under.tensors[e.name]]
@@ -66,6 +67,12 @@ def not_only_added(
            'method task_arithmetic and weight 1 the VLM + llm_weight·ΔW comes out.')
     return [Finding('warn', f"Of the adapter's tensors {len(names)} {what}: {name_in_line(names[0])}"
                             f"{' and others'*(len(names)>1)}.", fix) for names, what in said if names]
+
+def _of_this_kind(top):
+    "Was an adapter trained inside a VLM such as the one that it lies on? Its names, or its base, tell"
+    named = top.adapter.config.get('base_model_name_or_path')
+    here = (str(top.under.path), top.under.source.split('@')[0])
+    return named in here or any(map(TEXT.search, (*top.adapter.factors, *top.adapter.whole)))
 
 # %% ../../nbs/merging/14_plan.ipynb #c013
 def _sort_pairs(

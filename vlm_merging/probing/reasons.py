@@ -161,20 +161,23 @@ def _directions(whole, layers, moved):
     return reasons
 
 # %% ../../nbs/probing/03_reasons.ipynb #c034
-def _sparse(whole, layers):
+def _sparse(whole, layers, stats):
     "What it says if one of the models left most of the base as it was"
     reasons = []
     for who in ('VLM', 'LLM'):
         key = f'moved_share_{who.lower()}'
-        if not 0<whole[key]<1-THRESHOLDS['sparse'].value: continue
+        moved = stats.filter(pl.col(key)>0)
+        share = (moved[key]*moved['n']).sum()/max(moved['n'].sum(), 1)
+        if not 0<share<1-THRESHOLDS['sparse'].value: continue
         still, shares = layers.filter(pl.col(key)==0)['layer'].to_list(), layers[key]
         where = (f"nothing moved in {_layers(still)}" if still else
                  f"from layer to layer {shares.min():.1%} to {shares.max():.1%} moved")
         lead = whole.get(f'leading_{who.lower()}')
         rank = '' if lead is None else (f" Of its energy, {lead:.0%} lies in the leading directions of each "
                                         f"matrix.")
-        what = (f"{1-whole[key]:.1%} of the {who}'s numbers are the base's, to the last bit; {where}.{rank} "
-                f"A density above {whole[key]:.2g} trims nothing that moved.")
+        among = f' in the {moved.height} of {stats.height} tensors that moved'*(moved.height<stats.height)
+        what = (f"{1-share:.1%} of the {who}'s numbers{among} are the base's, to the last bit; "
+                f"{where}.{rank} A density above {share:.2g} trims nothing that moved.")
         reasons.append(by_threshold('', what, 'sparse'))
     return reasons
 
@@ -189,7 +192,7 @@ def from_weights(
     if whole['apart']==0:
         return [_by_files(LEVELS[2], 'The language models are identical: a merge changes nothing.')]
     moved = [(w, whole[f'relative_{w.lower()}']) for w in ('VLM', 'LLM')] if has_base else []
-    reasons = _distances(whole, layers, moved)+(_sparse(whole, layers) if has_base else [])
+    reasons = _distances(whole, layers, moved)+(_sparse(whole, layers, stats) if has_base else [])
     return reasons+_directions(whole, layers, moved) if moved and whole['cosine'] is not None else reasons
 
 # %% ../../nbs/probing/03_reasons.ipynb #c041

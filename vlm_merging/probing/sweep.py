@@ -288,9 +288,8 @@ def _refuse_idle(
     from vlm_merging.merging.methods import METHODS
     alone = base is None and all(map(named_alone, llms)) and 'llm_weight' in METHODS[whole.method].knobs
     if not alone or llms[1:] and not all('along' in t for t in tries): return
-    raise ValueError(f'For an adapter without a base the VLM is the base of {whole.method}: its own task '
-                     f'vector is zero, so all its weights give one model. Sweep with linear, where weight w '
-                     f'gives VLM + (1 - w)·ΔW, or name the model it was trained on as the base.')
+    raise ValueError(f'An adapter without a base: the VLM is the base of {whole.method}, its task vector is '
+                     f'zero, and all its weights give one model. Sweep with linear, or name the base.')
 
 # %% ../../nbs/probing/14_sweep.ipynb #c055
 def sweep(
@@ -316,6 +315,7 @@ def sweep(
     **more,             # Knobs of the method, and of asking: max_new_tokens, batch_size, dtype, device
 )->Sweep:               # Shows what it says; `.table` has the numbers, `.chart()` draws them
     "Try the weights of a merge in memory; raise ValueError if it cannot be done"
+    from vlm_merging.merging.folders import not_taken
     from vlm_merging.merging.plan import one_twice
     from vlm_merging.merging.recipe import Recipe, recipe_of
     items, trade = asked_items(items), _trade_wanted(gain, keep, penalty)
@@ -340,8 +340,8 @@ def sweep(
                              modules=t['modules']))
     vlm, llms, base = open_sides(whole.vlm, whole.llms, whole.base)
     _refuse_idle(whole, tries, llms, base)
-    for f in one_twice(vlm, llms[0], base, llms[1:]):
-        warnings.warn(f'{f.what} {f.fix}', stacklevel=2)
+    told = [f for c in llms for f in not_taken(c)]+one_twice(vlm, llms[0], base, llms[1:])
+    for f in told: warnings.warn(f'{f.what} {f.fix}', stacklevel=2)
     if ray and out is None: raise ValueError('A sweep on Ray needs a folder for its replies: out=.')
     try: replies = _ask_all(recipe, tries+[UNMIXED]*bool(trade), items, asking, out, ray, progress)
     finally: open_mixer.cache_clear()
