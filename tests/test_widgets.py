@@ -282,7 +282,8 @@ def test_whose_numbers_they_are_is_said(merging, items, tmp_path):
     name = next(n for n in weights if n.endswith('q_proj.weight'))
     save_file(weights|{name:weights[name]*1.01}, other/'model.safetensors', metadata=dict(format='pt'))
     stranger = MergeExplorer(other, lab_folder()/'llm', items=items[:2], pause=60, **LAB_ASKING)
-    assert stranger.knobs['weight'].value==.9 and 'found with other models' in words_in(stranger.controls.about)
+    own, whose = stranger.knobs["weight"].value, words_in(stranger.controls.about)
+    assert own==.9 and "found with other models" in whose
     stranger.worker.wait(LONG)
 
 def test_a_method_that_needs_a_base_says_so(items):

@@ -22,7 +22,7 @@ from ..probing.profile import profile_table
 from .background import Answer, Worker, Working, say_in, status_line
 from .panels import (
     FAINT_STYLE, LAB_ASKING, ask_rest, by_category, changes, filled, lines_html, literal_text, picture_html,
-    quietly, reply_text, score_offline, table_html, verdict_html)
+    quietly, reply_text, score_offline, table_html, terms_said, verdict_html)
 from .reply_browser import ReplyBrowser
 
 # %% auto #0
@@ -86,8 +86,9 @@ def figures_html(
                           pl.col('heads')=='').drop_nulls('change')
     rows = rows.sort(pl.col('part').replace_strict({p:i for i, p in enumerate(MASKED)}, default=9),
                      maintain_order=True)
-    return table_html(['masked', 'questions', 'change (95% interval)', 'corrected'],
-                      [_figure_cells(r) for r in rows.head(24).to_dicts()])
+    columns = ['masked', 'questions', 'change (95% interval)', 'p, corrected']
+    cells = [_figure_cells(r) for r in rows.head(24).to_dicts()]
+    return table_html(columns, cells)+lines_html(terms_said([*columns, *(c[2] for c in cells)]), FAINT_STYLE)
 
 # %% ../../nbs/widgets/06_layer_explorer.ipynb #c021
 def _what_is_masked(layer, part, how):
@@ -97,7 +98,13 @@ def _what_is_masked(layer, part, how):
     return f'with {of}layer {layer} masked'
 
 # %% ../../nbs/widgets/06_layer_explorer.ipynb #c024
-BY = ('skip', 'zero', 'mean', 'uniform', 'constant', 'blind')    # Ways that need no second model
+BY = dict(              # Ways that need no second model
+    skip='adds nothing to the residual stream, the row of vectors that runs through all layers',
+    zero='its output is 0; of a whole layer that is the stream itself, which no model was trained for',
+    mean='adds what it adds on average over these questions',
+    uniform='attention looks at all positions alike; an MLP has the same number in all places of a matrix',
+    constant='has the same number in all places of all matrices',
+    blind='from the layer on, words no longer look at the picture')
 
 class _MaskedModel:
     "One model, asked without a mask and with one after the other"
@@ -182,15 +189,15 @@ def _layer_controls(depth):
     parts = [(PART_NAMES.get(p, p), p) for p in MASKED]
     return (W.IntSlider(value=0, min=0, max=depth-1, description='layer', **wide(320, 48)),
             W.Dropdown(options=parts, description='masked', **wide(200, 56)),
-            W.Dropdown(options=BY, description='by', **wide(150, 20)))
+            W.Dropdown(options=list(BY), description='by', **wide(150, 20)))
 
 # %% ../../nbs/widgets/06_layer_explorer.ipynb #c044
 _HIGH = dict(display='block', height='640px', overflow='auto')
 
-def _layer_page(controls, status, charts, words):
+def _layer_page(controls, about, status, charts, words):
     "The parts of the widget in their places"
     right = W.Box(words, layout=_HIGH|dict(flex='1 1 360px', min_width='340px', padding='0 8px 0 8px'))
-    return W.VBox([W.HBox(controls, layout=dict(flex_flow='row wrap')), status,
+    return W.VBox([W.HBox(controls, layout=dict(flex_flow='row wrap')), about, status,
                    W.HBox([charts, right], layout=dict(display='flex', flex_flow='row wrap'))])
 
 # %% ../../nbs/widgets/06_layer_explorer.ipynb #c047
@@ -221,10 +228,11 @@ class LayerExplorer(Working):
         self.replies, self.scores = self.runs.replies, self.runs.scores
         self.page, self.finished, self.table, self.words = None, [], None, []
         self.layer, self.part, self.how = controls = _layer_controls(self._depth())
-        self.status, self.figures, self.answers = status_line(), Answer(), Answer()
+        self.about, self.status, self.figures, self.answers = W.HTML(), status_line(), Answer(), Answer()
         self.charts = W.Box(layout=_HIGH|dict(width='606px', flex='0 0 auto'))
-        self.box = _layer_page(controls if model is not None else [self.layer], self.status, self.charts,
-                               [self.answers, self.figures])
+        self.box = _layer_page(controls if model is not None else [self.layer], self.about, self.status,
+                               self.charts, [self.answers, self.figures])
+        if model is not None: self._say_how()
         self.worker = Worker(say_in(self.status), pause, (self.answers, self.figures))
         for control in controls: control.observe(self._turned, 'value')
         self.worker.ask(self._work, 0)
@@ -242,7 +250,13 @@ class LayerExplorer(Working):
 
     def _turned(self, change):
         self.scores.pop('masked', None)
+        self._say_how()
         self.worker.ask(self._work)
+
+    def _say_how(self):
+        how = self.how.value
+        self.part.disabled = how=='blind'
+        self.about.value = str(lines_html([f'{how}: {BY[how]}.'], FAINT_STYLE))
 
     def _work(self, step):
         self._prepare(step)
