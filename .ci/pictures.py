@@ -1,24 +1,27 @@
-"""Take the pictures of widgets that stand in the tutorials: `python .ci/pictures.py`, or with the names of some
-tutorials. Each is run in JupyterLab down to the cell that shows the widget, and nothing is turned by hand. The
-picture carries the cell that made the widget and what could be read on it; `tests/test_widget_pictures.py`
-compares that with the tutorial as it stands."""
+"""Take the pictures of widgets that stand in the tutorials: `python .ci/pictures.py`, or with the names of
+some tutorials. Each is run in JupyterLab down to the cell that shows the widget, and nothing is turned by
+hand. The picture carries the cell that made the widget and what could be read on it;
+`tests/test_widget_pictures.py` compares that with the tutorial as it stands."""
 import io, json, re, shutil, sys, tempfile
 from pathlib import Path
 
 project = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(project/'tests'))
-SCALE, COLORS = 2, 96                # Pixels of the picture for one of the page; colours that it keeps
+SCALE = 2                           # Pixels of the picture for one of the page
 PICTURE = re.compile(r'!\[([^\]]*)\]\(\.\./images/(widget_\w+\.png)\)')
 
-READ = '''area => ({text: area.innerText, controls: Object.fromEntries(
-    [...area.querySelectorAll('.jupyter-widgets')].flatMap(o => {
-        const label = o.querySelector(':scope > label')?.textContent.trim()
-        const field = o.querySelector(':scope > select, :scope > input, :scope > label > input')
-        const read = o.querySelector(':scope > .widget-readout')?.textContent
-        const value = read ?? (field?.type=='checkbox' ? String(field.checked)
-                               : field?.selectedOptions?.[0].text ?? field?.value)
-        return label && value!==undefined && o.offsetParent ? [[label, value]] : []
-    }))})'''
+READ = '''area => {
+    const plain = text => text?.replaceAll('\u00a0', ' ').replaceAll('\u200b', '').trim(), controls = {}
+    for (const o of area.querySelectorAll('.jupyter-widgets:is(.widget-inline-hbox)')) {
+        const field = o.querySelector('select, input'), label = plain(o.querySelector('label')?.textContent)
+        if (!o.offsetParent) continue
+        if (field?.type=='checkbox') controls[plain(o.textContent)] = field.checked
+        else if (label) controls[label] = plain(o.querySelector('.widget-readout')?.textContent
+                                                ?? field?.selectedOptions?.[0].text ?? field?.value)
+    }
+    for (const o of area.querySelectorAll('select')) o.replaceChildren(o.selectedOptions[0])
+    return {controls, text: plain(area.innerText)}
+}'''
 
 def source(cell): return ''.join(cell['source'])
 
@@ -61,7 +64,8 @@ def keep(data, record, out):
     from PIL.PngImagePlugin import PngInfo
     told = PngInfo()
     told.add_itxt('widget', json.dumps(record, ensure_ascii=False))
-    Image.open(io.BytesIO(data)).convert('RGB').quantize(COLORS, dither=Image.Dither.NONE).save(
+    picture = Image.open(io.BytesIO(data)).convert('RGB')
+    picture.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(
         out, optimize=True, pnginfo=told)
 
 def main(names):

@@ -3785,6 +3785,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                  'vlm_merging/widgets/merge_controls.py'),
                                                     'vlm_merging.widgets.merge_controls.MergeControls.show_knobs': ( 'widgets/merge_controls.html#mergecontrols.show_knobs',
                                                                                                                      'vlm_merging/widgets/merge_controls.py'),
+                                                    'vlm_merging.widgets.merge_controls._about': ( 'widgets/merge_controls.html#_about',
+                                                                                                   'vlm_merging/widgets/merge_controls.py'),
                                                     'vlm_merging.widgets.merge_controls._knob_rows': ( 'widgets/merge_controls.html#_knob_rows',
                                                                                                        'vlm_merging/widgets/merge_controls.py'),
                                                     'vlm_merging.widgets.merge_controls._labelled_row': ( 'widgets/merge_controls.html#_labelled_row',

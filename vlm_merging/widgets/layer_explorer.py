@@ -88,7 +88,8 @@ def figures_html(
                      maintain_order=True)
     columns = ['masked', 'questions', 'change (95% interval)', 'p, corrected']
     cells = [_figure_cells(r) for r in rows.head(24).to_dicts()]
-    return table_html(columns, cells)+lines_html(terms_said([*columns, *(c[2] for c in cells)]), FAINT_STYLE)
+    what = lines_html([f'Layer {layer} in the profile, whatever mask is chosen above:'])
+    return what+table_html(columns, cells)+lines_html(terms_said([*columns, *(c[2] for c in cells)]), FAINT_STYLE)
 
 # %% ../../nbs/widgets/06_layer_explorer.ipynb #c021
 def _what_is_masked(layer, part, how):

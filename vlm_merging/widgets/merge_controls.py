@@ -18,11 +18,13 @@ __all__ = ['MODULE_WORDS', 'LAB_SHARES', 'knob_control', 'opening_knobs', 'whose
 # %% ../../nbs/widgets/04_merge_controls.ipynb #c010
 _WIDE = dict(style=dict(description_width='84px'), layout=dict(width='360px'))
 
+def _about(knob): return knob.about.partition('; several LLMs')[0]         # Here there is one
+
 def knob_control(
     knob,               # Of a method: `METHODS[...].knobs`
 )->W.Widget:
     "A slider, a box to tick or a list, with the bounds and the words of the signature"
-    how = dict(value=knob.default, description=knob.name, tooltip=knob.about, **_WIDE)
+    how = dict(value=knob.default, description=knob.name, tooltip=_about(knob), **_WIDE)
     if knob.choices==(True, False): return W.Checkbox(**how, indent=True)
     if knob.choices: return W.Dropdown(options=knob.choices, **how)
     how |= dict(min=knob.low, max=knob.high, step=.01 if knob.high<=1 else .05)
@@ -34,7 +36,7 @@ def _knob_rows(method, controls):
     for name, control in controls.items():
         high = -6 if isinstance(control, W.FloatSlider) else 0    # A slider has room below
         words = filled('<div style="{{ style }};margin:{{ high }}px 0 2px 94px">{{ about }}</div>',
-                       style=FAINT_STYLE, high=high, about=literal_text(method.knobs[name].about))
+                       style=FAINT_STYLE, high=high, about=literal_text(_about(method.knobs[name])))
         yield from (control, W.HTML(str(words)))
 
 # %% ../../nbs/widgets/04_merge_controls.ipynb #c016
@@ -79,9 +81,9 @@ def whose_knobs(
     opened = opening_knobs(method, lab)
     if not opened:
         return ('Opens with the usual numbers of the method, found with other models. For these nobody has '
-                'chosen any; `sweep` helps to choose.')
+                'chosen any; a sweep helps to choose.')
     numbers = ' and '.join(f'{n} {v:g}' for n, v in opened.items())
-    chosen = 'which the rule takes in the lab (`choose_weight`).'
+    chosen = 'which the rule (choose_weight) takes in the lab.'
     if method.name!='linear': chosen = 'the numbers of linear in the lab; for this method none were chosen.'
     return f'Opens with {numbers}, {chosen}'
 

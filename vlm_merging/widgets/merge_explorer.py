@@ -137,10 +137,11 @@ def _answers_html(items, n, replies):
     "Question `n` with its pictures, and the reply of each run"
     rows = []
     for run, given in replies.items():
-        if n not in given: rows.append([run, '…', ''])
+        if n not in given: rows.append([run, 'not asked yet', ''])
         else: rows.append([run, reply_text(given[n].text),
                            verdict_html(score_offline(items, {n:given[n]}, run)['correct'][0])])
-    words = asked_html(items[n].question, items[n].answer)+table_html(['model', 'reply', ''], rows)
+    words = asked_html(items[n].question, items[n].answer)+table_html(['model', 'reply', 'verdict'], rows)
+    words += lines_html([f"{SHELL}: the merge at weight 0."], FAINT_STYLE)
     return side_by_side(Markup('').join(picture_html(p, 144) for p in items[n].images), words)
 
 # %% ../../nbs/widgets/05_merge_explorer.ipynb #c053

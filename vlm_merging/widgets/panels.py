@@ -90,7 +90,8 @@ def table_html(
     rows:list,          # Of cells: `Markup`, or text
 )->Markup:
     "A table with thin lines"
-    line = f'border-bottom:1px solid {EDGE};padding:4px 12px 4px 0;text-align:left;vertical-align:top'
+    line = (f'border-bottom:1px solid {EDGE};padding:4px 12px 4px 0;text-align:left;vertical-align:top;'
+            'min-width:60px')
     return filled('<table style="border-collapse:collapse;{{ style }}"><thead><tr>'
                   '{% for c in columns %}<th scope="col" style="{{ line }};font-weight:600">{{ c }}</th>{% '
                   'endfor %}</tr></thead><tbody>'
@@ -129,7 +130,7 @@ def lines_html(
                   style=style, lines=[literal_text(l) for l in lines])
 
 # %% ../../nbs/widgets/01_panels.ipynb #c221
-TERMS = {'task vector':'what training added: the weights minus those of the base',
+TERMS = {'task vector':'the weights of a model minus those of the base, what its training added',
          'nats':'change of the natural logarithm of how likely the right answer is; -0.7 is half as likely',
          'corrected':'p for all the masks that were tried, not for this one alone'}
 

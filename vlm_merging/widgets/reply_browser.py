@@ -113,7 +113,7 @@ FILTER_WORDS = dict(
     kind='a tag of the questions, such as their category',
     verdict='won: right only in the second run; lost: right only in the first; changed: either of them',
     tier='how surely an answer was read: exact (it is the reply), pattern (said as an answer), fallback (the '
-         'last thing that could be one; read these first), none')
+         'last thing that could be one; read these first), none (no answer was found)')
 
 def _filters(rows):
     "A box for words, and lists for kind, verdict and tier"
