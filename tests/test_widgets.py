@@ -24,7 +24,7 @@ from vlm_merging.widgets.reply_browser import ReplyBrowser, chosen_rows, reply_h
 
 pytestmark = pytest.mark.xdist_group('widgets')
 EVIL = '</td><img src=x onerror="alert(1)"><script>alert(2)</script>&amp;'
-LONG = 120
+LONG, UNASKED = 120, 'not asked yet'
 
 def tags_in(page): return set(re.findall(r'<\s*/?\s*([a-zA-Z0-9]+)', page))
 def status_text(widget): return re.sub(r'<[^>]+>', '', widget.status.value).strip()
@@ -241,16 +241,16 @@ def places_of(merging): return merging.plan, merging.chart, merging.map, merging
 def test_while_it_works_nothing_of_the_old_setting_passes_for_the_new(merging):
     merging.knobs['weight'].value = .7
     merging.wait(LONG)
-    assert merging.answers.value.count('not asked yet')==0
+    assert merging.answers.value.count(UNASKED)==0
     with background.BUSY:                                         # Another widget is at work
         merging.knobs['weight'].value = .65
-        assert all(is_aside(o) for o in places_of(merging)) and merging.answers.value.count('not asked yet')==1
+        assert all(is_aside(o) for o in places_of(merging)) and merging.answers.value.count(UNASKED)==1
         merging.question.value = (merging.question.value+1)%len(merging.items)
-        assert merging.answers.value.count('not asked yet')==1
+        assert merging.answers.value.count(UNASKED)==1
         assert 'a new setting' in status_text(merging) or 'waiting' in status_text(merging)
         with pytest.raises(ValueError, match='not been asked yet'): merging.browse()
     merging.wait(LONG)
-    assert not any(is_aside(o) for o in places_of(merging)) and merging.answers.value.count('not asked yet')==0
+    assert not any(is_aside(o) for o in places_of(merging)) and merging.answers.value.count(UNASKED)==0
 
 def test_troubles_are_sentences_and_leave_no_old_answer(merging):
     for box in merging.modules.values(): box.value = False
@@ -258,7 +258,7 @@ def test_troubles_are_sentences_and_leave_no_old_answer(merging):
     assert [o.value for o in places_of(merging)]==['']*4
     assert (merging.table, merging.change, merging.words)==(None, None, [])
     assert 'Tick attention, MLP or norm' in status_text(merging)
-    assert not merging.replies['merged'] and merging.answers.value.count('not asked yet')==1
+    assert not merging.replies['merged'] and merging.answers.value.count(UNASKED)==1
     with pytest.raises(ValueError, match='not been asked yet'): merging.browse()
     for box in merging.modules.values(): box.value = True
     merging.wait(LONG)

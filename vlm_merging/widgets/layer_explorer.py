@@ -89,7 +89,8 @@ def figures_html(
     columns = ['masked', 'questions', 'change (95% interval)', 'p, corrected']
     cells = [_figure_cells(r) for r in rows.head(24).to_dicts()]
     what = lines_html([f'Layer {layer} in the profile, whatever mask is chosen above:'])
-    return what+table_html(columns, cells)+lines_html(terms_said([*columns, *(c[2] for c in cells)]), FAINT_STYLE)
+    terms = lines_html(terms_said([*columns, *(c[2] for c in cells)]), FAINT_STYLE)
+    return what+table_html(columns, cells)+terms
 
 # %% ../../nbs/widgets/06_layer_explorer.ipynb #c021
 def _what_is_masked(layer, part, how):
