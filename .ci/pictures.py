@@ -36,7 +36,7 @@ def shown_widgets(path):
             found[picture] = made, n-1, alt
     return found
 
-def take(play, tutorial, picture, made, shown):
+def take(play, tutorial, made, shown):
     "The picture of a widget as its tutorial opens it, and what can be read on it"
     from lab_page import done, lab_page, lab_server
     book = json.loads(tutorial.read_text(encoding='utf-8'))
@@ -76,7 +76,7 @@ def main(names):
     with sync_playwright() as play:
         for name in names or tutorials:
             for picture, (made, shown, _) in shown_widgets(tutorials[name]).items():
-                keep(*take(play, tutorials[name], picture, made, shown), project/'nbs/images'/picture)
+                keep(*take(play, tutorials[name], made, shown), project/'nbs/images'/picture)
                 print(f'{name}: nbs/images/{picture}', flush=True)
 
 if __name__=='__main__': main(sys.argv[1:])
