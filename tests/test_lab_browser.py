@@ -1,15 +1,14 @@
 """The three widgets in a real JupyterLab, in a headless Chromium: sliders by keyboard, charts by click,
 dark pages, and nothing from the network"""
-import json, os, re, socket, subprocess, sys, time, urllib.request
+import json, os, re, time
 from pathlib import Path
 import pytest
-from conftest import CHROMIUM, FLAGS
+from lab_page import WAIT, done, lab_page, lab_server, notebook, troubles
 
 pytestmark = pytest.mark.xdist_group('browser')
 
 project = Path(__file__).resolve().parent.parent
 SHOTS = Path(os.environ.get('SCREENSHOTS') or project/'_screenshots')
-WAIT = 240_000          # Milliseconds; a busy machine is slow
 CELLS = ['''import torch
 torch.set_num_threads(1)
 from vlm_merging import LayerExplorer, MergeExplorer
@@ -20,105 +19,23 @@ layers''', '''layers.wait()
 replies = merging.browse()
 replies''', '''from vlm_merging import scores_chart
 scores_chart(merging.table, 'category')''', '''print('the kernel is', 'free')''']
-SETTINGS = {'apputils-extension/notification':dict(fetchNews='false', checkForUpdates=False),
-            'notebook-extension/tracker':dict(windowingMode='none', autoStartDefaultKernel=True),
-            'docmanager-extension/plugin':dict(autosave=False)}
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
 
 @pytest.fixture(scope='module')
-def address(tmp_path_factory):
-    "A JupyterLab of its own, without a token, that touches nothing of the user"
-    pytest.importorskip('jupyterlab', reason='the package jupyterlab is not there')
-    room, port = tmp_path_factory.mktemp('lab'), free_port()
-    for name, held in SETTINGS.items():
-        file = room/'settings'/'@jupyterlab'/f'{name}.jupyterlab-settings'
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(held))
-    cells = [dict(cell_type='code', id=f'c{i}', source=s, metadata={}, outputs=[], execution_count=None)
-             for i, s in enumerate(CELLS)]
-    about = dict(kernelspec=dict(name='python3', display_name='python3', language='python'),
-                 language_info=dict(name='python'))
-    (room/'work').mkdir()
-    (room/'work'/'widgets.ipynb').write_text(json.dumps(dict(cells=cells, metadata=about, nbformat=4,
-        nbformat_minor=5)))
-    places = {f'JUPYTER_{k}_DIR':k.lower() for k in ('CONFIG', 'DATA', 'RUNTIME')}|dict(
-        JUPYTERLAB_SETTINGS_DIR='settings', JUPYTERLAB_WORKSPACES_DIR='workspaces', IPYTHONDIR='ipython',
-        JUPYTER_PLATFORM_DIRS='platform')
-    env = os.environ|{k:str(room/v) for k, v in places.items()}|dict(HF_HUB_OFFLINE='1', OMP_NUM_THREADS='1',
-        JUPYTER_PLATFORM_DIRS='0', PYTHONPATH=str(project))
-    options = dict(ip='127.0.0.1', port=port, port_retries=0, open_browser=False, root_dir=str(room/'work'),
-                   allow_root=True)
-    command = [sys.executable, '-m', 'jupyterlab', '--IdentityProvider.token=',
-               '--LabApp.expose_app_in_browser=True', *(f'--ServerApp.{k}={v}' for k, v in options.items())]
-    with open(room/'log', 'w') as log:
-        server = subprocess.Popen(command, env=env, cwd=room, stdout=log, stderr=subprocess.STDOUT)
-    try:
-        end = time.monotonic()+WAIT/1000
-        while server.poll() is None:
-            try:
-                urllib.request.urlopen(f'http://127.0.0.1:{port}/api/status', timeout=5).read()
-                break
-            except OSError: time.sleep(.25)
-            if time.monotonic()>end: server.kill()
-        assert server.poll() is None, 'JupyterLab did not come up: '+(room/'log').read_text()[-2000:]
-        yield f'http://127.0.0.1:{port}'
-    finally:
-        server.terminate()
-        server.wait(20)
-
-class Seen:
-    "What the page asked for and complained about"
-    def __init__(self): self.asked, self.strange, self.errors = 0, [], []
-
-def run_all(page):
-    "Run all cells; on a busy machine the menu does nothing while the kernel is still connecting"
-    begun = page.locator('.jp-InputPrompt').filter(has_text=re.compile(r'\[(\*|\d+)\]'))
-    for _ in range(12):
-        page.locator('.lm-MenuBar-itemLabel:text-is("Run")').click()
-        page.locator('.lm-Menu-itemLabel:text-is("Run All Cells")').click()
-        for _ in range(100):
-            if begun.count(): return
-            page.wait_for_timeout(200)
-    pytest.fail('no cell began to run')
-
-@pytest.fixture(scope='module')
-def lab(address, playing):
+def lab(tmp_path_factory, playing):
     "The notebook with the three widgets, run; and what the page asked for"
-    seen = Seen()
-    def asked(route):
-        url = route.request.url
-        seen.asked += 1
-        if re.match(r'(http|ws)://127\.0\.0\.1[:/]|data:|blob:', url): route.continue_()
-        else:
-            seen.strange.append(url)
-            route.abort()
-    browser = playing.chromium.launch(executable_path=CHROMIUM,
-                                      args=[*FLAGS, '--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE '
-                                                    '127.0.0.1'])
-    page = browser.new_page(viewport=dict(width=1440, height=1000))
-    page.set_default_timeout(WAIT)
-    page.set_default_navigation_timeout(WAIT)
-    page.route('**/*', asked)
-    page.on('websocket', lambda w: None if '127.0.0.1' in w.url else seen.strange.append(w.url))
-    page.on('console', lambda m: seen.errors.append(m.text) if m.type=='error' else None)
-    page.on('pageerror', lambda e: seen.errors.append(str(e)))
-    page.goto(f'{address}/lab/workspaces/widgets/tree/widgets.ipynb?reset')
-    page.locator('.jp-Notebook').wait_for()
-    page.get_by_text('Python 3').or_(page.get_by_text('python3')).first.wait_for()
-    run_all(page)
+    pytest.importorskip('jupyterlab', reason='the package jupyterlab is not there')
+    room = tmp_path_factory.mktemp('lab')
+    (room/'work').mkdir()
+    (room/'work'/'widgets.ipynb').write_text(json.dumps(notebook(CELLS)))
     SHOTS.mkdir(parents=True, exist_ok=True)
-    try: yield page, seen
-    finally:
-        page.screenshot(path=SHOTS/'last.png')
-        browser.close()
+    with lab_server(room) as address, lab_page(playing, address, 'widgets.ipynb') as (page, seen):
+        try: yield page, seen
+        finally: page.screenshot(path=SHOTS/'last.png')
 
-def area(page, n): return page.locator('.jp-OutputArea-output:has(.jupyter-widgets)').nth(n)
+def area(page, n):
+    "The widget that cell `n` shows; of all widgets on the page the `n`th may be another, such as a chart"
+    return page.locator('.jp-Cell').nth(n).locator('.jp-OutputArea-output:has(.jupyter-widgets)')
 def slider(place, name): return place.locator(f'.widget-hslider:has(> label:text-is("{name}")) .noUi-handle')
-def done(place): place.locator('[data-kind="done"]').wait_for(timeout=WAIT)
 def after(place, what, do):
     "Do something, and wait until what is shown is another and the work is done"
     before = what()
@@ -136,12 +53,10 @@ def shot(page, name):
 
 def test_all_three_are_drawn(lab):
     page, seen = lab
-    trouble = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.stderr"], '
-                           '.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')
     end = time.monotonic()+WAIT/1000
-    while not page.get_by_text('the kernel is free').count() and not trouble.count() and time.monotonic()<end:
+    while not page.get_by_text('the kernel is free').count() and not troubles(page) and time.monotonic()<end:
         page.wait_for_timeout(200)
-    said = [*trouble.all_inner_texts(), *page.locator('[role=status]').all_inner_texts(),
+    said = [*troubles(page), *page.locator('[role=status]').all_inner_texts(),
             *page.locator('.jp-InputPrompt').all_inner_texts()]
     assert page.get_by_text('the kernel is free').count(), said
     for n in range(3): done(area(page, n))
@@ -182,8 +97,13 @@ def test_a_weight_moves_by_keyboard_and_the_charts_follow(lab):
         return place.locator('svg .mark-rect path').evaluate_all(
             'all => all.map(e => e.getAttribute("fill")+e.getAttribute("aria-label")).join()')
     handle.focus()
-    colours = cells()
-    after(place, marks, lambda: [handle.press(k) for k in ['PageDown']*2+['ArrowLeft']*5])
+    colours, aside = cells(), place.locator('[aria-busy=true]')
+    def turn():
+        for k in ['PageDown']*2+['ArrowLeft']*5: handle.press(k)
+        aside.first.wait_for()
+        assert aside.first.inner_text().endswith('of the settings before')
+    after(place, marks, turn)
+    assert not aside.count()
     assert float(handle.get_attribute('aria-valuenow'))<.86 and cells()!=colours
     place.locator('select').first.select_option('ties')
     place.locator('.widget-hslider:has(> label:text-is("density"))').wait_for(timeout=WAIT)

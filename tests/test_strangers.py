@@ -254,10 +254,10 @@ def test_the_page_of_a_comparison_in_a_browser(kind, visit, call, tmp_path):
 
 def widgets():
     "HTML that widgets show, from text of strangers: name -> text"
+    from vlm_merging.widgets.background import say_in, status_line
     from vlm_merging.widgets.layer_explorer import figures_html
     from vlm_merging.widgets.panels import (
-        asked_html, lines_html, literal_text, picture_html, reply_text, say_in, status_line, still,
-        table_html)
+        asked_html, lines_html, literal_text, picture_html, reply_text, still, table_html)
     from vlm_merging.widgets.reply_browser import reply_html
     all_, status = '\n'.join(NAMES[:-1]), status_line()
     say_in(status)('trouble', all_)

@@ -1,28 +1,30 @@
 """Widgets without a browser: controls drive the worker, a newer setting overtakes, errors are sentences,
 and nothing a model says becomes part of the page"""
-import json, re, threading, time
+import json, re, shutil, threading, time
 import ipywidgets as W
 import polars as pl, pytest
 from PIL import Image
-from vlm_merging.widgets import panels as panels
+from safetensors.torch import load_file, save_file
+from vlm_merging.widgets import background, panels
 from vlm_merging.benchmarks.items import Item, Picture
 from vlm_merging.lab.trio import lab_folder
 from vlm_merging.merging.knobs import METHODS, Knob
 from vlm_merging.asking.models import Reply
 from vlm_merging.asking.opening import open_model
+from vlm_merging.widgets.background import Answer, Worker, say_in, status_line
 from vlm_merging.widgets.panels import (
-    LAB_ASKING, Worker, lines_html, picture_html, literal_text, say_in, score_offline, status_line,
-    table_html, verdict_html)
+    LAB_ASKING, lines_html, picture_html, literal_text, score_offline, table_html, verdict_html)
 from vlm_merging.probing.profile import profile_table, toy_probe
 from vlm_merging.benchmarks.load import load
 from vlm_merging.charts.maps import layers_page
 from vlm_merging.widgets.layer_explorer import BY, LayerExplorer, followed
-from vlm_merging.widgets.merge_explorer import SHELL, MergeExplorer, knob_control
+from vlm_merging.widgets.merge_controls import LAB_SHARES, knob_control
+from vlm_merging.widgets.merge_explorer import SHELL, MergeExplorer
 from vlm_merging.widgets.reply_browser import ReplyBrowser, chosen_rows, reply_html, reply_rows, tag_values
 
 pytestmark = pytest.mark.xdist_group('widgets')
 EVIL = '</td><img src=x onerror="alert(1)"><script>alert(2)</script>&amp;'
-LONG = 120
+LONG, UNASKED = 120, 'not asked yet'
 
 def tags_in(page): return set(re.findall(r'<\s*/?\s*([a-zA-Z0-9]+)', page))
 def status_text(widget): return re.sub(r'<[^>]+>', '', widget.status.value).strip()
@@ -103,16 +105,16 @@ def test_an_error_is_said_and_the_next_setting_works():
     def broken(step): raise RuntimeError('a\n  long   story')
     worker.ask(broken)
     worker.wait(LONG)
-    assert lines==[('trouble', 'RuntimeError: a long story')]
+    assert lines==[('busy', 'a new setting'), ('trouble', 'RuntimeError: a long story')]
     worker.ask(lambda step: step('on'))
     worker.wait(LONG)
-    assert [k for k, _ in lines]==['trouble', 'busy', 'done'] and not panels.BUSY.locked()
+    assert [k for k, _ in lines]==['busy', 'trouble', 'busy', 'busy', 'done'] and not background.BUSY.locked()
 
 def test_widgets_take_turns_and_one_that_waits_can_be_overtaken():
     go, lines, ran = threading.Event(), [], []
     first, second = Worker(lambda *a: None, pause=0), Worker(lambda *a: lines.append(a), pause=0)
     first.ask(lambda step: go.wait(LONG))
-    while not panels.BUSY.locked(): time.sleep(.01)
+    while not background.BUSY.locked(): time.sleep(.01)
     second.ask(lambda step: ran.append('old'))
     end = time.monotonic()+LONG
     while ('busy', 'waiting for another widget') not in lines and time.monotonic()<end: time.sleep(.01)
@@ -136,6 +138,39 @@ def test_the_caller_is_not_kept_waiting():
     go.set()
     worker.wait(LONG)
 
+# Answers of older settings ---------------------------------------------------
+
+def is_aside(answer): return 'aria-busy="true"' in answer.value and 'of the settings before' in answer.value
+
+def test_an_answer_is_set_aside_once_and_what_is_empty_never():
+    answer = Answer()
+    answer.set_aside()
+    assert answer.value==''
+    answer.show(literal_text(EVIL))
+    shown = answer.value
+    for _ in range(3): answer.set_aside()
+    assert is_aside(answer) and answer.value.count(shown)==1 and 'script' not in tags_in(answer.value)
+    answer.show(literal_text('new'))
+    answer.drop_old()
+    assert not is_aside(answer) and 'new' in answer.value
+
+def test_what_an_outdated_job_shows_at_its_end_is_set_aside_too():
+    answer, begun, overtaken, seen = Answer(), threading.Event(), threading.Event(), []
+    worker = Worker(lambda *a: None, 0, (answer,))
+    def old(step):
+        begun.set()
+        overtaken.wait(LONG)
+        answer.show(literal_text('of the old setting'))
+    def new(step):
+        seen.append(is_aside(answer))
+        answer.show(literal_text('of the new setting'))
+    worker.ask(old)
+    assert begun.wait(LONG)
+    worker.ask(new)
+    overtaken.set()
+    worker.wait(LONG)
+    assert seen==[True] and 'of the new setting' in answer.value and not is_aside(answer)
+
 # Knobs -----------------------------------------------------------------------
 
 @pytest.mark.parametrize('name', METHODS)
@@ -143,7 +178,7 @@ def test_every_method_gets_its_controls(name):
     for knob in METHODS[name].knobs.values():
         control = knob_control(knob)
         assert control.value==knob.default and control.description==knob.name
-        assert control.tooltip==knob.about!=''
+        assert control.tooltip==knob.about.split('; several LLMs')[0]!=''
         if knob.choices and knob.choices!=(True, False): assert control.options==knob.choices
         elif not knob.choices: assert (control.min, control.max)==(knob.low, knob.high)
 
@@ -201,15 +236,55 @@ def test_tables_and_charts_follow(merging):
     assert merging.map.value!=old[0] and '<path' in merging.chart.value
     assert len(merging.words)==3 and all(w.rstrip('.') in merging.findings.value for w in merging.words[:1])
 
+def places_of(merging): return merging.plan, merging.chart, merging.map, merging.findings
+
+def test_while_it_works_nothing_of_the_old_setting_passes_for_the_new(merging):
+    merging.knobs['weight'].value = .7
+    merging.wait(LONG)
+    assert merging.answers.value.count(UNASKED)==0
+    with background.BUSY:                                         # Another widget is at work
+        merging.knobs['weight'].value = .65
+        assert all(is_aside(o) for o in places_of(merging)) and merging.answers.value.count(UNASKED)==1
+        merging.question.value = (merging.question.value+1)%len(merging.items)
+        assert merging.answers.value.count(UNASKED)==1
+        assert 'a new setting' in status_text(merging) or 'waiting' in status_text(merging)
+        with pytest.raises(ValueError, match='not been asked yet'): merging.browse()
+    merging.wait(LONG)
+    assert not any(is_aside(o) for o in places_of(merging)) and merging.answers.value.count(UNASKED)==0
+
 def test_troubles_are_sentences_and_leave_no_old_answer(merging):
     for box in merging.modules.values(): box.value = False
     merging.wait(LONG)
+    assert [o.value for o in places_of(merging)]==['']*4
+    assert (merging.table, merging.change, merging.words)==(None, None, [])
     assert 'Tick attention, MLP or norm' in status_text(merging)
-    assert not merging.replies['merged'] and merging.answers.value.count('…')==1
+    assert not merging.replies['merged'] and merging.answers.value.count(UNASKED)==1
     with pytest.raises(ValueError, match='not been asked yet'): merging.browse()
     for box in merging.modules.values(): box.value = True
     merging.wait(LONG)
     assert merging.browse().rows.height==len(merging.items)
+
+def words_in(widget): return re.sub(r'<[^>]+>', '', widget.value)
+
+def test_whose_numbers_they_are_is_said(merging, items, tmp_path):
+    controls = merging.controls
+    for name in [*[m for m in METHODS if m!='linear'], 'linear']:   # From another to each
+        controls.method.value = name
+        own = {n:controls.knobs[n].value for n in LAB_SHARES if n in controls.knobs}
+        lab = {n:LAB_SHARES[n] for n in own} if 'weight' in own else {}
+        assert own==lab or not lab and own=={n:METHODS[name].knobs[n].default for n in own}
+        said = 'Opens with weight 0.6' if lab else 'found with other models'
+        assert said in words_in(controls.about), name
+    controls.method.value = 'linear'
+    merging.wait(LONG)
+    other = shutil.copytree(lab_folder()/'vlm', tmp_path/'vlm')
+    weights = load_file(other/'model.safetensors')
+    name = next(n for n in weights if n.endswith('q_proj.weight'))
+    save_file(weights|{name:weights[name]*1.01}, other/'model.safetensors', metadata=dict(format='pt'))
+    stranger = MergeExplorer(other, lab_folder()/'llm', items=items[:2], pause=60, **LAB_ASKING)
+    own, whose = stranger.knobs["weight"].value, words_in(stranger.controls.about)
+    assert own==.9 and "found with other models" in whose
+    stranger.worker.wait(LONG)
 
 def test_a_method_that_needs_a_base_says_so(items):
     at = lab_folder()
@@ -247,6 +322,16 @@ def test_every_way_of_masking_works(layers, how):
     assert status_text(layers).strip('● ').startswith('done in')
     said = 'Blind from layer 1 on' if how=='blind' else 'With the attention of layer 1 masked'
     assert said.lower() in layers.answers.value.lower()
+
+def test_a_mask_that_is_waited_for_leaves_no_old_replies(layers):
+    layers.how.value, layers.layer.value = 'skip', 3
+    layers.wait(LONG)
+    with background.BUSY:
+        layers.layer.value = 4
+        assert is_aside(layers.answers) and is_aside(layers.figures)
+        with pytest.raises(ValueError, match='no replies under a mask'): layers.browse()
+    layers.wait(LONG)
+    assert not is_aside(layers.answers) and 'layer 4 masked' in layers.answers.value
 
 def test_slider_and_click_move_one_mark(layers):
     layers.how.value, layers.layer.value = 'skip', 2

@@ -4,6 +4,7 @@
 
 # %% ../../nbs/probing/04_diagnose.ipynb #c005
 from __future__ import annotations
+import textwrap
 from dataclasses import dataclass
 from pkgutil import resolve_name
 import polars as pl
@@ -13,8 +14,8 @@ from ..checkpoints.decoder import more_than_language
 from ..merging.checks import check
 from ..merging.plan import one_twice
 from ..merging.recipe import Recipe
-from .weights import (by_layer, by_module, left_out, lineage, weight_stats,
-                                         weights_by_layer)
+from .weights import (
+    WEIGHT_METRICS, by_layer, by_module, left_out, lineage, weight_stats, weights_by_layer)
 from .reasons import (LEVELS, THRESHOLDS, Reason, from_findings, from_weights,
                                          nearest_reasons)
 
@@ -73,6 +74,17 @@ def _verdict_lines(
 DIAGNOSIS_COLUMNS = ('apart', 'relative_vlm', 'relative_llm', 'cosine', 'agreement', 'top1_vlm', 'top1_llm',
                      'top1', 'overlap', 'chance', 'leading_vlm', 'leading_llm')
 
+def _columns_said(
+    columns,            # Of a table of `by_module`
+)->str:                 # One line
+    "What the columns of a table mean that are there"
+    terms = dict(WEIGHT_METRICS, **{'task vector':'the weights of a model minus those of the base',
+                                    'energy':'sum of squares'})
+    said = [t for t in DIAGNOSIS_COLUMNS if t in columns and t[-4:]!='_llm']
+    said += [t for t in ('task vector', 'energy') if any(t in terms[c] for c in said)]
+    def both(t): return f"{t}, {t[:-4]}_llm" if t[-4:]=='_vlm' else t
+    return '; '.join(f'{both(t)}: {terms[t]}' for t in said).replace("the VLM's task", "each one's task")+'.'
+
 def _as_markdown(
     d:Diagnosis,        # A diagnosis
 )->str:                 # Markdown
@@ -84,7 +96,8 @@ def _as_markdown(
     columns = [c for c in ('module', *DIAGNOSIS_COLUMNS) if c in rows.columns]
     say = lambda x: '-' if x is None else f'{x:.3f}' if isinstance(x, float) else in_markdown(x)
     table = [columns, ['---']*len(columns), *([say(x) for x in r] for r in rows.select(columns).rows())]
-    return '\n'.join([*lines, '', *(f"| {' | '.join(r)} |" for r in table)])
+    rows = [f"| {' | '.join(r)} |" for r in table]
+    return '\n'.join([*lines, '', *rows, '', in_markdown(_columns_said(columns))])
 
 # %% ../../nbs/probing/04_diagnose.ipynb #c020
 def table_lines(
@@ -123,8 +136,10 @@ def _as_text(
     lines = [*_verdict_lines(d), *_caveats(d), *(f'- also found: {f}' for f in other)]
     if d.stats is not None:
         what = f'task vectors from {name_in_line(d.base)}' if d.base else 'LLM - VLM'
-        lines += ['', f"By module ({what}; top1: share of energy in the top 1% of entries):"]
+        lines += ['', f"By module ({what}):"]
         lines += table_lines(d.modules.filter(part='all'), ('module', *DIAGNOSIS_COLUMNS))
+        lines += textwrap.wrap(_columns_said(d.modules.columns), 100, initial_indent='  ',
+                               subsequent_indent='  ')
         if 'rank' in d.stats.columns:
             lines.append(f"  Subspaces of rank {d.stats['rank'].max()}: overlap of the leading directions, "
                          f"beside that of chance, and the share of each task vector's energy in them.")
