@@ -5,6 +5,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import polars as pl, pytest
+from pyflakes import checker, messages
 import vlm_merging
 
 project = Path(__file__).resolve().parent.parent
@@ -82,6 +83,37 @@ def test_the_index_lists_every_room():
     lost = [o.name for o in sorted((project/'nbs').glob('*/[0-9]*.ipynb'))
             if f']({o.parent.name}/{o.name})' not in index]
     assert not lost, f'nbs/index.ipynb does not list {lost}.'
+
+# What a reader can paste
+
+HIDDEN = re.compile(r'^#\| *(hide|export|(echo|include): *false)\b', re.M)
+LEARNED_FROM = sorted(o.relative_to(project).as_posix() for o in
+                      [project/'nbs/index.ipynb', *(project/'nbs/guide').glob('*.ipynb'),
+                       *(project/'nbs/tutorials').glob('*.ipynb')])
+
+def unbound(cells):
+    "Names that the shown code of a page uses, and no shown code before it binds: (cell, name)"
+    shown = [(o['id'], line) for o in cells
+             if o['cell_type']=='code' and not HIDDEN.search(''.join(o['source']))
+             for line in ''.join(o['source']).split('\n')]
+    said = checker.Checker(ast.parse('\n'.join(line for _, line in shown))).messages
+    return [(shown[o.lineno-1][0], o.message_args[0]) for o in said
+            if isinstance(o, (messages.UndefinedName, messages.UndefinedLocal))]
+
+def test_a_name_of_a_hidden_cell_is_seen():
+    def cell(name, source): return dict(cell_type='code', id=name, source=source)
+    hidden = [cell(f'h{i}', f'#| {o}\na{i} = 1') for i, o in enumerate(('hide', 'echo: false',
+                                                                       'include: false'))]
+    shown = [cell('s', '#| alt: x\nb = [x+a0 for x in range(a1)]'), cell('t', 'def f(): return a2+later'),
+             cell('u', 'later = len(b)\nf()')]
+    assert sorted(unbound([*hidden, *shown]))==[('s', 'a0'), ('s', 'a1'), ('t', 'a2')]
+    assert unbound([shown[2], shown[0]])[0]==('u', 'b')
+
+@pytest.mark.parametrize('path', LEARNED_FROM)
+def test_who_pastes_what_a_page_shows_has_every_name(path):
+    cells = json.loads((project/path).read_text(encoding='utf-8'))['cells']
+    lost = [f'{cell} uses {name}' for cell, name in unbound(cells)]
+    assert not lost, f'{path}: {lost}. Show where the name comes from, or hide what uses it.'
 
 # What a picture says to those who do not see it
 
