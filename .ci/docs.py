@@ -373,6 +373,15 @@ def write_sources():
         '@media (prefers-color-scheme: dark) {', dark, '}'
     (site/'source.css').write_text('\n'.join(styles), encoding='utf-8')
 
+def rank():
+    "Tell the search (`site.js`) which parts of the site teach, and which are about a name of `vlm_merging` itself"
+    from vlm_merging import _HOMES
+    public = {f"{home.replace('.', '/')}.html#{name}" for name, home in _HOMES.items()}
+    file = site/'search.json'
+    index = [dict(o, teaches=o['href'].startswith(('index', 'guide/', 'tutorials/')), public=o['href'] in public)
+             for o in json.loads(file.read_text(encoding='utf-8'))]
+    file.write_text(json.dumps(index, ensure_ascii=False), encoding='utf-8')
+
 def draw(work, pages):
     "The pages, by smalldocs"
     import vl_convert
@@ -403,6 +412,7 @@ def draw(work, pages):
     shutil.copy(pages/'vega.js', site)
     shutil.copy(here/'site.js', site)
     write_sources()
+    rank()
 
 # The README is the index, as GitHub shows it
 
