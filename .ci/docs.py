@@ -374,12 +374,14 @@ def write_sources():
     (site/'source.css').write_text('\n'.join(styles), encoding='utf-8')
 
 def rank():
-    "Tell the search (`site.js`) which parts of the site teach, and which are about a name of `vlm_merging` itself"
+    "Tell the search (`site.js`) which parts of the site teach, and which are of a name in the face"
     from vlm_merging import _HOMES
     public = {f"{home.replace('.', '/')}.html#{name}" for name, home in _HOMES.items()}
     file = site/'search.json'
-    index = [dict(o, teaches=o['href'].startswith(('index', 'guide/', 'tutorials/')), public=o['href'] in public)
-             for o in json.loads(file.read_text(encoding='utf-8'))]
+    index = json.loads(file.read_text(encoding='utf-8'))
+    for o in index:
+        o['teaches'] = o['href'].startswith(('index', 'guide/', 'tutorials/'))
+        o['public'] = o['href'] in public
     file.write_text(json.dumps(index, ensure_ascii=False), encoding='utf-8')
 
 def draw(work, pages):

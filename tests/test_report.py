@@ -127,8 +127,8 @@ def test_what_could_be_chosen_stands_on_the_card(tmp_path, how):
                               {k: pl.lit(v) for k, v in three.items()}),
                            answer=pl.lit('B')) for t in plain]
     if how=='one side only':
-        some[1] = some[1].drop('choices').with_columns(answer=pl.lit('blue'), question_type=pl.lit('free_form'))
-        some[0] = some[0].with_columns(answer=pl.lit('blue'), question_type=pl.lit('free_form'))
+        free = dict(answer=pl.lit('blue'), question_type=pl.lit('free_form'))
+        some = [some[0].with_columns(**free), some[1].drop('choices').with_columns(**free)]
     text = quietly(*some, tmp_path/'a.html')
     assert text.count('<article>')>0
     for told in 'A. a &lt; b', 'B. blue', 'C. pear': assert text.count(told)==text.count('<article>'), told

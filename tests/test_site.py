@@ -336,7 +336,8 @@ def listened(page):
     return page, errors, fetched
 
 BAD = """<h1>One</h1><h3>Three</h3><h1 style="margin-top:300px">Two</h1><div id="quarto-sidebar">all</div>
-<main><p style="color:#888">faint</p><div style="overflow:auto"><p style="width:2000px">long</p></div><h3>Lost</h3><p style="width:700px">wide</p>
+<main><p style="color:#888">faint</p><div style="overflow:auto"><p style="width:2000px">long</p></div>
+<h3>Lost</h3><p style="width:700px">wide</p>
 <img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">
 <div id="altair-viz-1"><canvas width="9" height="9"></canvas></div></main>
 <script src="http://127.0.0.1:9/x.js"></script><script>nowhere()</script>"""

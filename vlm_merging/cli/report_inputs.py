@@ -28,7 +28,7 @@ class Reported:
     weight:float|None=None # That was taken
     made:dict=field(default_factory=dict) # How it was made: name -> text
     unlike:list=field(default_factory=list) # Sentences: how the runs were asked otherwise
-    options:dict=field(default_factory=dict) # (benchmark, split, id) -> what could be chosen, where it is known
+    options:dict=field(default_factory=dict) # (benchmark, split, id) -> what could be chosen
 
 def place_of_question(
     row:dict,           # Of a run or a table
