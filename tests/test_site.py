@@ -446,9 +446,9 @@ def test_a_search_finds_first_what_teaches_then_public_functions_then_the_rest(s
         return [o.get_attribute('href').removeprefix('./') for o in page.locator('.search-result').all()]
     for word in 'merge', 'weight', 'lora', 'score', 'serve', 'noise', 'benchmark', 'which weight':
         places = found(word)
-        assert all(o.startswith(TEACHES) for o in places[:3]), (word, places)
+        assert all(o.startswith(TEACHES) for o in places[:2]), (word, places)
         others = [o for o in places if not o.startswith(TEACHES)]
-        named = [o for o in others if o.partition('#')[2]==word]
+        named = [o for o in others if o.partition('#')[2].lower()==word]
         teaching = [o for o in places if o not in others]
         assert [o for o in places if o not in named]==teaching + [o for o in others if o not in named], word
         assert all(map(public, named)) and len(named)==len({*named}), (word, named)
