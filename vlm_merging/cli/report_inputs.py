@@ -227,7 +227,7 @@ def pictures_of(
                       f'{told(lost[0])}: {out[lost[0]]}.{more}', stacklevel=3)
     return out
 
-def options_of(
+def options_by_question(
     run,                # Folder, path of a table, or a table
     items,              # Path of the questions of result files that have none
 )->dict:                # (benchmark, split, id) -> its options, of questions that have some
@@ -272,7 +272,7 @@ def gathered(
     runs = [t['run'][0] for t in scores]
     shown = [*shown_rows(pairs, tags)]
     pictures = pictures_of([r for *_, rows in shown for r in rows], items, a)
-    options = options_of(b, as_named(items)) | options_of(a, as_named(items))
+    options = options_by_question(b, as_named(items)) | options_by_question(a, as_named(items))
     profile, change = probe_tables_at(probe, configs, tags) if probe is not None else (None, None)
     asked = {*pairs.select('benchmark', 'split', 'index').iter_rows()}
     tried, method, others = None, 'linear', None
