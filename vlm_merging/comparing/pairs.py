@@ -251,7 +251,7 @@ def _tags_of_items(items, by):
     def two(tag): return paired[tag], paired.get_column(tag+'_b', default=paired[tag])
     for t in by:
         own = t in (*_OF_EACH, 'prediction', 'index', 'benchmark')
-        if own or paired.height and (two(t)[0]!=two(t)[1]).all():
+        if own or paired.height and (two(t)[0]!=two(t)[1]).fill_null(False).all():
             why = '' if own else f" (it is {' and '.join(repr(c[0]) for c in two(t))} in the two runs)"
             raise ValueError(f"{t} is no tag of an item{why}, so nothing can be split by it. "
                              f"Split by what is the same in both runs, such as category.")
