@@ -373,6 +373,17 @@ def write_sources():
         '@media (prefers-color-scheme: dark) {', dark, '}'
     (site/'source.css').write_text('\n'.join(styles), encoding='utf-8')
 
+def rank():
+    "Tell the search (`site.js`) which parts of the site teach, and which are of a name in the face"
+    from vlm_merging import _HOMES
+    public = {f"{home.replace('.', '/')}.html#{name}" for name, home in _HOMES.items()}
+    file = site/'search.json'
+    index = json.loads(file.read_text(encoding='utf-8'))
+    for o in index:
+        o['teaches'] = o['href'].startswith(('index', 'guide/', 'tutorials/'))
+        o['public'] = o['href'] in public
+    file.write_text(json.dumps(index, ensure_ascii=False), encoding='utf-8')
+
 def draw(work, pages):
     "The pages, by smalldocs"
     import vl_convert
@@ -403,6 +414,7 @@ def draw(work, pages):
     shutil.copy(pages/'vega.js', site)
     shutil.copy(here/'site.js', site)
     write_sources()
+    rank()
 
 # The README is the index, as GitHub shows it
 

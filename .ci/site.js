@@ -44,3 +44,28 @@ for (const picture of document.querySelectorAll('main img:not(a img), [id^=altai
 // What was printed wraps, and only tables drawn with lines keep their columns and scroll
 document.addEventListener('DOMContentLoaded', () => document.querySelectorAll('.cell-output pre').forEach(o =>
   o.classList.toggle('wraps', !/[│┆┌]/.test(o.textContent))))
+
+// Search: what teaches stands first, then a public function of that name; to fuzzy search all texts are alike
+const Fuzzy = window.Fuse
+window.Fuse = class {
+  constructor(index, how) {
+    this.fuzzy = new Fuzzy(index, how)
+    this.parts = index.map((o, i) => ({...o, first: index[i-1]?.href.split('#')[0]!==o.href.split('#')[0]}))
+  }
+  search(asked, {limit}) {
+    const words = asked.toLowerCase().match(/[^\s_]+/g) ?? [], name = words.join(' ')
+    const stems = words.map(o => o.length>4 ? o.replace(/(ing|ed|es|s|e)$/, '') : o)     // serve, served and serving
+      .map(o => new RegExp('(?<![a-z0-9])' + o.replace(/[.*+?^${}()|[\]\\]/g, '\\$&'), 'gi'))
+    const held = text => stems.filter(o => text.search(o)>=0).length
+    const found = this.parts.map(item => {
+      const head = item.first ? `${item.title} ${item.section}` : item.section, all = held(`${head} ${item.text}`)
+      const named = item.public && item.section.toLowerCase().replaceAll('_', ' ')===name
+      const group = item.teaches && held(head)===words.length ? 0 : named ? 1 : item.teaches ? 2
+        : item.public && held(head) ? 3 : held(head) ? 4 : 5
+      const often = stems.reduce((n, o) => n + (item.text.match(o) ?? []).length, 0)
+      return {item, key: [-all, group, -held(head), -often]}
+    }).filter(o => o.key[0])
+    found.sort((a, b) => a.key.map((o, i) => o - b.key[i]).find(o => o) ?? 0)
+    return found.length ? found.slice(0, limit) : this.fuzzy.search(asked, {limit})     // It may be mistyped
+  }
+}

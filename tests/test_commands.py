@@ -51,6 +51,25 @@ def test_prepare_ask_score_compare_chart(room, call, tmp_path):
     assert 'cdn' not in page.lower().split('<body')[0][:2000] and '<script src' not in page
     assert pl.read_csv(tmp_path/'table.csv').filter(tag='category', where='reasoning')['n'].to_list()==[40]
 
+def test_what_is_said_of_a_run_is_no_kind_of_question(call, tmp_path):
+    "Named as such by `score`; refused by `compare` where the runs differ in it"
+    same = [dict(index=str(i), question=f'Which {i}?', answer=str(i), category='ab'[i%2]) for i in range(12)]
+    for name, every in (('x', 2), ('y', 3)):
+        pl.DataFrame([o|dict(prediction=o['answer'] if i%every else '-1', model=name, seed=7)
+                      for i, o in enumerate(same)]).write_csv(tmp_path/f'{name}.csv')
+    pl.DataFrame([o|dict(prediction='3', sample=s, seed=s) for o in same for s in (1, 2)]).write_csv(
+        tmp_path/'z.csv')
+    for table, tag, why in (('x', 'model', "model is 'x' in every row"),
+                            ('x', 'seed', "seed is '7' in every row"),
+                            ('x', 'run', 'run says what a run made of a question'),
+                            ('z', 'seed', 'seed differs between the replies to one question')):
+        code, out, err = call('score', tmp_path/f'{table}.csv', '--by', tag)
+        assert code==0 and f'{why}, so it is no kind of question' in err, (table, tag, err)
+    assert call('score', tmp_path/'x.csv', '--by', 'category')[2]==''
+    code, out, err = call('compare', tmp_path/'x.csv', tmp_path/'y.csv', '--by', 'model')
+    assert code==3 and "model is no tag of an item (it is 'x' and 'y' in the two runs)" in err
+    assert call('compare', tmp_path/'x.csv', tmp_path/'y.csv', '--by', 'category')[0]==0
+
 def test_the_program_in_a_process_of_its_own(room, tmp_path):
     table = pl.DataFrame([dict(benchmark='MathVista', run='a', index=str(i), question='How many?', answer='7',
                                prediction='So it is 7.') for i in range(3)])

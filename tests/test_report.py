@@ -118,6 +118,22 @@ def test_scores_without_words_or_length(tmp_path):
     text = quietly(pl.DataFrame(rows), pl.DataFrame(after), tmp_path/'a.html')
     assert 'Length of replies' not in text and 'Won: 4 of 8' in text
 
+@pytest.mark.parametrize('how', ['a list', 'columns', 'one side only'])
+def test_what_could_be_chosen_stands_on_the_card(tmp_path, how):
+    "As the replies have it: in their column, in columns A, B, C, or in those of one run alone"
+    three, listed = dict(A='a < b', B='blue', C='pear'), json.dumps(['a < b', 'blue', 'pear'])
+    plain = [table(name, right=right) for name, right in (('x', 3), ('y', 2))]
+    some = [t.with_columns(**(dict(choices=pl.lit(listed)) if how!='columns' else
+                              {k: pl.lit(v) for k, v in three.items()}),
+                           answer=pl.lit('B')) for t in plain]
+    if how=='one side only':
+        free = dict(answer=pl.lit('blue'), question_type=pl.lit('free_form'))
+        some = [some[0].with_columns(**free), some[1].drop('choices').with_columns(**free)]
+    text = quietly(*some, tmp_path/'a.html')
+    assert text.count('<article>')>0
+    for told in 'A. a &lt; b', 'B. blue', 'C. pear': assert text.count(told)==text.count('<article>'), told
+    assert '<ul class="options">' not in quietly(*plain, tmp_path/'b.html')
+
 def test_long_texts_are_folded(tmp_path):
     long = 'step by step '*200
     rows = [t.with_columns(question=pl.lit(long), prediction=pl.lit(long)+pl.col('prediction'))

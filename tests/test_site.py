@@ -1,10 +1,12 @@
 "The site as a reader meets it: every page in a browser at two widths; README and guide are in step"
-import ast, csv, functools, importlib.util, json, os, re, subprocess, sys, threading
+import ast, csv, functools, importlib, importlib.util, io, json, os, re, subprocess, sys, threading
 from configparser import ConfigParser
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import polars as pl, pytest
+from PIL import Image
+from pyflakes import checker, messages
 import vlm_merging
 
 project = Path(__file__).resolve().parent.parent
@@ -82,6 +84,40 @@ def test_the_index_lists_every_room():
     lost = [o.name for o in sorted((project/'nbs').glob('*/[0-9]*.ipynb'))
             if f']({o.parent.name}/{o.name})' not in index]
     assert not lost, f'nbs/index.ipynb does not list {lost}.'
+
+# What a reader can paste
+
+HIDDEN = re.compile(r'^#\| *(hide|export|(echo|include): *false)\b', re.M)
+LEARNED_FROM = sorted(o.relative_to(project).as_posix() for o in
+                      [project/'nbs/index.ipynb', *(project/'nbs/guide').glob('*.ipynb'),
+                       *(project/'nbs/tutorials').glob('*.ipynb')])
+
+def unbound(cells):
+    "Names that the shown code of a page uses, and no shown code before it binds: (cell, name)"
+    shown = [(o['id'], line) for o in cells
+             if o['cell_type']=='code' and not HIDDEN.search(''.join(o['source']))
+             for line in ''.join(o['source']).split('\n')]
+    tree = ast.parse('\n'.join(line for _, line in shown))
+    stars = [o for o in tree.body if isinstance(o, ast.ImportFrom) and o.names[0].name=='*']
+    tree.body = [o for o in tree.body if o not in stars]
+    known = {name for o in stars for name in vars(importlib.import_module(o.module))}
+    return [(shown[o.lineno-1][0], o.message_args[0]) for o in checker.Checker(tree, builtins=known).messages
+            if isinstance(o, (messages.UndefinedName, messages.UndefinedLocal))]
+
+def test_a_name_of_a_hidden_cell_is_seen():
+    def cell(name, source): return dict(cell_type='code', id=name, source=source)
+    hidden = [cell(f'h{i}', f'#| {o}\na{i} = 1') for i, o in enumerate(('hide', 'echo: false',
+                                                                       'include: false'))]
+    shown = [cell('s', '#| alt: x\nb = [x+a0 for x in range(a1)]'), cell('t', 'def f(): return a2+later'),
+             cell('u', 'later = len(b)\nf()'), cell('v', 'from string import *\ncapwords(digits+a1)')]
+    assert sorted(unbound([*hidden, *shown]))==[('s', 'a0'), ('s', 'a1'), ('t', 'a2'), ('v', 'a1')]
+    assert unbound([shown[2], shown[0]])[0]==('u', 'b')
+
+@pytest.mark.parametrize('path', LEARNED_FROM)
+def test_who_pastes_what_a_page_shows_has_every_name(path):
+    cells = json.loads((project/path).read_text(encoding='utf-8'))['cells']
+    lost = [f'{cell} uses {name}' for cell, name in unbound(cells)]
+    assert not lost, f'{path}: {lost}. Show where the name comes from, or hide what uses it.'
 
 # What a picture says to those who do not see it
 
@@ -185,6 +221,10 @@ LOOK = '''() => ({
     widest: [...document.querySelectorAll('main *')].map(o => [o.getBoundingClientRect().right, o])
         .filter(([r, o]) => r>innerWidth+1 && !o.closest('pre, table, .cell-output, .sd-table, math'))
         .map(([r, o]) => o.outerHTML.slice(0, 80)).slice(0, 3),
+    unshaded: [...document.querySelectorAll('main *')].filter(o => o.scrollWidth>o.clientWidth+1)
+        .filter(o => /auto|scroll/.test(getComputedStyle(o).overflowX)
+            && !getComputedStyle(o).backgroundAttachment.includes('local'))
+        .map(o => o.outerHTML.slice(0, 80)).slice(0, 3),
     mute: [...document.images].filter(o => !o.alt.trim()).map(o => o.src.slice(0, 60)),
     broken: [...document.images].filter(o => o.complete && !o.naturalWidth).map(o => o.src.slice(0, 60)),
     untold: [...document.querySelectorAll('[id^=altair-viz]')]
@@ -259,6 +299,7 @@ def walk(page, address, path, shots, errors, fetched):
         found = page.evaluate(LOOK)
         if found['titles']!=1: yield f"{found['titles']} titles (h1)"
         if found['over']>0: yield f"{width} px: the page is {found['over']} px too wide: {found['widest']}"
+        if found['unshaded']: yield f"{width} px: scrolls, and does not show it: {found['unshaded']}"
         for what in 'mute', 'broken', 'untold':
             if found[what]: yield f'{what} pictures: {found[what]}'
         if found['skipped']: yield f"headings that skip a level: {found['skipped']}"
@@ -295,7 +336,8 @@ def listened(page):
     return page, errors, fetched
 
 BAD = """<h1>One</h1><h3>Three</h3><h1 style="margin-top:300px">Two</h1><div id="quarto-sidebar">all</div>
-<main><p style="color:#888">faint</p><h3>Lost</h3><p style="width:700px">wide</p>
+<main><p style="color:#888">faint</p><div style="overflow:auto"><p style="width:2000px">long</p></div>
+<h3>Lost</h3><p style="width:700px">wide</p>
 <img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">
 <div id="altair-viz-1"><canvas width="9" height="9"></canvas></div></main>
 <script src="http://127.0.0.1:9/x.js"></script><script>nowhere()</script>"""
@@ -307,7 +349,7 @@ def test_the_walk_sees_what_is_wrong(tmp_path, browser):
     said = '\n'.join(walk(page, tmp_path.as_uri()+'/', 'bad.html', tmp_path, errors, fetched))
     page.close()
     for told in ('2 titles', 'skip a level', '390 px: the page is', 'mute pictures', 'untold pictures',
-                 'are empty',
+                 'are empty', '1280 px: scrolls, and does not show it',
                  '390 px: is the list of pages open? True',
                  "hard to read when light: {'3.54 rgb(136, 136, 136)': 'faint'",
                  'nowhere', 'fetched from outside'): assert told in said, told + '\n' + said
@@ -325,6 +367,34 @@ def test_the_pages_are_reached_on_a_phone_by_keyboard(site, address, browser):
     link.click()
     page.wait_for_url('**/tutorials/merge_and_look.html')
     page.close()
+
+WIDER = '''([kind, at]) => {
+    const o = [...document.querySelectorAll(kind)].find(o => o.scrollWidth>o.clientWidth+40)
+    o.scrollIntoView({behavior: 'instant', block: 'center'})
+    o.scrollTo({left: at*(o.scrollWidth - o.clientWidth), behavior: 'instant'})
+    const {left, right, top, bottom} = o.getBoundingClientRect()
+    return [left+o.clientLeft, right, Math.max(top, 120), Math.min(bottom, innerHeight)]
+        .map(Math.round) }'''
+
+@pytest.mark.xdist_group('browser')
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+@pytest.mark.parametrize('path, kind', [('guide/donors', '.sd-table'),
+                                        ('tutorials/what_the_lab_shows', '.cell-output')])
+def test_a_table_shows_on_which_side_there_is_more(site, address, browser, path, kind, scheme):
+    page = browser.new_page(viewport=dict(width=PHONE[0], height=PHONE[1]), color_scheme=scheme)
+    page.set_default_timeout(PATIENCE)
+    page.goto(f'{address}{path}.html')
+    page.wait_for_timeout(500)                                   # Until it has turned dark
+    shaded = []
+    for at in 0, .5, 1:
+        left, right, top, bottom = page.evaluate(WIDER, [kind, at])
+        page.wait_for_timeout(100)
+        seen = Image.open(io.BytesIO(page.screenshot())).convert('L')
+        def ground(x): return sorted(seen.getpixel((x, y)) for y in range(top, bottom))[(bottom-top)//2]
+        plain = seen.getpixel((3, (top+bottom)//2))
+        shaded.append(tuple(abs(ground(x)-plain)>25 for x in (left+1, right-2)))
+    page.close()
+    assert shaded==[(False, True), (True, True), (True, False)]
 
 @pytest.mark.xdist_group('browser')
 def test_a_chart_fits_a_phone_and_opens_in_full_size_by_keyboard(site, address, browser):
@@ -360,6 +430,38 @@ def test_a_word_is_found_code_is_copied_and_the_theme_turned(site, address, brow
     page.locator('input[type=search]').first.fill('mcnemar')
     page.locator('a', has_text='air').first.wait_for()
     page.close()
+
+TEACHES = 'index', 'guide/', 'tutorials/'
+
+@pytest.mark.xdist_group('browser')
+def test_a_search_finds_first_what_teaches_then_public_functions_then_the_rest(site, address, browser):
+    page = browser.new_page(viewport=dict(width=WIDE[0], height=WIDE[1]))
+    page.set_default_timeout(PATIENCE)
+    page.goto(address+'index.html')
+    box = page.locator('input[type=search]').first
+    def found(words):
+        page.evaluate("document.querySelector('.smalldocs-search-results').innerHTML = ''")
+        box.fill(words)
+        page.locator('.search-result').first.wait_for()
+        return [o.get_attribute('href').removeprefix('./') for o in page.locator('.search-result').all()]
+    for word in 'merge', 'weight', 'lora', 'score', 'serve', 'noise', 'benchmark', 'which weight':
+        places = found(word)
+        assert all(o.startswith(TEACHES) for o in places[:2]), (word, places)
+        others = [o for o in places if not o.startswith(TEACHES)]
+        named = [o for o in others if o.partition('#')[2].lower()==word]
+        teaching = [o for o in places if o not in others]
+        assert [o for o in places if o not in named]==teaching + [o for o in others if o not in named], word
+        assert all(map(public, named)) and len(named)==len({*named}), (word, named)
+    assert found('choose_weight')[0]=='comparing/which_weight.html#choose_weight'
+    assert 'guide/faq.html#which-weight' in found('sweep')[:4]
+    assert found('lora')[0]=='guide/lora.html' and 'scoring/score.html#score' in found('score')[:8]
+    for word in 'letter_in', 'unscorabel': assert found(word), word         # What is internal, and mistyped
+    page.close()
+
+def public(place):
+    "Is a place of the site about a name that `vlm_merging` itself has?"
+    page, _, name = place.partition('.html#')
+    return vlm_merging._HOMES.get(name)==page.replace('/', '.')
 
 def test_programs_find_all_pages(site):
     said = (site/'llms.txt').read_text(encoding='utf-8')

@@ -1823,6 +1823,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'vlm_merging/comparing/statistics.py'),
                                                   'vlm_merging.comparing.statistics.interval': ( 'comparing/statistics.html#interval',
                                                                                                  'vlm_merging/comparing/statistics.py'),
+                                                  'vlm_merging.comparing.statistics.no_kinds': ( 'comparing/statistics.html#no_kinds',
+                                                                                                 'vlm_merging/comparing/statistics.py'),
                                                   'vlm_merging.comparing.statistics.places': ( 'comparing/statistics.html#places',
                                                                                                'vlm_merging/comparing/statistics.py'),
                                                   'vlm_merging.comparing.statistics.resampled': ( 'comparing/statistics.html#resampled',

@@ -15,7 +15,7 @@ from .cells import text_of
 from ..checkpoints.texts import check_number, error_words, one_line
 from ..checkpoints.places import path_of
 from .own_rows import own_row
-from .pictures import Picture, check_marks, numbered_columns, picture_cells
+from .pictures import Picture, check_marks, encoded, numbered_columns, picture_cells
 from ..lab.trio import questions
 from .prepare import pattern_of, prepared, split_of_file
 from .tables import (
@@ -50,7 +50,7 @@ def lab_items(
     split:str='test',   # 'test' to report, 'dev' to choose
 )->list[Item]:          # Tags: category (perception or reasoning) and topic
     "Questions about the pictures of the embedded lab"
-    return [Item(q.id, q.ask, q.answer, (Picture(q.image, q.id),), benchmark='lab', split=split,
+    return [Item(q.id, q.ask, q.answer, (Picture(encoded(q.image), q.id),), benchmark='lab', split=split,
                  tags=dict(category=q.kind, topic=q.topic)) for q in questions(n, seed, split)]
 
 # %% ../../nbs/benchmarks/12_load.ipynb #c017

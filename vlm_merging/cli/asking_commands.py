@@ -222,8 +222,8 @@ def score_command(
     **given,            # Option -> value, as typed
 )->int:                 # Exit code: 4 if some questions have no reply
     "Score replies: accuracy with intervals, how many replies could be read, and what is wrong with the table"
-    from vlm_merging.scoring.problems import problems
-    from vlm_merging.scoring.score import score
+    from vlm_merging import accuracy_said, problems, score
+    from vlm_merging.comparing.statistics import no_kinds
     ready_to_write(out, TABLES, table)
     if (protocol=='judge')!=bool(judge): raise ValueError('--protocol judge and --judge URL go together.')
     left = []
@@ -238,8 +238,7 @@ def score_command(
         print(judge_report(scores))
     else: scores = score(frame, protocol, thinking)
     if out: write_table(scores, out)
-    for sentence in problems(scores): tell(sentence)
-    from vlm_merging.comparing.findings import accuracy_said
+    for sentence in (*problems(scores), *no_kinds(scores, by)): tell(sentence)
     print(accuracy_said(scores, by))
     return 4 if incomplete(left, scores) else 0
 

@@ -1,4 +1,4 @@
-"""The whole toolkit on the lab's trio in about a minute, told in ten lines and on one page."""
+"""The whole toolkit on the lab's trio in about a minute, told in a dozen lines and on one page."""
 # Whoever has just installed the package types `vlm-merging demo` first. It takes the steps that one would
 # take with models of one's own, in their order: try some weights in memory, plan, merge, ask, score,
 # compare item by item, mask one layer at a time, measure the weights.
@@ -22,7 +22,7 @@ ASKING = dict(batch_size=100, max_new_tokens=24, device='cpu')
 
 @dataclass(frozen=True)
 class Findings:
-    "All that the demo found out: the ten lines and the page are made of this"
+    "All that the demo found out: the lines and the page are made of this"
     recipe:object       # The `Recipe` of the merge
     picked:bool         # Was the weight chosen here? Else it was given
     sums:object         # From `summarize`
@@ -101,7 +101,7 @@ def find(
                      weight=recipe.knobs['weight'], made=made)
     return Findings(recipe, weight is None, sums, diagnose(vlm, llm, base, progress=False), about)
 
-# What is told: ten lines, and a page
+# What is told: a dozen lines, and a page
 
 YOURS = '''# do they fit? what stays, and why
 vlm-merging plan    --vlm VLM --llm LLM
@@ -115,10 +115,20 @@ vlm-merging ask     --model OUT --benchmark MathVista --out runs/merged
 vlm-merging profile VLM --against OUT --benchmark MathVista -n 200 --out runs/probe
 vlm-merging report  runs/vlm runs/merged --probe runs/probe --sweep runs/sweep --out page.html'''
 
+def next_lines(
+    out:Path,           # Folder of the demo
+)->list[str]:           # Each as it can be pasted
+    "Commands with which one goes on: look at the report, ask a model, try weights"
+    return [shlex.join(words) for words in (
+        ['python' if sys.platform=='win32' else 'python3', '-m', 'webbrowser', f"{out/'report.html'}"],
+        [as_called(), 'ask', f"{out/'merged'}", *'--benchmark lab -n 200 --out'.split(), f'{out}-asked'],
+        [as_called(), *'sweep lab/vlm lab/llm --weights 0.5,0.6,0.7,0.8,1 --benchmark lab'.split(),
+         *'--split dev -n 200 --out'.split(), f'{out}-sweep'])]
+
 def facts(
     f:Findings,         # What was found
     out:str|Path,       # Folder of the demo
-)->list[str]:           # Ten lines
+)->list[str]:           # A dozen lines
     "What was found, for a terminal"
     w, many = f.recipe.knobs['weight'], f.about.compared.filter(tag='all')['n'][0]
     gains = f.about.compared.filter(tag='category').sort('where').to_dicts()
@@ -130,14 +140,14 @@ def facts(
         lines.append(f'{name:<7} '+'   '.join(f"{r['where']} {share_said(r)}" for r in shares))
     out = path_of(out)
     needed = '; '.join(f'{kind}: {said}' for kind, said in needed_layers(f.about.profile))
-    runs = [str(out/'replies'/name) for name in ('VLM', 'merged')]
     return [*lines, 'change: '+'; '.join(f"{r['where']} {gain_said(r)}" for r in gains),
             'replies: '+'; '.join(f"{r['where']} {r['length_a']:.1f} to {r['length_b']:.1f} characters"
                                   for r in gains),
             f'layers whose loss costs right answers: {needed}',
             *(name_in_line(line, 9000) for line in (
                 f"report: {out/'report.html'}", f"merged model, for from_pretrained: {out/'merged'}",
-                shlex.join(['next:', as_called(), 'compare', *runs, '--by', 'topic'])))]
+                'next, also with folders or hub ids, and with questions of your own:',
+                *(f'  {o}' for o in next_lines(out))))]
 
 def demo_page(
     f:Findings,         # What was found

@@ -170,8 +170,10 @@ def question_parts(
     pictures:list,      # Markup; what cannot be shown says why
     replies:list,       # Run, its row of a score table or None
     kind:str='',        # Of the question
+    options=(),         # What could be chosen, in letter order
 )->dict:
     "A question with its pictures and what the models said"
+    from vlm_merging.benchmarks.items import LETTERS
     def said(row):
         if row is None: return '', None, ''
         text, picked = row.get('prediction') or '', row.get('picked') or ''
@@ -179,5 +181,6 @@ def question_parts(
         read = f"read as {name_in_line(picked)}"+f' ({name_in_line(why)})'*bool(why)
         return visible(text), row['correct'], read if picked and picked!=text.strip() else ''
     return dict(pictures=pictures, ask=visible(row.get('question') or row['index']), kind=name_in_line(kind),
+                options=[f'{letter}. {visible(o)}' for letter, o in zip(LETTERS, options)],
                 answer=name_in_line(row.get('answer') or ''),
                 replies=[(name_in_line(m), *said(r)) for m, r in replies])

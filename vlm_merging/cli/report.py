@@ -112,7 +112,7 @@ def questions_of_page(
         else: pictures = [picture_html(p, 160) for p in images]
         kind = ', '.join(str(row[t]) for t in f.tags if row.get(t))
         said = [(t['run'][0], by.get(place)) for t, by in zip(f.scores, replies)]
-        return question_parts(row, pictures, said, kind)
+        return question_parts(row, pictures, said, kind, f.options.get(place, ()))
     return [(f'{name}: {size} of {n}', [*map(card, rows)]) for name, size, rows in f.shown]
 
 def page(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from vlm_merging.checkpoints.places import path_of, same_place
 from vlm_merging.checkpoints.texts import json_of, name_in_line
-from vlm_merging.cli.files import read_scores
+from vlm_merging.cli.files import read_scores, read_table
 from vlm_merging.cli.page_parts import shown_rows
 
 PICTURES = 4            # Of a question, at most
@@ -28,6 +28,7 @@ class Reported:
     weight:float|None=None # That was taken
     made:dict=field(default_factory=dict) # How it was made: name -> text
     unlike:list=field(default_factory=list) # Sentences: how the runs were asked otherwise
+    options:dict=field(default_factory=dict) # (benchmark, split, id) -> what could be chosen
 
 def place_of_question(
     row:dict,           # Of a run or a table
@@ -226,6 +227,19 @@ def pictures_of(
                       f'{told(lost[0])}: {out[lost[0]]}.{more}', stacklevel=3)
     return out
 
+def options_by_question(
+    run,                # Folder, path of a table, or a table
+    items,              # Path of the questions of result files that have none
+)->dict:                # (benchmark, split, id) -> its options, of questions that have some
+    "What could be chosen, as the replies of a run have it; a table of scores has nothing of it"
+    import polars as pl
+    from vlm_merging.scoring.choices import choices_of
+    from vlm_merging.scoring.score import typed_replies
+    frame = run if isinstance(run, pl.DataFrame) else read_table(run, [], items)
+    if 'correct' in frame.columns: return {}
+    return {place_of_question(r):choices for r in typed_replies(frame).to_dicts()
+            if (choices := choices_of(r['choices']))}
+
 def gathered(
     a, b,               # The runs, as for `report`
     by, probe, sweep, items, protocol, thinking, trust_prompt, # As for `report`
@@ -258,6 +272,7 @@ def gathered(
     runs = [t['run'][0] for t in scores]
     shown = [*shown_rows(pairs, tags)]
     pictures = pictures_of([r for *_, rows in shown for r in rows], items, a)
+    options = options_by_question(b, as_named(items)) | options_by_question(a, as_named(items))
     profile, change = probe_tables_at(probe, configs, tags) if probe is not None else (None, None)
     asked = {*pairs.select('benchmark', 'split', 'index').iter_rows()}
     tried, method, others = None, 'linear', None
@@ -272,4 +287,4 @@ def gathered(
     made['How the runs were asked, and versions'] = json.dumps(how|dict(scored=protocol, here=versions()),
                                                                indent=1)
     return Reported(scores, compared, tags, shown, pictures, profile, change, tried, method, others,
-                    weight if isinstance(weight, (int, float)) else None, made, unlike)
+                    weight if isinstance(weight, (int, float)) else None, made, unlike, options)

@@ -245,11 +245,16 @@ def _pair_row(here, resamples, seed, again=None):
 
 # %% ../../nbs/comparing/04_pairs.ipynb #c069
 def _tags_of_items(items, by):
-    "Tags to split by; raise ValueError for a column that says what a run made of an item"
+    "Tags to split by; raise ValueError for a column that says something of a run, or what it made of an item"
     by = tag_names(items, by)
-    if own := [t for t in by if t in (*_OF_EACH, 'prediction', 'index', 'benchmark')]:
-        raise ValueError(f"{own[0]} is no tag of an item, so nothing can be split by it. "
-                         f"Split by what is the same in both runs, such as category.")
+    paired = items.filter(state='paired') if 'state' in items.columns else items.clear()
+    def two(tag): return paired[tag], paired.get_column(tag+'_b', default=paired[tag])
+    for t in by:
+        own = t in (*_OF_EACH, 'prediction', 'index', 'benchmark')
+        if own or paired.height and (two(t)[0]!=two(t)[1]).fill_null(False).all():
+            why = '' if own else f" (it is {' and '.join(repr(c[0]) for c in two(t))} in the two runs)"
+            raise ValueError(f"{t} is no tag of an item{why}, so nothing can be split by it. "
+                             f"Split by what is the same in both runs, such as category.")
     return by
 
 # %% ../../nbs/comparing/04_pairs.ipynb #c071

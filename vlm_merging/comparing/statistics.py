@@ -15,7 +15,7 @@ from ..scoring.floor import FLOORS
 
 # %% auto #0
 __all__ = ['Z', 'RESAMPLES', 'FEW', 'rows_said', 'by_item', 'typed_table', 'wilson', 'resampled', 'summed', 'interval',
-           'values_in_tag', 'places', 'tag_names']
+           'values_in_tag', 'places', 'tag_names', 'no_kinds']
 
 # %% ../../nbs/comparing/01_statistics.ipynb #c012
 def rows_said(
@@ -226,3 +226,21 @@ def tag_names(
         raise ValueError(f"The score table has no column {' and no column '.join(lost)} to split by; "
                          f"its tags are {', '.join(tags[:24]) or 'none'}.")
     return by
+
+# %% ../../nbs/comparing/01_statistics.ipynb #c061
+_OF_REPLIES = 'run', 'index', 'sample', 'correct', 'reason', 'prediction', *_TEXTS, *_NUMBERS
+
+def no_kinds(
+    scores:pl.DataFrame, # A score table
+    by=(),              # Tags
+)->list[str]:           # A sentence for each that is no kind of question
+    "Tags that say something of a run or of its replies, and not of what was asked"
+    keys = [c for c in ('benchmark', 'split', 'index') if c in scores.columns]
+    def why(tag):
+        if tag in _OF_REPLIES: return 'says what a run made of a question'
+        if scores[tag].n_unique()<2: return f'is {str(scores[tag][0])[:40]!r} in every row'
+        if keys[-1:]==['index'] and (scores.filter(pl.col('index').is_not_null()).group_by(keys)
+                                     .agg(pl.col(tag).n_unique())[tag]>1).any():
+            return 'differs between the replies to one question'
+    return [f'{tag} {said}, so it is no kind of question.' for tag in tag_names(scores, by)
+            if (said := why(tag))]
