@@ -240,29 +240,33 @@ def options_by_question(
     return {place_of_question(r):choices for r in typed_replies(frame).to_dicts()
             if (choices := choices_of(r['choices']))}
 
+def _as_named(items): return items if isinstance(items, (str, Path)) else None
+
+def _scores_of_both(a, b, itself, items, protocol, thinking):
+    "The scores of both runs, under two names"
+    import polars as pl
+    from vlm_merging.scoring.problems import scores_of
+    left = []
+    def scored(run):
+        if isinstance(run, pl.DataFrame): return scores_of(run, protocol, thinking, 5)
+        return read_scores(run, protocol, left, _as_named(items), thinking)
+    scores = [*map(scored, (a, b))]
+    for sentence in left: warnings.warn(sentence, stacklevel=4)
+    if not all('run' in t.columns for t in scores) or scores[0]['run'][0]!=scores[1]['run'][0]: return scores
+    return [t.with_columns(run=pl.lit(name if itself or isinstance(r, pl.DataFrame) else str(r)))
+            for t, r, name in zip(scores, (a, b), ('before', 'after'))]
+
 def gathered(
     a, b,               # The runs, as for `report`
     by, probe, sweep, items, protocol, thinking, trust_prompt, # As for `report`
 )->Reported:
     "All that a page is made of; raise ValueError if it does not belong together"
-    import polars as pl
     from vlm_merging.asking.folder import versions
     from vlm_merging.cli.asking_commands import tags_in_both
     from vlm_merging.comparing.compare import asked_otherwise
     from vlm_merging.comparing.pairs import comparison_table, matched
-    from vlm_merging.scoring.score import score
-    def scored(run):
-        if not isinstance(run, pl.DataFrame):
-            return read_scores(run, protocol, left, as_named(items), thinking)
-        return run if 'correct' in run.columns else score(run, protocol, thinking)
-    def as_named(items): return items if isinstance(items, (str, Path)) else None
     itself = a is b or all(isinstance(r, (str, Path)) for r in (a, b)) and same_place(a, b)
-    left = []
-    scores, configs = [*map(scored, (a, b))], [run_config(a), run_config(b)]
-    for sentence in left: warnings.warn(sentence, stacklevel=3)
-    if all('run' in t.columns for t in scores) and scores[0]['run'][0]==scores[1]['run'][0]:
-        scores = [t.with_columns(run=pl.lit(name if itself or isinstance(r, pl.DataFrame) else str(r)))
-                  for t, r, name in zip(scores, (a, b), ('before', 'after'))]
+    scores, configs = _scores_of_both(a, b, itself, items, protocol, thinking), [*map(run_config, (a, b))]
     doubts = [] if itself else asked_otherwise(*scores, trust_prompt)
     tags = [by] if isinstance(by, str) else [*tags_in_both(by, *scores)]
     compared, pairs = comparison_table(*scores, tags), matched(*scores)
@@ -272,7 +276,7 @@ def gathered(
     runs = [t['run'][0] for t in scores]
     shown = [*shown_rows(pairs, tags)]
     pictures = pictures_of([r for *_, rows in shown for r in rows], items, a)
-    options = options_by_question(b, as_named(items)) | options_by_question(a, as_named(items))
+    options = options_by_question(b, _as_named(items)) | options_by_question(a, _as_named(items))
     profile, change = probe_tables_at(probe, configs, tags) if probe is not None else (None, None)
     asked = {*pairs.select('benchmark', 'split', 'index').iter_rows()}
     tried, method, others = None, 'linear', None
