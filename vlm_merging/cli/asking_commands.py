@@ -222,12 +222,13 @@ def score_command(
     **given,            # Option -> value, as typed
 )->int:                 # Exit code: 4 if some questions have no reply
     "Score replies: accuracy with intervals, how many replies could be read, and what is wrong with the table"
-    from vlm_merging import accuracy_said, problems, score
+    from vlm_merging.comparing.findings import accuracy_said
     from vlm_merging.comparing.statistics import no_kinds
+    from vlm_merging.scoring.problems import problems
+    from vlm_merging.scoring.score import score
     ready_to_write(out, TABLES, table)
     if (protocol=='judge')!=bool(judge): raise ValueError('--protocol judge and --judge URL go together.')
-    left = []
-    frame = with_run(read_table(table, left, given.get('items')), table)
+    frame = with_run(read_table(table, left := [], given.get('items')), table)
     for sentence in left: tell(sentence)
     if judge:
         from vlm_merging.asking.endpoint import Endpoint

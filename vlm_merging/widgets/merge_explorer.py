@@ -9,7 +9,7 @@ import ipywidgets as W
 import polars as pl
 from markupsafe import Markup
 from ..benchmarks.load import load
-from ..checkpoints.texts import one_line
+from ..checkpoints.texts import one_line, readable
 from ..charts.maps import weight_map
 from ..charts.score_charts import scores_chart
 from ..comparing.summary import summarize
@@ -35,7 +35,7 @@ def plan_lines(
     "A plan in short: what is merged, and what to think about"
     parts = {}
     for w in plan.merged: parts.setdefault(w.pair.module, []).append(w.vlm[0].nbytes)
-    merged = ', '.join(f'{MODULE_WORDS.get(m, m)} {len(sizes)} ({sum(sizes)/1e6:.3g} MB)'
+    merged = ', '.join(f'{MODULE_WORDS.get(m, m)} {len(sizes)} ({readable(sum(sizes))})'
                        for m, sizes in parts.items())
     kept = f"{len(plan.kept)} tensors stay the VLM's."
     return [f'Merged tensors: {merged or "none"}. {kept}',
