@@ -1047,6 +1047,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'vlm_merging/checkpoints/adapters.py'),
                                                   'vlm_merging.checkpoints.adapters.check_options': ( 'checkpoints/adapters.html#check_options',
                                                                                                       'vlm_merging/checkpoints/adapters.py'),
+                                                  'vlm_merging.checkpoints.adapters.is_among': ( 'checkpoints/adapters.html#is_among',
+                                                                                                 'vlm_merging/checkpoints/adapters.py'),
                                                   'vlm_merging.checkpoints.adapters.scale_of': ( 'checkpoints/adapters.html#scale_of',
                                                                                                  'vlm_merging/checkpoints/adapters.py')},
             'vlm_merging.checkpoints.blocks': { 'vlm_merging.checkpoints.blocks.Blocks': ( 'checkpoints/blocks.html#blocks',

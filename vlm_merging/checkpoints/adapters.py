@@ -14,7 +14,7 @@ from .model_files import ADAPTER, read_json, take_stamps
 from .texts import check_number, name_in_line, ranges_said, readable
 
 # %% auto #0
-__all__ = ['IDLE', 'REMEDY', 'ADAPTER_WEIGHTS', 'check_options', 'Factors', 'Adapter', 'scale_of', 'adapter_remarks',
+__all__ = ['IDLE', 'REMEDY', 'ADAPTER_WEIGHTS', 'check_options', 'Factors', 'Adapter', 'scale_of', 'adapter_remarks', 'is_among',
            'adapter_summary']
 
 # %% ../../nbs/checkpoints/11_adapters.ipynb #c011
@@ -255,15 +255,21 @@ def _adds_nothing(adapter, pairs):
         def some(entry): return bool(Source((entry,), files).read(0, entry.numel).count_nonzero())
         return not any(some(f.b) and some(f.a) for f in pairs)
 
+def is_among(
+    name:str,           # Of a module
+    ends,               # Of names, as in `target_modules`
+)->bool:
+    "Does a module's name end, from a dot on, in one of these?"
+    return any(isinstance(e, str) and f'.{name}'.endswith(f'.{e}') for e in ends)
+
 def _uncovered(adapter):
     "Modules of the file that the configuration does not mean, as far as it is written in plain names"
     config, layer = adapter.config, lambda n: [int(i) for i in re.findall(r'(?<=\.)\d+(?=\.)', n)]
     targets, some, out = (config.get(k) for k in ('target_modules', 'layers_to_transform', 'exclude_modules'))
-    among = lambda n, ends: any(isinstance(e, str) and f'.{n}'.endswith(f'.{e}') for e in ends)
     some = [some] if isinstance(some, int) else some
     plain = isinstance(targets, list) and not config.get('target_parameters')
-    return [n for n in adapter.factors if plain and not among(n, targets)
-            or isinstance(out, list) and among(n, out)
+    return [n for n in adapter.factors if plain and not is_among(n, targets)
+            or isinstance(out, list) and is_among(n, out)
             or isinstance(some, list) and some and len(layer(n))==1 and layer(n)[0] not in some]
 
 # %% ../../nbs/checkpoints/11_adapters.ipynb #c035

@@ -7,7 +7,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from ..checkpoints.texts import name_in_line, ranges_said
-from ..checkpoints.adapters import adapter_remarks
+from ..checkpoints.adapters import adapter_remarks, is_among
 from ..checkpoints.chat_formats import content_format, template_of
 from ..checkpoints.decoder import find_decoder
 from ..checkpoints.adapted import OnTop, named_alone
@@ -121,7 +121,6 @@ def layers_without(
     config, places, changed = top.adapter.config, Places(top.under), {}
     targets, chosen = config.get('target_modules'), config.get('layers_to_transform')
     def module(rest): return rest.removesuffix('.weight')
-    def ends(m, ts): return any(isinstance(t, str) and f'.{m}'.endswith(f'.{t}') for t in ts)
     for i, rest in filter(None, (places.layer(f'{n}.weight') for n in top.adapter.factors)):
         changed.setdefault(module(rest), set()).add(i)
     if not changed or not isinstance(targets, list) or config.get('exclude_modules'): return {}
@@ -133,7 +132,7 @@ def layers_without(
     words = {m.rpartition('.')[2] for m in changed}     # Other models have more modules of such a name
     whole = {module(rest) for i in layers for rest in stored[i] if not re.search(r'\.\d+\.', rest)}
     meant = {*changed, *(m for m in whole if m.rpartition('.')[2] not in words)}
-    lost = {m: [i for i in layers if lacks(i, m)] for m in sorted(meant) if ends(m, targets)}
+    lost = {m: [i for i in layers if lacks(i, m)] for m in sorted(meant) if is_among(m, targets)}
     for i, rest in filter(None, (places.layer(f'{t}.weight') for t in targets if isinstance(t, str))):
         if i in layers and lacks(i, module(rest)): lost.setdefault(module(rest), []).append(i)  # By full name
     return {m: sorted(found) for m, found in lost.items() if found}
